@@ -1,0 +1,101 @@
+"""Reads `.env`: by python-dotenv where it is installed, else by a strict reader of plain lines.
+
+Owns the rule that both readers agree on every file the strict one accepts; what it would have to
+guess at is a fault naming the line. No state, no lock; never writes, never changes os.environ.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway.fleet import ConfigurationError
+
+_ASSIGNMENT = re.compile(r"\s*(?:export[^\S\n]+)?(?!export\s)([A-Za-z_][A-Za-z0-9_.-]*)[^\S\n]*=[^\S\n]*(.*)")
+_QUOTED = re.compile(r"""(['"])((?:(?!\1).)*)\1[^\S\n]*(?:#.*)?""")
+_INSTALL = "pip install python-dotenv"
+
+
+def read(path: Path) -> Mapping[str, str]:
+    """Read the variables of a `.env`; a missing file has none, the last of a repeated name counts.
+
+    Raises ConfigurationError naming every line that cannot be read, never with what it holds.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigurationError([f".env: cannot be read: {error.strerror or error}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError([f".env: is not UTF-8: byte {error.start}"]) from error
+    try:
+        from dotenv import dotenv_values
+        from dotenv.parser import parse_stream
+    except ImportError:
+        return read_strictly(text)
+    # dotenv_values drops a line it cannot parse with a mere warning: keys could vanish unnoticed.
+    faults = [
+        f".env line {binding.original.line}: cannot be parsed"
+        for binding in parse_stream(io.StringIO(text))
+        if binding.error
+    ]
+    if faults:
+        raise ConfigurationError(faults)
+    values = dotenv_values(stream=io.StringIO(text))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_strictly(text: str) -> Mapping[str, str]:
+    """Read `KEY=VALUE` lines: comments, blank lines, `export `, simple quotes, nothing more.
+
+    Raises ConfigurationError naming every line that takes python-dotenv to read.
+    """
+    values: dict[str, str] = {}
+    faults: list[str] = []
+    # Not splitlines(): to python-dotenv a form feed or U+2028 does not end a line.
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        assignment = _ASSIGNMENT.fullmatch(line)
+        if assignment is None:
+            faults.append(_fault(number, "is not a plain KEY=VALUE"))
+            continue
+        try:
+            values[assignment[1]] = _value(assignment[2])
+        except _NotClosed:
+            # The lines that follow belong to this value: reading them would only invent faults.
+            faults.append(_fault(number, "has a quote that is not closed on the line"))
+            break
+        except ValueError as error:
+            faults.append(_fault(number, str(error)))
+    if faults:
+        raise ConfigurationError(faults)
+    return values
+
+
+class _NotClosed(ValueError):
+    """A quoted value goes on on the next line."""
+
+
+def _fault(number: int, what: str) -> str:
+    return f".env line {number}: {what}; this needs python-dotenv ({_INSTALL})"
+
+
+def _value(raw: str) -> str:
+    if "${" in raw:  # python-dotenv interpolates in single quotes, too
+        raise ValueError("refers to another variable with ${")
+    if raw.startswith("#"):
+        raise ValueError("has a value that begins with #")
+    if not raw.startswith(("'", '"')):
+        return re.sub(r"\s+#.*", "", raw).rstrip()
+    if "\\" in raw:
+        raise ValueError("has a backslash in or after quotes")
+    quoted = _QUOTED.fullmatch(raw)
+    if quoted is not None:
+        return quoted[2]
+    if raw[0] not in raw[1:]:
+        raise _NotClosed
+    raise ValueError("has more than a comment after the closing quote")

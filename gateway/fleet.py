@@ -1,0 +1,258 @@
+"""Text to fleet: the engines file, and the one-line forms ENGINES and BACKEND_URL.
+
+Owns the keys of the engines file, one row each, and how a fault in it is named: all faults at once,
+each with its JSON path. What a value may be is decided by the checks of routing/specs.py. No state,
+no lock; reads the one file it is told to and never writes, never looks at the environment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, NoReturn
+
+from gateway.routing.specs import (
+    ECHO_URL,
+    ENGINE_CHECKS,
+    MODEL_CHECKS,
+    Check,
+    EngineSpec,
+    FleetSpec,
+    ModelLinks,
+    ModelSpec,
+    duplicate_ids,
+    link_faults,
+    model_from,
+    quoted,
+    step,
+)
+from gateway.routing.specs import text as check_text
+
+
+class ConfigurationError(Exception):
+    """What was configured cannot work. `faults` names every fault; no text holds a secret."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults: tuple[str, ...] = tuple(faults)
+
+
+class _Bad:
+    """Stands for a value whose faults are already noted."""
+
+
+_BAD = _Bad()
+# Turns a JSON value into what the dataclass wants, or notes faults (path first) and returns _BAD.
+_Parser = Callable[[object, str, "list[str]"], object]
+
+
+class Key(NamedTuple):
+    """One key of an object in the engines file; `field` is the dataclass field it fills."""
+
+    key: str
+    parse: _Parser
+    field: str
+    required: bool = False
+
+
+def as_is(value: object, path: str, faults: list[str]) -> object:
+    """Take a value as JSON gives it; null is a fault, because leaving the key out says the same."""
+    if value is not None:
+        return value
+    faults.append(f"{path}: must not be null; leave the key out instead")
+    return _BAD
+
+
+def as_tuple(value: object, path: str, faults: list[str]) -> object:
+    """Take a list as a tuple; anything else goes on to the field's check, which refuses it."""
+    return tuple(value) if isinstance(value, list) else as_is(value, path, faults)
+
+
+def as_engines(value: object, path: str, faults: list[str]) -> object:
+    """Take a list of URLs and engine objects as a tuple of EngineSpec."""
+    if not isinstance(value, list):
+        faults.append(f"{path}: must be a list of engines, not {quoted(value)}")
+        return _BAD
+    engines = [_engine(item, f"{path}[{index}]", faults) for index, item in enumerate(value)]
+    duplicates = [path + fault for fault in duplicate_ids(engines)]
+    faults.extend(duplicates)
+    return _BAD if duplicates or None in engines else tuple(engines)
+
+
+def as_models(value: object, path: str, faults: list[str]) -> object:
+    """Take an object of name -> model as a tuple of ModelSpec."""
+    if not isinstance(value, _Object) or not value:
+        faults.append(f"{path}: must be an object with at least one model, not {quoted(value)}")
+        return _BAD
+    faults.extend(_duplicate_keys(value, path))
+    models = [_model(name, item, step(path, name), faults) for name, item in value.items()]
+    return _BAD if None in models else tuple(models)
+
+
+ENGINE_KEYS = (
+    Key("url", as_is, "url", required=True),
+    Key("id", as_is, "id"),
+    Key("weight", as_is, "weight"),
+    Key("max_concurrency", as_is, "max_concurrency"),
+    Key("model", as_is, "model"),
+    Key("api_key_env", as_is, "api_key_env"),
+    Key("health_path", as_is, "health_path"),
+)
+MODEL_KEYS = (
+    Key("engines", as_engines, "engines", required=True),
+    Key("strategy", as_is, "strategy"),
+    Key("fallbacks", as_tuple, "fallbacks"),
+    Key("max_model_len", as_is, "max_model_len"),
+    Key("aliases", as_tuple, "aliases"),
+)
+FLEET_KEYS = (
+    Key("models", as_models, "models", required=True),
+    Key("default_model", as_is, "default_model"),
+)
+_FLEET_CHECKS: Mapping[str, Check] = {"default_model": check_text}
+
+
+class _Object(dict[str, object]):
+    """A JSON object that remembers which of its keys came more than once."""
+
+    duplicates: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, object]]) -> _Object:
+    members = _Object(pairs)
+    if len(members) != len(pairs):
+        keys = [key for key, _ in pairs]
+        members.duplicates = tuple(key for key in members if keys.count(key) > 1)
+    return members
+
+
+def _duplicate_keys(members: _Object, path: str) -> Iterator[str]:
+    for key in members.duplicates:
+        yield f"{step(path, key)}: is there more than once"
+
+
+def _fields(
+    value: object, path: str, keys: Sequence[Key], checks: Mapping[str, Check], faults: list[str]
+) -> dict[str, Any] | None:
+    """Read one object into dataclass fields; None when a fault was noted."""
+    if not isinstance(value, _Object):
+        faults.append(f"{path or 'the file'}: must be an object, not {quoted(value)}")
+        return None
+    noted_before = len(faults)
+    faults.extend(_duplicate_keys(value, path))
+    rows = {row.key: row for row in keys}
+    fields: dict[str, Any] = {}
+    for key, item in value.items():
+        here = step(path, key)
+        row = rows.get(key)
+        if row is None:
+            faults.append(f"{here}: is not a known key; known here: {', '.join(rows)}")
+            continue
+        parsed = row.parse(item, here, faults)
+        if parsed is not _BAD and row.field in checks:
+            faults.extend(here + fault for fault in checks[row.field](parsed))
+        fields[row.field] = parsed
+    for row in keys:
+        if row.required and row.key not in value:
+            faults.append(f"{step(path, row.key)}: is missing")
+    return fields if len(faults) == noted_before else None
+
+
+def _engine(value: object, path: str, faults: list[str]) -> EngineSpec | None:
+    if isinstance(value, str):
+        value = _Object(url=value)
+    elif not isinstance(value, _Object):
+        faults.append(f"{path}: must be a URL or an object, not {quoted(value)}")
+        return None
+    fields = _fields(value, path, ENGINE_KEYS, ENGINE_CHECKS, faults)
+    return None if fields is None else EngineSpec(**fields)
+
+
+def _model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
+    bad_name = [path + fault for fault in MODEL_CHECKS["name"](name)]
+    faults.extend(bad_name)
+    fields = _fields(value, path, MODEL_KEYS, MODEL_CHECKS, faults)
+    return None if fields is None or bad_name else ModelSpec(name=name, **fields)
+
+
+def load_engines_file(path: Path) -> FleetSpec:
+    """Read an engines file; raises ConfigurationError naming every fault by its JSON path."""
+    document = _read_json(path)
+    faults: list[str] = []
+    fields = _fields(document, "", FLEET_KEYS, _FLEET_CHECKS, faults)
+    if isinstance(document, _Object):
+        faults.extend(_link_faults(document))
+    if fields is None or faults:
+        raise ConfigurationError(faults)
+    return FleetSpec(**fields)
+
+
+def _link_faults(document: _Object) -> Iterator[str]:
+    # From the raw document: a model with another fault still exists for those that fall back to it.
+    models = document.get("models")
+    if isinstance(models, _Object):
+        default = document.get("default_model")
+        links = [
+            ModelLinks(name, _texts(model, "aliases"), _texts(model, "fallbacks")) for name, model in models.items()
+        ]
+        yield from link_faults(links, default if isinstance(default, str) else None)
+
+
+def _texts(model: object, key: str) -> tuple[str, ...]:
+    members = model.get(key) if isinstance(model, _Object) else None
+    return tuple(m for m in members if isinstance(m, str)) if isinstance(members, list) else ()
+
+
+def _read_json(path: Path) -> object:
+    def refuse_constant(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a JSON value")
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_object, parse_constant=refuse_constant)
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror or error}"
+    except UnicodeDecodeError as error:
+        fault = f"is not UTF-8: byte {error.start}"
+    except json.JSONDecodeError as error:
+        fault = f"is not JSON: line {error.lineno} column {error.colno}: {error.msg}"
+    except ValueError as error:  # NaN, Infinity, or more digits than Python converts
+        fault = f"is not usable JSON: {error}"
+    except RecursionError:
+        fault = "is nested too deeply"
+    raise ConfigurationError([f"the file {fault}"])
+
+
+def parse_engines(text: str) -> FleetSpec:
+    """Read `model=url,url;model=url`; raises ConfigurationError naming every fault."""
+    faults: list[str] = []
+    models: dict[str, list[object]] = {}
+    for part in filter(None, map(str.strip, text.split(";"))):
+        name, equals, urls = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or "://" in name:
+            # Not shown: an address may hold a password.
+            faults.append("must be model=url,url;model=url; a part has no model name before its =")
+        elif name in models:
+            faults.append(f"{step('', name)}: is defined twice")
+        else:
+            models[name] = [url.strip() for url in urls.split(",") if url.strip()]
+    specs = [_model(name, _Object(engines=urls), step("", name), faults) for name, urls in models.items()]
+    if not specs and not faults:
+        faults.append("must name at least one model, as in 13b=http://127.0.0.1:8000/v1")
+    if faults:
+        raise ConfigurationError(faults)
+    return FleetSpec(models=tuple(spec for spec in specs if spec is not None))
+
+
+def parse_backend_url(text: str) -> FleetSpec:
+    """Make the fleet of one engine that serves every model name; raises ConfigurationError."""
+    faults = [fault.removeprefix(": ") for fault in ENGINE_CHECKS["url"](text)]
+    if faults:
+        raise ConfigurationError(faults)
+    return FleetSpec((model_from("default", [text]),), wildcard=True)
+
+
+def echo_fleet() -> FleetSpec:
+    """Make the fleet that serves every model name by echo, for when nothing is configured."""
+    return FleetSpec((model_from("echo", [ECHO_URL]),), wildcard=True)
