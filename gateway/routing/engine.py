@@ -1,0 +1,97 @@
+"""One engine as the gateway sees it now: occupancy, health, rests, the last error.
+
+`EngineSpec` (specs.py) is what was configured; `Engine` is what is known. An `Engine` belongs to exactly one
+`ModelPool`, and every field here is guarded by that pool's lock. No I/O, no clock: `now_s` (monotonic seconds) comes
+in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+from gateway.routing.specs import EngineSpec
+
+EWMA_TAU_S = 10.0  # how long a latency sample is remembered: as in Finagle's peak EWMA
+SUSPECT_S = 2.0  # how long a failure makes load-based strategies prefer another engine
+FAILURE_LATENCY_S = 1.0  # a failure counts as at least this slow, so failing fast never looks fast
+
+
+class Engine:
+    """Live state of one engine. All methods expect the pool's lock to be held."""
+
+    __slots__ = (
+        "down",
+        "ewma_at_s",
+        "ewma_s",
+        "failed_at_s",
+        "fails",
+        "id",
+        "in_flight",
+        "last_error",
+        "model_name",
+        "ok_at_s",
+        "out_reason",
+        "out_until_s",
+        "passes",
+        "removed",
+        "spec",
+        "weight",
+    )
+
+    def __init__(self, spec: EngineSpec, model_name: str) -> None:
+        self.spec = spec
+        self.id: str = spec.id or ""
+        self.model_name = model_name
+        self.weight = spec.weight
+        self.in_flight = 0
+        self.down = False  # refused a connection or failed its probes; ended by a good probe or answer
+        self.out_until_s = -math.inf  # resting (429) or misconfigured (401/403); ended by time alone
+        self.out_reason = ""
+        self.removed = False
+        self.fails = 0  # probes failed in a row
+        self.passes = 0  # probes passed in a row
+        self.failed_at_s = -math.inf
+        self.ok_at_s = -math.inf
+        self.ewma_s = 0.0
+        self.ewma_at_s = -math.inf
+        self.last_error: Optional[str] = None
+
+    def available(self, now_s: float) -> bool:
+        """The one predicate that says whether balancing may choose this engine (a full one is skipped by the pool)."""
+        return not self.down and now_s >= self.out_until_s and not self.removed
+
+    def full(self) -> bool:
+        """Whether `max_concurrency` requests are already in flight here."""
+        limit = self.spec.max_concurrency
+        return limit is not None and self.in_flight >= limit
+
+    def state(self, now_s: float) -> str:
+        """`up`, `down`, `resting` (429), `misconfigured` (401/403) or `removed`."""
+        if self.removed:
+            return "removed"
+        if now_s < self.out_until_s:
+            return self.out_reason
+        return "down" if self.down else "up"
+
+    def returns_at_s(self, now_s: float) -> float:
+        """When this engine is worth trying again: its own time, or now for one that only a try can bring back."""
+        return max(self.out_until_s, now_s) + (1.0 if self.down else 0.0)
+
+    def suspect(self, now_s: float) -> bool:
+        """Whether it failed a moment ago: fast failures empty an engine, and emptiness must not attract load."""
+        return now_s - self.failed_at_s < SUSPECT_S
+
+    def observe_latency(self, sample_s: float, now_s: float) -> None:
+        """Peak EWMA: a slower sample counts at once, a faster one with weight 1 - exp(-dt / tau)."""
+        if sample_s >= self.ewma_s:
+            self.ewma_s = sample_s
+        else:
+            keep = math.exp(-(now_s - self.ewma_at_s) / EWMA_TAU_S)
+            self.ewma_s = sample_s + (self.ewma_s - sample_s) * keep
+        self.ewma_at_s = now_s
+
+    def expected_cost(self, now_s: float) -> float:
+        """Peak-EWMA latency, fading while nothing is measured, times the requests that would share the engine."""
+        fade = math.exp(-(now_s - self.ewma_at_s) / EWMA_TAU_S) if self.ewma_s else 0.0
+        return (self.ewma_s * fade + 1e-6) * (self.in_flight + 1) / self.weight

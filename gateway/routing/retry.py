@@ -1,0 +1,57 @@
+"""What an attempt's outcome means: is the engine to blame, is another try allowed, how long does it rest?
+
+One pure function over one table. Owns no state.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+REST_DEFAULT_S = 1.0  # a 429 without Retry-After
+REST_MAX_S = 3600.0
+MISCONFIGURED_S = 60.0
+
+
+class Outcome(NamedTuple):
+    """How one attempt ended. `kind` is one of telemetry's OUTCOMES; `retry_after_s` as the engine sent it, or None."""
+
+    kind: str
+    message: str = ""
+    status: Optional[int] = None
+    retry_after_s: Optional[float] = None
+
+
+class Verdict(NamedTuple):
+    """`blame`: what the engine gets: `none`, `good`, `failure`, `down`, `rest`, `misconfigured`. `retry`: ask
+    another?"""
+
+    blame: str
+    retry: bool
+
+
+_VERDICTS: dict[str, Verdict] = {
+    "ok": Verdict("good", False),
+    "refused": Verdict("down", True),
+    "connect_timeout": Verdict("failure", True),
+    "reset": Verdict("failure", True),
+    "timeout": Verdict("failure", True),
+    "error": Verdict("failure", True),
+    "invalid": Verdict("failure", True),
+    "truncated": Verdict("failure", True),
+    "rate_limited": Verdict("rest", True),
+    "unauthorized": Verdict("misconfigured", True),
+    "rejected": Verdict("good", False),  # the caller's fault, and proof that the engine is alive
+    "cancelled": Verdict("none", False),
+}
+
+
+def judge(outcome: Outcome) -> Verdict:
+    """The verdict on an outcome. Pure: the same outcome always gets the same verdict."""
+    return _VERDICTS[outcome.kind]
+
+
+def rest_s(outcome: Outcome) -> float:
+    """Seconds an engine rests after a 429: its Retry-After, within reason, else one second."""
+    if outcome.retry_after_s is None:
+        return REST_DEFAULT_S
+    return min(max(outcome.retry_after_s, 0.0), REST_MAX_S)

@@ -1,0 +1,216 @@
+"""How one engine is chosen among those that are in.
+
+Each strategy is one small class with `select(engines, request)`; the pool has filtered availability before, so a
+strategy cannot return an engine that is out. `engines` is the same tuple object until membership or availability
+changes, which is what the cached orders below are keyed on. Called under the pool's lock only; no clock, no I/O;
+randomness comes in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from heapq import heapify, heapreplace
+from itertools import accumulate
+from random import Random
+from typing import Callable, NamedTuple, Optional, Protocol
+
+from gateway.routing.engine import Engine
+
+
+class RouteRequest(NamedTuple):
+    """What a strategy may look at: `affinity` (session or prompt prefix, empty when unknown), monotonic `now_s`."""
+
+    affinity: bytes
+    now_s: float
+
+
+class Strategy(Protocol):
+    """Chooses one of `engines` (never empty). Not thread-safe by itself: the pool's lock is held."""
+
+    def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine: ...
+
+
+class RoundRobin:
+    """Smooth weighted round robin in O(log n): stride scheduling (Waldspurger, 1995) with exact integers.
+
+    Engine i has stride L / weight_i (L = lcm of the weights) and its k-th turn at (2k - 1) * stride / 2, so after every
+    sum(weights) choices each engine has had exactly its weight, evenly spread. Equal weights are a plain rotation.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self._engines: Optional[Sequence[Engine]] = None
+        self._weights: tuple[int, ...] = ()
+        self._next = 0
+        self._turns: Optional[list[tuple[int, int, int]]] = None  # (due * 2, index, stride)
+
+    def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
+        if engines is not self._engines:
+            self._prepare(engines)
+        if self._turns is None:
+            index = self._next % len(engines)
+            self._next = index + 1
+            return engines[index]
+        due, index, stride = self._turns[0]
+        heapreplace(self._turns, (due + 2 * stride, index, stride))
+        return engines[index]
+
+    def _prepare(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+        weights = [engine.weight for engine in engines]
+        if min(weights) == max(weights):
+            self._turns = None
+            return
+        whole = 1
+        for weight in set(weights):
+            whole = whole * weight // math.gcd(whole, weight)
+        self._turns = [(whole // w, i, whole // w) for i, w in enumerate(weights)]
+        heapify(self._turns)
+
+
+class WeightedRandom:
+    """Each engine with probability weight / sum(weights): bisection over cumulative weights."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._engines: Optional[Sequence[Engine]] = None
+        self._cumulative: list[int] = []
+
+    def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
+        if engines is not self._engines:
+            self._engines = engines
+            self._cumulative = list(accumulate(engine.weight for engine in engines))
+        ticket = self._rng.random() * self._cumulative[-1]
+        return engines[min(bisect_right(self._cumulative, ticket), len(engines) - 1)]
+
+
+class LeastConnections:
+    """The fewest requests in flight per weight; a recent failure ranks behind; ties are broken evenly at random."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
+        now_s = request.now_s
+        best: list[Engine] = []
+        best_load = (True, math.inf)
+        for engine in engines:
+            load = (engine.suspect(now_s), engine.in_flight / engine.weight)
+            if load < best_load:
+                best_load = load
+                best = [engine]
+            elif load == best_load:
+                best.append(engine)
+        if len(best) == 1:
+            return best[0]
+        # Among equals the weight decides how often: an idle engine of weight 2 gets two of three requests.
+        return self._rng.choices(best, [engine.weight for engine in best])[0]
+
+
+class PowerOfTwo:
+    """The less loaded of two engines drawn at random (Mitzenmacher, 2001): O(1) at any fleet size."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
+        count = len(engines)
+        if count == 1:
+            return engines[0]
+        draw = self._rng.random
+        first = int(draw() * count)
+        second = int(draw() * (count - 1))
+        if second >= first:
+            second += 1
+        a, b = engines[first], engines[second]
+        now_s = request.now_s
+        load_a = (a.suspect(now_s), (a.in_flight + 1) / a.weight)
+        load_b = (b.suspect(now_s), (b.in_flight + 1) / b.weight)
+        return a if load_a <= load_b else b
+
+
+class Latency:
+    """The lowest expected wait: peak-EWMA latency (as in Finagle) times the requests already there."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
+        now_s = request.now_s
+        start = int(self._rng.random() * len(engines))  # so that unmeasured engines are not tried in file order
+        best = engines[start]
+        best_cost = best.expected_cost(now_s)
+        for offset in range(1, len(engines)):
+            engine = engines[start - offset]
+            cost = engine.expected_cost(now_s)
+            if cost < best_cost:
+                best, best_cost = engine, cost
+        return best
+
+
+class PrefixAffinity:
+    """The same session or prompt prefix goes to the same engine, so that its KV cache is warm there.
+
+    Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016): the next engine on the ring whose
+    load stays within 1.25 times its fair share. A request without an affinity key goes where a random point falls.
+    """
+
+    BOUND = 1.25
+    POINTS_TOTAL = 32768  # at most; and 64 points for each unit of weight in a small fleet
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._engines: Optional[Sequence[Engine]] = None
+        self._points: list[int] = []
+        self._owners: list[Engine] = []
+
+    def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
+        if engines is not self._engines:
+            self._prepare(engines)
+        if request.affinity:
+            point = _hash64(request.affinity)
+        else:
+            point = self._rng.getrandbits(64)
+        start = bisect_left(self._points, point)
+        weights = sum(engine.weight for engine in engines)
+        allowed = (sum(engine.in_flight for engine in engines) + 1) * self.BOUND / weights
+        seen: set[str] = set()
+        for offset in range(len(self._owners)):
+            engine = self._owners[(start + offset) % len(self._owners)]
+            if engine.id in seen:
+                continue
+            seen.add(engine.id)
+            # At least one request is always allowed, however many engines share a small total.
+            if engine.in_flight + 1 <= max(1.0, math.ceil(allowed * engine.weight)):
+                return engine
+            if len(seen) == len(engines):
+                break
+        return self._owners[start % len(self._owners)]
+
+    def _prepare(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+        weights = sum(engine.weight for engine in engines)
+        share = max(1, min(64, self.POINTS_TOTAL // max(1, weights)))
+        ring: list[tuple[int, int]] = []
+        for index, engine in enumerate(engines):
+            points = min(share * engine.weight, self.POINTS_TOTAL // 8)
+            ring.extend((_hash64(b"%s#%d" % (engine.id.encode(), k)), index) for k in range(points))
+        ring.sort()
+        self._points = [point for point, _ in ring]
+        self._owners = [engines[index] for _, index in ring]
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+STRATEGY_BY_NAME: dict[str, Callable[[Random], Strategy]] = {
+    "round_robin": RoundRobin,
+    "random": WeightedRandom,
+    "least_connections": LeastConnections,
+    "power_of_two": PowerOfTwo,
+    "latency": Latency,
+    "prefix_affinity": PrefixAffinity,
+}
