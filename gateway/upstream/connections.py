@@ -1,0 +1,122 @@
+"""Keep-alive connections to one engine address.
+
+`ConnectionPool` owns the idle connections of one address; a deque whose single operations are atomic holds them, so it
+needs no lock. A `Connection` is used by one attempt at a time (`owner`); its `_lock` guards `owner`, so that aborting
+an attempt can never hit a connection that another attempt has taken over meanwhile.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from typing import Optional
+
+IDLE_MAX_S = 60.0
+IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
+
+
+class Connection:
+    """One TCP or TLS connection to an engine. Sockets block: deadlines come from a Watchdog through `abort`."""
+
+    __slots__ = ("_lock", "idle_since_s", "owner", "sock", "used")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.used = False  # an exchange has succeeded on it: the engine may have closed it since
+        self.idle_since_s = 0.0
+        self.owner: Optional[object] = None
+        self._lock = threading.Lock()
+
+    def own(self, owner: Optional[object]) -> None:
+        """Pass the connection to `owner`; None = nobody may abort it any more."""
+        with self._lock:
+            self.owner = owner
+
+    def abort(self, owner: object) -> None:
+        """Wake whoever blocks on the socket and make it unusable, if `owner` still owns it. Never blocks."""
+        with self._lock:
+            if self.owner is owner:
+                # The plain socket's shutdown: SSLSocket.shutdown would drop the TLS object under a reading thread.
+                try:
+                    socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def close(self) -> None:
+        """Close the socket."""
+        with self._lock:
+            self.owner = None
+            self.sock.close()
+
+
+class ConnectionPool:
+    """Idle connections to one address, the last used first. Thread-safe."""
+
+    def __init__(self, host: str, port: int, tls: Optional[ssl.SSLContext], connect_timeout_s: float) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: deque[Connection] = deque()
+        self._closed = False
+
+    def take(self) -> Optional[Connection]:
+        """An idle connection, or None. It may have died: the caller asks again on a fresh one then."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def connect(self, timeout_s: float) -> Connection:
+        """Open a connection within min(`timeout_s`, the connect timeout) seconds. Raises OSError."""
+        timeout_s = max(0.001, min(timeout_s, self._connect_timeout_s))
+        sock = socket.create_connection((self._host, self._port), timeout_s)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+        return Connection(sock)
+
+    def give(self, connection: Connection) -> None:
+        """Keep a connection whose exchange is complete. Its owner is gone before anyone else can take it."""
+        connection.own(None)
+        connection.used = True
+        connection.idle_since_s = time.monotonic()
+        if self._closed or len(self._idle) >= IDLE_MAX_COUNT:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if self._closed:
+            self.close()
+
+    def prune(self, idle_max_s: float = IDLE_MAX_S) -> None:
+        """Close what has been idle for longer than `idle_max_s` (the oldest are at the left)."""
+        oldest_s = time.monotonic() - idle_max_s
+        for _ in range(len(self._idle)):
+            try:
+                connection = self._idle.popleft()
+            except IndexError:
+                return
+            if connection.idle_since_s > oldest_s:
+                self._idle.appendleft(connection)
+                return
+            connection.close()
+
+    def discard_idle(self) -> None:
+        """Close every idle connection: the engine behind them has gone."""
+        self.prune(0.0)
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def close(self) -> None:
+        """Close idle connections now and those in use when they are given back."""
+        self._closed = True
+        self.prune(-1.0)

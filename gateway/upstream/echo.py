@@ -1,0 +1,120 @@
+"""The built-in echo engine: answers from the request itself, so that a gateway with nothing configured can be tried.
+
+Pure functions; nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from gateway.upstream.answers import estimate_tokens, unix_now
+
+EMBEDDING_DIMENSIONS = 16
+
+
+def last_user_text(messages: Any) -> str:
+    """The text of the last user message, the parts of a typed one joined; empty when there is none."""
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            return content_text(message.get("content"))
+    return ""
+
+
+def content_text(content: Any) -> str:
+    """The text in a message's content: a string, or the `text` of its typed parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return ""
+
+
+def answer(path: str, request: dict[str, Any], prompt_chars: int) -> dict[str, Any]:
+    """A complete answer to POST `path`."""
+    created = unix_now()
+    prompt_tokens = estimate_tokens(prompt_chars)
+    if path == "/embeddings":
+        return {
+            "object": "list",
+            "model": "echo",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": _embedding(text)}
+                for index, text in enumerate(_inputs(request.get("input")))
+            ],
+            "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+        }
+    chat = path == "/chat/completions"
+    if chat:
+        text = f"Echo: {last_user_text(request.get('messages'))}"
+    else:
+        text = f"Echo: {_inputs(request.get('prompt'))[0]}"
+    choices = []
+    for index in range(request.get("n") or 1):
+        choice: dict[str, Any] = {"index": index, "finish_reason": "stop", "logprobs": None}
+        if chat:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        choices.append(choice)
+    tokens = estimate_tokens(len(text)) * len(choices)
+    return {
+        "id": "echo",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": created,
+        "model": "echo",
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
+        },
+    }
+
+
+def chunks(path: str, complete: dict[str, Any], include_usage: bool) -> list[dict[str, Any]]:
+    """The events of a streamed answer: the role, word after word, the finish, and usage when asked for."""
+    chat = path == "/chat/completions"
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    common = {key: complete[key] for key in ("id", "created", "model")}
+    common["object"] = kind
+    events: list[dict[str, Any]] = []
+    for choice in complete["choices"]:
+        text = choice["message"]["content"] if chat else choice["text"]
+        words = text.split(" ")
+        pieces = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
+        deltas: list[tuple[dict[str, Any], Any]] = []
+        if chat:
+            deltas.append(({"delta": {"role": "assistant", "content": ""}}, None))
+            deltas.extend(({"delta": {"content": piece}}, None) for piece in pieces)
+            deltas.append(({"delta": {}}, "stop"))
+        else:
+            deltas.extend(({"text": piece}, None) for piece in pieces)
+            deltas.append(({"text": ""}, "stop"))
+        for delta, finish in deltas:
+            item = {"index": choice["index"], **delta, "finish_reason": finish}
+            events.append({**common, "choices": [item]})
+    if include_usage:
+        events.append({**common, "choices": [], "usage": complete["usage"]})
+    return events
+
+
+def _inputs(value: Any) -> list[str]:
+    """Texts of an `input` or `prompt`: a string, a list of strings, or token numbers (written out)."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, int) for item in value):
+            return [" ".join(map(str, value))]
+        return [
+            item if isinstance(item, str) else " ".join(map(str, item))
+            for item in value
+            if isinstance(item, (str, list))
+        ]
+    return [""]
+
+
+def _embedding(text: str) -> list[float]:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return [round(byte / 127.5 - 1.0, 6) for byte in digest[:EMBEDDING_DIMENSIONS]]

@@ -1,0 +1,178 @@
+"""How an engine's HTTP answer is framed: its head, and a body by length, in chunks, or until the connection closes.
+
+Sans-I/O: bytes go in, payload comes out; blocking and non-blocking readers share it. A decoder belongs to one answer
+and one thread at a time. What is wrong raises `FramingError`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+HEAD_MAX_BYTES = 65536
+_CHUNK_LINE_MAX_BYTES = 4096
+_TRAILER_LINES_MAX = 100
+
+
+class FramingError(Exception):
+    """The bytes are not the HTTP they claim to be."""
+
+
+class ResponseHead(NamedTuple):
+    """Status and headers (names in lower case, the last one of a repeated name)."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    keep_alive: bool
+
+
+def parse_response_head(block: bytes) -> ResponseHead:
+    """Parse a response head without its closing blank line. Raises FramingError."""
+    lines = block.split(b"\r\n")
+    first = lines[0]
+    code = first[9:12]
+    if not (first.startswith(b"HTTP/1.") and first[8:9] == b" " and code.isdigit()):
+        raise FramingError("not an HTTP/1.x status line")
+    headers: dict[bytes, bytes] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise FramingError("a header line without a colon")
+        headers[name.lower()] = value.strip()
+    connection = headers.get(b"connection")
+    if connection is None:
+        keep_alive = first[7:8] == b"1"
+    else:
+        keep_alive = b"close" not in connection.lower() and (first[7:8] == b"1" or b"keep-alive" in connection.lower())
+    return ResponseHead(int(code), headers, keep_alive)
+
+
+class BodyDecoder:
+    """Payload of one body. `complete` = the framing says it has ended; `reusable` = nothing followed it."""
+
+    complete = False
+    reusable = True
+    rest = b""  # what came behind the end
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they came, give back the payload among them."""
+        raise NotImplementedError
+
+    def end(self) -> bool:
+        """The connection has closed: was the body complete?"""
+        return self.complete
+
+
+class LengthBody(BodyDecoder):
+    """A body of `length` bytes."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.complete = length == 0
+
+    def feed(self, data: bytes) -> bytes:
+        size = len(data)
+        if size < self._left:
+            self._left -= size
+            return data
+        if size > self._left:
+            self.reusable = False
+            self.rest = data[self._left :]
+            data = data[: self._left]
+        self._left = 0
+        self.complete = True
+        return data
+
+
+class CloseBody(BodyDecoder):
+    """A body that ends where the connection does."""
+
+    reusable = False
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def end(self) -> bool:
+        self.complete = True
+        return True
+
+
+class ChunkedBody(BodyDecoder):
+    """A body in chunks (RFC 9112, 7.1); extensions and trailers are dropped."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._left = 0  # payload bytes still to come of the chunk under way
+        self._after = False  # the CRLF behind a chunk is due
+        self._trailers = False
+        self._trailer_lines = 0
+
+    def feed(self, data: bytes) -> bytes:
+        if self.complete:
+            self.reusable = self.reusable and not data
+            return b""
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        out: list[bytes] = []
+        position = 0
+        size = len(data)
+        while position < size and not self.complete:
+            if self._left:
+                piece = data[position : position + self._left]
+                out.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+                self._after = not self._left
+                continue
+            end = data.find(b"\n", position)
+            if end < 0:
+                if size - position > _CHUNK_LINE_MAX_BYTES:
+                    raise FramingError("a chunk line without an end")
+                self._pending = data[position:]
+                break
+            self._line(data[position:end])
+            position = end + 1
+        if self.complete and position < size:
+            self.reusable = False
+            self.rest = data[position:]
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _line(self, line: bytes) -> None:
+        if line[-1:] != b"\r":
+            raise FramingError("a chunk line that does not end in CRLF")
+        line = line[:-1]
+        if self._after:
+            if line:
+                raise FramingError("a chunk longer than it said")
+            self._after = False
+        elif self._trailers:
+            self.complete = not line
+            self._trailer_lines += 1
+            if self._trailer_lines > _TRAILER_LINES_MAX:
+                raise FramingError("too many trailer lines")
+        else:
+            digits = line.partition(b";")[0].strip() if b";" in line else line
+            if not digits.isalnum():  # int() would take signs, underscores and spaces
+                raise FramingError("a chunk size that is no number")
+            try:
+                self._left = int(digits, 16)
+            except ValueError:
+                raise FramingError("a chunk size that is no number") from None
+            self._trailers = self._left == 0
+
+
+def body_decoder(head: ResponseHead) -> BodyDecoder:
+    """The decoder for an answer with this head. Raises FramingError."""
+    if head.status in (204, 304):
+        return LengthBody(0)
+    coding: Optional[bytes] = head.headers.get(b"transfer-encoding")
+    if coding is not None:
+        if coding.lower() != b"chunked":
+            raise FramingError("an unknown transfer coding")
+        return ChunkedBody()
+    length = head.headers.get(b"content-length")
+    if length is None:
+        return CloseBody()
+    if not length.isdigit() or len(length) > 18:
+        raise FramingError("a Content-Length that is no number")
+    return LengthBody(int(length))

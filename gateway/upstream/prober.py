@@ -1,0 +1,132 @@
+"""Active health checks: `tick()` probes what is due, a threading.Timer re-arms it.
+
+Owns the timer and, during a tick, one short-lived thread per probe, so that a hung engine delays nobody else's probe.
+`_lock` guards the timer and the set of probes under way. What a result means is decided in routing/pool.py.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import threading
+from collections.abc import Iterable
+from typing import Callable, Optional
+
+from gateway.routing.engine import Engine
+from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.specs import EngineSpec
+
+MAX_PROBES_AT_ONCE = 64
+
+
+def probe(spec: EngineSpec, timeout_s: float) -> Optional[str]:
+    """GET the engine's health path (default `/health` at the server's root). None when it is well, else what is wrong.
+
+    Any answer below 500 is a live server: many have no health path and say 404.
+    """
+    kind = http.client.HTTPSConnection if spec.scheme == "https" else http.client.HTTPConnection
+    connection = kind(spec.host, spec.port, timeout=timeout_s)
+    try:
+        connection.request(
+            "GET",
+            spec.health_path or "/health",
+            headers={"Connection": "close", "User-Agent": "inference-gateway-health"},
+        )
+        status = connection.getresponse().status
+        return None if status < 500 else f"health check answered {status}"
+    except ssl.SSLError as error:
+        return f"health check: TLS failed: {error.reason}"
+    except (OSError, http.client.HTTPException) as error:
+        return f"health check failed: {getattr(error, 'strerror', None) or type(error).__name__}"
+    finally:
+        connection.close()
+
+
+class HealthChecker:
+    """Probes engines every `interval_s` seconds (0 = never) from `start` until `close`. Thread-safe."""
+
+    def __init__(
+        self,
+        pools: Callable[[], Iterable[ModelPool]],
+        on_change: Callable[[StateChange], None],
+        *,
+        interval_s: float,
+        timeout_s: float,
+        fails: int,
+        passes: int,
+        housekeeping: Callable[[], None],
+        probe: Callable[[EngineSpec, float], Optional[str]] = probe,
+    ) -> None:
+        self._pools = pools
+        self._on_change = on_change
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._fails = fails
+        self._passes = passes
+        self._housekeeping = housekeeping
+        self._probe = probe
+        self._lock = threading.Lock()
+        self._timer: Optional[threading.Timer] = None
+        self._closed = False
+        self._under_way: dict[Engine, threading.Thread] = {}
+
+    def start(self) -> None:
+        """Probe now and then every interval."""
+        self._arm(0.0)
+
+    def _arm(self, delay_s: float) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            timer = threading.Timer(delay_s, self._fire)
+            timer.name = "health"
+            timer.daemon = True
+            self._timer = timer
+            timer.start()  # under the lock, so that close() never joins a timer that has not started
+
+    def _fire(self) -> None:
+        try:
+            self.tick()
+        finally:
+            self._arm(self._interval_s if self._interval_s > 0 else 5.0)
+
+    def tick(self) -> None:
+        """Start a probe of every engine that is due and not being probed; does not wait for them."""
+        self._housekeeping()
+        if self._interval_s <= 0:
+            return
+        for pool in self._pools():
+            for engine in pool.due_for_probe(self._interval_s):
+                self._start_probe(pool, engine)
+
+    def _start_probe(self, pool: ModelPool, engine: Engine) -> None:
+        thread = threading.Thread(target=self._run_probe, args=(pool, engine), name=f"probe-{engine.id}", daemon=True)
+        with self._lock:
+            if self._closed or engine in self._under_way:
+                return
+            if len(self._under_way) >= MAX_PROBES_AT_ONCE:
+                return  # the next tick gets to it
+            self._under_way[engine] = thread
+        thread.start()
+
+    def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
+        try:
+            error = self._probe(engine.spec, self._timeout_s)
+            change = pool.record_probe(engine, error, self._fails, self._passes)
+            if change is not None:
+                self._on_change(change)
+        finally:
+            with self._lock:
+                self._under_way.pop(engine, None)
+
+    def close(self) -> None:
+        """Stop; waits for probes under way, each bounded by the probe's own time limit."""
+        with self._lock:
+            self._closed = True
+            timer = self._timer
+            probes = list(self._under_way.values())
+        if timer is not None:
+            timer.cancel()
+            timer.join(self._timeout_s + 1.0)
+        for thread in probes:
+            thread.join(self._timeout_s + 1.0)

@@ -1,0 +1,145 @@
+"""What an engine's event stream says, line by line, and what of it the client gets.
+
+Sans-I/O: payload comes in, whole lines go out unchanged and in order. Keeps the rules of a stream's end: it is never
+invented (no `finish_reason`, no `[DONE]`), and a finished stream always gets its `[DONE]`. One object per stream,
+used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Optional
+
+LINE_MAX_BYTES = 16777216
+
+# The text of a delta, still escaped. Only for estimating tokens when the engine reports none.
+_TEXT = re.compile(rb'"(?:content|text|arguments)":\s?"((?:[^"\\]|\\.)*)"')
+
+
+class StreamBroken(Exception):
+    """The stream cannot go on: it holds an error, is not an event stream, or ended without finishing."""
+
+
+class EventStream:
+    """State of one stream. `started` = a first event has come; `finished` = every choice has its finish_reason;
+    `done` = `[DONE]` has been passed on; `usage` = the engine's own figures or None; `text_bytes` = generated text."""
+
+    __slots__ = (
+        "_choices",
+        "_finished_choices",
+        "_hide_usage",
+        "_partial",
+        "_skip_blank",
+        "done",
+        "events",
+        "started",
+        "text_bytes",
+        "usage",
+    )
+
+    def __init__(self, hide_usage: bool, choices: int = 1) -> None:
+        self._hide_usage = hide_usage
+        self._choices = choices
+        self._finished_choices: set[object] = set()
+        self._partial = b""
+        self._skip_blank = False
+        self.started = False
+        self.done = False
+        self.events = 0
+        self.text_bytes = 0
+        self.usage: Optional[dict[str, Any]] = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has its `finish_reason`."""
+        return len(self._finished_choices) >= self._choices
+
+    def feed(self, data: bytes) -> bytes:
+        """Take payload, return the whole lines that the client gets. Raises StreamBroken."""
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._partial += data
+            if len(self._partial) > LINE_MAX_BYTES:
+                raise StreamBroken("the engine sent a line without an end")
+            return b""
+        block = self._partial + data[:end] if self._partial else data[:end]
+        self._partial = data[end:]
+        # The usual block is one delta: nothing to decide, so it is not parsed (0.8 instead of 6 us).
+        if (
+            self.started
+            and block.startswith(b"data: {")
+            and block.endswith(b"}\n\n")
+            and block.count(b"\n") == 2
+            and (b'"finish_reason":null' in block or b'"finish_reason": null' in block)
+            and b'"error"' not in block
+            and (b'"usage"' not in block or b'"usage":null' in block)
+            and not self._skip_blank
+        ):
+            self.events += 1
+            found = _TEXT.search(block)
+            if found is not None:
+                self.text_bytes += found.end(1) - found.start(1)
+            return b"" if self.done else block
+        return self._lines(block)
+
+    def _lines(self, block: bytes) -> bytes:
+        out: list[bytes] = []
+        for line in block.splitlines(keepends=True):
+            if self.done:
+                break
+            if self._skip_blank and not line.strip():
+                self._skip_blank = False
+                continue
+            self._skip_blank = False
+            if line.startswith(b"data:") and not self._keep(line[5:].strip()):
+                self._skip_blank = True
+                continue
+            out.append(line)
+        if self.done and out and out[-1].strip():
+            out.append(b"\n")  # the blank line that ends [DONE] may come in a later block, after the end
+        return b"".join(out)
+
+    def _keep(self, payload: bytes) -> bool:
+        """Note what one event says; False keeps it from the client."""
+        if payload == b"[DONE]":
+            if not self.finished:
+                raise StreamBroken("the engine ended the stream without finishing the answer")
+            self.done = True
+            return True
+        try:
+            event = json.loads(payload)
+        except (ValueError, RecursionError):
+            raise StreamBroken("the engine sent an event that is not JSON") from None
+        if not isinstance(event, dict):
+            raise StreamBroken("the engine sent an event that is not an object")
+        error = event.get("error")
+        if error:
+            text = error.get("message") if isinstance(error, dict) else error
+            raise StreamBroken(f"the engine reported an error: {str(text)[:500]}")
+        self.started = True
+        self.events += 1
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            self.usage = usage
+        choices = event.get("choices")
+        if isinstance(choices, list):
+            for choice in choices:
+                if isinstance(choice, dict) and choice.get("finish_reason") is not None:
+                    self._finished_choices.add(choice.get("index", 0))
+            self.text_bytes += sum(len(text) for text in _TEXT.findall(payload))
+        return not (self._hide_usage and isinstance(usage, dict) and choices == [])
+
+    def end(self) -> bytes:
+        """The engine has sent everything: what is still due to the client. Raises StreamBroken if it had not
+        finished."""
+        rest = b""
+        if self._partial and not self.done:
+            partial, self._partial = self._partial, b""
+            rest = self._lines(partial + b"\n")
+        if self.done:
+            return rest
+        if not self.finished:
+            raise StreamBroken("the engine ended the stream without finishing the answer")
+        self.done = True
+        return rest + b"data: [DONE]\n\n"

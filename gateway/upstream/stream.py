@@ -1,0 +1,140 @@
+"""An engine's open event stream: the bytes of its connection on one side, whole lines for the client on the other.
+
+Owns the response (and with it the connection) until `close`. Used by one thread at a time: the worker that waits for
+the first event, then whoever relays. Blocking and non-blocking reading meet in `_take`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Callable, Optional
+
+from gateway.routing.retry import Outcome
+from gateway.upstream.client import RECV_BYTES, EngineFault, EngineResponse
+from gateway.upstream.framing import FramingError
+from gateway.upstream.sse import EventStream, StreamBroken
+
+
+class EngineStream:
+    """Lines of a stream in order. `done` = the client has everything; `drained` = so has the connection."""
+
+    __slots__ = ("_on_close", "_tls", "events", "first", "response", "sock")
+
+    def __init__(self, response: EngineResponse, events: EventStream) -> None:
+        self.response = response
+        self.events = events
+        self.sock = response.connection.sock
+        self._tls = isinstance(self.sock, ssl.SSLSocket)
+        self.first = b""
+        self._on_close: Optional[Callable[[Outcome], None]] = None
+
+    def on_close(self, settle: Callable[[Outcome], None]) -> None:
+        """Call `settle(outcome)` once, when the stream is closed."""
+        self._on_close = settle
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete: nothing more will come for the client."""
+        return self.events.done
+
+    @property
+    def drained(self) -> bool:
+        """Whether the connection's body has ended, so that the connection can be used again."""
+        return self.response.decoder.complete
+
+    def wait_first(self) -> None:
+        """Block until the first event has come; it is in `first` then. Raises EngineFault, ClientGone."""
+        parts: list[bytes] = []
+        while not (self.events.started or self.events.done):
+            payload = self.response.read_some()
+            parts.append(self._events(payload) if payload else self._end())
+        self.first = b"".join(parts)
+
+    def read(self) -> bytes:
+        """Block for more lines; b"" only when the stream is done. Raises EngineFault, ClientGone."""
+        while not self.events.done:
+            payload = self.response.read_some()
+            lines = self._events(payload) if payload else self._end()
+            if lines:
+                return lines
+        return b""
+
+    def detach(self) -> bytes:
+        """Make reading non-blocking from now on; returns lines that had been received already."""
+        self.sock.setblocking(False)
+        payload = self.response.take_buffered()
+        lines = self._events(payload) if payload else b""
+        if self.drained and not self.done:
+            lines += self._end()
+        return lines
+
+    def pull(self) -> bytes:
+        """The lines that have arrived, without blocking; b"" when there is none yet. Raises EngineFault."""
+        out = b""
+        while True:
+            try:
+                raw = self.sock.recv(RECV_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return out
+            except OSError as error:
+                if self.done:
+                    raw = b""
+                else:
+                    raise EngineFault(Outcome("reset", "the engine closed the connection mid-stream")) from error
+            out += self._take(raw)
+            # A TLS record may hold more than was asked for, and no selector would tell.
+            if not (self._tls and raw and self.sock.pending()):  # type: ignore[attr-defined]
+                return out
+
+    def _take(self, raw: bytes) -> bytes:
+        decoder = self.response.decoder
+        if not raw:
+            closed_well = decoder.end()
+            decoder.reusable = False
+            decoder.complete = True
+            if self.done:
+                return b""
+            if not closed_well and not self.events.finished:
+                raise EngineFault(Outcome("truncated", "the engine's stream was cut short"))
+            return self._end()
+        try:
+            payload = decoder.feed(raw)
+        except FramingError as error:
+            raise EngineFault(Outcome("invalid", f"the engine's stream is broken: {error}")) from error
+        lines = self._events(payload) if payload and not self.events.done else b""
+        if decoder.complete and not self.events.done:
+            lines += self._end()
+        return lines
+
+    def _events(self, payload: bytes) -> bytes:
+        try:
+            return self.events.feed(payload)
+        except StreamBroken as error:
+            raise EngineFault(Outcome("invalid", str(error))) from error
+
+    def _end(self) -> bytes:
+        try:
+            return self.events.end()
+        except StreamBroken as error:
+            raise EngineFault(Outcome("truncated", str(error))) from error
+
+    def close(self, outcome: Outcome, keep_open: bool = False) -> None:
+        """End the stream: give the engine's place back, and the connection unless `keep_open`. Idempotent; the first
+        outcome counts."""
+        settle, self._on_close = self._on_close, None
+        if settle is None:
+            return
+        if not keep_open:
+            self.give_back()
+        settle(outcome)
+
+    def give_back(self) -> None:
+        """Keep the connection for another request if its body has ended cleanly, else close it."""
+        if self.done and self.drained:
+            try:
+                self.sock.setblocking(True)
+                self.response.release()
+                return
+            except OSError:
+                pass
+        self.response.close()
