@@ -1,0 +1,1 @@
+"""What is known about finished requests: events, and what observers turn them into."""

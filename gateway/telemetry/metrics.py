@@ -1,0 +1,453 @@
+"""Counts what happened and renders it in Prometheus' text format 0.0.4.
+
+`Registry` is a small metrics registry; `GatewayMetrics` declares the gateway's own metrics and
+updates them from batches of finished requests. One lock per registry guards every number and the
+table of series; it is held for a batch or a snapshot, never while formatting text, and callbacks
+that supply numbers at scrape time run outside it. Nothing on a request's own thread takes it.
+Format: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from bisect import bisect_left
+from collections.abc import Container, Iterable, Sequence
+from typing import Callable, Generic, Protocol, TypeVar
+
+from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
+
+DURATION_BUCKETS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
+)
+QUEUE_BUCKETS_S = (
+    *(0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0),
+)
+OVERHEAD_BUCKETS_S = (*(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),)
+OTHER = "other"
+"""The label value of everything outside the closed set."""
+MODEL_PATH = "/v1/models/{id}"
+
+LabelledNumber = tuple[tuple[str, ...], float]
+Sample = tuple[str, str, float]
+"""Name suffix, a further label pair or "", number."""
+
+
+class Counter:
+    """One series that only grows. `value` is guarded by the registry's lock."""
+
+    __slots__ = ("_lock", "value")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self.value: float = 0
+
+    def inc(self, amount: float = 1) -> None:
+        """Adds `amount`; raises ValueError when it is negative. Any thread."""
+        if amount < 0:
+            raise ValueError(f"a counter cannot go down (by {amount})")
+        with self._lock:
+            self.value += amount
+
+    def samples_locked(self) -> list[Sample]:
+        return [("", "", self.value)]
+
+
+class Gauge:
+    """One series that goes up and down. `value` is guarded by the registry's lock."""
+
+    __slots__ = ("_lock", "value")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self.value: float = 0
+
+    def set(self, value: float) -> None:
+        """Replaces the value. Any thread."""
+        with self._lock:
+            self.value = value
+
+    def inc(self, amount: float = 1) -> None:
+        """Adds `amount`, which may be negative. Any thread."""
+        with self._lock:
+            self.value += amount
+
+    def samples_locked(self) -> list[Sample]:
+        return [("", "", self.value)]
+
+
+class Histogram:
+    """One distribution; counts are kept per bucket and cumulated only when rendered."""
+
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum")
+
+    def __init__(self, lock: threading.Lock, bounds: tuple[float, ...]) -> None:
+        self._lock = lock
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts `value` in the first bucket whose bound is not below it. Any thread."""
+        with self._lock:
+            self.observe_locked(value)
+
+    def observe_locked(self, value: float) -> None:
+        """`observe` for a caller that holds the registry's lock for a whole batch."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def samples_locked(self) -> list[Sample]:
+        samples: list[Sample] = []
+        total = 0
+        for bound, count in zip((*self._bounds, math.inf), self._counts):
+            total += count
+            samples.append(("_bucket", f'le="{_number(bound)}"', total))
+        return [*samples, ("_sum", "", self._sum), ("_count", "", total)]
+
+
+class _Series(Protocol):
+    def samples_locked(self) -> list[Sample]: ...
+
+
+SeriesT = TypeVar("SeriesT", bound=_Series)
+
+
+class Metric(Generic[SeriesT]):
+    """A named metric and its series, one per tuple of label values; made by a Registry."""
+
+    def __init__(self, lock: threading.Lock, label_names: tuple[str, ...], new_series: Callable[[], SeriesT]) -> None:
+        self._lock = lock
+        self._label_names = label_names
+        self._new_series = new_series
+        self._series: dict[tuple[str, ...], SeriesT] = {}
+        if not label_names:
+            self.labels_locked()  # so that a scrape shows 0 before the first event
+
+    def labels(self, *values: str) -> SeriesT:
+        """The series of these label values, made on first use; the same object every time.
+
+        Raises ValueError when the number of values is not that of the declared names. Any thread.
+        """
+        # Without the lock: series are never removed, and dict.get is atomic.
+        series = self._series.get(values)
+        if series is None:
+            with self._lock:
+                series = self.labels_locked(*values)
+        return series
+
+    def labels_locked(self, *values: str) -> SeriesT:
+        """`labels` for a caller that holds the registry's lock."""
+        series = self._series.get(values)
+        if series is None:
+            if len(values) != len(self._label_names):
+                raise ValueError(f"labels {self._label_names} got the values {values}")
+            series = self._series[values] = self._new_series()
+        return series
+
+    def snapshot_locked(self) -> list[tuple[tuple[str, ...], list[Sample]]]:
+        return [(values, self._series[values].samples_locked()) for values in sorted(self._series)]
+
+
+class _Declaration:
+    """What a scrape says about one metric, and where its numbers come from (one of the two)."""
+
+    __slots__ = ("head", "label_names", "metric", "name", "read")
+
+    def __init__(self, name: str, kind: str, help_text: str, label_names: tuple[str, ...]) -> None:
+        help_line = help_text.replace("\\", "\\\\").replace("\n", "\\n")
+        self.name = name
+        self.head = f"# HELP {name} {help_line}\n# TYPE {name} {kind}\n"
+        self.label_names = label_names
+        self.metric: Metric[Counter] | Metric[Gauge] | Metric[Histogram] | None = None
+        self.read: Callable[[], Iterable[LabelledNumber]] | None = None
+
+
+class Registry:
+    """Every metric of one process, rendered in the order in which they were declared.
+
+    Declaring a name twice, or an impossible name, raises ValueError.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._declared: dict[str, _Declaration] = {}
+
+    def counter(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Metric[Counter]:
+        declared = self._declare(name, "counter", help_text, labels)
+        metric = Metric(self.lock, declared.label_names, lambda: Counter(self.lock))
+        declared.metric = metric
+        return metric
+
+    def gauge(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Metric[Gauge]:
+        declared = self._declare(name, "gauge", help_text, labels)
+        metric = Metric(self.lock, declared.label_names, lambda: Gauge(self.lock))
+        declared.metric = metric
+        return metric
+
+    def histogram(
+        self, name: str, help_text: str, labels: Sequence[str] = (), *, buckets: Sequence[float]
+    ) -> Metric[Histogram]:
+        """`buckets`: upper bounds, ascending, without +Inf, in the unit of the metric's name."""
+        bounds = tuple(buckets)
+        if not bounds or list(bounds) != sorted(set(bounds)) or not math.isfinite(bounds[-1]):
+            raise ValueError(f"{name}: buckets must ascend and end before +Inf: {bounds}")
+        declared = self._declare(name, "histogram", help_text, labels)
+        metric = Metric(self.lock, declared.label_names, lambda: Histogram(self.lock, bounds))
+        declared.metric = metric
+        return metric
+
+    def callback(
+        self,
+        name: str,
+        kind: str,
+        help_text: str,
+        labels: Sequence[str],
+        read: Callable[[], Iterable[LabelledNumber]],
+    ) -> None:
+        """Declares a metric whose numbers `read` supplies at every scrape, outside the lock.
+
+        `kind` is "gauge" or "counter". `read` gives (label values, number) pairs, none for
+        "not known now"; what it raises, `render` raises.
+        """
+        self._declare(name, kind, help_text, labels).read = read
+
+    def render(self) -> bytes:
+        """The scrape's body: one consistent snapshot of all series, plus the callbacks' numbers."""
+        declared = list(self._declared.values())
+        with self.lock:
+            snapshots = [d.metric.snapshot_locked() if d.metric else [] for d in declared]
+        parts: list[str] = []
+        for declaration, series in zip(declared, snapshots):
+            if declaration.read is not None:
+                series = [(v, [("", "", n)]) for v, n in sorted(declaration.read())]
+            parts.append(declaration.head)
+            for values, samples in series:
+                parts.extend(_lines(declaration, values, samples))
+        # A lone surrogate in a configured name must not cost the whole scrape.
+        return "".join(parts).encode("utf-8", "replace")
+
+    def _declare(self, name: str, kind: str, help_text: str, labels: Sequence[str]) -> _Declaration:
+        if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", name):
+            raise ValueError(f"not a metric name: {name!r}")
+        for label in labels:
+            if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", label) or label == "le":
+                raise ValueError(f"{name}: not a label name: {label!r}")
+        with self.lock:
+            if name in self._declared:
+                raise ValueError(f"declared twice: {name}")
+            declared = self._declared[name] = _Declaration(name, kind, help_text, tuple(labels))
+        return declared
+
+
+def _lines(declaration: _Declaration, values: tuple[str, ...], samples: list[Sample]) -> list[str]:
+    own = [f'{n}="{_escaped(v)}"' for n, v in zip(declaration.label_names, values)]
+    lines = []
+    for suffix, pair, number in samples:
+        labels = ",".join([*own, pair] if pair else own)
+        braces = f"{{{labels}}}" if labels else ""
+        lines.append(f"{declaration.name}{suffix}{braces} {_number(number)}\n")
+    return lines
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return str(int(value))  # also True and False
+    if math.isfinite(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")
+
+
+class GatewayMetrics:
+    """The gateway's metrics, fed with batches of finished requests.
+
+    `known_models` gives the models configured now and `known_paths` the served paths; a label
+    outside them counts under `other`, so that callers cannot invent series. A request that names
+    no model has the empty label, which Prometheus reads as absent. Thread safe.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        known_models: Callable[[], Container[str]],
+        known_paths: Container[str],
+    ) -> None:
+        self.registry = registry
+        self._known_models = known_models
+        self._known_paths = known_paths
+        self._declare_requests(registry)
+        self._declare_engines(registry)
+        # Series by the raw label values: one dict lookup per event instead of one call per metric.
+        self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._by_attempt: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._by_model: dict[str, tuple[Counter, Counter]] = {}
+
+    def _declare_requests(self, registry: Registry) -> None:
+        self._requests = registry.counter("gateway_requests_total", "Requests answered.", ("path", "model", "status"))
+        self._duration = registry.histogram(
+            "gateway_request_duration_seconds",
+            "From a request's first byte to its answer's last byte.",
+            ("path", "model"),
+            buckets=DURATION_BUCKETS_S,
+        )
+        self._ttft = registry.histogram(
+            "gateway_time_to_first_token_seconds",
+            "From a streamed request's first byte to its first event.",
+            ("model",),
+            buckets=DURATION_BUCKETS_S,
+        )
+        self._tokens = registry.counter(
+            "gateway_tokens_total", "Tokens, as the engines counted them.", ("model", "kind")
+        )
+        self._queue_wait = registry.histogram(
+            "gateway_queue_wait_seconds", "Waiting for a worker.", buckets=QUEUE_BUCKETS_S
+        ).labels()
+        self._overhead = registry.histogram(
+            "gateway_overhead_seconds",
+            "Time of a non-streaming answer spent neither waiting for a worker nor for an engine.",
+            buckets=OVERHEAD_BUCKETS_S,
+        ).labels()
+        self.log_lines_dropped = registry.counter(
+            "gateway_log_lines_dropped_total",
+            "Log lines lost because the log's stream was blocked or failed.",
+        ).labels()
+
+    def _declare_engines(self, registry: Registry) -> None:
+        self._engine_requests = registry.counter(
+            "gateway_engine_requests_total",
+            "Attempts at an engine, by outcome.",
+            ("model", "engine", "outcome"),
+        )
+        self._engine_duration = registry.histogram(
+            "gateway_engine_duration_seconds",
+            "Duration of attempts at an engine, failed ones included.",
+            ("model", "engine"),
+            buckets=DURATION_BUCKETS_S,
+        )
+        self._retries = registry.counter(
+            "gateway_retries_total",
+            "Attempts repeated on an engine of the same model.",
+            ("model", "reason"),
+        )
+        self._fallbacks = registry.counter(
+            "gateway_fallbacks_total",
+            "Requests answered by another model than the one asked for.",
+            ("from_model", "to_model"),
+        )
+
+    def bind_engines(self, engines: Callable[[], Iterable[tuple[str, str, bool, int]]]) -> None:
+        """Declares the gauges read from `engines`: (model, engine, up, requests in flight)."""
+        self.registry.callback(
+            "gateway_engine_up",
+            "gauge",
+            "1 when the engine may be chosen.",
+            ("model", "engine"),
+            lambda: [((model, engine), int(up)) for model, engine, up, _ in engines()],
+        )
+        self.registry.callback(
+            "gateway_engine_inflight",
+            "gauge",
+            "Requests the engine is working on.",
+            ("model", "engine"),
+            lambda: [((model, engine), in_flight) for model, engine, _, in_flight in engines()],
+        )
+
+    def bind_queue(self, depth: Callable[[], int], busy: Callable[[], int]) -> None:
+        """Declares the gauges of waiting requests (`depth`) and working threads (`busy`)."""
+        self.registry.callback(
+            "gateway_queue_depth",
+            "gauge",
+            "Requests waiting for a worker.",
+            (),
+            lambda: [((), depth())],
+        )
+        self.registry.callback(
+            "gateway_workers_busy",
+            "gauge",
+            "Workers with a request in hand.",
+            (),
+            lambda: [((), busy())],
+        )
+
+    def observe(self, events: Sequence[RequestEvent]) -> None:
+        """Counts every event of the batch, under one hold of the registry's lock."""
+        known = self._known_models()
+        with self.registry.lock:
+            for event in events:
+                self._count_locked(event, known)
+                for record in event.attempt_records:
+                    self._count_attempt_locked(record)
+                if event.retries or event.fallback is not None:
+                    self._count_detours_locked(event, known)
+
+    def _count_locked(self, event: RequestEvent, known: Container[str]) -> None:
+        model = _model_label(event.model, known)
+        path = event.path if event.path in self._known_paths else self._path_label(event.path)
+        key = (path, model, event.status)
+        found = self._by_request.get(key)
+        if found is None:
+            found = self._by_request[key] = (
+                self._requests.labels_locked(path, model, str(event.status)),
+                self._duration.labels_locked(path, model),
+            )
+        found[0].value += 1
+        found[1].observe_locked(event.latency_s)
+        if event.attempts or event.queue_s:
+            self._queue_wait.observe_locked(event.queue_s)
+        if event.stream:
+            if event.ttft_s is not None:
+                self._ttft.labels_locked(model).observe_locked(event.ttft_s)
+        elif event.attempts:
+            overhead_s = event.latency_s - event.queue_s - event.engine_s
+            self._overhead.observe_locked(max(overhead_s, 0.0))
+        if event.prompt_tokens is not None or event.completion_tokens is not None:
+            self._count_tokens_locked(event, model)
+
+    def _count_tokens_locked(self, event: RequestEvent, model: str) -> None:
+        found = self._by_model.get(model)
+        if found is None:
+            found = self._by_model[model] = (
+                self._tokens.labels_locked(model, "prompt"),
+                self._tokens.labels_locked(model, "completion"),
+            )
+        found[0].value += event.prompt_tokens or 0
+        found[1].value += event.completion_tokens or 0
+
+    def _count_attempt_locked(self, record: AttemptRecord) -> None:
+        model, engine, outcome, duration_s = record
+        if outcome not in OUTCOMES:
+            outcome = OTHER
+        found = self._by_attempt.get((model, engine, outcome))
+        if found is None:
+            found = self._by_attempt[(model, engine, outcome)] = (
+                self._engine_requests.labels_locked(model, engine, outcome),
+                self._engine_duration.labels_locked(model, engine),
+            )
+        found[0].value += 1
+        found[1].observe_locked(duration_s)
+
+    def _count_detours_locked(self, event: RequestEvent, known: Container[str]) -> None:
+        for model, reason in event.retries:
+            reason_label = reason if reason in OUTCOMES else OTHER
+            self._retries.labels_locked(_model_label(model, known), reason_label).value += 1
+        if event.fallback is not None:
+            asked, _, answered = event.fallback.partition("->")
+            labels = (_model_label(asked, known), _model_label(answered, known))
+            self._fallbacks.labels_locked(*labels).value += 1
+
+    def _path_label(self, path: str) -> str:
+        single_model = path.startswith("/v1/models/") and MODEL_PATH in self._known_paths
+        return MODEL_PATH if single_model else OTHER
+
+
+def _model_label(model: str | None, known: Container[str]) -> str:
+    if model is None:
+        return ""
+    return model if model in known else OTHER
