@@ -1,0 +1,158 @@
+"""The composition root: builds everything from Settings, and starts, reloads, drains and stops it.
+
+Owns every part of a running gateway. `stop` may be called from any thread but the accepting one; a second call of
+`stop` while the first one drains ends it at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Optional, TextIO
+
+from gateway.pipeline import PATHS, Pipeline
+from gateway.policy.auth import Authenticator
+from gateway.routing.pool import StateChange
+from gateway.server.relay import Relay
+from gateway.server.routes import Routes
+from gateway.server.server import GatewayServer, ServerContext
+from gateway.settings import Settings
+from gateway.telemetry.metrics import GatewayMetrics, Registry
+from gateway.telemetry.observe import Telemetry
+from gateway.telemetry.process import register_process_metrics
+from gateway.workers import WorkerPool
+from inference import InferenceFactory
+
+KNOWN_PATHS = frozenset((*PATHS, "/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/{id}"))
+END_TIMEOUT_S = 5.0
+DRAIN_POLL_S = 0.05
+
+
+class Gateway:
+    """A running gateway: listening as soon as it is made (port 0 takes a free one), serving after `start`.
+
+    Raises OSError when the address cannot be bound.
+    """
+
+    def __init__(self, settings: Settings, log_stream: Optional[TextIO] = None) -> None:
+        self.settings = settings
+        stream = sys.stderr if log_stream is None else log_stream
+        log_format = settings.log_format
+        if log_format == "auto":
+            log_format = "text" if stream.isatty() else "json"
+        self.registry = Registry()
+        self.metrics = GatewayMetrics(self.registry, self._known_models, KNOWN_PATHS)
+        register_process_metrics(self.registry)
+        self.telemetry = Telemetry(stream, log_format, settings.log_level, self.metrics)
+        self._names: frozenset[str] = frozenset()
+        self.factory = InferenceFactory(
+            settings.fleet,
+            strategy=settings.strategy,
+            fallback=settings.fallback,
+            retry_attempts=settings.retry_attempts,
+            connect_timeout_s=settings.connect_timeout_s,
+            request_timeout_s=settings.request_timeout_s,
+            first_token_timeout_s=settings.first_token_timeout_s,
+            stream_idle_timeout_s=settings.stream_idle_timeout_s,
+            health_interval_s=settings.health_interval_s,
+            health_timeout_s=settings.health_timeout_s,
+            health_fails=settings.health_fails,
+            health_passes=settings.health_passes,
+            secrets=settings.engine_keys,
+            on_change=self._engine_changed,
+        )
+        self._names = frozenset(self.factory.router.pools)
+        self.workers = WorkerPool(settings.workers, settings.queue_size, self._crashed)
+        authenticator = Authenticator(settings.api_keys if settings.auth_on else ())
+        self.pipeline = Pipeline(settings, self.factory, authenticator, self.workers, self.telemetry)
+        self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
+        self.metrics.bind_engines(self._engine_gauges)
+        self.metrics.bind_queue(lambda: self.workers.depth, lambda: self.workers.busy)
+        routes = Routes(self.pipeline, self.registry)
+        context = ServerContext(settings, self.pipeline, self.relay, routes, self.telemetry.log)
+        try:
+            self.server = GatewayServer((settings.host, settings.port), context)
+        except OSError:
+            self._close_parts()
+            raise
+        self._thread: Optional[threading.Thread] = None
+        self._hurry = threading.Event()
+        self._stopping = threading.Lock()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that are listened on."""
+        host, port = self.server.server_address[:2]
+        return str(host), int(port)
+
+    @property
+    def url(self) -> str:
+        """Where clients find the gateway."""
+        host, port = self.address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self) -> Gateway:
+        """Serve, on a thread of its own."""
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.5,), name="accept", daemon=True)
+        self._thread.start()
+        self.telemetry.log(
+            "info",
+            "started",
+            url=self.url,
+            models=sorted(self._names),
+            authentication=self.settings.auth_on,
+        )
+        return self
+
+    def reload(self, settings: Settings) -> None:
+        """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
+        self.factory.reload(settings.fleet, settings.engine_keys)
+        self._names = frozenset(self.factory.router.pools)
+        self.telemetry.log("info", "reloaded", models=sorted(self._names))
+
+    def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
+        """Drain (None: DRAIN_TIMEOUT; 0: not at all) and stop; True when nothing had to be cut off."""
+        self.pipeline.draining = True
+        if not self._stopping.acquire(blocking=False):
+            self._hurry.set()
+            return False
+        limit_s = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        self.telemetry.log("info", "draining", in_flight=self.pipeline.in_flight)
+        deadline_s = time.monotonic() + limit_s
+        while self.pipeline.in_flight and time.monotonic() < deadline_s:
+            if self._hurry.wait(DRAIN_POLL_S):
+                break
+        cut_off = self.pipeline.in_flight
+        if self._thread is not None:
+            self.server.shutdown()
+            self._thread.join(END_TIMEOUT_S)
+        self.server.server_close()
+        self.server.end_connections(END_TIMEOUT_S)
+        self._close_parts()
+        return cut_off == 0
+
+    def hurry(self) -> None:
+        """End a drain that is under way at once. Safe in a signal's wake."""
+        self._hurry.set()
+
+    def _close_parts(self) -> None:
+        if hasattr(self, "relay"):
+            self.relay.close(END_TIMEOUT_S)
+        self.workers.close(END_TIMEOUT_S)
+        self.factory.close()
+        self.telemetry.log("info", "stopped")
+        self.telemetry.close(END_TIMEOUT_S)
+
+    def _known_models(self) -> frozenset[str]:
+        return self._names
+
+    def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
+        return [(e.model, e.id, e.state == "up", e.in_flight) for e in self.factory.engines()]
+
+    def _engine_changed(self, change: StateChange) -> None:
+        level = "info" if change.after == "up" else "warning"
+        self.telemetry.log(level, "engine_state", **change._asdict())
+
+    def _crashed(self, error: BaseException) -> None:
+        self.pipeline.internal_error(error, "-")

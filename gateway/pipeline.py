@@ -1,0 +1,105 @@
+"""The way of a request, on one screen.
+
+    handler thread:  identify -> validate -> enqueue          (a refusal raises GatewayError; the handler writes it)
+    worker thread:   ask engines (inference.py) -> write the answer, or the stream's head -> hand the stream on
+    relay thread:    the stream's lines -> its end
+    whoever is last: one immutable RequestEvent
+
+HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipeline` owns the set of jobs in flight
+(a dict whose single operations are atomic) and the draining flag; it holds no lock.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+
+from gateway import validation
+from gateway.errors import GatewayError
+from gateway.policy.auth import Authenticator, Identity
+from gateway.settings import Settings
+from gateway.telemetry.events import RequestEvent
+from gateway.telemetry.observe import Telemetry
+from gateway.workers import Job, Overloaded, WorkerPool
+from inference import Call, InferenceFactory
+
+PATHS = {
+    "/v1/chat/completions": "/chat/completions",
+    "/v1/completions": "/completions",
+    "/v1/embeddings": "/embeddings",
+}
+
+
+class Pipeline:
+    """Takes requests from handlers and sees them through. Thread-safe."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        factory: InferenceFactory,
+        authenticator: Authenticator,
+        workers: WorkerPool,
+        telemetry: Telemetry,
+    ) -> None:
+        self.settings = settings
+        self.factory = factory
+        self.authenticator = authenticator
+        self.workers = workers
+        self.telemetry = telemetry
+        self.draining = False
+        self.started_unix_s = int(time.time())
+        self._open: dict[Job, None] = {}
+
+    def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes]) -> Identity:
+        """Who is asking. Raises `unauthorized`."""
+        return self.authenticator.identify(headers.get(b"authorization"), headers.get(b"x-api-key"), repeated)
+
+    def validate(self, path: str, body: bytes, headers: Mapping[bytes, bytes], request_id: str) -> Call:
+        """The call that a request asks for; nothing has been sent anywhere yet. Raises GatewayError."""
+        engine_path = PATHS[path]
+        request = validation.parse_json(body)
+        validation.VALIDATOR_BY_PATH[engine_path](request)
+        call = Call(
+            engine_path,
+            request,
+            body,
+            request_id=request_id,
+            session=headers.get(b"x-session-id", b"").decode("latin-1"),
+            allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
+            idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
+        )
+        if self.draining:
+            raise GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
+        self.factory.router.route(call.model)  # an unknown model needs no worker
+        return call
+
+    def enqueue(self, job: Job) -> bool:
+        """Queue a job; True when it has to wait for a worker. Raises `overloaded`."""
+        self._open[job] = None
+        try:
+            return self.workers.submit(job)
+        except Overloaded:
+            self._open.pop(job, None)
+            raise GatewayError("overloaded", "too many requests are waiting", retry_after_s=1.0) from None
+
+    def queue_timeout(self) -> GatewayError:
+        """The error of a job that waited too long."""
+        message = f"no worker within {self.settings.queue_timeout_s:g} s"
+        return GatewayError("queue_timeout", message, retry_after_s=1.0)
+
+    def concluded(self, job: Job, event: RequestEvent) -> None:
+        """A request has ended, after its last byte: report it."""
+        self._open.pop(job, None)
+        self.telemetry.emit(event)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests queued and not yet concluded."""
+        return len(self._open)
+
+    def internal_error(self, error: BaseException, request_id: str) -> GatewayError:
+        """Log an unexpected exception; what the client is told names nothing of it."""
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.telemetry.log("error", "internal_error", request_id=request_id, traceback=trace)
+        return GatewayError("internal_error", "the gateway failed; see its log for this request id")

@@ -1,0 +1,1 @@
+"""Clients' connections: reading requests, writing answers, noticing who leaves. The only user of http.server."""

@@ -1,0 +1,358 @@
+"""One HTTP request and what becomes of it.
+
+At any moment exactly one thread may write to the client: the handler until the exchange is queued, then the worker that
+runs it, then the relay that has its stream. `answered` turns True just before the last write, `finished` after it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Callable, Optional, Protocol
+
+from gateway.errors import ClientGone, GatewayError, HttpError
+from gateway.pipeline import Pipeline
+from gateway.policy.auth import Identity
+from gateway.routing.retry import Outcome
+from gateway.server import responses
+from gateway.server.parsing import RequestHead
+from gateway.telemetry.events import RequestEvent
+from gateway.upstream import answers
+from gateway.upstream.client import EngineFault
+from gateway.upstream.stream import EngineStream
+from gateway.workers import Job
+from inference import Answer, Call
+
+_REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:/+=-")
+
+
+class Client(Protocol):
+    """The client's side of an exchange: its connection, as far as the pipeline needs it."""
+
+    deadline_s: float
+
+    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> bool:
+        """Write the (rest of the) answer; False when the client is gone."""
+        ...
+
+    def send_part(self, exchange: Exchange, data: bytes) -> bool:
+        """Write, with more to follow; False when the client is gone."""
+        ...
+
+    def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
+        """Say that the last write of an exchange comes now."""
+        ...
+
+    def shut_writing(self) -> None:
+        """Tell the client that nothing more comes."""
+        ...
+
+    def send_now(self, data: bytes) -> int:
+        """Write what the socket takes without waiting; returns its length. Raises OSError."""
+        ...
+
+    def fileno(self) -> int:
+        """The client socket's descriptor, for a selector."""
+        ...
+
+
+class StreamRelay(Protocol):
+    """Where open streams live, so that they occupy no worker."""
+
+    def take(self, exchange: Exchange, stream: EngineStream) -> None: ...
+
+
+class Exchange(Job):
+    """One request and what becomes of it."""
+
+    __slots__ = (
+        "accepted_s",
+        "call",
+        "client",
+        "client_address",
+        "enqueued_s",
+        "error",
+        "head",
+        "identity",
+        "keep_alive",
+        "on_cancel",
+        "pipeline",
+        "previous",
+        "queue_s",
+        "relay",
+        "request_id",
+        "status",
+        "ttft_s",
+    )
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        relay: StreamRelay,
+        client: Client,
+        client_address: str,
+        head: RequestHead,
+        accepted_s: float,
+    ) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.relay = relay
+        self.client = client
+        self.client_address = client_address
+        self.head = head
+        self.accepted_s = accepted_s
+        self.enqueued_s = 0.0
+        self.queue_s = 0.0
+        self.request_id = request_id_of(head)
+        self.identity: Optional[Identity] = None
+        self.keep_alive = head.keep_alive
+        self.call: Optional[Call] = None
+        self.status = 0
+        self.error: Optional[str] = None
+        self.ttft_s: Optional[float] = None
+        self.on_cancel: Optional[Callable[[], None]] = None
+        self.previous: Optional[Exchange] = None
+
+    def cancel(self) -> None:
+        """The client has left: end whatever is under way for it. Called by the handler; never blocks."""
+        call = self.call
+        if call is not None:
+            call.cancel()
+        on_cancel = self.on_cancel
+        if on_cancel is not None:
+            on_cancel()
+
+    def submit(self, body: bytes) -> None:
+        """Validate and queue. Raises GatewayError; else the exchange is concluded by another thread."""
+        pipeline = self.pipeline
+        self.call = pipeline.validate(self.head.path, body, self.head.headers, self.request_id)
+        self.enqueued_s = time.monotonic()
+        # Before it is queued: the worker that takes it lifts the deadline again.
+        self.client.deadline_s = self.enqueued_s + pipeline.settings.queue_timeout_s
+        try:
+            pipeline.enqueue(self)
+        except GatewayError:
+            self.call = None
+            raise
+
+    def queue_timed_out(self) -> None:
+        """Answer after waiting too long for a worker. The caller holds the claim."""
+        self.queue_s = time.monotonic() - self.enqueued_s
+        self.keep_alive = False
+        self.fail(self.pipeline.queue_timeout())
+
+    def run(self) -> None:
+        """Ask and answer. Runs on a worker; raises nothing."""
+        call = self.call
+        assert call is not None  # submit has set it
+        self.client.deadline_s = float("inf")
+        self.queue_s = time.monotonic() - self.enqueued_s
+        try:
+            result = self.pipeline.factory.run(call)
+        except GatewayError as error:
+            self.fail(error)
+        except Exception as error:
+            self.fail(self.pipeline.internal_error(error, self.request_id))
+        else:
+            if isinstance(result, Answer):
+                self._answer(call, result)
+            else:
+                self._open(call, result)
+
+    def _answer(self, call: Call, answer: Answer) -> None:
+        if call.stream:
+            self.ttft_s = time.monotonic() - self.accepted_s
+        kind = responses.EVENT_STREAM if call.stream else responses.JSON
+        self.finish_with(200, self._headers(call, kind), answer.body)
+
+    def _open(self, call: Call, stream: EngineStream) -> None:
+        self.ttft_s = time.monotonic() - self.accepted_s
+        headers = self._headers(call, responses.EVENT_STREAM)
+        if self.head.version_1_1:
+            framing = b"Transfer-Encoding: chunked\r\n"
+        else:
+            self.keep_alive = False  # HTTP/1.0: the stream ends where the connection does
+            framing = b""
+        close = b"" if self.keep_alive else b"Connection: close\r\n"
+        self.status = 200
+        data = responses.head(200, headers + framing + close + b"\r\n")
+        if not self.client.send_part(self, data + self.frame(stream.first)):
+            stream.close(Outcome("cancelled"))
+            self.conclude("client_closed_request", 499)
+            return
+        stream.first = b""
+        self.relay.take(self, stream)
+
+    def frame(self, lines: bytes) -> bytes:
+        """Lines as the client's connection carries them: one chunk, or bare for HTTP/1.0."""
+        if lines and self.head.version_1_1:
+            return b"%x\r\n%b\r\n" % (len(lines), lines)
+        return lines
+
+    def end_of_stream(self) -> bytes:
+        """What ends the body of a stream."""
+        return b"0\r\n\r\n" if self.head.version_1_1 else b""
+
+    def stream_failed(self, fault: EngineFault) -> bytes:
+        """The one event that tells the client of a stream that broke; the end is never invented."""
+        self.error = "backend_error"
+        error = GatewayError("backend_error", fault.outcome.message or "the engine failed")
+        body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
+        return b"data: %b\n\n" % body
+
+    def stream_ended(self, stream: EngineStream, outcome: Outcome, keep_open: bool = False) -> None:
+        """The stream is over for the client (after the last write): settle and report.
+
+        With `keep_open` the engine's connection stays open until `stream.give_back`.
+        """
+        call = self.call
+        assert call is not None
+        call.usage = answers.usage_of(stream.events.usage, call.prompt_chars(), stream.events.text_bytes)
+        stream.close(outcome, keep_open)
+        if outcome.kind == "cancelled":
+            self.conclude("client_closed_request", 499)
+        else:
+            self.conclude(self.error, self.status)
+
+    def _headers(self, call: Call, kind: bytes) -> bytes:
+        now_s = time.monotonic()
+        total_s = now_s - self.accepted_s
+        own_s = total_s - self.queue_s - call.engine_s
+        fallback = call.fallback
+        return (
+            b"%bX-Request-ID: %b\r\nX-Gateway-Engine: %b\r\nX-Gateway-Model: %b\r\n"
+            b"X-Gateway-Attempts: %d\r\n%b"
+            b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b"
+            % (
+                kind,
+                self.request_id.encode("latin-1"),
+                (call.engine_id or "").encode("latin-1"),
+                _header_text(call.served_model or ""),
+                call.attempts,
+                b"X-Gateway-Fallback: %b\r\n" % _header_text(fallback) if fallback else b"",
+                self.queue_s * 1e3,
+                call.engine_s * 1e3,
+                max(0.0, own_s) * 1e3,
+                cors_headers(self.head, self.pipeline.settings.cors_origins),
+            )
+        )
+
+    def fail(self, error: GatewayError) -> None:
+        """Answer with an error (or with nothing, when the client has left) and conclude."""
+        if isinstance(error, ClientGone):
+            self.keep_alive = False
+            self.answered = True
+            self.conclude(error.code, error.status)
+            return
+        self.error = error.code
+        if isinstance(error, HttpError):
+            self.keep_alive = False
+        call = self.call
+        if call is not None and call.attempts:
+            headers = self._headers(call, responses.JSON)
+        else:
+            headers = b"%bX-Request-ID: %b\r\n%b" % (
+                responses.JSON,
+                self.request_id.encode("latin-1"),
+                cors_headers(self.head, self.pipeline.settings.cors_origins),
+            )
+        body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
+        self.finish_with(error.status, headers + responses.error_headers(error), body)
+
+    def finish_with(self, status: int, headers: bytes, body: bytes) -> None:
+        """Send a complete response and conclude."""
+        self.status = status
+        if self.pipeline.draining:
+            self.keep_alive = False
+        data = responses.whole(status, headers, body, self.keep_alive)
+        if self.head.method == "HEAD":
+            data = data[: len(data) - len(body)]
+        if self.client.send_last(self, data, self.keep_alive):
+            self.conclude(self.error, status)
+        else:
+            self.conclude("client_closed_request", 499)
+
+    def conclude(self, error: Optional[str], status: int) -> None:
+        """Report the finished request, once, after its last byte."""
+        self.answered = True
+        now_s = time.monotonic()
+        call = self.call
+        identity = self.identity
+        key = identity.name if identity is not None else None
+        head = self.head
+        latency_s = now_s - self.accepted_s
+        if call is None:
+            event = RequestEvent(
+                time.time(),
+                self.request_id,
+                head.method,
+                head.path,
+                status,
+                error,
+                latency_s,
+                key=key,
+                client=self.client_address,
+            )
+        else:
+            usage = call.usage
+            event = RequestEvent(
+                time.time(),
+                self.request_id,
+                head.method,
+                head.path,
+                status,
+                error,
+                latency_s,
+                self.queue_s,
+                call.engine_s,
+                self.ttft_s,
+                call.stream,
+                call.served_model if error is None else (call.model or call.served_model),
+                call.engine_id,
+                call.attempts,
+                call.fallback,
+                usage.prompt_tokens if usage else None,
+                usage.completion_tokens if usage else None,
+                usage.estimated if usage else False,
+                key,
+                self.client_address,
+                tuple(call.records),
+                tuple(call.retries),
+                None,
+            )
+        self.pipeline.concluded(self, event)
+        self.finish()
+
+
+def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
+    """The CORS headers of an answer to this request; empty when CORS is off or the client is no browser."""
+    if not allowed:
+        return b""
+    origin = head.headers.get(b"origin")
+    if origin is None:
+        return b""
+    if allowed != ("*",) and origin.decode("latin-1") not in allowed:
+        return b"Vary: Origin\r\n"
+    value = b"*" if allowed == ("*",) else origin
+    return (
+        b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\nAccess-Control-Expose-Headers: "
+        b"X-Request-ID, X-Gateway-Engine, X-Gateway-Model, X-Gateway-Attempts, "
+        b"X-Gateway-Fallback, Server-Timing, Retry-After\r\n" % value
+    )
+
+
+def request_id_of(head: RequestHead) -> str:
+    """The client's request id where it is acceptable, else a new UUID4."""
+    headers = head.headers
+    for name in (b"x-request-id", b"request-id"):
+        value = headers.get(name)
+        if value is not None and 1 <= len(value) <= 128:
+            text = value.decode("latin-1")
+            if _REQUEST_ID_CHARS.issuperset(text):
+                return text
+    return str(uuid.uuid4())
+
+
+def _header_text(value: str) -> bytes:
+    """A model name as a header value: names of requests may hold anything when one engine serves every model."""
+    return value.encode("ascii", "backslashreplace").replace(b"\r", b"").replace(b"\n", b"")[:256]

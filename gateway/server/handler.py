@@ -1,0 +1,410 @@
+"""One client connection: reads requests, answers what needs no engine, queues the rest, notices the client leaving.
+
+The handler thread (one per connection) owns the reading side of the socket and `_buffer`. While a request is in
+flight it goes on reading: the next thing it sees is the next request, kept aside until the answer has been sent, or
+the client leaving, which cancels the request wherever it is. Sockets block; `deadline_s` is watched from outside, and
+`expire` wakes this thread by shutting the socket down.
+"""
+
+from __future__ import annotations
+
+import http.server
+import math
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Optional
+
+from gateway.errors import GatewayError, HttpError, RequestRefused
+from gateway.pipeline import PATHS
+from gateway.server import responses
+from gateway.server.exchange import Exchange, cors_headers
+from gateway.server.parsing import RequestHead, parse_head
+from gateway.upstream.framing import ChunkedBody, FramingError
+
+if TYPE_CHECKING:
+    from gateway.server.server import GatewayServer
+
+RECV_BYTES = 65536
+LINGER_S = 2.0  # how long a connection that is being closed waits for its client to close
+READ_AHEAD_BYTES = 65536
+LARGE_BYTES = 65536
+DISCARD_MAX_BYTES = 262144  # an unwanted body up to this size is read, so that the refusal arrives
+DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class ClientConnection(http.server.BaseHTTPRequestHandler):
+    """Serves one connection from accept to close, on its own thread."""
+
+    server: GatewayServer
+
+    # --- life of the connection ------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        sock: socket.socket = self.request
+        self.sock = sock
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # the client has gone already
+        context = self.server.context
+        self.settings = context.settings
+        self.pipeline = context.pipeline
+        self._buffer = b""
+        self._exchange: Optional[Exchange] = None
+        self._eof = False
+        self._expired = False
+        self._block = b""
+        self._head: Optional[RequestHead] = None
+        self._first_byte_s = 0.0
+        self.deadline_s = time.monotonic() + self.settings.keepalive_timeout_s
+        self.server.watchdog.watch(self)
+
+    def handle(self) -> None:
+        try:
+            while self._serve_one():
+                pass
+        except OSError:
+            pass  # the client has gone while it was being answered here
+        finally:
+            self._await_turn()
+
+    def finish(self) -> None:
+        self.server.watchdog.forget(self)
+
+    def expire(self) -> None:
+        """The deadline has passed: wake whoever is stuck on the socket. On the watchdog's thread."""
+        exchange = self._exchange
+        stuck_writing = exchange is not None and exchange.answered and not exchange.finished
+        self._expired = True
+        self.deadline_s = math.inf
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR if stuck_writing else socket.SHUT_RD)
+        except OSError:
+            pass
+
+    # --- one request -----------------------------------------------------------------------------------------------
+
+    def _serve_one(self) -> bool:
+        """Read one request and see to it; False when the connection is to be closed."""
+        exchange: Optional[Exchange] = None
+        try:
+            head = self._read_head()
+            if head is None:
+                return False
+            exchange = self._new_exchange(head)
+            if head.path in PATHS and head.method == "POST":
+                self._infer(exchange, head)
+            else:
+                self._serve_here(exchange, head)
+        except GatewayError as error:
+            if exchange is None:
+                exchange = self._new_exchange(_unreadable_head())
+                exchange.keep_alive = False
+            self._refuse(exchange, error)
+        if not exchange.keep_alive or self._eof:
+            return self._await_close()
+        return True
+
+    def _new_exchange(self, head: RequestHead) -> Exchange:
+        previous = self._exchange
+        if previous is not None and not previous.answered:
+            self._await_turn()
+        exchange = Exchange(
+            self.pipeline,
+            self.server.context.relay,
+            self,
+            self.client_address[0],
+            head,
+            self._first_byte_s,
+        )
+        # Usually finished by now; if not, whoever answers next waits until the last write is over.
+        exchange.previous = None if previous is None or previous.finished else previous
+        self._exchange = exchange
+        return exchange
+
+    def _infer(self, exchange: Exchange, head: RequestHead) -> None:
+        exchange.identity = self.pipeline.identify(head.headers, head.repeated)
+        _check_media_type(head)
+        body = self._read_body(head)
+        exchange.submit(body)
+
+    def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:
+        """Answer what needs no engine, on this thread."""
+        answer = self.server.context.routes.answer(exchange, head)
+        self._skip_body(exchange, head)
+        headers = b"%bX-Request-ID: %b\r\n%b" % (
+            responses.header_lines(answer.headers),
+            exchange.request_id.encode("latin-1"),
+            cors_headers(head, self.settings.cors_origins),
+        )
+        exchange.finish_with(answer.status, headers, answer.body)
+
+    def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
+        if not exchange.head.chunked and exchange.keep_alive:
+            self._skip_body(exchange, exchange.head)
+        elif exchange.head.chunked:
+            exchange.keep_alive = False
+        exchange.fail(error)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> bytes:
+        """Block for more bytes; b"" when there will be none. A client that leaves cancels what is in flight."""
+        try:
+            data = self.sock.recv(RECV_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            self._eof = True
+            exchange = self._exchange
+            if exchange is not None and not exchange.finished:
+                self._left(exchange)
+        return data
+
+    def _left(self, exchange: Exchange) -> None:
+        if self._expired:
+            if not exchange.answered and exchange.claim():
+                exchange.queue_timed_out()
+        elif not exchange.answered:
+            exchange.cancel()
+        self._await_turn()
+
+    def _read_head(self) -> Optional[RequestHead]:
+        buffer = self._buffer
+        while buffer[:2] == b"\r\n":  # a client that ends its body with an extra line (RFC 9112, 2.2)
+            buffer = buffer[2:]
+        self._first_byte_s = time.monotonic()
+        while True:
+            end = buffer.find(b"\r\n\r\n")
+            if end >= 0:
+                break
+            if len(buffer) > self.settings.max_header_bytes:
+                self._buffer = b""
+                raise HttpError("headers_too_large", "the request line and headers are too large")
+            fresh = not buffer
+            data = self._receive()
+            if not data:
+                return self._no_head(buffer)
+            if fresh:
+                self._first_byte_s = time.monotonic()
+                data = data.lstrip(b"\r\n") if data[:2] == b"\r\n" else data
+            buffer += data
+            exchange = self._exchange
+            if exchange is not None and not exchange.answered:
+                self._buffer = buffer
+                self._await_turn()
+                buffer = self._buffer
+            if fresh and buffer.find(b"\r\n\r\n") < 0:
+                self.deadline_s = self._first_byte_s + self.settings.client_timeout_s
+        if end > self.settings.max_header_bytes:
+            raise HttpError("headers_too_large", "the request line and headers are too large")
+        self._buffer = buffer[end + 4 :]
+        block = buffer[:end]
+        # Clients repeat their heads: the same bytes on the same connection parse to the same head.
+        if block != self._block or self._head is None:
+            self._head = parse_head(block)
+            self._block = block
+        return self._head
+
+    def _no_head(self, buffer: bytes) -> Optional[RequestHead]:
+        if self._expired and buffer:
+            raise HttpError("request_timeout", "the request was not sent in time")
+        return None
+
+    def _read_body(self, head: RequestHead) -> bytes:
+        limit = self.settings.max_body_bytes
+        length = head.content_length
+        if head.chunked:
+            return self._read_chunked(head, limit)
+        if length is None:
+            raise RequestRefused("length_required", "a Content-Length or chunked body is required")
+        if length > limit:
+            raise _too_large(limit)
+        buffer = self._buffer
+        if len(buffer) >= length:
+            self._buffer = buffer[length:]
+            return buffer[:length] if len(buffer) > length else buffer
+        self._expect_more(head)
+        parts = [buffer]
+        missing = length - len(buffer)
+        while missing > 0:
+            data = self._receive_body()
+            if len(data) > missing:
+                self._buffer = data[missing:]
+                data = data[:missing]
+            else:
+                self._buffer = b""
+            parts.append(data)
+            missing -= len(data)
+        return b"".join(parts)
+
+    def _read_chunked(self, head: RequestHead, limit: int) -> bytes:
+        decoder = ChunkedBody()
+        data, self._buffer = self._buffer, b""
+        if not data:
+            self._expect_more(head)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                part = decoder.feed(data)
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                if decoder.complete:
+                    self._buffer = decoder.rest
+                    return b"".join(parts)
+                self.deadline_s = self._first_byte_s + self.settings.client_timeout_s
+                data = self._receive_body()
+        except FramingError as error:
+            raise HttpError("bad_request", f"the chunked body is broken: {error}") from error
+
+    def _expect_more(self, head: RequestHead) -> None:
+        self.deadline_s = self._first_byte_s + self.settings.client_timeout_s
+        if head.expects_continue and head.version_1_1:
+            self._await_turn_of_previous()
+            self.sock.sendall(_CONTINUE)
+
+    def _receive_body(self) -> bytes:
+        try:
+            data = self.sock.recv(RECV_BYTES)
+        except OSError:
+            data = b""
+        if data:
+            return data
+        self._eof = True
+        if self._expired:
+            raise HttpError("request_timeout", "the request was not sent in time")
+        raise HttpError("bad_request", "the body ended early")
+
+    def _skip_body(self, exchange: Exchange, head: RequestHead) -> None:
+        """Drop the body of a request that is not wanted; what has not arrived yet closes the connection."""
+        length = head.content_length or 0
+        if length <= len(self._buffer) and not head.chunked:
+            self._buffer = self._buffer[length:]
+        elif length or head.chunked:
+            exchange.keep_alive = False
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def send_part(self, exchange: Exchange, data: bytes) -> bool:
+        """Write, with more to follow; False when the client is gone."""
+        previous = exchange.previous
+        if previous is not None:
+            exchange.previous = None
+            previous.wait(self.settings.client_timeout_s)
+        try:
+            self.sock.sendall(data)
+        except OSError:
+            return False
+        return True
+
+    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> bool:
+        """Write the rest of an answer; False when the client is gone.
+
+        All is set before the write: as soon as the client has the answer, its next request may be under way.
+        """
+        self.before_last(exchange, keep_alive)
+        if len(data) > LARGE_BYTES and not keep_alive:
+            self.deadline_s += self.settings.client_timeout_s
+        sent = self.send_part(exchange, data)
+        if not keep_alive or not sent:
+            self.shut_writing()
+        return sent
+
+    def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
+        """Say that the last write of an exchange comes now."""
+        idle_s = self.settings.keepalive_timeout_s if keep_alive else LINGER_S
+        self.deadline_s = time.monotonic() + idle_s
+        exchange.answered = True
+
+    def send_now(self, data: bytes) -> int:
+        """Write what the socket takes without waiting; raises BlockingIOError when that is nothing, else OSError."""
+        return self.sock.send(data, DONTWAIT)
+
+    def fileno(self) -> int:
+        """The client socket's descriptor, for a selector."""
+        return self.sock.fileno()
+
+    def shut_writing(self) -> None:
+        """Tell the client that nothing more comes."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    # --- turns -----------------------------------------------------------------------------------------------------
+
+    def _await_turn(self) -> None:
+        """Wait until the exchange in flight has finished; goes on noticing a client that leaves (pipelining is rare,
+        so it may poll)."""
+        exchange = self._exchange
+        while exchange is not None and not exchange.wait(0.25):
+            if self._eof or not DONTWAIT or len(self._buffer) > READ_AHEAD_BYTES:
+                continue
+            try:
+                data = self.sock.recv(RECV_BYTES, DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            self._buffer += data
+            if not data:
+                self._eof = True
+                if not exchange.answered:
+                    exchange.cancel()
+
+    def _await_turn_of_previous(self) -> None:
+        exchange = self._exchange
+        if exchange is not None and exchange.previous is not None:
+            exchange.previous.wait(self.settings.client_timeout_s)
+
+    def _await_close(self) -> bool:
+        """The answer closes the connection: wait for it, then for the client to close, so that nothing is reset."""
+        exchange = self._exchange
+        if exchange is None:
+            return False
+        if not self._eof and not exchange.answered:
+            while not self._eof and not exchange.finished:
+                if not self._receive():
+                    break
+        self._await_turn()
+        self.shut_writing()
+        self.deadline_s = min(self.deadline_s, time.monotonic() + LINGER_S)
+        seen = 0
+        while not self._eof and not self._expired and seen <= self.settings.max_body_bytes:
+            try:
+                data = self.sock.recv(RECV_BYTES)
+            except OSError:
+                break
+            if not data:
+                break
+            seen += len(data)
+        return False
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """http.server's own log is not used."""
+
+
+def _unreadable_head() -> RequestHead:
+    head = RequestHead("-", "-", True)
+    head.keep_alive = False
+    return head
+
+
+def _check_media_type(head: RequestHead) -> None:
+    if b"content-encoding" in head.headers:
+        if head.headers[b"content-encoding"].lower() != b"identity":
+            raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")
+    kind = head.headers.get(b"content-type")
+    if kind is None or kind == b"application/json":
+        return
+    media = kind.partition(b";")[0].strip().lower()
+    if media != b"application/json" and not media.endswith(b"+json"):
+        raise RequestRefused("unsupported_media_type", "send JSON with Content-Type: application/json")
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError("body_too_large", f"the body is larger than {limit} bytes")

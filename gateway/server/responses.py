@@ -1,0 +1,96 @@
+"""Response bytes: one buffer per answer, so that one write sends it.
+
+Pure but for the cached date line, which is replaced whole when the second changes (a racing thread at worst makes it
+twice).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from gateway.errors import GatewayError, openai_type
+
+_STATUS_LINES: dict[int, bytes] = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+JSON = b"Content-Type: application/json\r\n"
+EVENT_STREAM = b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+
+_date_second = -1
+_date_line = b""
+
+
+def date_line() -> bytes:
+    """The Date header of this second (RFC 9110, 5.6.7), independent of the locale."""
+    global _date_line, _date_second
+    second = int(time.time())
+    if second != _date_second:
+        t = time.gmtime(second)
+        text = (
+            f"Date: {_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year}"
+            f" {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT\r\n"
+        )
+        _date_line = text.encode()
+        _date_second = second
+    return _date_line
+
+
+def head(status: int, headers: bytes) -> bytes:
+    """Status line, date and `headers` (lines ending in CRLF), without the closing blank line."""
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Status\r\n" % status
+    return b"%b%b%b" % (line, date_line(), headers)
+
+
+def whole(status: int, headers: bytes, body: bytes, keep_alive: bool) -> bytes:
+    """A complete response with a Content-Length. `headers` are lines ending in CRLF."""
+    return b"%b%bContent-Length: %d\r\n\r\n%b" % (
+        head(status, headers),
+        b"" if keep_alive else b"Connection: close\r\n",
+        len(body),
+        body,
+    )
+
+
+def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Header lines from pairs; what could end a line early is dropped."""
+    text = "".join(f"{name}: {value}\r\n" for name, value in headers if _safe(value))
+    return text.encode("latin-1", "replace")
+
+
+def _safe(value: str) -> bool:
+    return "\r" not in value and "\n" not in value
+
+
+def error_body(error: GatewayError, error_format: str, request_id: str) -> bytes:
+    """The JSON of an error in the configured shape (contract 7)."""
+    body: dict[str, Any]
+    if error_format == "openai":
+        detail: dict[str, Any] = {
+            "message": error.message,
+            "type": openai_type(error.status),
+            "param": error.param,
+            "code": error.code,
+        }
+        detail.update(error.details or {})
+        body = {"error": detail, "request_id": request_id}
+    else:
+        body = {"error": error.code, "message": error.message, "param": error.param}
+        body.update(error.details or {})
+        body["request_id"] = request_id
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def error_headers(error: GatewayError) -> bytes:
+    """The headers that belong to an error: Retry-After (whole seconds, rounded up) and its own."""
+    headers = list(error.headers)
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
+    return header_lines(headers)

@@ -1,0 +1,153 @@
+"""What is answered without an engine: models, health, metrics, the index, CORS preflights.
+
+One table of paths. Owns nothing; reads the factory's snapshot and the metrics' registry.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Callable, NamedTuple, Optional
+
+from gateway import __version__
+from gateway.errors import GatewayError, RequestRefused
+from gateway.pipeline import PATHS, Pipeline
+from gateway.server.exchange import Exchange
+from gateway.server.parsing import RequestHead
+from gateway.telemetry.metrics import Registry
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FLUSH_TIMEOUT_S = 1.0
+
+
+class Reply(NamedTuple):
+    """A complete answer: status, headers, body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def json_reply(value: Any, status: int = 200, *headers: tuple[str, str]) -> Reply:
+    """A JSON answer."""
+    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return Reply(status, (("Content-Type", "application/json"), *headers), body)
+
+
+Handler = Callable[[RequestHead], Reply]
+
+
+class Routes:
+    """Answers by path. Thread-safe."""
+
+    def __init__(self, pipeline: Pipeline, registry: Registry) -> None:
+        self._pipeline = pipeline
+        self._registry = registry
+        self._settings = pipeline.settings
+        self._open_paths = {"/healthz", "/readyz"}
+        if self._settings.on_loopback:
+            self._open_paths.add("/metrics")
+        self._gets: dict[str, Handler] = {
+            "/": self._index,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/health": self._health,
+            "/metrics": self._metrics,
+            "/v1/models": self._models,
+        }
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every path there is, for the metrics' closed set."""
+        return frozenset((*self._gets, *PATHS, "/v1/models/{id}"))
+
+    def answer(self, exchange: Exchange, head: RequestHead) -> Reply:
+        """The answer to anything but an inference request. Raises GatewayError."""
+        path = head.path
+        handler = self._gets.get(path)
+        if handler is None and path.startswith("/v1/models/"):
+            handler = self._model
+        if handler is None and path not in PATHS and path != "*":
+            raise RequestRefused("not_found", f"there is no {path[:200]}")
+        allowed = "GET, HEAD, OPTIONS" if handler is not None else "POST, OPTIONS"
+        if head.method == "OPTIONS":
+            return self._preflight(head, allowed)
+        if handler is None or head.method not in ("GET", "HEAD"):
+            raise RequestRefused("method_not_allowed", f"{path} takes {allowed}", headers=(("Allow", allowed),))
+        if path not in self._open_paths:
+            exchange.identity = self._pipeline.identify(head.headers, head.repeated)
+        return handler(head)
+
+    def _preflight(self, head: RequestHead, allowed: str) -> Reply:
+        headers: tuple[tuple[str, str], ...] = (("Allow", allowed),)
+        if self._settings.cors_origins and b"origin" in head.headers:
+            asked = head.text(b"access-control-request-headers")
+            headers += (
+                ("Access-Control-Allow-Methods", allowed),
+                ("Access-Control-Allow-Headers", asked or "Authorization, Content-Type, X-API-Key"),
+                ("Access-Control-Max-Age", "600"),
+            )
+        return Reply(204, headers, b"")
+
+    def _index(self, head: RequestHead) -> Reply:
+        endpoints = {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(self._gets, "GET")}
+        return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": endpoints})
+
+    def _healthz(self, head: RequestHead) -> Reply:
+        return json_reply({"status": "ok"})
+
+    def _readyz(self, head: RequestHead) -> Reply:
+        if self._pipeline.draining:
+            return json_reply({"status": "draining"}, 503)
+        pools = self._pipeline.factory.router.pools.values()
+        if not any(pool.any_available() for pool in pools):
+            return json_reply({"status": "no engine is available"}, 503)
+        return json_reply({"status": "ready"})
+
+    def _health(self, head: RequestHead) -> Reply:
+        models: dict[str, Any] = {}
+        complete = True
+        any_up = False
+        for name, pool in self._pipeline.factory.router.pools.items():
+            engines = pool.snapshot()
+            ups = sum(engine.state == "up" for engine in engines)
+            any_up = any_up or ups > 0
+            complete = complete and ups == len(engines)
+            models[name] = {
+                "available": ups > 0,
+                "strategy": pool.strategy_name,
+                "engines": [{key: value for key, value in e._asdict().items() if key != "model"} for e in engines],
+            }
+        status = "ok" if complete else "degraded" if any_up else "down"
+        return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
+
+    def _metrics(self, head: RequestHead) -> Reply:
+        self._pipeline.telemetry.flush(FLUSH_TIMEOUT_S)
+        return Reply(200, (("Content-Type", METRICS_TYPE),), self._registry.render())
+
+    def _models(self, head: RequestHead) -> Reply:
+        names = self._pipeline.factory.router.names()
+        entries = [self._entry(name) for name in names]
+        return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
+
+    def _model(self, head: RequestHead) -> Reply:
+        name = head.path[len("/v1/models/") :]
+        entry = self._entry(name)
+        if entry is None:
+            raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
+        return json_reply(entry)
+
+    def _entry(self, name: str) -> Optional[dict[str, Any]]:
+        router = self._pipeline.factory.router
+        if name not in router.names():
+            return None
+        pool = router.route(name)[0]
+        entry: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": self._pipeline.started_unix_s,
+            "owned_by": "inference-gateway",
+            "available": pool.any_available(),
+        }
+        if pool.spec.max_model_len is not None:
+            entry["max_model_len"] = pool.spec.max_model_len
+        return entry
