@@ -1,9 +1,10 @@
 """The way of a request, on one screen.
 
-    handler thread:  identify -> validate -> enqueue          (a refusal raises GatewayError; the handler writes it)
-    worker thread:   ask engines (inference.py) -> write the answer, or the stream's head -> hand the stream on
-    relay thread:    the stream's lines -> its end
-    whoever is last: one immutable RequestEvent
+    handler thread:   identify -> validate -> take a worker's place   (a refusal raises GatewayError, written at once)
+    the same thread, or a worker's when the places are taken and it had to queue:
+                      ask engines (inference.py) -> write the answer, or the stream's head -> hand the stream on
+    relay thread:     the stream's lines -> its end
+    whoever is last:  one immutable RequestEvent
 
 HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipeline` owns the set of jobs in flight
 (a dict whose single operations are atomic) and the draining flag; it holds no lock.
@@ -75,7 +76,8 @@ class Pipeline:
         return call
 
     def enqueue(self, job: Job) -> bool:
-        """Queue a job; True when it has to wait for a worker. Raises `overloaded`."""
+        """True: a worker's place is free, run the job now and `leave` after it. False: it is queued. Raises
+        `overloaded`."""
         self._open[job] = None
         try:
             return self.workers.submit(job)

@@ -132,7 +132,8 @@ class PowerOfTwo:
 
 
 class Latency:
-    """The lowest expected wait: peak-EWMA latency (as in Finagle) times the requests already there."""
+    """The lowest expected wait: peak-EWMA latency (as in Finagle) times the requests already there; a recent failure
+    ranks behind."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -141,10 +142,11 @@ class Latency:
         now_s = request.now_s
         start = int(self._rng.random() * len(engines))  # so that unmeasured engines are not tried in file order
         best = engines[start]
-        best_cost = best.expected_cost(now_s)
+        # Where good answers take seconds, no latency of a failure is slow enough to keep requests away from it.
+        best_cost = (best.suspect(now_s), best.expected_cost(now_s))
         for offset in range(1, len(engines)):
             engine = engines[start - offset]
-            cost = engine.expected_cost(now_s)
+            cost = (engine.suspect(now_s), engine.expected_cost(now_s))
             if cost < best_cost:
                 best, best_cost = engine, cost
         return best
@@ -174,14 +176,18 @@ class PrefixAffinity:
         else:
             point = self._rng.getrandbits(64)
         start = bisect_left(self._points, point)
-        weights = sum(engine.weight for engine in engines)
-        allowed = (sum(engine.in_flight for engine in engines) + 1) * self.BOUND / weights
+        # One that failed a moment ago is empty for that reason: it neither counts in the bound nor takes the overflow.
+        trusted = [engine for engine in engines if not engine.suspect(request.now_s)] or engines
+        weights = sum(engine.weight for engine in trusted)
+        allowed = (sum(engine.in_flight for engine in trusted) + 1) * self.BOUND / weights
         seen: set[str] = set()
         for offset in range(len(self._owners)):
             engine = self._owners[(start + offset) % len(self._owners)]
             if engine.id in seen:
                 continue
             seen.add(engine.id)
+            if trusted is not engines and engine.suspect(request.now_s):
+                continue
             # At least one request is always allowed, however many engines share a small total.
             if engine.in_flight + 1 <= max(1.0, math.ceil(allowed * engine.weight)):
                 return engine

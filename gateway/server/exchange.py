@@ -1,11 +1,12 @@
 """One HTTP request and what becomes of it.
 
-At any moment exactly one thread may write to the client: the handler until the exchange is queued, then the worker that
-runs it, then the relay that has its stream. `answered` turns True just before the last write, `finished` after it.
+At any moment exactly one thread may write to the client: the handler, unless the exchange is queued; then the worker
+that runs it; then the relay that has its stream. `answered` turns True just before the last write, `finished` after it.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from typing import Callable, Optional, Protocol
@@ -29,7 +30,9 @@ _REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw
 class Client(Protocol):
     """The client's side of an exchange: its connection, as far as the pipeline needs it."""
 
-    deadline_s: float
+    def set_deadline(self, deadline_s: float) -> None:
+        """When the connection is to be ended unless something happens before (monotonic seconds)."""
+        ...
 
     def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> bool:
         """Write the (rest of the) answer; False when the client is gone."""
@@ -122,30 +125,34 @@ class Exchange(Job):
         if on_cancel is not None:
             on_cancel()
 
-    def submit(self, body: bytes) -> None:
-        """Validate and queue. Raises GatewayError; else the exchange is concluded by another thread."""
+    def submit(self, body: bytes) -> bool:
+        """Validate, then True: run it now, on this thread, and `leave` the place after it; False: it is queued.
+
+        Raises GatewayError. A queued exchange is concluded by another thread.
+        """
         pipeline = self.pipeline
         self.call = pipeline.validate(self.head.path, body, self.head.headers, self.request_id)
         self.enqueued_s = time.monotonic()
         # Before it is queued: the worker that takes it lifts the deadline again.
-        self.client.deadline_s = self.enqueued_s + pipeline.settings.queue_timeout_s
+        self.client.set_deadline(self.enqueued_s + pipeline.settings.queue_timeout_s)
         try:
-            pipeline.enqueue(self)
+            return pipeline.enqueue(self)
         except GatewayError:
             self.call = None
             raise
 
     def queue_timed_out(self) -> None:
         """Answer after waiting too long for a worker. The caller holds the claim."""
+        self.pipeline.workers.gave_up(self)
         self.queue_s = time.monotonic() - self.enqueued_s
         self.keep_alive = False
         self.fail(self.pipeline.queue_timeout())
 
     def run(self) -> None:
-        """Ask and answer. Runs on a worker; raises nothing."""
+        """Ask and answer. Runs on the thread that has a worker's place; raises nothing."""
         call = self.call
         assert call is not None  # submit has set it
-        self.client.deadline_s = float("inf")
+        self.client.set_deadline(math.inf)
         self.queue_s = time.monotonic() - self.enqueued_s
         try:
             result = self.pipeline.factory.run(call)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.server
 import math
+import select
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Optional
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.server.server import GatewayServer
 
 RECV_BYTES = 65536
+LOOK_S = 0.25  # how often a request under way is asked whether its client is still there
 LINGER_S = 2.0  # how long a connection that is being closed waits for its client to close
 READ_AHEAD_BYTES = 65536
 LARGE_BYTES = 65536
@@ -57,7 +59,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._block = b""
         self._head: Optional[RequestHead] = None
         self._first_byte_s = 0.0
-        self.deadline_s = time.monotonic() + self.settings.keepalive_timeout_s
+        self._running = False
+        self.set_deadline(time.monotonic() + self.settings.keepalive_timeout_s)
         self.server.watchdog.watch(self)
 
     def handle(self) -> None:
@@ -72,16 +75,49 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def finish(self) -> None:
         self.server.watchdog.forget(self)
 
+    def set_deadline(self, deadline_s: float) -> None:
+        """When this connection is to be ended unless something happens before (monotonic seconds)."""
+        self._due_s = deadline_s
+        if not self._running:
+            self.deadline_s = deadline_s
+
     def expire(self) -> None:
-        """The deadline has passed: wake whoever is stuck on the socket. On the watchdog's thread."""
+        """Look after the connection; on the watchdog's thread, when `deadline_s` has passed.
+
+        While its own thread runs an exchange: has the client left? Else the deadline is real, and who is stuck on the
+        socket is woken. A deadline that another thread has just moved is only taken note of.
+        """
+        now_s = time.monotonic()
+        if self._running:
+            self.deadline_s = now_s + LOOK_S
+            exchange = self._exchange
+            if exchange is not None and not exchange.answered:
+                if not self._client_is_there():
+                    exchange.cancel()
+                return
+        if now_s < self._due_s:
+            self.deadline_s = min(self._due_s, now_s + LOOK_S) if self._running else self._due_s
+            return
         exchange = self._exchange
         stuck_writing = exchange is not None and exchange.answered and not exchange.finished
         self._expired = True
-        self.deadline_s = math.inf
+        self._due_s = self.deadline_s = math.inf
         try:
             self.sock.shutdown(socket.SHUT_RDWR if stuck_writing else socket.SHUT_RD)
         except OSError:
             pass
+
+    def _client_is_there(self) -> bool:
+        """Whether the client has not closed its side; never blocks and takes nothing from the socket."""
+        try:
+            if DONTWAIT:
+                return self.sock.recv(1, socket.MSG_PEEK | DONTWAIT) != b""
+            readable, _, _ = select.select([self.sock], [], [], 0)
+            return not readable or self.sock.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except (OSError, ValueError):
+            return False
 
     # --- one request -----------------------------------------------------------------------------------------------
 
@@ -127,7 +163,20 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         exchange.identity = self.pipeline.identify(head.headers, head.repeated)
         _check_media_type(head)
         body = self._read_body(head)
-        exchange.submit(body)
+        if exchange.submit(body):
+            self._run_here(exchange)
+
+    def _run_here(self, exchange: Exchange) -> None:
+        """Run an exchange on this thread, which cannot read meanwhile: `expire` looks whether the client is still
+        there."""
+        self._running = True
+        self.deadline_s = exchange.enqueued_s + LOOK_S
+        try:
+            exchange.run()
+        finally:
+            self._running = False
+            self.deadline_s = self._due_s
+            self.pipeline.workers.leave()
 
     def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:
         """Answer what needs no engine, on this thread."""
@@ -196,7 +245,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 self._await_turn()
                 buffer = self._buffer
             if fresh and buffer.find(b"\r\n\r\n") < 0:
-                self.deadline_s = self._first_byte_s + self.settings.client_timeout_s
+                self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
         if end > self.settings.max_header_bytes:
             raise HttpError("headers_too_large", "the request line and headers are too large")
         self._buffer = buffer[end + 4 :]
@@ -256,13 +305,13 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 if decoder.complete:
                     self._buffer = decoder.rest
                     return b"".join(parts)
-                self.deadline_s = self._first_byte_s + self.settings.client_timeout_s
+                self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
                 data = self._receive_body()
         except FramingError as error:
             raise HttpError("bad_request", f"the chunked body is broken: {error}") from error
 
     def _expect_more(self, head: RequestHead) -> None:
-        self.deadline_s = self._first_byte_s + self.settings.client_timeout_s
+        self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
         if head.expects_continue and head.version_1_1:
             self._await_turn_of_previous()
             self.sock.sendall(_CONTINUE)
@@ -308,7 +357,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         """
         self.before_last(exchange, keep_alive)
         if len(data) > LARGE_BYTES and not keep_alive:
-            self.deadline_s += self.settings.client_timeout_s
+            self.set_deadline(self._due_s + self.settings.client_timeout_s)
         sent = self.send_part(exchange, data)
         if not keep_alive or not sent:
             self.shut_writing()
@@ -317,7 +366,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
         """Say that the last write of an exchange comes now."""
         idle_s = self.settings.keepalive_timeout_s if keep_alive else LINGER_S
-        self.deadline_s = time.monotonic() + idle_s
+        self.set_deadline(time.monotonic() + idle_s)
         exchange.answered = True
 
     def send_now(self, data: bytes) -> int:
@@ -372,7 +421,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                     break
         self._await_turn()
         self.shut_writing()
-        self.deadline_s = min(self.deadline_s, time.monotonic() + LINGER_S)
+        self.set_deadline(min(self._due_s, time.monotonic() + LINGER_S))
         seen = 0
         while not self._eof and not self._expired and seen <= self.settings.max_body_bytes:
             try:

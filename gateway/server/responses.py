@@ -50,7 +50,9 @@ def head(status: int, headers: bytes) -> bytes:
 
 
 def whole(status: int, headers: bytes, body: bytes, keep_alive: bool) -> bytes:
-    """A complete response with a Content-Length. `headers` are lines ending in CRLF."""
+    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF."""
+    if status == 204:
+        return b"%b%b\r\n" % (head(status, headers), b"" if keep_alive else b"Connection: close\r\n")
     return b"%b%bContent-Length: %d\r\n\r\n%b" % (
         head(status, headers),
         b"" if keep_alive else b"Connection: close\r\n",

@@ -6,6 +6,7 @@ One table of paths. Owns nothing; reads the factory's snapshot and the metrics' 
 from __future__ import annotations
 
 import json
+import urllib.parse
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway import __version__
@@ -130,7 +131,7 @@ class Routes:
         return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
 
     def _model(self, head: RequestHead) -> Reply:
-        name = head.path[len("/v1/models/") :]
+        name = urllib.parse.unquote(head.path[len("/v1/models/") :])
         entry = self._entry(name)
         if entry is None:
             raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
