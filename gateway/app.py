@@ -76,7 +76,6 @@ class Gateway:
         except OSError:
             self._close_parts()
             raise
-        self._thread: Optional[threading.Thread] = None
         self._hurry = threading.Event()
         self._stopping = threading.Lock()
 
@@ -93,9 +92,8 @@ class Gateway:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def start(self) -> Gateway:
-        """Serve, on a thread of its own."""
-        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.5,), name="accept", daemon=True)
-        self._thread.start()
+        """Serve, on threads of its own."""
+        self.server.start()
         self.telemetry.log(
             "info",
             "started",
@@ -124,9 +122,7 @@ class Gateway:
             if self._hurry.wait(DRAIN_POLL_S):
                 break
         cut_off = self.pipeline.in_flight
-        if self._thread is not None:
-            self.server.shutdown()
-            self._thread.join(END_TIMEOUT_S)
+        self.server.shutdown()
         self.server.server_close()
         self.server.end_connections(END_TIMEOUT_S)
         self._close_parts()

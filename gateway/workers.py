@@ -121,15 +121,16 @@ class WorkerPool:
 
     def _next_locked(self) -> Optional[Job]:
         """The next waiting job, which takes over the caller's place; None when the place is free now."""
-        while True:
+        while self._waiting:
             try:
                 job = self._queue.get_nowait()
             except queue.Empty:
-                self._running -= 1
-                return None
+                break  # what waits is being given up by who waited for it
             if job.claim():
                 self._waiting -= 1
                 return job
+        self._running -= 1
+        return None
 
     def _new_thread_locked(self) -> threading.Thread:
         self._started += 1

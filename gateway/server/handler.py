@@ -15,7 +15,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Optional
 
-from gateway.errors import GatewayError, HttpError, RequestRefused
+from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.pipeline import PATHS
 from gateway.server import responses
 from gateway.server.exchange import Exchange, cors_headers
@@ -45,10 +45,6 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         sock: socket.socket = self.request
         self.sock = sock
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:
-            pass  # the client has gone already
         context = self.server.context
         self.settings = context.settings
         self.pipeline = context.pipeline
@@ -58,8 +54,10 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._expired = False
         self._block = b""
         self._head: Optional[RequestHead] = None
+        self._body_due = False  # the body of the request under way has not been read
         self._first_byte_s = 0.0
         self._running = False
+        self._unread = False  # bytes of a refused request are still to come
         self.set_deadline(time.monotonic() + self.settings.keepalive_timeout_s)
         self.server.watchdog.watch(self)
 
@@ -124,20 +122,28 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def _serve_one(self) -> bool:
         """Read one request and see to it; False when the connection is to be closed."""
         exchange: Optional[Exchange] = None
+        self._body_due = False
         try:
             head = self._read_head()
             if head is None:
                 return False
+            self._body_due = head.chunked or bool(head.content_length)
             exchange = self._new_exchange(head)
             if head.path in PATHS and head.method == "POST":
                 self._infer(exchange, head)
             else:
                 self._serve_here(exchange, head)
         except GatewayError as error:
+            if isinstance(error, HttpError):
+                self._unread = True
             if exchange is None:
                 exchange = self._new_exchange(_unreadable_head())
                 exchange.keep_alive = False
             self._refuse(exchange, error)
+        except Exception as error:
+            if exchange is None or exchange.status:
+                raise  # nothing to answer, or too late for another answer
+            self._refuse(exchange, self.pipeline.internal_error(error, exchange.request_id))
         if not exchange.keep_alive or self._eof:
             return self._await_close()
         return True
@@ -163,6 +169,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         exchange.identity = self.pipeline.identify(head.headers, head.repeated)
         _check_media_type(head)
         body = self._read_body(head)
+        self._body_due = False
         if exchange.submit(body):
             self._run_here(exchange)
 
@@ -190,10 +197,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         exchange.finish_with(answer.status, headers, answer.body)
 
     def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
-        if not exchange.head.chunked and exchange.keep_alive:
-            self._skip_body(exchange, exchange.head)
-        elif exchange.head.chunked:
-            exchange.keep_alive = False
+        self._skip_body(exchange, exchange.head)
         exchange.fail(error)
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -212,12 +216,16 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         return data
 
     def _left(self, exchange: Exchange) -> None:
+        self._give_up(exchange)
+        self._await_turn()
+
+    def _give_up(self, exchange: Exchange) -> None:
+        """Nothing more will be read: the exchange has waited too long for a worker, or the client has left."""
         if self._expired:
             if not exchange.answered and exchange.claim():
                 exchange.queue_timed_out()
         elif not exchange.answered:
             exchange.cancel()
-        self._await_turn()
 
     def _read_head(self) -> Optional[RequestHead]:
         buffer = self._buffer
@@ -314,7 +322,11 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
         if head.expects_continue and head.version_1_1:
             self._await_turn_of_previous()
-            self.sock.sendall(_CONTINUE)
+            try:
+                self.sock.sendall(_CONTINUE)
+            except OSError as error:
+                self._eof = True
+                raise ClientGone from error
 
     def _receive_body(self) -> bytes:
         try:
@@ -330,11 +342,14 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
 
     def _skip_body(self, exchange: Exchange, head: RequestHead) -> None:
         """Drop the body of a request that is not wanted; what has not arrived yet closes the connection."""
+        if not self._body_due:
+            return
         length = head.content_length or 0
         if length <= len(self._buffer) and not head.chunked:
             self._buffer = self._buffer[length:]
-        elif length or head.chunked:
+        else:
             exchange.keep_alive = False
+            self._unread = True
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -359,8 +374,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         if len(data) > LARGE_BYTES and not keep_alive:
             self.set_deadline(self._due_s + self.settings.client_timeout_s)
         sent = self.send_part(exchange, data)
-        if not keep_alive or not sent:
-            self.shut_writing()
+        if not sent or not (keep_alive or self._running):
+            self.shut_writing()  # this connection's own thread, where it is the writer, closes it right after
         return sent
 
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
@@ -391,6 +406,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         so it may poll)."""
         exchange = self._exchange
         while exchange is not None and not exchange.wait(0.25):
+            if self._expired:
+                self._give_up(exchange)
             if self._eof or not DONTWAIT or len(self._buffer) > READ_AHEAD_BYTES:
                 continue
             try:
@@ -402,8 +419,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             self._buffer += data
             if not data:
                 self._eof = True
-                if not exchange.answered:
-                    exchange.cancel()
+                self._give_up(exchange)
 
     def _await_turn_of_previous(self) -> None:
         exchange = self._exchange
@@ -415,11 +431,13 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         exchange = self._exchange
         if exchange is None:
             return False
-        if not self._eof and not exchange.answered:
+        if not exchange.answered:
             while not self._eof and not exchange.finished:
                 if not self._receive():
                     break
         self._await_turn()
+        if self._eof or not self._unread:
+            return False  # nothing more can come that closing would answer with a reset
         self.shut_writing()
         self.set_deadline(min(self._due_s, time.monotonic() + LINGER_S))
         seen = 0
