@@ -146,6 +146,12 @@ class Call:
         options = self.request.get("stream_options")
         return isinstance(options, dict) and options.get("include_usage") is True
 
+    def choices(self) -> int:
+        """How many choices a complete answer has: `n` for each prompt."""
+        prompt = self.request.get("prompt") if self.path == COMPLETIONS else None
+        several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+        return (self.request.get("n") or 1) * (len(prompt or ()) if several else 1)
+
     def prompt_chars(self) -> int:
         """Characters of the prompt, for estimates."""
         return len(self._prompt_text())
@@ -260,6 +266,7 @@ class InferenceFactory:
             outcome = Outcome("ok")
         except EngineFault as fault:
             outcome = fault.outcome
+            yield from _events_in(fault.lines)
             raise EngineFailed("backend_error", outcome.message) from fault
         finally:
             answer.close(outcome)
@@ -390,7 +397,7 @@ class InferenceFactory:
             response = self.client.ask(endpoint, call.path, attempt, payload, headers)
             try:
                 if call.stream and b"json" not in response.head.headers.get(b"content-type", b""):
-                    events = EventStream(not call.wants_usage(), call.request.get("n") or 1)
+                    events = EventStream(not call.wants_usage(), call.choices())
                     stream = EngineStream(response, events)
                     stream.wait_first()
                     return stream

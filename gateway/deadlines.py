@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from typing import Callable, Optional, Protocol
 
 
@@ -60,7 +61,10 @@ class Watchdog:
             return
         for item in items:
             if item.deadline_s <= now_s:
-                item.expire()
+                try:
+                    item.expire()
+                except Exception:  # one broken item must not leave all the others without a deadline
+                    traceback.print_exc()
 
     def close(self) -> None:
         """Stop watching; joins the thread."""

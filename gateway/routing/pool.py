@@ -118,16 +118,25 @@ class ModelPool:
         """Take a place on the engine that returns soonest although it is out; never a resting, full or tried one."""
         with self._lock:
             now_s = self._clock()
-            out = [
-                engine
-                for engine in self.engines
-                if engine not in tried and not engine.full() and engine.state(now_s) != "resting"
-            ]
-            if not out:
-                return None
-            engine = min(out, key=lambda e: e.returns_at_s(now_s))
-            engine.in_flight += 1
+            engine = self._last_resort_locked(tried, now_s)
+            if engine is not None:
+                engine.in_flight += 1
             return engine
+
+    def last_resort_wait_s(self, tried: Collection[Engine]) -> Optional[float]:
+        """Seconds (to the millisecond) until the engine that `acquire_last_resort` would take returns, or None."""
+        with self._lock:
+            now_s = self._clock()
+            engine = self._last_resort_locked(tried, now_s)
+            return None if engine is None else round(engine.returns_at_s(now_s) - now_s, 3)
+
+    def _last_resort_locked(self, tried: Collection[Engine], now_s: float) -> Optional[Engine]:
+        out = [
+            engine
+            for engine in self.engines
+            if engine not in tried and not engine.full() and engine.state(now_s) != "resting"
+        ]
+        return min(out, key=lambda e: e.returns_at_s(now_s), default=None)
 
     def settle(self, engine: Engine, outcome: Outcome, duration_s: float) -> Optional[StateChange]:
         """Give an engine's place back and apply the verdict on what happened there.

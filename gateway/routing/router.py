@@ -133,7 +133,14 @@ class Tries:
         return None
 
     def _last_resort(self) -> Optional[tuple[ModelPool, Engine]]:
-        for pool in self._pools:
+        """Of all candidate models the engine that returns soonest; among equals the first model's."""
+        waits: list[tuple[float, int]] = []
+        for index, pool in enumerate(self._pools):
+            wait_s = pool.last_resort_wait_s(self._tried)
+            if wait_s is not None:
+                waits.append((wait_s, index))
+        for _, index in sorted(waits):
+            pool = self._pools[index]
             engine = pool.acquire_last_resort(self._tried)
             if engine is not None:
                 return self._take(pool, engine)

@@ -275,6 +275,8 @@ class Exchange(Job):
         self.status = status
         if self.pipeline.draining:
             self.keep_alive = False
+        if self.keep_alive and not self.head.version_1_1:
+            headers += b"Connection: keep-alive\r\n"  # HTTP/1.0 clients take silence for close
         data = responses.whole(status, headers, body, self.keep_alive)
         if self.head.method == "HEAD":
             data = data[: len(data) - len(body)]

@@ -30,7 +30,6 @@ LOOK_S = 0.25  # how often a request under way is asked whether its client is st
 LINGER_S = 2.0  # how long a connection that is being closed waits for its client to close
 READ_AHEAD_BYTES = 65536
 LARGE_BYTES = 65536
-DISCARD_MAX_BYTES = 262144  # an unwanted body up to this size is read, so that the refusal arrives
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -79,6 +78,18 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         if not self._running:
             self.deadline_s = deadline_s
 
+    def _follow_due(self) -> None:
+        """Watch for `_due_s` again.
+
+        Another thread may set it meanwhile: it sets `_due_s` first, so it is seen here or its own store of `deadline_s`
+        comes last.
+        """
+        while True:
+            due_s = self._due_s
+            self.deadline_s = due_s
+            if due_s == self._due_s:
+                return
+
     def expire(self) -> None:
         """Look after the connection; on the watchdog's thread, when `deadline_s` has passed.
 
@@ -94,7 +105,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                     exchange.cancel()
                 return
         if now_s < self._due_s:
-            self.deadline_s = min(self._due_s, now_s + LOOK_S) if self._running else self._due_s
+            if not self._running:
+                self._follow_due()
             return
         exchange = self._exchange
         stuck_writing = exchange is not None and exchange.answered and not exchange.finished
@@ -127,6 +139,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             head = self._read_head()
             if head is None:
                 return False
+            if self._is_over():
+                return self._await_close()
             self._body_due = head.chunked or bool(head.content_length)
             exchange = self._new_exchange(head)
             if head.path in PATHS and head.method == "POST":
@@ -137,6 +151,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             if isinstance(error, HttpError):
                 self._unread = True
             if exchange is None:
+                if self._is_over():
+                    return self._await_close()
                 exchange = self._new_exchange(_unreadable_head())
                 exchange.keep_alive = False
             self._refuse(exchange, error)
@@ -148,10 +164,19 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             return self._await_close()
         return True
 
+    def _is_over(self) -> bool:
+        """Whether the answer before was this connection's last, or its client has left: what came behind it is void."""
+        previous = self._exchange
+        if previous is None:
+            return False
+        if not previous.answered:
+            self._await_turn()
+        over = not previous.keep_alive or (self._eof and not self._expired)
+        self._unread = self._unread or over
+        return over
+
     def _new_exchange(self, head: RequestHead) -> Exchange:
         previous = self._exchange
-        if previous is not None and not previous.answered:
-            self._await_turn()
         exchange = Exchange(
             self.pipeline,
             self.server.context.relay,
@@ -182,7 +207,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             exchange.run()
         finally:
             self._running = False
-            self.deadline_s = self._due_s
+            self._follow_due()
             self.pipeline.workers.leave()
 
     def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:
@@ -232,6 +257,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         while buffer[:2] == b"\r\n":  # a client that ends its body with an extra line (RFC 9112, 2.2)
             buffer = buffer[2:]
         self._first_byte_s = time.monotonic()
+        if buffer and b"\r\n\r\n" not in buffer:
+            buffer = self._begun(buffer)
         while True:
             end = buffer.find(b"\r\n\r\n")
             if end >= 0:
@@ -263,6 +290,16 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             self._head = parse_head(block)
             self._block = block
         return self._head
+
+    def _begun(self, buffer: bytes) -> bytes:
+        """A part of a head came behind the request before: the rest is due as if it had come alone."""
+        self._buffer = buffer
+        exchange = self._exchange
+        if exchange is not None and not exchange.answered:
+            self._await_turn()  # until its last write the deadline belongs to the exchange
+        self._first_byte_s = time.monotonic()
+        self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
+        return self._buffer
 
     def _no_head(self, buffer: bytes) -> Optional[RequestHead]:
         if self._expired and buffer:

@@ -130,8 +130,10 @@ def _origin_form(target: bytes) -> str:
         return text
     scheme, separator, rest = text.partition("://")
     if separator and scheme.lower() in ("http", "https"):  # absolute form, as sent to proxies
-        slash = rest.find("/")
-        return rest[slash:] if slash >= 0 else "/"
+        authority = re.split("[/?]", rest, maxsplit=1)[0]
+        if authority:
+            target_path = rest[len(authority) :]
+            return target_path if target_path.startswith("/") else f"/{target_path}"
     raise _bad("the request target is malformed")
 
 

@@ -10,7 +10,7 @@ Measured: 60 us CPU per event with a blocked thread per stream, 20 with this (do
 
 from __future__ import annotations
 
-import selectors
+import math
 import socket
 import threading
 import time
@@ -19,6 +19,7 @@ from typing import Callable
 
 from gateway.routing.retry import Outcome
 from gateway.server.exchange import Exchange
+from gateway.server.poller import new_poller
 from gateway.upstream.client import EngineFault
 from gateway.upstream.stream import EngineStream
 
@@ -33,6 +34,7 @@ class _Relayed:
     __slots__ = (
         "active_s",
         "cancelled",
+        "client",
         "ending",
         "exchange",
         "outcome",
@@ -43,6 +45,7 @@ class _Relayed:
 
     def __init__(self, exchange: Exchange, stream: EngineStream, now_s: float) -> None:
         self.exchange = exchange
+        self.client = exchange.client
         self.stream = stream
         self.active_s = now_s
         self.unsent = b""
@@ -64,16 +67,18 @@ class Relay:
         self._idle_timeout_s = idle_timeout_s
         self._on_error = on_error
         self._clock = clock
-        self._selector = selectors.DefaultSelector()
+        self._poller = new_poller()
         self._inbox: deque[tuple[str, _Relayed]] = deque()
         self._awake = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        self._selector.register(self._wake_receiver, selectors.EVENT_READ, None)
+        self._poller.register(self._wake_receiver, None)
         self._streams: dict[_Relayed, None] = {}
         self._lingering: dict[EngineStream, float] = {}
+        self._now_s = clock()  # of the round under way
         self._closing = False
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._thread.start()
 
@@ -90,6 +95,10 @@ class Relay:
         if call is not None and call.cancelled:
             relayed.cancelled = True  # the client left between the first event and now
         self._send("take", relayed)
+        if self._ended:
+            # The thread sets the flag and then empties the inbox, this looks at the flag after putting: one of the two
+            # takes it out.
+            self._end_unbegun()
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -118,25 +127,38 @@ class Relay:
     def _run(self) -> None:
         sweep_s = self._clock() + SWEEP_S
         while not self._closing:
-            for key, mask in self._selector.select(SWEEP_S):
-                relayed = key.data
+            ready = self._poller.wait(SWEEP_S)
+            self._now_s = self._clock()
+            for relayed in ready:
                 if relayed is None:
                     self._receive_inbox()
                 elif isinstance(relayed, _Relayed):
-                    self._step(relayed, mask)
+                    self._step(relayed)
                 else:
                     self._linger_step(relayed)
-            now_s = self._clock()
-            if now_s >= sweep_s:
-                sweep_s = now_s + SWEEP_S
-                self._sweep(now_s)
+            if self._now_s >= sweep_s:
+                sweep_s = self._now_s + SWEEP_S
+                self._sweep(self._now_s)
         for relayed in list(self._streams):
             self._end(relayed, Outcome("cancelled"))
         for stream in list(self._lingering):
             self._stop_lingering(stream)
-        self._selector.close()
+        self._ended = True
+        self._end_unbegun()
+        self._poller.close()
         self._wake_receiver.close()
         self._wake_sender.close()
+
+    def _end_unbegun(self) -> None:
+        """End what was handed over too late to be relayed."""
+        while True:
+            try:
+                what, relayed = self._inbox.popleft()
+            except IndexError:
+                return
+            if what == "take":
+                self._streams[relayed] = None
+                self._end(relayed, Outcome("cancelled"))
 
     def _receive_inbox(self) -> None:
         try:
@@ -169,20 +191,31 @@ class Relay:
             self._end(relayed, Outcome("cancelled"))
             return
         lines = relayed.stream.detach()
-        self._selector.register(relayed.stream.sock, selectors.EVENT_READ, relayed)
+        self._poller.register(relayed.stream.sock, relayed)
         self._forward(relayed, lines)
 
-    def _step(self, relayed: _Relayed, mask: int) -> None:
-        if relayed not in self._streams:
-            return  # ended by an earlier event of the same round
+    def _step(self, relayed: _Relayed) -> None:
+        """A socket of this stream is ready: the engine's, or the client's when something waits for it."""
         if relayed.unsent:
-            if mask & selectors.EVENT_WRITE:
-                self._guarded(relayed, self._flush)
-            return
-        self._guarded(relayed, self._pull)
+            self._guarded(relayed, self._flush)
+        elif relayed in self._streams:  # not ended by an earlier event of the same round
+            self._guarded(relayed, self._pull)
 
     def _pull(self, relayed: _Relayed) -> None:
-        self._forward(relayed, relayed.stream.pull())
+        stream = relayed.stream
+        lines = stream.pull()
+        if not lines or stream.events.done:
+            self._forward(relayed, lines)
+            return
+        # The usual event, without the calls that its end would need (4 instead of 5 us).
+        data = relayed.exchange.frame(lines)
+        relayed.active_s = self._now_s
+        try:
+            sent = relayed.client.send_now(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._buffer(relayed, data[sent:])
 
     def _forward(self, relayed: _Relayed, lines: bytes) -> None:
         """Send lines to the client, and the end behind them when the stream is done."""
@@ -193,7 +226,7 @@ class Relay:
             data += exchange.end_of_stream()
             exchange.client.before_last(exchange, exchange.keep_alive)
         if data:
-            relayed.active_s = self._clock()
+            relayed.active_s = self._now_s
             try:
                 sent = exchange.client.send_now(data)
             except BlockingIOError:
@@ -207,31 +240,44 @@ class Relay:
     def _buffer(self, relayed: _Relayed, rest: bytes) -> None:
         """The client is slower than its engine: keep the rest, and read on only when it is gone."""
         relayed.unsent = rest
+        if relayed.ending:
+            # The connection's time to close or be idle begins with the last byte; until then `_sweep` keeps the time.
+            relayed.exchange.client.set_deadline(math.inf)
         if not relayed.paused:
             relayed.paused = True
-            self._unregister(relayed.stream.sock)
-        self._selector.register(relayed.exchange.client.fileno(), selectors.EVENT_WRITE, relayed)
+            self._poller.unregister(relayed.stream.sock)
+        self._poller.register(relayed.exchange.client.fileno(), relayed, writing=True)
 
     def _flush(self, relayed: _Relayed) -> None:
         try:
             sent = relayed.exchange.client.send_now(relayed.unsent)
         except BlockingIOError:
             return
-        relayed.active_s = self._clock()
+        relayed.active_s = self._now_s
         relayed.unsent = relayed.unsent[sent:]
         if relayed.unsent:
             return
-        self._unregister(relayed.exchange.client.fileno())
+        exchange = relayed.exchange
+        self._poller.unregister(exchange.client.fileno())
         if relayed.ending:
+            exchange.client.before_last(exchange, exchange.keep_alive)
             self._end(relayed, relayed.outcome)
             return
         relayed.paused = False
-        self._selector.register(relayed.stream.sock, selectors.EVENT_READ, relayed)
+        self._poller.register(relayed.stream.sock, relayed)
 
     def _broken(self, relayed: _Relayed, fault: EngineFault) -> None:
         """The engine failed mid-stream: one error event, and no `[DONE]`."""
         exchange = relayed.exchange
-        data = exchange.frame(exchange.stream_failed(fault)) + exchange.end_of_stream()
+        call = exchange.call
+        if call is not None and call.cancelled:
+            # The client has left, and what broke is the connection that `cancel` shut: no fault of the engine.
+            self._end(relayed, Outcome("cancelled"))
+            return
+        # A line of its own first, where the engine broke off inside an event: the error is not a part of that.
+        closing = b"\n" if relayed.stream.events.inside else b""
+        lines = fault.lines + closing + exchange.stream_failed(fault)
+        data = exchange.frame(lines) + exchange.end_of_stream()
         exchange.client.before_last(exchange, exchange.keep_alive)
         relayed.ending = True
         relayed.outcome = fault.outcome
@@ -254,16 +300,17 @@ class Relay:
         del self._streams[relayed]
         exchange = relayed.exchange
         exchange.on_cancel = None
-        self._unregister(relayed.stream.sock)
+        self._poller.unregister(relayed.stream.sock)
         if relayed.unsent:
-            self._unregister(exchange.client.fileno())
+            self._poller.unregister(exchange.client.fileno())
+            relayed.unsent = b""  # nothing of it is sent by an event of the same round
         if outcome.kind == "cancelled" or not exchange.keep_alive:
             exchange.client.shut_writing()
         stream = relayed.stream
         if outcome.kind == "ok" and not stream.drained:
             # The end of the body is due any moment; waiting for it here keeps the connection for the next request.
             self._lingering[stream] = self._clock() + DRAIN_S
-            self._selector.register(stream.sock, selectors.EVENT_READ, stream)
+            self._poller.register(stream.sock, stream)
             exchange.stream_ended(stream, outcome, keep_open=True)
         else:
             exchange.stream_ended(stream, outcome)
@@ -279,14 +326,8 @@ class Relay:
 
     def _stop_lingering(self, stream: EngineStream) -> None:
         if self._lingering.pop(stream, None) is not None:
-            self._unregister(stream.sock)
+            self._poller.unregister(stream.sock)
             stream.give_back()
-
-    def _unregister(self, what: object) -> None:
-        try:
-            self._selector.unregister(what)  # type: ignore[arg-type]
-        except (KeyError, ValueError):
-            pass
 
     def _sweep(self, now_s: float) -> None:
         """End what has been silent for too long: an engine between events, or a client that takes nothing."""

@@ -56,11 +56,6 @@ class Routes:
             "/v1/models": self._models,
         }
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """Every path there is, for the metrics' closed set."""
-        return frozenset((*self._gets, *PATHS, "/v1/models/{id}"))
-
     def answer(self, exchange: Exchange, head: RequestHead) -> Reply:
         """The answer to anything but an inference request. Raises GatewayError."""
         path = head.path

@@ -16,14 +16,15 @@ import time
 from typing import Any, Callable, NamedTuple
 
 from gateway.deadlines import Watchdog
+from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 from gateway.server import responses
+from gateway.server.exchange import new_request_id
 from gateway.server.handler import ClientConnection
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.settings import Settings
 
-_FULL = b'{"error":"overloaded","message":"too many open connections","param":null,"request_id":null}'
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ACCEPT_PAUSE_S = 0.1
 SPARE_ACCEPTORS = 16  # threads that may wait in accept(), 26 KB each
@@ -140,8 +141,11 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self._report("connections_full", connections=len(self._open))
         try:
             request.setblocking(False)
-            headers = responses.JSON + b"Retry-After: 1\r\n"
-            request.send(responses.whole(503, headers, _FULL, keep_alive=False))
+            error = GatewayError("overloaded", "too many open connections", retry_after_s=1.0)
+            request_id = new_request_id()
+            headers = b"%bX-Request-ID: %b\r\n" % (responses.JSON, request_id.encode())
+            body = responses.error_body(error, self.context.settings.error_format, request_id)
+            request.send(responses.whole(503, headers + responses.error_headers(error), body, keep_alive=False))
             request.shutdown(socket.SHUT_WR)
         except OSError:
             pass

@@ -33,7 +33,10 @@ class InvalidAnswer(Exception):
 def parse_answer(body: bytes, path: str) -> dict[str, Any]:
     """The JSON object of an engine's answer to POST `path`. Raises InvalidAnswer."""
     try:
-        answer = json.loads(body)
+        if b"NaN" in body or b"Infinity" in body:  # looked for first: a hook costs a decoder a call
+            answer = json.loads(body, parse_constant=_refuse_constant)
+        else:
+            answer = json.loads(body)
     except (ValueError, RecursionError):
         raise InvalidAnswer("the engine's answer is not JSON") from None
     if not isinstance(answer, dict):
@@ -45,6 +48,10 @@ def parse_answer(body: bytes, path: str) -> dict[str, Any]:
     if not isinstance(answer.get(_LIST_KEY_BY_PATH[path]), list):
         raise InvalidAnswer(f"the engine's answer has no {_LIST_KEY_BY_PATH[path]}")
     return answer
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def estimate_tokens(chars: int) -> int:
@@ -81,7 +88,12 @@ def complete(answer: dict[str, Any], body: bytes, request_id: str, model: str, u
     written anew. (Patching 400 bytes costs 1.5 us, writing them anew 6.)
     """
     reported = answer.get("usage")
-    if isinstance(reported, dict) and "total_tokens" in reported and not usage.estimated:
+    if (
+        isinstance(reported, dict)
+        and type(reported.get("completion_tokens")) is int
+        and type(reported.get("total_tokens")) is int
+        and not usage.estimated
+    ):
         patched = _patch(body, b'"id"', answer.get("id"), request_id)
         if patched is not None:
             patched = _patch(patched, b'"model"', answer.get("model"), model)
@@ -113,7 +125,7 @@ def _patch(body: bytes, key: bytes, old: object, new: str) -> Optional[bytes]:
         return None
     start = body.find(key) + len(key)
     for separator in (b':"', b': "'):
-        value = separator + old.encode() + b'"'
+        value = separator + old.encode("utf-8", "surrogatepass") + b'"'
         if body.startswith(value, start):
             stop = start + len(value)
             return b"%b%b%b%b" % (body[:start], b':"', new.encode() + b'"', body[stop:])

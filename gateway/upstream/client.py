@@ -37,11 +37,12 @@ RECV_BYTES = 65536
 
 
 class EngineFault(Exception):
-    """An attempt failed; `outcome` says how."""
+    """An attempt failed; `outcome` says how. `lines` are whole lines of a stream that had come before."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Outcome, lines: bytes = b"") -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
+        self.lines = lines
 
 
 class _Stale(Exception):
@@ -223,7 +224,8 @@ def _receive(connection: Connection, attempt: Attempt) -> bytes:
     except OSError as error:
         if attempt.aborted is not None:
             raise attempt.failure() from error
-        raise EngineFault(Outcome("reset", "the engine closed the connection")) from error
+        # Part of an answer has come, else `_exchange` would be reading.
+        raise EngineFault(Outcome("truncated", "the engine's answer was cut short")) from error
     if not data and attempt.aborted is not None:
         raise attempt.failure()
     return data

@@ -60,6 +60,7 @@ class ConnectionPool:
         self._port = port
         self._tls = tls
         self._connect_timeout_s = connect_timeout_s
+        self._family = _address_family(host)
         self._idle: deque[Connection] = deque()
         self._closed = False
 
@@ -73,8 +74,14 @@ class ConnectionPool:
     def connect(self, timeout_s: float) -> Connection:
         """Open a connection within min(`timeout_s`, the connect timeout) seconds. Raises OSError."""
         timeout_s = max(0.001, min(timeout_s, self._connect_timeout_s))
-        sock = socket.create_connection((self._host, self._port), timeout_s)
+        if self._family is None:
+            sock = socket.create_connection((self._host, self._port), timeout_s)
+        else:
+            sock = socket.socket(self._family, socket.SOCK_STREAM)
         try:
+            if self._family is not None:
+                sock.settimeout(timeout_s)
+                sock.connect((self._host, self._port))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 sock = self._tls.wrap_socket(sock, server_hostname=self._host)
@@ -120,3 +127,14 @@ class ConnectionPool:
         """Close idle connections now and those in use when they are given back."""
         self._closed = True
         self.prune(-1.0)
+
+
+def _address_family(host: str) -> Optional[int]:
+    """The family of a numeric address, which needs no look-up; None for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+            return family
+        except (OSError, ValueError):
+            continue
+    return None

@@ -46,19 +46,17 @@ def answer(path: str, request: dict[str, Any], prompt_chars: int) -> dict[str, A
             "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
         }
     chat = path == "/chat/completions"
-    if chat:
-        text = f"Echo: {last_user_text(request.get('messages'))}"
-    else:
-        text = f"Echo: {_inputs(request.get('prompt'))[0]}"
+    texts = [last_user_text(request.get("messages"))] if chat else _inputs(request.get("prompt"))
     choices = []
-    for index in range(request.get("n") or 1):
-        choice: dict[str, Any] = {"index": index, "finish_reason": "stop", "logprobs": None}
-        if chat:
-            choice["message"] = {"role": "assistant", "content": text}
-        else:
-            choice["text"] = text
-        choices.append(choice)
-    tokens = estimate_tokens(len(text)) * len(choices)
+    for text in texts:
+        for _ in range(request.get("n") or 1):
+            choice: dict[str, Any] = {"index": len(choices), "finish_reason": "stop", "logprobs": None}
+            if chat:
+                choice["message"] = {"role": "assistant", "content": f"Echo: {text}"}
+            else:
+                choice["text"] = f"Echo: {text}"
+            choices.append(choice)
+    tokens = sum(estimate_tokens(len(f"Echo: {text}")) for text in texts) * (request.get("n") or 1)
     return {
         "id": "echo",
         "object": "chat.completion" if chat else "text_completion",

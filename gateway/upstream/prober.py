@@ -6,40 +6,68 @@ Owns the timer and, during a tick, one short-lived thread per probe, so that a h
 
 from __future__ import annotations
 
-import http.client
+import re
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterable
 from typing import Callable, Optional
 
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.specs import EngineSpec
+from gateway.upstream.connections import ConnectionPool
 
 MAX_PROBES_AT_ONCE = 64
+STATUS_LINE_MAX_BYTES = 4096
 
 
 def probe(spec: EngineSpec, timeout_s: float) -> Optional[str]:
     """GET the engine's health path (default `/health` at the server's root). None when it is well, else what is wrong.
 
-    Any answer below 500 is a live server: many have no health path and say 404.
+    Any answer below 500 is a live server: many have no health path and say 404. `timeout_s` covers the whole probe, so
+    an engine that sends a byte now and then cannot hold one up.
     """
-    kind = http.client.HTTPSConnection if spec.scheme == "https" else http.client.HTTPConnection
-    connection = kind(spec.host, spec.port, timeout=timeout_s)
+    deadline_s = time.monotonic() + timeout_s
+    tls = ssl.create_default_context() if spec.scheme == "https" else None
     try:
-        connection.request(
-            "GET",
-            spec.health_path or "/health",
-            headers={"Connection": "close", "User-Agent": "inference-gateway-health"},
-        )
-        status = connection.getresponse().status
-        return None if status < 500 else f"health check answered {status}"
+        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s).connect(timeout_s)
+        try:
+            status = _ask_health(connection.sock, spec, deadline_s)
+        finally:
+            connection.close()
+    except socket.timeout:
+        return f"health check failed: no answer within {timeout_s:g} s"
     except ssl.SSLError as error:
         return f"health check: TLS failed: {error.reason}"
-    except (OSError, http.client.HTTPException) as error:
-        return f"health check failed: {getattr(error, 'strerror', None) or type(error).__name__}"
-    finally:
-        connection.close()
+    except OSError as error:
+        return f"health check failed: {error.strerror or error}"
+    return None if status < 500 else f"health check answered {status}"
+
+
+def _ask_health(sock: socket.socket, spec: EngineSpec, deadline_s: float) -> int:
+    host = f"[{spec.host}]" if ":" in spec.host else spec.host
+    request = (
+        f"GET {spec.health_path or '/health'} HTTP/1.1\r\nHost: {host}:{spec.port}\r\n"
+        "User-Agent: inference-gateway-health\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    )
+    sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+    sock.sendall(request.encode("latin-1"))
+    line = b""
+    while b"\n" not in line and len(line) < STATUS_LINE_MAX_BYTES:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise socket.timeout
+        sock.settimeout(left_s)  # a socket's own timeout is per read
+        data = sock.recv(STATUS_LINE_MAX_BYTES)
+        if not data:
+            break
+        line += data
+    found = re.match(rb"HTTP/1\.[01] ([1-5][0-9][0-9])[ \r\n]", line)
+    if found is None:
+        raise OSError("no HTTP answer" if line else "the connection was closed without an answer")
+    return int(found[1])
 
 
 class HealthChecker:

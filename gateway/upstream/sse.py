@@ -18,12 +18,18 @@ _TEXT = re.compile(rb'"(?:content|text|arguments)":\s?"((?:[^"\\]|\\.)*)"')
 
 
 class StreamBroken(Exception):
-    """The stream cannot go on: it holds an error, is not an event stream, or ended without finishing."""
+    """The stream cannot go on: it holds an error, is not an event stream, or ended without finishing.
+
+    `lines` are the whole lines before that, still due to the client.
+    """
+
+    lines = b""
 
 
 class EventStream:
     """State of one stream. `started` = a first event has come; `finished` = every choice has its finish_reason;
-    `done` = `[DONE]` has been passed on; `usage` = the engine's own figures or None; `text_bytes` = generated text."""
+    `done` = `[DONE]` has been passed on; `inside` = the last line handed out leaves its event open; `usage` = the
+    engine's own figures or None; `text_bytes` = generated text."""
 
     __slots__ = (
         "_choices",
@@ -33,6 +39,7 @@ class EventStream:
         "_skip_blank",
         "done",
         "events",
+        "inside",
         "started",
         "text_bytes",
         "usage",
@@ -46,6 +53,7 @@ class EventStream:
         self._skip_blank = False
         self.started = False
         self.done = False
+        self.inside = False
         self.events = 0
         self.text_bytes = 0
         self.usage: Optional[dict[str, Any]] = None
@@ -57,6 +65,26 @@ class EventStream:
 
     def feed(self, data: bytes) -> bytes:
         """Take payload, return the whole lines that the client gets. Raises StreamBroken."""
+        # The usual payload is one delta: nothing to decide, so it is not parsed (1 instead of 6 us).
+        if (
+            data[:7] == b"data: {"
+            and data[-3:] == b"}\n\n"
+            and data.count(b"\n") == 2
+            and data.count(b'"finish_reason"') == 1  # of several choices, one may finish beside another
+            and (b'"finish_reason":null' in data or b'"finish_reason": null' in data)
+            and b'"error"' not in data
+            and (b'"usage"' not in data or b'"usage":null' in data)
+            and self.started
+            and not (self._partial or self._skip_blank or self.done)
+        ):
+            self.events += 1
+            start = data.find(b'"content":"') + 11
+            if start > 10:
+                self.text_bytes += data.find(b'"}', start) - start
+            else:
+                self.text_bytes += sum(map(len, _TEXT.findall(data)))
+            self.inside = False
+            return data
         end = data.rfind(b"\n") + 1
         if not end:
             self._partial += data
@@ -65,22 +93,6 @@ class EventStream:
             return b""
         block = self._partial + data[:end] if self._partial else data[:end]
         self._partial = data[end:]
-        # The usual block is one delta: nothing to decide, so it is not parsed (0.8 instead of 6 us).
-        if (
-            self.started
-            and block.startswith(b"data: {")
-            and block.endswith(b"}\n\n")
-            and block.count(b"\n") == 2
-            and (b'"finish_reason":null' in block or b'"finish_reason": null' in block)
-            and b'"error"' not in block
-            and (b'"usage"' not in block or b'"usage":null' in block)
-            and not self._skip_blank
-        ):
-            self.events += 1
-            found = _TEXT.search(block)
-            if found is not None:
-                self.text_bytes += found.end(1) - found.start(1)
-            return b"" if self.done else block
         return self._lines(block)
 
     def _lines(self, block: bytes) -> bytes:
@@ -92,13 +104,23 @@ class EventStream:
                 self._skip_blank = False
                 continue
             self._skip_blank = False
-            if line.startswith(b"data:") and not self._keep(line[5:].strip()):
+            if line.startswith(b"data:") and not self._kept(line[5:].strip(), out):
                 self._skip_blank = True
                 continue
             out.append(line)
-        if self.done and out and out[-1].strip():
-            out.append(b"\n")  # the blank line that ends [DONE] may come in a later block, after the end
+            self.inside = bool(line.strip())
+        if self.done and self.inside:
+            # The blank line that ends [DONE] may come in a later block, after the end.
+            out.append(b"\r\n" if out[-1].endswith(b"\r\n") else b"\n")
+            self.inside = False
         return b"".join(out)
+
+    def _kept(self, payload: bytes, before: list[bytes]) -> bool:
+        try:
+            return self._keep(payload)
+        except StreamBroken as broken:
+            broken.lines = b"".join(before)
+            raise
 
     def _keep(self, payload: bytes) -> bool:
         """Note what one event says; False keeps it from the client."""
@@ -142,4 +164,5 @@ class EventStream:
         if not self.finished:
             raise StreamBroken("the engine ended the stream without finishing the answer")
         self.done = True
-        return rest + b"data: [DONE]\n\n"
+        closing = b"\n" if self.inside else b""
+        return rest + closing + b"data: [DONE]\n\n"

@@ -63,13 +63,21 @@ class EngineStream:
         """Make reading non-blocking from now on; returns lines that had been received already."""
         self.sock.setblocking(False)
         payload = self.response.take_buffered()
-        lines = self._events(payload) if payload else b""
-        if self.drained and not self.done:
-            lines += self._end()
-        return lines
+        return self._with_end(self._events(payload) if payload else b"")
 
     def pull(self) -> bytes:
         """The lines that have arrived, without blocking; b"" when there is none yet. Raises EngineFault."""
+        if self._tls:
+            return self._pull_tls()
+        try:
+            raw = self.sock.recv(RECV_BYTES)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            return self._reset(error, b"")
+        return self._take(raw, b"")
+
+    def _pull_tls(self) -> bytes:
         out = b""
         while True:
             try:
@@ -77,16 +85,37 @@ class EngineStream:
             except (BlockingIOError, ssl.SSLWantReadError):
                 return out
             except OSError as error:
-                if self.done:
-                    raw = b""
-                else:
-                    raise EngineFault(Outcome("reset", "the engine closed the connection mid-stream")) from error
-            out += self._take(raw)
+                return self._reset(error, out)
+            out = self._take(raw, out)
             # A TLS record may hold more than was asked for, and no selector would tell.
-            if not (self._tls and raw and self.sock.pending()):  # type: ignore[attr-defined]
+            if not (raw and self.sock.pending()):  # type: ignore[attr-defined]
                 return out
 
-    def _take(self, raw: bytes) -> bytes:
+    def _reset(self, error: OSError, lines: bytes) -> bytes:
+        if self.done:
+            return self._take(b"", lines)
+        raise EngineFault(Outcome("reset", "the engine closed the connection mid-stream"), lines) from error
+
+    def _take(self, raw: bytes, lines: bytes) -> bytes:
+        """`lines`, then those in `raw`; b"" = the connection has closed."""
+        try:
+            more = self._lines(raw)
+        except EngineFault as fault:
+            fault.lines = lines + fault.lines
+            raise
+        return self._with_end(lines + more if lines else more)
+
+    def _with_end(self, lines: bytes) -> bytes:
+        """`lines`, then what ends the stream if the body has ended."""
+        if not self.response.decoder.complete or self.events.done:
+            return lines
+        try:
+            return lines + self._end()
+        except EngineFault as fault:
+            fault.lines = lines + fault.lines
+            raise
+
+    def _lines(self, raw: bytes) -> bytes:
         decoder = self.response.decoder
         if not raw:
             closed_well = decoder.end()
@@ -96,27 +125,26 @@ class EngineStream:
                 return b""
             if not closed_well and not self.events.finished:
                 raise EngineFault(Outcome("truncated", "the engine's stream was cut short"))
-            return self._end()
+            return b""
         try:
             payload = decoder.feed(raw)
+            return self.events.feed(payload) if payload and not self.events.done else b""
         except FramingError as error:
             raise EngineFault(Outcome("invalid", f"the engine's stream is broken: {error}")) from error
-        lines = self._events(payload) if payload and not self.events.done else b""
-        if decoder.complete and not self.events.done:
-            lines += self._end()
-        return lines
+        except StreamBroken as error:
+            raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
 
     def _events(self, payload: bytes) -> bytes:
         try:
             return self.events.feed(payload)
         except StreamBroken as error:
-            raise EngineFault(Outcome("invalid", str(error))) from error
+            raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
 
     def _end(self) -> bytes:
         try:
             return self.events.end()
         except StreamBroken as error:
-            raise EngineFault(Outcome("truncated", str(error))) from error
+            raise EngineFault(Outcome("truncated", str(error)), error.lines) from error
 
     def close(self, outcome: Outcome, keep_open: bool = False) -> None:
         """End the stream: give the engine's place back, and the connection unless `keep_open`. Idempotent; the first

@@ -1,0 +1,171 @@
+"""A circuit breaker: an engine that keeps failing is left alone for a while, then tried with one request.
+
+It asks and tells, it never calls: `admit` gives a ticket, `record` takes it back with the outcome. A ticket from
+before the last change of state is ignored, so that a late outcome cannot overwrite newer knowledge. Guarded by the
+pool's lock; time comes in as monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+CLOSED, HALF_OPEN, OPEN = 0, 1, 2
+STATE_NAMES = ("closed", "half_open", "open")
+BUCKETS = 10
+
+
+class BreakerPolicy(NamedTuple):
+    """When a breaker opens and for how long.
+
+    It opens when at least `min_requests` outcomes of the last `window_s` seconds are known and `failure_ratio` of
+    them are failures; the first time for `open_s` seconds, then twice as long each time its trial fails, up to
+    `max_open_s`. Example: BreakerPolicy(window_s=30, min_requests=5, failure_ratio=0.5) opens at the third failure of
+    five outcomes.
+    """
+
+    window_s: float = 30.0
+    min_requests: int = 5
+    failure_ratio: float = 0.5
+    open_s: float = 5.0
+    max_open_s: float = 60.0
+
+
+class Breaker:
+    """State of one engine's breaker: closed (requests pass), open (none does), half-open (exactly one does)."""
+
+    __slots__ = (
+        "_bucket",
+        "_buckets",
+        "_failures",
+        "_open_s",
+        "_policy",
+        "_total",
+        "state",
+        "ticket",
+        "trial",
+        "until_s",
+    )
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        self._policy = policy
+        self._open_s = policy.open_s
+        self.state = CLOSED
+        self.ticket = 0  # changes with every change of state
+        self.trial = False  # half-open: the one request is under way
+        self.until_s = 0.0  # open: until when
+        self._forget()
+
+    def _forget(self) -> None:
+        self._bucket = -1
+        self._buckets: list[tuple[int, int, int]] = []  # (number, outcomes, failures), oldest first
+        self._total = 0
+        self._failures = 0
+
+    def passes(self, now_s: float) -> bool:
+        """Whether a request would be admitted now."""
+        if self.state == CLOSED:
+            return True
+        return now_s >= self.until_s and not self.trial
+
+    def admit(self, now_s: float) -> int:
+        """Let a request through; the ticket is for `record`. The caller has asked `passes`, or goes through regardless
+        (the last engine is never ejected)."""
+        if self.state == OPEN and now_s >= self.until_s:
+            self._change(HALF_OPEN)
+        if self.state == HALF_OPEN:
+            self.trial = True
+        return self.ticket
+
+    def record(self, ticket: int, failed: Optional[bool], now_s: float) -> None:
+        """Tell how the request with this ticket ended; None = nothing was learned (it was cancelled)."""
+        if ticket != self.ticket:
+            return
+        if self.state == HALF_OPEN:
+            self.trial = False
+            if failed is None:
+                return
+            if failed:
+                self._open_s = min(self._open_s * 2, self._policy.max_open_s)
+                self._open(now_s)
+            else:
+                self._open_s = self._policy.open_s
+                self._forget()
+                self._change(CLOSED)
+        elif failed is not None:
+            if self.state == OPEN:
+                if not failed:  # asked although it was open, as the last engine there is: it is well again
+                    self._open_s = self._policy.open_s
+                    self._forget()
+                    self._change(CLOSED)
+                return
+            self._count(failed, now_s)
+
+    def _count(self, failed: bool, now_s: float) -> None:
+        policy = self._policy
+        number = int(now_s * BUCKETS / policy.window_s)
+        if number != self._bucket:
+            self._turn(number)
+        self._total += 1
+        if not failed:
+            return
+        self._failures += 1
+        outcomes = self._total + sum(bucket[1] for bucket in self._buckets)
+        failures = self._failures + sum(bucket[2] for bucket in self._buckets)
+        if outcomes >= policy.min_requests and failures >= policy.failure_ratio * outcomes:
+            self._open(now_s)
+
+    def _turn(self, number: int) -> None:
+        if self._total:
+            self._buckets.append((self._bucket, self._total, self._failures))
+        self._buckets = [bucket for bucket in self._buckets if bucket[0] > number - BUCKETS]
+        self._bucket = number
+        self._total = 0
+        self._failures = 0
+
+    def _open(self, now_s: float) -> None:
+        self.until_s = now_s + self._open_s
+        self._forget()
+        self._change(OPEN)
+
+    def _change(self, state: int) -> None:
+        self.state = state
+        self.ticket += 1
+        self.trial = False
+
+
+class RetryBudget:
+    """At most `ratio` of the requests of the last `window_s` seconds may be retries, but always `least` of them.
+
+    So a dying fleet is not hammered, and a small one still fails over. Guarded by the pool's lock.
+    """
+
+    __slots__ = ("_least", "_ratio", "_requests", "_retries", "_second", "_window_s")
+
+    def __init__(self, ratio: float = 0.2, least: int = 10, window_s: int = 10) -> None:
+        self._ratio = ratio
+        self._least = least
+        self._window_s = window_s
+        self._second = 0
+        self._requests = [0] * window_s  # per second, a ring
+        self._retries = [0] * window_s
+
+    def request(self, now_s: float) -> None:
+        """Count a request's first try."""
+        self._requests[self._slot(now_s)] += 1
+
+    def take(self, now_s: float) -> bool:
+        """Take one retry; False when there is none left."""
+        slot = self._slot(now_s)
+        if sum(self._retries) >= max(self._least, self._ratio * sum(self._requests)):
+            return False
+        self._retries[slot] += 1
+        return True
+
+    def _slot(self, now_s: float) -> int:
+        second = int(now_s)
+        if second != self._second:
+            for passed in range(max(self._second + 1, second - self._window_s + 1), second + 1):
+                self._requests[passed % self._window_s] = 0
+                self._retries[passed % self._window_s] = 0
+            self._second = max(second, self._second)
+        return second % self._window_s
