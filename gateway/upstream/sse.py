@@ -16,6 +16,8 @@ LINE_MAX_BYTES = 16777216
 # The text of a delta, still escaped. Only for estimating tokens when the engine reports none.
 _TEXT = re.compile(rb'"(?:content|text|arguments)":\s?"((?:[^"\\]|\\.)*)"')
 
+_BACKSLASH = 0x5C
+
 
 class StreamBroken(Exception):
     """The stream cannot go on: it holds an error, is not an event stream, or ended without finishing.
@@ -79,8 +81,9 @@ class EventStream:
         ):
             self.events += 1
             start = data.find(b'"content":"') + 11
-            if start > 10:
-                self.text_bytes += data.find(b'"}', start) - start
+            stop = data.find(b'"', start)
+            if stop > start > 10 and data[stop - 1] != _BACKSLASH:
+                self.text_bytes += stop - start
             else:
                 self.text_bytes += sum(map(len, _TEXT.findall(data)))
             self.inside = False

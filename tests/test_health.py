@@ -1,0 +1,355 @@
+"""Health checks: what is probed when, what a result changes, and that no engine holds up another's probe."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import unittest
+from random import Random
+from typing import Optional
+
+from gateway.mock import MockEngine
+from gateway.routing.engine import Engine
+from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.retry import Outcome
+from gateway.routing.specs import EngineSpec, model_from
+from gateway.upstream import prober
+from gateway.upstream.prober import HealthChecker, probe
+from tests.scripted import ScriptedEngine
+from tests.support import TIMEOUT_S, dead_url, eventually, gateway, mock_engine
+
+INTERVAL_S = 5.0
+
+
+class Probes:
+    """Stands in for the network: `failing` engines fail, those in `held` answer when released."""
+
+    def __init__(self) -> None:
+        self.failing: set[str] = set()
+        self.held: dict[str, threading.Event] = {}
+        self.seen: list[str] = []
+        self.timeouts_s: set[float] = set()
+
+    def __call__(self, spec: EngineSpec, timeout_s: float) -> Optional[str]:
+        name = spec.id or ""
+        self.seen.append(name)
+        self.timeouts_s.add(timeout_s)
+        if name in self.held:
+            assert self.held[name].wait(TIMEOUT_S)
+        return "health check failed: refused" if name in self.failing else None
+
+
+class CheckerTest(unittest.TestCase):
+    """The checker with time and network played by the test; `tick` is called by hand."""
+
+    def setUp(self) -> None:
+        self.now_s = 1000.0
+        self.probes = Probes()
+        self.changes: list[StateChange] = []
+        self.housekept = 0
+        self.engine_names = ["a", "b", "c"]
+        specs = [EngineSpec(f"http://{name}:1", id=name) for name in self.engine_names]
+        self.pool = ModelPool(model_from("m", specs), "round_robin", Random(1), lambda: self.now_s)
+
+    def checker(self, fails: int = 2, passes: int = 1, interval_s: float = INTERVAL_S) -> HealthChecker:
+        checker = HealthChecker(
+            lambda: [self.pool],
+            self.changes.append,
+            interval_s=interval_s,
+            timeout_s=2.0,
+            fails=fails,
+            passes=passes,
+            housekeeping=self._housekeep,
+            probe=self.probes,
+        )
+        self.addCleanup(checker.close)
+        return checker
+
+    def _housekeep(self) -> None:
+        self.housekept += 1
+
+    def tick(self, checker: HealthChecker, probed: Optional[list[str]] = None) -> None:
+        """One round, complete; `probed` are the engines it is to probe (None: all)."""
+        self.probes.seen.clear()
+        checker.tick()
+        expected = self.engine_names if probed is None else probed
+        eventually(lambda: not [t for t in threading.enumerate() if t.name in {f"probe-{n}" for n in expected}])
+        self.assertEqual(sorted(self.probes.seen), sorted(expected))
+
+    def states(self) -> list[str]:
+        return [engine.state for engine in self.pool.snapshot()]
+
+    def engine(self, name: str) -> Engine:
+        return next(engine for engine in self.pool.engines if engine.id == name)
+
+    def settle(self, name: str, outcome: Outcome) -> None:
+        """Let a request end on that engine."""
+        for _ in self.engine_names:
+            engine = self.pool.acquire((), b"")
+            assert engine is not None
+            self.pool.settle(engine, outcome if engine.id == name else Outcome("cancelled"), 0.1)
+            if engine.id == name:
+                return
+        raise AssertionError(f"{name} was not chosen")
+
+    def test_an_engine_is_out_after_as_many_failures_in_a_row_as_configured(self) -> None:
+        checker = self.checker(fails=3)
+        self.probes.failing = {"b"}
+        for expected in ("up", "up", "down", "down"):
+            self.tick(checker)
+            self.assertEqual(self.states(), ["up", expected, "up"])
+        self.assertEqual([(c.engine, c.before, c.after) for c in self.changes], [("b", "up", "down")])
+        self.assertIn("refused", self.changes[0].reason)
+        self.assertIn("refused", self.pool.snapshot()[1].last_error or "")
+
+    def test_a_good_probe_in_between_starts_the_count_anew(self) -> None:
+        checker = self.checker(fails=2)
+        for failing in (True, False, True, False, True):
+            self.probes.failing = {"b"} if failing else set()
+            self.tick(checker)
+            self.assertEqual(self.states(), ["up"] * 3)
+
+    def test_an_engine_is_back_after_as_many_good_probes_in_a_row_as_configured(self) -> None:
+        checker = self.checker(fails=1, passes=2)
+        self.probes.failing = {"b"}
+        self.tick(checker)
+        self.assertEqual(self.states()[1], "down")
+        for failing, expected in ((False, "down"), (True, "down"), (False, "down"), (False, "up")):
+            self.probes.failing = {"b"} if failing else set()
+            self.tick(checker)
+            self.assertEqual(self.states()[1], expected)
+        self.assertEqual([c.after for c in self.changes], ["down", "up"])
+
+    def test_balancing_leaves_out_what_is_down(self) -> None:
+        checker = self.checker(fails=1)
+        self.probes.failing = {"a", "c"}
+        self.tick(checker)
+        chosen = [self.pool.acquire((), b"") for _ in range(6)]
+        self.assertEqual({engine.id for engine in chosen if engine}, {"b"})
+
+    def test_a_fresh_good_answer_spares_the_probe(self) -> None:
+        checker = self.checker()
+        self.settle("b", Outcome("ok"))
+        self.tick(checker, ["a", "c"])
+        self.now_s += INTERVAL_S + 1
+        self.tick(checker)
+
+    def test_only_a_good_answer_does(self) -> None:
+        checker = self.checker()
+        for outcome in (Outcome("error", "x"), Outcome("cancelled"), Outcome("timeout", "x")):
+            self.settle("b", outcome)
+            self.tick(checker)
+
+    def test_an_engine_with_failed_probes_is_probed_although_it_answers(self) -> None:
+        checker = self.checker(fails=2)
+        self.probes.failing = {"b"}
+        self.tick(checker)
+        self.pool.engines[1].ok_at_s = self.now_s
+        self.pool.engines[0].ok_at_s = self.now_s
+        self.tick(checker, ["b", "c"])
+
+    def test_a_refused_request_takes_an_engine_out_and_a_probe_brings_it_back(self) -> None:
+        checker = self.checker()
+        self.settle("b", Outcome("refused", "cannot connect"))
+        self.assertEqual(self.states(), ["up", "down", "up"])
+        self.tick(checker)
+        self.assertEqual(self.states(), ["up"] * 3)
+
+    def test_a_probe_does_not_end_a_pause_or_a_misconfiguration(self) -> None:
+        checker = self.checker()
+        self.settle("a", Outcome("rate_limited", "", 429, 30.0))
+        self.settle("b", Outcome("unauthorized", "", 401))
+        self.tick(checker)
+        self.assertEqual(self.states(), ["resting", "misconfigured", "up"])
+        self.now_s += 61
+        self.assertEqual(self.states(), ["up"] * 3)
+
+    def test_a_hung_probe_delays_nobody_else_s_and_is_not_started_twice(self) -> None:
+        checker = self.checker(fails=1)
+        self.probes.held["a"] = threading.Event()
+        self.probes.failing = {"b"}
+        checker.tick()
+        eventually(lambda: self.states()[1] == "down")
+        self.probes.failing = set()
+        checker.tick()
+        eventually(lambda: self.states()[1] == "up")
+        self.assertEqual(self.probes.seen.count("a"), 1)
+        self.probes.failing = {"a"}
+        self.probes.held["a"].set()
+        eventually(lambda: self.states()[0] == "down")
+
+    def test_an_interval_of_zero_probes_nothing_but_keeps_house(self) -> None:
+        checker = self.checker(interval_s=0)
+        self.tick(checker, [])
+        self.assertEqual(self.housekept, 1)
+
+    def test_the_echo_engine_needs_no_probe(self) -> None:
+        self.pool = ModelPool(model_from("m", ["echo:"]), "round_robin", Random(1), lambda: self.now_s)
+        self.tick(self.checker(), [])
+
+    def test_a_probe_gets_the_time_limit_that_was_configured(self) -> None:
+        self.tick(self.checker())
+        self.assertEqual(self.probes.timeouts_s, {2.0})
+
+    def test_at_most_so_many_probes_run_at_once_and_the_rest_follows(self) -> None:
+        self.engine_names = [f"e{number}" for number in range(prober.MAX_PROBES_AT_ONCE + 5)]
+        specs = [EngineSpec(f"http://{name}:1", id=name) for name in self.engine_names]
+        self.pool = ModelPool(model_from("m", specs), "round_robin", Random(1), lambda: self.now_s)
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        self.probes.held = dict.fromkeys(self.engine_names, gate)
+        checker = self.checker()
+        checker.tick()
+        eventually(lambda: len(self.probes.seen) == prober.MAX_PROBES_AT_ONCE)
+        checker.tick()
+        self.assertEqual(len(self.probes.seen), prober.MAX_PROBES_AT_ONCE)
+        gate.set()
+
+        def all_probed() -> bool:
+            checker.tick()
+            return set(self.probes.seen) == set(self.engine_names)
+
+        eventually(all_probed)
+
+    def test_started_it_probes_at_once_and_again_and_closing_ends_its_threads(self) -> None:
+        checker = self.checker(interval_s=0.01)
+        checker.start()
+        eventually(lambda: self.probes.seen.count("a") >= 3)
+        checker.close()
+        names = {t.name for t in threading.enumerate()}
+        self.assertFalse(names & {"health", "probe-a", "probe-b", "probe-c"})
+        seen = len(self.probes.seen)
+        checker.tick()
+        self.assertEqual(len(self.probes.seen), seen)
+
+    def test_a_failing_callback_ends_neither_the_probes_nor_the_engine(self) -> None:
+        calls: list[StateChange] = []
+
+        def on_change(change: StateChange) -> None:
+            calls.append(change)
+            raise RuntimeError("a full disk")
+
+        hook, threading.excepthook = threading.excepthook, lambda args: None
+        self.addCleanup(setattr, threading, "excepthook", hook)
+        self.changes = []
+        checker = self.checker(fails=1)
+        checker._on_change = on_change
+        self.probes.failing = {"b"}
+        self.tick(checker)
+        self.probes.failing = set()
+        self.tick(checker)
+        self.assertEqual([change.after for change in calls], ["down", "up"])
+
+
+class ProbeTest(unittest.TestCase):
+    """One real probe."""
+
+    def test_a_live_engine_is_well(self) -> None:
+        with mock_engine() as engine:
+            self.assertIsNone(probe(EngineSpec(engine.url), 5.0))
+            self.assertEqual((engine.stats()["probes"], engine.stats()["requests"]), (1, 0))
+
+    def test_a_loading_engine_is_not(self) -> None:
+        with mock_engine(behaviour="loading") as engine:
+            self.assertIn("503", probe(EngineSpec(engine.url), 5.0) or "")
+
+    def test_nobody_listens(self) -> None:
+        self.assertIn("refused", (probe(EngineSpec(dead_url()), 5.0) or "").lower())
+
+    def test_a_server_without_a_health_path_lives(self) -> None:
+        with mock_engine() as engine:
+            self.assertIsNone(probe(EngineSpec(engine.url, health_path="/nothing/here"), 5.0))
+
+    def test_the_health_path_can_be_chosen(self) -> None:
+        with mock_engine(behaviour="loading") as engine:
+            self.assertIsNone(probe(EngineSpec(engine.url, health_path="/v1/models"), 5.0))
+
+    def run_scripted(self, data: bytes, close: bool = True) -> Optional[str]:
+        with ScriptedEngine() as engine:
+            found: list[Optional[str]] = []
+            thread = threading.Thread(target=lambda: found.append(probe(EngineSpec(engine.url), 0.3)), name="probe")
+            thread.start()
+            side = engine.accept()
+            side.send(data)
+            if close:
+                side.close()
+            thread.join(TIMEOUT_S)
+            self.assertFalse(thread.is_alive())
+            return found[0]
+
+    def test_silence_nonsense_and_a_closed_connection_are_failures(self) -> None:
+        for data, close in ((b"", False), (b"", True), (b"SSH-2.0-x\r\n\r\n", True), (b"HTTP/1.1 200", True)):
+            with self.subTest(data=data, close=close):
+                self.assertIn("failed", self.run_scripted(data, close) or "")
+
+    def test_the_time_limit_covers_the_whole_probe_not_each_byte(self) -> None:
+        with ScriptedEngine() as engine:
+            found: list[Optional[str]] = []
+            thread = threading.Thread(target=lambda: found.append(probe(EngineSpec(engine.url), 0.3)), name="probe")
+            thread.start()
+            side = engine.accept()
+            with contextlib.suppress(OSError):  # the probe has gone
+                for _ in range(200):  # 4 s of a status line that never ends
+                    side.send(b"H")
+                    thread.join(0.02)
+                    if found:
+                        break
+            thread.join(0.2)
+            self.assertEqual(len(found), 1, "the probe goes on for as long as bytes come")
+            self.assertIn("within 0.3 s", found[0] or "")
+
+
+class GatewayHealthTest(unittest.TestCase):
+    """Probes of real engines by a real gateway."""
+
+    def test_engines_go_and_come_back_while_a_hung_one_holds_up_nobody(self) -> None:
+        with ScriptedEngine() as hung, mock_engine("m") as first, mock_engine("m", "loading") as second:
+            urls = f"{hung.url},{first.url},{second.url}"
+            with gateway(ENGINES=f"m={urls}", HEALTH_INTERVAL="0.05", HEALTH_TIMEOUT=60, HEALTH_FAILS=2) as running:
+
+                def states() -> list[str]:
+                    return [engine.state for engine in running.app.factory.engines()][1:]
+
+                eventually(lambda: states() == ["up", "down"])
+                second.control("ok")
+                first.control("refuse", seconds=60)
+                eventually(lambda: states() == ["down", "up"])
+                first.control("ok")
+                eventually(lambda: states() == ["up", "up"])
+                lines = [line for line in running.log_lines() if line["event"] == "engine_state"]
+                self.assertEqual(
+                    [(line["engine"], line["after"]) for line in lines if line["engine"] == f"127.0.0.1:{second.port}"],
+                    [(f"127.0.0.1:{second.port}", "down"), (f"127.0.0.1:{second.port}", "up")],
+                )
+                hung.close()
+
+    def test_a_busy_engine_is_not_probed(self) -> None:
+        with mock_engine("m") as busy, mock_engine("m") as idle:
+            with gateway(ENGINES=f"m={busy.url};i={idle.url}", HEALTH_INTERVAL="0.3") as running:
+                eventually(lambda: idle.stats()["probes"] >= 1 and busy.stats()["probes"] >= 1)
+                before = busy.stats()["probes"], idle.stats()["probes"]
+
+                def idle_was_probed_twice() -> bool:
+                    self.assertEqual(
+                        running.post({"model": "m", "messages": [{"role": "user", "content": "x"}]}).status, 200
+                    )
+                    return idle.stats()["probes"] >= before[1] + 2
+
+                eventually(idle_was_probed_twice)
+                self.assertLessEqual(busy.stats()["probes"], before[0] + 1)
+
+    def test_health_and_readyz_tell_what_the_probes_found(self) -> None:
+        engine: MockEngine
+        with mock_engine("m", "loading") as engine:
+            with gateway(ENGINES=f"m={engine.url}", HEALTH_INTERVAL="0.05", HEALTH_FAILS=1) as running:
+                eventually(lambda: running.get("/readyz").status == 503)
+                answer = running.get("/health")
+                self.assertEqual((answer.status, answer.json()["status"]), (503, "down"))
+                self.assertIn("503", answer.json()["models"]["m"]["engines"][0]["last_error"])
+                engine.control("ok")
+                eventually(lambda: running.get("/readyz").status == 200)
+                self.assertEqual(running.get("/health").json()["status"], "ok")
+
+
+if __name__ == "__main__":
+    unittest.main()

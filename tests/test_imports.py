@@ -1,0 +1,293 @@
+"""The house's order, read from the source: imports point down, and what is pure stays pure."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+import sysconfig
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# From top to bottom: a module may import from its own row or a lower one. The longest matching prefix counts.
+ROWS: tuple[tuple[str, ...], ...] = (
+    ("main",),
+    ("gateway.app", "gateway.tools", "gateway.mock"),
+    ("gateway.server",),
+    ("gateway.pipeline",),
+    ("gateway.workers", "gateway.validation", "gateway.policy"),
+    ("gateway.settings", "gateway.dotenv", "gateway.fleet", "inference"),
+    ("gateway.upstream",),
+    ("gateway.routing",),
+    ("gateway.errors", "gateway.deadlines", "gateway.telemetry", "gateway"),
+)
+RANK_BY_PREFIX = {prefix: rank for rank, row in enumerate(ROWS) for prefix in row}
+OWN = ("main", "inference", "gateway")
+EVENTS = "gateway.telemetry.events"  # only shapes: anybody may use them
+TELEMETRY_USERS = ("main", "gateway.app", "gateway.server", "gateway.pipeline", "gateway.telemetry")
+
+# Pure or sans-I/O: bytes, values and time come in as arguments.
+PURE = (
+    "gateway.errors",
+    "gateway.routing",
+    "gateway.server.parsing",
+    "gateway.telemetry.events",
+    "gateway.upstream.answers",
+    "gateway.upstream.echo",
+    "gateway.upstream.framing",
+    "gateway.upstream.sse",
+    "gateway.validation",
+)
+IO_MODULES = {"asyncio", "http", "multiprocessing", "os", "requests", "select", "selectors", "signal", "socket"}
+IO_MODULES |= {"socketserver", "ssl", "subprocess", "urllib", "tempfile", "pathlib", "io"}
+
+
+class Import(NamedTuple):
+    """One import: who, what (a module's dotted name, as far as it can be told), which names of it, and where."""
+
+    importer: str
+    module: str
+    names: tuple[str, ...]
+    line: int
+    typing_only: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.module}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def project_files() -> list[Path]:
+    return [ROOT / "main.py", ROOT / "inference.py", *sorted((ROOT / "gateway").rglob("*.py"))]
+
+
+MODULES = {module_name(path): path for path in project_files()}
+
+
+def within(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def imports_of(name: str, source: str, package: bool = False) -> Iterator[Import]:
+    """Every import in a module, those inside functions included; `from a import b` names a.b where that is a module."""
+    tree = ast.parse(source)
+    typing_only: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            typing_only.update(inner for statement in node.body for inner in ast.walk(statement))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name, alias.name, (), node.lineno, node in typing_only)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = name.split(".")[: len(name.split(".")) - node.level + (1 if package else 0)]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                module = full if full in MODULES else base
+                yield Import(name, module, (alias.name,), node.lineno, node in typing_only)
+
+
+def all_imports() -> list[Import]:
+    return [
+        found
+        for name, path in MODULES.items()
+        for found in imports_of(name, path.read_text(encoding="utf-8"), path.name == "__init__.py")
+    ]
+
+
+def rank(module: str) -> int:
+    while module not in RANK_BY_PREFIX:
+        module = module.rpartition(".")[0]
+    return RANK_BY_PREFIX[module]
+
+
+def is_own(module: str) -> bool:
+    return within(module, *OWN)
+
+
+def points_up(found: Import) -> bool:
+    if not is_own(found.module) or found.module == EVENTS:
+        return False
+    return rank(found.module) < rank(found.importer)
+
+
+class OrderTest(unittest.TestCase):
+    imports: list[Import]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.imports = all_imports()
+
+    def assert_none(self, faults: list[Import], rule: str) -> None:
+        self.assertEqual([str(fault) for fault in faults], [], rule)
+
+    def test_the_walk_sees_the_project(self) -> None:
+        self.assertGreater(len(MODULES), 30)
+        seen = {(found.importer, found.module) for found in self.imports}
+        self.assertIn(("gateway.app", "inference"), seen)
+        self.assertIn(("inference", "gateway.upstream.answers"), seen)  # `from gateway.upstream import answers`
+
+    def test_imports_point_down(self) -> None:
+        self.assert_none([i for i in self.imports if points_up(i)], "an import that points up")
+
+    def test_telemetry_is_used_at_the_top_only_but_for_its_shapes(self) -> None:
+        users = [i for i in self.imports if within(i.module, "gateway.telemetry") and i.module != EVENTS]
+        self.assert_none([i for i in users if not within(i.importer, *TELEMETRY_USERS)], "telemetry is for the top")
+
+    def test_telemetry_knows_nothing_of_the_rest(self) -> None:
+        own = [i for i in self.imports if within(i.importer, "gateway.telemetry") and is_own(i.module)]
+        allowed = ("gateway.telemetry", "gateway.errors")
+        self.assert_none([i for i in own if not within(i.module, *allowed)], "telemetry turns events into numbers")
+
+    def test_the_mock_engine_and_the_gateway_do_not_know_each_other(self) -> None:
+        for i in self.imports:
+            if within(i.importer, "gateway.mock") and is_own(i.module):
+                self.assertTrue(within(i.module, "gateway.mock"), str(i))
+            if within(i.module, "gateway.mock"):
+                self.assertTrue(within(i.importer, "gateway.mock", "gateway.tools", "main"), str(i))
+
+    def test_the_library_and_what_is_below_it_read_no_settings(self) -> None:
+        below = ("inference", "gateway.upstream", "gateway.routing")
+        settings = ("gateway.settings", "gateway.dotenv", "gateway.fleet")
+        faults = [i for i in self.imports if within(i.importer, *below) and within(i.module, *settings)]
+        self.assert_none(faults, "settings come in as arguments")
+
+    def test_routing_and_the_sans_io_modules_do_no_io(self) -> None:
+        faults = [i for i in self.imports if within(i.importer, *PURE) and i.module.partition(".")[0] in IO_MODULES]
+        self.assert_none(faults, "no I/O here")
+
+    def test_routing_starts_no_thread_and_no_timer(self) -> None:
+        for name, path in MODULES.items():
+            if within(name, "gateway.routing"):
+                source = path.read_text(encoding="utf-8")
+                for node in ast.walk(ast.parse(source)):
+                    if isinstance(node, ast.Attribute):
+                        self.assertNotIn(node.attr, ("Thread", "Timer", "environ", "sleep"), f"{name}:{node.lineno}")
+        named = [i for i in self.imports if within(i.importer, "gateway.routing") and i.module == "threading"]
+        for found in named:
+            self.assertFalse({"Thread", "Timer"} & set(found.names), str(found))
+
+    def test_routing_knows_nothing_of_upstream_and_server(self) -> None:
+        own = [i for i in self.imports if within(i.importer, "gateway.routing") and is_own(i.module)]
+        faults = [i for i in own if not within(i.module, "gateway.routing", "gateway.errors", EVENTS)]
+        self.assert_none(faults, "routing decides, others act")
+
+    def test_only_the_server_package_uses_http_server(self) -> None:
+        users = [i for i in self.imports if within(i.module, "http.server", "socketserver")]
+        self.assertTrue(users)
+        self.assert_none([i for i in users if not within(i.importer, "gateway.server")], "http.server is server/'s")
+
+    def test_no_module_imports_itself_through_others(self) -> None:
+        graph: dict[str, set[str]] = {name: set() for name in MODULES}
+        for i in self.imports:
+            if not i.typing_only and i.module in MODULES and i.module != i.importer:
+                graph[i.importer].add(i.module)
+        done: set[str] = set()
+
+        def visit(name: str, above: tuple[str, ...]) -> None:
+            self.assertNotIn(name, above, " -> ".join((*above, name)))
+            if name not in done:
+                for below in sorted(graph[name]):
+                    visit(below, (*above, name))
+                done.add(name)
+
+        for name in sorted(graph):
+            visit(name, ())
+
+    def test_every_imported_module_of_the_project_exists(self) -> None:
+        faults = [i for i in self.imports if is_own(i.module) and i.module not in MODULES]
+        self.assert_none(faults, "no such module")
+
+
+class BarePythonTest(unittest.TestCase):
+    def in_standard_library(self, name: str) -> bool:
+        if name in sys.builtin_module_names or name in getattr(sys, "stdlib_module_names", ()):
+            return True
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            return False
+        if spec is None:
+            return False
+        if spec.origin in ("built-in", "frozen"):
+            return True
+        origin = Path(spec.origin or "").resolve()
+        homes = {Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "platstdlib")}
+        return "site-packages" not in origin.parts and any(home in origin.parents for home in homes)
+
+    def test_nothing_but_the_standard_library_is_needed(self) -> None:
+        for found in all_imports():
+            top = found.module.partition(".")[0]
+            if top not in (*OWN, "dotenv"):
+                self.assertTrue(self.in_standard_library(top), str(found))
+
+    def test_python_dotenv_is_optional(self) -> None:
+        users = [i for i in all_imports() if within(i.module, "dotenv")]
+        for found in users:
+            tree = ast.parse(MODULES[found.importer].read_text(encoding="utf-8"))
+            guarded = [
+                inner.lineno
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Try)
+                for statement in node.body
+                for inner in ast.walk(statement)
+                if isinstance(inner, (ast.Import, ast.ImportFrom))
+            ]
+            self.assertIn(found.line, guarded, str(found))
+
+    def test_modules_open_with_a_docstring_and_postponed_annotations(self) -> None:
+        # The second is what lets annotations of a later Python be read by 3.9.
+        for name, path in MODULES.items():
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            self.assertTrue(ast.get_docstring(tree), f"{name} has no docstring")
+            if len(tree.body) > 1 and any(not isinstance(node, ast.Assign) for node in tree.body[1:]):
+                future = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module == "__future__"]
+                self.assertTrue(future, f"{name} has no `from __future__ import annotations`")
+
+
+class RuleTest(unittest.TestCase):
+    """The rules themselves, on imports that break them."""
+
+    def up(self, importer: str, source: str) -> bool:
+        return any(points_up(found) for found in imports_of(importer, source))
+
+    def test_arrows_that_point_up_are_seen_however_they_are_written(self) -> None:
+        for importer, source in (
+            ("gateway.routing.pool", "import gateway.upstream.client"),
+            ("gateway.routing.pool", "from gateway.upstream import client"),
+            ("gateway.routing.pool", "def f():\n    from ..upstream.client import ask"),
+            ("gateway.upstream.client", "from inference import Call"),
+            ("gateway.workers", "from gateway import pipeline"),
+            ("gateway.pipeline", "from gateway.server.exchange import Exchange"),
+            ("gateway.server.handler", "import main"),
+            ("gateway.errors", "from gateway.routing.retry import Outcome"),
+            ("inference", "import gateway.validation"),
+        ):
+            with self.subTest(importer=importer, source=source):
+                self.assertTrue(self.up(importer, source))
+
+    def test_arrows_that_point_down_or_sideways_are_allowed(self) -> None:
+        for importer, source in (
+            ("main", "from gateway.app import Gateway"),
+            ("gateway.server.handler", "from gateway.upstream.framing import ChunkedBody"),
+            ("gateway.server.handler", "from gateway.server import responses"),
+            ("inference", "from gateway.telemetry.events import AttemptRecord"),
+            ("gateway.routing.pool", "from .engine import Engine"),
+            ("gateway.routing.pool", "import threading, json"),
+        ):
+            with self.subTest(importer=importer, source=source):
+                self.assertFalse(self.up(importer, source))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,382 @@
+"""The engines of one model: what an outcome or a probe changes, who is asked next, reload, and counting under
+threads."""
+
+from __future__ import annotations
+
+import threading
+import unittest
+from collections import Counter
+from collections.abc import Iterable
+from random import Random
+from typing import Optional
+
+from gateway.routing.engine import Engine
+from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.retry import Outcome, judge
+from gateway.routing.specs import EngineSpec, ModelSpec
+from gateway.telemetry.events import OUTCOMES
+
+OK = Outcome("ok")
+REFUSED = Outcome("refused", "connection refused")
+ERROR = Outcome("error", "the engine answered 500", 500)
+UNAUTHORIZED = Outcome("unauthorized", "the engine refuses the key", 401)
+
+
+def rate_limited(retry_after_s: Optional[float] = None) -> Outcome:
+    return Outcome("rate_limited", "slow down", 429, retry_after_s)
+
+
+class PoolTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.now_s = 5000.0
+        self.pool = self.make("a", "b", "c")
+
+    def make(self, *ids: str, strategy: str = "round_robin", **fields: int) -> ModelPool:
+        return ModelPool(self.spec(*ids, **fields), strategy, Random(3), lambda: self.now_s)
+
+    def spec(self, *ids: str, **fields: int) -> ModelSpec:
+        return ModelSpec("m", tuple(EngineSpec(f"http://{name}:8000/v1", id=name, **fields) for name in ids))
+
+    def take(self, tried: Iterable[Engine] = ()) -> Engine:
+        engine = self.pool.acquire(list(tried), b"")
+        assert engine is not None
+        return engine
+
+    def take_named(self, name: str) -> Engine:
+        """Take a place on that engine; the others met on the way are given back."""
+        others = []
+        while True:
+            engine = self.take()
+            if engine.id == name:
+                break
+            others.append(engine)
+        for other in others:
+            self.pool.settle(other, Outcome("cancelled"), 0.0)
+        return engine
+
+    def hit(self, name: str, outcome: Outcome) -> Optional[StateChange]:
+        return self.pool.settle(self.take_named(name), outcome, 0.01)
+
+    def states(self) -> dict[str, str]:
+        return {item.id: item.state for item in self.pool.snapshot()}
+
+    def in_turn(self, count: int = 60) -> set[str]:
+        """The engines that balancing uses now."""
+        seen = set()
+        for _ in range(count):
+            engine = self.pool.acquire((), b"")
+            if engine is not None:
+                seen.add(engine.id)
+                self.pool.settle(engine, Outcome("cancelled"), 0.0)
+        return seen
+
+
+class OutcomeTest(PoolTest):
+    def test_every_outcome_of_telemetry_is_judged(self) -> None:
+        for kind in OUTCOMES:
+            judge(Outcome(kind))
+
+    def test_only_the_engines_failures_are_tried_elsewhere(self) -> None:
+        retried = {kind for kind in OUTCOMES if judge(Outcome(kind)).retry}
+        self.assertEqual(retried, OUTCOMES - {"ok", "rejected", "cancelled"})
+
+    def test_a_refused_connection_takes_the_engine_out_and_says_why(self) -> None:
+        change = self.hit("b", REFUSED)
+        self.assertEqual(change, StateChange("m", "b", "up", "down", "connection refused"))
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.assertEqual({i.id: i.last_error for i in self.pool.snapshot()}["b"], "connection refused")
+
+    def test_other_failures_leave_the_engine_in(self) -> None:
+        for kind in ("connect_timeout", "reset", "timeout", "error", "invalid", "truncated"):
+            with self.subTest(kind=kind):
+                self.assertIsNone(self.hit("b", Outcome(kind, "broken")))
+                self.assertEqual(self.in_turn(), {"a", "b", "c"})
+
+    def test_a_callers_fault_and_a_cancelled_request_change_nothing(self) -> None:
+        for kind in ("rejected", "cancelled"):
+            with self.subTest(kind=kind):
+                self.assertIsNone(self.hit("b", Outcome(kind, "bad request", 400)))
+                self.assertEqual(self.states(), {"a": "up", "b": "up", "c": "up"})
+                self.assertIsNone({i.id: i.last_error for i in self.pool.snapshot()}["b"])
+
+    def test_a_rest_lasts_as_long_as_the_engine_asked(self) -> None:
+        change = self.hit("b", rate_limited(7.5))
+        assert change is not None
+        self.assertEqual((change.before, change.after), ("up", "resting"))
+        self.now_s += 7.4
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.assertAlmostEqual(self.pool.shortest_rest_s() or 0.0, 0.1)
+        self.now_s += 0.1
+        self.assertEqual(self.in_turn(), {"a", "b", "c"})
+        self.assertIsNone(self.pool.shortest_rest_s())
+
+    def test_a_rest_without_retry_after_lasts_one_second(self) -> None:
+        self.hit("b", rate_limited())
+        self.now_s += 0.99
+        self.assertEqual(self.states()["b"], "resting")
+        self.now_s += 0.01
+        self.assertEqual(self.states()["b"], "up")
+
+    def test_an_absurd_retry_after_is_bounded(self) -> None:
+        self.hit("b", rate_limited(1e12))
+        self.now_s += 86400.0
+        self.assertEqual(self.states()["b"], "up")
+
+    def test_a_shorter_second_rest_does_not_shorten_the_first(self) -> None:
+        first, second = self.take_named("b"), self.take_named("b")
+        self.pool.settle(first, rate_limited(30.0), 0.01)
+        self.pool.settle(second, rate_limited(1.0), 0.01)
+        self.now_s += 29.0
+        self.assertEqual(self.states()["b"], "resting")
+
+    def test_a_misconfigured_engine_is_out_for_a_minute(self) -> None:
+        change = self.hit("b", UNAUTHORIZED)
+        assert change is not None
+        self.assertEqual(change.after, "misconfigured")
+        self.now_s += 59.9
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.now_s += 0.1
+        self.assertEqual(self.in_turn(), {"a", "b", "c"})
+
+    def test_the_shortest_rest_is_told(self) -> None:
+        for name, wait_s in (("a", 9.0), ("b", 4.0), ("c", 6.0)):
+            self.hit(name, rate_limited(wait_s))
+        self.assertEqual(self.pool.shortest_rest_s(), 4.0)
+        self.assertFalse(self.pool.any_available())
+        self.now_s += 4.0
+        self.assertEqual(self.in_turn(), {"b"})
+
+    def test_a_good_answer_brings_a_refused_engine_back(self) -> None:
+        slow = self.take_named("b")
+        self.hit("b", REFUSED)
+        change = self.pool.settle(slow, OK, 0.5)
+        assert change is not None
+        self.assertEqual((change.before, change.after), ("down", "up"))
+        self.assertEqual(self.in_turn(), {"a", "b", "c"})
+
+    def test_a_good_answer_does_not_end_a_rest(self) -> None:
+        slow = self.take_named("b")
+        self.hit("b", rate_limited(30.0))
+        self.pool.settle(slow, OK, 0.5)
+        self.assertEqual(self.states()["b"], "resting")
+
+
+class ProbeTest(PoolTest):
+    def engine(self, name: str) -> Engine:
+        return next(engine for engine in self.pool.engines if engine.id == name)
+
+    def test_an_engine_goes_out_after_the_configured_failures_in_a_row(self) -> None:
+        b = self.engine("b")
+        self.assertIsNone(self.pool.record_probe(b, "503", 3, 1))
+        self.assertIsNone(self.pool.record_probe(b, "503", 3, 1))
+        self.assertIsNone(self.pool.record_probe(b, None, 3, 1))  # not in a row any more
+        self.assertIsNone(self.pool.record_probe(b, "503", 3, 1))
+        self.assertIsNone(self.pool.record_probe(b, "503", 3, 1))
+        self.assertEqual(
+            self.pool.record_probe(b, "answered 503", 3, 1), StateChange("m", "b", "up", "down", "answered 503")
+        )
+        self.assertEqual(self.in_turn(), {"a", "c"})
+
+    def test_an_engine_returns_after_the_configured_passes_in_a_row(self) -> None:
+        self.hit("b", REFUSED)
+        b = self.engine("b")
+        self.pool.record_probe(b, None, 2, 2)
+        self.pool.record_probe(b, "503", 2, 2)
+        self.pool.record_probe(b, None, 2, 2)
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        change = self.pool.record_probe(b, None, 2, 2)
+        assert change is not None
+        self.assertEqual((change.before, change.after), ("down", "up"))
+        self.assertEqual(self.in_turn(), {"a", "b", "c"})
+
+    def test_passes_from_before_a_refusal_do_not_count(self) -> None:
+        b = self.engine("b")
+        for _ in range(5):
+            self.pool.record_probe(b, None, 2, 2)
+        self.hit("b", REFUSED)
+        self.pool.record_probe(b, None, 2, 2)
+        self.assertEqual(self.states()["b"], "down")
+
+    def test_a_good_probe_ends_neither_a_rest_nor_a_misconfiguration(self) -> None:
+        self.hit("a", rate_limited(30.0))
+        self.hit("b", UNAUTHORIZED)
+        for name in ("a", "b"):
+            self.assertIsNone(self.pool.record_probe(self.engine(name), None, 2, 1))
+        self.assertEqual(self.states(), {"a": "resting", "b": "misconfigured", "c": "up"})
+        self.assertEqual(self.in_turn(), {"c"})
+
+    def test_probes_during_a_rest_count_once_it_is_over(self) -> None:
+        b = self.engine("b")
+        self.hit("b", rate_limited(10.0))
+        for _ in range(2):
+            self.pool.record_probe(b, "503", 2, 1)
+        self.now_s += 10.0
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.hit("a", rate_limited(10.0))
+        self.pool.record_probe(b, None, 2, 1)
+        self.assertEqual(self.in_turn(), {"b", "c"})
+
+    def test_a_fresh_good_answer_spares_the_probe(self) -> None:
+        self.hit("b", OK)
+        self.assertEqual([e.id for e in self.pool.due_for_probe(5.0)], ["a", "c"])
+        self.now_s += 5.0
+        self.assertEqual([e.id for e in self.pool.due_for_probe(5.0)], ["a", "b", "c"])
+
+    def test_an_engine_under_suspicion_is_probed_all_the_same(self) -> None:
+        for name in "abc":
+            self.hit(name, OK)
+        self.hit("a", REFUSED)
+        self.pool.record_probe(self.engine("b"), "503", 2, 1)
+        self.assertEqual([e.id for e in self.pool.due_for_probe(5.0)], ["a", "b"])
+
+    def test_the_echo_engine_is_never_probed(self) -> None:
+        pool = ModelPool(ModelSpec("m", (EngineSpec("echo:"),)), "round_robin", Random(1), lambda: 0.0)
+        self.assertEqual(pool.due_for_probe(5.0), [])
+
+
+class RetryTest(PoolTest):
+    def test_each_retry_goes_to_another_engine_while_there_is_one(self) -> None:
+        tried: list[Engine] = []
+        for _ in range(3):
+            tried.append(self.take(tried))
+        self.assertEqual({engine.id for engine in tried}, {"a", "b", "c"})
+        self.assertIn(self.take(tried).id, {"a", "b", "c"})
+
+    def test_a_retry_goes_to_the_idlest(self) -> None:
+        busy, failed, idle = self.take_named("a"), self.take_named("b"), "c"
+        self.assertEqual(self.take([failed]).id, idle)
+        self.assertIn(busy.id, self.states())
+
+    def test_retries_do_not_disturb_the_rotation(self) -> None:
+        counts: Counter[str] = Counter()
+        for number in range(300):
+            engine = self.take()
+            counts[engine.id] += 1
+            if number % 7 == 0:
+                self.pool.settle(self.take([engine]), OK, 0.01)
+            self.pool.settle(engine, OK, 0.01)
+        self.assertEqual(counts, {"a": 100, "b": 100, "c": 100})
+
+    def test_a_retry_prefers_any_free_engine_over_a_full_one(self) -> None:
+        self.pool = self.make("a", "b", max_concurrency=1)
+        a = self.take_named("a")
+        b = self.take([a])
+        self.assertEqual(b.id, "b")
+        self.assertIsNone(self.pool.acquire([a], b""))
+        self.assertTrue(self.pool.all_full())
+        self.pool.settle(a, OK, 0.01)
+        self.assertIs(self.pool.acquire([a], b""), a)
+
+    def test_last_resort_is_the_engine_that_returns_soonest(self) -> None:
+        self.hit("a", UNAUTHORIZED)
+        self.now_s += 30.0
+        self.hit("b", UNAUTHORIZED)
+        self.hit("c", UNAUTHORIZED)
+        first = self.pool.acquire_last_resort(())
+        assert first is not None
+        self.assertEqual(first.id, "a")
+        self.assertEqual(self.pool.last_resort_wait_s(()), 30.0)
+        second = self.pool.acquire_last_resort([first])
+        assert second is not None
+        self.assertIn(second.id, {"b", "c"})
+
+    def test_a_down_engine_is_a_better_last_resort_than_a_misconfigured_one(self) -> None:
+        self.hit("a", UNAUTHORIZED)
+        self.hit("b", UNAUTHORIZED)
+        self.hit("c", REFUSED)
+        engine = self.pool.acquire_last_resort(())
+        assert engine is not None
+        self.assertEqual(engine.id, "c")
+
+    def test_a_resting_full_or_tried_engine_is_no_last_resort(self) -> None:
+        self.pool = self.make("a", "b", "c", max_concurrency=1)
+        self.hit("a", rate_limited(60.0))
+        self.hit("b", REFUSED)
+        c = self.take_named("c")
+        self.pool.record_probe(c, "503", 1, 1)  # out, and still busy with one request
+        b = self.pool.acquire_last_resort(())
+        assert b is not None
+        self.assertEqual(b.id, "b")
+        self.assertIsNone(self.pool.acquire_last_resort([b]))
+
+
+class CountingTest(PoolTest):
+    def in_flight(self) -> dict[str, int]:
+        return {item.id: item.in_flight for item in self.pool.snapshot()}
+
+    def test_a_place_is_held_until_it_is_settled(self) -> None:
+        held = [self.take() for _ in range(4)]
+        self.assertEqual(sum(self.in_flight().values()), 4)
+        for engine, outcome in zip(held, (OK, REFUSED, ERROR, Outcome("cancelled"))):
+            self.pool.settle(engine, outcome, 0.01)
+        self.assertEqual(self.in_flight(), {"a": 0, "b": 0, "c": 0})
+
+    def test_threads_never_exceed_a_limit_and_leave_nothing_behind(self) -> None:
+        pool = self.pool = self.make("a", "b", "c", strategy="least_connections", max_concurrency=2)
+        over: list[str] = []
+        turned_away = Counter[str]()
+
+        def work(seed: int) -> None:
+            rng = Random(seed)
+            for _ in range(300):
+                engine = pool.acquire((), b"")
+                if engine is None:
+                    turned_away["all full"] += 1
+                    continue
+                over.extend(item.id for item in pool.snapshot() if item.in_flight > 2)
+                pool.settle(engine, OK if rng.random() < 0.9 else ERROR, 0.001)
+
+        threads = [threading.Thread(target=work, args=(i,), name=f"caller-{i}") for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30.0)
+        self.assertEqual(over, [])
+        self.assertEqual(self.in_flight(), {"a": 0, "b": 0, "c": 0})
+
+
+class ReloadTest(PoolTest):
+    def test_engines_that_stay_keep_their_state(self) -> None:
+        held = self.take_named("b")
+        self.hit("a", REFUSED)
+        gone = self.pool.reconfigure(self.spec("a", "b", "d"), "round_robin")
+        self.assertEqual([engine.id for engine in gone], ["c"])
+        self.assertEqual(self.states(), {"a": "down", "b": "up", "d": "up"})
+        self.assertEqual(self.in_turn(), {"b", "d"})
+        self.assertEqual({i.id: i.in_flight for i in self.pool.snapshot()}["b"], 1)
+        self.pool.settle(held, OK, 0.01)
+
+    def test_a_removed_engine_gets_nothing_more_and_settles_as_usual(self) -> None:
+        c = self.take_named("c")
+        self.pool.reconfigure(self.spec("a", "b"), "round_robin")
+        self.assertEqual(self.in_turn(), {"a", "b"})
+        self.pool.settle(c, OK, 0.01)
+        self.assertEqual(self.in_turn(), {"a", "b"})
+
+    def test_new_weights_and_a_new_strategy_apply_at_once(self) -> None:
+        self.pool.reconfigure(self.spec("a"), "random")
+        heavy = ModelSpec("m", (*self.spec("a").engines, EngineSpec("http://b:8000/v1", id="b", weight=3)))
+        self.pool.reconfigure(heavy, "round_robin")
+        counts = Counter(self.take().id for _ in range(40))
+        self.assertEqual(counts, {"a": 10, "b": 30})
+        self.assertEqual(self.pool.strategy_name, "round_robin")
+
+    def test_the_same_id_at_another_address_is_another_engine(self) -> None:
+        self.hit("a", REFUSED)
+        moved = ModelSpec("m", (EngineSpec("http://elsewhere:8000/v1", id="a"), *self.spec("b").engines))
+        self.pool.reconfigure(moved, "round_robin")
+        self.assertEqual(self.states(), {"a": "up", "b": "up"})
+
+    def test_a_models_own_strategy_wins_over_the_default(self) -> None:
+        spec = ModelSpec("m", self.spec("a").engines, strategy="latency")
+        self.pool.reconfigure(spec, "random")
+        self.assertEqual(self.pool.strategy_name, "latency")
+
+    def test_a_retired_model_has_no_engine_left(self) -> None:
+        self.assertEqual({engine.id for engine in self.pool.retire()}, {"a", "b", "c"})
+        self.assertIsNone(self.pool.acquire((), b""))
+        self.assertFalse(self.pool.any_available())
+
+
+if __name__ == "__main__":
+    unittest.main()

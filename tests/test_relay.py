@@ -1,0 +1,470 @@
+"""The relay of open streams: slow clients, silent ones, many at once, TLS engines, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional, cast
+from unittest import mock
+
+from gateway.pipeline import Pipeline
+from gateway.routing.retry import Outcome
+from gateway.server import relay as relay_module
+from gateway.server.exchange import Client, Exchange
+from gateway.server.parsing import RequestHead
+from gateway.server.relay import Relay
+from gateway.telemetry.events import RequestEvent
+from gateway.upstream.client import Attempt, EngineResponse
+from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.framing import ResponseHead
+from gateway.upstream.prober import probe
+from gateway.upstream.sse import EventStream
+from gateway.upstream.stream import EngineStream
+from inference import Call, EngineSpec
+from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
+from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, content_of, eventually, gateway
+
+STREAM: dict[str, Any] = {**HI, "model": "m", "stream": True}
+DONE_EVENT = "data: [DONE]"
+BIG = chunked(delta("x" * 60_000))
+BUFFERS_MAX_BYTES = 64 << 20  # more than the sockets' buffers on both sides of a gateway ever hold
+
+
+def event(text: str) -> str:
+    return delta(text).decode().strip()
+
+
+class OpenStream:
+    """A stream under way: the client's end and the engine's."""
+
+    def __init__(self, client: RawClient, side: EngineSide) -> None:
+        self.client = client
+        self.side = side
+        self._turns = 0
+
+    def round_trip(self) -> None:
+        """Move one event from the engine to the client, and wait for it."""
+        self._turns += 1
+        self.side.send(chunked(delta(str(self._turns))))
+        assert self.client.read_event() == event(str(self._turns))
+
+
+class SlowClientTest(unittest.TestCase):
+    def setUp(self) -> None:
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.stack = stack
+        self.engine = stack.enter_context(ScriptedEngine())
+
+    def gateway(self, **variables: object) -> RunningGateway:
+        return self.stack.enter_context(gateway(ENGINES=f"m={self.engine.url}", **variables))
+
+    def open(self, running: RunningGateway, request_id: str = "a") -> OpenStream:
+        client = self.stack.enter_context(running.connect())
+        client.request("POST", CHAT, STREAM, [("X-Request-ID", request_id)])
+        side = self.engine.take()
+        side.send(STREAM_HEAD + chunked(delta("0")))
+        client.read_head()
+        assert client.read_event() == event("0")
+        return OpenStream(client, side)
+
+    def fill(self, slow: OpenStream, other: OpenStream) -> int:
+        """Send to a client that does not read until nothing is taken any more; returns how many bytes were.
+
+        Whether the engine's socket takes no more because the relay has stopped reading it, or only because the relay
+        has not come to it yet, `other` tells: two round trips through the relay lie between two looks.
+        """
+        sock = slow.side.sock
+        sock.setblocking(False)
+        sent = 0
+        while sent < BUFFERS_MAX_BYTES:
+            try:
+                sent += sock.send(BIG[sent % len(BIG) :])
+                continue
+            except BlockingIOError:
+                pass
+            other.round_trip()
+            other.round_trip()
+            try:
+                sent += sock.send(BIG[sent % len(BIG) :])
+            except BlockingIOError:
+                break
+        sock.settimeout(TIMEOUT_S)
+        return sent
+
+    def test_an_engine_is_not_read_while_its_client_does_not_and_other_streams_go_on(self) -> None:
+        running = self.gateway()
+        slow, other = self.open(running), self.open(running, "b")
+        sent = self.fill(slow, other)
+        self.assertLess(sent, BUFFERS_MAX_BYTES, "the gateway takes whatever the engine sends")
+        for _ in range(20):
+            other.round_trip()
+
+        def send_rest() -> None:
+            slow.side.send(BIG[sent % len(BIG) :] + chunked(delta("end", "stop") + DONE) + b"0\r\n\r\n")
+
+        sender = threading.Thread(target=send_rest, name="engine")
+        sender.start()
+        events = slow.client.read_events()
+        sender.join(TIMEOUT_S)
+        self.assertEqual(len(content_of(events)), (sent // len(BIG) + 1) * 60_000 + len("end"))
+        self.assertEqual(events[-1], DONE_EVENT)
+        line = running.request_line("a")
+        self.assertEqual((line["status"], line["error"]), (200, None))
+
+    def test_a_client_that_takes_nothing_for_too_long_is_given_up(self) -> None:
+        running = self.gateway(STREAM_IDLE_TIMEOUT="0.5")
+        slow, other = self.open(running), self.open(running, "b")
+        self.fill(slow, other)
+        self.assertTrue(slow.side.wait_until_left())
+        line = running.request_line("a")
+        self.assertEqual((line["status"], line["error"]), (499, "client_closed_request"))
+
+    def test_a_client_that_leaves_while_it_is_behind_is_noticed(self) -> None:
+        running = self.gateway()
+        slow, other = self.open(running), self.open(running, "b")
+        self.fill(slow, other)
+        slow.client.close()
+        self.assertTrue(slow.side.wait_until_left(1.0))
+        self.assertEqual(running.request_line("a")["status"], 499)
+        other.round_trip()
+
+    def test_an_engine_that_breaks_off_while_the_client_is_behind(self) -> None:
+        running = self.gateway()
+        slow, other = self.open(running), self.open(running, "b")
+        sent = self.fill(slow, other)
+        slow.side.close()
+        *events, last = slow.client.read_events()
+        self.assertEqual(len(content_of(events)), sent // len(BIG) * 60_000)
+        self.assertEqual(json.loads(last[6:])["error"], "backend_error")
+
+    def test_stopping_ends_every_stream_on_both_sides(self) -> None:
+        running = self.gateway()
+        streams = [self.open(running, str(number)) for number in range(5)]
+        running.stop(0)
+        for number, stream in enumerate(streams):
+            self.assertTrue(stream.side.wait_until_left())
+            self.assertNotIn(b"[DONE]", stream.client.wait_until_ended())
+            self.assertEqual(running.request_line(str(number))["status"], 499)
+        self.assertEqual([e.in_flight for e in running.app.factory.engines()], [0])
+
+
+class FakeClient:
+    """A client that takes `room` bytes more (None: everything); its socket is always ready for them."""
+
+    def __init__(self) -> None:
+        self._sock, self._peer = socket.socketpair()
+        self.room: Optional[int] = None
+        self.taken = b""
+        self.deadline_s = 0.0
+        self.last_due = False
+        self.shut = False
+        self.fault: Optional[Exception] = None
+
+    def send_now(self, data: bytes) -> int:
+        if self.fault is not None:
+            raise self.fault
+        if self.room == 0:
+            raise BlockingIOError
+        size = len(data) if self.room is None else min(self.room, len(data))
+        if self.room is not None:
+            self.room -= size
+        self.taken += data[:size]
+        return size
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def before_last(self, exchange: object, keep_alive: bool) -> None:
+        self.last_due = True
+        self.deadline_s = 2.0
+
+    def set_deadline(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+
+    def shut_writing(self) -> None:
+        self.shut = True
+
+    def close(self) -> None:
+        self._sock.close()
+        self._peer.close()
+
+
+class FakePipeline:
+    """What an exchange needs to end: it notes how each has ended."""
+
+    class settings:
+        error_format = "simple"
+
+    def __init__(self) -> None:
+        self.events: list[RequestEvent] = []
+
+    def concluded(self, job: object, event: RequestEvent) -> None:
+        self.events.append(event)
+
+
+class Relayed:
+    """One stream between a fake client and a socket pair; `outcome` is how it counts for its engine, once it has
+    ended."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.client = FakeClient()
+        self.pipeline = FakePipeline()
+        head = RequestHead("POST", CHAT, False)  # HTTP/1.0: the stream as it is, without chunks
+        self.exchange = Exchange(
+            cast(Pipeline, self.pipeline), relay, cast(Client, self.client), "127.0.0.1", head, time.monotonic()
+        )
+        self.exchange.call = Call("/chat/completions", STREAM)
+        self.exchange.status = 200
+        self.outcome: Optional[str] = None
+        ours, self.engine = socket.socketpair()
+        self.engine.settimeout(TIMEOUT_S)
+        self._ours = ours
+        answer = ResponseHead(200, {b"transfer-encoding": b"chunked"}, True)
+        pool = ConnectionPool("127.0.0.1", 1, None, 1.0)
+        response = EngineResponse(answer, b"", Connection(ours), pool, Attempt(math.inf))
+        self.stream = EngineStream(response, EventStream(hide_usage=True))
+        self.engine.sendall(chunked(delta("first")))
+        self.stream.wait_first()
+        self.stream.on_close(self._closed)
+
+    def _closed(self, outcome: Outcome) -> None:
+        self.outcome = outcome.kind
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has been reported."""
+        return bool(self.pipeline.events)
+
+    def close(self) -> None:
+        """Close its sockets."""
+        self.client.close()
+        self.engine.close()
+        self._ours.close()
+
+
+class RelayTest(unittest.TestCase):
+    """The relay alone, between clients that take what the test lets them and socket pairs for engines."""
+
+    def setUp(self) -> None:
+        self.errors: list[BaseException] = []
+        self.now_s = 0.0
+        sweep_often = mock.patch.object(relay_module, "SWEEP_S", 0.01)
+        sweep_often.start()
+        self.addCleanup(sweep_often.stop)
+        self.relay = Relay(60.0, self.errors.append, clock=lambda: self.now_s)
+        self.addCleanup(self.relay.close, TIMEOUT_S)
+
+    def relayed(self) -> Relayed:
+        """A stream after its first event, not yet handed over."""
+        relayed = Relayed(self.relay)
+        self.addCleanup(relayed.close)
+        return relayed
+
+    def take(self) -> Relayed:
+        """A stream that the relay has."""
+        relayed = self.relayed()
+        self.relay.take(relayed.exchange, relayed.stream)
+        return relayed
+
+    def assert_ended(self, relayed: Relayed, outcome: str, status: int, error: Optional[str]) -> None:
+        eventually(lambda: relayed.ended)
+        self.assertEqual(relayed.outcome, outcome)
+        self.assertEqual([(event.status, event.error) for event in relayed.pipeline.events], [(status, error)])
+        self.assertTrue(relayed.exchange.finished)
+
+    def test_cancelling_closes_the_engine_s_connection(self) -> None:
+        relayed = self.take()
+        relayed.engine.sendall(chunked(delta("a")))
+        eventually(lambda: relayed.client.taken == delta("a"))
+        relayed.exchange.cancel()
+        self.assertEqual(relayed.engine.recv(1), b"")
+        self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+
+    def test_a_client_that_left_before_the_relay_had_its_stream(self) -> None:
+        relayed = self.relayed()
+        relayed.exchange.cancel()
+        self.relay.take(relayed.exchange, relayed.stream)
+        self.assertEqual(relayed.engine.recv(1), b"")
+        self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+
+    def test_a_silent_engine_is_given_up_after_the_idle_timeout_and_not_before(self) -> None:
+        relayed, other = self.take(), self.take()
+        self.now_s = 59.0
+        other.engine.sendall(chunked(delta("a")))
+        eventually(lambda: other.client.taken)
+        self.assertFalse(relayed.ended)
+        self.now_s = 61.0
+        self.assert_ended(relayed, "timeout", 200, "backend_error")
+        self.assertEqual(json.loads(relayed.client.taken[6:])["error"], "backend_error")
+        self.assertEqual(relayed.engine.recv(1), b"")
+        self.assertFalse(other.ended)  # silent for 2 s only
+
+    def test_what_goes_wrong_with_one_stream_ends_that_one_alone(self) -> None:
+        relayed, other = self.take(), self.take()
+        fault = relayed.client.fault = RuntimeError("a bug")
+        relayed.engine.sendall(chunked(delta("a")))
+        self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+        self.assertEqual(self.errors, [fault])
+        other.engine.sendall(chunked(delta("b", "stop") + DONE) + b"0\r\n\r\n")
+        self.assert_ended(other, "ok", 200, None)
+
+    def test_every_byte_reaches_a_client_that_takes_a_few_at_a_time(self) -> None:
+        relayed = self.take()
+        relayed.client.room = 0
+        sent = delta("a") + delta("b", "stop") + DONE
+        relayed.engine.sendall(chunked(sent) + b"0\r\n\r\n")
+        while len(relayed.client.taken) < len(sent):
+            relayed.client.room = 7
+            eventually(lambda: relayed.client.room != 7)
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual(relayed.client.taken, sent)
+
+    def test_a_finished_stream_may_take_its_time_to_reach_a_slow_client(self) -> None:
+        # `before_last` leaves a connection seconds to close; they count from the last byte, not from the engine's.
+        relayed = self.take()
+        relayed.client.room = 5
+        relayed.engine.sendall(chunked(delta("b", "stop") + DONE) + b"0\r\n\r\n")
+        eventually(lambda: relayed.client.last_due and relayed.client.deadline_s == math.inf)
+        self.assertFalse(relayed.ended)
+        relayed.client.room = None
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertLess(relayed.client.deadline_s, math.inf)
+
+    def test_closing_ends_streams_that_are_open_or_come_too_late(self) -> None:
+        relayed, late = self.take(), self.relayed()
+        self.relay.close(TIMEOUT_S)
+        self.relay.take(late.exchange, late.stream)
+        for one in (relayed, late):
+            self.assert_ended(one, "cancelled", 499, "client_closed_request")
+            self.assertEqual(one.engine.recv(1), b"")
+        self.assertEqual(len(self.relay), 0)
+
+
+OPENSSL = shutil.which("openssl")
+
+
+@unittest.skipUnless(OPENSSL, "the openssl command is missing: no certificate for the engine")
+class TlsTest(unittest.TestCase):
+    directory: tempfile.TemporaryDirectory[str]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.directory.cleanup)
+        cls.certificate = Path(cls.directory.name) / "cert.pem"
+        key = Path(cls.directory.name) / "key.pem"
+        command = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {cls.certificate}"
+        names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        made = subprocess.run([OPENSSL or "", *command.split(), *names], stderr=subprocess.PIPE, check=False)
+        if made.returncode:
+            raise unittest.SkipTest(f"this openssl makes no such certificate: {made.stderr.decode()[-200:]}")
+        cls.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        cls.context.load_cert_chain(str(cls.certificate), str(key))
+
+    @contextlib.contextmanager
+    def running(self, trusted: bool = True) -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
+        trust = {"SSL_CERT_FILE": str(self.certificate)} if trusted else {}
+        with mock.patch.dict(os.environ, trust), ScriptedEngine(self.context) as engine:
+            with gateway(ENGINES=f"m={engine.url}", RETRY_ATTEMPTS=1) as running:
+                yield running, engine
+
+    def test_an_answer_over_tls_and_the_connection_is_kept(self) -> None:
+        with self.running() as (running, engine), running.connect() as client:
+            body = json.dumps({"choices": [{"message": {"content": "x" * 100_000}}]}).encode()
+            side: Optional[EngineSide] = None
+            for _ in range(2):
+                client.request("POST", CHAT, {**HI, "model": "m"})
+                side = engine.take() if side is None else side.read_request()
+                side.answer(body)
+                answer = client.read_response()
+                self.assertEqual(answer.status, 200)
+                self.assertEqual(len(answer.json()["choices"][0]["message"]["content"]), 100_000)
+            self.assertTrue(engine.nobody_waits())
+
+    def test_a_stream_over_tls_arrives_event_by_event(self) -> None:
+        with self.running() as (running, engine), running.connect() as client:
+            client.request("POST", CHAT, STREAM)
+            side = engine.take()
+            side.send(STREAM_HEAD)
+            for number in range(5):
+                side.send(chunked(delta(str(number))))
+                if not number:
+                    client.read_head()
+                self.assertEqual(client.read_event(), event(str(number)))
+            # More than a record holds, then many records at once: no selector tells of what TLS has read already.
+            side.send(chunked(delta("y" * 50_000)))
+            self.assertEqual(client.read_event(), event("y" * 50_000))
+            for number in range(100):
+                side.send(chunked(delta(str(number))))
+            for number in range(100):
+                self.assertEqual(client.read_event(), event(str(number)))
+            side.send(chunked(delta("", "stop") + DONE) + b"0\r\n\r\n")
+            self.assertEqual(client.read_events()[-1], DONE_EVENT)
+
+    def test_a_client_that_leaves_closes_a_tls_engine_s_connection(self) -> None:
+        for silent in (True, False):
+            with self.subTest(silent=silent), self.running() as (running, engine), running.connect() as client:
+                client.request("POST", CHAT, STREAM)
+                side = engine.take()
+                if not silent:
+                    side.send(STREAM_HEAD + chunked(delta("0")))
+                    client.read_head()
+                client.close()
+                self.assertTrue(side.wait_until_left(1.0))
+                eventually(lambda: running.app.factory.engines()[0].in_flight == 0)
+                self.assertIsNone(running.app.factory.engines()[0].last_error)
+
+    def test_an_engine_whose_certificate_nobody_trusts_is_not_spoken_to(self) -> None:
+        with self.running(trusted=False) as (running, engine), running.connect() as client:
+            client.request("POST", CHAT, STREAM)
+            with self.assertRaises(OSError):
+                engine.take()
+            answer = client.read_response()
+            self.assertEqual((answer.status, answer.error), (502, "backend_error"))
+            self.assertIn("TLS", answer.json()["message"])
+
+    def test_a_tls_engine_that_never_shakes_hands_costs_the_connect_timeout(self) -> None:
+        with ScriptedEngine() as engine:  # plain TCP: takes the client's hello and stays silent
+            url = engine.url.replace("http:", "https:")
+            with gateway(ENGINES=f"m={url}", RETRY_ATTEMPTS=1, CONNECT_TIMEOUT="0.2") as running:
+                answer = running.post({**HI, "model": "m"})
+                self.assertEqual((answer.status, answer.error), (502, "backend_unavailable"))
+
+    def test_a_probe_speaks_tls_and_checks_the_certificate(self) -> None:
+        with ScriptedEngine(self.context) as engine:
+            spec = EngineSpec(engine.url)
+            results: list[Optional[str]] = []
+
+            def run() -> None:
+                results.append(probe(spec, 5.0))
+
+            with mock.patch.dict(os.environ, {"SSL_CERT_FILE": str(self.certificate)}):
+                thread = threading.Thread(target=run, name="probe")
+                thread.start()
+                side = engine.accept()
+                side.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                thread.join(TIMEOUT_S)
+            self.assertEqual(results, [None])
+            thread = threading.Thread(target=run, name="probe")
+            thread.start()
+            with self.assertRaises(OSError):
+                engine.accept()
+            thread.join(TIMEOUT_S)
+            self.assertIn("TLS", results[1] or "")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,352 @@
+"""From a model's name to the engines asked, in order: failover, fallback, last resorts, and what the client is told."""
+
+from __future__ import annotations
+
+import unittest
+from collections import Counter
+from random import Random
+from typing import Optional
+
+from gateway.errors import GatewayError, RequestRefused
+from gateway.routing.retry import Outcome
+from gateway.routing.router import Router, Tries
+from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
+
+OK = Outcome("ok")
+REFUSED = Outcome("refused", "connection refused")
+ERROR = Outcome("error", "the engine answered 500", 500)
+TIMEOUT = Outcome("timeout", "the engine did not answer in time")
+UNAUTHORIZED = Outcome("unauthorized", "the engine refuses the gateway's credentials", 401)
+
+
+def rate_limited(retry_after_s: Optional[float] = None) -> Outcome:
+    return Outcome("rate_limited", "slow down", 429, retry_after_s)
+
+
+def model(name: str, engines: int, **fields: object) -> ModelSpec:
+    """A model whose engines are called <name>0, <name>1, ..."""
+    specs = tuple(EngineSpec(f"http://{name}{i}:8000/v1", id=f"{name}{i}") for i in range(engines))
+    return ModelSpec(name, specs, **fields)  # type: ignore[arg-type]
+
+
+class RouterTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.now_s = 100.0
+
+    def router(self, *models: ModelSpec, **options: str) -> Router:
+        fleet = FleetSpec(tuple(models))
+        return Router(fleet, rng=Random(5), clock=lambda: self.now_s, **options)
+
+    def path(self, router: Router, name: Optional[str], **options: bool) -> list[str]:
+        return [pool.name for pool in router.route(name, **options)]
+
+    def request(
+        self, router: Router, name: str, behaviour: dict[str, Outcome], attempts: int = 3, allow_fallback: bool = True
+    ) -> tuple[list[str], Optional[GatewayError]]:
+        """One request where each engine behaves as given (others answer): the engines asked, the error or None."""
+        tries = Tries(router.route(name, allow_fallback), attempts, b"")
+        asked: list[str] = []
+        while True:
+            step = tries.next()
+            if step is None:
+                self.assertEqual(tries.sent, len(asked))
+                return asked, tries.error()
+            pool, engine = step
+            asked.append(engine.id)
+            outcome = behaviour.get(engine.id, OK)
+            pool.settle(engine, outcome, 0.01)
+            if outcome is OK:
+                return asked, None
+            tries.failed(outcome)
+            self.assertLess(len(asked), 100)
+
+
+class RouteTest(RouterTest):
+    def test_fallback_any_is_every_other_model_in_file_order(self) -> None:
+        router = self.router(model("x", 1), model("y", 1), model("z", 1), fallback="any")
+        self.assertEqual(self.path(router, "y"), ["y", "x", "z"])
+
+    def test_a_models_own_fallbacks_win(self) -> None:
+        models = (model("x", 1, fallbacks=("z",)), model("y", 1, fallbacks=()), model("z", 1))
+        router = self.router(*models, fallback="any")
+        self.assertEqual(self.path(router, "x"), ["x", "z"])
+        self.assertEqual(self.path(router, "y"), ["y"])
+
+    def test_fallback_configured_uses_nothing_else(self) -> None:
+        router = self.router(model("x", 1, fallbacks=("y",)), model("y", 1), fallback="configured")
+        self.assertEqual(self.path(router, "x"), ["x", "y"])
+        self.assertEqual(self.path(router, "y"), ["y"])
+
+    def test_fallback_off_ignores_even_configured_ones(self) -> None:
+        router = self.router(model("x", 1, fallbacks=("y",)), model("y", 1), fallback="off")
+        self.assertEqual(self.path(router, "x"), ["x"])
+
+    def test_a_request_may_forbid_fallback(self) -> None:
+        router = self.router(model("x", 1), model("y", 1))
+        self.assertEqual(self.path(router, "x", allow_fallback=False), ["x"])
+
+    def test_no_name_is_the_default_model_and_an_alias_is_its_model(self) -> None:
+        fleet = FleetSpec((model("x", 1), model("y", 1, aliases=("why",))), default_model="y")
+        router = Router(fleet, fallback="off")
+        self.assertEqual(self.path(router, None), ["y"])
+        self.assertEqual(self.path(router, "why"), ["y"])
+        self.assertEqual(router.names(), ("x", "y", "why"))
+
+    def test_a_fallback_may_be_named_by_alias(self) -> None:
+        router = self.router(model("x", 1, fallbacks=("why",)), model("y", 1, aliases=("why",)))
+        self.assertEqual(self.path(router, "x"), ["x", "y"])
+
+    def test_an_unknown_model_is_refused_and_names_those_known(self) -> None:
+        router = self.router(model("x", 1), model("y", 1))
+        for name in ("z", "X", "", "x "):
+            with self.subTest(name=name), self.assertRaises(RequestRefused) as caught:
+                router.route(name)
+            error = caught.exception
+            self.assertEqual((error.code, error.status, error.param), ("model_not_found", 404, "model"))
+            self.assertIn("x, y", error.message)
+
+    def test_an_unknown_name_of_any_length_gives_a_short_message(self) -> None:
+        with self.assertRaises(RequestRefused) as caught:
+            self.router(model("x", 1)).route("\ud800" + "n" * 1_000_000)
+        self.assertLess(len(caught.exception.message), 1000)
+        caught.exception.message.encode("utf-8")
+
+    def test_a_wildcard_serves_every_name(self) -> None:
+        fleet = FleetSpec((model_from("any", ["http://h:1/v1"]),), wildcard=True)
+        router = Router(fleet)
+        self.assertEqual([self.path(router, name) for name in (None, "gpt-4", "any")], [["any"]] * 3)
+
+
+class BalancingTest(RouterTest):
+    def test_balancing_never_crosses_models(self) -> None:
+        for strategy in ("round_robin", "random", "least_connections", "power_of_two", "latency", "prefix_affinity"):
+            with self.subTest(strategy=strategy):
+                router = self.router(model("x", 3), model("y", 3), strategy=strategy)
+                for name in ("x", "y"):
+                    counts: Counter[str] = Counter()
+                    for _ in range(60):
+                        asked, error = self.request(router, name, {})
+                        self.assertIsNone(error)
+                        counts.update(asked)
+                    self.assertLessEqual(set(counts), {f"{name}0", f"{name}1", f"{name}2"})
+
+    def test_one_models_requests_do_not_disturb_anothers_rotation(self) -> None:
+        router = self.router(model("x", 2), model("y", 3))
+        asked = []
+        for number in range(30):
+            asked += self.request(router, "x", {})[0]
+            if number % 3 == 0:
+                self.request(router, "y", {})
+        self.assertEqual(asked, asked[:2] * 15)
+
+
+class FailoverTest(RouterTest):
+    def test_another_engine_of_the_same_model_comes_first(self) -> None:
+        router = self.router(model("x", 3), model("y", 1))
+        for bad in ("x0", "x1", "x2"):
+            asked, error = self.request(router, "x", {bad: ERROR})
+            self.assertIsNone(error)
+            self.assertTrue(all(name.startswith("x") for name in asked))
+
+    def test_every_engine_of_the_model_is_tried_before_another_model(self) -> None:
+        router = self.router(model("x", 3), model("y", 1))
+        asked, error = self.request(router, "x", {"x0": ERROR, "x1": REFUSED, "x2": TIMEOUT})
+        self.assertIsNone(error)
+        self.assertEqual((sorted(asked[:3]), asked[3:]), (["x0", "x1", "x2"], ["y0"]))
+
+    def test_attempts_are_counted_per_model(self) -> None:
+        router = self.router(model("x", 5), model("y", 5), model("z", 5))
+        broken = {f"{name}{i}": ERROR for name in "xyz" for i in range(5)}
+        asked, error = self.request(router, "x", broken, attempts=2)
+        assert error is not None
+        self.assertEqual([name[0] for name in asked], list("xxyyzz"))
+        self.assertEqual(len(set(asked)), 6)
+
+    def test_a_lone_engine_is_asked_again_up_to_the_limit(self) -> None:
+        router = self.router(model("x", 1), fallback="off")
+        asked, error = self.request(router, "x", {"x0": ERROR})
+        assert error is not None
+        self.assertEqual(asked, ["x0"] * 3)
+        self.assertEqual((error.code, error.status), ("backend_error", 502))
+
+    def test_a_dead_model_falls_back_until_it_returns(self) -> None:
+        router = self.router(model("x", 2), model("y", 1))
+        dead = {"x0": REFUSED, "x1": REFUSED}
+        self.assertEqual(self.request(router, "x", dead)[0][-1], "y0")
+        self.assertEqual(self.request(router, "x", dead)[0], ["y0"])  # known to be out: not asked again
+        pool = router.pools["x"]
+        pool.record_probe(pool.engines[0], None, 2, 1)
+        self.assertEqual(self.request(router, "x", {})[0], ["x0"])
+
+    def test_a_request_that_forbids_fallback_gets_the_models_own_error(self) -> None:
+        router = self.router(model("x", 2), model("y", 1))
+        asked, error = self.request(router, "x", {"x0": REFUSED, "x1": REFUSED}, allow_fallback=False)
+        assert error is not None
+        self.assertEqual(sorted(asked), ["x0", "x1"])
+        self.assertEqual((error.code, error.status), ("backend_unavailable", 502))
+
+    def test_errors_tell_what_happened_last(self) -> None:
+        cases = {
+            "refused": ("backend_unavailable", 502),
+            "connect_timeout": ("backend_unavailable", 502),
+            "reset": ("backend_unavailable", 502),
+            "timeout": ("gateway_timeout", 504),
+            "error": ("backend_error", 502),
+            "invalid": ("backend_error", 502),
+            "truncated": ("backend_error", 502),
+            "unauthorized": ("backend_error", 502),
+            "rate_limited": ("backend_rate_limited", 429),
+        }
+        for kind, expected in cases.items():
+            with self.subTest(kind=kind):
+                _, error = self.request(self.router(model("x", 2)), "x", dict.fromkeys(("x0", "x1"), Outcome(kind)))
+                assert error is not None
+                self.assertEqual((error.code, error.status), expected)
+                self.assertTrue(error.message)
+
+    def test_full_engines_give_overloaded_with_a_time_to_retry(self) -> None:
+        spec = ModelSpec("x", (EngineSpec("http://x0:1/v1", id="x0", max_concurrency=1),))
+        router = self.router(spec, fallback="off")
+        self.assertIsNotNone(router.pools["x"].acquire((), b""))
+        asked, error = self.request(router, "x", {})
+        assert error is not None
+        self.assertEqual((asked, error.code, error.status), ([], "overloaded", 503))
+        self.assertIsNotNone(error.retry_after_s)
+
+    def test_a_full_model_falls_back(self) -> None:
+        full = ModelSpec("x", (EngineSpec("http://x0:1/v1", id="x0", max_concurrency=1),))
+        router = self.router(full, model("y", 1))
+        router.pools["x"].acquire((), b"")
+        self.assertEqual(self.request(router, "x", {}), (["y0"], None))
+
+
+class RestTest(RouterTest):
+    def test_a_resting_engine_is_skipped_without_a_failure(self) -> None:
+        router = self.router(model("x", 2), model("y", 1))
+        for _ in range(2):  # whichever is first: after two requests x0 has been met
+            self.request(router, "x", {"x0": rate_limited(10.0)})
+        self.assertEqual([self.request(router, "x", {})[0] for _ in range(4)], [["x1"]] * 4)
+
+    def test_when_all_rest_the_client_is_told_the_shortest_wait_at_once(self) -> None:
+        router = self.router(model("x", 2), model("y", 1))
+        resting = {"x0": rate_limited(30.0), "x1": rate_limited(12.0), "y0": rate_limited(20.0)}
+        asked, error = self.request(router, "x", resting)
+        assert error is not None
+        self.assertEqual(sorted(asked), ["x0", "x1", "y0"])
+        self.assertEqual((error.code, error.status, error.retry_after_s), ("backend_rate_limited", 429, 12.0))
+        self.now_s += 2.0
+        asked, error = self.request(router, "x", resting)
+        assert error is not None
+        self.assertEqual(asked, [])  # nothing is sent to who asked for a pause
+        self.assertEqual((error.code, error.retry_after_s), ("backend_rate_limited", 10.0))
+
+    def test_after_the_shortest_wait_a_request_goes_through(self) -> None:
+        router = self.router(model("x", 2), fallback="off")
+        _, error = self.request(router, "x", {"x0": rate_limited(30.0), "x1": rate_limited(12.0)})
+        assert error is not None and error.retry_after_s is not None
+        self.now_s += error.retry_after_s
+        self.assertEqual(self.request(router, "x", {}), (["x1"], None))
+
+    def test_a_rest_of_zero_seconds_ends_at_the_limit_of_attempts(self) -> None:
+        asked, error = self.request(self.router(model("x", 1)), "x", {"x0": rate_limited(0.0)})
+        assert error is not None
+        self.assertEqual((asked, error.code), (["x0"] * 3, "backend_rate_limited"))
+        self.assertIsNotNone(error.retry_after_s)
+
+    def test_a_failure_tells_more_than_a_rest(self) -> None:
+        for order in ({"x0": rate_limited(5.0), "x1": ERROR}, {"x0": ERROR, "x1": rate_limited(5.0)}):
+            with self.subTest(order=order):
+                _, error = self.request(self.router(model("x", 2)), "x", order, attempts=2)
+                assert error is not None
+                self.assertEqual(error.code, "backend_error")
+
+
+class LastResortTest(RouterTest):
+    def test_the_last_engine_is_tried_although_it_is_out(self) -> None:
+        router = self.router(model("x", 1), fallback="off")
+        self.request(router, "x", {"x0": REFUSED})
+        self.assertFalse(router.pools["x"].any_available())
+        self.assertEqual(self.request(router, "x", {}), (["x0"], None))
+        self.assertTrue(router.pools["x"].any_available())  # a good answer brings it back
+
+    def test_no_last_resort_while_a_fallback_is_in(self) -> None:
+        router = self.router(model("x", 1), model("y", 1))
+        self.request(router, "x", {"x0": REFUSED})
+        self.assertEqual(self.request(router, "x", {})[0], ["y0"])
+
+    def test_no_last_resort_while_a_fallback_is_merely_full(self) -> None:
+        full = ModelSpec("y", (EngineSpec("http://y0:1/v1", id="y0", max_concurrency=1),))
+        router = self.router(model("x", 1), full)
+        self.request(router, "x", {"x0": REFUSED})
+        router.pools["y"].acquire((), b"")
+        asked, error = self.request(router, "x", {})
+        assert error is not None
+        self.assertEqual((asked, error.code), ([], "overloaded"))
+
+    def test_a_lone_misconfigured_engine_is_a_backend_error(self) -> None:
+        router = self.router(model("x", 1), fallback="off")
+        for _ in range(2):  # at first, and while it is out
+            asked, error = self.request(router, "x", {"x0": UNAUTHORIZED})
+            assert error is not None
+            self.assertEqual((asked, error.code, error.status), (["x0"], "backend_error", 502))
+
+    def test_a_lone_misconfigured_engine_serves_again_once_its_key_is_right(self) -> None:
+        router = self.router(model("x", 1), fallback="off")
+        self.request(router, "x", {"x0": UNAUTHORIZED})
+        self.assertEqual(self.request(router, "x", {}), (["x0"], None))
+        self.assertTrue(router.pools["x"].any_available())
+
+    def test_a_resting_engine_is_never_the_last_resort(self) -> None:
+        router = self.router(model("x", 2), fallback="off")
+        behaviour = {"x0": rate_limited(60.0), "x1": REFUSED}
+        self.request(router, "x", behaviour)
+        asked, error = self.request(router, "x", behaviour)
+        assert error is not None
+        self.assertEqual((asked, error.code), (["x1"], "backend_unavailable"))
+
+    def test_of_all_candidate_models_the_engine_that_returns_soonest_is_tried_first(self) -> None:
+        router = self.router(model("x", 1), model("y", 1), model("z", 1))
+        behaviour = {"x0": UNAUTHORIZED, "y0": UNAUTHORIZED, "z0": REFUSED}
+        self.request(router, "x", behaviour)
+        self.assertEqual(self.request(router, "x", {}), (["z0"], None))
+
+    def test_the_models_own_engine_wins_among_equals(self) -> None:
+        router = self.router(model("x", 1), model("y", 1))
+        self.request(router, "x", {"x0": REFUSED, "y0": REFUSED})
+        self.assertEqual(self.request(router, "y", {}), (["y0"], None))
+
+    def test_each_engine_is_a_last_resort_once_at_most(self) -> None:
+        router = self.router(model("x", 2), model("y", 2))
+        dead = dict.fromkeys(("x0", "x1", "y0", "y1"), REFUSED)
+        self.request(router, "x", dead)
+        asked, error = self.request(router, "x", dead)
+        assert error is not None
+        self.assertEqual(len(asked), len(set(asked)))
+        self.assertLessEqual(len(asked), 3)
+        self.assertEqual(error.code, "backend_unavailable")
+
+
+class ReloadTest(RouterTest):
+    def test_models_come_go_and_stay(self) -> None:
+        router = self.router(model("x", 1), model("y", 1))
+        self.request(router, "x", {"x0": REFUSED}, allow_fallback=False)
+        stays = router.pools["x"]
+        gone = router.reload(FleetSpec((model("x", 2), model("z", 1))))
+        self.assertEqual([engine.id for engine in gone], ["y0"])
+        self.assertIs(router.pools["x"], stays)
+        self.assertEqual([item.state for item in stays.snapshot()], ["down", "up"])
+        self.assertEqual(self.path(router, "x"), ["x", "z"])
+        with self.assertRaises(RequestRefused):
+            router.route("y")
+
+    def test_a_route_taken_before_a_reload_still_works(self) -> None:
+        router = self.router(model("x", 1), fallback="off")
+        route = router.route("x")
+        router.reload(FleetSpec((model("x", 1), model("y", 1))))
+        step = Tries(route, 3, b"").next()
+        assert step is not None
+        self.assertEqual(step[1].id, "x0")
+
+
+if __name__ == "__main__":
+    unittest.main()

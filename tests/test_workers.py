@@ -1,0 +1,316 @@
+"""Places, the queue in front of them, and jobs that end exactly once, whoever ends them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import unittest
+from typing import Callable, Optional
+from unittest import mock
+
+from gateway import workers
+from gateway.workers import Job, Overloaded, WorkerPool
+from tests.support import eventually
+
+TIMEOUT_S = 10.0
+
+
+class Task(Job):
+    """A job that records its runs and, with a gate, waits for it."""
+
+    def __init__(self, action: Optional[Callable[[], None]] = None) -> None:
+        super().__init__()
+        self.action = action
+        self.begun = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.runs = 0
+
+    def run(self) -> None:
+        self.runs += 1
+        self.begun.set()
+        try:
+            if not self.gate.wait(TIMEOUT_S):
+                raise AssertionError("the gate was never opened")
+            if self.action is not None:
+                self.action()
+        finally:
+            self.finish()
+
+
+def held() -> Task:
+    """A task that keeps its place until its gate is set."""
+    task = Task()
+    task.gate.clear()
+    return task
+
+
+class PoolTest(unittest.TestCase):
+    def pool(self, places: int, queue_size: int) -> WorkerPool:
+        self.errors: list[BaseException] = []
+        pool = WorkerPool(places, queue_size, self.errors.append)
+        self.addCleanup(pool.close, TIMEOUT_S)
+        return pool
+
+    def bring(self, pool: WorkerPool, job: Task) -> Optional[threading.Thread]:
+        """Submit a job as a handler does: run here, on a thread of the caller's, where a place is free."""
+        if not pool.submit(job):
+            return None
+
+        def run_here() -> None:
+            try:
+                job.run()
+            finally:
+                pool.leave()
+
+        thread = threading.Thread(target=run_here, name="caller", daemon=True)
+        thread.start()
+        self.addCleanup(thread.join, TIMEOUT_S)
+        self.addCleanup(job.gate.set)
+        return thread
+
+    def assert_at_rest(self, pool: WorkerPool) -> None:
+        eventually(lambda: pool.busy == 0 and pool.depth == 0)
+
+    def test_a_job_runs_at_once_while_a_place_is_free(self) -> None:
+        pool = self.pool(2, 0)
+        first, second = held(), held()
+        self.assertIsNotNone(self.bring(pool, first))
+        self.assertIsNotNone(self.bring(pool, second))
+        self.assertTrue(first.begun.wait(TIMEOUT_S) and second.begun.wait(TIMEOUT_S))
+        self.assertEqual((pool.busy, pool.depth), (2, 0))
+        first.gate.set()
+        second.gate.set()
+        self.assert_at_rest(pool)
+
+    def test_jobs_beyond_the_places_wait_and_run_in_order(self) -> None:
+        pool = self.pool(1, 10)
+        first = held()
+        self.bring(pool, first)
+        order: list[int] = []
+        waiting = [Task(lambda number=number: order.append(number)) for number in range(10)]  # type: ignore[misc]
+        for task in waiting:
+            self.assertIsNone(self.bring(pool, task))
+        self.assertEqual((pool.busy, pool.depth), (1, 10))
+        self.assertEqual(order, [])
+        first.gate.set()
+        for task in waiting:
+            self.assertTrue(task.wait(TIMEOUT_S))
+        self.assertEqual(order, list(range(10)))
+        self.assert_at_rest(pool)
+
+    def test_a_full_queue_refuses_and_accepts_again_later(self) -> None:
+        pool = self.pool(1, 2)
+        first, second = held(), Task()
+        for task in (first, second, Task()):
+            self.bring(pool, task)
+        refused = Task()
+        with self.assertRaises(Overloaded):
+            pool.submit(refused)
+        first.gate.set()
+        self.assert_at_rest(pool)
+        self.assertEqual(refused.runs, 0)
+        last = Task()
+        self.bring(pool, last)
+        self.assertTrue(last.wait(TIMEOUT_S))
+
+    def test_without_a_queue_only_free_places_accept(self) -> None:
+        pool = self.pool(1, 0)
+        first = held()
+        self.bring(pool, first)
+        with self.assertRaises(Overloaded):
+            pool.submit(Task())
+        first.gate.set()
+
+    def test_no_more_than_the_places_ever_run_and_each_job_runs_once(self) -> None:
+        pool = self.pool(3, 1000)
+        lock = threading.Lock()
+        running, most = 0, 0
+
+        def work() -> None:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            threading.Event().wait(0.0002)
+            with lock:
+                running -= 1
+
+        tasks = [Task(work) for _ in range(400)]
+
+        def caller(own: list[Task]) -> None:
+            for task in own:
+                if pool.submit(task):
+                    task.run()
+                    pool.leave()
+
+        callers = [threading.Thread(target=caller, args=(tasks[i::8],), name=f"caller-{i}") for i in range(8)]
+        for thread in callers:
+            thread.start()
+        for thread in callers:
+            thread.join(TIMEOUT_S)
+        for task in tasks:
+            self.assertTrue(task.wait(TIMEOUT_S))
+        self.assertEqual([task.runs for task in tasks], [1] * 400)
+        self.assertLessEqual(most, 3)
+        self.assertEqual(self.errors, [])
+        self.assert_at_rest(pool)
+
+    def test_a_job_given_up_while_waiting_never_runs_and_frees_its_place_in_the_queue(self) -> None:
+        pool = self.pool(1, 1)
+        first, given_up, next_one = held(), Task(), Task()
+        self.bring(pool, first)
+        self.bring(pool, given_up)
+        self.assertTrue(given_up.claim())
+        pool.gave_up(given_up)
+        self.assertEqual(pool.depth, 0)
+        self.bring(pool, next_one)  # would be refused if the place were still taken
+        first.gate.set()
+        self.assertTrue(next_one.wait(TIMEOUT_S))
+        self.assert_at_rest(pool)
+        self.assertEqual(given_up.runs, 0)
+
+    def test_a_waiting_job_can_no_longer_be_given_up_once_it_runs(self) -> None:
+        pool = self.pool(1, 1)
+        first, second = held(), held()
+        self.bring(pool, first)
+        self.bring(pool, second)
+        self.addCleanup(second.gate.set)
+        first.gate.set()
+        self.assertTrue(second.begun.wait(TIMEOUT_S))
+        self.assertFalse(second.claim())
+
+    def test_giving_up_and_running_meet_and_exactly_one_wins(self) -> None:
+        pool = self.pool(1, 100)
+        for _ in range(60):
+            first, contested = held(), Task()
+            self.bring(pool, first)
+            self.bring(pool, contested)
+            first.gate.set()
+            won = contested.claim()
+            if won:
+                pool.gave_up(contested)
+            self.assert_at_rest(pool)
+            self.assertEqual(contested.runs, 0 if won else 1)
+
+    def test_an_exception_is_reported_and_costs_no_place(self) -> None:
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        pool = self.pool(1, 5)
+        first = held()
+        self.bring(pool, first)
+        broken, good = Task(fail), Task()
+        self.bring(pool, broken)
+        self.bring(pool, good)
+        first.gate.set()
+        self.assertTrue(good.wait(TIMEOUT_S))
+        self.assert_at_rest(pool)
+        self.assertEqual([type(error) for error in self.errors], [ZeroDivisionError])
+
+    def test_a_worker_without_work_ends_and_a_new_one_takes_over(self) -> None:
+        with mock.patch.object(workers, "IDLE_S", 0.01):
+            pool = self.pool(1, 5)
+            before = set(threading.enumerate())
+            for _ in range(3):
+                first, second = held(), Task()
+                self.bring(pool, first)
+                self.bring(pool, second)
+                first.gate.set()
+                self.assertTrue(second.wait(TIMEOUT_S))
+                eventually(lambda: set(threading.enumerate()) <= before)
+
+    def test_jobs_keep_running_while_workers_come_and_go(self) -> None:
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(1e-6)  # so that threads meet everywhere
+        with mock.patch.object(workers, "IDLE_S", 0.0):
+            pool = self.pool(1, 10)
+            for _ in range(400):
+                first, second = held(), Task()
+                self.assertTrue(pool.submit(first))
+                self.assertFalse(pool.submit(second))
+                pool.leave()
+                self.assertTrue(second.wait(TIMEOUT_S))
+                eventually(lambda: pool.busy == 0)
+
+
+class CloseTest(PoolTest):
+    def test_a_closed_pool_accepts_nothing_and_its_threads_end(self) -> None:
+        pool = self.pool(1, 5)
+        before = set(threading.enumerate())
+        first, second = held(), Task()
+        self.bring(pool, first)
+        self.bring(pool, second)
+        first.gate.set()
+        self.assertTrue(second.wait(TIMEOUT_S))
+        self.assert_at_rest(pool)
+        pool.close(TIMEOUT_S)
+        with self.assertRaises(Overloaded):
+            pool.submit(Task())
+        eventually(lambda: set(threading.enumerate()) <= before)
+
+    def test_what_waits_when_the_pool_closes_still_runs(self) -> None:
+        pool = self.pool(1, 5)
+        first, second = held(), Task()
+        self.bring(pool, first)
+        self.bring(pool, second)
+        pool.close(0.0)
+        first.gate.set()
+        self.assertTrue(second.wait(TIMEOUT_S))
+        self.assertEqual(second.runs, 1)
+
+    def test_closing_does_not_wait_for_another_pools_threads(self) -> None:
+        busy, idle = self.pool(1, 5), self.pool(1, 5)
+        first, second = held(), held()
+        self.bring(busy, first)
+        self.bring(busy, second)
+        self.addCleanup(second.gate.set)
+        first.gate.set()
+        self.assertTrue(second.begun.wait(TIMEOUT_S))  # on a worker thread of `busy`
+        closer = threading.Thread(target=idle.close, args=(TIMEOUT_S * 6,), name="closer", daemon=True)
+        closer.start()
+        closer.join(TIMEOUT_S)
+        self.assertFalse(closer.is_alive())
+
+    def test_close_gives_up_waiting_in_time_and_may_be_called_again(self) -> None:
+        pool = self.pool(1, 5)
+        first, stuck = held(), held()
+        self.bring(pool, first)
+        self.bring(pool, stuck)
+        first.gate.set()
+        self.assertTrue(stuck.begun.wait(TIMEOUT_S))
+        pool.close(0.01)
+        stuck.gate.set()
+        self.assertTrue(stuck.wait(TIMEOUT_S))
+        pool.close(TIMEOUT_S)
+
+    def test_a_pool_that_never_worked_closes(self) -> None:
+        self.pool(1, 1).close(TIMEOUT_S)
+
+
+class JobTest(unittest.TestCase):
+    def test_waiting_ends_with_the_job_or_in_time(self) -> None:
+        job = Job()
+        self.assertFalse(job.wait(0.001))
+        self.assertFalse(job.finished)
+        finisher = threading.Thread(target=job.finish, name="finisher")
+        finisher.start()
+        self.assertTrue(job.wait(TIMEOUT_S))
+        finisher.join(TIMEOUT_S)
+        self.assertTrue(job.finished)
+        self.assertTrue(job.wait(0.0))
+
+    def test_of_many_claims_on_a_queued_job_one_succeeds(self) -> None:
+        job = Job()
+        job.queue_up()
+        won: list[bool] = []
+        threads = [threading.Thread(target=lambda: won.append(job.claim()), name=f"claimer-{i}") for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT_S)
+        self.assertEqual(sorted(won), [False] * 7 + [True])
+
+
+if __name__ == "__main__":
+    unittest.main()
