@@ -85,10 +85,10 @@ class CheckerTest(unittest.TestCase):
     def settle(self, name: str, outcome: Outcome) -> None:
         """Let a request end on that engine."""
         for _ in self.engine_names:
-            engine = self.pool.acquire((), b"")
-            assert engine is not None
-            self.pool.settle(engine, outcome if engine.id == name else Outcome("cancelled"), 0.1)
-            if engine.id == name:
+            lease = self.pool.acquire((), b"")
+            assert lease is not None
+            self.pool.settle(lease, outcome if lease.engine.id == name else Outcome("cancelled"), 0.1)
+            if lease.engine.id == name:
                 return
         raise AssertionError(f"{name} was not chosen")
 
@@ -125,7 +125,7 @@ class CheckerTest(unittest.TestCase):
         self.probes.failing = {"a", "c"}
         self.tick(checker)
         chosen = [self.pool.acquire((), b"") for _ in range(6)]
-        self.assertEqual({engine.id for engine in chosen if engine}, {"b"})
+        self.assertEqual({lease.engine.id for lease in chosen if lease}, {"b"})
 
     def test_a_fresh_good_answer_spares_the_probe(self) -> None:
         checker = self.checker()

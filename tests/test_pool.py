@@ -8,9 +8,10 @@ import unittest
 from collections import Counter
 from collections.abc import Iterable
 from random import Random
-from typing import Optional
+from typing import Optional, Union
 
 from gateway.routing.engine import Engine
+from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import Outcome, judge
 from gateway.routing.specs import EngineSpec, ModelSpec
@@ -37,22 +38,22 @@ class PoolTest(unittest.TestCase):
     def spec(self, *ids: str, **fields: int) -> ModelSpec:
         return ModelSpec("m", tuple(EngineSpec(f"http://{name}:8000/v1", id=name, **fields) for name in ids))
 
-    def take(self, tried: Iterable[Engine] = ()) -> Engine:
-        engine = self.pool.acquire(list(tried), b"")
-        assert engine is not None
-        return engine
+    def take(self, tried: Iterable[Engine] = ()) -> Lease:
+        lease = self.pool.acquire(list(tried), b"")
+        assert lease is not None
+        return lease
 
-    def take_named(self, name: str) -> Engine:
+    def take_named(self, name: str) -> Lease:
         """Take a place on that engine; the others met on the way are given back."""
         others = []
         while True:
-            engine = self.take()
-            if engine.id == name:
+            lease = self.take()
+            if lease.engine.id == name:
                 break
-            others.append(engine)
+            others.append(lease)
         for other in others:
             self.pool.settle(other, Outcome("cancelled"), 0.0)
-        return engine
+        return lease
 
     def hit(self, name: str, outcome: Outcome) -> Optional[StateChange]:
         return self.pool.settle(self.take_named(name), outcome, 0.01)
@@ -64,10 +65,10 @@ class PoolTest(unittest.TestCase):
         """The engines that balancing uses now."""
         seen = set()
         for _ in range(count):
-            engine = self.pool.acquire((), b"")
-            if engine is not None:
-                seen.add(engine.id)
-                self.pool.settle(engine, Outcome("cancelled"), 0.0)
+            lease = self.pool.acquire((), b"")
+            if lease is not None:
+                seen.add(lease.engine.id)
+                self.pool.settle(lease, Outcome("cancelled"), 0.0)
         return seen
 
 
@@ -89,6 +90,7 @@ class OutcomeTest(PoolTest):
     def test_other_failures_leave_the_engine_in(self) -> None:
         for kind in ("connect_timeout", "reset", "timeout", "error", "invalid", "truncated"):
             with self.subTest(kind=kind):
+                self.pool = self.make("a", "b", "c")  # a breaker that knows of one failure
                 self.assertIsNone(self.hit("b", Outcome(kind, "broken")))
                 self.assertEqual(self.in_turn(), {"a", "b", "c"})
 
@@ -238,34 +240,34 @@ class RetryTest(PoolTest):
     def test_each_retry_goes_to_another_engine_while_there_is_one(self) -> None:
         tried: list[Engine] = []
         for _ in range(3):
-            tried.append(self.take(tried))
+            tried.append(self.take(tried).engine)
         self.assertEqual({engine.id for engine in tried}, {"a", "b", "c"})
-        self.assertIn(self.take(tried).id, {"a", "b", "c"})
+        self.assertIn(self.take(tried).engine.id, {"a", "b", "c"})
 
     def test_a_retry_goes_to_the_idlest(self) -> None:
-        busy, failed, idle = self.take_named("a"), self.take_named("b"), "c"
-        self.assertEqual(self.take([failed]).id, idle)
+        busy, failed, idle = self.take_named("a").engine, self.take_named("b").engine, "c"
+        self.assertEqual(self.take([failed]).engine.id, idle)
         self.assertIn(busy.id, self.states())
 
     def test_retries_do_not_disturb_the_rotation(self) -> None:
         counts: Counter[str] = Counter()
         for number in range(300):
-            engine = self.take()
-            counts[engine.id] += 1
+            lease = self.take()
+            counts[lease.engine.id] += 1
             if number % 7 == 0:
-                self.pool.settle(self.take([engine]), OK, 0.01)
-            self.pool.settle(engine, OK, 0.01)
+                self.pool.settle(self.take([lease.engine]), OK, 0.01)
+            self.pool.settle(lease, OK, 0.01)
         self.assertEqual(counts, {"a": 100, "b": 100, "c": 100})
 
     def test_a_retry_prefers_any_free_engine_over_a_full_one(self) -> None:
         self.pool = self.make("a", "b", max_concurrency=1)
         a = self.take_named("a")
-        b = self.take([a])
-        self.assertEqual(b.id, "b")
-        self.assertIsNone(self.pool.acquire([a], b""))
+        b = self.take([a.engine])
+        self.assertEqual(b.engine.id, "b")
+        self.assertIsNone(self.pool.acquire([a.engine], b""))
         self.assertTrue(self.pool.all_full())
         self.pool.settle(a, OK, 0.01)
-        self.assertIs(self.pool.acquire([a], b""), a)
+        self.assertIs(self.take([a.engine]).engine, a.engine)
 
     def test_last_resort_is_the_engine_that_returns_soonest(self) -> None:
         self.hit("a", UNAUTHORIZED)
@@ -274,30 +276,202 @@ class RetryTest(PoolTest):
         self.hit("c", UNAUTHORIZED)
         first = self.pool.acquire_last_resort(())
         assert first is not None
-        self.assertEqual(first.id, "a")
+        self.assertEqual(first.engine.id, "a")
         self.assertEqual(self.pool.last_resort_wait_s(()), 30.0)
-        second = self.pool.acquire_last_resort([first])
+        second = self.pool.acquire_last_resort([first.engine])
         assert second is not None
-        self.assertIn(second.id, {"b", "c"})
+        self.assertIn(second.engine.id, {"b", "c"})
 
     def test_a_down_engine_is_a_better_last_resort_than_a_misconfigured_one(self) -> None:
         self.hit("a", UNAUTHORIZED)
         self.hit("b", UNAUTHORIZED)
         self.hit("c", REFUSED)
-        engine = self.pool.acquire_last_resort(())
-        assert engine is not None
-        self.assertEqual(engine.id, "c")
+        lease = self.pool.acquire_last_resort(())
+        assert lease is not None
+        self.assertEqual(lease.engine.id, "c")
 
     def test_a_resting_full_or_tried_engine_is_no_last_resort(self) -> None:
         self.pool = self.make("a", "b", "c", max_concurrency=1)
         self.hit("a", rate_limited(60.0))
         self.hit("b", REFUSED)
         c = self.take_named("c")
-        self.pool.record_probe(c, "503", 1, 1)  # out, and still busy with one request
+        self.pool.record_probe(c.engine, "503", 1, 1)  # out, and still busy with one request
         b = self.pool.acquire_last_resort(())
         assert b is not None
-        self.assertEqual(b.id, "b")
-        self.assertIsNone(self.pool.acquire_last_resort([b]))
+        self.assertEqual(b.engine.id, "b")
+        self.assertIsNone(self.pool.acquire_last_resort([b.engine]))
+
+
+class BreakerTest(PoolTest):
+    def breakers(self) -> dict[str, str]:
+        return {item.id: item.breaker for item in self.pool.snapshot()}
+
+    def open(self, name: str) -> Optional[StateChange]:
+        """Let an engine fail until its breaker opens; the last change."""
+        change = None
+        for _ in range(5):
+            change = self.hit(name, ERROR)
+        self.assertEqual(self.breakers()[name], "open")
+        return change
+
+    def test_five_failures_take_an_engine_out_for_five_seconds(self) -> None:
+        self.assertEqual(self.open("b"), StateChange("m", "b", "up", "open", "the engine answered 500"))
+        self.now_s += 4.9
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.now_s += 0.1
+        self.assertEqual(self.hit("b", OK), StateChange("m", "b", "half_open", "up", ""))
+        self.assertEqual(self.in_turn(), {"a", "b", "c"})
+
+    def test_what_is_not_the_engines_failure_moves_no_breaker(self) -> None:
+        for outcome in (Outcome("rejected", "bad request", 400), Outcome("cancelled"), rate_limited(0.0)):
+            for _ in range(20):
+                self.hit("b", outcome)
+            self.assertEqual(self.breakers()["b"], "closed")
+        self.hit("b", UNAUTHORIZED)
+        self.assertEqual(self.breakers()["b"], "closed")
+
+    def test_a_good_probe_does_not_end_it(self) -> None:
+        self.open("b")
+        engine = next(engine for engine in self.pool.engines if engine.id == "b")
+        self.assertIsNone(self.pool.record_probe(engine, None, 2, 1))
+        self.assertEqual(self.in_turn(), {"a", "c"})
+
+    def test_exactly_one_request_is_the_trial(self) -> None:
+        self.open("b")
+        self.now_s += 5.0
+        leases = [self.take() for _ in range(30)]
+        trials = [lease for lease in leases if lease.engine.id == "b"]
+        self.assertEqual([lease.trial for lease in trials], [True])
+        self.assertEqual(self.states()["b"], "half_open")
+        self.pool.settle(trials[0], Outcome("cancelled"), 0.0)  # its client has left: nothing was learned
+        self.assertEqual(
+            self.in_turn(1), {self.take([lease.engine for lease in leases if lease not in trials]).engine.id}
+        )
+
+    def test_a_failed_trial_keeps_it_out_twice_as_long(self) -> None:
+        self.open("b")
+        self.now_s += 5.0
+        change = self.hit("b", ERROR)
+        assert change is not None
+        self.assertEqual((change.before, change.after), ("half_open", "open"))
+        self.now_s += 9.9
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.now_s += 0.1
+        self.assertEqual(self.in_turn(), {"a", "b", "c"})
+
+    def test_what_began_before_cannot_close_it(self) -> None:
+        slow = self.take_named("b")
+        self.open("b")
+        self.assertIsNone(self.pool.settle(slow, OK, 9.0))
+        self.assertEqual(self.states()["b"], "open")
+
+    def test_a_last_resort_that_answers_closes_it(self) -> None:
+        for name in "abc":
+            self.open(name)
+        self.assertIsNone(self.pool.acquire((), b""))
+        self.assertFalse(self.pool.any_available())
+        lease = self.pool.acquire_last_resort(())
+        assert lease is not None
+        change = self.pool.settle(lease, OK, 0.1)
+        assert change is not None
+        self.assertEqual((change.before, change.after), ("open", "up"))
+        self.assertEqual(self.in_turn(), {lease.engine.id})
+
+    def test_the_last_resort_is_the_engine_whose_breaker_ends_first(self) -> None:
+        for name in "bca":
+            self.open(name)
+            self.now_s += 1.0
+        self.assertEqual(self.pool.last_resort_wait_s(()), 2.0)
+        lease = self.pool.acquire_last_resort(())
+        assert lease is not None
+        self.assertEqual(lease.engine.id, "b")
+
+    def test_a_rest_does_not_hide_an_open_breaker(self) -> None:
+        self.open("b")
+        lone = self.pool.acquire_last_resort([e for e in self.pool.engines if e.id != "b"])
+        assert lone is not None
+        self.pool.settle(lone, rate_limited(2.0), 0.01)
+        self.assertEqual(self.states()["b"], "resting")
+        self.now_s += 2.0
+        self.assertEqual(self.states()["b"], "open")
+        self.assertEqual(self.in_turn(), {"a", "c"})
+
+
+class DrainTest(PoolTest):
+    def test_a_draining_engine_gets_nothing_new_and_finishes_what_it_has(self) -> None:
+        held = self.take_named("b")
+        self.assertEqual(self.pool.set_draining("b", True), StateChange("m", "b", "up", "draining", "operator"))
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.assertIsNone(self.pool.settle(held, OK, 1.0))
+        self.assertEqual(self.in_turn(), {"a", "c"})
+        self.assertEqual(self.pool.set_draining("b", False), StateChange("m", "b", "draining", "up", "operator"))
+        self.assertEqual(self.in_turn(), {"a", "b", "c"})
+
+    def test_doing_it_twice_changes_nothing(self) -> None:
+        self.pool.set_draining("b", True)
+        self.assertIsNone(self.pool.set_draining("b", True))
+        self.pool.set_draining("b", False)
+        self.assertIsNone(self.pool.set_draining("b", False))
+
+    def test_it_is_no_last_resort_and_no_probe_brings_it_back(self) -> None:
+        for name in "abc":
+            self.pool.set_draining(name, True)
+        self.assertIsNone(self.pool.acquire_last_resort(()))
+        self.assertIsNone(self.pool.record_probe(self.pool.engines[0], None, 1, 1))
+        self.assertFalse(self.pool.any_available())
+
+    def test_enabling_an_engine_that_was_down_lets_it_in(self) -> None:
+        self.hit("b", REFUSED)
+        change = self.pool.set_draining("b", False)
+        assert change is not None
+        self.assertEqual((change.before, change.after), ("down", "up"))
+
+    def test_an_unknown_engine_is_named(self) -> None:
+        with self.assertRaises(KeyError) as caught:
+            self.pool.set_draining("z", True)
+        self.assertIn("z", str(caught.exception))
+
+
+class HedgeTest(PoolTest):
+    def hedging(self, after_ms: Union[float, str, None], ratio: float = 0.1) -> ModelPool:
+        spec = ModelSpec("m", self.spec("a", "b").engines, hedge_after_ms=after_ms, hedge_ratio=ratio)
+        return ModelPool(spec, "round_robin", Random(3), lambda: self.now_s)
+
+    def test_a_fixed_time_is_that_time(self) -> None:
+        self.assertEqual(self.hedging(250).hedge_after_s(), 0.25)
+        self.assertIsNone(self.hedging(None).hedge_after_s())
+
+    def test_p95_is_that_of_the_last_answers_once_there_are_enough(self) -> None:
+        self.pool = self.hedging("p95")
+        for number in range(1, 101):
+            if number <= 20:
+                self.assertIsNone(self.pool.hedge_after_s())
+            self.pool.settle(self.take(), OK, number / 100, held_s=50.0)  # a stream's end does not matter
+        for _ in range(50):
+            self.pool.settle(self.take(), ERROR, 60.0)
+            self.now_s += 60.0  # nor do failures
+        self.assertAlmostEqual(self.pool.hedge_after_s() or 0.0, 0.96)
+        for _ in range(200):
+            lease = self.pool.acquire((), b"") or self.pool.acquire_last_resort(())
+            assert lease is not None
+            self.pool.settle(lease, OK, 3.0)
+        self.assertEqual(self.pool.hedge_after_s(), 3.0)
+
+    def hedges(self, requests: int, ratio: float) -> int:
+        pool = self.hedging(1, ratio)
+        taken = 0
+        for _ in range(requests):
+            pool.hedge_after_s()
+            taken += pool.take_hedge()
+        return taken
+
+    def test_at_most_the_ratio_of_the_requests_but_one_are_hedged(self) -> None:
+        for requests, ratio, expected in ((1, 0.1, 1), (19, 0.1, 1), (20, 0.1, 2), (200, 0.1, 20), (50, 1.0, 50)):
+            with self.subTest(requests=requests, ratio=ratio):
+                self.assertEqual(self.hedges(requests, ratio), expected)
+
+    def test_a_ratio_of_zero_hedges_nothing(self) -> None:
+        self.assertEqual(self.hedges(100, 0.0), 0)
 
 
 class CountingTest(PoolTest):
@@ -307,8 +481,8 @@ class CountingTest(PoolTest):
     def test_a_place_is_held_until_it_is_settled(self) -> None:
         held = [self.take() for _ in range(4)]
         self.assertEqual(sum(self.in_flight().values()), 4)
-        for engine, outcome in zip(held, (OK, REFUSED, ERROR, Outcome("cancelled"))):
-            self.pool.settle(engine, outcome, 0.01)
+        for lease, outcome in zip(held, (OK, REFUSED, ERROR, Outcome("cancelled"))):
+            self.pool.settle(lease, outcome, 0.01)
         self.assertEqual(self.in_flight(), {"a": 0, "b": 0, "c": 0})
 
     def test_threads_never_exceed_a_limit_and_leave_nothing_behind(self) -> None:
@@ -319,12 +493,12 @@ class CountingTest(PoolTest):
         def work(seed: int) -> None:
             rng = Random(seed)
             for _ in range(300):
-                engine = pool.acquire((), b"")
-                if engine is None:
+                lease = pool.acquire((), b"")
+                if lease is None:
                     turned_away["all full"] += 1
                     continue
                 over.extend(item.id for item in pool.snapshot() if item.in_flight > 2)
-                pool.settle(engine, OK if rng.random() < 0.9 else ERROR, 0.001)
+                pool.settle(lease, OK if rng.random() < 0.9 else ERROR, 0.001)
 
         threads = [threading.Thread(target=work, args=(i,), name=f"caller-{i}") for i in range(8)]
         for thread in threads:
@@ -357,7 +531,7 @@ class ReloadTest(PoolTest):
         self.pool.reconfigure(self.spec("a"), "random")
         heavy = ModelSpec("m", (*self.spec("a").engines, EngineSpec("http://b:8000/v1", id="b", weight=3)))
         self.pool.reconfigure(heavy, "round_robin")
-        counts = Counter(self.take().id for _ in range(40))
+        counts = Counter(self.take().engine.id for _ in range(40))
         self.assertEqual(counts, {"a": 10, "b": 30})
         self.assertEqual(self.pool.strategy_name, "round_robin")
 

@@ -8,6 +8,8 @@ from random import Random
 from typing import Optional
 
 from gateway.errors import GatewayError, RequestRefused
+from gateway.routing.breaker import BreakerPolicy
+from gateway.routing.line import Lease
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router, Tries
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
@@ -27,6 +29,11 @@ def model(name: str, engines: int, **fields: object) -> ModelSpec:
     """A model whose engines are called <name>0, <name>1, ..."""
     specs = tuple(EngineSpec(f"http://{name}{i}:8000/v1", id=f"{name}{i}") for i in range(engines))
     return ModelSpec(name, specs, **fields)  # type: ignore[arg-type]
+
+
+def full_model(name: str) -> ModelSpec:
+    """A model with one engine, <name>0, that takes one request at a time."""
+    return ModelSpec(name, (EngineSpec(f"http://{name}0:1/v1", id=f"{name}0", max_concurrency=1),))
 
 
 class RouterTest(unittest.TestCase):
@@ -51,10 +58,12 @@ class RouterTest(unittest.TestCase):
             if step is None:
                 self.assertEqual(tries.sent, len(asked))
                 return asked, tries.error()
-            pool, engine = step
-            asked.append(engine.id)
-            outcome = behaviour.get(engine.id, OK)
-            pool.settle(engine, outcome, 0.01)
+            self.assertIsNone(step.waiter, "every engine is full")
+            assert step.lease is not None
+            name_asked = step.lease.engine.id
+            asked.append(name_asked)
+            outcome = behaviour.get(name_asked, OK)
+            step.pool.settle(step.lease, outcome, 0.01)
             if outcome is OK:
                 return asked, None
             tries.failed(outcome)
@@ -204,20 +213,278 @@ class FailoverTest(RouterTest):
                 self.assertEqual((error.code, error.status), expected)
                 self.assertTrue(error.message)
 
-    def test_full_engines_give_overloaded_with_a_time_to_retry(self) -> None:
-        spec = ModelSpec("x", (EngineSpec("http://x0:1/v1", id="x0", max_concurrency=1),))
-        router = self.router(spec, fallback="off")
-        self.assertIsNotNone(router.pools["x"].acquire((), b""))
-        asked, error = self.request(router, "x", {})
-        assert error is not None
-        self.assertEqual((asked, error.code, error.status), ([], "overloaded", 503))
-        self.assertIsNotNone(error.retry_after_s)
+    def test_a_full_model_makes_a_request_wait_rather_than_fall_back(self) -> None:
+        router = self.router(full_model("x"), model("y", 1))
+        pool = router.pools["x"]
+        held = pool.acquire((), b"")
+        assert held is not None
+        tries = Tries(router.route("x"), 3, b"")
+        step = tries.next()
+        assert step is not None and step.waiter is not None
+        self.assertEqual((step.pool, step.lease, tries.sent), (pool, None, 0))
+        self.assertFalse(step.waiter.ready.is_set())
+        pool.settle(held, OK, 0.01)
+        self.assertTrue(step.waiter.ready.is_set())
+        lease = pool.leave_line(step.waiter)
+        assert lease is not None
+        granted = tries.granted(pool, lease)
+        self.assertEqual((granted.lease, granted.waiter, granted.delay_s, tries.sent), (lease, None, 0.0, 1))
+        pool.settle(lease, OK, 0.01)
 
-    def test_a_full_model_falls_back(self) -> None:
-        full = ModelSpec("x", (EngineSpec("http://x0:1/v1", id="x0", max_concurrency=1),))
-        router = self.router(full, model("y", 1))
-        router.pools["x"].acquire((), b"")
-        self.assertEqual(self.request(router, "x", {}), (["y0"], None))
+    def test_a_request_that_has_waited_counts_its_tries_as_any_other(self) -> None:
+        router = self.router(full_model("x"), model("y", 1))
+        pool = router.pools["x"]
+        held = pool.acquire((), b"")
+        assert held is not None
+        tries = Tries(router.route("x"), 1, b"")
+        step = tries.next()
+        assert step is not None and step.waiter is not None
+        pool.settle(held, OK, 0.01)
+        lease = pool.leave_line(step.waiter)
+        assert lease is not None
+        pool.settle(tries.granted(pool, lease).lease or lease, ERROR, 0.01)
+        tries.failed(ERROR)
+        step = tries.next()  # the one try that x was allowed is spent
+        assert step is not None and step.lease is not None
+        self.assertEqual((step.lease.engine.id, tries.sent), ("y0", 2))
+
+
+class PauseTest(RouterTest):
+    """The same engine is asked again only after a pause; another one at once."""
+
+    def delays(
+        self, router: Router, name: str, behaviour: dict[str, Outcome], attempts: int
+    ) -> list[tuple[str, float]]:
+        """The engines asked and the pauses before each, with the longest jitter there is."""
+        tries = Tries(router.route(name), attempts, b"", jitter=lambda: 1.0)
+        steps: list[tuple[str, float]] = []
+        while True:
+            step = tries.next()
+            if step is None:
+                return steps
+            assert step.lease is not None
+            name = step.lease.engine.id
+            steps.append((name, round(step.delay_s, 6)))
+            outcome = behaviour.get(name, OK)
+            step.pool.settle(step.lease, outcome, 0.01)
+            if outcome is OK:
+                return steps
+            tries.failed(outcome)
+
+    def test_a_lone_engine_is_asked_again_after_pauses_that_double_up_to_two_seconds(self) -> None:
+        policy = BreakerPolicy(min_requests=1000)
+        router = Router(FleetSpec((model("x", 1),)), rng=Random(5), clock=lambda: self.now_s, breaker=policy)
+        delays = [delay_s for _, delay_s in self.delays(router, "x", {"x0": ERROR}, 8)]
+        self.assertEqual(delays, [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0])
+
+    def test_other_engines_and_models_are_asked_at_once(self) -> None:
+        router = self.router(model("x", 3), model("y", 1))
+        steps = self.delays(router, "x", dict.fromkeys(("x0", "x1", "x2"), ERROR), 3)
+        self.assertEqual([delay_s for _, delay_s in steps], [0.0] * 4)
+
+    def test_each_engines_own_tries_decide_about_its_pause(self) -> None:
+        router = self.router(model("x", 2), fallback="off")
+        steps = self.delays(router, "x", {"x0": ERROR, "x1": ERROR}, 4)
+        self.assertEqual([delay_s for _, delay_s in steps], [0.0, 0.0, 0.1, 0.1 if steps[2][0] != steps[3][0] else 0.2])
+
+    def test_the_pause_is_a_random_share_of_the_longest(self) -> None:
+        router = self.router(model("x", 1), fallback="off")
+        drawn = [router.jitter() for _ in range(3)]
+        self.assertEqual(len({*drawn}), 3)
+        shares = iter((0.25, 0.5))
+        tries = Tries(router.route("x"), 3, b"", jitter=lambda: next(shares))
+        delays = []
+        for _ in range(3):
+            step = tries.next()
+            assert step is not None and step.lease is not None
+            delays.append(step.delay_s)
+            step.pool.settle(step.lease, ERROR, 0.01)
+            tries.failed(ERROR)
+        self.assertEqual(delays, [0.0, 0.25 * 0.1, 0.5 * 0.2])
+
+    def test_retry_after_is_honoured(self) -> None:
+        busy = Outcome("error", "overloaded", 503, 1.5)
+        router = self.router(model("x", 1), fallback="off")
+        self.assertEqual(self.delays(router, "x", {"x0": busy}, 2), [("x0", 0.0), ("x0", 1.5)])
+
+    def test_one_engines_retry_after_delays_no_other(self) -> None:
+        router = self.router(model("x", 2), fallback="off")
+        behaviour = {"x0": Outcome("error", "overloaded", 503, 60.0), "x1": ERROR}
+        steps = self.delays(router, "x", behaviour, 3)
+        self.assertEqual([delay_s for _, delay_s in steps[:2]], [0.0, 0.0])
+        self.assertEqual(steps[2][1], 60.0 if steps[2][0] == "x0" else 0.1)
+
+    def test_an_engine_that_asks_for_a_long_pause_gives_way_to_another_model(self) -> None:
+        router = self.router(model("x", 1), model("y", 1))
+        steps = self.delays(router, "x", {"x0": Outcome("error", "overloaded", 503, 60.0)}, 3)
+        self.assertEqual(steps, [("x0", 0.0), ("y0", 0.0)])
+        self.assertEqual([item.in_flight for item in router.pools["x"].snapshot()], [0])
+
+
+class BudgetTest(RouterTest):
+    def dead(self) -> dict[str, Outcome]:
+        return dict.fromkeys(("x0", "x1", "x2"), ERROR)
+
+    def lenient(self, *models: ModelSpec) -> Router:
+        """A router whose breakers stay closed, so that only the budget holds requests back."""
+        policy = BreakerPolicy(min_requests=1000)
+        return Router(FleetSpec(models), fallback="off", rng=Random(5), clock=lambda: self.now_s, breaker=policy)
+
+    def test_a_dying_model_is_not_hammered(self) -> None:
+        router = self.lenient(model("x", 3))
+        sent = sum(len(self.request(router, "x", self.dead())[0]) for _ in range(100))
+        self.assertEqual(sent, 100 + 20)
+        self.now_s += 10.0
+        self.assertEqual(len(self.request(router, "x", self.dead())[0]), 3)
+
+    def test_a_small_one_still_fails_over(self) -> None:
+        router = self.lenient(model("x", 3))
+        sent = [len(self.request(router, "x", self.dead())[0]) for _ in range(6)]
+        self.assertEqual(sent, [3, 3, 3, 3, 3, 1])
+
+    def test_the_error_is_that_of_the_last_try(self) -> None:
+        router = self.lenient(model("x", 3))
+        for _ in range(5):
+            self.request(router, "x", self.dead())
+        _, error = self.request(router, "x", dict.fromkeys(self.dead(), TIMEOUT))
+        assert error is not None
+        self.assertEqual((error.code, error.status), ("gateway_timeout", 504))
+
+    def test_what_is_never_tried_takes_nothing_from_it(self) -> None:
+        router = self.lenient(model("x", 3))
+        for _ in range(20):
+            self.assertEqual(len(self.request(router, "x", self.dead(), attempts=1)[0]), 1)
+        self.assertEqual(len(self.request(router, "x", self.dead())[0]), 3)
+
+    def test_models_have_their_own(self) -> None:
+        router = self.lenient(model("x", 3), model("y", 2))
+        for _ in range(10):
+            self.request(router, "x", self.dead())
+        self.assertEqual(self.request(router, "y", {"y0": ERROR})[1], None)
+        self.assertEqual(self.request(router, "y", {"y1": ERROR})[1], None)
+
+    def test_a_retry_that_the_budget_refuses_holds_nothing(self) -> None:
+        router = self.lenient(full_model("x"))
+        pool = router.pools["x"]
+        while pool.take_retry():
+            pass
+        tries = Tries(router.route("x"), 3, b"")
+        step = tries.next()
+        assert step is not None and step.lease is not None
+        pool.settle(step.lease, ERROR, 0.01)
+        tries.failed(ERROR)
+        self.assertIsNone(tries.next())  # it had found its engine free
+        self.assertEqual([item.in_flight for item in pool.snapshot()], [0])
+        other = pool.acquire((), b"")
+        assert other is not None
+        self.assertIsNone(tries.next())  # and now full
+        self.assertEqual(pool.waiting, 0)
+
+
+class HedgeTest(RouterTest):
+    def first(self, router: Router) -> tuple[Tries, Lease]:
+        tries = Tries(router.route("x"), 3, b"")
+        step = tries.next()
+        assert step is not None and step.lease is not None
+        return tries, step.lease
+
+    def test_the_second_engine_is_another_one_of_the_same_model(self) -> None:
+        tries, first = self.first(self.router(model("x", 2), model("y", 2)))
+        step = tries.hedge()
+        assert step is not None and step.lease is not None
+        self.assertEqual({first.engine.id, step.lease.engine.id}, {"x0", "x1"})
+        self.assertEqual((step.delay_s, tries.sent), (0.0, 2))
+        self.assertIsNone(tries.hedge())  # there is no third
+
+    def test_without_another_free_engine_there_is_none_and_nothing_is_held(self) -> None:
+        for spec in (model("x", 1), full_model("x")):
+            with self.subTest(spec=spec):
+                router = self.router(spec, model("y", 2))
+                tries, first = self.first(router)
+                self.assertIsNone(tries.hedge())
+                self.assertEqual(tries.sent, 1)
+                router.pools["x"].settle(first, OK, 0.01)
+                self.assertEqual([item.in_flight for item in router.pools["x"].snapshot()], [0])
+
+    def test_after_both_have_failed_the_third_engine_is_tried(self) -> None:
+        router = self.router(model("x", 3), fallback="off")
+        tries, first = self.first(router)
+        step = tries.hedge()
+        assert step is not None and step.lease is not None
+        for lease in (first, step.lease):
+            router.pools["x"].settle(lease, ERROR, 0.01)
+            tries.failed(ERROR)
+        last = tries.next()
+        assert last is not None and last.lease is not None
+        self.assertNotIn(last.lease.engine.id, {first.engine.id, step.lease.engine.id})
+
+
+class SeedTest(RouterTest):
+    def chosen(self, seed: int, others: bool = False) -> list[str]:
+        fleet = FleetSpec((model("x", 5, strategy="random"), model("y", 5, strategy="random")))
+        router = Router(fleet, rng=Random(seed), clock=lambda: self.now_s)
+        names = []
+        for number in range(50):
+            names += self.request(router, "x", {})[0]
+            if others and number % 2:
+                self.request(router, "y", {})
+        return [*names, str(router.jitter())]
+
+    def test_a_seed_makes_choices_and_pauses_repeatable(self) -> None:
+        self.assertEqual(self.chosen(1), self.chosen(1))
+        self.assertNotEqual(self.chosen(1), self.chosen(2))
+
+    def test_what_a_model_draws_depends_on_its_own_requests_only(self) -> None:
+        self.assertEqual(self.chosen(1), self.chosen(1, others=True))
+
+    def test_models_draw_differently(self) -> None:
+        fleet = FleetSpec((model("x", 5, strategy="random"), model("y", 5, strategy="random")))
+        router = Router(fleet, rng=Random(1), clock=lambda: self.now_s)
+        drawn = {n: [self.request(router, n, {})[0][0][1:] for _ in range(50)] for n in ("x", "y")}
+        self.assertNotEqual(drawn["x"], drawn["y"])
+
+
+class BreakerTest(RouterTest):
+    def test_an_engine_that_keeps_failing_is_left_alone_until_a_trial_succeeds(self) -> None:
+        router = self.router(model("x", 3), fallback="off")
+        broken = {"x0": ERROR}
+        for _ in range(30):
+            self.assertIsNone(self.request(router, "x", broken)[1])
+        self.assertEqual([item.breaker for item in router.pools["x"].snapshot()], ["open", "closed", "closed"])
+        asked = sum(self.request(router, "x", broken)[0].count("x0") for _ in range(100))
+        self.assertEqual(asked, 0)
+        self.now_s += 5.0
+        asked = sum(self.request(router, "x", broken)[0].count("x0") for _ in range(100))
+        self.assertEqual(asked, 1)  # the trial, which fails: ten seconds more
+        self.now_s += 5.0
+        self.assertEqual(sum(self.request(router, "x", {})[0].count("x0") for _ in range(30)), 0)
+        self.now_s += 5.0
+        self.assertEqual(sum(self.request(router, "x", {})[0].count("x0") for _ in range(30)), 10)
+
+    def test_a_thousand_requests_that_are_the_callers_fault_move_no_breaker(self) -> None:
+        router = self.router(model("x", 3), fallback="off")
+        for _ in range(1000):
+            lease = router.pools["x"].acquire((), b"")
+            assert lease is not None
+            self.assertIsNone(router.pools["x"].settle(lease, Outcome("rejected", "bad request", 400), 0.001))
+        self.assertEqual({(item.state, item.breaker) for item in router.pools["x"].snapshot()}, {("up", "closed")})
+
+    def test_the_last_engine_is_asked_although_its_breaker_is_open(self) -> None:
+        router = self.router(model("x", 1), fallback="off")
+        for _ in range(2):
+            self.request(router, "x", {"x0": ERROR})
+        self.assertEqual(router.pools["x"].snapshot()[0].state, "open")
+        asked, error = self.request(router, "x", {"x0": ERROR})
+        assert error is not None
+        self.assertEqual((asked, error.code), (["x0"], "backend_error"))
+        self.assertEqual(self.request(router, "x", {}), (["x0"], None))
+        self.assertEqual(router.pools["x"].snapshot()[0].state, "up")
+
+    def test_while_all_breakers_are_open_another_model_answers(self) -> None:
+        router = self.router(model("x", 1), model("y", 1))
+        for _ in range(2):
+            self.request(router, "x", {"x0": ERROR})
+        self.assertEqual(self.request(router, "x", {"x0": ERROR}), (["y0"], None))
 
 
 class RestTest(RouterTest):
@@ -275,13 +542,13 @@ class LastResortTest(RouterTest):
         self.assertEqual(self.request(router, "x", {})[0], ["y0"])
 
     def test_no_last_resort_while_a_fallback_is_merely_full(self) -> None:
-        full = ModelSpec("y", (EngineSpec("http://y0:1/v1", id="y0", max_concurrency=1),))
-        router = self.router(model("x", 1), full)
+        router = self.router(model("x", 1), full_model("y"))
         self.request(router, "x", {"x0": REFUSED})
-        router.pools["y"].acquire((), b"")
-        asked, error = self.request(router, "x", {})
-        assert error is not None
-        self.assertEqual((asked, error.code), ([], "overloaded"))
+        self.assertIsNotNone(router.pools["y"].acquire((), b""))
+        step = Tries(router.route("x"), 3, b"").next()
+        assert step is not None
+        self.assertIsNotNone(step.waiter)
+        self.assertIs(step.pool, router.pools["y"])
 
     def test_a_lone_misconfigured_engine_is_a_backend_error(self) -> None:
         router = self.router(model("x", 1), fallback="off")
@@ -344,8 +611,8 @@ class ReloadTest(RouterTest):
         route = router.route("x")
         router.reload(FleetSpec((model("x", 1), model("y", 1))))
         step = Tries(route, 3, b"").next()
-        assert step is not None
-        self.assertEqual(step[1].id, "x0")
+        assert step is not None and step.lease is not None
+        self.assertEqual(step.lease.engine.id, "x0")
 
 
 if __name__ == "__main__":

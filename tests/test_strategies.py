@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Optional
 
-from gateway.routing.engine import Engine
+from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import STRATEGIES, EngineSpec, ModelSpec
@@ -41,17 +41,17 @@ def make_pool(
     return ModelPool(ModelSpec("m", engines), strategy, Random(seed), clock or Clock())
 
 
-def take(pool: ModelPool, affinity: bytes = b"") -> Engine:
-    engine = pool.acquire((), affinity)
-    assert engine is not None
-    return engine
+def take(pool: ModelPool, affinity: bytes = b"") -> Lease:
+    lease = pool.acquire((), affinity)
+    assert lease is not None
+    return lease
 
 
 def ask(pool: ModelPool, affinity: bytes = b"", outcome: Outcome = OK) -> str:
     """One request that comes and goes at once; returns the engine's id."""
-    engine = take(pool, affinity)
-    pool.settle(engine, outcome, 0.01)
-    return engine.id
+    lease = take(pool, affinity)
+    pool.settle(lease, outcome, 0.01)
+    return lease.engine.id
 
 
 def shares(pool: ModelPool, count: int) -> Counter[str]:
@@ -74,7 +74,7 @@ class EveryStrategyTest(unittest.TestCase):
                 down = take(pool)
                 pool.settle(down, Outcome("refused", "refused"), 0.0)
                 chosen = {ask(pool, b"key-%d" % i) for i in range(300)}
-                self.assertEqual(chosen, {"a", "b", "c", "d"} - {down.id})
+                self.assertEqual(chosen, {"a", "b", "c", "d"} - {down.engine.id})
 
     def test_a_single_engine_gets_everything(self) -> None:
         for name in STRATEGIES:
@@ -92,10 +92,10 @@ class EveryStrategyTest(unittest.TestCase):
             with self.subTest(strategy=name):
                 pool = make_pool(name, (1, 5), max_concurrency=2)
                 held = [take(pool) for _ in range(4)]
-                self.assertEqual(Counter(e.id for e in held), {"a": 2, "b": 2})
+                self.assertEqual(Counter(lease.engine.id for lease in held), {"a": 2, "b": 2})
                 self.assertIsNone(pool.acquire((), b""))
                 pool.settle(held[0], OK, 0.01)
-                self.assertIs(pool.acquire((), b""), held[0])
+                self.assertIs(take(pool).engine, held[0].engine)
 
     def test_an_engine_that_fails_fast_does_not_attract_load(self) -> None:
         # Open loop: a request every 10 ms; healthy engines take 5 s each, the broken one fails within 1 ms.
@@ -103,18 +103,18 @@ class EveryStrategyTest(unittest.TestCase):
             with self.subTest(strategy=name):
                 clock = Clock()
                 pool = make_pool(name, (1, 1, 1, 1), clock)
-                busy: list[tuple[float, Engine]] = []
+                busy: list[tuple[float, Lease]] = []
                 counts: Counter[str] = Counter()
                 for number in range(4000):
                     clock.now_s += 0.01
                     while busy and busy[0][0] <= clock.now_s:
                         pool.settle(busy.pop(0)[1], OK, 5.0)
-                    engine = take(pool, b"key-%d" % number)
-                    counts[engine.id] += 1
-                    if engine.id == "a":
-                        pool.settle(engine, ERROR, 0.001)
+                    lease = take(pool, b"key-%d" % number)
+                    counts[lease.engine.id] += 1
+                    if lease.engine.id == "a":
+                        pool.settle(lease, ERROR, 0.001)
                     else:
-                        busy.append((clock.now_s + 5.0, engine))
+                        busy.append((clock.now_s + 5.0, lease))
                 # A blind choice gives it its fair share, 1000; one that looks at load or latency stays away from it.
                 limit = 1100 if name in ("round_robin", "random") else 300
                 self.assertLessEqual(counts["a"], limit, counts)
@@ -151,14 +151,14 @@ class RoundRobinTest(unittest.TestCase):
 
     def test_order_survives_requests_that_stay_long(self) -> None:
         pool = make_pool("round_robin", (1, 1, 1))
-        self.assertEqual(Counter(take(pool).id for _ in range(30)), {"a": 10, "b": 10, "c": 10})
+        self.assertEqual(Counter(take(pool).engine.id for _ in range(30)), {"a": 10, "b": 10, "c": 10})
 
     def test_an_engine_that_returns_does_not_catch_up(self) -> None:
         pool = make_pool("round_robin", (1, 1, 1))
         away = take(pool)
         pool.settle(away, Outcome("refused", "refused"), 0.0)
         shares(pool, 100)
-        pool.record_probe(away, None, 2, 1)
+        pool.record_probe(away.engine, None, 2, 1)
         self.assertEqual(set(shares(pool, 30).values()), {10})
 
 
@@ -181,14 +181,15 @@ class LeastConnectionsTest(unittest.TestCase):
     def test_the_emptiest_engine_is_chosen(self) -> None:
         pool = make_pool("least_connections", (1, 1, 1))
         held = [take(pool) for _ in range(9)]
-        self.assertEqual(Counter(e.id for e in held), {"a": 3, "b": 3, "c": 3})
-        for engine in (held[0], held[1]):
-            pool.settle(engine, OK, 0.01)
-        self.assertEqual({take(pool).id, take(pool).id}, {held[0].id, held[1].id})
+        self.assertEqual(Counter(lease.engine.id for lease in held), {"a": 3, "b": 3, "c": 3})
+        for lease in (held[0], held[1]):
+            pool.settle(lease, OK, 0.01)
+        emptied = {held[0].engine.id, held[1].engine.id}
+        self.assertEqual({take(pool).engine.id, take(pool).engine.id}, emptied)
 
     def test_load_is_counted_per_weight(self) -> None:
         pool = make_pool("least_connections", (1, 2, 3))
-        self.assertEqual(Counter(take(pool).id for _ in range(60)), {"a": 10, "b": 20, "c": 30})
+        self.assertEqual(Counter(take(pool).engine.id for _ in range(60)), {"a": 10, "b": 20, "c": 30})
 
     def test_ties_are_broken_fairly(self) -> None:
         counts = shares(make_pool("least_connections", (1, 1, 1, 1), seed=22), 8000)
@@ -199,16 +200,16 @@ class LeastConnectionsTest(unittest.TestCase):
         pool = make_pool("least_connections", (1, 1), clock)
         failing = take(pool)
         pool.settle(failing, ERROR, 0.001)
-        others = [take(pool) for _ in range(5)]
-        self.assertNotIn(failing, others)
+        others = [take(pool).engine for _ in range(5)]
+        self.assertNotIn(failing.engine, others)
         clock.now_s += 60.0
-        self.assertIs(take(pool), failing)
+        self.assertIs(take(pool).engine, failing.engine)
 
 
 class PowerOfTwoTest(unittest.TestCase):
     def test_of_two_engines_the_emptier_is_always_chosen(self) -> None:
         pool = make_pool("power_of_two", (1, 1))
-        self.assertEqual(Counter(take(pool).id for _ in range(100)), {"a": 50, "b": 50})
+        self.assertEqual(Counter(take(pool).engine.id for _ in range(100)), {"a": 50, "b": 50})
 
     def test_idle_engines_are_chosen_evenly(self) -> None:
         counts = shares(make_pool("power_of_two", (1,) * 5, seed=23), 10000)
@@ -217,7 +218,7 @@ class PowerOfTwoTest(unittest.TestCase):
     def test_load_stays_far_closer_together_than_at_random(self) -> None:
         def spread(strategy: str) -> int:
             pool = make_pool(strategy, (1,) * 20, seed=24)
-            loads = Counter(take(pool).id for _ in range(2000))
+            loads = Counter(take(pool).engine.id for _ in range(2000))
             return max(loads.values()) - min(loads.values())
 
         self.assertLess(spread("power_of_two"), 8)
@@ -226,7 +227,7 @@ class PowerOfTwoTest(unittest.TestCase):
     def test_the_fullest_engine_is_left_alone(self) -> None:
         pool = make_pool("power_of_two", (1, 1, 1))
         first = take(pool)
-        self.assertNotIn(first.id, {ask(pool) for _ in range(100)})
+        self.assertNotIn(first.engine.id, {ask(pool) for _ in range(100)})
 
 
 class LatencyTest(unittest.TestCase):
@@ -234,10 +235,11 @@ class LatencyTest(unittest.TestCase):
         """One request at a time, each as slow as its engine."""
         counts: Counter[str] = Counter()
         for _ in range(count):
-            engine = take(pool)
-            clock.now_s += took_s[engine.id]
-            pool.settle(engine, OK, took_s[engine.id])
-            counts[engine.id] += 1
+            lease = take(pool)
+            name = lease.engine.id
+            clock.now_s += took_s[name]
+            pool.settle(lease, OK, took_s[name])
+            counts[name] += 1
         return counts
 
     def test_the_faster_engine_gets_more(self) -> None:
@@ -250,7 +252,7 @@ class LatencyTest(unittest.TestCase):
         clock = Clock()
         pool = make_pool("latency", (1, 1), clock)
         self.run_for(pool, clock, {"a": 0.10, "b": 0.11}, 50)
-        held = Counter(take(pool).id for _ in range(100))
+        held = Counter(take(pool).engine.id for _ in range(100))
         self.assertLess(abs(held["a"] - held["b"]), 30, held)
 
     def test_a_slow_spell_is_noticed_at_once_and_forgotten_later(self) -> None:
@@ -259,14 +261,14 @@ class LatencyTest(unittest.TestCase):
         took_s = {"a": 0.1, "b": 0.3}
         self.run_for(pool, clock, took_s, 50)
         spell = take(pool)
-        self.assertEqual(spell.id, "a")
+        self.assertEqual(spell.engine.id, "a")
         pool.settle(spell, OK, 5.0)  # one slow answer among many fast ones: no average may hide it
         self.assertEqual(set(self.run_for(pool, clock, took_s, 10)), {"b"})
         clock.now_s += 300.0
         self.assertIn("a", self.run_for(pool, clock, took_s, 60))
 
     def test_unmeasured_engines_are_not_tried_in_file_order(self) -> None:
-        firsts = Counter(take(make_pool("latency", (1, 1, 1), seed=seed)).id for seed in range(120))
+        firsts = Counter(take(make_pool("latency", (1, 1, 1), seed=seed)).engine.id for seed in range(120))
         self.assertGreater(min(firsts[name] for name in "abc"), 20, firsts)
 
 
@@ -292,17 +294,17 @@ class PrefixAffinityTest(unittest.TestCase):
         pool.settle(lost, Outcome("refused", "refused"), 0.0)
         for key in keys:
             after = ask(pool, key)
-            if before[key] == lost.id:
-                self.assertNotEqual(after, lost.id)
+            if before[key] == lost.engine.id:
+                self.assertNotEqual(after, lost.engine.id)
             else:
                 self.assertEqual(after, before[key])
-        pool.record_probe(lost, None, 2, 1)
+        pool.record_probe(lost.engine, None, 2, 1)
         clock.now_s += 60.0
         self.assertEqual({key: ask(pool, key) for key in keys}, before)
 
     def test_a_hot_key_overflows_to_others_within_the_bound(self) -> None:
         pool = make_pool("prefix_affinity", (1,) * 4)
-        held = Counter(take(pool, b"everybody's system prompt").id for _ in range(400))
+        held = Counter(take(pool, b"everybody's system prompt").engine.id for _ in range(400))
         self.assertLessEqual(max(held.values()), 1.25 * 400 / 4 + 1, held)
 
     def test_requests_without_a_key_are_spread(self) -> None:

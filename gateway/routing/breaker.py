@@ -18,9 +18,11 @@ class BreakerPolicy(NamedTuple):
     """When a breaker opens and for how long.
 
     It opens when at least `min_requests` outcomes of the last `window_s` seconds are known and `failure_ratio` of
-    them are failures; the first time for `open_s` seconds, then twice as long each time its trial fails, up to
-    `max_open_s`. Example: BreakerPolicy(window_s=30, min_requests=5, failure_ratio=0.5) opens at the third failure of
-    five outcomes.
+    them are failures, or when twice `min_requests` in a row were failures; the first time for `open_s` seconds, then
+    twice as long each time its trial fails, up to `max_open_s`. Example: BreakerPolicy(window_s=30, min_requests=5,
+    failure_ratio=0.5) opens at the third failure of five outcomes, and after 1 000 good ones at the tenth failure in a
+    row: at the ratio alone, a busy engine that breaks down would fail requests for half a window first, and use up the
+    budget of retries.
     """
 
     window_s: float = 30.0
@@ -39,10 +41,11 @@ class Breaker:
         "_failures",
         "_open_s",
         "_policy",
+        "_run",
         "_total",
         "state",
         "ticket",
-        "trial",
+        "trials",
         "until_s",
     )
 
@@ -51,7 +54,7 @@ class Breaker:
         self._open_s = policy.open_s
         self.state = CLOSED
         self.ticket = 0  # changes with every change of state
-        self.trial = False  # half-open: the one request is under way
+        self.trials = 0  # half-open: requests under way, one but for last resorts
         self.until_s = 0.0  # open: until when
         self._forget()
 
@@ -60,12 +63,18 @@ class Breaker:
         self._buckets: list[tuple[int, int, int]] = []  # (number, outcomes, failures), oldest first
         self._total = 0
         self._failures = 0
+        self._run = 0  # failures since the last good outcome
+
+    @property
+    def state_name(self) -> str:
+        """`closed`, `half_open` or `open`."""
+        return STATE_NAMES[self.state]
 
     def passes(self, now_s: float) -> bool:
         """Whether a request would be admitted now."""
         if self.state == CLOSED:
             return True
-        return now_s >= self.until_s and not self.trial
+        return now_s >= self.until_s and not self.trials
 
     def admit(self, now_s: float) -> int:
         """Let a request through; the ticket is for `record`. The caller has asked `passes`, or goes through regardless
@@ -73,7 +82,7 @@ class Breaker:
         if self.state == OPEN and now_s >= self.until_s:
             self._change(HALF_OPEN)
         if self.state == HALF_OPEN:
-            self.trial = True
+            self.trials += 1
         return self.ticket
 
     def record(self, ticket: int, failed: Optional[bool], now_s: float) -> None:
@@ -81,7 +90,7 @@ class Breaker:
         if ticket != self.ticket:
             return
         if self.state == HALF_OPEN:
-            self.trial = False
+            self.trials -= 1
             if failed is None:
                 return
             if failed:
@@ -107,11 +116,14 @@ class Breaker:
             self._turn(number)
         self._total += 1
         if not failed:
+            self._run = 0
             return
         self._failures += 1
+        self._run += 1
         outcomes = self._total + sum(bucket[1] for bucket in self._buckets)
         failures = self._failures + sum(bucket[2] for bucket in self._buckets)
-        if outcomes >= policy.min_requests and failures >= policy.failure_ratio * outcomes:
+        by_ratio = outcomes >= policy.min_requests and failures >= policy.failure_ratio * outcomes
+        if by_ratio or self._run >= 2 * policy.min_requests:
             self._open(now_s)
 
     def _turn(self, number: int) -> None:
@@ -130,7 +142,7 @@ class Breaker:
     def _change(self, state: int) -> None:
         self.state = state
         self.ticket += 1
-        self.trial = False
+        self.trials = 0
 
 
 class RetryBudget:
@@ -156,7 +168,7 @@ class RetryBudget:
     def take(self, now_s: float) -> bool:
         """Take one retry; False when there is none left."""
         slot = self._slot(now_s)
-        if sum(self._retries) >= max(self._least, self._ratio * sum(self._requests)):
+        if sum(self._retries) + 1 > max(self._least, self._ratio * sum(self._requests)):
             return False
         self._retries[slot] += 1
         return True

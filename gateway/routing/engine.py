@@ -10,18 +10,22 @@ from __future__ import annotations
 import math
 from typing import Optional
 
+from gateway.routing.breaker import CLOSED, OPEN, STATE_NAMES, Breaker, BreakerPolicy
 from gateway.routing.specs import EngineSpec
 
 EWMA_TAU_S = 10.0  # how long a latency sample is remembered: as in Finagle's peak EWMA
 SUSPECT_S = 2.0  # how long a failure makes load-based strategies prefer another engine
 FAILURE_LATENCY_S = 1.0  # a failure counts as at least this slow, so failing fast never looks fast
+DEFAULT_POLICY = BreakerPolicy()
 
 
 class Engine:
     """Live state of one engine. All methods expect the pool's lock to be held."""
 
     __slots__ = (
+        "breaker",
         "down",
+        "draining",
         "ewma_at_s",
         "ewma_s",
         "failed_at_s",
@@ -39,7 +43,7 @@ class Engine:
         "weight",
     )
 
-    def __init__(self, spec: EngineSpec, model_name: str) -> None:
+    def __init__(self, spec: EngineSpec, model_name: str, policy: BreakerPolicy = DEFAULT_POLICY) -> None:
         self.spec = spec
         self.id: str = spec.id or ""
         self.model_name = model_name
@@ -49,6 +53,8 @@ class Engine:
         self.out_until_s = -math.inf  # resting (429) or misconfigured (401/403); ended by time alone
         self.out_reason = ""
         self.removed = False
+        self.draining = False  # by an operator: gets nothing new until it is enabled again
+        self.breaker = Breaker(policy)
         self.fails = 0  # probes failed in a row
         self.passes = 0  # probes passed in a row
         self.failed_at_s = -math.inf
@@ -59,7 +65,11 @@ class Engine:
 
     def available(self, now_s: float) -> bool:
         """The one predicate that says whether balancing may choose this engine (a full one is skipped by the pool)."""
-        return not self.down and now_s >= self.out_until_s and not self.removed
+        return (
+            not (self.down or self.removed or self.draining)
+            and now_s >= self.out_until_s
+            and self.breaker.passes(now_s)
+        )
 
     def full(self) -> bool:
         """Whether `max_concurrency` requests are already in flight here."""
@@ -67,16 +77,26 @@ class Engine:
         return limit is not None and self.in_flight >= limit
 
     def state(self, now_s: float) -> str:
-        """`up`, `down`, `resting` (429), `misconfigured` (401/403) or `removed`."""
+        """`up`, `down`, `resting` (429), `misconfigured` (401/403), `open`, `half_open` (breaker), `draining`,
+        `removed`."""
         if self.removed:
             return "removed"
+        if self.draining:
+            return "draining"
         if now_s < self.out_until_s:
             return self.out_reason
-        return "down" if self.down else "up"
+        if self.down:
+            return "down"
+        if self.breaker.state != CLOSED:
+            return STATE_NAMES[self.breaker.state]
+        return "up"
 
     def returns_at_s(self, now_s: float) -> float:
         """When this engine is worth trying again: its own time, or now for one that only a try can bring back."""
-        return max(self.out_until_s, now_s) + (1.0 if self.down else 0.0)
+        until_s = max(self.out_until_s, now_s)
+        if self.breaker.state == OPEN:
+            until_s = max(until_s, self.breaker.until_s)
+        return until_s + (1.0 if self.down else 0.0)
 
     def suspect(self, now_s: float) -> bool:
         """Whether it failed a moment ago: fast failures empty an engine, and emptiness must not attract load."""

@@ -1,21 +1,29 @@
-"""The engines of one model: who is in, who is chosen, what an outcome changes.
+"""The engines of one model: who is in, who is chosen, who waits, what an outcome changes.
 
-Owns the live `Engine` objects of one model and the strategy over them. `_lock` guards every field of those engines, the
-cached tuple of engines that are in, and the strategy's state. Decisions are made under the lock and returned; nothing
-here does I/O, calls back, or waits.
+Owns the live `Engine` objects of one model, the strategy over them, the line of requests that wait for a place, and the
+budget of retries. `_lock` guards all of that. Decisions are made under the lock and returned; nothing here does I/O,
+calls back (but for the recorder, which only appends), or waits.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from random import Random
 from typing import Callable, NamedTuple, Optional
 
-from gateway.routing.engine import FAILURE_LATENCY_S, Engine
+from gateway.routing.breaker import CLOSED, HALF_OPEN, OPEN, BreakerPolicy, RetryBudget
+from gateway.routing.decisions import Recorder, candidates, id_of, ids_in, model_json
+from gateway.routing.engine import DEFAULT_POLICY, FAILURE_LATENCY_S, Engine
+from gateway.routing.line import Lease, Line, Waiter
 from gateway.routing.retry import MISCONFIGURED_S, Outcome, judge, rest_s
 from gateway.routing.specs import ModelSpec
 from gateway.routing.strategies import STRATEGY_BY_NAME, LeastConnections, RouteRequest
+
+P95_SAMPLES = 200
+P95_LEAST = 20  # fewer say nothing about a 95th percentile
+SERVICE_WEIGHT = 0.1  # of a new sample in the average service time
 
 
 class StateChange(NamedTuple):
@@ -38,17 +46,32 @@ class EngineSnapshot(NamedTuple):
     weight: int
     in_flight: int
     last_error: Optional[str]
+    breaker: str
 
 
 class ModelPool:
     """Chooses among the engines of one model. Thread-safe; every call returns at once."""
 
-    def __init__(self, spec: ModelSpec, strategy: str, rng: Random, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        strategy: str,
+        rng: Random,
+        clock: Callable[[], float],
+        breaker: BreakerPolicy = DEFAULT_POLICY,
+        recorder: Optional[Recorder] = None,
+    ) -> None:
         self.name = spec.name
         self._rng = rng
         self._clock = clock
+        self._policy = breaker
+        self._recorder = recorder
         self._lock = threading.Lock()
         self._retry = LeastConnections(rng)  # a retry goes to the idlest, leaving rotations alone
+        self._line = Line()
+        self._budget = RetryBudget()
+        self._latencies_s: deque[float] = deque(maxlen=P95_SAMPLES)
+        self._service_s = 0.0  # average time a request holds its place
         self._apply(spec, strategy, ())
 
     def _apply(self, spec: ModelSpec, strategy: str, kept: Sequence[Engine]) -> None:
@@ -57,10 +80,11 @@ class ModelPool:
         for engine_spec in spec.engines:
             engine = known.get((engine_spec.id or "", engine_spec.url))
             if engine is None:
-                engine = Engine(engine_spec, spec.name)
+                engine = Engine(engine_spec, spec.name, self._policy)
             engine.spec, engine.weight = engine_spec, engine_spec.weight
             engines.append(engine)
         self.spec = spec
+        self._hedges = RetryBudget(spec.hedge_ratio, least=1 if spec.hedge_ratio else 0)  # one, or nobody would see it
         self.engines = tuple(engines)
         self.strategy_name = spec.strategy or strategy
         self._strategy = STRATEGY_BY_NAME[self.strategy_name](self._rng)
@@ -68,11 +92,13 @@ class ModelPool:
         self._stale = True
         self._recheck_at_s = 0.0
 
-    def reconfigure(self, spec: ModelSpec, strategy: str) -> tuple[Engine, ...]:
-        """Take over a new configuration: engines with the same id and address keep their state; those gone are
-        returned.
+    # --- configuration ---------------------------------------------------------------------------------------------
 
-        What is in flight on a removed engine goes on and is settled as usual.
+    def reconfigure(self, spec: ModelSpec, strategy: str) -> tuple[Engine, ...]:
+        """Take over a new configuration; returns the engines that are gone.
+
+        Engines with the same id and address keep their state. What is in flight on a removed engine goes on and is
+        settled as usual.
         """
         with self._lock:
             before = self.engines
@@ -80,48 +106,164 @@ class ModelPool:
             gone = tuple(engine for engine in before if engine not in self.engines)
             for engine in gone:
                 engine.removed = True
-            return gone
+            now_s = self._clock()
+            served = self._serve_line_locked(now_s)
+            if self._recorder is not None:
+                inputs = {"spec": model_json(spec), "strategy": strategy}
+                self._record("reconfigure", now_s, inputs, [w.number for w in served])
+        _wake(served)
+        return gone
 
     def retire(self) -> tuple[Engine, ...]:
         """Mark every engine removed because the model itself is gone; returns them."""
         with self._lock:
+            self._recorder = None  # nothing is decided here any more; another model may get the name
             for engine in self.engines:
                 engine.removed = True
             self._stale = True
-            return self.engines
+            dismissed = self._line.dismiss()
+        _wake(dismissed)
+        return self.engines
 
-    def acquire(self, tried: Collection[Engine], affinity: bytes) -> Optional[Engine]:
+    def set_draining(self, engine_id: str, draining: bool) -> Optional[StateChange]:
+        """An operator takes an engine out (it finishes what it has) or lets it in again. KeyError: no such engine."""
+        with self._lock:
+            now_s = self._clock()
+            engine = next((e for e in self.engines if e.id == engine_id), None)
+            if engine is None:
+                raise KeyError(engine_id)
+            before = engine.state(now_s)
+            engine.draining = draining
+            if not draining:
+                engine.down = False
+            change = self._change_locked(engine, before, now_s, "operator")
+            served = self._serve_line_locked(now_s)
+            if self._recorder is not None:
+                self._record("drain", now_s, {"engine": engine_id, "draining": draining}, [w.number for w in served])
+        _wake(served)
+        return change
+
+    # --- choosing --------------------------------------------------------------------------------------------------
+
+    def acquire(self, tried: Collection[Engine], affinity: bytes) -> Optional[Lease]:
         """Choose an engine that is in and take one place on it; None when none is in or all are full.
 
         `tried` engines are chosen again only when every engine that is in has been tried. The place is given back by
-        `settle`, exactly once.
+        `settle`, exactly once. The first try of a request (nothing tried) counts towards the budget of retries.
         """
         with self._lock:
             now_s = self._clock()
+            if not tried:
+                self._budget.request(now_s)
+            lease = None
+            if not self._line.length:  # nobody overtakes those who wait
+                engine = self._choose_locked(tried, affinity, now_s)
+                if engine is not None:
+                    lease = self._lease_locked(engine, now_s)
+            if self._recorder is not None:
+                inputs = {
+                    "tried": ids_in(self.name, tried),
+                    "affinity": affinity.hex(),
+                    "candidates": self._candidates(now_s),
+                }
+                self._record("acquire", now_s, inputs, id_of(lease.engine if lease else None))
+            return lease
+
+    def _choose_locked(self, tried: Collection[Engine], affinity: bytes, now_s: float) -> Optional[Engine]:
+        engines = self._engines_in_locked(now_s)
+        if not engines:
+            return None
+        request = RouteRequest(affinity, now_s)
+        if not tried:
+            engine = self._strategy.select(engines, request)
+            if not engine.full():
+                return engine
+        free = [e for e in engines if not e.full()]
+        fresh = [e for e in free if e not in tried]
+        return self._retry.select(fresh or free, request) if free else None
+
+    def _lease_locked(self, engine: Engine, now_s: float) -> Lease:
+        engine.in_flight += 1
+        before = engine.breaker.state
+        ticket = engine.breaker.admit(now_s)
+        if engine.breaker.state != HALF_OPEN:
+            return Lease(engine, ticket)
+        self._stale = True  # it has its one trial and is out until that ends
+        others = any(other is not engine and other.available(now_s) for other in self.engines)
+        return Lease(engine, ticket, trial=before != HALF_OPEN, others=others)
+
+    def join_line(self, priority: str, affinity: bytes) -> Optional[Waiter]:
+        """Wait for a place when engines are in but all are full; None when none is in.
+
+        The waiter's `ready` is set when it has its `lease`, which may be at once, or, without one, when no engine is in
+        any more. Leave the line with `leave_line`.
+        """
+        with self._lock:
+            now_s = self._clock()
+            waiter = None
+            if self._engines_in_locked(now_s):
+                waiter = self._line.join(priority, now_s)
+            served = self._serve_line_locked(now_s)
+            if self._recorder is not None:
+                self._record("join", now_s, {"priority": priority}, [w.number for w in served])
+        _wake(served)
+        return waiter
+
+    def leave_line(self, waiter: Waiter) -> Optional[Lease]:
+        """Stop waiting. Returns the place if one has been handed over meanwhile: it must be settled then."""
+        with self._lock:
+            self._line.leave(waiter)
+            if self._recorder is not None:
+                self._record("leave", self._clock(), {"waiter": waiter.number}, None)
+            return waiter.lease
+
+    def serve_line(self) -> None:
+        """Look again whether a place is free: an engine's rest or open breaker ends without anybody's doing."""
+        with self._lock:
+            now_s = self._clock()
+            served = self._serve_line_locked(now_s)
+            if served and self._recorder is not None:
+                self._record("serve", now_s, {}, [w.number for w in served])
+        _wake(served)
+
+    def predicted_wait_s(self, waiter: Optional[Waiter] = None) -> float:
+        """How long this request (None: one that joins the line now) will wait: so many places must become free until
+        it is served, each at the usual time a place is held."""
+        with self._lock:
+            engines = self._look_locked(self._clock())
+            places = sum(engine.spec.max_concurrency or 0 for engine in engines)
+            turns = self._line.length + 1 if waiter is None else self._line.place_of(waiter)
+            return turns * self._service_s / places if places else 0.0
+
+    def _serve_line_locked(self, now_s: float) -> list[Waiter]:
+        """Hand free places to those who wait, or send them away when no engine is in; the caller wakes them after the
+        lock is released."""
+        served: list[Waiter] = []
+        while self._line.length:
             engines = self._engines_in_locked(now_s)
             if not engines:
-                return None
-            request = RouteRequest(affinity, now_s)
-            engine = None
-            if not tried:
-                engine = self._strategy.select(engines, request)
-            if engine is None or engine.full():
-                free = [e for e in engines if not e.full()]
-                fresh = [e for e in free if e not in tried]
-                if not free:
-                    return None
-                engine = self._retry.select(fresh or free, request)
-            engine.in_flight += 1
-            return engine
+                return served + self._line.dismiss()
+            free = [engine for engine in engines if not engine.full()]
+            if not free:
+                break
+            waiter = self._line.next()
+            if waiter is None:
+                break
+            engine = self._retry.select(free, RouteRequest(b"", now_s))
+            waiter.lease = self._lease_locked(engine, now_s)
+            served.append(waiter)
+        return served
 
-    def acquire_last_resort(self, tried: Collection[Engine]) -> Optional[Engine]:
+    def acquire_last_resort(self, tried: Collection[Engine]) -> Optional[Lease]:
         """Take a place on the engine that returns soonest although it is out; never a resting, full or tried one."""
         with self._lock:
             now_s = self._clock()
             engine = self._last_resort_locked(tried, now_s)
-            if engine is not None:
-                engine.in_flight += 1
-            return engine
+            lease = None if engine is None else self._lease_locked(engine, now_s)
+            if self._recorder is not None:
+                inputs = {"tried": ids_in(self.name, tried), "candidates": self._candidates(now_s)}
+                self._record("last_resort", now_s, inputs, id_of(engine))
+            return lease
 
     def last_resort_wait_s(self, tried: Collection[Engine]) -> Optional[float]:
         """Seconds (to the millisecond) until the engine that `acquire_last_resort` would take returns, or None."""
@@ -134,59 +276,126 @@ class ModelPool:
         out = [
             engine
             for engine in self.engines
-            if engine not in tried and not engine.full() and engine.state(now_s) != "resting"
+            if engine not in tried and not engine.full() and engine.state(now_s) not in ("resting", "draining")
         ]
         return min(out, key=lambda e: e.returns_at_s(now_s), default=None)
 
-    def settle(self, engine: Engine, outcome: Outcome, duration_s: float) -> Optional[StateChange]:
-        """Give an engine's place back and apply the verdict on what happened there.
+    def take_retry(self) -> bool:
+        """Take one retry from the budget (20 % of the last ten seconds' requests, at least 10); False: none is left."""
+        with self._lock:
+            now_s = self._clock()
+            granted = self._budget.take(now_s)
+            if self._recorder is not None:
+                self._record("retry", now_s, {}, granted)
+            return granted
 
-        `duration_s` is how long the engine took until its answer (or first event). Returns the change of state, if any.
+    def hedge_after_s(self) -> Optional[float]:
+        """Seconds after which a second engine is to be asked; None: not (yet). For a hedging model's request, once."""
+        after_ms = self.spec.hedge_after_ms
+        with self._lock:
+            self._hedges.request(self._clock())
+            if isinstance(after_ms, (int, float)):
+                return after_ms / 1000
+            if after_ms is None or len(self._latencies_s) < P95_LEAST:
+                return None
+            return sorted(self._latencies_s)[int(len(self._latencies_s) * 0.95)]
+
+    def take_hedge(self) -> bool:
+        """Whether one more request may ask a second engine (at most `hedge_ratio` of the last ten seconds')."""
+        with self._lock:
+            return self._hedges.take(self._clock())
+
+    # --- outcomes --------------------------------------------------------------------------------------------------
+
+    def settle(
+        self, lease: Lease, outcome: Outcome, duration_s: float, held_s: Optional[float] = None
+    ) -> Optional[StateChange]:
+        """Give a place back and apply the verdict on what happened there. Returns the change of state, if any.
+
+        `duration_s` is how long the engine took until its answer (or first event); `held_s` how long the place was
+        held, None = the same.
         """
+        engine = lease.engine
         blame = judge(outcome).blame
         with self._lock:
-            engine.in_flight -= 1
-            if blame == "none":
-                return None
             now_s = self._clock()
+            engine.in_flight -= 1
+            change = self._apply_outcome_locked(lease, blame, outcome, duration_s, now_s)
             if blame == "good":
-                engine.observe_latency(duration_s, now_s)
-                engine.ok_at_s = now_s
-                # Nothing to change on the usual way: one comparison instead of two state strings.
-                if not engine.down and engine.out_until_s <= now_s and not engine.fails:
-                    return None
-            before = engine.state(now_s)
-            self._apply_blame_locked(engine, blame, outcome, duration_s, now_s)
-            return self._change_locked(engine, before, now_s, outcome.message)
+                held_s = duration_s if held_s is None else held_s
+                self._service_s += SERVICE_WEIGHT * (held_s - self._service_s) if self._service_s else held_s
+                if self.spec.hedge_after_ms == "p95":
+                    self._latencies_s.append(duration_s)
+            served = self._serve_line_locked(now_s) if self._line.length else ()
+            if self._recorder is not None:
+                inputs = {
+                    "engine": engine.id,
+                    "ticket": lease.ticket,
+                    "outcome": outcome.kind,
+                    "verdict": blame,
+                    "duration_s": duration_s,
+                    "held_s": held_s,
+                    "retry_after_s": outcome.retry_after_s,
+                }
+                self._record("settle", now_s, inputs, [engine.state(now_s), [w.number for w in served]])
+        _wake(served)
+        return change
+
+    def _apply_outcome_locked(
+        self, lease: Lease, blame: str, outcome: Outcome, duration_s: float, now_s: float
+    ) -> Optional[StateChange]:
+        engine = lease.engine
+        breaker = engine.breaker
+        if blame == "good":
+            engine.observe_latency(duration_s, now_s)
+            engine.ok_at_s = now_s
+            # Nothing to change on the usual way: comparisons instead of two state strings.
+            if breaker.state == CLOSED and not (engine.down or engine.fails) and engine.out_until_s <= now_s:
+                breaker.record(lease.ticket, False, now_s)
+                return None
+        before = engine.state(now_s)
+        # A 429 or a refused key says nothing about the engine's health, and a refused connection has an end of its own
+        # (the next good probe), which an open breaker would only put off: the breaker learns nothing from them.
+        failed = {"good": False, "failure": True}.get(blame)
+        state = breaker.state
+        breaker.record(lease.ticket, failed, now_s)
+        if breaker.state != state or state == HALF_OPEN:
+            self._stale = True
+        self._apply_blame_locked(engine, blame, outcome, duration_s, now_s)
+        return self._change_locked(engine, before, now_s, outcome.message)
 
     def _apply_blame_locked(
         self, engine: Engine, blame: str, outcome: Outcome, duration_s: float, now_s: float
     ) -> None:
+        if blame == "none":
+            return
         if blame == "good":
             engine.down = False
             engine.fails = 0
             if engine.out_reason == "misconfigured":
-                engine.out_until_s = now_s  # its key was put right; a rest still ends by its own time
+                engine.out_until_s = min(engine.out_until_s, now_s)  # its key was put right
             return
         engine.last_error = outcome.message or outcome.kind
+        if blame in ("rest", "misconfigured"):
+            until_s = now_s + (rest_s(outcome) if blame == "rest" else MISCONFIGURED_S)
+            if until_s > engine.out_until_s:  # the longer reason counts
+                engine.out_until_s = until_s
+                engine.out_reason = "resting" if blame == "rest" else "misconfigured"
         if blame == "rest":
-            engine.out_until_s = max(engine.out_until_s, now_s + rest_s(outcome))
-            engine.out_reason = "resting"
             return
         engine.failed_at_s = now_s
         engine.observe_latency(max(duration_s, FAILURE_LATENCY_S), now_s)
         if blame == "down":
             engine.down = True
             engine.passes = 0
-        elif blame == "misconfigured":
-            engine.out_until_s = now_s + MISCONFIGURED_S
-            engine.out_reason = "misconfigured"
 
     def record_probe(
         self, engine: Engine, error: Optional[str], fails_to_down: int, passes_to_up: int
     ) -> Optional[StateChange]:
         """Apply one probe's result (`error` None = it passed). Returns the change of state, if any."""
         with self._lock:
+            if engine.removed:  # while the probe was under way
+                return None
             now_s = self._clock()
             before = engine.state(now_s)
             if error is None:
@@ -200,7 +409,13 @@ class ModelPool:
                 engine.last_error = error
                 if engine.fails >= fails_to_down:
                     engine.down = True
-            return self._change_locked(engine, before, now_s, error or "probe passed")
+            change = self._change_locked(engine, before, now_s, error or "probe passed")
+            served = self._serve_line_locked(now_s) if self._line.length else ()
+            if self._recorder is not None:
+                inputs = {"engine": engine.id, "error": error, "fails": fails_to_down, "passes": passes_to_up}
+                self._record("probe", now_s, inputs, [engine.state(now_s), [w.number for w in served]])
+        _wake(served)
+        return change
 
     def due_for_probe(self, fresh_s: float) -> list[Engine]:
         """The engines without a good answer in the last `fresh_s` seconds: traffic has not vouched for them."""
@@ -212,16 +427,23 @@ class ModelPool:
                 if not engine.spec.is_echo and (engine.down or engine.fails or now_s - engine.ok_at_s >= fresh_s)
             ]
 
+    # --- looking ---------------------------------------------------------------------------------------------------
+
     def any_available(self) -> bool:
         """Whether at least one engine is in."""
         with self._lock:
-            return bool(self._engines_in_locked(self._clock()))
+            return bool(self._look_locked(self._clock()))
 
     def all_full(self) -> bool:
         """Whether engines are in, but each is at its `max_concurrency`."""
         with self._lock:
-            engines = self._engines_in_locked(self._clock())
+            engines = self._look_locked(self._clock())
             return bool(engines) and all(engine.full() for engine in engines)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place on an engine."""
+        return self._line.length
 
     def shortest_rest_s(self) -> Optional[float]:
         """Seconds until the first resting engine returns; None when none rests."""
@@ -243,6 +465,7 @@ class ModelPool:
                     e.weight,
                     e.in_flight,
                     e.last_error,
+                    e.breaker.state_name,
                 )
                 for e in self.engines
             ]
@@ -254,8 +477,17 @@ class ModelPool:
             if engines != self._in:
                 self._in = engines
             returns = [e.out_until_s for e in self.engines if e.out_until_s > now_s]
+            returns += [
+                e.breaker.until_s for e in self.engines if e.breaker.state == OPEN and e.breaker.until_s > now_s
+            ]
             self._recheck_at_s = min(returns, default=float("inf"))
             self._stale = False
+        return self._in
+
+    def _look_locked(self, now_s: float) -> tuple[Engine, ...]:
+        """The engines that are in, for who only looks: a look leaves no trace in what is decided after it."""
+        if self._stale or now_s >= self._recheck_at_s:
+            return tuple(engine for engine in self.engines if engine.available(now_s))
         return self._in
 
     def _change_locked(self, engine: Engine, before: str, now_s: float, reason: str) -> Optional[StateChange]:
@@ -264,3 +496,15 @@ class ModelPool:
             return None
         self._stale = True
         return StateChange(self.name, engine.id, before, after, reason)
+
+    def _candidates(self, now_s: float) -> list[list[object]]:
+        return candidates(self.engines, now_s)
+
+    def _record(self, operation: str, now_s: float, inputs: Mapping[str, object], out: object) -> None:
+        assert self._recorder is not None
+        self._recorder({"op": operation, "model": self.name, "now_s": now_s, **inputs, "out": out})
+
+
+def _wake(served: Sequence[Waiter]) -> None:
+    for waiter in served:
+        waiter.ready.set()

@@ -12,6 +12,18 @@ REST_MAX_S = 3600.0
 MISCONFIGURED_S = 60.0
 
 
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 2.0
+
+
+def backoff_ceiling_s(tries_before: int) -> float:
+    """The longest pause before the same engine is asked again: 0.1, 0.2, 0.4 ... at most 2 seconds.
+
+    The pause itself is a random share of it ("full jitter": M. Brooker, Exponential Backoff And Jitter, 2015).
+    """
+    return float(min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (tries_before - 1)))
+
+
 class Outcome(NamedTuple):
     """How one attempt ended. `kind` is one of telemetry's OUTCOMES; `retry_after_s` as the engine sent it, or None."""
 

@@ -6,15 +6,19 @@ request and one thread. No I/O.
 
 from __future__ import annotations
 
+import random
 import time
 from random import Random
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 from gateway.errors import EngineFailed, GatewayError, RequestRefused
-from gateway.routing.engine import Engine
+from gateway.routing.breaker import BreakerPolicy
+from gateway.routing.decisions import Recorder, model_json
+from gateway.routing.engine import DEFAULT_POLICY, Engine
+from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
-from gateway.routing.retry import Outcome
-from gateway.routing.specs import FleetSpec
+from gateway.routing.retry import BACKOFF_MAX_S, Outcome, backoff_ceiling_s
+from gateway.routing.specs import FleetSpec, ModelSpec
 
 _CODE_BY_KIND = {
     "refused": "backend_unavailable",
@@ -35,11 +39,16 @@ class Router:
         fallback: str = "any",
         rng: Optional[Random] = None,
         clock: Callable[[], float] = time.monotonic,
+        breaker: BreakerPolicy = DEFAULT_POLICY,
+        recorder: Optional[Recorder] = None,
     ) -> None:
         self._strategy = strategy
         self._fallback = fallback
-        self._rng = rng or Random()
+        self._seed = (rng or Random()).getrandbits(64)
+        self.jitter = Random(self._seed).random
         self._clock = clock
+        self._breaker = breaker
+        self._recorder = recorder
         self.pools: dict[str, ModelPool] = {}
         self.reload(fleet)
 
@@ -50,7 +59,9 @@ class Router:
         for spec in fleet.models:
             pool = self.pools.get(spec.name)
             if pool is None:
-                pool = ModelPool(spec, self._strategy, self._rng, self._clock)
+                pool = self.new_pool(spec)
+                if self._recorder is not None and self.pools:
+                    self._recorder({"op": "add", "model": spec.name, "spec": model_json(spec)})
             else:
                 gone.extend(pool.reconfigure(spec, self._strategy))
             pools[spec.name] = pool
@@ -66,6 +77,11 @@ class Router:
         self._routes = routes
         self.pools = pools
         return tuple(gone)
+
+    def new_pool(self, spec: ModelSpec) -> ModelPool:
+        """A pool with a random generator of its own: what one model draws depends on its own requests only."""
+        rng = Random(f"{self._seed}:{spec.name}")
+        return ModelPool(spec, self._strategy, rng, self._clock, self._breaker, self._recorder)
 
     def _route(self, fleet: FleetSpec, pools: dict[str, ModelPool], name: str) -> tuple[ModelPool, ...]:
         own = pools[name].spec.fallbacks
@@ -102,37 +118,110 @@ class Router:
         return route if allow_fallback else route[:1]
 
 
+class Step(NamedTuple):
+    """What to do next: ask `lease.engine` (after `delay_s`), or wait in `pool`'s line until `waiter` has a lease."""
+
+    pool: ModelPool
+    lease: Optional[Lease]
+    waiter: Optional[Waiter] = None
+    delay_s: float = 0.0
+
+
 class Tries:
     """The tries of one request: which engine is asked next, and what the client is told when none is left."""
 
-    __slots__ = ("_affinity", "_failure", "_here", "_index", "_limit", "_pools", "_tried", "sent")
+    __slots__ = (
+        "_affinity",
+        "_failure",
+        "_here",
+        "_index",
+        "_jitter",
+        "_limit",
+        "_pauses_s",
+        "_pools",
+        "_priority",
+        "_tried",
+        "sent",
+    )
 
-    def __init__(self, pools: tuple[ModelPool, ...], attempts_per_model: int, affinity: bytes):
+    def __init__(
+        self,
+        pools: tuple[ModelPool, ...],
+        attempts_per_model: int,
+        affinity: bytes,
+        priority: str = "normal",
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
         self._pools = pools
         self._limit = attempts_per_model
         self._affinity = affinity
+        self._priority = priority
+        self._jitter = jitter
         self._index = 0
         self._here = 0
         self._tried: list[Engine] = []
+        self._pauses_s: dict[Engine, float] = {}  # that engines have asked for (Retry-After)
         self._failure: Optional[Outcome] = None
         self.sent = 0
 
-    def next(self) -> Optional[tuple[ModelPool, Engine]]:
-        """The next engine with a place taken on it, or None when nothing is left to try."""
+    def next(self) -> Optional[Step]:
+        """The next step, or None when nothing is left to try. A place is taken on the lease's engine."""
+        retrying = self.sent > 0
+        step = self._find()
+        # Asked last: what is never tried takes nothing from the budget.
+        if step is None or not retrying or self._pools[0].take_retry():
+            return step
+        if step.waiter is not None:
+            lease = step.pool.leave_line(step.waiter)
+        else:
+            lease = step.lease
+            self._tried.pop()  # nothing has been sent there
+            self.sent -= 1
+        if lease is not None:
+            step.pool.settle(lease, Outcome("cancelled"), 0.0)
+        return None
+
+    def _find(self) -> Optional[Step]:
         while self._index < len(self._pools):
             pool = self._pools[self._index]
             if self._here < self._limit:
-                engine = pool.acquire(self._tried, self._affinity)
-                if engine is not None:
-                    self._here += 1
-                    return self._take(pool, engine)
+                lease = pool.acquire(self._tried, self._affinity)
+                if lease is not None:
+                    if not self._better_elsewhere(lease.engine):
+                        return self._take(pool, lease)
+                    pool.settle(lease, Outcome("cancelled"), 0.0)
+                else:
+                    waiter = pool.join_line(self._priority, self._affinity)
+                    if waiter is not None:
+                        return Step(pool, None, waiter)
             self._index += 1
             self._here = 0
         if self.sent < self._limit and not any(pool.any_available() for pool in self._pools):
             return self._last_resort()
         return None
 
-    def _last_resort(self) -> Optional[tuple[ModelPool, Engine]]:
+    def _better_elsewhere(self, engine: Engine) -> bool:
+        """Whether the engine has asked for a long pause while there is another model to try."""
+        return self._pauses_s.get(engine, 0.0) > BACKOFF_MAX_S and self._index + 1 < len(self._pools)
+
+    def granted(self, pool: ModelPool, lease: Lease) -> Step:
+        """The wait for a place is over."""
+        return self._take(pool, lease)
+
+    def hedge(self) -> Optional[Step]:
+        """A second engine of the same model, one that is free at once; None when there is none."""
+        pool = self._pools[self._index]
+        lease = pool.acquire(self._tried, self._affinity)
+        if lease is None:
+            return None
+        if lease.engine in self._tried:
+            pool.settle(lease, Outcome("cancelled"), 0.0)
+            return None
+        self.sent += 1
+        self._tried.append(lease.engine)
+        return Step(pool, lease)
+
+    def _last_resort(self) -> Optional[Step]:
         """Of all candidate models the engine that returns soonest; among equals the first model's."""
         waits: list[tuple[float, int]] = []
         for index, pool in enumerate(self._pools):
@@ -141,18 +230,27 @@ class Tries:
                 waits.append((wait_s, index))
         for _, index in sorted(waits):
             pool = self._pools[index]
-            engine = pool.acquire_last_resort(self._tried)
-            if engine is not None:
-                return self._take(pool, engine)
+            lease = pool.acquire_last_resort(self._tried)
+            if lease is not None:
+                return self._take(pool, lease)
         return None
 
-    def _take(self, pool: ModelPool, engine: Engine) -> tuple[ModelPool, Engine]:
+    def _take(self, pool: ModelPool, lease: Lease) -> Step:
+        # Another engine is tried at once; the same one only after a pause, which grows.
+        before = self._tried.count(lease.engine)
+        delay_s = 0.0
+        if before:
+            pause_s = self._pauses_s.get(lease.engine, 0.0)
+            delay_s = max(pause_s, self._jitter() * backoff_ceiling_s(before))
         self.sent += 1
-        self._tried.append(engine)
-        return pool, engine
+        self._here += 1
+        self._tried.append(lease.engine)
+        return Step(pool, lease, None, delay_s)
 
     def failed(self, outcome: Outcome) -> None:
         """Remember why the last try failed. A 429 gives way to any other failure in what the client is told."""
+        if self._tried and outcome.retry_after_s is not None:
+            self._pauses_s[self._tried[-1]] = outcome.retry_after_s
         if outcome.kind != "rate_limited" or self._failure is None:
             self._failure = outcome
 
@@ -167,8 +265,6 @@ class Tries:
                     "every engine of the model asks for a pause",
                     retry_after_s=min(waits, default=1.0),
                 )
-            if any(pool.all_full() for pool in self._pools):
-                return EngineFailed("overloaded", "every engine of the model is at its limit", retry_after_s=1.0)
             return EngineFailed("backend_unavailable", "no engine of the model is available")
         code = _CODE_BY_KIND.get(failure.kind, "backend_error")
         return EngineFailed(code, failure.message or "the engine failed")

@@ -186,6 +186,34 @@ def duplicate_ids(engines: Sequence[EngineSpec | None]) -> Iterator[str]:
             yield f'[{index}].id: {quoted(spec.id)} is the id of {before} too; set another "id"'
 
 
+def boolean(value: object) -> Iterator[str]:
+    """Check for true or false."""
+    if not isinstance(value, bool):
+        yield f": must be true or false, not {quoted(value)}"
+
+
+def number(lowest: float, highest: float) -> Check:
+    """Make a check for a number of that range, ends included."""
+
+    def check(value: object) -> Iterator[str]:
+        counts = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not counts or not lowest <= value <= highest:  # type: ignore[operator]
+            yield f": must be a number from {lowest:g} to {highest:g}, not {quoted(value)}"
+
+    return check
+
+
+def _price(value: object) -> Iterator[str]:
+    pair = value if isinstance(value, tuple) else ()
+    if len(pair) != 2 or any(True for amount in pair for _ in number(0, 1_000_000)(amount)):
+        yield ': must be {"input": 0.59, "output": 0.79}, in USD per million tokens'
+
+
+def _hedge_after(value: object) -> Iterator[str]:
+    if value != "p95" and list(number(1, 3_600_000)(value)):
+        yield f': must be milliseconds from 1 to 3600000 or "p95", not {quoted(value)}'
+
+
 ENGINE_CHECKS: Mapping[str, Check] = {
     "url": _url,
     "id": optional(name),
@@ -194,6 +222,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "model": optional(text),
     "api_key_env": optional(_env_name),
     "health_path": optional(_path),
+    "resume": boolean,
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": name,
@@ -202,6 +231,13 @@ MODEL_CHECKS: Mapping[str, Check] = {
     "fallbacks": optional(names),
     "max_model_len": optional(integer(1, 1_000_000_000)),
     "aliases": names,
+    "attempt_timeout_s": optional(number(0.001, 86_400)),
+    "hedge_after_ms": optional(_hedge_after),
+    "hedge_ratio": number(0, 1),
+    "context_fallbacks": names,
+    "price": optional(_price),
+    "rpm": optional(integer(1, 1_000_000_000)),
+    "tpm": optional(integer(1, 1_000_000_000)),
 }
 
 
@@ -220,7 +256,8 @@ class EngineSpec:
     given. `weight` (1 to 1000000) is its share of the requests. `max_concurrency` is how many
     requests may be in flight here, None for no limit. `model` is the name sent to this engine, None
     for the gateway's own. `api_key_env` is the NAME of the environment variable that holds this
-    engine's key, None for no key. `health_path` is what probes ask for, None for the default.
+    engine's key, None for no key. `health_path` is what probes ask for, None for the default. `resume`: this engine
+    continues a trailing assistant message, so a broken stream may go on here.
     """
 
     url: str
@@ -230,6 +267,7 @@ class EngineSpec:
     model: str | None = None
     api_key_env: str | None = None
     health_path: str | None = None
+    resume: bool = False
     address: EngineAddress = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -279,7 +317,11 @@ class ModelSpec:
 
     `strategy` is one of STRATEGIES, None for the gateway's default. `fallbacks` are the models
     tried when this one cannot answer: None leaves it to the setting FALLBACK, empty means none.
-    `max_model_len` is the context in tokens, None when unknown. `aliases` are further names.
+    `max_model_len` is the context in tokens, None when unknown. `aliases` are further names. `attempt_timeout_s`
+    moves a request away from an engine that has not answered by then, None leaves it to the request's own time limit.
+    `hedge_after_ms` (or "p95") asks a second engine when the first has not answered by then, for at most `hedge_ratio`
+    of the requests; None never. `context_fallbacks` are the models for prompts longer than `max_model_len`.
+    `price` is USD per million tokens of the prompt and of the answer; `rpm`, `tpm` limit requests and tokens a minute.
     """
 
     name: str
@@ -288,6 +330,13 @@ class ModelSpec:
     fallbacks: tuple[str, ...] | None = None
     max_model_len: int | None = None
     aliases: tuple[str, ...] = ()
+    attempt_timeout_s: float | None = None
+    hedge_after_ms: float | str | None = None
+    hedge_ratio: float = 0.1
+    context_fallbacks: tuple[str, ...] = ()
+    price: tuple[float, float] | None = None
+    rpm: int | None = None
+    tpm: int | None = None
 
     def __post_init__(self) -> None:
         _refuse_faults(MODEL_CHECKS, vars(self))
@@ -311,7 +360,7 @@ class FleetSpec:
         if self.wildcard and len(self.models) > 1:
             raise ValueError("models: a wildcard fleet has exactly one model")
         default = None if self.wildcard else self.default_model
-        links = [ModelLinks(m.name, m.aliases, m.fallbacks or ()) for m in self.models]
+        links = [ModelLinks(m.name, m.aliases, m.fallbacks or (), m.context_fallbacks) for m in self.models]
         faults = list(link_faults(links, default))
         if faults:
             raise ValueError("; ".join(faults))
@@ -325,6 +374,7 @@ class ModelLinks(NamedTuple):
     name: str
     aliases: tuple[str, ...]
     fallbacks: tuple[str, ...]
+    context_fallbacks: tuple[str, ...] = ()
 
 
 def link_faults(models: Sequence[ModelLinks], default_model: str | None) -> Iterator[str]:
@@ -340,12 +390,13 @@ def link_faults(models: Sequence[ModelLinks], default_model: str | None) -> Iter
                 yield f"{step('models', model.name)}.aliases[{index}]: {quoted(alias)} is taken"
             owner.setdefault(alias, model.name)
     for model in models:
-        for index, fallback in enumerate(model.fallbacks):
-            where = f"{step('models', model.name)}.fallbacks[{index}]"
-            if fallback not in owner:
-                yield f"{where}: there is no model {quoted(fallback)}"
-            elif owner[fallback] == model.name:
-                yield f"{where}: {quoted(fallback)} is the model itself"
+        for key, others in (("fallbacks", model.fallbacks), ("context_fallbacks", model.context_fallbacks)):
+            for index, other in enumerate(others):
+                where = f"{step('models', model.name)}.{key}[{index}]"
+                if other not in owner:
+                    yield f"{where}: there is no model {quoted(other)}"
+                elif owner[other] == model.name:
+                    yield f"{where}: {quoted(other)} is the model itself"
     if default_model is not None and default_model not in owner:
         yield f"default_model: there is no model {quoted(default_model)}"
 

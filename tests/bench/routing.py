@@ -76,7 +76,7 @@ def _choose(pool: ModelPool, count: int) -> None:
 
     ok = Outcome("ok")
     for number in range(count):
-        engine = pool.acquire((), _AFFINITIES[number & 255])
-        if engine is None:
+        lease = pool.acquire((), _AFFINITIES[number & 255])
+        if lease is None:
             raise BenchError(f"routing: {pool.strategy_name} chose nothing among healthy engines")
-        pool.settle(engine, ok, 0.01)
+        pool.settle(lease, ok, 0.01)

@@ -1,0 +1,475 @@
+"""Asking engines for one call: try, wait for a place, pause, hedge, go on elsewhere.
+
+The one place where routing (who is asked) meets upstream (asking). `Asker` owns the prepared endpoints and the watchdog;
+it holds no lock of its own: choosing is locked per model in routing/, and a `Call` belongs to one thread. Two attempts of
+a hedged call meet in a `_Race`, whose lock guards who has won.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Callable, NamedTuple, Optional, Union
+
+from gateway.deadlines import Watchdog
+from gateway.errors import ClientGone, EngineFailed, RequestRefused
+from gateway.routing.engine import Engine
+from gateway.routing.line import Lease
+from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.retry import Outcome
+from gateway.routing.router import Router, Step, Tries
+from gateway.telemetry.events import AttemptRecord
+from gateway.upstream import answers, echo
+from gateway.upstream.call import Call
+from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault
+from gateway.upstream.sse import EventStream
+from gateway.upstream.stream import EngineStream
+
+
+class Answer:
+    """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once."""
+
+    __slots__ = ("body", "usage")
+
+    def __init__(self, body: bytes, usage: answers.Usage) -> None:
+        self.body = body
+        self.usage = usage
+
+
+class Tried(NamedTuple):
+    """How one try ended: `result` is the answer, the open stream, or why there is neither."""
+
+    result: Union[Answer, EngineStream, Outcome]
+    pool: ModelPool
+    engine: Engine
+
+
+class TimeLimits(NamedTuple):
+    """Seconds: for all attempts of a complete answer, until a stream's first event, for a place on an engine."""
+
+    request_s: float = 60.0
+    first_token_s: float = 60.0
+    place_s: float = 30.0
+
+
+class Asker:
+    """Runs calls. Thread-safe."""
+
+    def __init__(
+        self,
+        router: Router,
+        client: EngineClient,
+        limits: TimeLimits,
+        retry_attempts: int,
+        on_change: Callable[[StateChange], None],
+    ) -> None:
+        self._router = router
+        self._client = client
+        self._limits = limits
+        self._retry_attempts = retry_attempts
+        self._on_change = on_change
+        self._endpoints: dict[Engine, Endpoint] = {}
+        self._watchdog = Watchdog("engine-deadlines")
+        self._watchdog.start()
+
+    def close(self) -> None:
+        """Stop watching deadlines."""
+        self._watchdog.close()
+
+    def forget_changed(self) -> None:
+        """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone."""
+        kept = {engine: engine.spec for pool in self._router.pools.values() for engine in pool.engines}
+        old = dict(self._endpoints)
+        self._endpoints = {e: p for e, p in old.items() if kept.get(e) == p.spec}
+        used = {endpoint.spec for endpoint in self._endpoints.values()}
+        self._client.forget([p.spec for p in old.values() if p.spec not in used])
+
+    # --- a call ----------------------------------------------------------------------------------------------------
+
+    def run(self, call: Call) -> Union[Answer, EngineStream]:
+        """Ask engines until one answers; for a stream, until one has sent its first event.
+
+        An `EngineStream` must be closed by the caller with the outcome. Raises GatewayError (ClientGone when
+        cancelled). `call` tells afterwards what happened.
+        """
+        limit_s = self._limits.first_token_s if call.stream else self._limits.request_s
+        deadline_s = time.monotonic() + limit_s
+        asked = self._router.route(call.model, call.allow_fallback)
+        pools = self._that_fit(call, asked)
+        wants_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools)
+        affinity = call.affinity() if wants_affinity else b""
+        tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter)
+        return self._until_answered(call, tries, asked[0], deadline_s, limit_s)
+
+    def _until_answered(
+        self, call: Call, tries: Tries, asked: ModelPool, deadline_s: float, limit_s: float
+    ) -> Union[Answer, EngineStream]:
+        failed: Optional[tuple[str, str]] = None
+        while True:
+            step = tries.next()
+            if step is None:
+                raise tries.error()
+            step = self._ready(call, tries, step, deadline_s)
+            if failed is not None:
+                call.retries.append(failed)
+            began_s = time.monotonic()
+            if step.pool.spec.hedge_after_ms is None:
+                tried = self._try(call, step, self._attempt_for(step, deadline_s))
+            else:
+                tried = self._try_hedged(call, tries, step, deadline_s)
+            call.engine_s += time.monotonic() - began_s
+            self._adopt(call, asked, tried)
+            result = tried.result
+            if not isinstance(result, Outcome):
+                return result
+            if result.kind == "rejected":
+                raise RequestRefused("backend_rejected", result.message, status=result.status)
+            tries.failed(result)
+            failed = (tried.pool.name, result.kind)
+            if time.monotonic() >= deadline_s:
+                raise EngineFailed("gateway_timeout", f"no answer within {limit_s:g} s")
+
+    def _that_fit(self, call: Call, pools: tuple[ModelPool, ...]) -> tuple[ModelPool, ...]:
+        """The pools whose context has room for the call. Raises `context_too_long`."""
+        if all(pool.spec.max_model_len is None for pool in pools):
+            return pools
+        tokens = call.estimated_tokens()
+        own = pools[0].spec
+        if own.max_model_len is not None and tokens > own.max_model_len:
+            for name in own.context_fallbacks:
+                larger = self._router.route(name, call.allow_fallback)
+                limit = larger[0].spec.max_model_len
+                if limit is None or tokens <= limit:
+                    pools = larger
+                    break
+            else:
+                raise RequestRefused(
+                    "context_too_long",
+                    f"the request takes about {tokens} tokens, {own.name} has room for {own.max_model_len}",
+                    param="messages" if "messages" in call.request else None,
+                    details={"estimated_tokens": tokens, "max_model_len": own.max_model_len},
+                )
+        limits = ((pool, pool.spec.max_model_len) for pool in pools)
+        return tuple(pool for pool, limit in limits if limit is None or tokens <= limit)
+
+    def _ready(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Step:
+        """The step with a place on an engine, after waiting for one, and after the pause before a repeated try."""
+        if step.waiter is not None:
+            step = self._wait_in_line(call, tries, step, deadline_s)
+        lease = step.lease
+        assert lease is not None
+        if step.delay_s:
+            try:
+                if time.monotonic() + step.delay_s >= deadline_s:
+                    raise tries.error()
+                call.wait(threading.Event(), step.delay_s)
+            except BaseException:
+                step.pool.settle(lease, Outcome("cancelled"), 0.0)
+                raise
+        return step
+
+    def _wait_in_line(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Step:
+        pool, waiter = step.pool, step.waiter
+        assert waiter is not None
+        began_s = time.monotonic()
+        limit_s = min(self._limits.place_s, deadline_s - began_s)
+        lease: Optional[Lease] = None
+        gone = False
+        try:
+            predicted_s = 0.0 if waiter.ready.is_set() else pool.predicted_wait_s()
+            if predicted_s <= limit_s:
+                call.wait(waiter.ready, limit_s)
+        except ClientGone:
+            gone = True
+        finally:
+            lease = pool.leave_line(waiter)
+            call.waited_s += time.monotonic() - began_s
+        if gone:
+            if lease is not None:
+                pool.settle(lease, Outcome("cancelled"), 0.0)
+            raise ClientGone()
+        if lease is not None:
+            return tries.granted(pool, lease)
+        if predicted_s > limit_s:
+            raise EngineFailed(
+                "overloaded", f"a place on an engine is {predicted_s:.0f} s away", retry_after_s=predicted_s
+            )
+        raise EngineFailed("queue_timeout", f"no place on an engine within {limit_s:g} s", retry_after_s=1.0)
+
+    # --- one try ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _attempt_for(step: Step, deadline_s: float) -> Attempt:
+        limit_s = step.pool.spec.attempt_timeout_s
+        if limit_s is not None:
+            deadline_s = min(deadline_s, time.monotonic() + limit_s)
+        return Attempt(deadline_s)
+
+    def _served_model(self, call: Call, pool: ModelPool) -> str:
+        return (call.model or pool.name) if self._router.fleet.wildcard else pool.name
+
+    def _adopt(self, call: Call, asked: ModelPool, tried: Tried) -> None:
+        """What the client is told: the try that counts."""
+        call.engine_id = tried.engine.id
+        call.served_model = self._served_model(call, tried.pool)
+        call.fallback = None if tried.pool is asked else f"{asked.name}->{tried.pool.name}"
+        if isinstance(tried.result, Answer):
+            call.usage = tried.result.usage
+
+    def _try(self, call: Call, step: Step, attempt: Attempt) -> Tried:
+        """One try of one engine, whose place is given back here, or by the stream when it is closed."""
+        pool, lease = step.pool, step.lease
+        assert lease is not None
+        started_s = time.monotonic()
+        call.attempts += 1
+        outcome = Outcome("cancelled")
+        stream: Optional[EngineStream] = None
+        try:
+            result = self._ask(call, pool, lease.engine, attempt)
+            outcome = Outcome("ok")
+            if isinstance(result, EngineStream):
+                stream = result
+            return Tried(result, pool, lease.engine)
+        except EngineFault as fault:
+            outcome = fault.outcome
+            return Tried(outcome, pool, lease.engine)
+        finally:
+            took_s = time.monotonic() - started_s
+            if stream is None:
+                self._settle(call, pool, lease, outcome, took_s, took_s)
+            else:
+                stream.on_close(self._settler(call, pool, lease, started_s, took_s))
+
+    def _settler(
+        self, call: Call, pool: ModelPool, lease: Lease, started_s: float, first_s: float
+    ) -> Callable[[Outcome], None]:
+        def settle(outcome: Outcome) -> None:
+            total_s = time.monotonic() - started_s
+            call.engine_s += total_s - first_s
+            self._settle(call, pool, lease, outcome, first_s, total_s)
+
+        return settle
+
+    def _settle(
+        self, call: Call, pool: ModelPool, lease: Lease, outcome: Outcome, answer_s: float, total_s: float
+    ) -> None:
+        call.records.append(AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s))
+        change = pool.settle(lease, outcome, answer_s, total_s)
+        if change is not None:
+            if change.after == "down":
+                endpoint = self._endpoints.get(lease.engine)
+                if endpoint is not None:
+                    endpoint.pool.discard_idle()
+            self._on_change(change)
+
+    def _ask(self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt) -> Union[Answer, EngineStream]:
+        model = self._served_model(call, pool)
+        if engine.spec.is_echo:
+            return _echo(call, model)
+        endpoint = self._endpoints.get(engine)
+        if endpoint is None:
+            endpoint = self._endpoints[engine] = self._client.endpoint(engine.spec)
+        call.begin(attempt)
+        headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
+        if call.idempotency_key:
+            headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
+        payload = call.payload(engine.spec.model or self._wire_model(call, pool))
+        self._watchdog.watch(attempt)
+        try:
+            response = self._client.ask(endpoint, call.path, attempt, payload, headers)
+            try:
+                if call.stream and b"json" not in response.head.headers.get(b"content-type", b""):
+                    keep_text = engine.spec.resume and call.can_resume()
+                    stream = EngineStream(response, EventStream(not call.wants_usage(), call.choices(), keep_text))
+                    stream.wait_first()
+                    return stream
+                body = response.read_all()
+                response.release()
+            except BaseException:
+                response.close()
+                raise
+        except BaseException:
+            call.end(attempt)
+            raise
+        finally:
+            self._watchdog.forget(attempt)
+        call.end(attempt)
+        return _complete(call, body, model)
+
+    def _wire_model(self, call: Call, pool: ModelPool) -> Optional[str]:
+        fleet = self._router.fleet
+        if not fleet.wildcard:
+            return pool.name
+        return call.model or (fleet.default_model if fleet.default_model != pool.name else None)
+
+    # --- two at once -----------------------------------------------------------------------------------------------
+
+    def _try_hedged(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Tried:
+        """Try one engine, and a second one too when the first has not answered in time; the first answer wins."""
+        after_s = step.pool.hedge_after_s()
+        attempt = self._attempt_for(step, deadline_s)
+        if after_s is None:
+            return self._try(call, step, attempt)
+
+        def second() -> Optional[Tried]:
+            other = tries.hedge() if step.pool.take_hedge() else None
+            if other is None:
+                return None
+            call.hedged = True
+            race.rival = self._attempt_for(other, deadline_s)
+            return self._try(call, other, race.rival)
+
+        race = _Race(attempt, time.monotonic() + after_s, second)
+        self._watchdog.watch(race)
+        try:
+            first = self._try(call, step, attempt)
+        except ClientGone:
+            if call.cancelled:
+                race.close()
+                raise
+            first = Tried(Outcome("cancelled"), step.pool, step.lease.engine)  # type: ignore[union-attr]
+        finally:
+            self._watchdog.forget(race)
+        return race.finish(first, deadline_s)
+
+    # --- going on --------------------------------------------------------------------------------------------------
+
+    def resume(self, call: Call, broken: EngineStream) -> Optional[EngineStream]:
+        """Ask another engine of the same model to go on after the text that a broken stream has given; None: cannot.
+
+        The new stream must be closed by the caller. Raises ClientGone.
+        """
+        text = broken.events.text
+        pool = self._router.pools.get(call.served_model or "")
+        if text is None or pool is None or not call.can_resume() or call.resumed >= self._retry_attempts:
+            return None
+        onward = call.continuation(text)
+        deadline_s = time.monotonic() + self._limits.first_token_s
+        others = [e for e in pool.engines if not e.spec.resume or e.id == call.engine_id]
+        while True:
+            lease = pool.acquire(others, b"")
+            if lease is None or lease.engine in others:
+                if lease is not None:
+                    pool.settle(lease, Outcome("cancelled"), 0.0)
+                return None
+            others.append(lease.engine)
+            onward.cancelled = call.cancelled
+            tried = self._try(onward, Step(pool, lease), Attempt(deadline_s))
+            call.attempts += 1
+            if isinstance(tried.result, EngineStream):
+                tried.result.events.go_on(text)
+                call.resumed += 1
+                call.engine_id = tried.engine.id
+                tried.result.follow(call, onward)
+                return tried.result
+            call.records.extend(onward.records)
+            if isinstance(tried.result, Answer) or time.monotonic() >= deadline_s:
+                return None
+
+
+class _Race:
+    """The first of two attempts to answer wins; the other one is ended. Watched until it is time for the second."""
+
+    def __init__(self, first: Attempt, deadline_s: float, second: Callable[[], Optional[Tried]]) -> None:
+        self.deadline_s = deadline_s
+        self.rival: Optional[Attempt] = None
+        self._first = first
+        self._second = second
+        self._lock = threading.Lock()
+        self._started = False
+        self._closed = False
+        self._winner: Optional[Tried] = None
+        self._done = threading.Event()
+
+    def expire(self) -> None:
+        """Time for the second attempt (on the watchdog's thread, which must not block)."""
+        with self._lock:
+            if self._started or self._closed:
+                return
+            self._started = True
+        self.deadline_s = float("inf")
+        try:
+            threading.Thread(target=self._run_second, name="hedge", daemon=True).start()
+        except RuntimeError:  # the system gives no more threads: no second attempt
+            self._done.set()
+
+    def _run_second(self) -> None:
+        try:
+            tried = self._second()
+        except ClientGone:
+            tried = None
+        if tried is not None and not isinstance(tried.result, Outcome):
+            with self._lock:
+                late = self._closed
+                if not late:
+                    self._closed = True
+                    self._winner = tried
+            if late:
+                _discard(tried)
+            else:
+                self._first.abort("cancelled")
+        self._done.set()
+
+    def close(self) -> None:
+        """Nobody waits for an answer any more."""
+        with self._lock:
+            self._closed = True
+        if self.rival is not None:
+            self.rival.abort("cancelled")
+
+    def finish(self, first: Tried, deadline_s: float) -> Tried:
+        """The try that counts, when the first attempt has ended."""
+        answered = not isinstance(first.result, Outcome)
+        with self._lock:
+            if answered and not self._closed:
+                self._closed = True
+                self._winner = first
+            waits = self._started and self._winner is None
+            if not self._started:
+                self._closed = True
+        if waits:
+            self._done.wait(max(0.0, deadline_s - time.monotonic()) + 1.0)
+        with self._lock:
+            self._closed = True
+            winner = self._winner or first
+        if winner is first:
+            if self.rival is not None:
+                self.rival.abort("cancelled")
+        elif answered:
+            _discard(first)
+        return winner
+
+
+def _discard(tried: Tried) -> None:
+    """An answer that came second: a stream gives its connection and its place back."""
+    if isinstance(tried.result, EngineStream):
+        tried.result.close(Outcome("cancelled"))
+
+
+def _complete(call: Call, body: bytes, model: str) -> Answer:
+    """The engine's complete answer, as the client gets it. Raises EngineFault."""
+    try:
+        parsed = answers.parse_answer(body, call.path)
+        usage = answers.usage_of(parsed.get("usage"), 0, 0)
+        if usage.estimated:
+            usage = answers.usage_of(None, call.prompt_chars(), answers.completion_chars(parsed))
+        complete = answers.complete(parsed, body, call.request_id, model, usage)
+    except (answers.InvalidAnswer, ValueError) as error:  # ValueError: a number that JSON cannot say
+        raise EngineFault(Outcome("invalid", str(error))) from error
+    if call.stream:
+        return Answer(answers.as_stream(json.loads(complete), call.path), usage)
+    return Answer(complete, usage)
+
+
+def _echo(call: Call, model: str) -> Answer:
+    answer = echo.answer(call.path, call.request, call.prompt_chars())
+    answer["id"] = call.request_id
+    answer["model"] = model
+    reported = answer["usage"]
+    usage = answers.Usage(reported["prompt_tokens"], reported.get("completion_tokens", 0), False)
+    if not call.stream:
+        return Answer(answers.dump(answer), usage)
+    chunks = echo.chunks(call.path, answer, call.wants_usage())
+    lines = b"".join(b"data: %b\n\n" % answers.dump(chunk) for chunk in chunks)
+    return Answer(lines + b"data: [DONE]\n\n", usage)

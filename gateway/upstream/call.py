@@ -1,0 +1,198 @@
+"""One request on its way: what is asked, in the words of each engine, and afterwards what happened.
+
+A `Call` belongs to the thread that runs it, but for `cancel`, which any thread may call at any time.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import Any, Optional
+
+from gateway.errors import ClientGone
+from gateway.telemetry.events import AttemptRecord
+from gateway.upstream import answers, echo
+from gateway.upstream.client import Attempt
+
+CHAT = "/chat/completions"
+COMPLETIONS = "/completions"
+EMBEDDINGS = "/embeddings"
+AFFINITY_PREFIX_CHARS = 1024
+
+
+class Call:
+    """One request on its way: what is asked, and afterwards what happened. `cancel` may be called from any thread."""
+
+    __slots__ = (
+        "_attempts",
+        "_payloads",
+        "_waiting_on",
+        "allow_fallback",
+        "attempts",
+        "body",
+        "cancelled",
+        "engine_id",
+        "engine_s",
+        "fallback",
+        "hedged",
+        "idempotency_key",
+        "model",
+        "path",
+        "priority",
+        "records",
+        "request",
+        "request_id",
+        "resumed",
+        "retries",
+        "served_model",
+        "session",
+        "stream",
+        "usage",
+        "waited_s",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        request: dict[str, Any],
+        body: Optional[bytes] = None,
+        *,
+        request_id: Optional[str] = None,
+        session: str = "",
+        allow_fallback: bool = True,
+        idempotency_key: str = "",
+        priority: str = "normal",
+    ) -> None:
+        self.path = path
+        self.request = request
+        self.body = answers.dump(request) if body is None else body
+        model = request.get("model")
+        self.model: Optional[str] = model if model else None
+        self.stream = bool(request.get("stream"))
+        self.request_id = request_id or str(uuid.uuid4())
+        self.session = session
+        self.allow_fallback = allow_fallback
+        self.idempotency_key = idempotency_key
+        self.priority = priority
+        self.cancelled = False
+        self.attempts = 0
+        self.engine_s = 0.0
+        self.engine_id: Optional[str] = None
+        self.served_model: Optional[str] = None
+        self.fallback: Optional[str] = None
+        self.usage: Optional[answers.Usage] = None
+        self.records: list[AttemptRecord] = []
+        self.retries: list[tuple[str, str]] = []
+        self.hedged = False
+        self.resumed = 0
+        self.waited_s = 0.0
+        self._attempts: dict[Attempt, None] = {}
+        self._waiting_on: Optional[threading.Event] = None
+        self._payloads: dict[Optional[str], bytes] = {}
+
+    def cancel(self) -> None:
+        """Give up: what waits for an engine is woken and its connection closed. Idempotent, never blocks."""
+        self.cancelled = True
+        for attempt in list(self._attempts):
+            attempt.abort("cancelled")
+        waiting_on = self._waiting_on
+        if waiting_on is not None:
+            waiting_on.set()
+
+    def begin(self, attempt: Attempt) -> None:
+        """Make an attempt part of this call; raises ClientGone when the call has been cancelled.
+
+        `cancel` sets the flag and then looks for attempts, this stores the attempt and then looks at the flag: one of
+        the two sees the other.
+        """
+        self._attempts[attempt] = None
+        if self.cancelled:
+            raise ClientGone()
+
+    def end(self, attempt: Attempt) -> None:
+        """The attempt is over, or its connection has passed to a stream, which `cancel` still reaches."""
+        self._attempts.pop(attempt, None)
+
+    def wait(self, event: threading.Event, timeout_s: float) -> None:
+        """Wait for `event`, at most `timeout_s` seconds; raises ClientGone when the call is cancelled meanwhile."""
+        self._waiting_on = event
+        if not self.cancelled:
+            event.wait(timeout_s)
+        self._waiting_on = None
+        if self.cancelled:
+            raise ClientGone()
+
+    def payload(self, model: Optional[str]) -> bytes:
+        """The body to send to an engine that knows the model as `model` (None: leave it as it is)."""
+        payload = self._payloads.get(model)
+        if payload is None:
+            payload = self._payloads[model] = self._build_payload(model)
+        return payload
+
+    def _build_payload(self, model: Optional[str]) -> bytes:
+        request = self.request
+        ask_usage = self.stream and self.path != EMBEDDINGS
+        same_model = model is None or request.get("model") == model
+        if same_model and not ask_usage:
+            return self.body
+        if same_model and "stream_options" not in request:
+            # The object is known to be valid and not empty: the key goes in front, the rest stays as it came.
+            start = self.body.index(b"{") + 1
+            return b'{"stream_options":{"include_usage":true},' + self.body[start:]
+        changed = dict(request)
+        if model is not None:
+            changed["model"] = model
+        if ask_usage:
+            options = changed.get("stream_options") or {}
+            changed["stream_options"] = {**options, "include_usage": True}
+        return answers.dump(changed)
+
+    def continuation(self, text: str) -> Call:
+        """The call that asks an engine to go on after `text`, which the client has already."""
+        request = dict(self.request)
+        request["messages"] = [*request["messages"], {"role": "assistant", "content": text}]
+        request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
+        request["continue_final_message"] = True
+        for key in ("max_tokens", "max_completion_tokens"):
+            if request.get(key) is not None:
+                request[key] = max(1, request[key] - answers.estimate_tokens(len(text)))
+        call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
+        call.cancelled = self.cancelled
+        return call
+
+    def can_resume(self) -> bool:
+        """Whether a stream of this call could go on elsewhere: one choice of plain text."""
+        request = self.request
+        return self.stream and self.path == CHAT and not request.get("tools") and (request.get("n") or 1) == 1
+
+    def estimated_tokens(self) -> int:
+        """Tokens that the request may take of a model's context: the prompt's, estimated, and those asked for."""
+        asked = self.request.get("max_completion_tokens") or self.request.get("max_tokens") or 0
+        return answers.estimate_tokens(self.prompt_chars()) + int(asked)
+
+    def wants_usage(self) -> bool:
+        """Whether the client itself asked for a stream's usage event."""
+        options = self.request.get("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
+
+    def choices(self) -> int:
+        """How many choices a complete answer has: `n` for each prompt."""
+        prompt = self.request.get("prompt") if self.path == COMPLETIONS else None
+        several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+        return (self.request.get("n") or 1) * (len(prompt or ()) if several else 1)
+
+    def prompt_chars(self) -> int:
+        """Characters of the prompt, for estimates."""
+        return len(self._prompt_text())
+
+    def affinity(self) -> bytes:
+        """What `prefix_affinity` hashes: the session, or the prompt's first characters."""
+        text = self.session or self._prompt_text()[:AFFINITY_PREFIX_CHARS]
+        return text.encode("utf-8", "surrogatepass")
+
+    def _prompt_text(self) -> str:
+        messages = self.request.get("messages")
+        if isinstance(messages, list):
+            return "\n".join(echo.content_text(m.get("content")) for m in messages)
+        value = self.request.get("prompt", self.request.get("input"))
+        return value if isinstance(value, str) else "".join(map(str, value or ()))
