@@ -1,8 +1,8 @@
 """Asking engines for one call: try, wait for a place, pause, hedge, go on elsewhere.
 
-The one place where routing (who is asked) meets upstream (asking). `Asker` owns the prepared endpoints and the watchdog;
-it holds no lock of its own: choosing is locked per model in routing/, and a `Call` belongs to one thread. Two attempts of
-a hedged call meet in a `_Race`, whose lock guards who has won.
+The one place where routing (who is asked) meets upstream (asking). `Asker` owns the prepared endpoints and the
+watchdog; it holds no lock of its own: choosing is locked per model in routing/, and a `Call` belongs to one thread.
+Two attempts of a hedged call meet in a `_Race`, whose lock guards who has won.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Callable, NamedTuple, Optional, Union
 from gateway.deadlines import Watchdog
 from gateway.errors import ClientGone, EngineFailed, RequestRefused
 from gateway.routing.engine import Engine
-from gateway.routing.line import Lease
+from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router, Step, Tries
@@ -25,6 +25,10 @@ from gateway.upstream.call import Call
 from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
+
+
+HEDGE_TICK_S = 0.01
+LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
 
 
 class Answer:
@@ -72,10 +76,21 @@ class Asker:
         self._endpoints: dict[Engine, Endpoint] = {}
         self._watchdog = Watchdog("engine-deadlines")
         self._watchdog.start()
+        # Of its own: a hedge wants finer ticks than a deadline, and only where a model hedges.
+        self._hedges = Watchdog("hedges", tick_s=HEDGE_TICK_S)
+        self._hedging = False
+        self._watch_hedges()
 
     def close(self) -> None:
         """Stop watching deadlines."""
         self._watchdog.close()
+        self._hedges.close()
+
+    def _watch_hedges(self) -> None:
+        hedging = any(pool.spec.hedge_after_ms is not None for pool in self._router.pools.values())
+        if hedging and not self._hedging:
+            self._hedging = True
+            self._hedges.start()
 
     def forget_changed(self) -> None:
         """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone."""
@@ -84,6 +99,7 @@ class Asker:
         self._endpoints = {e: p for e, p in old.items() if kept.get(e) == p.spec}
         used = {endpoint.spec for endpoint in self._endpoints.values()}
         self._client.forget([p.spec for p in old.values() if p.spec not in used])
+        self._watch_hedges()
 
     # --- a call ----------------------------------------------------------------------------------------------------
 
@@ -97,6 +113,11 @@ class Asker:
         deadline_s = time.monotonic() + limit_s
         asked = self._router.route(call.model, call.allow_fallback)
         pools = self._that_fit(call, asked)
+        may_use = call.may_use
+        if may_use is not None:  # a key that may not ask a model does not fall back to it either
+            pools = tuple(pool for pool in pools if may_use(pool.name))
+            if not pools:
+                raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
         wants_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools)
         affinity = call.affinity() if wants_affinity else b""
         tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter)
@@ -107,10 +128,7 @@ class Asker:
     ) -> Union[Answer, EngineStream]:
         failed: Optional[tuple[str, str]] = None
         while True:
-            step = tries.next()
-            if step is None:
-                raise tries.error()
-            step = self._ready(call, tries, step, deadline_s)
+            step = self._next(call, tries, deadline_s)
             if failed is not None:
                 call.retries.append(failed)
             began_s = time.monotonic()
@@ -137,7 +155,7 @@ class Asker:
         tokens = call.estimated_tokens()
         own = pools[0].spec
         if own.max_model_len is not None and tokens > own.max_model_len:
-            for name in own.context_fallbacks:
+            for name in own.context_fallbacks if call.allow_fallback else ():
                 larger = self._router.route(name, call.allow_fallback)
                 limit = larger[0].spec.max_model_len
                 if limit is None or tokens <= limit:
@@ -147,39 +165,54 @@ class Asker:
                 raise RequestRefused(
                     "context_too_long",
                     f"the request takes about {tokens} tokens, {own.name} has room for {own.max_model_len}",
-                    param="messages" if "messages" in call.request else None,
+                    param=next((key for key in ("messages", "prompt", "input") if key in call.request), None),
                     details={"estimated_tokens": tokens, "max_model_len": own.max_model_len},
                 )
         limits = ((pool, pool.spec.max_model_len) for pool in pools)
         return tuple(pool for pool, limit in limits if limit is None or tokens <= limit)
 
-    def _ready(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Step:
-        """The step with a place on an engine, after waiting for one, and after the pause before a repeated try."""
-        if step.waiter is not None:
-            step = self._wait_in_line(call, tries, step, deadline_s)
-        lease = step.lease
-        assert lease is not None
-        if step.delay_s:
-            try:
-                if time.monotonic() + step.delay_s >= deadline_s:
-                    raise tries.error()
-                call.wait(threading.Event(), step.delay_s)
-            except BaseException:
-                step.pool.settle(lease, Outcome("cancelled"), 0.0)
-                raise
-        return step
+    def _next(self, call: Call, tries: Tries, deadline_s: float) -> Step:
+        """The next step with a place on an engine, after waiting for one, and after the pause before a repeated try."""
+        while True:
+            step = tries.next()
+            if step is None:
+                raise tries.error()
+            lease = step.lease
+            if step.waiter is not None:
+                lease = self._wait_in_line(call, step.pool, step.waiter, deadline_s)
+                if lease is None:
+                    continue
+                step = tries.granted(step.pool, lease)
+            assert lease is not None
+            if step.delay_s:
+                self._pause(call, tries, step, lease, deadline_s)
+            return step
 
-    def _wait_in_line(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Step:
-        pool, waiter = step.pool, step.waiter
-        assert waiter is not None
+    def _pause(self, call: Call, tries: Tries, step: Step, lease: Lease, deadline_s: float) -> None:
+        began_s = time.monotonic()
+        try:
+            if began_s + step.delay_s >= deadline_s:
+                raise tries.error()
+            call.wait(threading.Event(), step.delay_s)
+        except BaseException:
+            step.pool.settle(lease, Outcome("cancelled"), 0.0)
+            raise
+        finally:
+            call.waited_s += time.monotonic() - began_s
+
+    def _wait_in_line(self, call: Call, pool: ModelPool, waiter: Waiter, deadline_s: float) -> Optional[Lease]:
+        """A place; None when no engine of the model is in any more. Raises `overloaded`, `queue_timeout`."""
         began_s = time.monotonic()
         limit_s = min(self._limits.place_s, deadline_s - began_s)
         lease: Optional[Lease] = None
         gone = False
         try:
-            predicted_s = 0.0 if waiter.ready.is_set() else pool.predicted_wait_s()
-            if predicted_s <= limit_s:
-                call.wait(waiter.ready, limit_s)
+            predicted_s = 0.0 if waiter.ready.is_set() else pool.predicted_wait_s(waiter)
+            left_s = limit_s if predicted_s <= limit_s else 0.0
+            while left_s > 0 and not waiter.ready.is_set():
+                call.wait(waiter.ready, min(left_s, LINE_LOOK_S))
+                pool.serve_line()
+                left_s = began_s + limit_s - time.monotonic()
         except ClientGone:
             gone = True
         finally:
@@ -189,8 +222,8 @@ class Asker:
             if lease is not None:
                 pool.settle(lease, Outcome("cancelled"), 0.0)
             raise ClientGone()
-        if lease is not None:
-            return tries.granted(pool, lease)
+        if lease is not None or waiter.ready.is_set():
+            return lease
         if predicted_s > limit_s:
             raise EngineFailed(
                 "overloaded", f"a place on an engine is {predicted_s:.0f} s away", retry_after_s=predicted_s
@@ -202,8 +235,12 @@ class Asker:
     @staticmethod
     def _attempt_for(step: Step, deadline_s: float) -> Attempt:
         limit_s = step.pool.spec.attempt_timeout_s
+        now_s = time.monotonic()
+        if step.lease is not None and step.lease.others:
+            # The engine may still hang: half of the time is left for another, so that no trial costs a client its answer.
+            deadline_s = now_s + (deadline_s - now_s) / 2
         if limit_s is not None:
-            deadline_s = min(deadline_s, time.monotonic() + limit_s)
+            deadline_s = min(deadline_s, now_s + limit_s)
         return Attempt(deadline_s)
 
     def _served_model(self, call: Call, pool: ModelPool) -> str:
@@ -217,16 +254,21 @@ class Asker:
         if isinstance(tried.result, Answer):
             call.usage = tried.result.usage
 
-    def _try(self, call: Call, step: Step, attempt: Attempt) -> Tried:
-        """One try of one engine, whose place is given back here, or by the stream when it is closed."""
+    def _try(self, call: Call, step: Step, attempt: Attempt, earlier: Optional[EventStream] = None) -> Tried:
+        """One try of one engine, whose place is given back here, or by the stream when it is closed.
+
+        `earlier` is the broken stream that is to go on.
+        """
         pool, lease = step.pool, step.lease
         assert lease is not None
+        if lease.trial:
+            self._on_change(StateChange(pool.name, lease.engine.id, "open", "half_open", "one request on trial"))
         started_s = time.monotonic()
         call.attempts += 1
         outcome = Outcome("cancelled")
         stream: Optional[EngineStream] = None
         try:
-            result = self._ask(call, pool, lease.engine, attempt)
+            result = self._ask(call, pool, lease.engine, attempt, earlier)
             outcome = Outcome("ok")
             if isinstance(result, EngineStream):
                 stream = result
@@ -246,7 +288,7 @@ class Asker:
     ) -> Callable[[Outcome], None]:
         def settle(outcome: Outcome) -> None:
             total_s = time.monotonic() - started_s
-            call.engine_s += total_s - first_s
+            (call.origin or call).engine_s += total_s - first_s
             self._settle(call, pool, lease, outcome, first_s, total_s)
 
         return settle
@@ -263,7 +305,9 @@ class Asker:
                     endpoint.pool.discard_idle()
             self._on_change(change)
 
-    def _ask(self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt) -> Union[Answer, EngineStream]:
+    def _ask(
+        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, earlier: Optional[EventStream]
+    ) -> Union[Answer, EngineStream]:
         model = self._served_model(call, pool)
         if engine.spec.is_echo:
             return _echo(call, model)
@@ -281,7 +325,10 @@ class Asker:
             try:
                 if call.stream and b"json" not in response.head.headers.get(b"content-type", b""):
                     keep_text = engine.spec.resume and call.can_resume()
-                    stream = EngineStream(response, EventStream(not call.wants_usage(), call.choices(), keep_text))
+                    events = EventStream(not call.wants_usage(), call.choices(), keep_text)
+                    if earlier is not None:
+                        events.go_on(earlier)
+                    stream = EngineStream(response, events)
                     stream.wait_first()
                     return stream
                 body = response.read_all()
@@ -317,11 +364,10 @@ class Asker:
             if other is None:
                 return None
             call.hedged = True
-            race.rival = self._attempt_for(other, deadline_s)
-            return self._try(call, other, race.rival)
+            return self._try(call, other, race.enter(self._attempt_for(other, deadline_s)))
 
         race = _Race(attempt, time.monotonic() + after_s, second)
-        self._watchdog.watch(race)
+        self._hedges.watch(race)
         try:
             first = self._try(call, step, attempt)
         except ClientGone:
@@ -330,7 +376,7 @@ class Asker:
                 raise
             first = Tried(Outcome("cancelled"), step.pool, step.lease.engine)  # type: ignore[union-attr]
         finally:
-            self._watchdog.forget(race)
+            self._hedges.forget(race)
         return race.finish(first, deadline_s)
 
     # --- going on --------------------------------------------------------------------------------------------------
@@ -342,30 +388,31 @@ class Asker:
         """
         text = broken.events.text
         pool = self._router.pools.get(call.served_model or "")
-        if text is None or pool is None or not call.can_resume() or call.resumed >= self._retry_attempts:
+        if text is None or pool is None or call.resumed >= self._retry_attempts:
             return None
         onward = call.continuation(text)
         deadline_s = time.monotonic() + self._limits.first_token_s
-        others = [e for e in pool.engines if not e.spec.resume or e.id == call.engine_id]
-        while True:
+        others = [engine for engine in pool.engines if not engine.spec.resume or engine.id == call.engine_id]
+        while time.monotonic() < deadline_s and pool.take_retry():
             lease = pool.acquire(others, b"")
-            if lease is None or lease.engine in others:
-                if lease is not None:
-                    pool.settle(lease, Outcome("cancelled"), 0.0)
+            if lease is None:
+                return None
+            if lease.engine in others:
+                pool.settle(lease, Outcome("cancelled"), 0.0)
                 return None
             others.append(lease.engine)
-            onward.cancelled = call.cancelled
-            tried = self._try(onward, Step(pool, lease), Attempt(deadline_s))
             call.attempts += 1
+            step = Step(pool, lease)
+            began_s = time.monotonic()
+            tried = self._try(onward, step, self._attempt_for(step, deadline_s), broken.events)
+            call.engine_s += time.monotonic() - began_s
             if isinstance(tried.result, EngineStream):
-                tried.result.events.go_on(text)
                 call.resumed += 1
                 call.engine_id = tried.engine.id
-                tried.result.follow(call, onward)
                 return tried.result
-            call.records.extend(onward.records)
-            if isinstance(tried.result, Answer) or time.monotonic() >= deadline_s:
+            if isinstance(tried.result, Answer):
                 return None
+        return None
 
 
 class _Race:
@@ -381,6 +428,15 @@ class _Race:
         self._closed = False
         self._winner: Optional[Tried] = None
         self._done = threading.Event()
+
+    def enter(self, rival: Attempt) -> Attempt:
+        """`rival` is the second attempt from now on; ended at once when the race is over already."""
+        self.rival = rival
+        with self._lock:
+            closed = self._closed
+        if closed:
+            rival.abort("cancelled")
+        return rival
 
     def expire(self) -> None:
         """Time for the second attempt (on the watchdog's thread, which must not block)."""
@@ -399,7 +455,7 @@ class _Race:
             tried = self._second()
         except ClientGone:
             tried = None
-        if tried is not None and not isinstance(tried.result, Outcome):
+        if tried is not None and _is_final(tried):
             with self._lock:
                 late = self._closed
                 if not late:
@@ -420,7 +476,7 @@ class _Race:
 
     def finish(self, first: Tried, deadline_s: float) -> Tried:
         """The try that counts, when the first attempt has ended."""
-        answered = not isinstance(first.result, Outcome)
+        answered = _is_final(first)
         with self._lock:
             if answered and not self._closed:
                 self._closed = True
@@ -439,6 +495,11 @@ class _Race:
         elif answered:
             _discard(first)
         return winner
+
+
+def _is_final(tried: Tried) -> bool:
+    """Whether a try has an answer: a rejection is one too, since every engine would give it."""
+    return not isinstance(tried.result, Outcome) or tried.result.kind == "rejected"
 
 
 def _discard(tried: Tried) -> None:

@@ -1,9 +1,9 @@
 """Who may work, how many at once, and who waits.
 
 A `WorkerPool` has `workers` places. While one is free, a job runs at once on the thread that brings it; when none is,
-it waits in a bounded `queue.Queue`, and runs on a worker thread, started on demand, as soon as a place is given back.
-(Every job through a queue to another thread costs 75 us CPU and a GIL hand-over or four: measured 118 instead of 40
-us a request at one connection, 165 instead of 50 at 32, on a bare prototype.)
+it waits in a bounded `queue.PriorityQueue`, and runs on a worker thread, started on demand, as soon as a place is
+given back. (Every job through a queue to another thread costs 75 us CPU and a GIL hand-over or four: measured 118
+instead of 40 us a request at one connection, 165 instead of 50 at 32, on a bare prototype.)
 
 `_lock` guards the counts `_running`, `_waiting`, `_idle` and `_threads`; it is never held while a job runs or a thread
 waits. Every accepted job is run exactly once, or claimed by whoever waits for it (a queue timeout): `Job.claim`
@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from typing import Callable, Optional
+
+from gateway.routing.line import AGEING_S, RANK_BY_PRIORITY
 
 IDLE_S = 60.0  # a worker thread without work for this long ends
 
@@ -22,11 +25,12 @@ IDLE_S = 60.0  # a worker thread without work for this long ends
 class Job:
     """Something to run once. `answered` turns True just before its last write, `finished` after it."""
 
-    __slots__ = ("_claim", "_waiter", "answered", "finished")
+    __slots__ = ("_claim", "_waiter", "answered", "finished", "priority")
 
     def __init__(self) -> None:
         self._claim: Optional[threading.Lock] = None
         self._waiter: Optional[threading.Event] = None
+        self.priority = "normal"
         self.answered = False
         self.finished = False
 
@@ -69,11 +73,20 @@ class Overloaded(Exception):
 class WorkerPool:
     """`workers` places and at most `queue_size` jobs waiting for one. Thread-safe."""
 
-    def __init__(self, workers: int, queue_size: int, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        workers: int,
+        queue_size: int,
+        on_error: Callable[[BaseException], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._workers = workers
         self._queue_size = queue_size
         self._on_error = on_error
-        self._queue: queue.Queue[Job] = queue.Queue()  # jobs without a place
+        # Jobs without a place: by arrival, a lower priority as if it had come AGEING_S later, so that none starves.
+        self._queue: queue.PriorityQueue[tuple[float, int, Job]] = queue.PriorityQueue()
+        self._arrivals = 0
         self._ready: queue.Queue[Optional[Job]] = queue.Queue()  # jobs with a place, for the worker threads
         self._lock = threading.Lock()
         self._running = 0
@@ -96,7 +109,11 @@ class WorkerPool:
                 raise Overloaded
             self._waiting += 1
             job.queue_up()
-            self._queue.put_nowait(job)  # unbounded, so it never blocks; inside, so that no place is left unused
+            self._arrivals += 1
+            due_s = self._clock() + RANK_BY_PRIORITY[job.priority] * AGEING_S
+            self._queue.put_nowait(
+                (due_s, self._arrivals, job)
+            )  # unbounded, so it never blocks; inside, so that no place is left unused
         return False
 
     def leave(self) -> None:
@@ -110,9 +127,17 @@ class WorkerPool:
                 thread = self._new_thread_locked()
             else:
                 self._idle -= 1
-        self._ready.put(job)
-        if start:
+        if not start:
+            self._ready.put(job)
+            return
+        try:
             thread.start()
+        except RuntimeError:  # the system gives no more threads: this one does it
+            with self._lock:
+                self._threads.discard(thread)
+            self._run(job)
+            return
+        self._ready.put(job)
 
     def gave_up(self, job: Job) -> None:
         """A waiting job has been claimed by who waited for it: its place in the queue is free."""
@@ -123,7 +148,7 @@ class WorkerPool:
         """The next waiting job, which takes over the caller's place; None when the place is free now."""
         while self._waiting:
             try:
-                job = self._queue.get_nowait()
+                job = self._queue.get_nowait()[2]
             except queue.Empty:
                 break  # what waits is being given up by who waited for it
             if job.claim():
@@ -159,17 +184,22 @@ class WorkerPool:
                     self._idle -= 1
                     self._threads.discard(threading.current_thread())
                 return
-            while job is not None:
-                try:
-                    job.run()
-                except BaseException as error:
-                    self._on_error(error)
-                with self._lock:
-                    job = self._next_locked()
-                    if job is None:
-                        self._idle += 1
+            if job is not None:
+                self._run(job)
+            with self._lock:
+                self._idle += 1
             if self._closed:
                 return
+
+    def _run(self, job: Optional[Job]) -> None:
+        """Run a job that has a place, then those that wait for it; the place is free after that."""
+        while job is not None:
+            try:
+                job.run()
+            except BaseException as error:
+                self._on_error(error)
+            with self._lock:
+                job = self._next_locked()
 
     def close(self, timeout_s: float) -> None:
         """Accept nothing more and let the threads end; waits for at most `timeout_s` in all."""

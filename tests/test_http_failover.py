@@ -237,7 +237,8 @@ class SecondEngineTest(FailoverTestCase):
         with running.connect() as client:
             for _ in range(40):
                 self.assertEqual(client.post(ASK).status, 200)
-        self.assertGreater(engines[0].stats()["requests"], 5)
+        # Five outcomes, half of them failures, open its breaker: then the others have all the requests.
+        self.assertGreaterEqual(engines[0].stats()["requests"], 3)
 
 
 class OtherModelTest(FailoverTestCase):

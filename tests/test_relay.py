@@ -205,7 +205,13 @@ class FakeClient:
 class FakePipeline:
     """What an exchange needs to end: it notes how each has ended."""
 
+    class guard:
+        @staticmethod
+        def cost(*_: object) -> None:
+            return None
+
     class settings:
+        log_bodies = False
         error_format = "simple"
 
     def __init__(self) -> None:

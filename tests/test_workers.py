@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import unittest
 from typing import Callable, Optional
 from unittest import mock
 
 from gateway import workers
+from gateway.routing.line import AGEING_S
 from gateway.workers import Job, Overloaded, WorkerPool
 from tests.support import eventually
 
@@ -46,9 +48,9 @@ def held() -> Task:
 
 
 class PoolTest(unittest.TestCase):
-    def pool(self, places: int, queue_size: int) -> WorkerPool:
+    def pool(self, places: int, queue_size: int, clock: Callable[[], float] = time.monotonic) -> WorkerPool:
         self.errors: list[BaseException] = []
-        pool = WorkerPool(places, queue_size, self.errors.append)
+        pool = WorkerPool(places, queue_size, self.errors.append, clock)
         self.addCleanup(pool.close, TIMEOUT_S)
         return pool
 
@@ -232,6 +234,64 @@ class PoolTest(unittest.TestCase):
                 pool.leave()
                 self.assertTrue(second.wait(TIMEOUT_S))
                 eventually(lambda: pool.busy == 0)
+
+
+class PriorityTest(PoolTest):
+    """One place, held; jobs queue up at times the test chooses; then they run in the order of their turns."""
+
+    def setUp(self) -> None:
+        self.now_s = 1000.0
+        self.order: list[str] = []
+        self.one = self.pool(1, 1000, lambda: self.now_s)
+        self.first = held()
+        self.bring(self.one, self.first)
+        self.tasks: list[Task] = []
+
+    def queue_up(self, name: str, priority: str, at_s: float = 0.0) -> Task:
+        self.now_s = 1000.0 + at_s
+        task = Task(lambda: self.order.append(name))
+        task.priority = priority
+        self.assertIsNone(self.bring(self.one, task))
+        self.tasks.append(task)
+        return task
+
+    def ran(self) -> list[str]:
+        self.first.gate.set()
+        for task in self.tasks:
+            self.assertTrue(task.wait(TIMEOUT_S))
+        self.assert_at_rest(self.one)
+        self.assertEqual(self.errors, [])
+        return self.order
+
+    def test_higher_priorities_go_first_and_equals_in_order(self) -> None:
+        for number in range(3):
+            for priority in ("low", "normal", "high"):
+                self.queue_up(f"{priority}-{number}", priority)
+        expected = [f"{priority}-{number}" for priority in ("high", "normal", "low") for number in range(3)]
+        self.assertEqual(self.ran(), expected)
+
+    def test_a_low_job_is_overtaken_only_by_those_that_come_soon_after(self) -> None:
+        self.queue_up("low", "low")
+        self.queue_up("high soon", "high", 2 * AGEING_S - 0.1)
+        self.queue_up("normal late", "normal", AGEING_S + 0.1)
+        self.queue_up("high late", "high", 2 * AGEING_S + 0.1)
+        self.queue_up("high as late", "high", 2 * AGEING_S)
+        self.assertEqual(self.ran(), ["high soon", "low", "high as late", "normal late", "high late"])
+
+    def test_a_low_job_gets_its_turn_under_an_endless_stream_of_high_ones(self) -> None:
+        self.queue_up("low", "low")
+        for number in range(100):
+            self.queue_up(f"high-{number}", "high", number * 0.5)
+        self.assertEqual(self.ran().index("low"), 2 * AGEING_S / 0.5)
+
+    def test_a_job_given_up_before_its_turn_is_passed_over(self) -> None:
+        given_up = self.queue_up("given up", "high")
+        self.queue_up("low", "low")
+        self.assertTrue(given_up.claim())
+        self.one.gave_up(given_up)
+        self.tasks.remove(given_up)
+        self.assertEqual(self.ran(), ["low"])
+        self.assertEqual(given_up.runs, 0)
 
 
 class CloseTest(PoolTest):

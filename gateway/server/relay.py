@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import deque
-from typing import Callable
+from typing import Callable, Optional
 
 from gateway.routing.retry import Outcome
 from gateway.server.exchange import Exchange
@@ -33,10 +33,13 @@ class _Relayed:
 
     __slots__ = (
         "active_s",
+        "away",
         "cancelled",
         "client",
         "ending",
         "exchange",
+        "fault",
+        "onward",
         "outcome",
         "paused",
         "stream",
@@ -53,6 +56,9 @@ class _Relayed:
         self.ending = False  # everything has been read; `unsent` is the rest
         self.outcome = Outcome("ok")
         self.cancelled = False
+        self.away = False  # a worker looks for an engine that goes on; nothing is read or written meanwhile
+        self.fault: Optional[EngineFault] = None
+        self.onward: Optional[EngineStream] = None
 
 
 class Relay:
@@ -159,6 +165,8 @@ class Relay:
             if what == "take":
                 self._streams[relayed] = None
                 self._end(relayed, Outcome("cancelled"))
+            elif what == "onward" and relayed.onward is not None:
+                relayed.onward.close(Outcome("cancelled"))
 
     def _receive_inbox(self) -> None:
         try:
@@ -170,7 +178,9 @@ class Relay:
             what, relayed = self._inbox.popleft()
             if what == "take":
                 self._guarded(relayed, self._begin)
-            elif relayed in self._streams:
+            elif what == "onward":
+                self._guarded(relayed, self._go_on)
+            elif relayed in self._streams and not relayed.away:
                 self._end(relayed, Outcome("cancelled"))
 
     def _guarded(self, relayed: _Relayed, step: Callable[[_Relayed], None]) -> None:
@@ -227,6 +237,9 @@ class Relay:
             exchange.client.before_last(exchange, exchange.keep_alive)
         if data:
             relayed.active_s = self._now_s
+            if relayed.unsent:  # of a stream that this one goes on with
+                relayed.unsent += data
+                return
             try:
                 sent = exchange.client.send_now(data)
             except BlockingIOError:
@@ -264,7 +277,8 @@ class Relay:
             self._end(relayed, relayed.outcome)
             return
         relayed.paused = False
-        self._poller.register(relayed.stream.sock, relayed)
+        if not relayed.away:
+            self._poller.register(relayed.stream.sock, relayed)
 
     def _broken(self, relayed: _Relayed, fault: EngineFault) -> None:
         """The engine failed mid-stream: one error event, and no `[DONE]`."""
@@ -274,24 +288,89 @@ class Relay:
             # The client has left, and what broke is the connection that `cancel` shut: no fault of the engine.
             self._end(relayed, Outcome("cancelled"))
             return
-        # A line of its own first, where the engine broke off inside an event: the error is not a part of that.
-        closing = b"\n" if relayed.stream.events.inside else b""
-        lines = fault.lines + closing + exchange.stream_failed(fault)
+        # A line of its own first, where the engine broke off inside an event: what follows is not a part of that.
+        rest = fault.lines + (b"\n" if relayed.stream.events.inside else b"")
+        if relayed.stream.events.text is not None and not relayed.stream.events.finished:
+            self._send_away(relayed, fault, rest)
+        else:
+            self._fail(relayed, fault, rest)
+
+    def _send_away(self, relayed: _Relayed, fault: EngineFault, rest: bytes) -> None:
+        """Have a thread look for an engine that goes on with the text so far; it comes back as `onward`."""
+        exchange, broken = relayed.exchange, relayed.stream
+        self._poller.unregister(broken.sock)
+        broken.close(fault.outcome)
+        relayed.away = True
+        relayed.fault = fault
+
+        def look() -> None:
+            relayed.onward = exchange.go_on(broken)
+            self._send("onward", relayed)
+            if self._ended:
+                self._end_unbegun()  # as in `take`
+
+        try:
+            threading.Thread(target=look, name="resume", daemon=True).start()
+        except RuntimeError:  # the system gives no more threads
+            relayed.away = False
+            self._fail(relayed, fault, rest)
+            return
+        if rest:
+            self._transmit(relayed, exchange.frame(rest))
+
+    def _go_on(self, relayed: _Relayed) -> None:
+        """The search is over: relay the new stream, or tell the client of the old one's end."""
+        relayed.away = False
+        onward, relayed.onward = relayed.onward, None
+        call = relayed.exchange.call
+        if relayed not in self._streams or (call is not None and call.cancelled):
+            if onward is not None:
+                onward.close(Outcome("cancelled"))
+            self._end(relayed, Outcome("cancelled"))
+            return
+        if onward is None:
+            assert relayed.fault is not None
+            self._fail(relayed, relayed.fault, b"")
+            return
+        relayed.stream = onward
+        relayed.active_s = self._now_s
+        first, onward.first = onward.first, b""
+        try:
+            lines = first + onward.detach()
+        except EngineFault as fault:
+            fault.lines = first + fault.lines
+            raise
+        if not relayed.unsent:  # else reading goes on when the client has taken that
+            self._poller.register(onward.sock, relayed)
+        self._forward(relayed, lines)
+
+    def _fail(self, relayed: _Relayed, fault: EngineFault, rest: bytes) -> None:
+        """`rest`, one error event, the end of the body."""
+        exchange = relayed.exchange
+        lines = rest + exchange.stream_failed(fault)
         data = exchange.frame(lines) + exchange.end_of_stream()
         exchange.client.before_last(exchange, exchange.keep_alive)
         relayed.ending = True
         relayed.outcome = fault.outcome
+        if self._transmit(relayed, data):
+            self._end(relayed, fault.outcome)
+
+    def _transmit(self, relayed: _Relayed, data: bytes) -> bool:
+        """Send what the client takes and keep the rest; True when nothing is left."""
+        if relayed.unsent:
+            relayed.unsent += data
+            return False
         try:
-            sent = exchange.client.send_now(data)
+            sent = relayed.client.send_now(data)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._end(relayed, Outcome("cancelled"))
-            return
+            return False
         if sent < len(data):
             self._buffer(relayed, data[sent:])
-        else:
-            self._end(relayed, fault.outcome)
+            return False
+        return True
 
     def _end(self, relayed: _Relayed, outcome: Outcome) -> None:
         """The stream is over for its client: everything has been sent, or nobody is left to send to."""
@@ -331,7 +410,7 @@ class Relay:
 
     def _sweep(self, now_s: float) -> None:
         """End what has been silent for too long: an engine between events, or a client that takes nothing."""
-        for relayed in [r for r in self._streams if now_s - r.active_s > self._idle_timeout_s]:
+        for relayed in [r for r in self._streams if now_s - r.active_s > self._idle_timeout_s and not r.away]:
             if relayed.unsent:
                 self._end(relayed, Outcome("cancelled"))
             else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gateway.errors import ClientGone
 from gateway.telemetry.events import AttemptRecord
@@ -36,7 +36,9 @@ class Call:
         "fallback",
         "hedged",
         "idempotency_key",
+        "may_use",
         "model",
+        "origin",
         "path",
         "priority",
         "records",
@@ -83,9 +85,11 @@ class Call:
         self.usage: Optional[answers.Usage] = None
         self.records: list[AttemptRecord] = []
         self.retries: list[tuple[str, str]] = []
+        self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.hedged = False
         self.resumed = 0
         self.waited_s = 0.0
+        self.origin: Optional[Call] = None  # whose stream this call goes on with
         self._attempts: dict[Attempt, None] = {}
         self._waiting_on: Optional[threading.Event] = None
         self._payloads: dict[Optional[str], bytes] = {}
@@ -106,7 +110,7 @@ class Call:
         the two sees the other.
         """
         self._attempts[attempt] = None
-        if self.cancelled:
+        if self.cancelled or (self.origin is not None and self.origin.cancelled):
             raise ClientGone()
 
     def end(self, attempt: Attempt) -> None:
@@ -150,20 +154,28 @@ class Call:
     def continuation(self, text: str) -> Call:
         """The call that asks an engine to go on after `text`, which the client has already."""
         request = dict(self.request)
-        request["messages"] = [*request["messages"], {"role": "assistant", "content": text}]
-        request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
-        request["continue_final_message"] = True
+        if text:  # else nothing has been given yet, and the request is asked as it is
+            request["messages"] = [*request["messages"], {"role": "assistant", "content": text}]
+            request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
+            request["continue_final_message"] = True
         for key in ("max_tokens", "max_completion_tokens"):
             if request.get(key) is not None:
                 request[key] = max(1, request[key] - answers.estimate_tokens(len(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
-        call.cancelled = self.cancelled
+        # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.
+        call.origin = self
+        call._attempts = self._attempts
+        call.records = self.records
         return call
 
     def can_resume(self) -> bool:
-        """Whether a stream of this call could go on elsewhere: one choice of plain text."""
+        """Whether a stream of this call could go on elsewhere: one choice of plain text, which begins with it."""
         request = self.request
-        return self.stream and self.path == CHAT and not request.get("tools") and (request.get("n") or 1) == 1
+        if not self.stream or self.path != CHAT or (request.get("n") or 1) != 1:
+            return False
+        # What is generated under a grammar, or to continue the client's own words, is not continued by its text alone.
+        shaped = any(request.get(key) for key in ("tools", "functions", "response_format", "grammar", "json_schema"))
+        return not shaped and request["messages"][-1].get("role") != "assistant"
 
     def estimated_tokens(self) -> int:
         """Tokens that the request may take of a model's context: the prompt's, estimated, and those asked for."""

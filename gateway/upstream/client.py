@@ -377,15 +377,15 @@ class EngineClient:
 def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Outcome:
     """What an answer other than 2xx means. `body` is only read for the engine's message."""
     message = _engine_message(body)
+    wait_s = retry_after_s(headers.get(b"retry-after"))
     if status == 429:
-        wait_s = retry_after_s(headers.get(b"retry-after"))
         return Outcome("rate_limited", message or "the engine is rate limited", status, wait_s)
     if status in (401, 403):
         return Outcome("unauthorized", "the engine refuses the gateway's credentials", status)
     if 400 <= status < 500 and status != 408:
         return Outcome("rejected", message or f"the engine answered {status}", status)
     text = f"the engine answered {status}"
-    return Outcome("error", f"{text}: {message}" if message else text, status)
+    return Outcome("error", f"{text}: {message}" if message else text, status, wait_s)
 
 
 def retry_after_s(value: Optional[bytes]) -> Optional[float]:

@@ -47,7 +47,7 @@ def answer(path: str, request: dict[str, Any], prompt_chars: int) -> dict[str, A
         }
     chat = path == "/chat/completions"
     texts = [last_user_text(request.get("messages"))] if chat else _inputs(request.get("prompt"))
-    choices = []
+    choices: list[dict[str, Any]] = []
     for text in texts:
         for _ in range(request.get("n") or 1):
             choice: dict[str, Any] = {"index": len(choices), "finish_reason": "stop", "logprobs": None}

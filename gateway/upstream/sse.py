@@ -16,6 +16,9 @@ LINE_MAX_BYTES = 16777216
 # The text of a delta, still escaped. Only for estimating tokens when the engine reports none.
 _TEXT = re.compile(rb'"(?:content|text|arguments)":\s?"((?:[^"\\]|\\.)*)"')
 
+# What of a delta a stream cannot go on with elsewhere.
+_NOT_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning")
+
 _BACKSLASH = 0x5C
 
 
@@ -36,18 +39,23 @@ class EventStream:
     __slots__ = (
         "_choices",
         "_finished_choices",
+        "_first_of_rest",
         "_hide_usage",
         "_partial",
+        "_restamped",
         "_skip_blank",
         "done",
+        "earlier_chars",
         "events",
         "inside",
+        "stamp",
         "started",
+        "text",
         "text_bytes",
         "usage",
     )
 
-    def __init__(self, hide_usage: bool, choices: int = 1) -> None:
+    def __init__(self, hide_usage: bool, choices: int = 1, keep_text: bool = False) -> None:
         self._hide_usage = hide_usage
         self._choices = choices
         self._finished_choices: set[object] = set()
@@ -58,6 +66,11 @@ class EventStream:
         self.inside = False
         self.events = 0
         self.text_bytes = 0
+        self.text: Optional[str] = "" if keep_text else None  # what the client has been given, to go on from
+        self.earlier_chars = 0  # of `text`, given by an earlier stream
+        self._first_of_rest = False
+        self.stamp: dict[str, Any] = {}  # with `text`: what all events of one stream have in common
+        self._restamped = False
         self.usage: Optional[dict[str, Any]] = None
 
     @property
@@ -77,6 +90,8 @@ class EventStream:
             and b'"error"' not in data
             and (b'"usage"' not in data or b'"usage":null' in data)
             and self.started
+            and self.text is None
+            and not self._restamped
             and not (self._partial or self._skip_blank or self.done)
         ):
             self.events += 1
@@ -110,6 +125,8 @@ class EventStream:
             if line.startswith(b"data:") and not self._kept(line[5:].strip(), out):
                 self._skip_blank = True
                 continue
+            if self._restamped and line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
+                line = b"data: %b\n" % json.dumps({**json.loads(line[5:]), **self.stamp}).encode()
             out.append(line)
             self.inside = bool(line.strip())
         if self.done and self.inside:
@@ -147,13 +164,37 @@ class EventStream:
         usage = event.get("usage")
         if isinstance(usage, dict):
             self.usage = usage
+        if self.text is not None and not self.stamp:
+            self.stamp = {key: event[key] for key in ("id", "created", "model") if key in event}
         choices = event.get("choices")
+        if self.text is not None and isinstance(choices, list) and not self._note_text(choices):
+            return False
         if isinstance(choices, list):
             for choice in choices:
                 if isinstance(choice, dict) and choice.get("finish_reason") is not None:
                     self._finished_choices.add(choice.get("index", 0))
             self.text_bytes += sum(len(text) for text in _TEXT.findall(payload))
         return not (self._hide_usage and isinstance(usage, dict) and choices == [])
+
+    def _note_text(self, choices: list[Any]) -> bool:
+        """Keep the text that is passed on; False for the empty beginning of a stream that goes on after another."""
+        choice = choices[0] if choices and isinstance(choices[0], dict) else {}
+        delta = choice.get("delta")
+        content = delta.get("content") if isinstance(delta, dict) else None
+        first, self._first_of_rest = self._first_of_rest, self._first_of_rest and not choice
+        if isinstance(content, str) and self.text is not None:
+            self.text += content
+        if isinstance(delta, dict) and any(delta.get(key) for key in _NOT_TEXT):
+            self.text = None  # cannot be continued as text
+        return not (first and choice and not content and choice.get("finish_reason") is None)
+
+    def go_on(self, earlier: EventStream) -> None:
+        """This stream goes on where `earlier` has broken off. Before its first event."""
+        self.text = earlier.text
+        self.earlier_chars = len(earlier.text or "")
+        self.stamp = earlier.stamp
+        self._restamped = True
+        self._first_of_rest = True
 
     def end(self) -> bytes:
         """The engine has sent everything: what is still due to the client. Raises StreamBroken if it had not
