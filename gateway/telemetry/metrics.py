@@ -336,6 +336,15 @@ class GatewayMetrics:
             "Attempts repeated on an engine of the same model.",
             ("model", "reason"),
         )
+        self._cost = registry.counter(
+            "gateway_cost_usd_total", "Cost of the answers, by the models' prices.", ("model",)
+        )
+        self._hedges = registry.counter(
+            "gateway_hedges_total", "Requests for which a second engine was asked.", ("model",)
+        )
+        self._resumes = registry.counter(
+            "gateway_stream_resumes_total", "Streams that went on at another engine.", ("model",)
+        )
         self._fallbacks = registry.counter(
             "gateway_fallbacks_total",
             "Requests answered by another model than the one asked for.",
@@ -357,6 +366,57 @@ class GatewayMetrics:
             "Requests the engine is working on.",
             ("model", "engine"),
             lambda: [((model, engine), in_flight) for model, engine, _, in_flight in engines()],
+        )
+
+    def bind_breakers(
+        self,
+        states: Callable[[], Iterable[tuple[tuple[str, str], int]]],
+        waiting: Callable[[], Iterable[tuple[tuple[str], int]]],
+    ) -> None:
+        """Declares the gauges of circuit breakers ((model, engine), state) and of requests waiting for an engine."""
+        self.registry.callback(
+            "gateway_breaker_state",
+            "gauge",
+            "Circuit breaker of an engine: 0 closed, 1 half-open, 2 open.",
+            ("model", "engine"),
+            states,
+        )
+        self.registry.callback(
+            "gateway_engine_queue_depth",
+            "gauge",
+            "Requests waiting for a place on an engine of the model.",
+            ("model",),
+            waiting,
+        )
+
+    def bind_policy(
+        self,
+        factors: Callable[[], Iterable[tuple[tuple[str], float]]],
+        ledger_dropped: Callable[[], float],
+        state_db_errors: Callable[[], float],
+    ) -> None:
+        """Declares the factors of the adaptive limits ((priority), factor), the rows that the ledger has lost, and how
+        often the state database could not be written."""
+        self.registry.callback(
+            "gateway_limit_factor",
+            "gauge",
+            "What is left of keys' limits while the gateway is behind, by priority.",
+            ("priority",),
+            factors,
+        )
+        self.registry.callback(
+            "gateway_ledger_dropped_total",
+            "counter",
+            "Rows that the ledger has lost.",
+            (),
+            lambda: [((), ledger_dropped())],
+        )
+        self.registry.callback(
+            "gateway_state_db_errors_total",
+            "counter",
+            "Writes to the state database that failed; what can be kept is written later.",
+            (),
+            lambda: [((), state_db_errors())],
         )
 
     def bind_queue(self, depth: Callable[[], int], busy: Callable[[], int]) -> None:
@@ -384,6 +444,8 @@ class GatewayMetrics:
                 self._count_locked(event, known)
                 for record in event.attempt_records:
                     self._count_attempt_locked(record)
+                if event.extra is not None:
+                    self._count_extra_locked(event, _model_label(event.model, known))
                 if event.retries or event.fallback is not None:
                     self._count_detours_locked(event, known)
 
@@ -409,6 +471,17 @@ class GatewayMetrics:
             self._overhead.observe_locked(max(overhead_s, 0.0))
         if event.prompt_tokens is not None or event.completion_tokens is not None:
             self._count_tokens_locked(event, model)
+
+    def _count_extra_locked(self, event: RequestEvent, model: str) -> None:
+        extra = event.extra or {}
+        if extra.get("hedged"):
+            self._hedges.labels_locked(model).value += 1
+        cost = extra.get("cost_usd")
+        if isinstance(cost, float):
+            self._cost.labels_locked(model).value += cost
+        resumed = extra.get("resumed")
+        if isinstance(resumed, int):
+            self._resumes.labels_locked(model).value += resumed
 
     def _count_tokens_locked(self, event: RequestEvent, model: str) -> None:
         found = self._by_model.get(model)

@@ -1,0 +1,84 @@
+"""Where a request comes from, as far as limits are concerned.
+
+Which of the addresses that a request names is believed, and which addresses count as one. Owns no state and no lock.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from typing import Optional, Union
+
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+_Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
+MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+HOPS_MAX = 32
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Networks from a comma list such as `10.0.0.0/8, 127.0.0.1, ::1`. Raises ValueError naming the faulty one."""
+    networks: list[Network] = []
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        try:
+            networks.append(ipaddress.ip_network(part))
+        except ValueError as error:
+            raise ValueError(f"must be addresses and networks such as 10.0.0.0/8: {error}") from None
+    return tuple(networks)
+
+
+def client_address(peer: str, forwarded_for: Optional[str], trusted: Sequence[Network]) -> str:
+    """The address that counts: `peer`, or whom trusted proxies say they speak for.
+
+    `forwarded_for` is the X-Forwarded-For header (several joined with commas) or None. Each proxy appends whom it heard
+    from, so the list is read from its end and only as long as trusted proxies are speaking: the first hop that is not
+    one of them is the client, and what stands before it is only what that client claims.
+    """
+    if not trusted or not forwarded_for or not _is_trusted(_parse(peer), trusted):
+        return peer
+    believed = peer
+    for hop in reversed(forwarded_for.rsplit(",", HOPS_MAX)):
+        address = _parse(_without_port(hop.strip()))
+        if address is None:
+            break  # not an address, e.g. "unknown": who sent it is the last one known
+        believed = str(address)
+        if not _is_trusted(address, trusted):
+            break
+    return believed
+
+
+def address_group(address: str) -> Union[str, bytes]:
+    """What one client's addresses have in common: an IPv4 address itself, the first 64 bits of an IPv6 address.
+
+    A household or a rented server is given at least a /64, out of which it may use any address.
+    """
+    if ":" not in address:
+        return address[:64]
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except (OSError, ValueError):
+        return address[:64]
+    if packed.startswith(MAPPED_PREFIX):
+        return ".".join(map(str, packed[12:]))
+    return packed[:8]
+
+
+def _parse(text: str) -> Optional[_Address]:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _is_trusted(address: Optional[_Address], trusted: Sequence[Network]) -> bool:
+    return address is not None and any(address in network for network in trusted)
+
+
+def _without_port(hop: str) -> str:
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop

@@ -1,0 +1,252 @@
+"""What requests cost, and how much each key may spend in a day, a week or a month.
+
+`Budgets` owns what each key with a budget has spent in its current period. Its lock guards these numbers and is never
+held while the database or a callback is called; a request only ever looks at memory. The database adds up what all
+processes have spent: every process submits its own increments and reads the sums once a second, so that together they
+may overshoot by what they spend in a second or two, and by what is in flight when a budget runs out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
+
+from gateway.policy.keyrecord import BUDGET_PERIODS
+from gateway.policy.statedb import StateDb, StateDbError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+WARN_AT = 0.8
+KEEP_S = 400 * 86_400.0
+"""Past periods are kept for a year and a month, to be looked at."""
+PRUNE_INTERVAL_S = 3600.0
+
+_ADD = """INSERT INTO budget (key, period_start_unix_s, spent_usd) VALUES (?, ?, ?)
+    ON CONFLICT (key, period_start_unix_s) DO UPDATE SET spent_usd = spent_usd + excluded.spent_usd"""
+_CURRENT = "SELECT key, period_start_unix_s, spent_usd FROM budget WHERE period_start_unix_s IN (?, ?, ?)"
+_PRUNE = "DELETE FROM budget WHERE period_start_unix_s < ?"
+
+Slot = tuple[str, float]
+"""A key's name and the start of a period."""
+
+
+class Price(NamedTuple):
+    """USD per million tokens of the prompt (`input`) and of the answer (`output`)."""
+
+    input: float
+    output: float
+
+
+def cost_usd(price: Price, prompt_tokens: int, completion_tokens: int) -> float:
+    """What that many tokens cost. Divided once, at the end: the error stays below 1e-15 of the sum."""
+    return (price.input * prompt_tokens + price.output * completion_tokens) / 1_000_000
+
+
+class Period(NamedTuple):
+    """From `start_unix_s` up to, not including, `end_unix_s`."""
+
+    start_unix_s: float
+    end_unix_s: float
+
+
+def period_at(name: str, unix_s: float) -> Period:
+    """The calendar day, week (from Monday) or month in UTC that holds `unix_s`. Raises ValueError for another name."""
+    day = datetime.fromtimestamp(unix_s, timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    if name == "day":
+        start, end = day, day + timedelta(days=1)
+    elif name == "week":
+        start = day - timedelta(days=day.weekday())
+        end = start + timedelta(days=7)
+    elif name == "month":
+        start = day.replace(day=1)
+        end = (start + timedelta(days=31)).replace(day=1)
+    else:
+        raise ValueError(f"a budget's period must be one of {', '.join(BUDGET_PERIODS)}, not {name!r}")
+    return Period(start.timestamp(), end.timestamp())
+
+
+class BudgetWarning(NamedTuple):
+    """A key has spent most of its budget."""
+
+    key: str
+    spent_usd: float
+    budget_usd: float
+    reset_unix_s: float
+
+
+class _Account:
+    """One key in its current period. Guarded by the lock of its Budgets."""
+
+    __slots__ = ("budget_usd", "end_unix_s", "period", "spent_usd", "start_unix_s", "warned")
+
+    def __init__(self, period: str, bounds: Period, budget_usd: float, spent_usd: float) -> None:
+        self.period = period
+        self.start_unix_s, self.end_unix_s = bounds
+        self.budget_usd = budget_usd
+        self.spent_usd = spent_usd
+        # What was beyond it when this process first looked has been reported by whoever spent it.
+        self.warned = self.is_late()
+
+    def is_late(self) -> bool:
+        return self.spent_usd >= WARN_AT * self.budget_usd
+
+
+class Budgets:
+    """Counts what keys with a budget spend. Thread-safe.
+
+    `db` is where the sums live (None: in memory, until the process ends). They are read now: raises StateDbError when
+    that is impossible. `clock` gives Unix seconds. `on_warning` is called once per key, period and process when
+    80 % of a budget are spent, from the thread that spent it or that calls `refresh`; what it raises, they raise.
+    Only what a key spends after its first `check` counts: a budget given in the middle of a period begins then.
+    """
+
+    def __init__(
+        self,
+        db: Optional[StateDb] = None,
+        clock: Callable[[], float] = time.time,
+        on_warning: Optional[Callable[[BudgetWarning], None]] = None,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._on_warning = on_warning
+        self._lock = threading.Lock()
+        self._accounts: dict[str, _Account] = {}
+        self._unsaved: dict[Slot, float] = {}
+        self._saving = False  # a write is submitted and has not yet taken what is unsaved
+        self._pruned_unix_s = clock()
+        self._stored = self._read()
+
+    def check(self, key: str, budget_usd: Optional[float], period: str, now_unix_s: float) -> Optional[float]:
+        """When `key` may spend again (Unix seconds), or None when it may now. `budget_usd` None: it always may.
+
+        Raises ValueError for an unknown period.
+        """
+        if budget_usd is None:
+            return None
+        account = self._accounts.get(key)
+        if account is None or now_unix_s >= account.end_unix_s or account.period != period:
+            account = self._open(key, budget_usd, period, now_unix_s)
+        elif account.budget_usd != budget_usd:
+            with self._lock:
+                account.budget_usd = budget_usd
+                account.warned = account.warned and account.is_late()
+        return account.end_unix_s if account.spent_usd >= budget_usd else None
+
+    def _open(self, key: str, budget_usd: float, period: str, now_unix_s: float) -> _Account:
+        bounds = period_at(period, now_unix_s)
+        with self._lock:
+            account = self._accounts.get(key)
+            if account is None or account.period != period or now_unix_s >= account.end_unix_s:
+                account = self._open_locked(key, budget_usd, period, bounds)
+            return account
+
+    def _open_locked(self, key: str, budget_usd: float, period: str, bounds: Period) -> _Account:
+        slot = (key, bounds.start_unix_s)
+        spent_usd = self._stored.get(slot, 0.0) + self._unsaved.get(slot, 0.0)
+        account = self._accounts[key] = _Account(period, bounds, budget_usd, spent_usd)
+        return account
+
+    def spend(self, key: str, cost: float) -> None:
+        """Add `cost` (USD) to what `key` has spent; nothing for a key without a budget. Never blocks."""
+        if not cost > 0.0 or key not in self._accounts:
+            return
+        now_unix_s = self._clock()
+        with self._lock:
+            account = self._accounts[key]
+            if now_unix_s >= account.end_unix_s:
+                bounds = period_at(account.period, now_unix_s)
+                account = self._open_locked(key, account.budget_usd, account.period, bounds)
+            account.spent_usd += cost
+            if self._db is not None:
+                slot = (key, account.start_unix_s)
+                self._unsaved[slot] = self._unsaved.get(slot, 0.0) + cost
+            warning = self._warning_locked(key, account)
+        self._save()
+        if warning is not None and self._on_warning is not None:
+            self._on_warning(warning)
+
+    def spent_usd(self, key: str) -> float:
+        """What `key` has spent in its current period, as far as this process knows; 0 without a budget."""
+        account = self._accounts.get(key)
+        return account.spent_usd if account is not None and self._clock() < account.end_unix_s else 0.0
+
+    def refresh(self) -> bool:
+        """Learn what all processes have spent; call it once a second. False: the database could not be read.
+
+        Then what is known stays, and the next call tries again.
+        """
+        if self._db is None:
+            return True
+        self._save()
+        try:
+            stored = self._read()
+        except StateDbError:
+            return False
+        with self._lock:
+            self._stored = stored
+            warnings = [self._learn_locked(key, account) for key, account in self._accounts.items()]
+        self._prune(self._db)
+        for warning in warnings:
+            if warning is not None and self._on_warning is not None:
+                self._on_warning(warning)
+        return True
+
+    def _learn_locked(self, key: str, account: _Account) -> Optional[BudgetWarning]:
+        # Read first and added up now: what is unsaved cannot be among what was read. What is on its way to the disk is
+        # in neither, therefore the sum never falls.
+        slot = (key, account.start_unix_s)
+        account.spent_usd = max(account.spent_usd, self._stored.get(slot, 0.0) + self._unsaved.get(slot, 0.0))
+        return self._warning_locked(key, account)
+
+    def _warning_locked(self, key: str, account: _Account) -> Optional[BudgetWarning]:
+        if account.warned or not account.is_late():
+            return None
+        account.warned = True
+        return BudgetWarning(key, account.spent_usd, account.budget_usd, account.end_unix_s)
+
+    def _read(self) -> dict[Slot, float]:
+        if self._db is None:
+            return {}
+        now_unix_s = self._clock()
+        starts = [period_at(period, now_unix_s).start_unix_s for period in BUDGET_PERIODS]
+        return {(key, start): spent for key, start, spent in self._db.read(_CURRENT, starts)}
+
+    def _save(self) -> None:
+        """Have what is unsaved written, unless that is on its way."""
+        if self._db is None:
+            return
+        with self._lock:
+            if self._saving or not self._unsaved:
+                return
+            self._saving = True
+        if not self._db.submit(_Increments(self._take)):
+            with self._lock:
+                self._saving = False  # the next spending or refresh tries again
+
+    def _take(self) -> list[tuple[str, float, float]]:
+        with self._lock:
+            self._saving = False
+            unsaved, self._unsaved = self._unsaved, {}
+        return [(key, start, spent) for (key, start), spent in unsaved.items()]
+
+    def _prune(self, db: StateDb) -> None:
+        now_unix_s = self._clock()
+        if now_unix_s - self._pruned_unix_s >= PRUNE_INTERVAL_S:
+            self._pruned_unix_s = now_unix_s
+            db.submit(lambda connection: connection.execute(_PRUNE, (now_unix_s - KEEP_S,)))
+
+
+class _Increments:
+    """One write for all that was spent until it is made. Made again after a rollback, it writes the same."""
+
+    def __init__(self, take: Callable[[], list[tuple[str, float, float]]]) -> None:
+        self._take = take
+        self._rows: Optional[list[tuple[str, float, float]]] = None
+
+    def __call__(self, connection: sqlite3.Connection) -> None:
+        if self._rows is None:
+            self._rows = self._take()
+        connection.executemany(_ADD, self._rows)

@@ -1,0 +1,210 @@
+"""How much may pass, and when: the generic cell rate algorithm (GCRA).
+
+Virtual scheduling, as in ITU-T I.371 and the ATM Forum's Traffic Management Specification 4.0 (af-tm-0056.000): all of
+the past is one number, the theoretical arrival time (TAT) at which everything that passed would have been due at the
+sustained rate. What would push it further ahead of the clock than the burst allows has to wait.
+
+Owns one limit's state. It has no lock and reads no clock: whoever owns a Gcra guards it and brings the time, which must
+not run backwards (monotonic seconds).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Optional
+
+TOLERANCE_S = 1e-6
+"""Forgives the rounding of clocks and floats, so that who comes back exactly when told to is not sent away again."""
+NEVER_S = math.inf
+
+
+class Decision(NamedTuple):
+    """What became of an amount. `remaining`: how much more may pass at once now; `reset_s`: until all of the burst may;
+    `retry_after_s`: until the same amount may pass, 0 when it did, infinity when it never can."""
+
+    allowed: bool
+    remaining: int
+    reset_s: float
+    retry_after_s: float
+
+
+class Gcra:
+    """Lets `rate_per_minute` units a minute pass, and at most `burst` of them at once. Not thread-safe.
+
+    `largest` is the largest single amount that can ever pass (None: `burst`). One above `burst` passes when nothing
+    before it is outstanding, and is then paid off at the rate. So in any window of w seconds no more than
+    `rate_per_minute * w / 60 + max(burst, the window's last amount)` passes.
+    Raises ValueError for a rate or burst that is not positive and finite.
+
+        >>> limit = Gcra(60, burst=2)
+        >>> [limit.try_take(1, now_s).allowed for now_s in (0.0, 0.0, 0.0, 1.0)]
+        [True, True, False, True]
+    """
+
+    __slots__ = ("_interval_s", "_tolerance_s", "burst", "largest", "rate_per_minute", "tat_s")
+
+    def __init__(self, rate_per_minute: float, burst: float, largest: Optional[float] = None) -> None:
+        self.tat_s = -math.inf
+        self._set(rate_per_minute, burst, largest)
+
+    def _set(self, rate_per_minute: float, burst: float, largest: Optional[float]) -> None:
+        if not (0 < rate_per_minute < math.inf and 0 < burst < math.inf):
+            raise ValueError(f"a rate and a burst must be positive: {rate_per_minute} a minute, {burst} at once")
+        self.rate_per_minute = rate_per_minute
+        self.burst = burst
+        self.largest = burst if largest is None else largest
+        self._interval_s = 60.0 / rate_per_minute
+        self._tolerance_s = burst * self._interval_s
+
+    def resize(self, rate_per_minute: float, burst: float, largest: Optional[float], now_s: float) -> None:
+        """Change the limit; what has passed and is not paid off yet stays so many units."""
+        interval_s = self._interval_s
+        self._set(rate_per_minute, burst, largest)
+        self._stretch(self._interval_s / interval_s, now_s)
+
+    def _stretch(self, ratio: float, now_s: float) -> None:
+        self.tat_s = now_s + max(self.tat_s - now_s, 0.0) * ratio
+
+    def wait_s(self, amount: float, now_s: float) -> float:
+        """Seconds until `amount` may pass if nothing else does meanwhile; 0: now; infinity: never. Takes nothing."""
+        wait_s = self.tat_s - now_s
+        if wait_s < 0.0:
+            wait_s = 0.0
+        if amount <= self.burst:
+            wait_s += amount * self._interval_s - self._tolerance_s
+        elif amount > self.largest:
+            return NEVER_S
+        return wait_s if wait_s > TOLERANCE_S else 0.0
+
+    def take(self, amount: float, now_s: float) -> None:
+        """Let `amount` pass, whatever `wait_s` says."""
+        tat_s = self.tat_s
+        self.tat_s = (tat_s if tat_s > now_s else now_s) + amount * self._interval_s
+
+    def try_take(self, amount: float, now_s: float) -> Decision:
+        """Let `amount` pass if it may."""
+        wait_s = self.wait_s(amount, now_s)
+        if wait_s == 0.0:
+            self.take(amount, now_s)
+        return Decision(wait_s == 0.0, self.remaining(now_s), self.reset_s(now_s), wait_s)
+
+    def remaining(self, now_s: float, tat_s: Optional[float] = None) -> int:
+        """How many units may pass at once now, of those within the burst. `tat_s`: instead of the TAT as it is."""
+        ahead_s = (self.tat_s if tat_s is None else tat_s) - now_s
+        room_s = self._tolerance_s + TOLERANCE_S - (ahead_s if ahead_s > 0.0 else 0.0)
+        return int(room_s / self._interval_s) if room_s > 0.0 else 0
+
+    def reset_s(self, now_s: float) -> float:
+        """Seconds until the whole burst may pass again."""
+        return max(self.tat_s - now_s, 0.0)
+
+
+class _Mark:
+    """The TAT of all reservations from number `first` on. `open_count`: those open from there up to the next mark."""
+
+    __slots__ = ("first", "open_count", "tat_s")
+
+    def __init__(self, first: int, tat_s: float, open_count: int) -> None:
+        self.first = first
+        self.tat_s = tat_s
+        self.open_count = open_count
+
+
+class TokenGcra(Gcra):
+    """A GCRA for amounts that are estimated first and known later. Not thread-safe.
+
+    `reserve` takes an estimate, `settle` corrects it as if the real amount had been taken then. Merely lowering the TAT
+    would not do: had a reservation been smaller, the limit might have been idle since, and what cannot be saved up
+    would be handed out again. A refund goes down to the TAT that those after the reservation would have made alone,
+    and no further. That is what marks are for. They differ only where arrivals outran the rate, so there is mostly one;
+    there are never more than open reservations and one.
+    """
+
+    __slots__ = ("_marks", "_next", "_offset_s")
+
+    def __init__(self, rate_per_minute: float, burst: float, largest: Optional[float] = None) -> None:
+        super().__init__(rate_per_minute, burst, largest)
+        self._next = 0
+        self._marks: list[_Mark] = []  # the first one's TAT is that of the whole; they fall strictly
+        self._offset_s = 0.0  # to be added to every mark's TAT: what is taken moves them all
+
+    def _stretch(self, ratio: float, now_s: float) -> None:
+        for mark in self._marks:
+            mark.tat_s = now_s + (mark.tat_s + self._offset_s - now_s) * ratio
+        self._offset_s = 0.0
+        super()._stretch(ratio, now_s)
+
+    def take(self, amount: float, now_s: float) -> None:
+        """Let `amount` pass for good, whatever `wait_s` says."""
+        self._add(amount, now_s, 0)
+
+    def reserve(self, amount: float, now_s: float) -> int:
+        """Let `amount` pass for the time being, whatever `wait_s` says; the number returned is for `settle`."""
+        return self._add(amount, now_s, 1)
+
+    def _add(self, amount: float, now_s: float, open_count: int) -> int:
+        number = self._next
+        self._next = number + 1
+        marks = self._marks
+        if self.tat_s <= now_s:  # nothing is left of the past
+            self.tat_s = now_s + amount * self._interval_s
+            self._offset_s = 0.0
+            if len(marks) == 1:
+                mark = marks[0]
+                mark.first, mark.tat_s, mark.open_count = number, self.tat_s, open_count
+            else:
+                marks[:] = (_Mark(number, self.tat_s, open_count),)
+            return number
+        behind_s = now_s - self._offset_s
+        while len(marks) > 1 and marks[-1].tat_s <= behind_s:
+            marks[-2].open_count += marks[-1].open_count
+            marks.pop()
+        self._offset_s += amount * self._interval_s
+        if marks[-1].open_count:
+            marks.append(_Mark(number, behind_s, open_count))
+        else:  # there is no refund that would have to stop here
+            marks[-1].open_count = open_count
+        self.tat_s = marks[0].tat_s + self._offset_s
+        return number
+
+    def settle(self, number: int, reserved: float, real: float, now_s: float) -> None:
+        """Correct the reservation `number` of `reserved` units to `real` ones; at most once each.
+
+        Units beyond the estimate count as taken at `now_s`, and may make others wait longer than the burst.
+        """
+        marks = self._marks
+        at = len(marks) - 1
+        while at >= 0 and marks[at].first > number:
+            at -= 1
+        if at >= 0:
+            marks[at].open_count -= 1
+            if real < reserved:
+                self._lower(at, (reserved - real) * self._interval_s)
+            elif not marks[at].open_count:
+                self._merge(at)
+        if real > reserved:
+            self.take(real - reserved, now_s)
+
+    def _lower(self, at: int, by_s: float) -> None:
+        """Lower the marks up to `at`, but the TAT not below that of the next mark."""
+        marks = self._marks
+        if len(marks) == 1:
+            marks[0].tat_s -= by_s
+            self.tat_s -= by_s
+            return
+        for mark in marks[: at + 1]:
+            mark.tat_s -= by_s
+        floor_s = marks[at + 1].tat_s if at + 1 < len(marks) else -math.inf
+        while at >= 0 and marks[at].tat_s <= floor_s:
+            if at:
+                marks[at - 1].open_count += marks[at].open_count
+            del marks[at]
+            at -= 1
+        if at >= 0 and not marks[at].open_count:
+            self._merge(at)
+        self.tat_s = marks[0].tat_s + self._offset_s
+
+    def _merge(self, at: int) -> None:
+        """Drop the mark after `at`, where no refund has to stop any more."""
+        if at + 1 < len(self._marks):
+            self._marks[at].open_count = self._marks.pop(at + 1).open_count

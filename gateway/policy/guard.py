@@ -1,0 +1,315 @@
+"""The door as a whole: identities, limits, budgets, the state database and what keeps them current.
+
+`Guard` owns the authenticator, the limiter, the budgets, the adaptive limits, the state database (opened when it exists
+or is asked for) and the thread "policy", which looks after them twice a second. Its lock guards the counts of the
+current interval only; a second one, held while the database is opened, keeps it from being opened twice. A request
+meets memory alone: nothing on its way waits for the database.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Callable, Optional
+
+from gateway.errors import GatewayError, RequestRefused
+from gateway.fleet import ConfigurationError
+from gateway.policy.adaptive import AdaptiveLimits
+from gateway.policy.auth import Authenticator, Identity
+from gateway.policy.budgets import Budgets, BudgetWarning, Price, cost_usd
+from gateway.policy.jwks import KeySet
+from gateway.policy.keys import REFRESH_INTERVAL_S, KeyStore
+from gateway.policy.limits import NO_RATE_LIMITS, Admission, KeyLimits, Limiter, RateLimits, Refusal, Subject
+from gateway.policy.roles import DEFAULT_ROLES, Role, load_roles
+from gateway.policy.scopes import Header
+from gateway.policy.statedb import StateDb, StateDbError
+from gateway.policy.tokens import TokenVerifier
+from gateway.routing.specs import FleetSpec
+from gateway.settings import Settings
+from gateway.telemetry.events import RequestEvent
+from gateway.telemetry.ledger import Ledger
+
+REFUSALS_LOGGED_PER_S = 3  # per address
+ADDRESSES_LOGGED_MAX = 1000  # per second; a flood from everywhere is not worth more lines
+SAMPLES_MAX = 2000
+
+Log = Callable[..., None]
+
+
+class Guard:
+    """Decides who may do what, and how much. Thread-safe. `start` it, `close` it.
+
+    `clock` gives the monotonic seconds of the limits. Raises ConfigurationError (roles, key sets, nobody could be
+    recognised where others can reach the gateway) and StateDbError (a database that exists and cannot be used).
+    """
+
+    def __init__(
+        self, settings: Settings, log: Log, paths: frozenset[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._paths = paths
+        self.clock = clock
+        roles = roles_of(settings)
+        self._roles = roles
+        self.authenticator = Authenticator(
+            settings.api_keys if settings.auth != "off" else (),
+            roles=roles,
+            default_limits=KeyLimits(settings.rate_limit_rpm, settings.rate_limit_tpm, settings.rate_limit_concurrency),
+            verifier=verifier_of(settings, log),
+            enabled=settings.auth != "off",
+        )
+        everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
+        self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, settings.rate_limit_burst, clock)
+        self._counts_tokens_globally = bool(settings.rate_limit_global_tpm)
+        self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)
+        self.db: Optional[StateDb] = None
+        self.ledger: Optional[Ledger] = None
+        self.budgets = Budgets(on_warning=self._budget_warning)
+        self.set_fleet(settings.fleet)
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._waits_s: list[float] = []
+        self._outcomes = [0, 0]  # requests, failures
+        self._refused: dict[str, int] = {}
+        self._refused_second = 0
+        self._stop = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+        if settings.ledger == "on" or self._db_exists():
+            self.open_db()
+        try:
+            self._refuse_to_serve_strangers()
+        except ConfigurationError:
+            self.close(0.0)
+            raise
+
+    def _db_exists(self) -> bool:
+        path = self._settings.state_db
+        try:
+            return path.exists()
+        except OSError as error:  # a directory that may not be searched, a name that is too long
+            raise StateDbError(f"{path}: cannot be opened: {error.strerror or error}") from error
+
+    def _refuse_to_serve_strangers(self) -> None:
+        """A state database without a key protects nobody; that there is a file, the settings have seen."""
+        settings = self._settings
+        if not settings.on_loopback and settings.auth != "off" and not self.authenticator.required:
+            raise ConfigurationError(
+                [
+                    f"HOST: others can reach {settings.host} and no key is configured: set API_KEYS or ADMIN_KEYS,"
+                    " make one with `keys create`, or set AUTH=off to serve everybody"
+                ]
+            )
+
+    def _open_locked(self, path: Path) -> StateDb:
+        db = StateDb(path, lambda message: self._log("error", "state_db", message=message))
+        try:
+            reserved = [key.name for key in self._settings.api_keys]
+            store = KeyStore(db, roles=tuple(self._roles), reserved=reserved)
+            budgets = Budgets(db, on_warning=self._budget_warning)
+        except BaseException:
+            db.close()
+            raise
+        if self._settings.ledger != "off":
+            days = self._settings.ledger_days
+            self.ledger = Ledger(db, self._paths, known_models=lambda: self._prices_known, days=days)
+        self.db = db
+        self.budgets = budgets
+        self.authenticator.store = store  # last: from here on keys are asked for, and what they need is there
+        return db
+
+    def open_db(self) -> StateDb:
+        """The state database, made now if there is none yet. Raises StateDbError."""
+        with self._opening:
+            return self.db or self._open_locked(self._settings.state_db)
+
+    @property
+    def store(self) -> KeyStore:
+        """The keys of the state database, made now if there is none yet. Raises StateDbError."""
+        self.open_db()
+        assert self.authenticator.store is not None
+        return self.authenticator.store
+
+    def set_fleet(self, fleet: FleetSpec) -> None:
+        """Take over the models' limits and prices."""
+        self._model_limits = {m.name: RateLimits(m.rpm, m.tpm) for m in fleet.models if m.rpm or m.tpm}
+        self._prices = {m.name: Price(*m.price) for m in fleet.models if m.price is not None}
+        self._prices_known = frozenset(m.name for m in fleet.models)
+
+    # --- a request ---------------------------------------------------------------------------------------------------
+
+    def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
+        """Who is asking. Raises `unauthorized`, which is audited."""
+        try:
+            return self.authenticator.identify(headers.get(b"authorization"), headers.get(b"x-api-key"), repeated)
+        except RequestRefused as error:
+            self._audit_refusal(address, error.message)
+            raise
+
+    def _audit_refusal(self, address: str, reason: str) -> None:
+        second = int(self.clock())
+        if second != self._refused_second:
+            self._refused_second = second
+            self._refused = {}
+        count = self._refused.get(address, 0)
+        if count < REFUSALS_LOGGED_PER_S and len(self._refused) < ADDRESSES_LOGGED_MAX:
+            self._refused[address] = count + 1
+            self._log("warning", "authentication_refused", client=address, reason=reason)
+
+    def admit(self, identity: Identity, model: str, address: str, estimate: Callable[[], int]) -> Admission:
+        """Take what the request needs of every limit. Raises 429, or 400 for what could never pass.
+
+        `estimate` counts the tokens that the request may take; called only where a limit of tokens applies.
+        """
+        name = identity.name
+        if identity.budget_usd is not None and name is not None:
+            self._check_budget(identity, name)
+        limits = identity.limits
+        model_limits = self._model_limits.get(model, NO_RATE_LIMITS)
+        counts = limits.tpm or model_limits.tpm or self._counts_tokens_globally
+        tokens = estimate() if counts else 0
+        subject = Subject(name, limits, address, model, model_limits, tokens, identity.priority)
+        admission = self.limiter.admit(subject, self.clock())
+        if isinstance(admission, Refusal):
+            raise _too_many(admission, tokens)
+        return admission
+
+    def limit_headers(self, identity: Identity, model: str, address: str) -> tuple[Header, ...]:
+        """What is left of the limits, for the answer to a request that was refused for another reason."""
+        model_limits = self._model_limits.get(model, NO_RATE_LIMITS)
+        subject = Subject(identity.name, identity.limits, address, model, model_limits, 0, identity.priority)
+        return self.limiter.headers(subject, self.clock())
+
+    def _check_budget(self, identity: Identity, name: str) -> None:
+        now_unix_s = time.time()
+        reset_unix_s = self.budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
+        if reset_unix_s is not None:
+            reset = datetime.fromtimestamp(reset_unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+            raise GatewayError(
+                "budget_exceeded",
+                f"the budget of {identity.budget_usd:g} USD a {identity.budget_period} is spent until {reset}",
+                retry_after_s=reset_unix_s - now_unix_s,
+                details={"reset": reset},
+            )
+
+    def cost(self, model: Optional[str], prompt_tokens: int, completion_tokens: int) -> Optional[float]:
+        """What an answer costs in USD; None for a model without a price."""
+        price = self._prices.get(model or "")
+        return None if price is None else cost_usd(price, prompt_tokens, completion_tokens)
+
+    def spend(self, identity: Optional[Identity], cost: float) -> None:
+        """Add to what a key has spent."""
+        if identity is not None and identity.budget_usd is not None and identity.name is not None:
+            self.budgets.spend(identity.name, cost)
+
+    def _budget_warning(self, warning: BudgetWarning) -> None:
+        self._log("warning", "budget_warning", **warning._asdict())
+
+    # --- looking after -----------------------------------------------------------------------------------------------
+
+    def observe(self, events: Sequence[RequestEvent]) -> None:
+        """Learn from finished requests (an observer of Telemetry)."""
+        with self._lock:
+            for event in events:
+                # Also what never came as far as an engine: a full queue, and a wait in it that was too long.
+                if event.path in self._paths and (event.attempts or event.queue_s or event.status >= 500):
+                    self._outcomes[0] += 1
+                    self._outcomes[1] += event.status >= 500
+                    if len(self._waits_s) < SAMPLES_MAX:
+                        self._waits_s.append(event.queue_s)
+        ledger = self.ledger
+        if ledger is not None:
+            ledger(events)
+
+    def tick(self) -> None:
+        """Look after everything; called by the thread twice a second."""
+        if self.db is None:
+            if self._db_exists():  # the first key has been made
+                self.open_db()
+        elif self.authenticator.store is not None:
+            self.authenticator.store.refresh()
+            self.budgets.refresh()
+        if self.ledger is not None:
+            self.ledger.tick()
+        with self._lock:
+            waits_s, self._waits_s = self._waits_s, []
+            (requests, failures), self._outcomes = self._outcomes, [0, 0]
+        wait_s = sorted(waits_s)[int(len(waits_s) * 0.95)] if waits_s else None
+        errors = failures / requests if requests else None
+        if self.adaptive.tick(self.clock(), wait_s, errors):
+            self.limiter.set_factors(self.adaptive.factors())
+
+    def start(self) -> None:
+        """Start looking after."""
+        self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        reported = ""
+        while not self._stop.wait(REFRESH_INTERVAL_S):
+            try:
+                self.tick()
+                reported = ""
+            except Exception as error:  # a database that cannot be opened just now, say: try again
+                text = f"{type(error).__name__}: {error}"
+                if text != reported:
+                    reported = text
+                    self._log("error", "policy", message=text)
+
+    def close(self, timeout_s: float) -> None:
+        """Stop, and write down what is left."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        if self.db is not None:
+            self.budgets.refresh()
+            self.db.close(timeout_s)
+
+
+def roles_of(settings: Settings) -> Mapping[str, Role]:
+    """The roles there are. Raises ConfigurationError naming ROLES_FILE."""
+    path = settings.roles_file
+    if path is None:
+        return DEFAULT_ROLES
+    try:
+        return load_roles(path)
+    except ConfigurationError as error:
+        raise ConfigurationError([f"ROLES_FILE: {path}: {fault}" for fault in error.faults]) from None
+
+
+def verifier_of(settings: Settings, log: Log) -> Optional[TokenVerifier]:
+    """Who checks tokens; None: nobody. Raises ConfigurationError naming JWT_JWKS."""
+    issuer, audience = settings.jwt_issuer, settings.jwt_audience
+    if settings.auth == "off":
+        return None
+    if settings.jwt_secret is not None:
+        return TokenVerifier(settings.jwt_secret, settings.jwt_algorithm, issuer=issuer, audience=audience)
+    if settings.jwt_jwks is None:
+        return None
+    try:
+        keys = KeySet(
+            settings.jwt_jwks, settings.jwt_algorithm, lambda message: log("error", "key_set", message=message)
+        )
+    except ConfigurationError as error:
+        raise ConfigurationError([f"JWT_JWKS: {fault}" for fault in error.faults]) from None
+    return TokenVerifier(keys, issuer=issuer, audience=audience)
+
+
+def _too_many(refusal: Refusal, tokens: int) -> GatewayError:
+    if refusal.never:
+        return RequestRefused(
+            "request_exceeds_limit",
+            f"the request may take {tokens} tokens, the limit of {refusal.limit_name} is {refusal.limit}",
+            details={"limit": refusal.limit_name},
+            headers=refusal.headers(),
+        )
+    return GatewayError(
+        "rate_limit_exceeded",
+        f"the limit of {refusal.limit} {refusal.limit_name} is reached",
+        retry_after_s=refusal.retry_after_s,
+        details={"limit": refusal.limit_name},
+        headers=refusal.headers(),
+    )

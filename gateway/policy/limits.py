@@ -1,0 +1,254 @@
+"""How much each caller, address and model may ask for, and all of them together.
+
+`Limiter` owns the state of every limit. Its one lock guards all of it and is held for some microseconds: no I/O, no
+callback and no wait happens under it. A request takes of all limits that apply to it or, when one refuses, of none.
+Requests are counted when they are admitted; tokens are reserved by an estimate then and settled with the real number
+later. Nothing here knows of HTTP: what a refusal becomes is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Callable, NamedTuple, Optional, Union
+
+from gateway.policy.gcra import NEVER_S, TokenGcra
+from gateway.policy.generations import Generations
+from gateway.policy.scopes import (
+    EVERYBODY,
+    NOTHING_READ,
+    AddressScopes,
+    Header,
+    KeyLimits,
+    Quota,
+    Quotas,
+    RateLimits,
+    Reading,
+    Scope,
+    headers_of,
+    read_scopes,
+)
+
+__all__ = ["Admission", "KeyLimits", "Limiter", "Quota", "Quotas", "RateLimits", "Refusal", "Subject"]
+
+Reservations = tuple[tuple[TokenGcra, int], ...]
+
+CONCURRENCY_RETRY_S = 1.0
+"""When a slot will be free nobody knows; a second is short beside most answers and long beside a refusal."""
+KEYS_MAX = 20_000
+"""Keys remembered though they are not in use, some 20 MB."""
+KEY_LIFETIME_S = 120.0
+
+NO_KEY_LIMITS = KeyLimits()
+NO_RATE_LIMITS = RateLimits()
+
+
+class Subject(NamedTuple):
+    """Who asks for what."""
+
+    key_name: Optional[str]
+    """None: without a key; all of these count as one."""
+    key_limits: KeyLimits = NO_KEY_LIMITS
+    address: str = ""
+    model: str = ""
+    model_limits: RateLimits = NO_RATE_LIMITS
+    tokens_estimate: int = 0
+    """The prompt's tokens and the most that may be answered."""
+    priority: str = "normal"
+
+
+class Refusal(NamedTuple):
+    """Why a request may not pass now. Nothing was taken."""
+
+    limit_name: str
+    """E.g. `key requests per minute`."""
+    limit: int
+    """The amount of that limit."""
+    retry_after_s: float
+    """Then the same request passes, if nothing else has taken its place; infinity when it never can."""
+    never: bool
+    """The request is larger than the limit's whole minute."""
+    reading: Reading
+
+    @property
+    def quotas(self) -> Quotas:
+        """What is left."""
+        return Quotas.at(self.reading)
+
+    def headers(self) -> tuple[Header, ...]:
+        """The same as `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; reset in whole seconds, rounded up."""
+        return headers_of(self.reading)
+
+
+class Admission:
+    """A request that passed, and what it holds. Thread-safe."""
+
+    __slots__ = ("_limiter", "_reading", "_reservations", "_slot", "_tokens")
+
+    def __init__(
+        self, limiter: Limiter, reading: Reading, slot: Optional[Scope], reservations: Reservations, tokens: int
+    ) -> None:
+        self._limiter = limiter
+        self._reading = reading
+        self._slot = slot
+        self._reservations = reservations
+        self._tokens = tokens
+
+    @property
+    def quotas(self) -> Quotas:
+        """What was left when it had passed."""
+        return Quotas.at(self._reading)
+
+    def headers(self) -> tuple[Header, ...]:
+        """The same as `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; reset in whole seconds, rounded up."""
+        return headers_of(self._reading)
+
+    def settle(self, real_tokens: int) -> None:
+        """Correct the tokens reserved to those really used (0: none). Only the first call counts."""
+        if self._reservations:
+            self._limiter._settle(self, real_tokens)
+
+    def release_concurrency(self) -> None:
+        """Free the slot; before the answer's last byte, or its client finds it taken. Only the first call counts."""
+        if self._slot is not None:
+            self._limiter._release(self)
+
+
+class Limiter:
+    """Admits requests within all limits. Thread-safe.
+
+    `everybody` limits all requests together, `address_rpm` each client's address (None and 0: no limit), IPv6 addresses
+    by their /64. `burst_share` of a minute's amount may pass at once, at least one request. `clock` is monotonic, the
+    one behind `admit`'s `now_s`; it is read when more tokens were used than reserved.
+    """
+
+    def __init__(
+        self,
+        everybody: RateLimits = NO_RATE_LIMITS,
+        address_rpm: Optional[int] = None,
+        burst_share: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lock = threading.Lock()
+        self.clock = clock
+        self._burst_share = burst_share
+        self._factors: Mapping[str, float] = {}
+        self._keys: Generations[Optional[str], Scope] = Generations(KEY_LIFETIME_S, KEYS_MAX, Scope.is_active)
+        self._models: dict[str, Scope] = {}
+        self._addresses = AddressScopes(address_rpm, burst_share) if address_rpm else None
+        self._everybody: Optional[Scope] = None
+        if any(everybody):
+            self._everybody = Scope(EVERYBODY)
+            self._everybody.set(everybody, 1.0, burst_share, 0.0)
+        self._for_keys_and_models_only = self._addresses is None and self._everybody is None
+        self._unlimited = Admission(self, NOTHING_READ, None, (), 0)
+
+    def set_factors(self, factor_by_priority: Mapping[str, float]) -> None:
+        """Multiply the limits of every key by the factor of its priority, from its next request on (unnamed: 1)."""
+        self._factors = dict(factor_by_priority)
+
+    def admit(self, subject: Subject, now_s: float) -> Union[Admission, Refusal]:
+        """Take what the request needs of all limits that apply to it, or say which one refuses it.
+
+        `now_s` is monotonic. What is admitted must be settled and released, whatever becomes of the request.
+        """
+        has_key_limits = subject.key_limits is not NO_KEY_LIMITS and any(subject.key_limits)
+        has_model_limits = subject.model_limits is not NO_RATE_LIMITS and any(subject.model_limits)
+        if self._for_keys_and_models_only and not has_key_limits and not has_model_limits:
+            return self._unlimited
+        with self._lock:
+            scopes = self._scopes_locked(subject, now_s, has_key_limits, has_model_limits)
+            return _refusal(scopes, subject, now_s) or self._admit_locked(scopes, subject, now_s)
+
+    def headers(self, subject: Subject, now_s: float) -> tuple[Header, ...]:
+        """What is left to who asks, as an admission would tell it; takes nothing."""
+        with self._lock:
+            scopes = self._scopes_locked(subject, now_s, any(subject.key_limits), any(subject.model_limits))
+            return headers_of(read_scopes(scopes, now_s))
+
+    def _scopes_locked(
+        self, subject: Subject, now_s: float, has_key_limits: bool, has_model_limits: bool
+    ) -> list[Scope]:
+        """All that limits the request, the key first."""
+        scopes: list[Scope] = []
+        if has_key_limits:
+            scopes.append(self._key_locked(subject, now_s))
+        if self._addresses is not None:
+            scopes.append(self._addresses.load(subject.address, now_s))
+        if has_model_limits:
+            scopes.append(self._model_locked(subject, now_s))
+        if self._everybody is not None:
+            scopes.append(self._everybody)
+        return scopes
+
+    def _key_locked(self, subject: Subject, now_s: float) -> Scope:
+        scope = self._keys.get(subject.key_name, now_s)
+        if scope is None:
+            scope = Scope("key")
+            self._keys.put(subject.key_name, scope, now_s)
+        factor = self._factors.get(subject.priority, 1.0)
+        limits = subject.key_limits
+        if scope.factor != factor or (scope.limits is not limits and scope.limits != limits):
+            scope.set(limits, factor, self._burst_share, now_s)
+        return scope
+
+    def _model_locked(self, subject: Subject, now_s: float) -> Scope:
+        scope = self._models.get(subject.model)
+        if scope is None:
+            scope = self._models[subject.model] = Scope("model")
+        if scope.limits != subject.model_limits:
+            scope.set(subject.model_limits, 1.0, self._burst_share, now_s)
+        return scope
+
+    def _admit_locked(self, scopes: list[Scope], subject: Subject, now_s: float) -> Admission:
+        estimate = subject.tokens_estimate
+        reservations: Reservations = ()
+        for scope in scopes:
+            if scope.requests is not None:
+                scope.requests.take(1, now_s)
+            if scope.tokens is not None:
+                reservations += ((scope.tokens, scope.tokens.reserve(estimate, now_s)),)
+        if self._addresses is not None:
+            self._addresses.save(now_s)
+        slot = None
+        if subject.key_limits.concurrency:
+            slot = scopes[0]
+            slot.in_flight += 1
+        return Admission(self, read_scopes(scopes, now_s), slot, reservations, estimate)
+
+    def _settle(self, admission: Admission, real_tokens: int) -> None:
+        reserved = admission._tokens
+        now_s = self.clock() if real_tokens > reserved else 0.0
+        with self._lock:
+            reservations, admission._reservations = admission._reservations, ()
+            for tokens, number in reservations:
+                tokens.settle(number, reserved, real_tokens, now_s)
+
+    def _release(self, admission: Admission) -> None:
+        with self._lock:
+            slot, admission._slot = admission._slot, None
+            if slot is not None:
+                slot.in_flight -= 1
+
+
+def _refusal(scopes: list[Scope], subject: Subject, now_s: float) -> Optional[Refusal]:
+    """The limit that the request has to wait for longest; None when it may pass all of them."""
+    longest_s, name, limit = 0.0, "", 0.0
+    for scope in scopes:
+        requests, tokens = scope.requests, scope.tokens
+        if requests is not None:
+            wait_s = requests.wait_s(1, now_s)
+            if wait_s > longest_s:
+                longest_s, name, limit = wait_s, f"{scope.name} requests per minute", requests.rate_per_minute
+        if tokens is not None:
+            wait_s = tokens.wait_s(subject.tokens_estimate, now_s)
+            if wait_s > longest_s:
+                longest_s, name = wait_s, f"{scope.name} tokens per minute"
+                limit = tokens.largest if wait_s == NEVER_S else tokens.rate_per_minute
+    concurrency = subject.key_limits.concurrency
+    if concurrency and scopes[0].in_flight >= concurrency and longest_s < CONCURRENCY_RETRY_S:
+        longest_s, name, limit = CONCURRENCY_RETRY_S, "key concurrent requests", concurrency
+    if longest_s == 0.0:
+        return None
+    return Refusal(name, int(limit) or 1, longest_s, longest_s == NEVER_S, read_scopes(scopes, now_s))

@@ -1,0 +1,183 @@
+"""The limits of one key, one address, one model or of everybody, and how much of them is left.
+
+Owns the shapes of limits and quotas and the state of each scope. It has no lock and reads no clock: the `Limiter`
+guards it and brings the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Optional, TypeVar, Union
+
+from gateway.policy.addresses import address_group
+from gateway.policy.gcra import Gcra, TokenGcra
+from gateway.policy.generations import Generations
+
+Header = tuple[str, str]
+GcraT = TypeVar("GcraT", bound=Gcra)
+Reading = tuple[Optional[Gcra], float, Optional[Gcra], float, float]
+"""A limit of requests and its TAT, a limit of tokens and its TAT, the time: enough to tell later what was left then."""
+NOTHING_READ: Reading = (None, 0.0, None, 0.0, 0.0)
+EVERYBODY = "global"
+
+ADDRESSES_MAX = 32_768
+"""Addresses remembered, some 5 MB. One that is forgotten too early only gets its burst again."""
+
+
+class RateLimits(NamedTuple):
+    """Requests and tokens a minute; None and 0: no limit."""
+
+    rpm: Optional[int] = None
+    tpm: Optional[int] = None
+
+
+class KeyLimits(NamedTuple):
+    """What one key may do: requests and tokens a minute, requests at a time; None and 0: no limit."""
+
+    rpm: Optional[int] = None
+    tpm: Optional[int] = None
+    concurrency: Optional[int] = None
+
+
+class Quota(NamedTuple):
+    """One limit as its caller sees it: the minute's amount, how much may pass at once now, seconds until all may."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+class Quotas(NamedTuple):
+    """The tightest limits that apply to a caller; None: there is none."""
+
+    requests: Optional[Quota] = None
+    tokens: Optional[Quota] = None
+
+    @classmethod
+    def at(cls, reading: Reading) -> Quotas:
+        """What was left when `reading` was taken."""
+        requests, requests_tat_s, tokens, tokens_tat_s, now_s = reading
+        return cls(_quota(requests, requests_tat_s, now_s), _quota(tokens, tokens_tat_s, now_s))
+
+
+class Scope:
+    """Limits and what they have let pass. Not thread-safe. `name` is what a refusal calls it."""
+
+    __slots__ = ("factor", "in_flight", "limits", "name", "requests", "tokens")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.limits: Union[RateLimits, KeyLimits, None] = None
+        self.factor = 1.0
+        self.in_flight = 0
+        self.requests: Optional[Gcra] = None
+        self.tokens: Optional[TokenGcra] = None
+
+    def set(self, limits: Union[RateLimits, KeyLimits], factor: float, burst_share: float, now_s: float) -> None:
+        """Make `limits` times `factor` the limits; what has passed and is not paid off yet stays so."""
+        self.limits = limits
+        self.factor = factor
+        self.requests = _sized(self.requests, Gcra(1, 1), limits.rpm, factor, burst_share, now_s)
+        self.tokens = _sized(self.tokens, TokenGcra(1, 1), limits.tpm, factor, burst_share, now_s)
+
+    def is_active(self, now_s: float) -> bool:
+        """Whether forgetting it would let anything pass that must wait."""
+        requests, tokens = self.requests, self.tokens
+        return (
+            self.in_flight > 0
+            or (requests is not None and requests.tat_s > now_s)
+            or (tokens is not None and tokens.tat_s > now_s)
+        )
+
+
+class AddressScopes:
+    """The requests a minute of each address: one Scope, and one number per address that is loaded into it."""
+
+    def __init__(self, rpm: int, burst_share: float) -> None:
+        self._scope = Scope("address")
+        self._scope.set(RateLimits(rpm), 1.0, burst_share, 0.0)
+        gcra = self._scope.requests
+        assert gcra is not None
+        self._gcra = gcra
+        # No TAT is further ahead than the burst lasts: what was used longer ago has recovered.
+        lifetime_s = gcra.burst * 60.0 / gcra.rate_per_minute
+        self._tat_s_by_group: Generations[Union[str, bytes], float] = Generations(lifetime_s, ADDRESSES_MAX)
+        self._group: Union[str, bytes] = ""
+
+    def __len__(self) -> int:
+        """How many addresses are remembered."""
+        return len(self._tat_s_by_group)
+
+    def load(self, address: str, now_s: float) -> Scope:
+        """The limits of `address`, valid until the next load."""
+        self._group = address_group(address)
+        tat_s = self._tat_s_by_group.get(self._group, now_s)
+        self._gcra.tat_s = now_s if tat_s is None else tat_s
+        return self._scope
+
+    def save(self, now_s: float) -> None:
+        """Remember what the loaded address has taken."""
+        self._tat_s_by_group.put(self._group, self._gcra.tat_s, now_s)
+
+
+def read_scopes(scopes: Sequence[Scope], now_s: float) -> Reading:
+    """The tightest of the caller's own limits; those of everybody only where it has none."""
+    requests: Optional[Gcra] = None
+    tokens: Optional[Gcra] = None
+    requests_tat_s = tokens_tat_s = 0.0
+    for scope in scopes:
+        everybody = scope.name == EVERYBODY
+        found = scope.requests
+        if found is not None and (requests is None or (not everybody and _is_tighter(found, requests, now_s))):
+            requests, requests_tat_s = found, found.tat_s
+        found = scope.tokens
+        if found is not None and (tokens is None or (not everybody and _is_tighter(found, tokens, now_s))):
+            tokens, tokens_tat_s = found, found.tat_s
+    return (requests, requests_tat_s, tokens, tokens_tat_s, now_s)
+
+
+def headers_of(reading: Reading) -> tuple[Header, ...]:
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; reset in whole seconds, rounded up."""
+    requests, requests_tat_s, tokens, tokens_tat_s, now_s = reading
+    headers: tuple[Header, ...] = ()
+    if requests is not None:
+        headers = (
+            ("x-ratelimit-limit-requests", str(int(requests.rate_per_minute) or 1)),
+            ("x-ratelimit-remaining-requests", str(requests.remaining(now_s, requests_tat_s))),
+            ("x-ratelimit-reset-requests", _whole_seconds(requests_tat_s - now_s)),
+        )
+    if tokens is not None:
+        headers += (
+            ("x-ratelimit-limit-tokens", str(int(tokens.rate_per_minute) or 1)),
+            ("x-ratelimit-remaining-tokens", str(tokens.remaining(now_s, tokens_tat_s))),
+            ("x-ratelimit-reset-tokens", _whole_seconds(tokens_tat_s - now_s)),
+        )
+    return headers
+
+
+def _whole_seconds(duration_s: float) -> str:
+    return str(math.ceil(duration_s)) if duration_s > 0.0 else "0"
+
+
+def _is_tighter(gcra: Gcra, than: Gcra, now_s: float) -> bool:
+    return gcra.remaining(now_s) < than.remaining(now_s)
+
+
+def _quota(gcra: Optional[Gcra], tat_s: float, now_s: float) -> Optional[Quota]:
+    if gcra is None:
+        return None
+    return Quota(int(gcra.rate_per_minute) or 1, gcra.remaining(now_s, tat_s), max(tat_s - now_s, 0.0))
+
+
+def _sized(
+    gcra: Optional[GcraT], fresh: GcraT, amount: Optional[int], factor: float, burst_share: float, now_s: float
+) -> Optional[GcraT]:
+    """A limit of `amount` times `factor` a minute. A shrunk one still lets the largest request pass, only later."""
+    if not amount:
+        return None
+    rate_per_minute = amount * factor
+    burst = max(rate_per_minute * burst_share, 1.0)
+    gcra = gcra or fresh
+    gcra.resize(rate_per_minute, burst, max(amount, burst), now_s)
+    return gcra

@@ -1,0 +1,128 @@
+"""The ledger: one row per inference request in the state database, for accounts and bills. Never a text.
+
+`Ledger` is an observer of finished requests. It owns what it has dropped and when old rows were last looked for; its
+lock guards the counter alone. The rows themselves wait in the database's own bounded queue, one write each, and its own
+thread commits them in batches: what does not fit is dropped and counted, and nobody waits for a disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Container, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Union
+
+from gateway.telemetry.events import RequestEvent
+
+if TYPE_CHECKING:
+    import sqlite3
+
+OTHER = "other"
+"""A model that is not configured: callers cannot invent names that end up on a bill."""
+DAY_S = 86_400.0
+PRUNE_INTERVAL_S = 3600.0
+PRUNE_ROWS = 1000
+"""Deleted per transaction, so that no request's row waits for a month's deletion."""
+
+_INSERT = """INSERT INTO ledger (ts_unix_s, key, model, engine, prompt_tokens, completion_tokens, cost_usd, latency_s,
+    status, request_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_PRUNE = "DELETE FROM ledger WHERE rowid IN (SELECT rowid FROM ledger WHERE ts_unix_s < ? LIMIT ?)"
+
+Row = tuple[Union[str, float, int, None], ...]
+CostLookup = Callable[[str, int, int], Optional[float]]
+"""From a model, its prompt tokens and its completion tokens to USD; None: it has no price."""
+
+
+class Database(Protocol):
+    """What the ledger needs of a state database."""
+
+    def submit(self, write: Callable[[sqlite3.Connection], Any]) -> bool:
+        """Have it written soon; False when it was dropped."""
+
+
+class Ledger:
+    """Writes down finished requests; call it with batches of events. Thread-safe.
+
+    `paths` are those of inference; other requests, and those without a valid key (401), are not noted: nobody could be
+    billed, and anybody could fill the disk. `known_models` gives the models configured now (None: any name is taken).
+    The cost is the event's `extra["cost_usd"]`, else what `cost_of` says. `days`: how long rows are kept; 0: for ever.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        paths: Container[str],
+        *,
+        known_models: Optional[Callable[[], Container[str]]] = None,
+        cost_of: Optional[CostLookup] = None,
+        days: float = 90.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._db = db
+        self._paths = paths
+        self._known_models = known_models
+        self._cost_of = cost_of
+        self._days = days
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._dropped_total = 0
+        self._prune_at_unix_s = clock()
+
+    @property
+    def dropped_total(self) -> int:
+        """Rows lost because the database did not keep up or could not be written."""
+        return self._dropped_total
+
+    def __call__(self, events: Sequence[RequestEvent]) -> None:
+        """Note every inference request of the batch; never blocks."""
+        known = self._known_models() if self._known_models is not None else None
+        submit = self._db.submit
+        rows = [self._row(event, known) for event in events if event.path in self._paths and event.status != 401]
+        for index, row in enumerate(rows):
+            if not submit(partial(_insert, row)):
+                with self._lock:
+                    self._dropped_total += len(rows) - index
+                return
+
+    def _row(self, event: RequestEvent, known: Optional[Container[str]]) -> Row:
+        model = event.model
+        if model is not None and known is not None and model not in known:
+            model = OTHER
+        return (
+            event.finished_unix_s,
+            event.key,
+            model,
+            event.engine,
+            event.prompt_tokens,
+            event.completion_tokens,
+            self._cost(event),
+            event.latency_s,
+            event.status,
+            event.request_id,
+        )
+
+    def _cost(self, event: RequestEvent) -> Optional[float]:
+        cost = event.extra.get("cost_usd") if event.extra else None
+        if isinstance(cost, (int, float)):
+            return float(cost)
+        prompt, completion = event.prompt_tokens, event.completion_tokens
+        if self._cost_of is None or event.model is None or (prompt is None and completion is None):
+            return None
+        return self._cost_of(event.model, prompt or 0, completion or 0)
+
+    def tick(self) -> None:
+        """Have rows deleted that are too old, hourly and a few at a time; call it once a second or so, on one
+        thread."""
+        now_unix_s = self._clock()
+        if self._days > 0 and now_unix_s >= self._prune_at_unix_s:
+            self._prune_at_unix_s = now_unix_s + PRUNE_INTERVAL_S
+            self._db.submit(partial(self._prune, now_unix_s - self._days * DAY_S))
+
+    def _prune(self, before_unix_s: float, connection: sqlite3.Connection) -> None:
+        if connection.execute(_PRUNE, (before_unix_s, PRUNE_ROWS)).rowcount >= PRUNE_ROWS:
+            self._prune_at_unix_s = 0.0  # there is more: go on at the next tick
+
+
+def _insert(row: Row, connection: sqlite3.Connection) -> None:
+    connection.execute(_INSERT, row)
