@@ -1,4 +1,4 @@
-"""The command line: serve (default), check, mock. Signals are handled here and nowhere else."""
+"""The command line: serve (default), check, mock, keys, usage, replay. Signals are handled here and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Optional
 from gateway import __version__
 from gateway.app import Gateway
 from gateway.fleet import ConfigurationError
+from gateway.policy.guard import roles_of, verifier_of
+from gateway.policy.statedb import StateDbError
 from gateway.settings import Settings, describe, load, reload
 
 EXIT_CONFIGURATION = 2
@@ -27,6 +29,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         from gateway.mock import main as mock_main
 
         return mock_main(arguments[1:])
+    if arguments[:1] == ["replay"]:
+        from gateway.tools.replay import main as replay_main
+
+        return replay_main(arguments[1:])
+    if arguments[:1] in (["keys"], ["usage"]):
+        return _state_command(arguments[0], arguments[1:])
     parser = argparse.ArgumentParser(
         prog="main.py", description="One OpenAI-style address in front of many inference engines."
     )
@@ -34,18 +42,58 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("serve", help="serve (what happens without a command)")
     commands.add_parser("check", help="check settings and engines file, say what would run")
+    commands.add_parser("replay", help="repeat recorded decisions, name the first that differs", add_help=False)
     commands.add_parser("mock", help="run one mock engine", add_help=False)
+    commands.add_parser("keys", help="create, list, show, revoke, rotate keys", add_help=False)
+    commands.add_parser("usage", help="sums of the ledger", add_help=False)
     command = parser.parse_args(arguments).command or "serve"
     try:
         settings = load(os.environ, DOTENV)
     except ConfigurationError as error:
-        for fault in error.faults:
-            print(f"error: {fault}", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return _misconfigured(error.faults)
     if command == "check":
-        print(describe(settings))
-        return 0
+        return _check(settings)
     return serve(settings)
+
+
+def _check(settings: Settings) -> int:
+    """Say what would run; 2 when a file that the settings name cannot be used."""
+    faults: list[str] = []
+    for read in (lambda: roles_of(settings), lambda: verifier_of(settings, lambda *_, **__: None)):
+        try:
+            read()
+        except ConfigurationError as error:
+            faults.extend(error.faults)
+    if faults:
+        return _misconfigured(faults)
+    print(describe(settings))
+    return 0
+
+
+def _state_command(command: str, arguments: list[str]) -> int:
+    """`keys` and `usage`: they work on STATE_DB, whether or not a gateway is running."""
+    from gateway.policy.keyscommand import keys_command, state_db_at
+    from gateway.telemetry.usage import usage_command
+
+    try:
+        # The first key is made before anybody could be recognised: an address that others can reach is no fault here.
+        settings = load({**os.environ, "AUTH": "off"}, DOTENV)
+        roles = roles_of(settings)
+        open_db = state_db_at(settings.state_db)
+        if command == "usage":
+            return usage_command(arguments, open_db)
+        reserved = [key.name for key in settings.api_keys]
+        return keys_command(arguments, open_db, roles=tuple(roles), reserved=reserved)
+    except ConfigurationError as error:
+        return _misconfigured(error.faults)
+    except StateDbError as error:
+        return _misconfigured([str(error)])
+
+
+def _misconfigured(faults: Sequence[str]) -> int:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return EXIT_CONFIGURATION
 
 
 def serve(settings: Settings) -> int:
@@ -53,6 +101,10 @@ def serve(settings: Settings) -> int:
     signals = _Signals()
     try:
         gateway = Gateway(settings)
+    except ConfigurationError as error:
+        return _misconfigured(error.faults)
+    except StateDbError as error:
+        return _misconfigured([f"STATE_DB: {error}"])
     except OSError as error:
         reason = error.strerror or error
         print(f"error: cannot listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)

@@ -6,14 +6,18 @@ Owns every part of a running gateway. `stop` may be called from any thread but t
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 import time
+from random import Random
 from typing import Optional, TextIO
 
 from gateway.pipeline import PATHS, Pipeline
-from gateway.policy.auth import Authenticator
+from gateway.policy.guard import Guard
+from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.pool import StateChange
+from gateway.server.admin import Admin
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer, ServerContext
@@ -21,10 +25,17 @@ from gateway.settings import Settings
 from gateway.telemetry.metrics import GatewayMetrics, Registry
 from gateway.telemetry.observe import Telemetry
 from gateway.telemetry.process import register_process_metrics
+from gateway.tools.decisionlog import DecisionLog, header
 from gateway.workers import WorkerPool
 from inference import InferenceFactory
 
-KNOWN_PATHS = frozenset((*PATHS, "/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/{id}"))
+KNOWN_PATHS = frozenset(
+    (
+        *PATHS,
+        *("/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/{id}"),
+        *("/auth/token", "/admin/keys", "/admin/usage"),
+    )
+)
 END_TIMEOUT_S = 5.0
 DRAIN_POLL_S = 0.05
 
@@ -44,8 +55,18 @@ class Gateway:
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._known_models, KNOWN_PATHS)
         register_process_metrics(self.registry)
-        self.telemetry = Telemetry(stream, log_format, settings.log_level, self.metrics)
+        self.guard: Guard
+        self.telemetry = Telemetry(
+            stream, log_format, settings.log_level, self.metrics, observers=(lambda events: self.guard.observe(events),)
+        )
+        try:
+            self.guard = Guard(settings, self.telemetry.log, frozenset(PATHS))
+        except BaseException:
+            self.telemetry.close(END_TIMEOUT_S)
+            raise
         self._names: frozenset[str] = frozenset()
+        self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
+        self.decisions = self._open_decision_log()
         self.factory = InferenceFactory(
             settings.fleet,
             strategy=settings.strategy,
@@ -55,6 +76,16 @@ class Gateway:
             request_timeout_s=settings.request_timeout_s,
             first_token_timeout_s=settings.first_token_timeout_s,
             stream_idle_timeout_s=settings.stream_idle_timeout_s,
+            queue_timeout_s=settings.queue_timeout_s,
+            breaker=BreakerPolicy(
+                settings.breaker_window_s,
+                settings.breaker_min_requests,
+                settings.breaker_failure_ratio,
+                settings.breaker_open_s,
+                settings.breaker_max_open_s,
+            ),
+            rng=Random(self.seed),
+            recorder=None if self.decisions is None else self.decisions.record,
             health_interval_s=settings.health_interval_s,
             health_timeout_s=settings.health_timeout_s,
             health_fails=settings.health_fails,
@@ -64,12 +95,13 @@ class Gateway:
         )
         self._names = frozenset(self.factory.router.pools)
         self.workers = WorkerPool(settings.workers, settings.queue_size, self._crashed)
-        authenticator = Authenticator(settings.api_keys if settings.auth_on else ())
-        self.pipeline = Pipeline(settings, self.factory, authenticator, self.workers, self.telemetry)
+        self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         self.metrics.bind_engines(self._engine_gauges)
+        self.metrics.bind_breakers(self._breaker_gauges, self._waiting_gauges)
         self.metrics.bind_queue(lambda: self.workers.depth, lambda: self.workers.busy)
-        routes = Routes(self.pipeline, self.registry)
+        self.metrics.bind_policy(self._limit_gauges, self._ledger_dropped, self._state_db_errors)
+        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline))
         context = ServerContext(settings, self.pipeline, self.relay, routes, self.telemetry.log)
         try:
             self.server = GatewayServer((settings.host, settings.port), context)
@@ -93,19 +125,21 @@ class Gateway:
 
     def start(self) -> Gateway:
         """Serve, on threads of its own."""
+        self.guard.start()
         self.server.start()
         self.telemetry.log(
             "info",
             "started",
             url=self.url,
             models=sorted(self._names),
-            authentication=self.settings.auth_on,
+            authentication=self.guard.authenticator.required,
         )
         return self
 
     def reload(self, settings: Settings) -> None:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
+        self.guard.set_fleet(settings.fleet)
         self._names = frozenset(self.factory.router.pools)
         self.telemetry.log("info", "reloaded", models=sorted(self._names))
 
@@ -137,14 +171,43 @@ class Gateway:
             self.relay.close(END_TIMEOUT_S)
         self.workers.close(END_TIMEOUT_S)
         self.factory.close()
+        if self.decisions is not None:
+            self.decisions.close(END_TIMEOUT_S)
         self.telemetry.log("info", "stopped")
+        self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
+        self.guard.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
+
+    def _open_decision_log(self) -> Optional[DecisionLog]:
+        path = self.settings.decision_log
+        if path is None:
+            return None
+        log = DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
+        log.start()
+        return log
 
     def _known_models(self) -> frozenset[str]:
         return self._names
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
         return [(e.model, e.id, e.state == "up", e.in_flight) for e in self.factory.engines()]
+
+    def _breaker_gauges(self) -> list[tuple[tuple[str, str], int]]:
+        return [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in self.factory.engines()]
+
+    def _limit_gauges(self) -> list[tuple[tuple[str], float]]:
+        return [((priority,), factor) for priority, factor in self.guard.adaptive.factors().items()]
+
+    def _ledger_dropped(self) -> float:
+        ledger = self.guard.ledger
+        return 0 if ledger is None else ledger.dropped_total
+
+    def _state_db_errors(self) -> float:
+        db = self.guard.db
+        return 0 if db is None else db.errors
+
+    def _waiting_gauges(self) -> list[tuple[tuple[str], int]]:
+        return [((name,), pool.waiting) for name, pool in self.factory.router.pools.items()]
 
     def _engine_changed(self, change: StateChange) -> None:
         level = "info" if change.after == "up" else "warning"

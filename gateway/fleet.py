@@ -69,6 +69,15 @@ def as_tuple(value: object, path: str, faults: list[str]) -> object:
     return tuple(value) if isinstance(value, list) else as_is(value, path, faults)
 
 
+def as_price(value: object, path: str, faults: list[str]) -> object:
+    """Take {"input": USD, "output": USD} as a pair; a missing one is 0."""
+    if not isinstance(value, dict):
+        return as_is(value, path, faults)
+    unknown = [key for key in value if key not in ("input", "output")]
+    faults.extend(f"{step(path, key)}: is not a known key; known here: input, output" for key in unknown)
+    return _BAD if unknown else (value.get("input", 0), value.get("output", 0))
+
+
 def as_engines(value: object, path: str, faults: list[str]) -> object:
     """Take a list of URLs and engine objects as a tuple of EngineSpec."""
     if not isinstance(value, list):
@@ -98,6 +107,7 @@ ENGINE_KEYS = (
     Key("model", as_is, "model"),
     Key("api_key_env", as_is, "api_key_env"),
     Key("health_path", as_is, "health_path"),
+    Key("resume", as_is, "resume"),
 )
 MODEL_KEYS = (
     Key("engines", as_engines, "engines", required=True),
@@ -105,6 +115,13 @@ MODEL_KEYS = (
     Key("fallbacks", as_tuple, "fallbacks"),
     Key("max_model_len", as_is, "max_model_len"),
     Key("aliases", as_tuple, "aliases"),
+    Key("attempt_timeout", as_is, "attempt_timeout_s"),
+    Key("hedge_after_ms", as_is, "hedge_after_ms"),
+    Key("hedge_ratio", as_is, "hedge_ratio"),
+    Key("context_fallbacks", as_tuple, "context_fallbacks"),
+    Key("price", as_price, "price"),
+    Key("rpm", as_is, "rpm"),
+    Key("tpm", as_is, "tpm"),
 )
 FLEET_KEYS = (
     Key("models", as_models, "models", required=True),
@@ -194,7 +211,8 @@ def _link_faults(document: _Object) -> Iterator[str]:
     if isinstance(models, _Object):
         default = document.get("default_model")
         links = [
-            ModelLinks(name, _texts(model, "aliases"), _texts(model, "fallbacks")) for name, model in models.items()
+            ModelLinks(name, *(_texts(model, key) for key in ("aliases", "fallbacks", "context_fallbacks")))
+            for name, model in models.items()
         ]
         yield from link_faults(links, default if isinstance(default, str) else None)
 

@@ -15,10 +15,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
+from typing import Optional
 
 from gateway import validation
-from gateway.errors import GatewayError
-from gateway.policy.auth import Authenticator, Identity
+from gateway.errors import GatewayError, RequestRefused
+from gateway.policy.auth import Identity
+from gateway.policy.guard import Guard
+from gateway.policy.limits import Admission
+from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
@@ -39,24 +43,46 @@ class Pipeline:
         self,
         settings: Settings,
         factory: InferenceFactory,
-        authenticator: Authenticator,
+        guard: Guard,
         workers: WorkerPool,
         telemetry: Telemetry,
     ) -> None:
         self.settings = settings
         self.factory = factory
-        self.authenticator = authenticator
+        self.guard = guard
         self.workers = workers
         self.telemetry = telemetry
         self.draining = False
         self.started_unix_s = int(time.time())
         self._open: dict[Job, None] = {}
 
-    def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes]) -> Identity:
+    def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`."""
-        return self.authenticator.identify(headers.get(b"authorization"), headers.get(b"x-api-key"), repeated)
+        return self.guard.identify(headers, repeated, address)
 
-    def validate(self, path: str, body: bytes, headers: Mapping[bytes, bytes], request_id: str) -> Call:
+    def admit(self, call: Call, identity: Identity, address: str) -> Admission:
+        """Take what the call needs of every limit; its places are given back by the admission. Raises GatewayError."""
+        router = self.factory.router
+        model = router.route(call.model)[0].name
+        # Where one engine serves every name, the name asked for is the model.
+        named = (call.model or model) if router.fleet.wildcard else model
+        if not identity.may_use(named):
+            raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
+        if (identity.models or identity.rights.models) and not router.fleet.wildcard:
+            call.may_use = identity.may_use
+        return self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
+
+    def limit_headers(self, call: Optional[Call], identity: Identity, address: str) -> tuple[tuple[str, str], ...]:
+        """What is left to the caller of a request that was not admitted. `call` None: it was not even valid."""
+        try:
+            model = self.factory.router.route(None if call is None else call.model)[0].name
+        except GatewayError:
+            model = ""
+        return self.guard.limit_headers(identity, model, address)
+
+    def validate(
+        self, path: str, body: bytes, headers: Mapping[bytes, bytes], request_id: str, identity: Optional[Identity]
+    ) -> Call:
         """The call that a request asks for; nothing has been sent anywhere yet. Raises GatewayError."""
         engine_path = PATHS[path]
         request = validation.parse_json(body)
@@ -69,6 +95,7 @@ class Pipeline:
             session=headers.get(b"x-session-id", b"").decode("latin-1"),
             allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
+            priority=priority_of(headers, identity),
         )
         if self.draining:
             raise GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
@@ -105,3 +132,20 @@ class Pipeline:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.telemetry.log("error", "internal_error", request_id=request_id, traceback=trace)
         return GatewayError("internal_error", "the gateway failed; see its log for this request id")
+
+
+def tokens_at_most(call: Call) -> int:
+    """The tokens to reserve: the prompt's, estimated, and all that each of the choices may have."""
+    asked = call.request.get("max_completion_tokens") or call.request.get("max_tokens") or 0
+    return call.estimated_tokens() + (call.choices() - 1) * int(asked)
+
+
+def priority_of(headers: Mapping[bytes, bytes], identity: Optional[Identity]) -> str:
+    """The key's own priority, or what X-Gateway-Priority asks for, from keys whose role may set it."""
+    if identity is None:
+        return "normal"
+    asked = headers.get(b"x-gateway-priority")
+    if asked is None or not identity.rights.may_set_priority:
+        return identity.priority
+    text = asked.decode("latin-1").lower()
+    return text if text in RANK_BY_PRIORITY else identity.priority

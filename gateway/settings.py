@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 from gateway import dotenv
 from gateway.fleet import (
@@ -43,7 +43,10 @@ from gateway.routing.specs import name as check_name
 # ConfigurationError for several faults, saying what the value must be.
 Parser = Callable[[str], Any]
 
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 DAY_S = 86_400.0
+SECRET_ALGORITHMS = ("HS256", "HS384", "HS512")
+KEY_SET_ALGORITHMS = ("RS256", "ES256", "EdDSA")
 
 
 def integer(lowest: int, highest: int) -> Parser:
@@ -72,6 +75,44 @@ def seconds(lowest_s: float, highest_s: float, *, zero_is_off: bool = False) -> 
         raise ValueError(f"must be {allowed}, not {quoted(text)}")
 
     return parse
+
+
+def ratio(text: str) -> float:
+    """Parse a share from above 0 to 1."""
+    if re.fullmatch(r"[0-9]{0,3}(\.[0-9]{0,18})?", text) and re.search("[0-9]", text) and 0 < float(text) <= 1:
+        return float(text)
+    raise ValueError(f"must be a number above 0 and at most 1, not {quoted(text)}")
+
+
+def share(text: str) -> float:
+    """Parse a share from 0 to 1."""
+    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else ratio(text)
+
+
+def _jwt_secret(text: str) -> bytes:
+    secret = text.encode()
+    if len(secret) < 32:
+        raise ValueError(f"must have at least 32 bytes, not {len(secret)}")
+    if secret.lstrip().startswith((b"-----BEGIN", b"ssh-", b"ecdsa-")):
+        raise ValueError("is a public or private key; everybody may know the former")
+    return secret
+
+
+def _jwt_algorithm(text: str) -> str:
+    known = (*SECRET_ALGORITHMS, *KEY_SET_ALGORITHMS)
+    if text not in known:
+        raise ValueError(f"must be one of {', '.join(known)}, not {quoted(text)}")
+    return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    networks: list[Network] = []
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        try:
+            networks.append(ipaddress.ip_network(part))
+        except ValueError as error:
+            raise ValueError(f"must be addresses and networks such as 10.0.0.0/8: {error}") from None
+    return tuple(networks)
 
 
 def choice(*choices: str) -> Parser:
@@ -178,6 +219,7 @@ class Setting:
 
 LISTEN, ENGINES, CHOOSING, WORK = "Listening", "Engines", "Choosing an engine", "Work under way"
 HEALTH, CLIENTS, ACCESS, LOGS = "Health probes", "Clients", "Access", "Logs"
+LIMITS = "Limits, budgets, ledger"
 _TIMEOUT = seconds(0.001, DAY_S)
 
 # Two lines a row: what it is, then what it means and why the default is what it is.
@@ -208,6 +250,10 @@ SETTINGS: tuple[Setting, ...] = (
             "When a model cannot answer: `any`: its own `fallbacks`, without such a list the other "
             "models in file order; `configured`: only its own `fallbacks`; `off`: no other model",
             CHOOSING),
+    Setting("ROUTING_SEED", "routing_seed", optional(integer(0, 10**18 - 1)), "",
+            "Seed of every random decision, to repeat a run; unset: a new one each start", CHOOSING),
+    Setting("DECISION_LOG", "decision_log", optional(Path), "",
+            "File that gets one JSON line for every decision, for `python main.py replay`", CHOOSING),
     Setting("RETRY_ATTEMPTS", "retry_attempts", integer(1, 100), "3",
             "Attempts per model, each on another engine where there is one", CHOOSING),
 
@@ -235,6 +281,17 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("HEALTH_PASSES", "health_passes", integer(1, 1_000), "1",
             "Good probes in a row that bring an engine back", HEALTH),
 
+    Setting("BREAKER_WINDOW", "breaker_window_s", _TIMEOUT, "30",
+            "Seconds of outcomes that an engine's circuit breaker looks at", HEALTH),
+    Setting("BREAKER_MIN_REQUESTS", "breaker_min_requests", integer(1, 1_000_000), "5",
+            "Outcomes in that window before it may open; fewer say little", HEALTH),
+    Setting("BREAKER_FAILURE_RATIO", "breaker_failure_ratio", ratio, "0.5",
+            "Share of failures among them at which it opens", HEALTH),
+    Setting("BREAKER_OPEN_SECONDS", "breaker_open_s", _TIMEOUT, "5",
+            "Seconds an open breaker leaves its engine alone; doubled each time the trial after it fails", HEALTH),
+    Setting("BREAKER_MAX_OPEN_SECONDS", "breaker_max_open_s", _TIMEOUT, "60",
+            "Seconds at most", HEALTH),
+
     Setting("MAX_BODY_BYTES", "max_body_bytes", integer(1, 1 << 40), "33554432",
             "Largest request body (32 MiB: room for a few images); a larger one gets 413", CLIENTS),
     Setting("MAX_HEADER_BYTES", "max_header_bytes", integer(256, 1 << 24), "32768",
@@ -258,6 +315,48 @@ SETTINGS: tuple[Setting, ...] = (
             "The same with the role `admin`", ACCESS),
     Setting("AUTH", "auth", choice("auto", "off"), "auto",
             "`auto`: on as soon as a key exists; `off`: everybody may do everything", ACCESS),
+
+    Setting("STATE_DB", "state_db", Path, "gateway.db",
+            "SQLite file for keys, budgets and the ledger; made when the first key is created or `LEDGER=on`", ACCESS),
+    Setting("ROLES_FILE", "roles_file", optional(Path), "",
+            "JSON file with roles besides `admin`, `user` and `viewer`", ACCESS),
+    Setting("METRICS_AUTH", "metrics_auth", choice("auto", "off"), "auto",
+            "`auto`: `/metrics` needs the permission `metrics` unless only this machine can reach it; `off`: open", ACCESS),  # noqa: E501
+    Setting("JWT_SECRET", "jwt_secret", optional(_jwt_secret), "",
+            "Secret of at least 32 bytes: tokens signed with it are accepted, keys can be exchanged for one", ACCESS),
+    Setting("JWT_ALGORITHM", "jwt_algorithm", _jwt_algorithm, "HS256",
+            "The one algorithm that is accepted: HS256, HS384, HS512, with JWT_JWKS also RS256, ES256, EdDSA", ACCESS),
+    Setting("JWT_ISSUER", "jwt_issuer", optional(str), "",
+            "`iss` that a token must have", ACCESS),
+    Setting("JWT_AUDIENCE", "jwt_audience", optional(str), "",
+            "`aud` that a token must have", ACCESS),
+    Setting("JWT_JWKS", "jwt_jwks", optional(str), "",
+            "URL or file of a JSON Web Key Set; needs `pip install inference-gateway[jwt]`", ACCESS),
+
+    Setting("RATE_LIMIT_RPM", "rate_limit_rpm", optional(integer(0, 10**9)), "",
+            "Requests a minute for keys without their own limit; unset or 0: no limit", LIMITS),
+    Setting("RATE_LIMIT_TPM", "rate_limit_tpm", optional(integer(0, 10**9)), "",
+            "Tokens a minute, prompt and answer, likewise", LIMITS),
+    Setting("RATE_LIMIT_CONCURRENCY", "rate_limit_concurrency", optional(integer(0, 10**9)), "",
+            "Requests at a time, likewise", LIMITS),
+    Setting("RATE_LIMIT_IP_RPM", "rate_limit_ip_rpm", optional(integer(0, 10**9)), "",
+            "Requests a minute of one client address (IPv6: of a /64)", LIMITS),
+    Setting("RATE_LIMIT_GLOBAL_RPM", "rate_limit_global_rpm", optional(integer(0, 10**9)), "",
+            "Requests a minute of everybody together", LIMITS),
+    Setting("RATE_LIMIT_GLOBAL_TPM", "rate_limit_global_tpm", optional(integer(0, 10**9)), "",
+            "Tokens a minute of everybody together", LIMITS),
+    Setting("RATE_LIMIT_BURST", "rate_limit_burst", ratio, "0.1",
+            "Share of a minute's amount that may pass at once; at least one request", LIMITS),
+    Setting("RATE_LIMIT_TARGET_WAIT", "limit_target_wait_s", seconds(0.001, DAY_S, zero_is_off=True), "2",
+            "When requests wait longer for a worker or an engine, keys' limits shrink, low priorities first; 0: never", LIMITS),  # noqa: E501
+    Setting("RATE_LIMIT_TARGET_ERRORS", "limit_target_errors", share, "0.5",
+            "When a larger share of requests fails, likewise; 0: never", LIMITS),
+    Setting("TRUSTED_PROXIES", "trusted_proxies", _networks, "",
+            "Addresses and networks whose `X-Forwarded-For` is believed", LIMITS),
+    Setting("LEDGER", "ledger", choice("auto", "on", "off"), "auto",
+            "One row per request in STATE_DB, never texts: `auto` when that file exists, `on` makes it, `off`", LIMITS),
+    Setting("LEDGER_DAYS", "ledger_days", integer(0, 36_500), "90",
+            "Days that rows are kept; 0: for ever", LIMITS),
 
     Setting("LOG_LEVEL", "log_level", choice("debug", "info", "warning", "error"), "info",
             "`debug`, `info`, `warning` or `error`; to stderr", LOGS),
@@ -285,6 +384,8 @@ class Settings:
     default_model: str | None
     strategy: str
     fallback: str
+    routing_seed: int | None
+    decision_log: Path | None
     retry_attempts: int
     workers: int
     queue_size: int
@@ -297,6 +398,11 @@ class Settings:
     health_timeout_s: float
     health_fails: int
     health_passes: int
+    breaker_window_s: float
+    breaker_min_requests: int
+    breaker_failure_ratio: float
+    breaker_open_s: float
+    breaker_max_open_s: float
     max_body_bytes: int
     max_header_bytes: int
     client_timeout_s: float
@@ -305,6 +411,26 @@ class Settings:
     error_format: str
     cors_origins: tuple[str, ...]
     auth: str
+    state_db: Path
+    roles_file: Path | None
+    metrics_auth: str
+    jwt_secret: bytes | None = field(repr=False)
+    jwt_algorithm: str
+    jwt_issuer: str | None
+    jwt_audience: str | None
+    jwt_jwks: str | None
+    rate_limit_rpm: int | None
+    rate_limit_tpm: int | None
+    rate_limit_concurrency: int | None
+    rate_limit_ip_rpm: int | None
+    rate_limit_global_rpm: int | None
+    rate_limit_global_tpm: int | None
+    rate_limit_burst: float
+    limit_target_wait_s: float
+    limit_target_errors: float
+    trusted_proxies: tuple[Network, ...]
+    ledger: str
+    ledger_days: int
     log_level: str
     log_format: str
     log_bodies: bool
@@ -314,8 +440,8 @@ class Settings:
 
     @property
     def auth_on(self) -> bool:
-        """Whether clients need a key."""
-        return self.auth != "off" and bool(self.api_keys)
+        """Whether clients need a key or a token."""
+        return self.auth != "off" and bool(self.api_keys or self.jwt_secret or self.jwt_jwks or self.state_db.exists())
 
     @property
     def on_loopback(self) -> bool:
@@ -352,6 +478,7 @@ def load(environ: Mapping[str, str], dotenv_path: Path | None) -> Settings:
         raise ConfigurationError([*dotenv_faults, *faults])
     faults.extend(_key_faults(values))
     faults.extend(_exposure_faults(values))
+    faults.extend(_jwt_faults(values))
     fleet = _fleet(values, faults)
     if faults or fleet is None:
         raise ConfigurationError(faults)
@@ -407,11 +534,23 @@ def _exposure_faults(values: Mapping[str, Any]) -> Iterator[str]:
     keys = values.get("user_keys"), values.get("admin_keys")
     exposed = "host" in values and not is_loopback(values["host"])
     # A faulty list of keys is missing here, not empty: its own fault says enough.
-    if exposed and values.get("auth") == "auto" and keys == ((), ()):
+    other = values.get("jwt_secret", True) or values.get("jwt_jwks") or Path(values.get("state_db", "")).is_file()
+    if exposed and values.get("auth") == "auto" and keys == ((), ()) and not other:
         yield (
             f"HOST: others can reach {values['host']} and no key is configured:"
             " set API_KEYS or ADMIN_KEYS, or AUTH=off to serve everybody"
         )
+
+
+def _jwt_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    secret, keys = values.get("jwt_secret"), values.get("jwt_jwks")
+    algorithm = values.get("jwt_algorithm")
+    if secret and keys:
+        yield "JWT_SECRET, JWT_JWKS: exclude each other; set only one of them"
+    elif secret and algorithm in KEY_SET_ALGORITHMS:
+        yield f"JWT_ALGORITHM: {algorithm} needs JWT_JWKS, not JWT_SECRET"
+    elif keys and algorithm in SECRET_ALGORITHMS:
+        yield f"JWT_ALGORITHM: {algorithm} needs JWT_SECRET; set the algorithm of the keys in JWT_JWKS"
 
 
 def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:
@@ -483,6 +622,8 @@ def describe(settings: Settings) -> str:
 
 
 def _describe_access(settings: Settings) -> str:
+    if settings.auth_on and not settings.api_keys:
+        return "on (tokens or keys of the state database)"
     if settings.auth_on:
         count = len(settings.api_keys)
         admins = sum(key.role == "admin" for key in settings.api_keys)

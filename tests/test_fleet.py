@@ -99,7 +99,7 @@ class EngineSpecTest(unittest.TestCase):
         with self.assertRaises(ValueError) as caught:
             EngineSpec(
                 "x", id="a b", weight=0, max_concurrency=0, model="", api_key_env="sk-secret",
-                health_path="health",
+                health_path="health", resume=1,  # type: ignore[arg-type]
             )  # fmt: skip
         faults = str(caught.exception).split("; ")
         names = [fault.split(":")[0] for fault in faults]
@@ -137,6 +137,13 @@ class ModelSpecTest(unittest.TestCase):
             ({"fallbacks": ("x", "x")}, r'^fallbacks\[1\]: "x" is named twice'),
             ({"fallbacks": "x"}, "^fallbacks: must be a list"),
             ({"aliases": ("a", "")}, r"^aliases\[1\]: must be"),
+            ({"attempt_timeout_s": 0}, "^attempt_timeout_s: must be a number from 0.001 to 86400, not 0"),
+            ({"attempt_timeout_s": True}, "^attempt_timeout_s: must be a number"),
+            ({"hedge_after_ms": "p99"}, '^hedge_after_ms: must be milliseconds from 1 to 3600000 or "p95", not "p99"'),
+            ({"hedge_after_ms": 0.5}, "^hedge_after_ms: must be milliseconds"),
+            ({"hedge_ratio": 1.1}, "^hedge_ratio: must be a number from 0 to 1, not 1.1"),
+            ({"hedge_ratio": None}, "^hedge_ratio: must be a number"),
+            ({"context_fallbacks": ("x", "x")}, r'^context_fallbacks\[1\]: "x" is named twice'),
         ]
         for change, expected in cases:
             with self.subTest(change), self.assertRaisesRegex(ValueError, expected):
@@ -171,6 +178,8 @@ class FleetSpecTest(unittest.TestCase):
             ((m("a", aliases=("a",)),), r"^models.a.aliases\[0\]: .*taken"),
             ((m("a", fallbacks=("c",)),), r'^models.a.fallbacks\[0\]: there is no model "c"'),
             ((m("a", fallbacks=("a",)),), r"^models.a.fallbacks\[0\]: .* the model itself"),
+            ((m("a", context_fallbacks=("c",)),), r'^models.a.context_fallbacks\[0\]: there is no model "c"'),
+            ((m("a", context_fallbacks=("a",)),), r"^models.a.context_fallbacks\[0\]: .* the model itself"),
             ((m("a", aliases=("x",), fallbacks=("x",)),), "the model itself"),
             ((m("a.b", fallbacks=("c",)),), r'^models\["a.b"\].fallbacks\[0\]: '),
         ]
@@ -218,6 +227,17 @@ class EnginesFileTest(unittest.TestCase):
         )  # fmt: skip
         self.assertEqual(big.engines, (EngineSpec("http://127.0.0.1:8000/v1"), expected))
         self.assertEqual((small.aliases, small.fallbacks), (("default-chat",), None))
+
+    def test_what_happens_to_a_slow_engine_and_a_long_prompt_is_read(self) -> None:
+        engine = {"url": "http://a", "resume": True}
+        model = {"engines": [engine], "attempt_timeout": 2.5, "hedge_after_ms": "p95", "hedge_ratio": 0.05}
+        fleet = self.load({"models": {"a": {**model, "context_fallbacks": ["b"]}, "b": {"engines": ["http://b"]}}})
+        small, large = fleet.models
+        self.assertTrue(small.engines[0].resume)
+        self.assertEqual((small.attempt_timeout_s, small.hedge_after_ms, small.hedge_ratio), (2.5, "p95", 0.05))
+        self.assertEqual(small.context_fallbacks, ("b",))
+        self.assertFalse(large.engines[0].resume)
+        self.assertEqual((large.attempt_timeout_s, large.hedge_after_ms, large.hedge_ratio), (None, None, 0.1))
 
     def test_one_server_may_serve_several_models(self) -> None:
         self.load({"models": {"a": {"engines": ["http://h"]}, "b": {"engines": ["http://h"]}}})

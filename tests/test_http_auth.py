@@ -152,9 +152,10 @@ class Switch(SocketTest):
         self.assertNotIn(line["key"], ALICE)
 
     def test_metrics_need_a_key_when_others_can_reach_them(self) -> None:
-        running = self.enter(gateway(HOST="0.0.0.0", API_KEYS=f"alice:{ALICE}"))
+        running = self.enter(gateway(HOST="0.0.0.0", API_KEYS=f"alice:{ALICE}", ADMIN_KEYS="root:sk-root-0123456789"))
         self.assertEqual(running.get("/metrics").status, 401)
-        self.assertEqual(running.get("/metrics", [GOOD]).status, 200)
+        self.assertEqual(running.get("/metrics", [GOOD]).status, 403)  # the role user has no permission metrics
+        self.assertEqual(running.get("/metrics", [("X-API-Key", "sk-root-0123456789")]).status, 200)
         self.assertEqual(running.get("/healthz").status, 200)
 
     def test_the_openai_error_format_says_the_same(self) -> None:

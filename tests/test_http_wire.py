@@ -707,7 +707,9 @@ class Memory(SocketTest):
         for _ in range(7):
             attack()
         # Some 60 MB more have been sent; what is kept of them would show.
-        self.assertLess(resident_bytes() - before, 12_000_000)
+        # PyPy's heap also holds the machine code of what has become hot meanwhile.
+        allowed = 12_000_000 if sys.implementation.name == "cpython" else 50_000_000
+        self.assertLess(resident_bytes() - before, allowed)
         self.assertIsNone(process.process.poll())
         self.assertEqual(process.ask("POST", CHAT, HI).status, 200)
 

@@ -20,15 +20,24 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.server",),
     ("gateway.pipeline",),
     ("gateway.workers", "gateway.validation", "gateway.policy"),
-    ("gateway.settings", "gateway.dotenv", "gateway.fleet", "inference"),
-    ("gateway.upstream",),
+    ("gateway.settings", "gateway.dotenv", "gateway.fleet", "gateway.tools.decisionlog", "inference"),
+    ("gateway.asking",),
+    ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
     ("gateway.errors", "gateway.deadlines", "gateway.telemetry", "gateway"),
 )
 RANK_BY_PREFIX = {prefix: rank for rank, row in enumerate(ROWS) for prefix in row}
 OWN = ("main", "inference", "gateway")
 EVENTS = "gateway.telemetry.events"  # only shapes: anybody may use them
-TELEMETRY_USERS = ("main", "gateway.app", "gateway.server", "gateway.pipeline", "gateway.telemetry")
+# The guard owns the ledger, as the app owns the metrics.
+TELEMETRY_USERS = (
+    "main",
+    "gateway.app",
+    "gateway.server",
+    "gateway.pipeline",
+    "gateway.policy.guard",
+    "gateway.telemetry",
+)
 
 # Pure or sans-I/O: bytes, values and time come in as arguments.
 PURE = (
@@ -135,7 +144,7 @@ class OrderTest(unittest.TestCase):
         self.assertGreater(len(MODULES), 30)
         seen = {(found.importer, found.module) for found in self.imports}
         self.assertIn(("gateway.app", "inference"), seen)
-        self.assertIn(("inference", "gateway.upstream.answers"), seen)  # `from gateway.upstream import answers`
+        self.assertIn(("gateway.asking", "gateway.upstream.answers"), seen)  # `from gateway.upstream import answers`
 
     def test_imports_point_down(self) -> None:
         self.assert_none([i for i in self.imports if points_up(i)], "an import that points up")
@@ -157,7 +166,7 @@ class OrderTest(unittest.TestCase):
                 self.assertTrue(within(i.importer, "gateway.mock", "gateway.tools", "main"), str(i))
 
     def test_the_library_and_what_is_below_it_read_no_settings(self) -> None:
-        below = ("inference", "gateway.upstream", "gateway.routing")
+        below = ("inference", "gateway.asking", "gateway.upstream", "gateway.routing")
         settings = ("gateway.settings", "gateway.dotenv", "gateway.fleet")
         faults = [i for i in self.imports if within(i.importer, *below) and within(i.module, *settings)]
         self.assert_none(faults, "settings come in as arguments")
@@ -181,6 +190,12 @@ class OrderTest(unittest.TestCase):
         own = [i for i in self.imports if within(i.importer, "gateway.routing") and is_own(i.module)]
         faults = [i for i in own if not within(i.module, "gateway.routing", "gateway.errors", EVENTS)]
         self.assert_none(faults, "routing decides, others act")
+
+    def test_replay_repeats_decisions_with_routing_alone(self) -> None:
+        own = [i for i in self.imports if within(i.importer, "gateway.tools.replay") and is_own(i.module)]
+        self.assertTrue(own)
+        faults = [i for i in own if not within(i.module, "gateway.routing")]
+        self.assert_none(faults, "what decided must be all that decides again")
 
     def test_only_the_server_package_uses_http_server(self) -> None:
         users = [i for i in self.imports if within(i.module, "http.server", "socketserver")]
@@ -267,6 +282,10 @@ class RuleTest(unittest.TestCase):
             ("gateway.routing.pool", "from gateway.upstream import client"),
             ("gateway.routing.pool", "def f():\n    from ..upstream.client import ask"),
             ("gateway.upstream.client", "from inference import Call"),
+            ("gateway.upstream.stream", "from gateway.asking import Answer"),
+            ("gateway.asking", "from inference import InferenceFactory"),
+            ("gateway.routing.pool", "from gateway.tools.decisionlog import DecisionLog"),
+            ("gateway.tools.replay", "import gateway.asking"),
             ("gateway.workers", "from gateway import pipeline"),
             ("gateway.pipeline", "from gateway.server.exchange import Exchange"),
             ("gateway.server.handler", "import main"),
@@ -281,6 +300,10 @@ class RuleTest(unittest.TestCase):
             ("main", "from gateway.app import Gateway"),
             ("gateway.server.handler", "from gateway.upstream.framing import ChunkedBody"),
             ("gateway.server.handler", "from gateway.server import responses"),
+            ("inference", "from gateway.asking import Asker"),
+            ("gateway.asking", "from gateway.upstream.client import EngineClient"),
+            ("gateway.app", "from gateway.tools.decisionlog import DecisionLog"),
+            ("gateway.tools.replay", "from gateway.routing.pool import ModelPool"),
             ("inference", "from gateway.telemetry.events import AttemptRecord"),
             ("gateway.routing.pool", "from .engine import Engine"),
             ("gateway.routing.pool", "import threading, json"),

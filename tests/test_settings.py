@@ -74,7 +74,15 @@ class TableTest(SettingsCase):
             "max_header_bytes": 32768, "client_timeout_s": 30.0, "keepalive_timeout_s": 75.0,
             "max_connections": 10000, "error_format": "simple", "cors_origins": (),
             "auth": "auto", "log_level": "info", "log_format": "auto", "log_bodies": False,
-            "api_keys": (), "engine_keys": {},
+            "api_keys": (), "engine_keys": {}, "routing_seed": None, "decision_log": None,
+            "breaker_window_s": 30.0, "breaker_min_requests": 5, "breaker_failure_ratio": 0.5,
+            "breaker_open_s": 5.0, "breaker_max_open_s": 60.0,
+            "state_db": Path("gateway.db"), "roles_file": None, "metrics_auth": "auto",
+            "jwt_secret": None, "jwt_algorithm": "HS256", "jwt_issuer": None, "jwt_audience": None,
+            "jwt_jwks": None, "rate_limit_rpm": None, "rate_limit_tpm": None,
+            "rate_limit_concurrency": None, "rate_limit_ip_rpm": None, "rate_limit_global_rpm": None,
+            "rate_limit_global_tpm": None, "rate_limit_burst": 0.1, "limit_target_wait_s": 2.0,
+            "limit_target_errors": 0.5, "trusted_proxies": (), "ledger": "auto", "ledger_days": 90,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
@@ -92,7 +100,11 @@ class TableTest(SettingsCase):
             STREAM_IDLE_TIMEOUT RETRY_ATTEMPTS HEALTH_INTERVAL HEALTH_TIMEOUT HEALTH_FAILS
             HEALTH_PASSES MAX_BODY_BYTES MAX_HEADER_BYTES CLIENT_TIMEOUT KEEPALIVE_TIMEOUT
             MAX_CONNECTIONS ERROR_FORMAT CORS_ORIGINS LOG_LEVEL LOG_FORMAT API_KEYS ADMIN_KEYS
-            AUTH DRAIN_TIMEOUT LOG_BODIES"""
+            AUTH DRAIN_TIMEOUT LOG_BODIES ROUTING_SEED DECISION_LOG BREAKER_WINDOW
+            BREAKER_MIN_REQUESTS BREAKER_FAILURE_RATIO BREAKER_OPEN_SECONDS BREAKER_MAX_OPEN_SECONDS
+            STATE_DB ROLES_FILE METRICS_AUTH JWT_SECRET JWT_ALGORITHM JWT_ISSUER JWT_AUDIENCE JWT_JWKS
+            RATE_LIMIT_RPM RATE_LIMIT_TPM RATE_LIMIT_CONCURRENCY RATE_LIMIT_IP_RPM RATE_LIMIT_GLOBAL_RPM
+            RATE_LIMIT_GLOBAL_TPM RATE_LIMIT_BURST TRUSTED_PROXIES LEDGER_DAYS"""
         self.assertLessEqual(set(contract.split()), set(names))
 
     def test_every_row_fills_a_field_and_explains_itself(self) -> None:
@@ -117,7 +129,8 @@ class ValuesTest(SettingsCase):
                 "HEALTH_INTERVAL": "0", "STRATEGY": "Latency", "FALLBACK": "off",
                 "CORS_ORIGINS": "https://a.example, http://localhost:3000", "LOG_BODIES": "on",
                 "ERROR_FORMAT": "openai", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "json",
-                "WORKERS": "10000",
+                "WORKERS": "10000", "ROUTING_SEED": "0", "DECISION_LOG": "d.jsonl", "BREAKER_WINDOW": ".5",
+                "BREAKER_MIN_REQUESTS": "1", "BREAKER_FAILURE_RATIO": "1", "BREAKER_OPEN_SECONDS": "0.5",
             },
             None,
         )  # fmt: skip
@@ -126,6 +139,9 @@ class ValuesTest(SettingsCase):
         self.assertEqual(settings.health_interval_s, 0.0)
         self.assertEqual((settings.strategy, settings.fallback), ("latency", "off"))
         self.assertEqual(settings.workers, 10000)
+        self.assertEqual((settings.routing_seed, settings.decision_log), (0, Path("d.jsonl")))
+        self.assertEqual((settings.breaker_window_s, settings.breaker_min_requests), (0.5, 1))
+        self.assertEqual((settings.breaker_failure_ratio, settings.breaker_open_s), (1.0, 0.5))
         self.assertEqual(settings.cors_origins, ("https://a.example", "http://localhost:3000"))
         self.assertEqual((settings.log_bodies, settings.log_level), (True, "debug"))
         self.assertEqual(load({"CORS_ORIGINS": "*"}, None).cors_origins, ("*",))
@@ -160,6 +176,12 @@ class ValuesTest(SettingsCase):
             "LOG_LEVEL": ("loud",),
             "LOG_FORMAT": ("xml",),
             "LOG_BODIES": ("maybe",),
+            "ROUTING_SEED": (*number, "1.0", "1000000000000000000"),
+            "BREAKER_WINDOW": (*number, "0"),
+            "BREAKER_MIN_REQUESTS": (*number, "0"),
+            "BREAKER_FAILURE_RATIO": (*number, "0", "0.0", "1.01", "50%", "."),
+            "BREAKER_OPEN_SECONDS": (*number, "0"),
+            "BREAKER_MAX_OPEN_SECONDS": (*number, "0"),
         }
         for setting in SETTINGS:
             if setting.name.endswith("_TIMEOUT"):

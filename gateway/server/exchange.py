@@ -12,8 +12,9 @@ import time
 from typing import Callable, Optional, Protocol
 
 from gateway.errors import ClientGone, GatewayError, HttpError
-from gateway.pipeline import Pipeline
+from gateway.pipeline import PATHS, Pipeline
 from gateway.policy.auth import Identity
+from gateway.policy.limits import Admission
 from gateway.routing.retry import Outcome
 from gateway.server import responses
 from gateway.server.parsing import RequestHead
@@ -26,6 +27,8 @@ from inference import Answer, Call
 
 _CONTROLS = bytes((*range(32), 127))  # what no header value may hold
 _REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:/+=-")
+LOGGED_BYTES = 65536
+_TELL_LIMITS_THEMSELVES = ("rate_limit_exceeded", "request_exceeds_limit")
 _random = random.Random()  # seeded by the operating system; getrandbits is one atomic C call
 _UUID_MASK = ~((0xF000 << 64) | (0xC000 << 48)) & ((1 << 128) - 1)
 _UUID_4 = (0x4000 << 64) | (0x8000 << 48)
@@ -74,20 +77,25 @@ class Exchange(Job):
 
     __slots__ = (
         "accepted_s",
+        "admission",
         "call",
         "client",
         "client_address",
+        "cost_usd",
         "enqueued_s",
         "error",
         "head",
         "identity",
         "keep_alive",
+        "limit_headers",
+        "logged_answer",
         "on_cancel",
         "pipeline",
         "previous",
         "queue_s",
         "relay",
         "request_id",
+        "settled",
         "status",
         "ttft_s",
     )
@@ -119,6 +127,11 @@ class Exchange(Job):
         self.ttft_s: Optional[float] = None
         self.on_cancel: Optional[Callable[[], None]] = None
         self.previous: Optional[Exchange] = None
+        self.logged_answer = b""
+        self.admission: Optional[Admission] = None
+        self.limit_headers = b""
+        self.cost_usd: Optional[float] = None
+        self.settled = False
 
     def cancel(self) -> None:
         """The client has left: end whatever is under way for it. Called by the handler; never blocks."""
@@ -135,15 +148,29 @@ class Exchange(Job):
         Raises GatewayError. A queued exchange is concluded by another thread.
         """
         pipeline = self.pipeline
-        self.call = pipeline.validate(self.head.path, body, self.head.headers, self.request_id)
+        head = self.head
+        self.call = pipeline.validate(head.path, body, head.headers, self.request_id, self.identity)
+        self.priority = self.call.priority
+        self._admit(pipeline, self.call)
         self.enqueued_s = time.monotonic()
         # Before it is queued: the worker that takes it lifts the deadline again.
         self.client.set_deadline(self.enqueued_s + pipeline.settings.queue_timeout_s)
-        try:
-            return pipeline.enqueue(self)
-        except GatewayError:
-            self.call = None
-            raise
+        return pipeline.enqueue(self)
+
+    def _admit(self, pipeline: Pipeline, call: Call) -> None:
+        identity = self.identity
+        assert identity is not None  # the door was first
+        admission = pipeline.admit(call, identity, self.client_address)
+        self.admission = admission
+        limits = admission.headers()
+        if limits:
+            self.limit_headers = responses.header_lines(limits)
+
+    def about_to_finish(self) -> None:
+        """Called before the last write: the caller's slot is free before it can know that the answer has ended."""
+        admission = self.admission
+        if admission is not None:
+            admission.release_concurrency()
 
     def queue_timed_out(self) -> None:
         """Answer after waiting too long for a worker. The caller holds the claim."""
@@ -151,6 +178,12 @@ class Exchange(Job):
         self.queue_s = time.monotonic() - self.enqueued_s
         self.keep_alive = False
         self.fail(self.pipeline.queue_timeout())
+
+    def left_the_queue(self) -> None:
+        """The client has left before a worker came. The caller holds the claim."""
+        self.pipeline.workers.gave_up(self)
+        self.queue_s = time.monotonic() - self.enqueued_s
+        self.fail(ClientGone())
 
     def run(self) -> None:
         """Ask and answer. Runs on the thread that has a worker's place; raises nothing."""
@@ -173,12 +206,19 @@ class Exchange(Job):
     def _answer(self, call: Call, answer: Answer) -> None:
         if call.stream:
             self.ttft_s = time.monotonic() - self.accepted_s
+        if self.pipeline.settings.log_bodies:
+            self.logged_answer = answer.body
         kind = responses.EVENT_STREAM if call.stream else responses.JSON
+        self._settle(call)
+        if self.cost_usd is not None:
+            kind += b"X-Gateway-Cost-Usd: %.9f\r\n" % self.cost_usd
         self.finish_with(200, self._headers(call, kind), answer.body)
 
     def _open(self, call: Call, stream: EngineStream) -> None:
         self.ttft_s = time.monotonic() - self.accepted_s
         headers = self._headers(call, responses.EVENT_STREAM)
+        if self.pipeline.draining:
+            self.keep_alive = False
         if self.head.version_1_1:
             framing = b"Transfer-Encoding: chunked\r\n"
         else:
@@ -187,7 +227,10 @@ class Exchange(Job):
         close = b"" if self.keep_alive else b"Connection: close\r\n"
         self.status = 200
         data = responses.head(200, headers + framing + close + b"\r\n")
-        if not self.client.send_part(self, data + self.frame(stream.first)):
+        self.client.set_deadline(time.monotonic() + self.pipeline.settings.client_timeout_s)
+        sent = self.client.send_part(self, data + self.frame(stream.first))
+        self.client.set_deadline(math.inf)
+        if not sent:
             stream.close(Outcome("cancelled"))
             self.conclude("client_closed_request", 499)
             return
@@ -204,6 +247,15 @@ class Exchange(Job):
         """What ends the body of a stream."""
         return b"0\r\n\r\n" if self.head.version_1_1 else b""
 
+    def go_on(self, broken: EngineStream) -> Optional[EngineStream]:
+        """Another stream that goes on where a broken one ended, or None. Blocks; for a worker's thread."""
+        call = self.call
+        assert call is not None
+        try:
+            return self.pipeline.factory.asker.resume(call, broken)
+        except ClientGone:
+            return None
+
     def stream_failed(self, fault: EngineFault) -> bytes:
         """The one event that tells the client of a stream that broke; the end is never invented."""
         self.error = "backend_error"
@@ -219,6 +271,12 @@ class Exchange(Job):
         call = self.call
         assert call is not None
         call.usage = answers.usage_of(stream.events.usage, call.prompt_chars(), stream.events.text_bytes)
+        earlier = stream.events.earlier_chars
+        if earlier:  # an engine that went on with another's text counts that as prompt
+            tokens = answers.estimate_tokens(earlier)
+            usage = call.usage
+            prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
+            call.usage = answers.Usage(prompt_tokens, usage.completion_tokens + tokens, estimated=True)
         stream.close(outcome, keep_open)
         if outcome.kind == "cancelled":
             self.conclude("client_closed_request", 499)
@@ -228,12 +286,13 @@ class Exchange(Job):
     def _headers(self, call: Call, kind: bytes) -> bytes:
         now_s = time.monotonic()
         total_s = now_s - self.accepted_s
-        own_s = total_s - self.queue_s - call.engine_s
+        queue_s = self.queue_s + call.waited_s
+        own_s = total_s - queue_s - call.engine_s
         fallback = call.fallback
         return (
             b"%bX-Request-ID: %b\r\nX-Gateway-Engine: %b\r\nX-Gateway-Model: %b\r\n"
             b"X-Gateway-Attempts: %d\r\n%b"
-            b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b"
+            b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b%b"
             % (
                 kind,
                 self.request_id.encode("latin-1"),
@@ -241,9 +300,10 @@ class Exchange(Job):
                 _header_text(call.served_model or ""),
                 call.attempts,
                 b"X-Gateway-Fallback: %b\r\n" % _header_text(fallback) if fallback else b"",
-                self.queue_s * 1e3,
+                queue_s * 1e3,
                 call.engine_s * 1e3,
                 max(0.0, own_s) * 1e3,
+                self.limit_headers,
                 cors_headers(self.head, self.pipeline.settings.cors_origins),
             )
         )
@@ -259,16 +319,30 @@ class Exchange(Job):
         if isinstance(error, HttpError):
             self.keep_alive = False
         call = self.call
+        if self.admission is None:
+            self._tell_limits(error)
+        elif call is not None:
+            self._settle(call)
         if call is not None and call.attempts:
             headers = self._headers(call, responses.JSON)
         else:
-            headers = b"%bX-Request-ID: %b\r\n%b" % (
+            headers = b"%bX-Request-ID: %b\r\n%b%b" % (
                 responses.JSON,
                 self.request_id.encode("latin-1"),
+                self.limit_headers,
                 cors_headers(self.head, self.pipeline.settings.cors_origins),
             )
         body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
         self.finish_with(error.status, headers + responses.error_headers(error), body)
+
+    def _tell_limits(self, error: GatewayError) -> None:
+        """What is left of the caller's limits, although nothing was taken; a limit that refused has told it itself."""
+        identity = self.identity
+        if identity is None or self.head.path not in PATHS or error.code in _TELL_LIMITS_THEMSELVES:
+            return
+        limits = self.pipeline.limit_headers(self.call, identity, self.client_address)
+        if limits:
+            self.limit_headers = responses.header_lines(limits)
 
     def finish_with(self, status: int, headers: bytes, body: bytes) -> None:
         """Send a complete response and conclude."""
@@ -316,7 +390,7 @@ class Exchange(Job):
                 status,
                 error,
                 latency_s,
-                self.queue_s,
+                self.queue_s + call.waited_s,
                 call.engine_s,
                 self.ttft_s,
                 call.stream,
@@ -331,10 +405,50 @@ class Exchange(Job):
                 self.client_address,
                 tuple(call.records),
                 tuple(call.retries),
-                None,
+                self._extra(call),
             )
         self.pipeline.concluded(self, event)
         self.finish()
+
+    def _cost(self, call: Call) -> Optional[float]:
+        usage = call.usage
+        if usage is None:
+            return None
+        return self.pipeline.guard.cost(call.served_model, usage.prompt_tokens, usage.completion_tokens)
+
+    def _settle(self, call: Call) -> None:
+        """Give back what was reserved beyond the tokens really used, and charge for those; once.
+
+        Before the last write where the usage is known by then: the client's next request finds it done.
+        """
+        if self.settled:
+            return
+        self.settled = True
+        usage = call.usage
+        admission = self.admission
+        if admission is not None:
+            admission.release_concurrency()
+            admission.settle(0 if usage is None else usage.prompt_tokens + usage.completion_tokens)
+        self.cost_usd = self._cost(call)
+        if self.cost_usd:
+            self.pipeline.guard.spend(self.identity, self.cost_usd)
+
+    def _extra(self, call: Call) -> Optional[dict[str, object]]:
+        """Further keys of the log line, for what most requests do not have."""
+        extra = self._bodies(call) if self.pipeline.settings.log_bodies else {}
+        self._settle(call)
+        if self.cost_usd is not None:
+            extra["cost_usd"] = self.cost_usd
+        if call.hedged:
+            extra["hedged"] = True
+        if call.resumed:
+            extra["resumed"] = call.resumed
+        return extra or None
+
+    def _bodies(self, call: Call) -> dict[str, object]:
+        """What LOG_BODIES=on adds to the log line; of a stream only the request."""
+        texts = {"request_body": call.body, "answer_body": self.logged_answer}
+        return {name: body[:LOGGED_BYTES].decode("utf-8", "replace") for name, body in texts.items() if body}
 
 
 def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
@@ -350,7 +464,9 @@ def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
     return (
         b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\nAccess-Control-Expose-Headers: "
         b"X-Request-ID, X-Gateway-Engine, X-Gateway-Model, X-Gateway-Attempts, "
-        b"X-Gateway-Fallback, Server-Timing, Retry-After\r\n" % value
+        b"X-Gateway-Fallback, X-Gateway-Cost-Usd, Server-Timing, Retry-After, "
+        b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+        b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n" % value
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.pipeline import PATHS
+from gateway.policy.addresses import client_address
 from gateway.server import responses
 from gateway.server.exchange import Exchange, cors_headers
 from gateway.server.parsing import RequestHead, parse_head
@@ -30,6 +31,7 @@ LOOK_S = 0.25  # how often a request under way is asked whether its client is st
 LINGER_S = 2.0  # how long a connection that is being closed waits for its client to close
 READ_AHEAD_BYTES = 65536
 LARGE_BYTES = 65536
+_POLLRDHUP = getattr(select, "POLLRDHUP", 0)
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -103,13 +105,14 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             if exchange is not None and not exchange.answered:
                 if not self._client_is_there():
                     exchange.cancel()
-                return
+                if now_s < self._due_s:
+                    return
         if now_s < self._due_s:
             if not self._running:
                 self._follow_due()
             return
         exchange = self._exchange
-        stuck_writing = exchange is not None and exchange.answered and not exchange.finished
+        stuck_writing = self._running or (exchange is not None and exchange.answered and not exchange.finished)
         self._expired = True
         self._due_s = self.deadline_s = math.inf
         try:
@@ -120,6 +123,10 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def _client_is_there(self) -> bool:
         """Whether the client has not closed its side; never blocks and takes nothing from the socket."""
         try:
+            if _POLLRDHUP:  # sees a client leave behind bytes that it had sent before
+                poll = select.poll()
+                poll.register(self.sock, _POLLRDHUP)
+                return not poll.poll(0)
             if DONTWAIT:
                 return self.sock.recv(1, socket.MSG_PEEK | DONTWAIT) != b""
             readable, _, _ = select.select([self.sock], [], [], 0)
@@ -181,7 +188,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             self.pipeline,
             self.server.context.relay,
             self,
-            self.client_address[0],
+            self._address_of(head),
             head,
             self._first_byte_s,
         )
@@ -190,8 +197,18 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._exchange = exchange
         return exchange
 
+    def _address_of(self, head: RequestHead) -> str:
+        """The client's address; behind trusted proxies, the one that they name."""
+        trusted = self.settings.trusted_proxies
+        peer = str(self.client_address[0])
+        if not trusted:
+            return peer
+        forwarded = head.headers.get(b"x-forwarded-for")
+        return client_address(peer, None if forwarded is None else forwarded.decode("latin-1"), trusted)
+
     def _infer(self, exchange: Exchange, head: RequestHead) -> None:
-        exchange.identity = self.pipeline.identify(head.headers, head.repeated)
+        exchange.identity = self.pipeline.identify(head.headers, head.repeated, exchange.client_address)
+        exchange.identity.require("infer")
         _check_media_type(head)
         body = self._read_body(head)
         self._body_due = False
@@ -212,7 +229,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
 
     def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:
         """Answer what needs no engine, on this thread."""
-        answer = self.server.context.routes.answer(exchange, head)
+        answer = self.server.context.routes.answer(exchange, head, lambda: self._take_body(head))
         self._skip_body(exchange, head)
         headers = b"%bX-Request-ID: %b\r\n%b" % (
             responses.header_lines(answer.headers),
@@ -220,6 +237,12 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             cors_headers(head, self.settings.cors_origins),
         )
         exchange.finish_with(answer.status, headers, answer.body)
+
+    def _take_body(self, head: RequestHead) -> bytes:
+        _check_media_type(head)
+        body = self._read_body(head)
+        self._body_due = False
+        return body
 
     def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
         self._skip_body(exchange, exchange.head)
@@ -250,7 +273,10 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             if not exchange.answered and exchange.claim():
                 exchange.queue_timed_out()
         elif not exchange.answered:
-            exchange.cancel()
+            if exchange.claim():  # still waiting for a worker: its place in the queue is free again
+                exchange.left_the_queue()
+            else:
+                exchange.cancel()
 
     def _read_head(self) -> Optional[RequestHead]:
         buffer = self._buffer
@@ -419,6 +445,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         """Say that the last write of an exchange comes now."""
         idle_s = self.settings.keepalive_timeout_s if keep_alive else LINGER_S
         self.set_deadline(time.monotonic() + idle_s)
+        exchange.about_to_finish()
         exchange.answered = True
 
     def send_now(self, data: bytes) -> int:

@@ -5,13 +5,13 @@ One table of paths. Owns nothing; reads the factory's snapshot and the metrics' 
 
 from __future__ import annotations
 
-import json
 import urllib.parse
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 from gateway import __version__
 from gateway.errors import GatewayError, RequestRefused
 from gateway.pipeline import PATHS, Pipeline
+from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.metrics import Registry
@@ -20,32 +20,19 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FLUSH_TIMEOUT_S = 1.0
 
 
-class Reply(NamedTuple):
-    """A complete answer: status, headers, body."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-
-
-def json_reply(value: Any, status: int = 200, *headers: tuple[str, str]) -> Reply:
-    """A JSON answer."""
-    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-    return Reply(status, (("Content-Type", "application/json"), *headers), body)
-
-
 Handler = Callable[[RequestHead], Reply]
 
 
 class Routes:
     """Answers by path. Thread-safe."""
 
-    def __init__(self, pipeline: Pipeline, registry: Registry) -> None:
+    def __init__(self, pipeline: Pipeline, registry: Registry, admin: Admin) -> None:
+        self._admin = admin
         self._pipeline = pipeline
         self._registry = registry
         self._settings = pipeline.settings
         self._open_paths = {"/healthz", "/readyz"}
-        if self._settings.on_loopback:
+        if self._settings.on_loopback or self._settings.metrics_auth == "off":
             self._open_paths.add("/metrics")
         self._gets: dict[str, Handler] = {
             "/": self._index,
@@ -56,9 +43,16 @@ class Routes:
             "/v1/models": self._models,
         }
 
-    def answer(self, exchange: Exchange, head: RequestHead) -> Reply:
+    def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Reply:
         """The answer to anything but an inference request. Raises GatewayError."""
         path = head.path
+        if path.startswith(("/admin/", "/auth/")):
+            methods = self._admin.methods(path)
+            if methods is not None and head.method == "OPTIONS":
+                return self._preflight(head, methods)
+            reply = self._admin.answer(exchange, head, read_body)
+            if reply is not None:
+                return reply
         handler = self._gets.get(path)
         if handler is None and path.startswith("/v1/models/"):
             handler = self._model
@@ -70,7 +64,10 @@ class Routes:
         if handler is None or head.method not in ("GET", "HEAD"):
             raise RequestRefused("method_not_allowed", f"{path} takes {allowed}", headers=(("Allow", allowed),))
         if path not in self._open_paths:
-            exchange.identity = self._pipeline.identify(head.headers, head.repeated)
+            identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
+            exchange.identity = identity
+            if path == "/metrics":
+                identity.require("metrics")
         return handler(head)
 
     def _preflight(self, head: RequestHead, allowed: str) -> Reply:

@@ -1,0 +1,182 @@
+"""What only administrators may do over HTTP: keys, engines, usage. And the exchange of a key for a token.
+
+Owns nothing. Every action is audited: one log line with who did what, never with a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+from typing import Any, Callable, NamedTuple, Optional
+
+from gateway.errors import GatewayError, RequestRefused
+from gateway.pipeline import Pipeline
+from gateway.policy.auth import Identity
+from gateway.policy.keyrecord import KeyRefused, arguments_of, parse_duration, to_public
+from gateway.policy.keys import KeyExists, KeyUnknown
+from gateway.policy.statedb import StateDbError
+from gateway.server.exchange import Exchange
+from gateway.server.parsing import RequestHead
+from gateway.telemetry.usage import parse_usage_query, usage_csv, usage_rows
+from gateway.validation import parse_json
+
+ReadBody = Callable[[], bytes]
+
+
+class Reply(NamedTuple):
+    """A complete answer: status, headers, body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def json_reply(value: Any, status: int = 200, *headers: tuple[str, str]) -> Reply:
+    """A JSON answer."""
+    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return Reply(status, (("Content-Type", "application/json"), *headers), body)
+
+
+Action = Callable[[RequestHead, Identity, "re.Match[str]", ReadBody], Reply]
+
+
+class Admin:
+    """Answers below `/admin/` and at `/auth/token`. Thread-safe; calls may wait for the state database."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._guard = pipeline.guard
+        self._table: tuple[tuple[re.Pattern[str], str, dict[str, Action]], ...] = (
+            (re.compile("/auth/token"), "", {"POST": self._token}),
+            (re.compile("/admin/keys"), "admin", {"GET": self._list_keys, "POST": self._create_key}),
+            (re.compile("/admin/keys/([^/]+)"), "admin", {"DELETE": self._revoke_key}),
+            (re.compile("/admin/keys/([^/]+)/rotate"), "admin", {"POST": self._rotate_key}),
+            (re.compile("/admin/usage"), "admin", {"GET": self._usage}),
+            (re.compile("/admin/engines/([^/]+)/(drain|enable)"), "admin", {"POST": self._engine}),
+        )
+
+    def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Optional[Reply]:
+        """The answer, or None when the path is nothing of this. Raises GatewayError."""
+        for pattern, permission, actions in self._table:
+            match = pattern.fullmatch(head.path)
+            if match is None:
+                continue
+            action = actions.get("GET" if head.method == "HEAD" else head.method)
+            if action is None:
+                allowed = _allowed(actions)
+                raise RequestRefused(
+                    "method_not_allowed", f"{head.path[:200]} takes {allowed}", headers=(("Allow", allowed),)
+                )
+            identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
+            exchange.identity = identity
+            if permission:
+                identity.require(permission)
+            try:
+                return action(head, identity, match, read_body)
+            except StateDbError as error:
+                self._pipeline.telemetry.log("error", "state_db", message=str(error))
+                raise GatewayError("internal_error", "the state database cannot be used; see the log") from error
+        return None
+
+    def methods(self, path: str) -> Optional[str]:
+        """The methods that a path takes, as in `Allow`; None when it is nothing of this."""
+        return next((_allowed(actions) for pattern, _, actions in self._table if pattern.fullmatch(path)), None)
+
+    def _audit(self, identity: Identity, action: str, **fields: object) -> None:
+        self._pipeline.telemetry.log("info", "admin", key=identity.name, action=action, **fields)
+
+    def _token(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        token, expires_in_s = self._guard.authenticator.exchange(identity)
+        self._audit(identity, "token", expires_in_s=expires_in_s)
+        return json_reply(
+            {"token": token, "token_type": "Bearer", "expires_in": expires_in_s}, 200, ("Cache-Control", "no-store")
+        )
+
+    def _list_keys(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        store = self._guard.authenticator.store
+        records = () if store is None else store.list()
+        self._audit(identity, "list_keys")
+        return json_reply({"keys": [to_public(record) for record in records]})
+
+    def _create_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        with _KeyRefusals():
+            record, secret = self._guard.store.create(**arguments_of(parse_json(read_body())))
+        self._audit(identity, "create_key", name=record.name, role=record.role)
+        answer = {**to_public(record), "key": secret}
+        return json_reply(answer, 201, ("Cache-Control", "no-store"))
+
+    def _revoke_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        with _KeyRefusals():
+            record = self._guard.store.revoke(urllib.parse.unquote(match[1]))
+        self._audit(identity, "revoke_key", name=record.name)
+        return json_reply(to_public(record))
+
+    def _rotate_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        wanted = parse_json(read_body() or b"{}") if head.content_length or head.chunked else {}
+        with _KeyRefusals():
+            spans = _spans(wanted, grace="1h", expires=None)
+            record, secret = self._guard.store.rotate(
+                urllib.parse.unquote(match[1]), spans["grace"] or 0.0, spans["expires"]
+            )
+        self._audit(identity, "rotate_key", name=record.name)
+        return json_reply({**to_public(record), "key": secret}, 200, ("Cache-Control", "no-store"))
+
+    def _usage(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        try:
+            query = parse_usage_query(head.query)
+        except ValueError as error:
+            raise RequestRefused("invalid_body", str(error)) from None
+        self._audit(identity, "usage", query=head.query)
+        db = self._guard.db
+        rows = [] if db is None else usage_rows(db, query.by, query.from_unix_s, query.to_unix_s)
+        if query.format == "csv":
+            body = usage_csv(rows, query.by).encode()
+            return Reply(200, (("Content-Type", "text/csv; charset=utf-8"),), body)
+        return json_reply({"rows": rows})
+
+    def _engine(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        """Drain or enable an engine; `?model=` where its id is one of several models'."""
+        engine_id = urllib.parse.unquote(match[1])
+        model = urllib.parse.parse_qs(head.query).get("model", [None])[0]
+        draining = match[2] == "drain"
+        models = self._pipeline.factory.set_draining(engine_id, draining, model)
+        if not models:
+            raise RequestRefused("not_found", f"there is no engine {engine_id[:200]}")
+        self._audit(identity, f"{match[2]}_engine", engine=engine_id, models=models)
+        return json_reply({"engine": engine_id, "draining": draining, "models": models})
+
+
+def _allowed(actions: dict[str, Action]) -> str:
+    methods = [name for method in actions for name in ((method, "HEAD") if method == "GET" else (method,))]
+    return ", ".join((*methods, "OPTIONS"))
+
+
+def _spans(wanted: dict[str, Any], **defaults: Optional[str]) -> dict[str, Optional[float]]:
+    """Seconds by name, of a body such as {"grace": "1h"}; null counts as absent. Raises KeyRefused."""
+    faults = [f"{name[:40]}: is not known; known: {', '.join(defaults)}" for name in wanted if name not in defaults]
+    spans: dict[str, Optional[float]] = {}
+    for name, default in defaults.items():
+        text = default if wanted.get(name) is None else wanted[name]
+        try:
+            spans[name] = None if text is None else parse_duration(text)
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise KeyRefused(*faults)
+    return spans
+
+
+class _KeyRefusals:
+    """Turns what the key store refuses into answers."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        if isinstance(error, KeyUnknown):
+            raise RequestRefused("not_found", str(error)) from error
+        if isinstance(error, KeyExists):
+            raise RequestRefused("invalid_body", str(error), status=409) from error
+        if isinstance(error, KeyRefused):
+            raise RequestRefused("invalid_body", str(error)) from error
