@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import socket
@@ -109,6 +110,8 @@ def serve(settings: Settings) -> int:
         reason = error.strerror or error
         print(f"error: cannot listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
         return 1
+    _raise_descriptor_limit(gateway)
+    _settle_memory()
     gateway.start()
     print(f"inference gateway at {gateway.url}", flush=True)
     while True:
@@ -118,6 +121,34 @@ def serve(settings: Settings) -> int:
         elif number in (signal.SIGINT, signal.SIGTERM):
             break
     return _drain(gateway, signals)
+
+
+def _raise_descriptor_limit(gateway: Gateway) -> None:
+    """Allow as many descriptors as connections need (a client's and an engine's each), where the system lets us."""
+    try:
+        import resource
+    except ImportError:
+        return
+    wanted = 2 * gateway.settings.max_connections + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (OSError, ValueError):
+        allowed = soft
+    if allowed < wanted:
+        gateway.telemetry.log("warning", "few_descriptors", allowed=allowed, wanted=wanted)
+
+
+def _settle_memory() -> None:
+    """What has been loaded stays for good: the collector need not look at it again, nor so often (5 % CPU a
+    request)."""
+    if hasattr(gc, "freeze"):
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
 
 
 def _drain(gateway: Gateway, signals: _Signals) -> int:

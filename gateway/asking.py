@@ -26,7 +26,6 @@ from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 
-
 HEDGE_TICK_S = 0.01
 LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
 
@@ -118,8 +117,9 @@ class Asker:
             pools = tuple(pool for pool in pools if may_use(pool.name))
             if not pools:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
-        wants_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools)
-        affinity = call.affinity() if wants_affinity else b""
+        affinity = b""
+        if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
+            affinity = call.affinity()
         tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter)
         return self._until_answered(call, tries, asked[0], deadline_s, limit_s)
 
@@ -150,7 +150,7 @@ class Asker:
 
     def _that_fit(self, call: Call, pools: tuple[ModelPool, ...]) -> tuple[ModelPool, ...]:
         """The pools whose context has room for the call. Raises `context_too_long`."""
-        if all(pool.spec.max_model_len is None for pool in pools):
+        if not self._router.knows_context or all(pool.spec.max_model_len is None for pool in pools):
             return pools
         tokens = call.estimated_tokens()
         own = pools[0].spec
@@ -237,7 +237,8 @@ class Asker:
         limit_s = step.pool.spec.attempt_timeout_s
         now_s = time.monotonic()
         if step.lease is not None and step.lease.others:
-            # The engine may still hang: half of the time is left for another, so that no trial costs a client its answer.
+            # The engine may still hang: half of the time is left for another, so that no trial costs a client its
+            # answer.
             deadline_s = now_s + (deadline_s - now_s) / 2
         if limit_s is not None:
             deadline_s = min(deadline_s, now_s + limit_s)

@@ -367,8 +367,8 @@ class DifferentTest(ReplayCase):
 
     def test_lines_that_cannot_be_repeated_are_named(self) -> None:
         lines = self.record(5, 300)
-        calls = {line["op"]: i for i, line in enumerate(lines)}
-        chosen, settled, probed = calls["acquire"], calls["settle"], calls["probe"]
+        calls = {(line["op"], line.get("verdict")): i for i, line in enumerate(lines)}
+        chosen, settled, probed = calls["acquire", None], calls["settle", "good"], calls["probe", None]
         reconfigure = {"op": "reconfigure", "model": "m0", "now_s": lines[-1]["now_s"], "strategy": "random", "out": []}
         broken: dict[str, Callable[[list[dict[str, Any]]], object]] = {
             "unknown call": lambda copy: copy[chosen].update(op="guess"),

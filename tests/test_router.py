@@ -42,7 +42,7 @@ class RouterTest(unittest.TestCase):
 
     def router(self, *models: ModelSpec, **options: str) -> Router:
         fleet = FleetSpec(tuple(models))
-        return Router(fleet, rng=Random(5), clock=lambda: self.now_s, **options)
+        return Router(fleet, rng=Random(5), clock=lambda: self.now_s, **options)  # type: ignore[arg-type]
 
     def path(self, router: Router, name: Optional[str], **options: bool) -> list[str]:
         return [pool.name for pool in router.route(name, **options)]
@@ -405,6 +405,13 @@ class HedgeTest(RouterTest):
                 self.assertEqual(tries.sent, 1)
                 router.pools["x"].settle(first, OK, 0.01)
                 self.assertEqual([item.in_flight for item in router.pools["x"].snapshot()], [0])
+
+    def test_a_last_resort_has_no_second(self) -> None:
+        router = self.router(model("x", 2), fallback="off")
+        self.request(router, "x", {"x0": REFUSED, "x1": REFUSED})
+        tries, lease = self.first(router)
+        self.assertIsNone(tries.hedge())
+        router.pools["x"].settle(lease, OK, 0.01)
 
     def test_after_both_have_failed_the_third_engine_is_tried(self) -> None:
         router = self.router(model("x", 3), fallback="off")

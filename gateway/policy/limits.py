@@ -144,6 +144,11 @@ class Limiter:
         self._for_keys_and_models_only = self._addresses is None and self._everybody is None
         self._unlimited = Admission(self, NOTHING_READ, None, (), 0)
 
+    @property
+    def unlimited(self) -> Admission:
+        """The admission of a request to which no limit applies: it holds nothing."""
+        return self._unlimited
+
     def set_factors(self, factor_by_priority: Mapping[str, float]) -> None:
         """Multiply the limits of every key by the factor of its priority, from its next request on (unnamed: 1)."""
         self._factors = dict(factor_by_priority)

@@ -19,8 +19,8 @@ RANK_BY_PRIORITY = {"high": 0, "normal": 1, "low": 2}
 class Lease:
     """A place on an engine, given back by `ModelPool.settle` exactly once. `ticket` is the breaker's.
 
-    `trial`: with this request an open breaker has become half-open. `others`: it tries out a half-open engine while other
-    engines are in, so it has to leave time for them.
+    `trial`: with this request an open breaker has become half-open. `others`: it tries out a half-open engine while
+    other engines are in, so it has to leave time for them.
     """
 
     __slots__ = ("engine", "others", "ticket", "trial")

@@ -72,6 +72,8 @@ class Router:
         routes = {name: self._route(fleet, pools, name) for name in pools}
         for alias, name in names.items():
             routes[alias] = routes[name]
+        self.uses_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools.values())
+        self.knows_context = any(spec.max_model_len is not None for spec in fleet.models)
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
         self._routes = routes
@@ -210,6 +212,8 @@ class Tries:
 
     def hedge(self) -> Optional[Step]:
         """A second engine of the same model, one that is free at once; None when there is none."""
+        if self._index == len(self._pools):  # this is a last resort: no engine is in
+            return None
         pool = self._pools[self._index]
         lease = pool.acquire(self._tried, self._affinity)
         if lease is None:

@@ -23,7 +23,6 @@ from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 
-
 _STRANGER = Engine(EngineSpec("echo:"), "")  # stands for an engine that is not the model's
 
 

@@ -36,7 +36,7 @@ def parse_answer(body: bytes, path: str) -> dict[str, Any]:
         if b"NaN" in body or b"Infinity" in body:  # looked for first: a hook costs a decoder a call
             answer = json.loads(body, parse_constant=_refuse_constant)
         else:
-            answer = json.loads(body)
+            answer = _decode(body.decode())
     except (ValueError, RecursionError):
         raise InvalidAnswer("the engine's answer is not JSON") from None
     if not isinstance(answer, dict):
@@ -48,6 +48,9 @@ def parse_answer(body: bytes, path: str) -> dict[str, Any]:
     if not isinstance(answer.get(_LIST_KEY_BY_PATH[path]), list):
         raise InvalidAnswer(f"the engine's answer has no {_LIST_KEY_BY_PATH[path]}")
     return answer
+
+
+_decode = json.JSONDecoder().decode  # json.loads would guess the encoding first
 
 
 def _refuse_constant(name: str) -> None:
