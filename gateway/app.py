@@ -190,7 +190,7 @@ class Gateway:
         return self._names
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
-        return [(e.model, e.id, e.state == "up", e.in_flight) for e in self.factory.engines()]
+        return [(e.model, e.id, e.available, e.in_flight) for e in self.factory.engines()]
 
     def _breaker_gauges(self) -> list[tuple[tuple[str, str], int]]:
         return [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in self.factory.engines()]

@@ -27,6 +27,7 @@ from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 
 HEDGE_TICK_S = 0.01
+LOSER_S = 0.05  # how long the answer may wait for a cancelled second attempt to end; it takes a millisecond
 LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
 
 
@@ -493,6 +494,7 @@ class _Race:
         if winner is first:
             if self.rival is not None:
                 self.rival.abort("cancelled")
+                self._done.wait(LOSER_S)  # what became of it belongs into this request's report
         elif answered:
             _discard(first)
         return winner

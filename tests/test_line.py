@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import unittest
 from random import Random
-from typing import Optional
+from typing import Callable, Optional
 
 from gateway.routing.line import AGEING_S, RANK_BY_PRIORITY, Lease, Line, Waiter
 from gateway.routing.pool import ModelPool
@@ -20,7 +20,7 @@ CANCELLED = Outcome("cancelled")
 
 def served(line: Line) -> list[int]:
     """Everybody who waits, in the order they are served, by number."""
-    numbers = []
+    numbers: list[int] = []
     while True:
         waiter = line.next()
         if waiter is None:
@@ -136,7 +136,7 @@ class PoolLineTest(unittest.TestCase):
 
     def fill(self) -> dict[str, Lease]:
         """Take every place; the leases by engine (one place each)."""
-        leases = {}
+        leases: dict[str, Lease] = {}
         while True:
             lease = self.pool.acquire((), b"")
             if lease is None:
@@ -239,6 +239,17 @@ class HandOverTest(PoolLineTest):
         self.assertEqual(self.lease(first).engine.id, "a")
         self.assertFalse(second.ready.is_set())
 
+    def test_who_waits_may_look_for_an_engine_whose_pause_is_over(self) -> None:
+        held = self.fill()
+        self.pool.settle(held["a"], Outcome("rate_limited", "", 429, 5.0), 0.1)
+        waiter = self.join()
+        self.now_s += 4.9
+        self.pool.serve_line()
+        self.assertFalse(waiter.ready.is_set())
+        self.now_s += 0.1
+        self.pool.serve_line()
+        self.assertEqual(self.lease(waiter).engine.id, "a")
+
     def test_an_engine_on_trial_is_handed_to_one_waiter_only(self) -> None:
         self.pool = self.make("a", "b", places=3)
         held = []
@@ -296,7 +307,7 @@ class GivingUpTest(PoolLineTest):
         self.assertEqual(self.pool.waiting, 0)
 
     def test_when_the_last_engine_goes_out_everybody_is_sent_away_at_once(self) -> None:
-        outs = {
+        outs: dict[str, Callable[[Lease], object]] = {
             "down": lambda lease: self.pool.settle(lease, REFUSED, 0.1),
             "resting": lambda lease: self.pool.settle(lease, Outcome("rate_limited", "", 429, 9.0), 0.1),
             "probed": lambda lease: self.pool.record_probe(lease.engine, "answered 503", 1, 1),

@@ -36,7 +36,7 @@ class PoolTest(unittest.TestCase):
         return ModelPool(self.spec(*ids, **fields), strategy, Random(3), lambda: self.now_s)
 
     def spec(self, *ids: str, **fields: int) -> ModelSpec:
-        return ModelSpec("m", tuple(EngineSpec(f"http://{name}:8000/v1", id=name, **fields) for name in ids))
+        return ModelSpec("m", tuple(EngineSpec(f"http://{name}:8000/v1", id=name, **fields) for name in ids))  # type: ignore[arg-type]
 
     def take(self, tried: Iterable[Engine] = ()) -> Lease:
         lease = self.pool.acquire(list(tried), b"")
@@ -395,6 +395,66 @@ class BreakerTest(PoolTest):
         self.now_s += 2.0
         self.assertEqual(self.states()["b"], "open")
         self.assertEqual(self.in_turn(), {"a", "c"})
+
+
+class LookTest(PoolTest):
+    def turns(self, look: bool) -> list[str]:
+        """The rotation of a and b while c comes in for a moment in which nobody asks."""
+        weights = {"a": 2, "b": 3, "c": 1}
+        engines = tuple(EngineSpec(f"http://{n}:8000/v1", id=n, weight=weight) for n, weight in weights.items())
+        self.pool = ModelPool(ModelSpec("m", engines), "round_robin", Random(3), lambda: self.now_s)
+        first, second = self.take_named("c"), self.take_named("c")
+        self.pool.settle(first, rate_limited(5.0), 0.01)
+        turns = [self.take().engine.id for _ in range(3)]
+        self.now_s += 5.0
+        if look:
+            self.assertTrue(self.pool.any_available())
+            self.assertFalse(self.pool.all_full())
+            self.pool.predicted_wait_s()
+            self.pool.snapshot()
+        self.pool.settle(second, rate_limited(5.0), 0.01)
+        return turns + [self.take().engine.id for _ in range(5)]
+
+    def turns_with_a_line(self, look: bool) -> list[str]:
+        """The rotation of a and b while somebody waits and c comes in for a moment, but full."""
+
+        def spec(places: int) -> ModelSpec:
+            weights = {"a": 2, "b": 3, "c": 1}
+            return ModelSpec(
+                "m",
+                tuple(
+                    EngineSpec(f"http://{n}:8000/v1", id=n, weight=w, max_concurrency=places)
+                    for n, w in weights.items()
+                ),
+            )
+
+        self.pool = ModelPool(spec(2), "round_robin", Random(3), lambda: self.now_s)
+        first, second = self.take_named("c"), self.take_named("c")
+        self.pool.settle(first, rate_limited(5.0), 0.01)
+        self.pool.reconfigure(spec(1), "round_robin")
+        held = [self.take(), self.take()]
+        waiter = self.pool.join_line("normal", b"")
+        assert waiter is not None
+        self.now_s += 5.0
+        if look:
+            self.pool.serve_line()
+        self.assertFalse(waiter.ready.is_set())
+        self.pool.settle(second, rate_limited(5.0), 0.01)
+        self.pool.leave_line(waiter)
+        turns = [lease.engine.id for lease in held]
+        for lease in held:
+            self.pool.settle(lease, OK, 0.01)
+        for _ in range(5):
+            lease = self.take()
+            turns.append(lease.engine.id)
+            self.pool.settle(lease, OK, 0.01)
+        return turns
+
+    def test_looking_for_a_free_place_in_vain_changes_no_decision(self) -> None:
+        self.assertEqual(self.turns_with_a_line(look=True), self.turns_with_a_line(look=False))
+
+    def test_a_look_changes_no_decision(self) -> None:
+        self.assertEqual(self.turns(look=True), self.turns(look=False))
 
 
 class DrainTest(PoolTest):

@@ -92,6 +92,7 @@ class Turmoil:
             *(self.end,) * 12,
             *(self.probe,) * 3,
             *(self.look,) * 3,
+            *(self.serve,) * 2,
             self.hedge,
             self.leave,
             self.drain,
@@ -183,6 +184,11 @@ class Turmoil:
             pool.snapshot()
             pool.due_for_probe(1.0)
 
+    def serve(self) -> None:
+        """Those who wait look themselves, now and then."""
+        for pool in self.router.pools.values():
+            pool.serve_line()
+
     def weather(self) -> None:
         """Some servers fail more, others less."""
         self.faulty[f"127.0.0.1:{9000 + self.rng.randrange(SERVERS)}"] = self.rng.choice((0.0, 0.1, 0.9))
@@ -267,7 +273,7 @@ class SameTest(ReplayCase):
         self.assertGreater(len(lines), 6000)
         seen = {line["op"] for line in lines}
         self.assertEqual(
-            seen, {"start", "acquire", "settle", "join", "leave", "last_resort", "probe", "retry", "drain"}
+            seen, {"start", "acquire", "settle", "join", "leave", "serve", "last_resort", "probe", "retry", "drain"}
         )
         states = {candidate[1] for line in lines if line["op"] == "acquire" for candidate in line["candidates"]}
         self.assertEqual(states, {"up", "down", "resting", "misconfigured", "open", "half_open", "draining"})

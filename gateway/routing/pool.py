@@ -47,6 +47,7 @@ class EngineSnapshot(NamedTuple):
     in_flight: int
     last_error: Optional[str]
     breaker: str
+    available: bool  # may be chosen: a breaker stays `open` until a request tries the engine, but not in the way of it
 
 
 class ModelPool:
@@ -221,6 +222,9 @@ class ModelPool:
         """Look again whether a place is free: an engine's rest or open breaker ends without anybody's doing."""
         with self._lock:
             now_s = self._clock()
+            engines = self._look_locked(now_s)
+            if engines and all(engine.full() for engine in engines):
+                return  # in vain, and so without a trace: only what is recorded may change what is decided
             served = self._serve_line_locked(now_s)
             if served and self._recorder is not None:
                 self._record("serve", now_s, {}, [w.number for w in served])
@@ -466,6 +470,7 @@ class ModelPool:
                     e.in_flight,
                     e.last_error,
                     e.breaker.state_name,
+                    e.available(now_s),
                 )
                 for e in self.engines
             ]

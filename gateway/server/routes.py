@@ -99,18 +99,18 @@ class Routes:
     def _health(self, head: RequestHead) -> Reply:
         models: dict[str, Any] = {}
         complete = True
-        any_up = False
+        any_available = False
         for name, pool in self._pipeline.factory.router.pools.items():
             engines = pool.snapshot()
-            ups = sum(engine.state == "up" for engine in engines)
-            any_up = any_up or ups > 0
-            complete = complete and ups == len(engines)
+            available = any(engine.available for engine in engines)
+            any_available = any_available or available
+            complete = complete and all(engine.state == "up" for engine in engines)
             models[name] = {
-                "available": ups > 0,
+                "available": available,
                 "strategy": pool.strategy_name,
                 "engines": [{key: value for key, value in e._asdict().items() if key != "model"} for e in engines],
             }
-        status = "ok" if complete else "degraded" if any_up else "down"
+        status = "ok" if complete else "degraded" if any_available else "down"
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
 
     def _metrics(self, head: RequestHead) -> Reply:

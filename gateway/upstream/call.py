@@ -5,6 +5,7 @@ A `Call` belongs to the thread that runs it, but for `cancel`, which any thread 
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import uuid
 from typing import Any, Callable, Optional
@@ -198,9 +199,12 @@ class Call:
         return len(self._prompt_text())
 
     def affinity(self) -> bytes:
-        """What `prefix_affinity` hashes: the session, or the prompt's first characters."""
+        """What `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.
+
+        A digest, because decisions are recorded with it, and no prompt is to stand in a file.
+        """
         text = self.session or self._prompt_text()[:AFFINITY_PREFIX_CHARS]
-        return text.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() if text else b""
 
     def _prompt_text(self) -> str:
         messages = self.request.get("messages")
