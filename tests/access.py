@@ -95,7 +95,7 @@ class AccessTest(SocketTest):
         path.write_text(json.dumps(document), "utf-8")
         return path
 
-    def serve(self, models: Optional[Mapping[str, Mapping[str, Any]]] = None, **variables: object) -> RunningGateway:
+    def serve(self, models: Optional[Mapping[str, Any]] = None, **variables: object) -> RunningGateway:
         """A gateway in this process, with these models of the engines file or with echo."""
         settings: dict[str, object] = {"STATE_DB": self.db, **variables}
         if models is not None:

@@ -269,7 +269,7 @@ class StoredKeysTest(StoreTest):
 class TokenTest(StoreTest):
     def test_the_claims_are_honoured(self) -> None:
         self.door = self.a_door(default_limits=KeyLimits(10, 20, 30))
-        claims = {"sub": "tina", "role": "viewer", "models": ["7b"], "rpm": 3, "exp": NOON + 60}
+        claims: dict[str, Any] = {"sub": "tina", "role": "viewer", "models": ["7b"], "rpm": 3, "exp": NOON + 60}
         self.assertEqual(
             self.identify(self.bearer(token(**claims))),
             Identity("tina", "viewer", DEFAULT_ROLES["viewer"], ("7b",), KeyLimits(3, 20, 30)),

@@ -174,7 +174,7 @@ class OpeningTest(GuardTest):
             tick()
 
         guard.tick = counted  # type: ignore[method-assign]
-        guard._stop.wait = lambda timeout=None: guard._stop.is_set()  # type: ignore[assignment, method-assign]
+        guard._stop.wait = lambda timeout=None: guard._stop.is_set()  # type: ignore[method-assign]
         guard.start()
         eventually(lambda: len(ticks) >= 3)
         guard.close(5.0)

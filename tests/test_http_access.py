@@ -38,7 +38,7 @@ def good(**claims: Any) -> str:
 
 
 def unsigned(alg: object) -> str:
-    head, payload, _ = good().split(".")
+    payload = good().split(".")[1]
     return f"{b64(json.dumps({'alg': alg, 'typ': 'JWT'}).encode())}.{payload}."
 
 

@@ -161,7 +161,7 @@ class HedgingTest(ResilienceTest):
 
     def test_when_both_hang_the_deadline_holds(self) -> None:
         first, second = self.engine("hang"), self.engine("hang")
-        running = self.hedging(first.url, second.url, REQUEST_TIMEOUT=0.3)
+        running = self.hedging(first.url, second.url, REQUEST_TIMEOUT=0.15)
         answer = running.post(ask())
         self.assert_error(answer, 504, "gateway_timeout")
         self.assertTrue(first.wait_for_cancelled(1, 1.0) and second.wait_for_cancelled(1, 1.0))

@@ -174,7 +174,8 @@ class AdminApiTest(AdminTest):
         self.admin("POST", "/admin/engines/echo/drain")
         self.admin("POST", "/admin/engines/echo/enable")
         self.admin("POST", "/auth/token")
-        lines = eventually(lambda: len(found := self.audit(self.gateway, "admin")) == 8 and found)
+        eventually(lambda: len(self.audit(self.gateway, "admin")) == 8)
+        lines = self.audit(self.gateway, "admin")
         self.assertEqual(
             [(line["key"], line["action"], line.get("name") or line.get("engine")) for line in lines],
             [
@@ -410,7 +411,7 @@ class CommandLineTest(AccessTest):
         self.assertNotIn(secret, process.stderr + process.stdout)
 
     def test_the_first_key_can_be_made_before_anybody_could_be_recognised(self) -> None:
-        exposed = {"HOST": "0.0.0.0"}
+        exposed: dict[str, Any] = {"HOST": "0.0.0.0"}
         status, _, stderr = self.process(**exposed)
         self.assertEqual(status, 2)
         self.assertIn("HOST", stderr)

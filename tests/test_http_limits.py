@@ -148,8 +148,8 @@ class AddressesTest(LimitsTest):
         self.freeze(running)
         statuses = [self.post_from(running, f"203.0.113.{number}").status for number in range(4)]
         self.assertEqual(statuses, [200, 200, 429, 429])
-        lines = eventually(lambda: len(found := running.request_lines()) == 4 and found)
-        self.assertEqual({line["client"] for line in lines}, {"127.0.0.1"})
+        eventually(lambda: len(running.request_lines()) == 4)
+        self.assertEqual({line["client"] for line in running.request_lines()}, {"127.0.0.1"})
 
     def test_behind_a_trusted_proxy_its_client_counts(self) -> None:
         running = self.serve(ECHO, RATE_LIMIT_IP_RPM=20, TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8")
@@ -250,7 +250,7 @@ class TokensTest(LimitsTest):
     def test_failed_and_cancelled_requests_give_their_tokens_back(self) -> None:
         bad, hanging = self.engine("error", status=500), self.engine("hang")
         fleet = {"bad": {"engines": [bad.url], "fallbacks": []}, "hang": {"engines": [hanging.url], "fallbacks": []}}
-        running = self.serve(fleet)
+        running = self.serve(fleet, BREAKER_MIN_REQUESTS=1_000_000)
         self.freeze(running)
         key = self.make(running, tpm=10_000)
         self.assertEqual(running.post(ask(model="bad", max_tokens=900), headers=key).status, 502)
@@ -258,7 +258,8 @@ class TokensTest(LimitsTest):
         self.assertTrue(hanging.wait_for_requests(1, TIMEOUT_S))
         client.close()
         self.assert_idle(running)
-        self.assertEqual(running.post(ask(model="bad", max_tokens=900), headers=key).status, 502)
+        for _ in range(30):  # a connection each: not even the next one may find the tokens of a failed request taken
+            self.assertEqual(running.post(ask(model="bad", max_tokens=900), headers=key).status, 502)
 
     def test_completions_and_embeddings_count_too(self) -> None:
         running = self.serve(ECHO)

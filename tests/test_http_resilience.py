@@ -163,14 +163,14 @@ class RetryTest(ResilienceTest):
     def test_the_same_engine_only_after_a_growing_pause(self) -> None:
         bad = self.engine("error")
         running = self.serve({"m": {"engines": [bad.url]}})
-        pauses = self.note_pauses(running, share=1.0)
+        pauses = self.note_pauses(running, share=0.5)
         answer = running.post(ask())
         self.assert_error(answer, 502, "backend_error")
         self.assertEqual((len(pauses), bad.stats()["requests"]), (2, 3))
         line = running.request_line(answer.request_id)
-        self.assertGreaterEqual(line["latency_ms"], 300)
-        self.assertLess(line["engine_ms"], line["latency_ms"] - 290)  # the engine is not blamed for the pauses
-        overhead = 'gateway_overhead_seconds_bucket{le="0.25"}'
+        self.assertGreaterEqual(line["latency_ms"], 150)
+        self.assertLess(line["engine_ms"], line["latency_ms"] - 145)  # the engine is not blamed for the pauses
+        overhead = 'gateway_overhead_seconds_bucket{le="0.1"}'
         self.assertEqual(running.metrics().get(overhead, 1), 1)  # neither is the gateway
 
     def test_an_engine_that_says_when_is_not_asked_before(self) -> None:
@@ -179,10 +179,10 @@ class RetryTest(ResilienceTest):
         self.note_pauses(running)
         client = self.begin(running)
         side = engine.take()
-        side.send(b"HTTP/1.1 503 Busy\r\nRetry-After: 0.3\r\nContent-Length: 0\r\n\r\n")
+        side.send(b"HTTP/1.1 503 Busy\r\nRetry-After: 0.15\r\nContent-Length: 0\r\n\r\n")
         refused_s = time.monotonic()
         side.read_request()
-        self.assertGreaterEqual(time.monotonic() - refused_s, 0.29)
+        self.assertGreaterEqual(time.monotonic() - refused_s, 0.14)
         side.answer(json.dumps({"choices": [{"message": {"role": "assistant", "content": "well"}}]}).encode())
         self.assert_answered_by(client.read_response(), engine.port, attempts=2)
 

@@ -282,7 +282,12 @@ class ModelPool:
             for engine in self.engines
             if engine not in tried and not engine.full() and engine.state(now_s) not in ("resting", "draining")
         ]
-        return min(out, key=lambda e: e.returns_at_s(now_s), default=None)
+
+        def rank(engine: Engine) -> tuple[bool, float]:
+            # One that only has an open breaker passes its probes: more is to be hoped of it than of one that is down.
+            return engine.down or engine.out_until_s > now_s, engine.returns_at_s(now_s)
+
+        return min(out, key=rank, default=None)
 
     def take_retry(self) -> bool:
         """Take one retry from the budget (20 % of the last ten seconds' requests, at least 10); False: none is left."""

@@ -198,9 +198,8 @@ class Tries:
                         return Step(pool, None, waiter)
             self._index += 1
             self._here = 0
-        if self.sent < self._limit and not any(pool.any_available() for pool in self._pools):
-            return self._last_resort()
-        return None
+        # An engine that has come in since its model was looked at is found here too: it returns soonest of all.
+        return self._last_resort() if self.sent < self._limit else None
 
     def _better_elsewhere(self, engine: Engine) -> bool:
         """Whether the engine has asked for a long pause while there is another model to try."""

@@ -96,7 +96,7 @@ def _sockets_to(pid: int, ports: Collection[int]) -> set[str]:
 
 def least_held(gateway: GatewayProcess, engine_ports: Collection[int], seconds: float = 1.0) -> Held:
     """The least of each over some time: probes come and go."""
-    looks = []
+    looks: list[Held] = []
     deadline_s = time.monotonic() + seconds
     while not looks or time.monotonic() < deadline_s:
         looks.append(held(gateway, engine_ports))

@@ -67,7 +67,9 @@ def _breaker_left_s(scene: Scene) -> float:
     if scene.breakers()[scene.victim.id] == "closed":
         return 0.0
     lines = [line for line in scene.gateway.log_lines() if line["event"] == "engine_state"]
-    opened = [unix_s(line["ts"]) for line in lines if line["engine"] == scene.victim.id and line["after"] == "open"]
+    opened: list[float] = [
+        unix_s(line["ts"]) for line in lines if line["engine"] == scene.victim.id and line["after"] == "open"
+    ]
     if not opened:
         return 0.0
     open_s = min(BREAKER_FIRST_S * 2 ** (len(opened) - 1), BREAKER_MAX_S)
