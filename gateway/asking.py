@@ -455,19 +455,20 @@ class _Race:
     def _run_second(self) -> None:
         try:
             tried = self._second()
+            if tried is not None and _is_final(tried):
+                with self._lock:
+                    late = self._closed
+                    if not late:
+                        self._closed = True
+                        self._winner = tried
+                if late:
+                    _discard(tried)
+                else:
+                    self._first.abort("cancelled")
         except ClientGone:
-            tried = None
-        if tried is not None and _is_final(tried):
-            with self._lock:
-                late = self._closed
-                if not late:
-                    self._closed = True
-                    self._winner = tried
-            if late:
-                _discard(tried)
-            else:
-                self._first.abort("cancelled")
-        self._done.set()
+            pass
+        finally:
+            self._done.set()  # whatever went wrong here, nobody waits for it
 
     def close(self) -> None:
         """Nobody waits for an answer any more."""

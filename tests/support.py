@@ -532,8 +532,10 @@ class GatewayProcess:
         return self.process.wait(timeout_s)
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Every JSON line on stderr so far."""
-        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{")]
+        """Every whole JSON line on stderr so far."""
+        text = self.stderr
+        whole = text[: text.rfind("\n") + 1]  # it may be in the middle of writing one
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
 
 def process_environment(environment: Mapping[str, object]) -> dict[str, str]:

@@ -24,7 +24,6 @@ BEHAVIOURS: tuple[tuple[str, Mapping[str, float], str], ...] = (
     ("error", {"status": 503}, "error"),
     ("malformed", {}, "invalid"),
     ("truncate", {}, "truncated"),
-    ("drop_mid_stream", {}, "truncated"),
     ("rate_limit", {"retry_after": 0.1}, "rate_limited"),
     ("loading", {}, "error"),
     ("hang", {}, "timeout"),

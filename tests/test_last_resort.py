@@ -13,6 +13,7 @@ from gateway.routing.specs import FleetSpec, model_from
 
 ERROR = Outcome("error", "the engine answered 500", 500)
 REFUSED = Outcome("refused", "connection refused")
+RESET = Outcome("reset", "the engine closed the connection")
 
 
 class LastResortTest(unittest.TestCase):
@@ -30,11 +31,11 @@ class LastResortTest(unittest.TestCase):
             assert lease is not None and lease.engine is engine
             self.pool.settle(lease, outcome, 0.01)
 
-    def asked(self, tries: Tries) -> Engine:
+    def asked(self, tries: Tries, outcome: Outcome = REFUSED) -> Engine:
         step = tries.next()
         assert step is not None and step.lease is not None
-        self.pool.settle(step.lease, REFUSED, 0.01)
-        tries.failed(REFUSED)
+        self.pool.settle(step.lease, outcome, 0.01)
+        tries.failed(outcome)
         return step.lease.engine
 
     def test_an_engine_that_comes_in_between_two_tries_is_tried(self) -> None:
@@ -55,6 +56,31 @@ class LastResortTest(unittest.TestCase):
         self.assertEqual([e.state(self.now_s) for e in (a, b, c)], ["open", "down", "down"])
         self.assertGreater(a.returns_at_s(self.now_s), b.returns_at_s(self.now_s))
         self.assertIs(self.asked(Tries(self.router.route("x"), 3, b"")), a)
+
+    def test_of_engines_that_are_down_the_one_that_refused_longest_ago_comes_first(self) -> None:
+        a, b, c = self.pool.engines
+        for engine in (b, c, a):
+            self.take_out(engine, REFUSED, 1)
+            self.now_s += 1.0
+        tries = Tries(self.router.route("x"), 3, b"")
+        self.assertEqual([self.asked(tries) for _ in range(3)], [b, c, a])
+
+    def test_the_last_try_goes_to_an_untried_engine_rather_than_where_the_connection_broke(self) -> None:
+        a, b, c = self.pool.engines
+        self.take_out(a, REFUSED, 1)
+        asked = self.asked_of_two(RESET)
+        self.assertEqual((set(asked[:2]), asked[2]), ({b, c}, a))
+
+    def test_the_last_try_stays_with_engines_that_are_in_when_they_answer_at_all(self) -> None:
+        a, b, c = self.pool.engines
+        self.take_out(a, REFUSED, 1)
+        asked = self.asked_of_two(ERROR)
+        self.assertEqual(set(asked), {b, c})
+
+    def asked_of_two(self, outcome: Outcome) -> list[Engine]:
+        """The engines that one request asks when each of them fails like this."""
+        tries = Tries(self.router.route("x"), 3, b"")
+        return [self.asked(tries, outcome) for _ in range(3)]
 
 
 if __name__ == "__main__":

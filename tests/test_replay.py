@@ -273,7 +273,8 @@ class SameTest(ReplayCase):
         self.assertGreater(len(lines), 6000)
         seen = {line["op"] for line in lines}
         self.assertEqual(
-            seen, {"start", "acquire", "settle", "join", "leave", "serve", "last_resort", "probe", "retry", "drain"}
+            seen - {"serve"},  # rare: see below
+            {"start", "acquire", "settle", "join", "leave", "last_resort", "probe", "retry", "drain"},
         )
         states = {candidate[1] for line in lines if line["op"] == "acquire" for candidate in line["candidates"]}
         self.assertEqual(states, {"up", "down", "resting", "misconfigured", "open", "half_open", "draining"})
@@ -308,6 +309,28 @@ class SameTest(ReplayCase):
             with self.subTest(variables=variables):
                 lines = self.record(60 + number, 500, reloads=True, **variables)
                 self.assertEqual(replay(self.path), (len(lines) - 1, None))
+
+    def test_so_does_a_place_that_a_waiting_request_finds_itself(self) -> None:
+        specs = tuple(EngineSpec(f"http://127.0.0.1:{9000 + i}/v1", max_concurrency=1) for i in range(3))
+        settings = self.settings(FleetSpec((ModelSpec("a", specs, strategy="random"),)))
+        now_s = 5.0
+        lines = [header(settings, 1)]
+        router = Router(settings.fleet, rng=Random(1), clock=lambda: now_s, recorder=lines.append)
+        pool = router.pools["a"]
+        held = [pool.acquire((), b"") for _ in range(3)]
+        for lease in held[:2]:
+            assert lease is not None
+            pool.settle(lease, Outcome("rate_limited", retry_after_s=2.0), 0.1)
+        waiters = [pool.join_line("normal", b"") for _ in range(3)]
+        now_s += 2.0
+        pool.serve_line()
+        for waiter in waiters[:2]:
+            assert waiter is not None and waiter.lease is not None
+            pool.leave_line(waiter)
+            pool.settle(waiter.lease, Outcome("ok"), 0.1)
+        self.assertEqual([line["out"] for line in lines if line["op"] == "serve"], [[1, 2]])
+        self.write(lines)
+        self.assertEqual(replay(self.path), (len(lines) - 1, None))
 
     def test_a_server_of_two_models_is_not_mistaken_for_one_engine(self) -> None:
         # A fallback asks the second model's engine on the server where the first model's has failed.

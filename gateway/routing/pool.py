@@ -285,7 +285,10 @@ class ModelPool:
 
         def rank(engine: Engine) -> tuple[bool, float]:
             # One that only has an open breaker passes its probes: more is to be hoped of it than of one that is down.
-            return engine.down or engine.out_until_s > now_s, engine.returns_at_s(now_s)
+            # And of those, the one that refused longest ago is the likeliest to have been started again.
+            if engine.down:
+                return True, engine.failed_at_s
+            return engine.out_until_s > now_s, engine.returns_at_s(now_s)
 
         return min(out, key=rank, default=None)
 

@@ -28,6 +28,9 @@ _CODE_BY_KIND = {
 }
 
 
+_CONNECTION_BROKE = ("refused", "connect_timeout", "reset")
+
+
 class Router:
     """All models. `fallback` is `any` (other models in file order), `configured` (a model's own list) or `off`."""
 
@@ -190,7 +193,7 @@ class Tries:
                 lease = pool.acquire(self._tried, self._affinity)
                 if lease is not None:
                     if not self._better_elsewhere(lease.engine):
-                        return self._take(pool, lease)
+                        return self._take(pool, self._untried_at_last(pool, lease))
                     pool.settle(lease, Outcome("cancelled"), 0.0)
                 else:
                     waiter = pool.join_line(self._priority, self._affinity)
@@ -204,6 +207,17 @@ class Tries:
     def _better_elsewhere(self, engine: Engine) -> bool:
         """Whether the engine has asked for a long pause while there is another model to try."""
         return self._pauses_s.get(engine, 0.0) > BACKOFF_MAX_S and self._index + 1 < len(self._pools)
+
+    def _untried_at_last(self, pool: ModelPool, lease: Lease) -> Lease:
+        """The model's last try: rather on an engine that is out but untried than where the connection broke before."""
+        broke = self._failure is not None and self._failure.kind in _CONNECTION_BROKE
+        if not broke or self._here + 1 < self._limit or lease.engine not in self._tried:
+            return lease
+        other = pool.acquire_last_resort(self._tried)
+        if other is None:
+            return lease
+        pool.settle(lease, Outcome("cancelled"), 0.0)
+        return other
 
     def granted(self, pool: ModelPool, lease: Lease) -> Step:
         """The wait for a place is over."""

@@ -21,6 +21,7 @@ from . import load, measure, peers, processes, report, sections, upstream
 
 _DEFAULT_SECTIONS = "requests,connections,streams,idle,startup,engines"
 _MAX_UPSTREAM_PORTS = 8
+_IN_THIS_PROCESS = {"routing": sections.measure_routing, "authtiming": sections.measure_authtiming}
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
@@ -100,10 +101,11 @@ def _run(options: argparse.Namespace, command: str) -> int:
     versions = {gateway.name: gateway.version for gateway in gateways}
     rounds: list[list[sections.Row]] = []
     try:
-        if "routing" in options.section:
-            _say("routing")
-            rounds.append(sections.measure_routing())
-        if set(options.section) - {"routing"}:
+        for name, rows in _IN_THIS_PROCESS.items():
+            if name in options.section:
+                _say(name)
+                rounds.append(rows())
+        if set(options.section) - set(_IN_THIS_PROCESS):
             versions["upstream"] = _measure_rounds(options, gateways, rounds)
     except KeyboardInterrupt:
         _say("interrupted: what was measured so far follows")

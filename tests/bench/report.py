@@ -68,6 +68,10 @@ _COLUMNS = {
         _Column("ns_10000", "ns/choice, 10 000 engines", 0, False),
         _Column("ratio", "ratio", 2, False),
     ),
+    "authtiming": (
+        _Column("mean_ns", "ns/refusal", 0, False),
+        _Column("t", "t", 2, False),
+    ),
 }
 _COLUMNS["connections"] = _COLUMNS["requests"]
 _TITLES = {
@@ -78,6 +82,7 @@ _TITLES = {
     "idle": "Idle keep-alive connections",
     "startup": "Start-up",
     "memory": "Memory under 50 000 requests (to hold: under 40 MB at rest, less than 5 MB growth)",
+    "authtiming": "Refusing wrong keys and tokens (to hold: |t| ≤ 4.5 against wrong in the first place)",
     "routing": "Choosing an engine (to hold: ratio ≤ 2 for round_robin, random, power_of_two)",
 }
 _DIRECT = "direct"

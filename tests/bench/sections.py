@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import client, load, measure, peers, routing, streams
+from . import authtiming, client, load, measure, peers, routing, streams
 from .processes import BenchError
 from .running import Target, Usage, running, with_engines
 from .upstream import Upstream
 
-SECTIONS = ("requests", "connections", "streams", "idle", "startup", "engines", "memory", "routing")
+SECTIONS = ("requests", "connections", "streams", "idle", "startup", "engines", "memory", "routing", "authtiming")
 STRATEGIES = ("round_robin", "random", "power_of_two", "least_connections")
 ENGINE_COUNTS = (1, 10, 100, 1000)
 _REQUEST_CONNECTIONS = (1, 32)
@@ -134,6 +134,17 @@ def measure_routing() -> list[Row]:
     with _collecting(rows, "routing", "all", "gateway"):
         costs = routing.choice_costs()
         rows += [Row("routing", variant, "gateway", cost) for variant, cost in costs.items()]
+    return rows
+
+
+def measure_authtiming() -> list[Row]:
+    """Times refusing wrong keys and tokens, in this process; a row is invalid where the time tells the place."""
+    rows: list[Row] = []
+    with _collecting(rows, "authtiming", "all", "gateway"):
+        for variant, times in authtiming.refusal_times().items():
+            leaks = abs(times["t"]) > authtiming.LEAK_T
+            error = f"the time tells where it is wrong: t = {times['t']:.1f}" if leaks else ""
+            rows.append(Row("authtiming", variant, "gateway", times, error))
     return rows
 
 
