@@ -93,6 +93,8 @@ class CostTest(BudgetsTest):
             client = self.begin(running, key, model="m", stream=True)
             self.assertTrue(gate.wait_for_held(1, TIMEOUT_S))
             client.read_head()
+            for _ in range(3):
+                client.read_event()
             client.close()
             line = eventually(lambda: running.request_lines())[0]
         self.assertEqual((line["status"], line["error"]), (499, "client_closed_request"))
