@@ -26,6 +26,7 @@ from gateway.policy.scopes import (
     RateLimits,
     Reading,
     Scope,
+    header_lines_of,
     headers_of,
     read_scopes,
 )
@@ -103,6 +104,10 @@ class Admission:
     def headers(self) -> tuple[Header, ...]:
         """The same as `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; reset in whole seconds, rounded up."""
         return headers_of(self._reading)
+
+    def header_lines(self) -> bytes:
+        """The same as lines of a response's head; empty when nothing limits the request."""
+        return header_lines_of(self._reading)
 
     def settle(self, real_tokens: int) -> None:
         """Correct the tokens reserved to those really used (0: none). Only the first call counts."""

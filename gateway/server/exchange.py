@@ -162,9 +162,7 @@ class Exchange(Job):
         assert identity is not None  # the door was first
         admission = pipeline.admit(call, identity, self.client_address)
         self.admission = admission
-        limits = admission.headers()
-        if limits:
-            self.limit_headers = responses.header_lines(limits)
+        self.limit_headers = admission.header_lines()
 
     def about_to_finish(self) -> None:
         """Called before the last write: the caller's slot is free before it can know that the answer has ended."""

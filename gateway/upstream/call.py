@@ -196,7 +196,14 @@ class Call:
 
     def prompt_chars(self) -> int:
         """Characters of the prompt, for estimates."""
-        return len(self._prompt_text())
+        messages = self.request.get("messages")
+        if not isinstance(messages, list):
+            return len(self._prompt_text())
+        chars = len(messages) - 1  # the line ends between them
+        for message in messages:
+            content = message.get("content")
+            chars += len(content) if type(content) is str else len(echo.content_text(content))
+        return chars
 
     def affinity(self) -> bytes:
         """What `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.
