@@ -441,12 +441,22 @@ class Settings:
     @property
     def auth_on(self) -> bool:
         """Whether clients need a key or a token."""
-        return self.auth != "off" and bool(self.api_keys or self.jwt_secret or self.jwt_jwks or self.state_db.exists())
+        return self.auth != "off" and bool(
+            self.api_keys or self.jwt_secret or self.jwt_jwks or _is_there(self.state_db)
+        )
 
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the listening address."""
         return is_loopback(self.host)
+
+
+def _is_there(path: Path | None) -> bool:
+    """Whether the file exists; a path that cannot be looked at does not."""
+    try:
+        return path is not None and path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def is_loopback(host: str) -> bool:
@@ -534,7 +544,7 @@ def _exposure_faults(values: Mapping[str, Any]) -> Iterator[str]:
     keys = values.get("user_keys"), values.get("admin_keys")
     exposed = "host" in values and not is_loopback(values["host"])
     # A faulty list of keys is missing here, not empty: its own fault says enough.
-    other = values.get("jwt_secret", True) or values.get("jwt_jwks") or Path(values.get("state_db", "")).is_file()
+    other = values.get("jwt_secret", True) or values.get("jwt_jwks") or _is_there(values.get("state_db"))
     if exposed and values.get("auth") == "auto" and keys == ((), ()) and not other:
         yield (
             f"HOST: others can reach {values['host']} and no key is configured:"

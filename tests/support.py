@@ -84,8 +84,10 @@ def mock_engine(model: str = "13b", behaviour: str = "ok", **options: Any) -> Mo
 
 
 def load_settings(environment: Mapping[str, object]) -> Settings:
-    """Settings from variables alone: port 0 and no probes unless they say otherwise, no `.env`."""
-    texts = {"PORT": "0", "HEALTH_INTERVAL": "0", **{name: str(value) for name, value in environment.items()}}
+    """Settings from variables alone: port 0, no probes and no database unless they say otherwise, no `.env`."""
+    nowhere = str(Path(tempfile.gettempdir()) / f"no-such-folder-{os.getpid()}" / "gateway.db")
+    texts = {"PORT": "0", "HEALTH_INTERVAL": "0", "STATE_DB": nowhere}
+    texts.update((name, str(value)) for name, value in environment.items())
     return gateway_settings.load(texts, None)
 
 

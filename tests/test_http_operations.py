@@ -72,6 +72,14 @@ class DrainTest(ResilienceTest):
         self.assertEqual(self.order(running, f"127.0.0.1:{engine.port}/drain", []).status, 200)
         self.assertEqual(self.states(running), ["draining"])
 
+    def test_a_page_of_another_origin_may_not_even_where_no_key_is_needed(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}}, AUTH="off", CORS_ORIGINS="https://console.example")
+        drain = f"127.0.0.1:{engine.port}/drain"
+        self.assertEqual(self.order(running, drain, [("Origin", "https://evil.example")]).status, 403)
+        self.assertEqual(self.states(running), ["up"])
+        self.assertEqual(self.order(running, drain, [("Origin", "https://console.example")]).status, 200)
+
     def test_a_draining_engine_finishes_what_it_has_and_gets_nothing_new(self) -> None:
         leaving, staying = self.engine(), self.engine()
         specs = [{"url": leaving.url, "id": "leaving"}, {"url": staying.url, "id": "staying"}]

@@ -68,6 +68,7 @@ class Admin:
                 raise RequestRefused(
                     "method_not_allowed", f"{head.path[:200]} takes {allowed}", headers=(("Allow", allowed),)
                 )
+            self._refuse_foreign_pages(head)
             identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
             exchange.identity = identity
             if permission:
@@ -82,6 +83,13 @@ class Admin:
     def methods(self, path: str) -> Optional[str]:
         """The methods that a path takes, as in `Allow`; None when it is nothing of this."""
         return next((_allowed(actions) for pattern, _, actions in self._table if pattern.fullmatch(path)), None)
+
+    def _refuse_foreign_pages(self, head: RequestHead) -> None:
+        """A page of another origin may not act here through somebody's browser: on loopback no key may be needed."""
+        origin = head.headers.get(b"origin")
+        allowed = self._pipeline.settings.cors_origins
+        if origin is not None and allowed != ("*",) and origin.decode("latin-1") not in allowed:
+            raise RequestRefused("forbidden", "pages of this origin may not administer the gateway (CORS_ORIGINS)")
 
     def _audit(self, identity: Identity, action: str, **fields: object) -> None:
         self._pipeline.telemetry.log("info", "admin", key=identity.name, action=action, **fields)
