@@ -370,6 +370,7 @@ class ProcessesTest(BudgetsTest):
         killed_s: list[float] = []
 
         def kill() -> None:
+            eventually(lambda: self.rows("SELECT spent_usd FROM budget"))  # else there would be nothing to lose
             killed_s.append(time.time())
             process.signal(signal.SIGKILL)
             process.wait()
