@@ -218,6 +218,24 @@ class RetryTest(ResilienceTest):
         self.assertEqual(attempts, ["2"] * 10 + ["1"] * 3)
         self.assertEqual(first.stats()["requests"] + second.stats()["requests"], 23)
 
+    def test_everything_that_an_engine_held_when_it_died_is_answered_by_another(self) -> None:
+        held = 14  # more than the budget of so few requests
+        dying, other = self.scripted(), self.engine()
+        running = self.serve({"m": {"engines": [dying.url, other.url]}}, WORKER_COUNT=40)
+        first = self.begin(running)
+        side = dying.take()
+        message = {"role": "assistant", "content": "well"}
+        side.answer(json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode())
+        self.assertEqual(first.read_response().status, 200)
+        self.assertEqual(running.post(ask()).status, 200)
+        clients = [self.begin(running) for _ in range(2 * held)]
+        side.read_request()
+        for _ in range(held - 1):
+            dying.take()
+        dying.close()
+        self.assertEqual([client.read_response().status for client in clients], [200] * 2 * held)
+        self.assert_nothing_held(running)
+
     def test_the_idempotency_key_goes_along_with_every_attempt(self) -> None:
         bad, good = self.engine("error"), self.engine()
         running = self.serve({"m": {"engines": [bad.url, good.url]}})

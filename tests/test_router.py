@@ -17,6 +17,8 @@ from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 OK = Outcome("ok")
 REFUSED = Outcome("refused", "connection refused")
 ERROR = Outcome("error", "the engine answered 500", 500)
+RESET = Outcome("reset", "the engine closed the connection")
+TRUNCATED = Outcome("truncated", "the answer is not complete")
 TIMEOUT = Outcome("timeout", "the engine did not answer in time")
 UNAUTHORIZED = Outcome("unauthorized", "the engine refuses the gateway's credentials", 401)
 
@@ -341,6 +343,58 @@ class BudgetTest(RouterTest):
         router = self.lenient(model("x", 3))
         sent = [len(self.request(router, "x", self.dead())[0]) for _ in range(6)]
         self.assertEqual(sent, [3, 3, 3, 3, 3, 1])
+
+    def in_flight(self, router: Router, count: int) -> list[tuple[Tries, Lease]]:
+        """So many requests that have a place on an engine."""
+        begun = []
+        for _ in range(count):
+            tries = Tries(router.route("x"), 3, b"")
+            step = tries.next()
+            assert step is not None and step.lease is not None
+            begun.append((tries, step.lease))
+        return begun
+
+    def moved(self, router: Router, begun: list[tuple[Tries, Lease]], outcome: Outcome) -> int:
+        """How many of the requests on x0 get another engine after this outcome there; all the others go well."""
+        pool = router.pools["x"]
+        count = 0
+        lost = [(tries, lease) for tries, lease in begun if lease.engine.id == "x0"]
+        for tries, lease in lost:
+            pool.settle(lease, outcome, 0.01)
+            tries.failed(outcome)
+            step = tries.next()
+            if step is not None:
+                assert step.lease is not None
+                count += 1
+                pool.settle(step.lease, OK, 0.01)
+        for _, lease in begun:
+            if lease.engine.id != "x0":
+                pool.settle(lease, OK, 0.01)
+        self.assertEqual([item.in_flight for item in pool.snapshot()], [0] * len(pool.engines))
+        return count
+
+    def answering(self) -> Router:
+        """A router whose engines x0 and x1 have answered well."""
+        router = self.lenient(model("x", 2))
+        for _, lease in self.in_flight(router, 2):
+            router.pools["x"].settle(lease, OK, 0.01)
+        self.now_s += 0.1
+        return router
+
+    def test_all_that_an_engine_held_when_it_died_moves(self) -> None:
+        for died in (RESET, REFUSED, TRUNCATED):
+            with self.subTest(kind=died.kind):
+                router = self.answering()
+                self.assertEqual(self.moved(router, self.in_flight(router, 60), died), 30)
+                self.now_s += 0.1
+                if died is not REFUSED:  # it is still in, and what it is given now is no orphan
+                    self.assertEqual(self.moved(router, self.in_flight(router, 60), died), 24)  # 20 % of 122
+
+    def test_only_of_an_engine_that_had_answered_well_until_then(self) -> None:
+        router = self.lenient(model("x", 2))
+        self.assertEqual(self.moved(router, self.in_flight(router, 40), RESET), 10)
+        router = self.answering()
+        self.assertEqual(self.moved(router, self.in_flight(router, 38), ERROR), 10)
 
     def test_the_error_is_that_of_the_last_try(self) -> None:
         router = self.lenient(model("x", 3))

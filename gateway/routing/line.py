@@ -20,16 +20,18 @@ class Lease:
     """A place on an engine, given back by `ModelPool.settle` exactly once. `ticket` is the breaker's.
 
     `trial`: with this request an open breaker has become half-open. `others`: it tries out a half-open engine while
-    other engines are in, so it has to leave time for them.
+    other engines are in, so it has to leave time for them. `proven`: when the place was taken, the engine's last
+    outcome was a good answer.
     """
 
-    __slots__ = ("engine", "others", "ticket", "trial")
+    __slots__ = ("engine", "others", "proven", "ticket", "trial")
 
     def __init__(self, engine: Engine, ticket: int, trial: bool = False, others: bool = False) -> None:
         self.engine = engine
         self.ticket = ticket
         self.trial = trial
         self.others = others
+        self.proven = engine.ok_at_s > engine.failed_at_s
 
 
 class Waiter:

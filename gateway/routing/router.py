@@ -29,6 +29,7 @@ _CODE_BY_KIND = {
 
 
 _CONNECTION_BROKE = ("refused", "connect_timeout", "reset")
+_ENGINE_DIED = ("refused", "reset", "truncated")
 
 
 class Router:
@@ -142,9 +143,11 @@ class Tries:
         "_index",
         "_jitter",
         "_limit",
+        "_orphaned",
         "_pauses_s",
         "_pools",
         "_priority",
+        "_proven",
         "_tried",
         "sent",
     )
@@ -167,11 +170,15 @@ class Tries:
         self._tried: list[Engine] = []
         self._pauses_s: dict[Engine, float] = {}  # that engines have asked for (Retry-After)
         self._failure: Optional[Outcome] = None
+        self._proven = False  # of the last try's lease
+        self._orphaned = False
         self.sent = 0
 
     def next(self) -> Optional[Step]:
         """The next step, or None when nothing is left to try. A place is taken on the lease's engine."""
-        retrying = self.sent > 0
+        # An engine that answered well until it died leaves at once all that it held, which may be more than the budget
+        # has: those requests move without it. They are a load that comes once; the budget is against one that stays.
+        retrying = self.sent > 0 and not self._orphaned
         step = self._find()
         # Asked last: what is never tried takes nothing from the budget.
         if step is None or not retrying or self._pools[0].take_retry():
@@ -262,10 +269,12 @@ class Tries:
         self.sent += 1
         self._here += 1
         self._tried.append(lease.engine)
+        self._proven = lease.proven
         return Step(pool, lease, None, delay_s)
 
     def failed(self, outcome: Outcome) -> None:
         """Remember why the last try failed. A 429 gives way to any other failure in what the client is told."""
+        self._orphaned = self._proven and outcome.kind in _ENGINE_DIED
         if self._tried and outcome.retry_after_s is not None:
             self._pauses_s[self._tried[-1]] = outcome.retry_after_s
         if outcome.kind != "rate_limited" or self._failure is None:
