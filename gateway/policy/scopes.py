@@ -20,6 +20,9 @@ Reading = tuple[Optional[Gcra], float, Optional[Gcra], float, float]
 """A limit of requests and its TAT, a limit of tokens and its TAT, the time: enough to tell later what was left then."""
 NOTHING_READ: Reading = (None, 0.0, None, 0.0, 0.0)
 EVERYBODY = "global"
+_LINES = "x-ratelimit-limit-{0}: %d\r\nx-ratelimit-remaining-{0}: %d\r\nx-ratelimit-reset-{0}: %d\r\n"
+_REQUESTS_LINES = _LINES.format("requests").encode("ascii")
+_TOKENS_LINES = _LINES.format("tokens").encode("ascii")
 
 ADDRESSES_MAX = 32_768
 """Addresses remembered, some 5 MB. One that is forgotten too early only gets its burst again."""
@@ -137,53 +140,28 @@ def read_scopes(scopes: Sequence[Scope], now_s: float) -> Reading:
     return (requests, requests_tat_s, tokens, tokens_tat_s, now_s)
 
 
-def headers_of(reading: Reading) -> tuple[Header, ...]:
-    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; reset in whole seconds, rounded up."""
-    requests, requests_tat_s, tokens, tokens_tat_s, now_s = reading
-    headers: tuple[Header, ...] = ()
-    if requests is not None:
-        headers = (
-            ("x-ratelimit-limit-requests", str(int(requests.rate_per_minute) or 1)),
-            ("x-ratelimit-remaining-requests", str(requests.remaining(now_s, requests_tat_s))),
-            ("x-ratelimit-reset-requests", _whole_seconds(requests_tat_s - now_s)),
-        )
-    if tokens is not None:
-        headers += (
-            ("x-ratelimit-limit-tokens", str(int(tokens.rate_per_minute) or 1)),
-            ("x-ratelimit-remaining-tokens", str(tokens.remaining(now_s, tokens_tat_s))),
-            ("x-ratelimit-reset-tokens", _whole_seconds(tokens_tat_s - now_s)),
-        )
-    return headers
-
-
 def header_lines_of(reading: Reading) -> bytes:
-    """The same as lines ending in CRLF, made at once: every answer has them (3 us less than by pairs)."""
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}` as lines ending in CRLF; reset in whole seconds, rounded
+    up. Every answer has them, so they are made at once (3 us less than by pairs)."""
     requests, requests_tat_s, tokens, tokens_tat_s, now_s = reading
     lines = b""
     if requests is not None:
-        lines = (
-            b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
-            b"x-ratelimit-reset-requests: %d\r\n"
-            % (
-                int(requests.rate_per_minute) or 1,
-                requests.remaining(now_s, requests_tat_s),
-                math.ceil(max(requests_tat_s - now_s, 0.0)),
-            )
-        )
+        lines = _REQUESTS_LINES % _numbers(requests, requests_tat_s, now_s)
     if tokens is not None:
-        lines += (
-            b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %d\r\n"
-            % (
-                int(tokens.rate_per_minute) or 1,
-                tokens.remaining(now_s, tokens_tat_s),
-                math.ceil(max(tokens_tat_s - now_s, 0.0)),
-            )
-        )
+        lines += _TOKENS_LINES % _numbers(tokens, tokens_tat_s, now_s)
     return lines
 
 
-def _whole_seconds(duration_s: float) -> str:
-    return str(math.ceil(duration_s)) if duration_s > 0.0 else "0"
+def headers_of(reading: Reading) -> tuple[Header, ...]:
+    """The same as pairs, read from the lines: for refusals, which are rare."""
+    lines = header_lines_of(reading).decode("ascii").splitlines()
+    return tuple((name, value) for name, _, value in (line.partition(": ") for line in lines))
+
+
+def _numbers(gcra: Gcra, tat_s: float, now_s: float) -> tuple[int, int, int]:
+    """The minute's amount, how much may pass at once now, whole seconds until all of the burst may."""
+    ahead_s = tat_s - now_s
+    return int(gcra.rate_per_minute) or 1, gcra.remaining(now_s, tat_s), math.ceil(ahead_s) if ahead_s > 0.0 else 0
 
 
 def _is_tighter(gcra: Gcra, than: Gcra, now_s: float) -> bool:
