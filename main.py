@@ -14,7 +14,7 @@ from typing import Optional
 
 from gateway import __version__
 from gateway.app import Gateway
-from gateway.fleet import ConfigurationError
+from gateway.configuration import ConfigurationError
 from gateway.policy.guard import roles_of, verifier_of
 from gateway.policy.statedb import StateDbError
 from gateway.settings import Settings, describe, load, reload

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway.fleet import ConfigurationError
+from gateway.configuration import ConfigurationError
 
 _ASSIGNMENT = re.compile(r"\s*(?:export[^\S\n]+)?(?!export\s)([A-Za-z_][A-Za-z0-9_.-]*)[^\S\n]*=[^\S\n]*(.*)")
 _QUOTED = re.compile(r"""(['"])((?:(?!\1).)*)\1[^\S\n]*(?:#.*)?""")

@@ -7,11 +7,11 @@ no lock; reads the one file it is told to and never writes, never looks at the e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, NoReturn
+from typing import Any, Callable, NamedTuple
 
+from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
 from gateway.routing.specs import (
     ECHO_URL,
     ENGINE_CHECKS,
@@ -28,14 +28,6 @@ from gateway.routing.specs import (
     step,
 )
 from gateway.routing.specs import text as check_text
-
-
-class ConfigurationError(Exception):
-    """What was configured cannot work. `faults` names every fault; no text holds a secret."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults: tuple[str, ...] = tuple(faults)
 
 
 class _Bad:
@@ -71,11 +63,13 @@ def as_tuple(value: object, path: str, faults: list[str]) -> object:
 
 def as_price(value: object, path: str, faults: list[str]) -> object:
     """Take {"input": USD, "output": USD} as a pair; a missing one is 0."""
-    if not isinstance(value, dict):
+    if not isinstance(value, JsonObject):
         return as_is(value, path, faults)
+    noted_before = len(faults)
+    faults.extend(duplicate_faults(value, path))
     unknown = [key for key in value if key not in ("input", "output")]
     faults.extend(f"{step(path, key)}: is not a known key; known here: input, output" for key in unknown)
-    return _BAD if unknown else (value.get("input", 0), value.get("output", 0))
+    return (value.get("input", 0), value.get("output", 0)) if len(faults) == noted_before else _BAD
 
 
 def as_engines(value: object, path: str, faults: list[str]) -> object:
@@ -91,10 +85,10 @@ def as_engines(value: object, path: str, faults: list[str]) -> object:
 
 def as_models(value: object, path: str, faults: list[str]) -> object:
     """Take an object of name -> model as a tuple of ModelSpec."""
-    if not isinstance(value, _Object) or not value:
+    if not isinstance(value, JsonObject) or not value:
         faults.append(f"{path}: must be an object with at least one model, not {quoted(value)}")
         return _BAD
-    faults.extend(_duplicate_keys(value, path))
+    faults.extend(duplicate_faults(value, path))
     models = [_model(name, item, step(path, name), faults) for name, item in value.items()]
     return _BAD if None in models else tuple(models)
 
@@ -130,34 +124,15 @@ FLEET_KEYS = (
 _FLEET_CHECKS: Mapping[str, Check] = {"default_model": check_text}
 
 
-class _Object(dict[str, object]):
-    """A JSON object that remembers which of its keys came more than once."""
-
-    duplicates: tuple[str, ...] = ()
-
-
-def _object(pairs: list[tuple[str, object]]) -> _Object:
-    members = _Object(pairs)
-    if len(members) != len(pairs):
-        keys = [key for key, _ in pairs]
-        members.duplicates = tuple(key for key in members if keys.count(key) > 1)
-    return members
-
-
-def _duplicate_keys(members: _Object, path: str) -> Iterator[str]:
-    for key in members.duplicates:
-        yield f"{step(path, key)}: is there more than once"
-
-
 def _fields(
     value: object, path: str, keys: Sequence[Key], checks: Mapping[str, Check], faults: list[str]
 ) -> dict[str, Any] | None:
     """Read one object into dataclass fields; None when a fault was noted."""
-    if not isinstance(value, _Object):
+    if not isinstance(value, JsonObject):
         faults.append(f"{path or 'the file'}: must be an object, not {quoted(value)}")
         return None
     noted_before = len(faults)
-    faults.extend(_duplicate_keys(value, path))
+    faults.extend(duplicate_faults(value, path))
     rows = {row.key: row for row in keys}
     fields: dict[str, Any] = {}
     for key, item in value.items():
@@ -178,8 +153,8 @@ def _fields(
 
 def _engine(value: object, path: str, faults: list[str]) -> EngineSpec | None:
     if isinstance(value, str):
-        value = _Object(url=value)
-    elif not isinstance(value, _Object):
+        value = JsonObject(url=value)
+    elif not isinstance(value, JsonObject):
         faults.append(f"{path}: must be a URL or an object, not {quoted(value)}")
         return None
     fields = _fields(value, path, ENGINE_KEYS, ENGINE_CHECKS, faults)
@@ -195,20 +170,20 @@ def _model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec 
 
 def load_engines_file(path: Path) -> FleetSpec:
     """Read an engines file; raises ConfigurationError naming every fault by its JSON path."""
-    document = _read_json(path)
+    document = read_json(path)
     faults: list[str] = []
     fields = _fields(document, "", FLEET_KEYS, _FLEET_CHECKS, faults)
-    if isinstance(document, _Object):
+    if isinstance(document, JsonObject):
         faults.extend(_link_faults(document))
     if fields is None or faults:
         raise ConfigurationError(faults)
     return FleetSpec(**fields)
 
 
-def _link_faults(document: _Object) -> Iterator[str]:
+def _link_faults(document: JsonObject) -> Iterator[str]:
     # From the raw document: a model with another fault still exists for those that fall back to it.
     models = document.get("models")
-    if isinstance(models, _Object):
+    if isinstance(models, JsonObject):
         default = document.get("default_model")
         links = [
             ModelLinks(name, *(_texts(model, key) for key in ("aliases", "fallbacks", "context_fallbacks")))
@@ -218,28 +193,8 @@ def _link_faults(document: _Object) -> Iterator[str]:
 
 
 def _texts(model: object, key: str) -> tuple[str, ...]:
-    members = model.get(key) if isinstance(model, _Object) else None
+    members = model.get(key) if isinstance(model, JsonObject) else None
     return tuple(m for m in members if isinstance(m, str)) if isinstance(members, list) else ()
-
-
-def _read_json(path: Path) -> object:
-    def refuse_constant(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a JSON value")
-
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_object, parse_constant=refuse_constant)
-    except OSError as error:
-        fault = f"cannot be read: {error.strerror or error}"
-    except UnicodeDecodeError as error:
-        fault = f"is not UTF-8: byte {error.start}"
-    except json.JSONDecodeError as error:
-        fault = f"is not JSON: line {error.lineno} column {error.colno}: {error.msg}"
-    except ValueError as error:  # NaN, Infinity, or more digits than Python converts
-        fault = f"is not usable JSON: {error}"
-    except RecursionError:
-        fault = "is nested too deeply"
-    raise ConfigurationError([f"the file {fault}"])
 
 
 def parse_engines(text: str) -> FleetSpec:
@@ -255,7 +210,7 @@ def parse_engines(text: str) -> FleetSpec:
             faults.append(f"{step('', name)}: is defined twice")
         else:
             models[name] = [url.strip() for url in urls.split(",") if url.strip()]
-    specs = [_model(name, _Object(engines=urls), step("", name), faults) for name, urls in models.items()]
+    specs = [_model(name, JsonObject(engines=urls), step("", name), faults) for name, urls in models.items()]
     if not specs and not faults:
         faults.append("must name at least one model, as in 13b=http://127.0.0.1:8000/v1")
     if faults:

@@ -21,13 +21,8 @@ from types import MappingProxyType
 from typing import Any, Callable, Union
 
 from gateway import dotenv
-from gateway.fleet import (
-    ConfigurationError,
-    echo_fleet,
-    load_engines_file,
-    parse_backend_url,
-    parse_engines,
-)
+from gateway.configuration import ConfigurationError
+from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
 from gateway.routing.specs import (
     STRATEGIES,
     EngineSpec,

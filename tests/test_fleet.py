@@ -8,15 +8,8 @@ import unittest
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
-from gateway.fleet import (
-    ENGINE_KEYS,
-    MODEL_KEYS,
-    ConfigurationError,
-    echo_fleet,
-    load_engines_file,
-    parse_backend_url,
-    parse_engines,
-)
+from gateway.configuration import ConfigurationError
+from gateway.fleet import ENGINE_KEYS, MODEL_KEYS, echo_fleet, load_engines_file, parse_backend_url, parse_engines
 from gateway.routing.specs import (
     ENGINE_CHECKS,
     MODEL_CHECKS,
@@ -298,6 +291,10 @@ class EnginesFileTest(unittest.TestCase):
             (
                 '{"models": {"m": {"engines": [{"url": "x", "url": "http://a"}]}}}',
                 "models.m.engines[0].url",
+            ),
+            (
+                '{"models": {"m": {"engines": ["http://a"], "price": {"input": 1, "input": 2}}}}',
+                "models.m.price.input",
             ),
         ):
             with self.subTest(path):

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError
-from gateway.fleet import ConfigurationError
 from gateway.pipeline import PATHS
 from gateway.policy.auth import Identity
 from gateway.policy.guard import ADDRESSES_LOGGED_MAX, REFUSALS_LOGGED_PER_S, Guard

@@ -11,7 +11,7 @@ import unittest
 from typing import Any, Optional
 from unittest import mock
 
-from gateway.fleet import ConfigurationError
+from gateway.configuration import ConfigurationError
 from tests.access import ADMIN_KEYS, AS_ROOT, ROOT, SECRET, AccessTest, ask, bearer, token
 from tests.support import CHAT, Header, Response, RunningGateway, dead_url, eventually, gateway_process
 

@@ -21,6 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.pipeline",),
     ("gateway.workers", "gateway.validation", "gateway.policy"),
     ("gateway.settings", "gateway.dotenv", "gateway.fleet", "gateway.tools.decisionlog", "inference"),
+    ("gateway.configuration",),
     ("gateway.asking",),
     ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
@@ -167,7 +168,7 @@ class OrderTest(unittest.TestCase):
 
     def test_the_library_and_what_is_below_it_read_no_settings(self) -> None:
         below = ("inference", "gateway.asking", "gateway.upstream", "gateway.routing")
-        settings = ("gateway.settings", "gateway.dotenv", "gateway.fleet")
+        settings = ("gateway.settings", "gateway.dotenv", "gateway.fleet", "gateway.configuration")
         faults = [i for i in self.imports if within(i.importer, *below) and within(i.module, *settings)]
         self.assert_none(faults, "settings come in as arguments")
 

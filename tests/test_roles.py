@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from gateway.fleet import ConfigurationError
+from gateway.configuration import ConfigurationError
 from gateway.policy.roles import DEFAULT_ROLES, PERMISSIONS, Role, load_roles, model_allowed
 
 
@@ -87,7 +87,6 @@ class LoadRolesTest(unittest.TestCase):
         self.assertEqual(
             self.faults(content),
             (
-                "permissions: is there more than once",
                 "e: is there more than once",
                 'a.permissions[1]: must be one of infer, verify, batch, metrics, admin, not "fly"',
                 'a.permissions[2]: "infer" is named twice',
@@ -99,6 +98,7 @@ class LoadRolesTest(unittest.TestCase):
                 '["b c"].may_skip_cache: must be true or false, not "yes"',
                 "d: must be an object, not []",
                 "e.permissions: is missing",
+                "f.permissions: is there more than once",
                 'f.models[0]: must be a model\'s name or a pattern such as 13b*, not "7b,13b"',
                 'f.models[2]: "7b" is named twice',
                 'f.models[3]: must be a model\'s name or a pattern such as 13b*, not ""',

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import ClassVar
 from unittest import mock
 
+from gateway.configuration import ConfigurationError
 from gateway.dotenv import read_strictly
-from gateway.fleet import ConfigurationError
 from gateway.settings import (
     SETTINGS,
     Settings,

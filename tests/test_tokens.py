@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
 
-from gateway.fleet import ConfigurationError
+from gateway.configuration import ConfigurationError
 from gateway.policy.jwks import KeySet, MissingExtra
 from gateway.policy.tokens import HMAC_DIGESTS, TOKEN_MAX_BYTES, TokenRefused, TokenVerifier
 from tests.support import TIMEOUT_S, dead_url, eventually

@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable, Optional
 
+from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError, RequestRefused
-from gateway.fleet import ConfigurationError
 from gateway.policy.adaptive import AdaptiveLimits
 from gateway.policy.auth import Authenticator, Identity
 from gateway.policy.budgets import Budgets, BudgetWarning, Price, cost_usd

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 from urllib.parse import urlsplit
 
-from gateway.fleet import ConfigurationError
+from gateway.configuration import ConfigurationError
 
 KEY_ALGORITHMS: Mapping[str, Mapping[str, str]] = {
     "RS256": {"kty": "RSA"},

@@ -6,16 +6,15 @@ nothing about a request: whoever serves it asks a Role.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
-from gateway.fleet import ConfigurationError
+from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
 from gateway.routing.specs import quoted, step
 
 PERMISSIONS: tuple[str, ...] = ("infer", "verify", "batch", "metrics", "admin")
@@ -67,16 +66,18 @@ def load_roles(path: Path) -> Mapping[str, Role]:
     Its roles join the default ones; one of the same name replaces the default. Only `permissions` must be given. Raises
     ConfigurationError naming every fault by its JSON path.
     """
-    document, faults = _read(path)
+    document = read_json(path)
+    faults: list[str] = []
     roles = dict(DEFAULT_ROLES)
-    if not isinstance(document, dict) or not document:
+    if not isinstance(document, JsonObject) or not document:
         faults.append(f"the file: must be an object with at least one role, not {quoted(document)}")
     else:
+        faults.extend(duplicate_faults(document, ""))
         for name, members in document.items():
             here = step("", name)
             noted_before = len(faults)
             faults.extend(_role_faults(here, name, members))
-            if len(faults) == noted_before:
+            if isinstance(members, JsonObject) and len(faults) == noted_before:
                 roles[name] = _role(name, members)
     if faults:
         raise ConfigurationError(faults)
@@ -96,9 +97,10 @@ def _role(name: str, members: Mapping[str, Any]) -> Role:
 def _role_faults(here: str, name: str, members: object) -> Iterator[str]:
     if not re.fullmatch(NAME_PATTERN, name):
         yield f"{here}: the name must be 1 to 64 of A-Z a-z 0-9 . _ @ + -"
-    if not isinstance(members, dict):
+    if not isinstance(members, JsonObject):
         yield f"{here}: must be an object, not {quoted(members)}"
         return
+    yield from duplicate_faults(members, here)
     if "permissions" not in members:
         yield f"{here}.permissions: is missing"
     for key, value in members.items():
@@ -124,31 +126,3 @@ def _list_faults(path: str, value: object, pattern: str, kind: str) -> Iterator[
             yield f"{path}[{index}]: must be {kind}, not {quoted(member)}"
         elif member in value[:index]:
             yield f"{path}[{index}]: {quoted(member)} is named twice"
-
-
-def _read(path: Path) -> tuple[object, list[str]]:
-    """The document, and a fault for each key that is there more than once."""
-    faults: list[str] = []
-
-    def members(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        names = [name for name, _ in pairs]
-        faults.extend(f"{step('', name)}: is there more than once" for name in dict(pairs) if names.count(name) > 1)
-        return dict(pairs)
-
-    def refuse_constant(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a JSON value")
-
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=members, parse_constant=refuse_constant), faults
-    except OSError as error:
-        fault = f"cannot be read: {error.strerror or error}"
-    except UnicodeDecodeError as error:
-        fault = f"is not UTF-8: byte {error.start}"
-    except json.JSONDecodeError as error:
-        fault = f"is not JSON: line {error.lineno} column {error.colno}: {error.msg}"
-    except ValueError as error:  # NaN, Infinity, or more digits than Python converts
-        fault = f"is not usable JSON: {error}"
-    except RecursionError:
-        fault = "is nested too deeply"
-    raise ConfigurationError([f"the file {fault}"])
