@@ -10,6 +10,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from random import Random
 from typing import Optional, TextIO
 
@@ -17,6 +18,7 @@ from gateway.pipeline import PATHS, Pipeline
 from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.pool import StateChange
+from gateway.routing.specs import FleetSpec
 from gateway.server.admin import Admin
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
@@ -64,7 +66,7 @@ class Gateway:
         except BaseException:
             self.telemetry.close(END_TIMEOUT_S)
             raise
-        self._names: frozenset[str] = frozenset()
+        self._model_by_name: Mapping[str, str] = {}
         self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
         self.decisions = self._open_decision_log()
         self.factory = InferenceFactory(
@@ -93,7 +95,7 @@ class Gateway:
             secrets=settings.engine_keys,
             on_change=self._engine_changed,
         )
-        self._names = frozenset(self.factory.router.pools)
+        self._model_by_name = _model_by_name(settings.fleet)
         self.workers = WorkerPool(settings.workers, settings.queue_size, self._crashed)
         self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
@@ -131,7 +133,7 @@ class Gateway:
             "info",
             "started",
             url=self.url,
-            models=sorted(self._names),
+            models=sorted(self.factory.router.pools),
             authentication=self.guard.authenticator.required,
         )
         return self
@@ -140,8 +142,8 @@ class Gateway:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
         self.guard.set_fleet(settings.fleet)
-        self._names = frozenset(self.factory.router.pools)
-        self.telemetry.log("info", "reloaded", models=sorted(self._names))
+        self._model_by_name = _model_by_name(settings.fleet)
+        self.telemetry.log("info", "reloaded", models=sorted(self.factory.router.pools))
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
         """Drain (None: DRAIN_TIMEOUT; 0: not at all) and stop; True when nothing had to be cut off."""
@@ -186,8 +188,8 @@ class Gateway:
         log.start()
         return log
 
-    def _known_models(self) -> frozenset[str]:
-        return self._names
+    def _known_models(self) -> Mapping[str, str]:
+        return self._model_by_name
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
         return [(e.model, e.id, e.available, e.in_flight) for e in self.factory.engines()]
@@ -215,3 +217,8 @@ class Gateway:
 
     def _crashed(self, error: BaseException) -> None:
         self.pipeline.internal_error(error, "-")
+
+
+def _model_by_name(fleet: FleetSpec) -> Mapping[str, str]:
+    """Every name that a request may use, with the model it stands for."""
+    return {name: model.name for model in fleet.models for name in (model.name, *model.aliases)}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import time
 import unittest
+from pathlib import Path
 from typing import Any
 
+from gateway.settings import reload
 from tests.support import (
     CHAT,
     HI,
@@ -145,6 +148,22 @@ class Metrics(SocketTest):
         self.assertEqual(totals[CHAT, "404"], 1)
         self.assertEqual(totals["other", "404"], 1)
         self.assertEqual(totals["other", "400"], 1)
+
+    def test_errors_of_requests_by_an_alias_count_under_the_models_name(self) -> None:
+        directory = self.enter(tempfile.TemporaryDirectory())
+        path = Path(directory) / "engines.json"
+        fleet = {"models": {"13b": {"engines": [dead_url()], "aliases": ["chat"]}}}
+        path.write_text(json.dumps(fleet), "utf-8")
+        running = self.enter(gateway(ENGINES_FILE=path))
+        now = counted(running, running.post({**HI, "model": "chat"}))
+        self.assertEqual(now[f'gateway_requests_total{{path="{CHAT}",model="13b",status="502"}}'], 1)
+        self.assertFalse([sample for sample in now if 'model="chat' in sample])
+
+        fleet["models"]["13b"]["aliases"] = ["chatty"]
+        path.write_text(json.dumps(fleet), "utf-8")
+        running.app.reload(reload(running.app.settings, {}, None))
+        now = counted(running, running.post({**HI, "model": "chatty"}))
+        self.assertEqual(now[f'gateway_requests_total{{path="{CHAT}",model="13b",status="502"}}'], 2)
 
     def test_what_callers_make_up_makes_no_series(self) -> None:
         running = self.start()

@@ -180,7 +180,7 @@ class RegistryTest(unittest.TestCase):
 
 class GatewayMetricsTest(unittest.TestCase):
     def setUp(self) -> None:
-        self.models = {"13b", "70b"}
+        self.models = {"13b": "13b", "70b": "70b", "chat": "13b"}
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, lambda: self.models, {CHAT, "/healthz", "/v1/models/{id}"})
 
@@ -242,11 +242,21 @@ class GatewayMetricsTest(unittest.TestCase):
 
     def test_a_model_configured_later_gets_its_label(self) -> None:
         self.observed(event(model="7b"))
-        self.models = {"7b"}
+        self.models = {"7b": "7b"}
         series = self.observed(event(model="7b"))
         for model in ("other", "7b"):
             name = f'gateway_requests_total{{path="{CHAT}",model="{model}",status="200"}}'
             self.assertEqual(series[name], 1)
+
+    def test_an_alias_counts_as_its_model(self) -> None:
+        series = self.observed(event(model="chat", status=502, extra={"hedged": True}, retries=(("chat", "reset"),)))
+        for name in (
+            f'gateway_requests_total{{path="{CHAT}",model="13b",status="502"}}',
+            'gateway_hedges_total{model="13b"}',
+            'gateway_retries_total{model="13b",reason="reset"}',
+        ):
+            self.assertEqual(series[name], 1)
+        self.assertFalse([name for name in series if '"chat"' in name])
 
     def test_single_models_share_one_path(self) -> None:
         series = self.observed(event(path="/v1/models/a"), event(path="/v1/models/b"))

@@ -64,7 +64,7 @@ class TelemetryFixture(unittest.TestCase):
     def setUp(self) -> None:
         self.pipe = Pipe()
         self.registry = Registry()
-        self.metrics = GatewayMetrics(self.registry, lambda: {"13b"}, {"/v1"})
+        self.metrics = GatewayMetrics(self.registry, lambda: {"13b": "13b"}, {"/v1"})
 
     def start(self, level: str = "info", log_format: str = "json", observers: Sequence[Observer] = ()) -> Telemetry:
         telemetry = Telemetry(self.pipe, log_format, level, self.metrics, observers)

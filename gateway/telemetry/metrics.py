@@ -13,7 +13,7 @@ import math
 import re
 import threading
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Callable, Generic, Protocol, TypeVar
 
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
@@ -268,15 +268,15 @@ def _number(value: float) -> str:
 class GatewayMetrics:
     """The gateway's metrics, fed with batches of finished requests.
 
-    `known_models` gives the models configured now and `known_paths` the served paths; a label
-    outside them counts under `other`, so that callers cannot invent series. A request that names
-    no model has the empty label, which Prometheus reads as absent. Thread safe.
+    `known_models` gives every name that a request may use now, with the configured model it stands for, and
+    `known_paths` the served paths; a label outside them counts under `other`, so that callers cannot invent series. A
+    request that names no model has the empty label, which Prometheus reads as absent. Thread safe.
     """
 
     def __init__(
         self,
         registry: Registry,
-        known_models: Callable[[], Container[str]],
+        known_models: Callable[[], Mapping[str, str]],
         known_paths: Container[str],
     ) -> None:
         self.registry = registry
@@ -449,7 +449,7 @@ class GatewayMetrics:
                 if event.retries or event.fallback is not None:
                     self._count_detours_locked(event, known)
 
-    def _count_locked(self, event: RequestEvent, known: Container[str]) -> None:
+    def _count_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
         model = _model_label(event.model, known)
         path = event.path if event.path in self._known_paths else self._path_label(event.path)
         key = (path, model, event.status)
@@ -506,7 +506,7 @@ class GatewayMetrics:
         found[0].value += 1
         found[1].observe_locked(duration_s)
 
-    def _count_detours_locked(self, event: RequestEvent, known: Container[str]) -> None:
+    def _count_detours_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
         for model, reason in event.retries:
             reason_label = reason if reason in OUTCOMES else OTHER
             self._retries.labels_locked(_model_label(model, known), reason_label).value += 1
@@ -520,7 +520,5 @@ class GatewayMetrics:
         return MODEL_PATH if single_model else OTHER
 
 
-def _model_label(model: str | None, known: Container[str]) -> str:
-    if model is None:
-        return ""
-    return model if model in known else OTHER
+def _model_label(model: str | None, known: Mapping[str, str]) -> str:
+    return "" if model is None else known.get(model, OTHER)
