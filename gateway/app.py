@@ -50,26 +50,48 @@ class Gateway:
 
     def __init__(self, settings: Settings, log_stream: Optional[TextIO] = None) -> None:
         self.settings = settings
-        stream = sys.stderr if log_stream is None else log_stream
-        log_format = settings.log_format
+        self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
+        self._hurry = threading.Event()
+        self._stopping = threading.Lock()
+        self._model_by_name = _model_by_name(settings.fleet)
+        self.registry = Registry()
+        self.metrics = GatewayMetrics(self.registry, lambda: self._model_by_name, KNOWN_PATHS)
+        register_process_metrics(self.registry)
+        self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
+        self.guard = self._open_guard()
+        self.decisions = self._open_decision_log()
+        self.factory = self._new_factory()
+        self.workers = WorkerPool(settings.workers, settings.queue_size, self._crashed)
+        self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry)
+        self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
+        self._bind_metrics()
+        self.server = self._listen()
+
+    def _start_telemetry(self, stream: TextIO) -> Telemetry:
+        log_format = self.settings.log_format
         if log_format == "auto":
             log_format = "text" if stream.isatty() else "json"
-        self.registry = Registry()
-        self.metrics = GatewayMetrics(self.registry, self._known_models, KNOWN_PATHS)
-        register_process_metrics(self.registry)
-        self.guard: Guard
-        self.telemetry = Telemetry(
-            stream, log_format, settings.log_level, self.metrics, observers=(lambda events: self.guard.observe(events),)
-        )
+        observers = (lambda events: self.guard.observe(events),)  # there is none yet, nor a request
+        return Telemetry(stream, log_format, self.settings.log_level, self.metrics, observers)
+
+    def _open_guard(self) -> Guard:
         try:
-            self.guard = Guard(settings, self.telemetry.log, frozenset(PATHS))
+            return Guard(self.settings, self.telemetry.log, frozenset(PATHS))
         except BaseException:
             self.telemetry.close(END_TIMEOUT_S)
             raise
-        self._model_by_name: Mapping[str, str] = {}
-        self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
-        self.decisions = self._open_decision_log()
-        self.factory = InferenceFactory(
+
+    def _open_decision_log(self) -> Optional[DecisionLog]:
+        path = self.settings.decision_log
+        if path is None:
+            return None
+        log = DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
+        log.start()
+        return log
+
+    def _new_factory(self) -> InferenceFactory:
+        settings = self.settings
+        return InferenceFactory(
             settings.fleet,
             strategy=settings.strategy,
             fallback=settings.fallback,
@@ -79,13 +101,7 @@ class Gateway:
             first_token_timeout_s=settings.first_token_timeout_s,
             stream_idle_timeout_s=settings.stream_idle_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
-            breaker=BreakerPolicy(
-                settings.breaker_window_s,
-                settings.breaker_min_requests,
-                settings.breaker_failure_ratio,
-                settings.breaker_open_s,
-                settings.breaker_max_open_s,
-            ),
+            breaker=_breaker_policy(settings),
             rng=Random(self.seed),
             recorder=None if self.decisions is None else self.decisions.record,
             health_interval_s=settings.health_interval_s,
@@ -95,23 +111,22 @@ class Gateway:
             secrets=settings.engine_keys,
             on_change=self._engine_changed,
         )
-        self._model_by_name = _model_by_name(settings.fleet)
-        self.workers = WorkerPool(settings.workers, settings.queue_size, self._crashed)
-        self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry)
-        self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
+
+    def _bind_metrics(self) -> None:
         self.metrics.bind_engines(self._engine_gauges)
         self.metrics.bind_breakers(self._breaker_gauges, self._waiting_gauges)
         self.metrics.bind_queue(lambda: self.workers.depth, lambda: self.workers.busy)
         self.metrics.bind_policy(self._limit_gauges, self._ledger_dropped, self._state_db_errors)
+
+    def _listen(self) -> GatewayServer:
+        """Last of all: everything that a request needs is there. Raises OSError, with all of it closed."""
         routes = Routes(self.pipeline, self.registry, Admin(self.pipeline))
-        context = ServerContext(settings, self.pipeline, self.relay, routes, self.telemetry.log)
+        context = ServerContext(self.settings, self.pipeline, self.relay, routes, self.telemetry.log)
         try:
-            self.server = GatewayServer((settings.host, settings.port), context)
+            return GatewayServer((self.settings.host, self.settings.port), context)
         except OSError:
             self._close_parts()
             raise
-        self._hurry = threading.Event()
-        self._stopping = threading.Lock()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -169,8 +184,7 @@ class Gateway:
         self._hurry.set()
 
     def _close_parts(self) -> None:
-        if hasattr(self, "relay"):
-            self.relay.close(END_TIMEOUT_S)
+        self.relay.close(END_TIMEOUT_S)
         self.workers.close(END_TIMEOUT_S)
         self.factory.close()
         if self.decisions is not None:
@@ -179,17 +193,6 @@ class Gateway:
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
         self.guard.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
-
-    def _open_decision_log(self) -> Optional[DecisionLog]:
-        path = self.settings.decision_log
-        if path is None:
-            return None
-        log = DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
-        log.start()
-        return log
-
-    def _known_models(self) -> Mapping[str, str]:
-        return self._model_by_name
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
         return [(e.model, e.id, e.available, e.in_flight) for e in self.factory.engines()]
@@ -222,3 +225,13 @@ class Gateway:
 def _model_by_name(fleet: FleetSpec) -> Mapping[str, str]:
     """Every name that a request may use, with the model it stands for."""
     return {name: model.name for model in fleet.models for name in (model.name, *model.aliases)}
+
+
+def _breaker_policy(settings: Settings) -> BreakerPolicy:
+    return BreakerPolicy(
+        settings.breaker_window_s,
+        settings.breaker_min_requests,
+        settings.breaker_failure_ratio,
+        settings.breaker_open_s,
+        settings.breaker_max_open_s,
+    )
