@@ -1,203 +1,49 @@
 """What the gateway was told: settings from the environment, `.env` and the engines file.
 
-Owns the one table (`SETTINGS`) behind the parsing, `.env.example` and the README's table, and the
-frozen `Settings` it fills. No lock: nothing here changes after loading. Never prints or keeps a
-client's key (only its digest), and never shows one in a fault.
+Owns the one table (`SETTINGS`) behind the reading, `.env.example` and the README's table, the rules of what goes with
+what, and the frozen `Settings` that they fill; what one value may be is decided in settingvalues.py. No lock: nothing
+here changes after loading. Never prints or keeps a client's key (only its digest), and never shows one in a fault.
 
 `python -m gateway.settings env` prints `.env.example`, `table` the README's table.
 """
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Union
+from typing import Any
 
 from gateway import dotenv
 from gateway.configuration import ConfigurationError
 from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
-from gateway.routing.specs import (
-    STRATEGIES,
-    EngineSpec,
-    FleetSpec,
-    ModelSpec,
-    bracketed,
-    is_host,
-    quoted,
+from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, bracketed, quoted
+from gateway.settingvalues import (
+    DAY_S,
+    KEY_SET_ALGORITHMS,
+    SECRET_ALGORITHMS,
+    ApiKey,
+    Network,
+    Parser,
+    api_keys,
+    choice,
+    flag,
+    host,
+    integer,
+    jwt_algorithm,
+    jwt_secret,
+    model_name,
+    networks,
+    optional,
+    origins,
+    ratio,
+    seconds,
+    share,
 )
-from gateway.routing.specs import name as check_name
-
-# Takes a variable's text (unset: its default, which is "" where it has none); raises ValueError, or
-# ConfigurationError for several faults, saying what the value must be.
-Parser = Callable[[str], Any]
-
-Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-DAY_S = 86_400.0
-SECRET_ALGORITHMS = ("HS256", "HS384", "HS512")
-KEY_SET_ALGORITHMS = ("RS256", "ES256", "EdDSA")
-
-
-def integer(lowest: int, highest: int) -> Parser:
-    """Parse a whole number of that range, ends included."""
-
-    def parse(text: str) -> int:
-        # Digits only: int() would also take "1_000", " 7" and digits of other scripts.
-        if re.fullmatch("[0-9]{1,18}", text) and lowest <= int(text) <= highest:
-            return int(text)
-        raise ValueError(f"must be an integer from {lowest} to {highest}, not {quoted(text)}")
-
-    return parse
-
-
-def seconds(lowest_s: float, highest_s: float, *, zero_is_off: bool = False) -> Parser:
-    """Parse a finite number of seconds of that range; with `zero_is_off` also 0."""
-    allowed = f"a number of seconds from {lowest_s:g} to {highest_s:g}"
-    if zero_is_off:
-        allowed += ", or 0 for off"
-
-    def parse(text: str) -> float:
-        if re.fullmatch(r"[0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18}", text):
-            value_s = float(text)
-            if lowest_s <= value_s <= highest_s or (zero_is_off and value_s == 0):
-                return value_s
-        raise ValueError(f"must be {allowed}, not {quoted(text)}")
-
-    return parse
-
-
-def ratio(text: str) -> float:
-    """Parse a share from above 0 to 1."""
-    if re.fullmatch(r"[0-9]{0,3}(\.[0-9]{0,18})?", text) and re.search("[0-9]", text) and 0 < float(text) <= 1:
-        return float(text)
-    raise ValueError(f"must be a number above 0 and at most 1, not {quoted(text)}")
-
-
-def share(text: str) -> float:
-    """Parse a share from 0 to 1."""
-    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else ratio(text)
-
-
-def _jwt_secret(text: str) -> bytes:
-    secret = text.encode()
-    if len(secret) < 32:
-        raise ValueError(f"must have at least 32 bytes, not {len(secret)}")
-    if secret.lstrip().startswith((b"-----BEGIN", b"ssh-", b"ecdsa-")):
-        raise ValueError("is a public or private key; everybody may know the former")
-    return secret
-
-
-def _jwt_algorithm(text: str) -> str:
-    known = (*SECRET_ALGORITHMS, *KEY_SET_ALGORITHMS)
-    if text not in known:
-        raise ValueError(f"must be one of {', '.join(known)}, not {quoted(text)}")
-    return text
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    networks: list[Network] = []
-    for part in (part.strip() for part in text.split(",") if part.strip()):
-        try:
-            networks.append(ipaddress.ip_network(part))
-        except ValueError as error:
-            raise ValueError(f"must be addresses and networks such as 10.0.0.0/8: {error}") from None
-    return tuple(networks)
-
-
-def choice(*choices: str) -> Parser:
-    """Parse one of some words, in any case."""
-
-    def parse(text: str) -> str:
-        if text.lower() in choices:
-            return text.lower()
-        raise ValueError(f"must be one of {', '.join(choices)}, not {quoted(text)}")
-
-    return parse
-
-
-def flag(text: str) -> bool:
-    """Parse on or off, under their usual names."""
-    word = text.lower()
-    if word in ("on", "true", "yes", "1"):
-        return True
-    if word in ("off", "false", "no", "0"):
-        return False
-    raise ValueError(f"must be on or off, not {quoted(text)}")
-
-
-def optional(parse: Parser) -> Parser:
-    """Parse what is there; an unset variable is None."""
-    return lambda text: parse(text) if text else None
-
-
-def _host(text: str) -> str:
-    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if not is_host(host):
-        raise ValueError(f"must be a host name or an IP address, not {quoted(text)}")
-    return host
-
-
-def _model_name(text: str) -> str:
-    for fault in check_name(text):
-        raise ValueError(fault[2:])
-    return text
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(part.strip() for part in text.split(",")) if text else ()
-    for origin in origins:
-        if origin != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[!-.0-~]+", origin):
-            raise ValueError(f"must be * or origins such as https://a.example, not {quoted(text)}")
-    if "*" in origins and len(origins) > 1:
-        raise ValueError("must be either * or a list of origins, not both")
-    return origins
-
-
-@dataclass(frozen=True)
-class ApiKey:
-    """A client's key as the gateway knows it: `digest` is the SHA-256 of the key."""
-
-    name: str
-    digest: bytes = field(repr=False)
-    role: str
-
-
-def api_keys(role: str) -> Parser:
-    """Parse a comma list of `name:key` or `key` (named by its digest). No fault shows an entry."""
-
-    def parse(text: str) -> tuple[ApiKey, ...]:
-        keys: list[ApiKey] = []
-        faults: list[str] = []
-        for number, entry in enumerate(text.split(",") if text else (), 1):
-            try:
-                keys.append(_api_key(entry.strip(), role))
-            except ValueError as error:
-                faults.append(f"entry {number}: {error}")
-        if faults:
-            raise ConfigurationError(faults)
-        return tuple(keys)
-
-    return parse
-
-
-def _api_key(entry: str, role: str) -> ApiKey:
-    name, colon, key = entry.partition(":")
-    if not colon:
-        name, key = "", entry
-    if not re.fullmatch("[!-~]{1,8192}", key):  # what can arrive in a header
-        raise ValueError("the key must be 1 to 8192 printable ASCII characters without spaces")
-    digest = hashlib.sha256(key.encode("ascii")).digest()
-    if not colon:
-        name = "key-" + digest.hex()[:8]
-    if not re.fullmatch("[A-Za-z0-9._@+-]{1,64}", name):
-        raise ValueError("the name before : must be 1 to 64 of A-Z a-z 0-9 . _ @ + -")
-    return ApiKey(name, digest, role)
 
 
 @dataclass(frozen=True)
@@ -220,7 +66,7 @@ _TIMEOUT = seconds(0.001, DAY_S)
 # Two lines a row: what it is, then what it means and why the default is what it is.
 # fmt: off
 SETTINGS: tuple[Setting, ...] = (
-    Setting("HOST", "host", _host, "127.0.0.1",
+    Setting("HOST", "host", host, "127.0.0.1",
             "Listening address; one that others can reach needs a key, or `AUTH=off`", LISTEN),
     Setting("PORT", "port", integer(0, 65_535), "8080",
             "Listening port; 0 takes any free one", LISTEN),
@@ -235,7 +81,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ENGINES_FILE", "engines_file", optional(Path), "",
             "JSON file with models and engines, read again on SIGHUP. Set one of `BACKEND_URL`, "
             "`ENGINES` and `ENGINES_FILE`; with none, echo answers", ENGINES),
-    Setting("DEFAULT_MODEL", "default_model", optional(_model_name), "",
+    Setting("DEFAULT_MODEL", "default_model", optional(model_name), "",
             "Model for requests that name none; unset: `default_model` of the file, else the first",
             ENGINES),
 
@@ -300,7 +146,7 @@ SETTINGS: tuple[Setting, ...] = (
             "Open client connections", CLIENTS),
     Setting("ERROR_FORMAT", "error_format", choice("simple", "openai"), "simple",
             "Shape of error bodies: `simple` or `openai`", CLIENTS),
-    Setting("CORS_ORIGINS", "cors_origins", _origins, "",
+    Setting("CORS_ORIGINS", "cors_origins", origins, "",
             "Origins whose pages may call the gateway: comma list or `*`", CLIENTS),
 
     Setting("API_KEYS", "user_keys", api_keys("user"), "",
@@ -317,9 +163,9 @@ SETTINGS: tuple[Setting, ...] = (
             "JSON file with roles besides `admin`, `user` and `viewer`", ACCESS),
     Setting("METRICS_AUTH", "metrics_auth", choice("auto", "off"), "auto",
             "`auto`: `/metrics` needs the permission `metrics` unless only this machine can reach it; `off`: open", ACCESS),  # noqa: E501
-    Setting("JWT_SECRET", "jwt_secret", optional(_jwt_secret), "",
+    Setting("JWT_SECRET", "jwt_secret", optional(jwt_secret), "",
             "Secret of at least 32 bytes: tokens signed with it are accepted, keys can be exchanged for one", ACCESS),
-    Setting("JWT_ALGORITHM", "jwt_algorithm", _jwt_algorithm, "HS256",
+    Setting("JWT_ALGORITHM", "jwt_algorithm", jwt_algorithm, "HS256",
             "The one algorithm that is accepted: HS256, HS384, HS512, with JWT_JWKS also RS256, ES256, EdDSA", ACCESS),
     Setting("JWT_ISSUER", "jwt_issuer", optional(str), "",
             "`iss` that a token must have", ACCESS),
@@ -346,7 +192,7 @@ SETTINGS: tuple[Setting, ...] = (
             "When requests wait longer for a worker or an engine, keys' limits shrink, low priorities first; 0: never", LIMITS),  # noqa: E501
     Setting("RATE_LIMIT_TARGET_ERRORS", "limit_target_errors", share, "0.5",
             "When a larger share of requests fails, likewise; 0: never", LIMITS),
-    Setting("TRUSTED_PROXIES", "trusted_proxies", _networks, "",
+    Setting("TRUSTED_PROXIES", "trusted_proxies", networks, "",
             "Addresses and networks whose `X-Forwarded-For` is believed", LIMITS),
     Setting("LEDGER", "ledger", choice("auto", "on", "off"), "auto",
             "One row per request in STATE_DB, never texts: `auto` when that file exists, `on` makes it, `off`", LIMITS),

@@ -15,7 +15,7 @@ from gateway.policy.limits import KeyLimits
 from gateway.policy.roles import DEFAULT_ROLES
 from gateway.policy.statedb import StateDb
 from gateway.policy.tokens import TokenVerifier
-from gateway.settings import ApiKey
+from gateway.settingvalues import ApiKey
 from tests.access import SECRET, token
 
 NOTHING: frozenset[bytes] = frozenset()

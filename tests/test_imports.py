@@ -21,6 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.pipeline",),
     ("gateway.workers", "gateway.validation", "gateway.policy"),
     ("gateway.settings", "gateway.dotenv", "gateway.fleet", "gateway.tools.decisionlog", "inference"),
+    ("gateway.settingvalues",),
     ("gateway.configuration",),
     ("gateway.asking",),
     ("gateway.upstream", "gateway.tools.replay"),
@@ -168,7 +169,8 @@ class OrderTest(unittest.TestCase):
 
     def test_the_library_and_what_is_below_it_read_no_settings(self) -> None:
         below = ("inference", "gateway.asking", "gateway.upstream", "gateway.routing")
-        settings = ("gateway.settings", "gateway.dotenv", "gateway.fleet", "gateway.configuration")
+        names = ("settings", "settingvalues", "configuration", "dotenv", "fleet")
+        settings = [f"gateway.{name}" for name in names]
         faults = [i for i in self.imports if within(i.importer, *below) and within(i.module, *settings)]
         self.assert_none(faults, "settings come in as arguments")
 

@@ -19,7 +19,7 @@ from gateway.policy.keys import KeyStore
 from gateway.policy.limits import NO_KEY_LIMITS, KeyLimits
 from gateway.policy.roles import DEFAULT_ROLES, Role, model_allowed
 from gateway.policy.tokens import TokenRefused, TokenVerifier
-from gateway.settings import ApiKey
+from gateway.settingvalues import ApiKey
 
 KEY_MAX_BYTES = 8192
 CACHE_MAX = 4096

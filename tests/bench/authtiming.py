@@ -52,7 +52,7 @@ def refusal_times() -> dict[str, dict[str, float]]:
 
 def _key(rng: random.Random) -> Secret:
     from gateway.policy.auth import Authenticator
-    from gateway.settings import ApiKey
+    from gateway.settingvalues import ApiKey
 
     key = _word(rng, 47)
     return Authenticator([ApiKey("alice", hashlib.sha256(key).digest(), "user")]), key, 0, len(key)
