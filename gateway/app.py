@@ -24,9 +24,10 @@ from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer, ServerContext
 from gateway.settings import Settings
-from gateway.telemetry.metrics import GatewayMetrics, Registry
+from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 from gateway.telemetry.process import register_process_metrics
+from gateway.telemetry.registry import Registry
 from gateway.tools.decisionlog import DecisionLog, header
 from gateway.workers import WorkerPool
 from inference import InferenceFactory

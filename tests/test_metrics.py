@@ -12,7 +12,8 @@ from typing import Any
 
 from gateway.telemetry import process
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
-from gateway.telemetry.metrics import GatewayMetrics, Registry
+from gateway.telemetry.metrics import GatewayMetrics
+from gateway.telemetry.registry import Registry
 
 CHAT = "/v1/chat/completions"
 SAMPLE = re.compile(

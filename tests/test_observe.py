@@ -14,8 +14,9 @@ from unittest import mock
 
 from gateway.telemetry import observe
 from gateway.telemetry.events import RequestEvent
-from gateway.telemetry.metrics import GatewayMetrics, Registry
+from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Observer, Telemetry
+from gateway.telemetry.registry import Registry
 
 
 def event(request_id: str = "r", **changes: Any) -> RequestEvent:

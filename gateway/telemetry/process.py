@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from gateway.telemetry.metrics import LabelledNumber, Registry
+from gateway.telemetry.registry import LabelledNumber, Registry
 
 _IMPORTED_UNIX_S = time.time()
 
