@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gateway.routing.specs import step
+from gateway.routing.checks import step
 
 
 class ConfigurationError(Exception):

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
+from gateway.routing.checks import ECHO_URL, Check, quoted, step
+from gateway.routing.checks import text as check_text
 from gateway.routing.specs import (
-    ECHO_URL,
     ENGINE_CHECKS,
     MODEL_CHECKS,
-    Check,
     EngineSpec,
     FleetSpec,
     ModelLinks,
@@ -24,10 +24,7 @@ from gateway.routing.specs import (
     duplicate_ids,
     link_faults,
     model_from,
-    quoted,
-    step,
 )
-from gateway.routing.specs import text as check_text
 
 
 class _Bad:

@@ -21,7 +21,8 @@ from typing import Any
 from gateway import dotenv
 from gateway.configuration import ConfigurationError
 from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
-from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, bracketed, quoted
+from gateway.routing.checks import bracketed, quoted
+from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec
 from gateway.settingvalues import (
     DAY_S,
     KEY_SET_ALGORITHMS,

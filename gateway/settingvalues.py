@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
 from gateway.configuration import ConfigurationError
-from gateway.routing.specs import is_host, quoted
-from gateway.routing.specs import name as check_name
+from gateway.routing import checks
+from gateway.routing.checks import is_host, quoted
 
 # Takes a variable's text (unset: its default, which is "" where it has none); raises ValueError, or ConfigurationError
 # for several faults, saying what the value must be.
@@ -131,7 +131,7 @@ def host(text: str) -> str:
 
 def model_name(text: str) -> str:
     """Parse the name of a model."""
-    for fault in check_name(text):
+    for fault in checks.name(text):
         raise ValueError(fault[2:])
     return text
 

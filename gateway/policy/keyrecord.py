@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from gateway.policy.roles import MODEL_PATTERN, NAME_PATTERN, model_allowed
-from gateway.routing.specs import quoted
+from gateway.routing.checks import quoted
 
 KEY_PREFIX = "igw_"
 BUDGET_PERIODS = ("day", "week", "month")

@@ -30,7 +30,7 @@ from gateway.policy.keyrecord import (
 )
 from gateway.policy.roles import DEFAULT_ROLES
 from gateway.policy.statedb import StateDb, StateDbError
-from gateway.routing.specs import quoted
+from gateway.routing.checks import quoted
 
 if TYPE_CHECKING:
     import sqlite3

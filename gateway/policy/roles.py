@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
-from gateway.routing.specs import quoted, step
+from gateway.routing.checks import quoted, step
 
 PERMISSIONS: tuple[str, ...] = ("infer", "verify", "batch", "metrics", "admin")
 PRIVILEGES = ("may_set_priority", "may_skip_cache")
