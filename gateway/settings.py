@@ -132,7 +132,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("BREAKER_OPEN_SECONDS", "breaker_open_s", _TIMEOUT, "5",
             "Seconds an open breaker leaves its engine alone; doubled each time the trial after it fails", HEALTH),
     Setting("BREAKER_MAX_OPEN_SECONDS", "breaker_max_open_s", _TIMEOUT, "60",
-            "Seconds at most", HEALTH),
+            "Seconds at most, no less than `BREAKER_OPEN_SECONDS`", HEALTH),
 
     Setting("MAX_BODY_BYTES", "max_body_bytes", integer(1, 1 << 40), "33554432",
             "Largest request body (32 MiB: room for a few images); a larger one gets 413", CLIENTS),
@@ -331,6 +331,7 @@ def load(environ: Mapping[str, str], dotenv_path: Path | None) -> Settings:
     faults.extend(_key_faults(values))
     faults.extend(_exposure_faults(values))
     faults.extend(_jwt_faults(values))
+    faults.extend(_breaker_faults(values))
     fleet = _fleet(values, faults)
     if faults or fleet is None:
         raise ConfigurationError(faults)
@@ -403,6 +404,15 @@ def _jwt_faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"JWT_ALGORITHM: {algorithm} needs JWT_JWKS, not JWT_SECRET"
     elif keys and algorithm in SECRET_ALGORITHMS:
         yield f"JWT_ALGORITHM: {algorithm} needs JWT_SECRET; set the algorithm of the keys in JWT_JWKS"
+
+
+def _breaker_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    first_s, longest_s = values.get("breaker_open_s", 0.0), values.get("breaker_max_open_s", DAY_S)
+    if first_s > longest_s:
+        yield (
+            f"BREAKER_OPEN_SECONDS, BREAKER_MAX_OPEN_SECONDS: {first_s:g} is more than {longest_s:g},"
+            " but a breaker opens for the former at first and never for longer than the latter"
+        )
 
 
 def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:

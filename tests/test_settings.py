@@ -191,6 +191,14 @@ class ValuesTest(SettingsCase):
                 with self.subTest(name=name, text=text):
                     self.assert_faults({name: text}, f"{name}: must ")
 
+    def test_a_breaker_must_not_open_for_longer_than_it_may(self) -> None:
+        both = "BREAKER_OPEN_SECONDS, BREAKER_MAX_OPEN_SECONDS: "
+        self.assert_faults({"BREAKER_OPEN_SECONDS": "9", "BREAKER_MAX_OPEN_SECONDS": "8"}, f"{both}9 is more than 8")
+        self.assert_faults({"BREAKER_OPEN_SECONDS": "61"}, f"{both}61 is more than 60")
+        self.assert_faults({"BREAKER_MAX_OPEN_SECONDS": "4", "PORT": "x"}, "PORT: must be", f"{both}5 is more than 4")
+        self.assert_faults({"BREAKER_OPEN_SECONDS": "x", "BREAKER_MAX_OPEN_SECONDS": "4"}, "BREAKER_OPEN_SECONDS: must")
+        self.assertEqual(load({"BREAKER_OPEN_SECONDS": "60"}, None).breaker_open_s, 60.0)
+
     def test_every_faulty_variable_is_named_at_once(self) -> None:
         environ = {
             "PORT": "x",
