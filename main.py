@@ -15,8 +15,8 @@ from typing import Optional
 from gateway import __version__
 from gateway.app import Gateway
 from gateway.configuration import ConfigurationError
-from gateway.policy.guard import roles_of, verifier_of
-from gateway.policy.statedb import StateDbError
+from gateway.policy.guard import refuse_to_serve_strangers, roles_of, verifier_of
+from gateway.policy.statefile import StateDbError, holds_keys
 from gateway.settings import Settings, describe, load, reload
 
 EXIT_CONFIGURATION = 2
@@ -58,16 +58,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _check(settings: Settings) -> int:
-    """Say what would run; 2 when a file that the settings name cannot be used."""
+    """Say what would run; 2 when a file that the settings name cannot be used, or everybody would be served unasked."""
     faults: list[str] = []
+    state_keys = False
     for read in (lambda: roles_of(settings), lambda: verifier_of(settings, lambda *_, **__: None)):
         try:
             read()
         except ConfigurationError as error:
             faults.extend(error.faults)
+    try:
+        state_keys = holds_keys(settings.state_db)
+        refuse_to_serve_strangers(settings, settings.auth_on or state_keys)
+    except StateDbError as error:
+        faults.append(f"STATE_DB: {error}")
+    except ConfigurationError as error:
+        faults.extend(error.faults)
     if faults:
         return _misconfigured(faults)
-    print(describe(settings))
+    print(describe(settings, state_keys=state_keys))
     return 0
 
 

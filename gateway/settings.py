@@ -282,10 +282,8 @@ class Settings:
 
     @property
     def auth_on(self) -> bool:
-        """Whether clients need a key or a token."""
-        return self.auth != "off" and bool(
-            self.api_keys or self.jwt_secret or self.jwt_jwks or _is_there(self.state_db)
-        )
+        """Whether the settings alone have clients show a key or a token; a key of the state database does so, too."""
+        return self.auth != "off" and bool(self.api_keys or self.jwt_secret or self.jwt_jwks)
 
     @property
     def on_loopback(self) -> bool:
@@ -463,12 +461,15 @@ def _engine_keys(fleet: FleetSpec, texts: Mapping[str, str]) -> Mapping[str, str
     return MappingProxyType({name: texts[name] for name in names if name and name in texts})
 
 
-def describe(settings: Settings) -> str:
-    """What would run, for `check`: address, authentication, models and engines; no secrets."""
+def describe(settings: Settings, *, state_keys: bool = False) -> str:
+    """What would run, for `check`: address, authentication, models and engines; no secrets.
+
+    `state_keys`: whether the state database holds keys.
+    """
     fleet = settings.fleet
     lines = [
         f"address: http://{bracketed(settings.host)}:{settings.port}",
-        f"authentication: {_describe_access(settings)}",
+        f"authentication: {_describe_access(settings, state_keys)}",
     ]
     if fleet.wildcard:
         lines.append(f"every model name is served by {fleet.models[0].name}")
@@ -483,14 +484,19 @@ def describe(settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def _describe_access(settings: Settings) -> str:
-    if settings.auth_on and not settings.api_keys:
-        return "on (tokens or keys of the state database)"
-    if settings.auth_on:
+def _describe_access(settings: Settings, state_keys: bool) -> str:
+    if settings.auth == "off":
+        return "off (AUTH=off)"
+    ways: list[str] = []
+    if settings.api_keys:
         count = len(settings.api_keys)
         admins = sum(key.role == "admin" for key in settings.api_keys)
-        return f"on, {count} {'key' if count == 1 else 'keys'} ({admins} admin)"
-    return "off (AUTH=off)" if settings.auth == "off" else "off (no key configured)"
+        ways.append(f"{count} {'key' if count == 1 else 'keys'} ({admins} admin)")
+    if state_keys:
+        ways.append("keys of the state database")
+    if settings.jwt_secret or settings.jwt_jwks:
+        ways.append("tokens")
+    return f"on, {', '.join(ways)}" if ways else "off (no key configured)"
 
 
 def _describe_fallbacks(model: ModelSpec, settings: Settings) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Optional
 from unittest import mock
 
 from gateway.configuration import ConfigurationError
+from gateway.policy.statedb import StateDb
 from tests.access import ADMIN_KEYS, AS_ROOT, ROOT, SECRET, AccessTest, ask, bearer, token
 from tests.support import CHAT, Header, Response, RunningGateway, dead_url, eventually, gateway_process
 
@@ -427,9 +428,34 @@ class CommandLineTest(AccessTest):
             self.serve(HOST="0.0.0.0")
         self.assertIn("HOST", caught.exception.faults[0])
 
+    def test_check_says_whether_the_database_turns_authentication_on(self) -> None:
+        off, on = "authentication: off (no key configured)", "authentication: on, keys of the state database"
+        self.assertIn(off, self.cli("check")[1])
+        self.assertFalse(self.db.exists())
+        StateDb(self.db).close()  # as a ledger leaves it
+        self.assertIn(off, self.cli("check")[1])
+        status, stdout, stderr = self.cli("check", HOST="0.0.0.0")
+        self.assertEqual((status, stdout), (2, ""))
+        self.assertIn("HOST: ", stderr)
+        self.keys("create", "--name", "alice")
+        self.assertIn(on, self.cli("check")[1])
+        self.assertIn(on, self.cli("check", HOST="0.0.0.0")[1])
+        self.assertIn("authentication: off (AUTH=off)", self.cli("check", AUTH="off")[1])
+        self.keys("revoke", "alice")
+        self.assertIn(on, self.cli("check")[1])  # nobody comes in with a revoked key, nor without one
+
+    def test_a_path_that_cannot_be_looked_at_is_exit_2(self) -> None:
+        path = self.directory / ("x" * 300)
+        for arguments in (("check",), ("keys", "list"), ("usage",)):
+            with self.subTest(arguments):
+                status, stdout, stderr = self.cli(*arguments, STATE_DB=path)
+                self.assertEqual((status, stdout), (2, ""))
+                self.assertIn(str(path), stderr)
+                self.assertNotIn("Traceback", stderr)
+
     def test_a_database_that_cannot_be_opened_is_exit_2(self) -> None:
         self.db.write_bytes(b"this is not a database " * 100)
-        for arguments in ((), ("keys", "list"), ("keys", "create", "--name", "a"), ("usage",)):
+        for arguments in ((), ("check",), ("keys", "list"), ("keys", "create", "--name", "a"), ("usage",)):
             with self.subTest(arguments):
                 status, stdout, stderr = (self.cli if arguments else self.process)(*arguments)
                 self.assertEqual(status, 2, stderr)

@@ -559,8 +559,23 @@ class RenderingTest(SettingsCase):
             ],
         )
 
+    def test_describe_names_every_way_in(self) -> None:
+        (self.folder / "gateway.db").write_bytes(b"")
+        for environ, state_keys, expected in (
+            ({}, False, "off (no key configured)"),
+            ({}, True, "on, keys of the state database"),
+            ({"ADMIN_KEYS": "k"}, True, "on, 1 key (1 admin), keys of the state database"),
+            ({"JWT_SECRET": "s" * 32, "API_KEYS": "k"}, False, "on, 1 key (0 admin), tokens"),
+        ):
+            with self.subTest(expected):
+                settings = load({**environ, "STATE_DB": str(self.folder / "gateway.db")}, None)
+                text = describe(settings, state_keys=state_keys)
+                self.assertIn(f"\nauthentication: {expected}\n", text)
+
     def test_describe_names_the_ways_authentication_and_fallbacks_are_off(self) -> None:
         self.assertIn("authentication: off (no key configured)", describe(load({}, None)))
+        text = describe(load({"AUTH": "off"}, None), state_keys=True)
+        self.assertIn("authentication: off (AUTH=off)", text)
         text = describe(load({"AUTH": "off", "API_KEYS": "k", "FALLBACK": "off"}, None))
         self.assertIn("authentication: off (AUTH=off)", text)
         self.assertIn("fallbacks: none (FALLBACK=off)", text)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gateway.policy.statedb import StateDb, StateDbError
-from gateway.policy.statefile import APPLICATION_ID, MIGRATIONS
+from gateway.policy.statefile import APPLICATION_ID, MIGRATIONS, holds_keys
 from tests.support import ROOT, eventually
 
 SPEND = """INSERT INTO budget VALUES (?, ?, ?)
@@ -73,6 +73,37 @@ class StateDbTest(unittest.TestCase):
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
         return process
+
+
+class LookingTest(StateDbTest):
+    """Whether a file holds keys, for who only wants to know."""
+
+    def test_a_key_is_seen_whether_or_not_the_file_is_in_use(self) -> None:
+        self.assertFalse(holds_keys(self.path))
+        self.assertFalse(self.path.exists())
+        db = self.open()
+        self.assertFalse(holds_keys(self.path))
+        row = "INSERT INTO keys (name, digest, role, models, created_unix_s) VALUES ('a', x'00', 'user', '[]', 0)"
+        db.write_now(lambda connection: connection.execute(row))
+        self.assertTrue(holds_keys(self.path))
+        db.close()
+        self.assertTrue(holds_keys(self.path))
+
+    def test_nothing_is_changed(self) -> None:
+        self.path.write_bytes(b"")
+        self.assertFalse(holds_keys(self.path))
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["gateway.db"])
+        self.assertEqual(self.path.read_bytes(), b"")
+
+    def test_a_file_that_is_no_state_database_is_refused(self) -> None:
+        garbage, foreign, long = self.folder / "garbage", self.folder / "foreign", self.folder / ("x" * 300)
+        garbage.write_bytes(b"x" * 5_000)
+        with contextlib.closing(sqlite3.connect(foreign)) as connection:
+            connection.execute("CREATE TABLE keys (name TEXT)")
+        for path in (garbage, foreign, self.folder, long):
+            with self.subTest(path.name[:10]), self.assertRaises(StateDbError) as caught:
+                holds_keys(path)
+            self.assertIn(str(path), str(caught.exception))
 
 
 class OpeningTest(StateDbTest):

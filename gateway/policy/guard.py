@@ -34,7 +34,8 @@ from gateway.policy.limits import (
 )
 from gateway.policy.roles import DEFAULT_ROLES, Role, load_roles
 from gateway.policy.scopes import Header
-from gateway.policy.statedb import StateDb, StateDbError
+from gateway.policy.statedb import StateDb
+from gateway.policy.statefile import state_file_exists
 from gateway.policy.tokens import TokenVerifier
 from gateway.routing.specs import FleetSpec
 from gateway.settings import Settings
@@ -88,31 +89,13 @@ class Guard:
         self._refused_second = 0
         self._stop = threading.Event()
         self._thread: Optional[threading.Thread] = None
-        if settings.ledger == "on" or self._db_exists():
+        if settings.ledger == "on" or state_file_exists(settings.state_db):
             self.open_db()
         try:
-            self._refuse_to_serve_strangers()
+            refuse_to_serve_strangers(settings, self.authenticator.required)
         except ConfigurationError:
             self.close(0.0)
             raise
-
-    def _db_exists(self) -> bool:
-        path = self._settings.state_db
-        try:
-            return path.exists()
-        except OSError as error:  # a directory that may not be searched, a name that is too long
-            raise StateDbError(f"{path}: cannot be opened: {error.strerror or error}") from error
-
-    def _refuse_to_serve_strangers(self) -> None:
-        """A state database without a key protects nobody; that there is a file, the settings have seen."""
-        settings = self._settings
-        if not settings.on_loopback and settings.auth != "off" and not self.authenticator.required:
-            raise ConfigurationError(
-                [
-                    f"HOST: others can reach {settings.host} and no key is configured: set API_KEYS or ADMIN_KEYS,"
-                    " make one with `keys create`, or set AUTH=off to serve everybody"
-                ]
-            )
 
     def _open_locked(self, path: Path) -> StateDb:
         db = StateDb(path, lambda message: self._log("error", "state_db", message=message))
@@ -239,7 +222,7 @@ class Guard:
     def tick(self) -> None:
         """Look after everything; called by the thread twice a second."""
         if self.db is None:
-            if self._db_exists():  # the first key has been made
+            if state_file_exists(self._settings.state_db):  # the first key has been made
                 self.open_db()
         elif self.authenticator.store is not None:
             self.authenticator.store.refresh()
@@ -308,6 +291,20 @@ def verifier_of(settings: Settings, log: Log) -> Optional[TokenVerifier]:
     except ConfigurationError as error:
         raise ConfigurationError([f"JWT_JWKS: {fault}" for fault in error.faults]) from None
     return TokenVerifier(keys, issuer=issuer, audience=audience)
+
+
+def refuse_to_serve_strangers(settings: Settings, keys_required: bool) -> None:
+    """Raise ConfigurationError where others can reach the gateway and nobody is asked for a key without AUTH=off.
+
+    A state database without a key protects nobody; that there is a file is all the settings have seen.
+    """
+    if not settings.on_loopback and settings.auth != "off" and not keys_required:
+        raise ConfigurationError(
+            [
+                f"HOST: others can reach {settings.host} and no key is configured: set API_KEYS or ADMIN_KEYS,"
+                " make one with `keys create`, or set AUTH=off to serve everybody"
+            ]
+        )
 
 
 def _too_many(refusal: Refusal, tokens: int) -> GatewayError:

@@ -19,6 +19,7 @@ from gateway.policy.keyrecord import BUDGET_PERIODS, PRIORITIES
 from gateway.policy.keys import KeyExists, KeyRefused, KeyStore, KeyUnknown, parse_duration, to_public
 from gateway.policy.roles import DEFAULT_ROLES
 from gateway.policy.statedb import StateDb, StateDbError
+from gateway.policy.statefile import state_file_exists
 
 OpenDb = Callable[[bool], Optional[StateDb]]
 """Opens the state database; makes it only when its argument says so, and gives None when there is none."""
@@ -29,7 +30,7 @@ _COLUMNS = ("name", "role", "state", "models", "rpm", "tpm", "concurrency", "bud
 
 def state_db_at(path: Path) -> OpenDb:
     """What `keys_command` needs to use the database at `path`."""
-    return lambda make: StateDb(path) if make or path.exists() else None
+    return lambda make: StateDb(path) if make or state_file_exists(path) else None
 
 
 def keys_command(

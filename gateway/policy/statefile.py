@@ -64,6 +64,36 @@ class StateDbError(Exception):
     """The state database cannot be used; the text names the file and the reason."""
 
 
+def state_file_exists(path: Path) -> bool:
+    """Whether there is anything at `path`; raises StateDbError when that cannot be told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:  # a directory that may not be searched, a name that is too long
+        raise StateDbError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    return True
+
+
+def holds_keys(path: Path, busy_timeout_s: float = 2.0) -> bool:
+    """Whether the file has a key in it, be it a revoked one; False when there is no file. Changes nothing.
+
+    Raises StateDbError when it cannot be read, is no database, belongs to another program, or to a newer version.
+    """
+    if not state_file_exists(path):
+        return False
+    if sqlite3 is None:
+        raise StateDbError(f"{path}: cannot be opened: this Python was built without SQLite")
+    if not path.is_file():
+        raise StateDbError(f"{path}: cannot be opened: it is not a file")
+    try:
+        with contextlib.closing(connect(path, busy_timeout_s, for_reading=True)) as connection:
+            has_schema = _schema_version(connection, path) > 0
+            return has_schema and bool(connection.execute("SELECT 1 FROM keys LIMIT 1").fetchall())
+    except sqlite3.Error as error:
+        raise StateDbError(f"{path}: {_why_not(path) or in_words(error)}") from error
+
+
 def open_state_file(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """Open the file for writing, with the schema of this version; made when missing, readable by its owner only.
 
