@@ -18,6 +18,7 @@ from gateway.configuration import ConfigurationError
 from gateway.policy.guard import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.policy.statefile import StateDbError, holds_keys
 from gateway.settings import Settings, describe, load, reload
+from gateway.tools.decisionlog import refuse_unwritable
 
 EXIT_CONFIGURATION = 2
 DOTENV = Path(".env")
@@ -61,7 +62,11 @@ def _check(settings: Settings) -> int:
     """Say what would run; 2 when a file that the settings name cannot be used, or everybody would be served unasked."""
     faults: list[str] = []
     state_keys = False
-    for read in (lambda: roles_of(settings), lambda: verifier_of(settings, lambda *_, **__: None)):
+    for read in (
+        lambda: roles_of(settings),
+        lambda: verifier_of(settings, lambda *_, **__: None),
+        lambda: refuse_unwritable(settings.decision_log),
+    ):
         try:
             read()
         except ConfigurationError as error:

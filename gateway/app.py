@@ -46,7 +46,7 @@ DRAIN_POLL_S = 0.05
 class Gateway:
     """A running gateway: listening as soon as it is made (port 0 takes a free one), serving after `start`.
 
-    Raises OSError when the address cannot be bound.
+    Raises ConfigurationError and StateDbError for files that cannot be used, OSError when the address cannot be bound.
     """
 
     def __init__(self, settings: Settings, log_stream: Optional[TextIO] = None) -> None:
@@ -87,7 +87,12 @@ class Gateway:
         if path is None:
             return None
         log = DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
-        log.start()
+        try:
+            log.start()
+        except BaseException:
+            self.guard.close(END_TIMEOUT_S)
+            self.telemetry.close(END_TIMEOUT_S)
+            raise
         return log
 
     def _new_factory(self) -> InferenceFactory:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import socket
+import tempfile
+import threading
 import unittest
+from pathlib import Path
 from typing import Any
 
+from gateway.app import Gateway
+from gateway.configuration import ConfigurationError
 from gateway.mock import MockEngine
 from tests.support import (
     CHAT,
@@ -20,6 +26,7 @@ from tests.support import (
     engines,
     eventually,
     gateway_process,
+    load_settings,
     mock_engine,
     run_main,
 )
@@ -102,6 +109,27 @@ class Refusing(SocketTest):
             with gateway_process({"HOST": "0.0.0.0", **variables}) as process:
                 self.assertEqual(process.ask("GET", "/healthz").status, 200)
 
+    def test_a_decision_log_that_cannot_be_written_is_named(self) -> None:
+        for command in ((), ("check",)):
+            with self.subTest(command=command):
+                status, stdout, stderr = run_main({"DECISION_LOG": "no-folder/d.jsonl"}, *command)
+                self.assertEqual((status, stdout), (2, ""))
+                (line,) = [line for line in stderr.splitlines() if not line.startswith("{")]
+                self.assertIn("DECISION_LOG: ", line)
+                self.assertIn("d.jsonl", line)
+                self.assertNotIn("listen", line)
+
+    def test_nothing_stays_open_behind_a_decision_log_that_cannot_be_written(self) -> None:
+        directory = Path(self.enter(tempfile.TemporaryDirectory()))
+        before = set(threading.enumerate())
+        settings = load_settings(
+            {"DECISION_LOG": directory, "LEDGER": "on", "STATE_DB": directory / "gateway.db", "PORT": "0"}
+        )
+        with self.assertRaisesRegex(ConfigurationError, "^DECISION_LOG: "):
+            Gateway(settings, io.StringIO())
+        left = [thread.name for thread in threading.enumerate() if thread not in before]
+        self.assertEqual(left, [])
+
     def test_a_busy_port_is_said_in_one_line(self) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
@@ -133,6 +161,15 @@ class Check(SocketTest):
         for part in ("70b", "13b", "big", "least_connections", "127.0.0.1:8010", "default-chat"):
             self.assertIn(part, stdout)
         self.assertNotIn("sk-123456", stdout)
+
+    def test_it_makes_no_decision_log_and_empties_none(self) -> None:
+        with gateway_process({"DECISION_LOG": "new.jsonl"}, "check", wait=False) as process:
+            self.assertEqual(process.wait(), 0)
+            self.assertFalse((process.directory / "new.jsonl").exists())
+        files = {"old.jsonl": "kept\n"}
+        with gateway_process({"DECISION_LOG": "old.jsonl"}, "check", wait=False, files=files) as process:
+            self.assertEqual(process.wait(), 0)
+            self.assertEqual((process.directory / "old.jsonl").read_text("utf-8"), "kept\n")
 
     def test_a_port_that_is_taken_does_not_matter(self) -> None:
         with socket.socket() as sock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tempfile
 import threading
 import unittest
@@ -12,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Callable, Optional
 
+from gateway.configuration import ConfigurationError
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
@@ -22,7 +24,7 @@ from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec
 from gateway.settings import Settings
 from gateway.telemetry.events import OUTCOMES
 from gateway.tools import decisionlog
-from gateway.tools.decisionlog import DecisionLog, header
+from gateway.tools.decisionlog import DecisionLog, header, refuse_unwritable
 from gateway.tools.replay import main, replay
 from tests.support import TIMEOUT_S, eventually, load_settings
 
@@ -536,9 +538,50 @@ class WrittenTest(ReplayCase):
     def test_a_file_that_cannot_be_made_is_said_at_the_start(self) -> None:
         self.path = self.path.parent / "no folder" / "d.jsonl"
         log = self.written()
-        with self.assertRaises(OSError):
+        with self.assertRaises(ConfigurationError) as caught:
             log.start()
+        (fault,) = caught.exception.faults
+        self.assertTrue(fault.startswith(f"DECISION_LOG: {self.path}: cannot be written: "), fault)
         log.close(TIMEOUT_S)
+
+    def unwritable(self) -> list[Path]:
+        """Paths at which there can be no file to write, whoever asks."""
+        folder = self.path.parent
+        (folder / "a file").write_text("", "utf-8")
+        return [
+            folder,
+            folder / "no folder" / "d.jsonl",
+            folder / "a file" / "d.jsonl",
+            folder / ("x" * 300),
+            folder / "a\0b",
+        ]
+
+    def test_what_cannot_be_written_is_seen_without_writing(self) -> None:
+        for path in self.unwritable():
+            with self.subTest(path=path):
+                with self.assertRaises(ConfigurationError) as caught:
+                    DecisionLog(path, {"op": "start"}, self.log).start()
+                with self.assertRaises(ConfigurationError) as foreseen:
+                    refuse_unwritable(path)
+                if os.name == "posix":  # Windows has other words for opening a directory
+                    self.assertEqual(foreseen.exception.faults, caught.exception.faults)
+
+    @unittest.skipIf(not hasattr(os, "geteuid") or os.geteuid() == 0, "needs a user whom permissions hold back")
+    def test_a_folder_or_file_that_may_not_be_written_is_seen_too(self) -> None:
+        self.path.write_text("kept\n", "utf-8")
+        self.path.chmod(0o400)
+        folder = self.path.parent / "folder"
+        folder.mkdir(0o500)
+        for path in (self.path, folder / "d.jsonl"):
+            with self.assertRaisesRegex(ConfigurationError, "Permission denied"):
+                refuse_unwritable(path)
+
+    def test_looking_makes_no_file_and_empties_none(self) -> None:
+        refuse_unwritable(self.path)
+        self.assertFalse(self.path.exists())
+        self.path.write_text("kept\n", "utf-8")
+        refuse_unwritable(self.path)
+        self.assertEqual(self.path.read_text("utf-8"), "kept\n")
 
     def test_more_records_than_memory_may_hold_are_dropped_and_said_once(self) -> None:
         before, decisionlog.WAITING_MAX = decisionlog.WAITING_MAX, 10

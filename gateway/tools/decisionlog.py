@@ -6,12 +6,15 @@ lines is the order of its decisions; nothing here is locked (a deque's single op
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections import deque
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from gateway.configuration import ConfigurationError
 from gateway.routing.decisions import Record, model_json
 from gateway.routing.specs import FleetSpec
 from gateway.settings import Settings
@@ -43,6 +46,38 @@ def fleet_json(fleet: FleetSpec) -> dict[str, Any]:
     return {model.name: model_json(model) for model in fleet.models}
 
 
+def refuse_unwritable(path: Optional[Path]) -> None:
+    """Raise ConfigurationError where a DecisionLog could not be started (None: there is to be none), as far as a look
+    can tell; makes and changes nothing."""
+    if path is None:
+        return
+    try:
+        exists = _exists(path)
+        if exists and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # A link that leads to nothing yet is made where it leads.
+        needed = path if exists else path.resolve().parent
+        needed.stat()
+        if not os.access(needed, os.W_OK if exists else os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _exists(path: Path) -> bool:
+    # Not Path.exists: to that, a name that is too long and a loop of links are merely not there.
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _unwritable(path: Path, error: Exception) -> ConfigurationError:
+    reason = error.strerror or error if isinstance(error, OSError) else "that is no path"
+    return ConfigurationError([f"DECISION_LOG: {path}: cannot be written: {reason}"])
+
+
 class DecisionLog:
     """Writes records to `path`, a new file each time. `record` is for any thread and never blocks."""
 
@@ -55,8 +90,11 @@ class DecisionLog:
         self._thread: Optional[threading.Thread] = None
 
     def start(self) -> None:
-        """Open the file and start the thread. Raises OSError."""
-        self._file = self._path.open("w", encoding="utf-8")
+        """Open the file and start the thread. Raises ConfigurationError naming DECISION_LOG."""
+        try:
+            self._file = self._path.open("w", encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise _unwritable(self._path, error) from error
         self._thread = threading.Thread(target=self._run, name="decisions", daemon=True)
         self._thread.start()
 
