@@ -10,7 +10,6 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from random import Random
 from typing import Optional, TextIO
 
@@ -18,7 +17,6 @@ from gateway.pipeline import PATHS, Pipeline
 from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.pool import StateChange
-from gateway.routing.specs import FleetSpec
 from gateway.server.admin import Admin
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
@@ -54,7 +52,7 @@ class Gateway:
         self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
         self._hurry = threading.Event()
         self._stopping = threading.Lock()
-        self._model_by_name = _model_by_name(settings.fleet)
+        self._model_by_name = settings.fleet.model_by_name()
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, lambda: self._model_by_name, KNOWN_PATHS)
         register_process_metrics(self.registry)
@@ -163,7 +161,7 @@ class Gateway:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
         self.guard.set_fleet(settings.fleet)
-        self._model_by_name = _model_by_name(settings.fleet)
+        self._model_by_name = settings.fleet.model_by_name()
         self.telemetry.log("info", "reloaded", models=sorted(self.factory.router.pools))
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
@@ -226,11 +224,6 @@ class Gateway:
 
     def _crashed(self, error: BaseException) -> None:
         self.pipeline.internal_error(error, "-")
-
-
-def _model_by_name(fleet: FleetSpec) -> Mapping[str, str]:
-    """Every name that a request may use, with the model it stands for."""
-    return {name: model.name for model in fleet.models for name in (model.name, *model.aliases)}
 
 
 def _breaker_policy(settings: Settings) -> BreakerPolicy:

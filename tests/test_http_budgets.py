@@ -17,6 +17,7 @@ from unittest import mock
 
 from gateway.policy.keys import KeyStore
 from gateway.policy.statedb import StateDb
+from gateway.settings import reload
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest, ask, bearer
 from tests.support import (
     CHAT,
@@ -218,6 +219,24 @@ class LedgerTest(BudgetsTest):
         for path in self.directory.glob("gateway.db*"):
             self.assertNotIn(secret_text.encode(), path.read_bytes())
             self.assertNotIn(b"Mock answer", path.read_bytes())
+
+    def test_what_failed_by_an_alias_is_noted_under_its_model(self) -> None:
+        cut = self.engine("drop_mid_stream", after=1)
+        self.fleet["m"] = {"engines": [cut.url], "price": PRICE, "aliases": ["chat"], "fallbacks": []}
+        self.fleet["gone"] = {"engines": [dead_url()], "aliases": ["lost"], "fallbacks": []}
+        running = self.serve(self.fleet, LEDGER="on")
+        running.post(ask(model="chat", stream=True))
+        running.post(ask(model="lost"))
+        broken, gone = self.ledger(running, 2)
+        self.assertEqual((broken["model"], broken["engine"]), ("m", f"127.0.0.1:{cut.port}"))
+        self.assertGreater(broken["cost_usd"], 0)
+        self.assertEqual((gone["model"], gone["status"]), ("gone", 502))
+
+        self.fleet["gone"]["aliases"] = ["missing"]
+        self.file("engines.json", {"models": self.fleet})
+        running.app.reload(reload(running.app.settings, {}, None))
+        running.post(ask(model="missing"))
+        self.assertEqual(self.ledger(running, 3)[2]["model"], "gone")
 
     def test_it_is_on_off_or_as_the_file_is_there(self) -> None:
         auto = self.serve(self.fleet)

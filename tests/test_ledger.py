@@ -111,10 +111,19 @@ class LedgerTest(DatabaseTest):
         )
         self.assertEqual([row[6] for row in self.rows()], [0.001, 10.05, 10.0, None, None, None])
 
+    def note_models(self, *names: Optional[str], **options: Any) -> None:
+        """One row for each, where the model 13b, by its alias chat, is all that is configured."""
+        known = {"13b": "13b", "chat": "13b"}
+        events = [event(request_id=str(n), model=name, extra=None) for n, name in enumerate(names)]
+        self.note(*events, known_models=lambda: known, **options)
+
     def test_models_that_are_not_configured_go_under_other(self) -> None:
-        names = ("13b", "=cmd|' /C calc'!A0", None)
-        self.note(*(event(request_id=str(n), model=name) for n, name in enumerate(names)), known_models=lambda: {"13b"})
+        self.note_models("13b", "=cmd|' /C calc'!A0", None)
         self.assertEqual([row[2] for row in self.rows()], ["13b", "other", None])
+
+    def test_an_alias_is_its_model_in_name_and_price(self) -> None:
+        self.note_models("13b", "chat", cost_of=lambda model, *tokens: 0.5 if model == "13b" else None)
+        self.assertEqual([(row[2], row[6]) for row in self.rows()], [("13b", 0.5), ("13b", 0.5)])
 
     def test_a_row_that_cannot_be_written_costs_no_other(self) -> None:
         self.note(event(request_id="1"), event(request_id="2", prompt_tokens=10**30), event(request_id="3"))

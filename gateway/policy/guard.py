@@ -108,7 +108,7 @@ class Guard:
             raise
         if self._settings.ledger != "off":
             days = self._settings.ledger_days
-            self.ledger = Ledger(db, self._paths, known_models=lambda: self._prices_known, days=days)
+            self.ledger = Ledger(db, self._paths, known_models=lambda: self._model_by_name, days=days)
         self.db = db
         self.budgets = budgets
         self.authenticator.store = store  # last: from here on keys are asked for, and what they need is there
@@ -127,10 +127,10 @@ class Guard:
         return self.authenticator.store
 
     def set_fleet(self, fleet: FleetSpec) -> None:
-        """Take over the models' limits and prices."""
+        """Take over the models' names, limits and prices."""
         self._model_limits = {m.name: RateLimits(m.rpm, m.tpm) for m in fleet.models if m.rpm or m.tpm}
         self._prices = {m.name: Price(*m.price) for m in fleet.models if m.price is not None}
-        self._prices_known = frozenset(m.name for m in fleet.models)
+        self._model_by_name = fleet.model_by_name()
 
     # --- a request ---------------------------------------------------------------------------------------------------
 

@@ -203,6 +203,10 @@ class FleetSpec:
         if self.default_model is None:
             object.__setattr__(self, "default_model", self.models[0].name)
 
+    def model_by_name(self) -> Mapping[str, str]:
+        """Every name that a request may use, with the model it stands for."""
+        return {name: model.name for model in self.models for name in (model.name, *model.aliases)}
+
 
 class ModelLinks(NamedTuple):
     """The names by which one model is known and those by which it knows others."""

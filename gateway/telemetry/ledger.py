@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Union
 
@@ -45,7 +45,8 @@ class Ledger:
     """Writes down finished requests; call it with batches of events. Thread-safe.
 
     `paths` are those of inference; other requests, and those without a valid key (401), are not noted: nobody could be
-    billed, and anybody could fill the disk. `known_models` gives the models configured now (None: any name is taken).
+    billed, and anybody could fill the disk. `known_models` gives every name that a request may use now, with the
+    configured model it stands for, under which the row goes (None: any name is taken as it is).
     The cost is the event's `extra["cost_usd"]`, else what `cost_of` says. `days`: how long rows are kept; 0: for ever.
     """
 
@@ -54,7 +55,7 @@ class Ledger:
         db: Database,
         paths: Container[str],
         *,
-        known_models: Optional[Callable[[], Container[str]]] = None,
+        known_models: Optional[Callable[[], Mapping[str, str]]] = None,
         cost_of: Optional[CostLookup] = None,
         days: float = 90.0,
         clock: Callable[[], float] = time.time,
@@ -85,10 +86,10 @@ class Ledger:
                     self._dropped_total += len(rows) - index
                 return
 
-    def _row(self, event: RequestEvent, known: Optional[Container[str]]) -> Row:
+    def _row(self, event: RequestEvent, known: Optional[Mapping[str, str]]) -> Row:
         model = event.model
-        if model is not None and known is not None and model not in known:
-            model = OTHER
+        if model is not None and known is not None:
+            model = known.get(model, OTHER)
         return (
             event.finished_unix_s,
             event.key,
@@ -96,20 +97,20 @@ class Ledger:
             event.engine,
             event.prompt_tokens,
             event.completion_tokens,
-            self._cost(event),
+            self._cost(event, model),
             event.latency_s,
             event.status,
             event.request_id,
         )
 
-    def _cost(self, event: RequestEvent) -> Optional[float]:
+    def _cost(self, event: RequestEvent, model: Optional[str]) -> Optional[float]:
         cost = event.extra.get("cost_usd") if event.extra else None
         if isinstance(cost, (int, float)):
             return float(cost)
         prompt, completion = event.prompt_tokens, event.completion_tokens
-        if self._cost_of is None or event.model is None or (prompt is None and completion is None):
+        if self._cost_of is None or model is None or (prompt is None and completion is None):
             return None
-        return self._cost_of(event.model, prompt or 0, completion or 0)
+        return self._cost_of(model, prompt or 0, completion or 0)
 
     def tick(self) -> None:
         """Have rows deleted that are too old, hourly and a few at a time; call it once a second or so, on one
