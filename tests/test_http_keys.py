@@ -209,6 +209,7 @@ class TokenTest(AdminTest):
             answer = response.json()
             self.assertEqual((answer["token_type"], answer["expires_in"]), ("Bearer", 3_600))
             self.assertEqual(self.status_with(answer["token"]), 200)
+            self.assertEqual(answer["access_token"], answer["token"])
         short = self.exchange(bearer(self.create(name="short", expires="10m")["key"])).json()
         self.assertLessEqual(short["expires_in"], 600)
 

@@ -97,9 +97,9 @@ class Admin:
     def _token(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         token, expires_in_s = self._guard.authenticator.exchange(identity)
         self._audit(identity, "token", expires_in_s=expires_in_s)
-        return json_reply(
-            {"token": token, "token_type": "Bearer", "expires_in": expires_in_s}, 200, ("Cache-Control", "no-store")
-        )
+        # `access_token` is OAuth's name for it (RFC 6749, 5.1), which clients made for that look for.
+        answer = {"token": token, "access_token": token, "token_type": "Bearer", "expires_in": expires_in_s}
+        return json_reply(answer, 200, ("Cache-Control", "no-store"))
 
     def _list_keys(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         store = self._guard.authenticator.store
