@@ -160,6 +160,12 @@ class OrderTest(unittest.TestCase):
         allowed = ("gateway.telemetry", "gateway.errors")
         self.assert_none([i for i in own if not within(i.module, *allowed)], "telemetry turns events into numbers")
 
+    def test_what_is_telemetrys_is_imported_from_where_it_is_made(self) -> None:
+        borrowed = {(i.importer, name) for i in self.imports for name in i.names}
+        users = [i for i in self.imports if within(i.module, "gateway.telemetry")]
+        faults = [i for i in users if any((i.module, name) in borrowed for name in i.names)]
+        self.assert_none(faults, "a module does not hand on what it has imported itself")
+
     def test_the_mock_engine_and_the_gateway_do_not_know_each_other(self) -> None:
         for i in self.imports:
             if within(i.importer, "gateway.mock") and is_own(i.module):

@@ -14,7 +14,7 @@ from gateway.pipeline import PATHS, Pipeline
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
-from gateway.telemetry.metrics import Registry
+from gateway.telemetry.registry import Registry
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FLUSH_TIMEOUT_S = 1.0

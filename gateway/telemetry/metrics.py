@@ -12,8 +12,6 @@ from typing import Callable
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
 from gateway.telemetry.registry import Counter, Histogram, Registry
 
-__all__ = ["GatewayMetrics", "Registry"]
-
 DURATION_BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
