@@ -87,7 +87,7 @@ class Pipeline:
         engine_path = PATHS[path]
         request = validation.parse_json(body)
         validation.VALIDATOR_BY_PATH[engine_path](request)
-        call = Call(
+        return Call(
             engine_path,
             request,
             body,
@@ -97,10 +97,12 @@ class Pipeline:
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             priority=priority_of(headers, identity),
         )
+
+    def refuse_unservable(self, call: Call) -> None:
+        """Raise GatewayError for what needs no worker: any call while draining, and one for an unknown model."""
         if self.draining:
             raise GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
-        self.factory.router.route(call.model)  # an unknown model needs no worker
-        return call
+        self.factory.router.route(call.model)
 
     def enqueue(self, job: Job) -> bool:
         """True: a worker's place is free, run the job now and `leave` after it. False: it is queued. Raises

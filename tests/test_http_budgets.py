@@ -215,7 +215,7 @@ class LedgerTest(BudgetsTest):
             },
         )
         self.assertGreater(rows[stream.request_id]["cost_usd"], 0)
-        self.assertEqual((rows[unknown.request_id]["model"], rows[unknown.request_id]["status"]), (None, 404))
+        self.assertEqual((rows[unknown.request_id]["model"], rows[unknown.request_id]["status"]), ("other", 404))
         for path in self.directory.glob("gateway.db*"):
             self.assertNotIn(secret_text.encode(), path.read_bytes())
             self.assertNotIn(b"Mock answer", path.read_bytes())

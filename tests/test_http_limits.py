@@ -102,6 +102,13 @@ class RequestsTest(LimitsTest):
         key = self.make(running, rpm=8)
         self.assertEqual([running.post(headers=key).status for _ in range(9)], [200] * 8 + [429])
 
+    def test_who_asks_for_no_model_there_is_is_told_of_no_models_limits(self) -> None:
+        running = self.serve({"m": {"engines": ["echo:"], "rpm": 20}})
+        key = self.make(running, rpm=60)
+        self.assertEqual(told(running.post(ask(model="m"), headers=key))["limit-requests"], 20)
+        unknown = running.post(ask(model="nope"), headers=key)
+        self.assertEqual((unknown.status, told(unknown)["limit-requests"]), (404, 60))
+
     def test_a_model_and_everybody_together_have_limits(self) -> None:
         fleet = {"m": {"engines": ["echo:"], "rpm": 20}, "n": {"engines": ["echo:"]}}
         running = self.serve(fleet, RATE_LIMIT_GLOBAL_RPM=60)

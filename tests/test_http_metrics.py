@@ -165,6 +165,19 @@ class Metrics(SocketTest):
         now = counted(running, running.post({**HI, "model": "chatty"}))
         self.assertEqual(now[f'gateway_requests_total{{path="{CHAT}",model="13b",status="502"}}'], 2)
 
+    def test_a_model_that_is_not_configured_counts_under_other(self) -> None:
+        running = self.start()
+        now = counted(running, running.post({**HI, "model": "no-such-model"}))
+        self.assertEqual(now[f'gateway_requests_total{{path="{CHAT}",model="other",status="404"}}'], 1)
+
+    def test_what_is_refused_while_draining_counts_under_its_model(self) -> None:
+        running = self.start()
+        running.app.pipeline.draining = True
+        refused = running.post({**HI, "model": "13b"})
+        self.assertEqual(refused.error, "draining")
+        now = counted(running, refused)
+        self.assertEqual(now[f'gateway_requests_total{{path="{CHAT}",model="13b",status="503"}}'], 1)
+
     def test_what_callers_make_up_makes_no_series(self) -> None:
         running = self.start()
         responses = []
@@ -282,6 +295,24 @@ class LogLines(SocketTest):
         self.assertEqual(line["model"], "70b")
         self.assertEqual(line["attempts"], 2)
 
+    def test_a_model_that_is_not_configured_is_named_as_it_was_asked_for(self) -> None:
+        running = self.enter(gateway(ENGINES=engines(_13b=dead_url())))
+        line = running.request_line(running.post({**HI, "model": "no such\nmodel"}).request_id)
+        self.assertEqual((line["error"], line["model"], line["engine"]), ("model_not_found", "no such\nmodel", None))
+
+    def test_names_longer_than_any_models_are_cut(self) -> None:
+        longest, endless = "n" * 256, "n" * 100_000
+        running = self.enter(gateway(ENGINES=f"{longest}={dead_url()}"))
+        for name, shown, error in (
+            (longest, longest, "backend_unavailable"),
+            (endless, longest + "…", "model_not_found"),
+        ):
+            line = running.request_line(running.post({**HI, "model": name}).request_id)
+            self.assertEqual((line["error"], line["model"]), (error, shown))
+        anything = self.enter(gateway())
+        line = anything.request_line(anything.post({**HI, "model": endless}).request_id)
+        self.assertEqual((line["status"], line["model"]), (200, longest + "…"))
+
     def test_every_request_has_exactly_one_line(self) -> None:
         engine = self.enter(mock_engine())
         dead = dead_url()
@@ -367,6 +398,16 @@ class LogLines(SocketTest):
         lines = [line for line in running.log.getvalue().splitlines() if request_id in line]
         self.assertEqual(len(lines), 1)
         self.assertIn(" 200 ", lines[0])
+
+    def test_no_name_of_a_model_can_break_the_text_format(self) -> None:
+        running = self.enter(gateway(ENGINES="13b=echo:", LOG_FORMAT="text"))
+        wild = "a\n2026 INFO POST /forged 200 request_id=x\r\x1b[2J\x00\x7f\x85\u2028\ud800 b=c"
+        request_id = running.post({**HI, "model": wild}).request_id
+        eventually(lambda: request_id in running.log.getvalue())
+        (line,) = [line for line in running.log.getvalue().splitlines() if request_id in line]
+        self.assertIn(" 404 ", line)
+        self.assertIn(f" model={json.dumps(wild)} ", line)
+        self.assertTrue(line.isascii() and line.isprintable(), line)
 
 
 if __name__ == "__main__":

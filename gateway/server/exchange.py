@@ -28,6 +28,7 @@ from inference import Answer, Call
 _CONTROLS = bytes((*range(32), 127))  # what no header value may hold
 _REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:/+=-")
 LOGGED_BYTES = 65536
+MODEL_NAME_CHARS = 256  # as many as a configured name may have
 _TELL_LIMITS_THEMSELVES = ("rate_limit_exceeded", "request_exceeds_limit")
 _random = random.Random()  # seeded by the operating system; getrandbits is one atomic C call
 _UUID_MASK = ~((0xF000 << 64) | (0xC000 << 48)) & ((1 << 128) - 1)
@@ -150,6 +151,7 @@ class Exchange(Job):
         pipeline = self.pipeline
         head = self.head
         self.call = pipeline.validate(head.path, body, head.headers, self.request_id, self.identity)
+        pipeline.refuse_unservable(self.call)  # not before the call is known: what is reported names its model
         self.priority = self.call.priority
         self._admit(pipeline, self.call)
         self.enqueued_s = time.monotonic()
@@ -392,7 +394,7 @@ class Exchange(Job):
                 call.engine_s,
                 self.ttft_s,
                 call.stream,
-                call.served_model if error is None else (call.model or call.served_model),
+                _model_name(call.served_model if error is None else (call.model or call.served_model)),
                 call.engine_id,
                 call.attempts,
                 call.fallback,
@@ -484,6 +486,13 @@ def new_request_id() -> str:
     """A UUID4. Not from uuid.uuid4: its system call for random bits costs 14 us and a GIL hand-over."""
     text = f"{_random.getrandbits(128) & _UUID_MASK | _UUID_4:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _model_name(asked: Optional[str]) -> Optional[str]:
+    """A model as it is reported: what a client asks for may be as long as its body."""
+    if asked is None or len(asked) <= MODEL_NAME_CHARS:
+        return asked
+    return asked[:MODEL_NAME_CHARS] + "…"  # no configured name: those are ASCII
 
 
 def _header_text(value: str) -> bytes:
