@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from random import Random
 from typing import Optional, Union
+from unittest import mock
 
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
@@ -605,6 +606,21 @@ class ReloadTest(PoolTest):
         spec = ModelSpec("m", self.spec("a").engines, strategy="latency")
         self.pool.reconfigure(spec, "random")
         self.assertEqual(self.pool.strategy_name, "latency")
+
+    def test_a_fleet_of_hundreds_is_not_compared_engine_by_engine(self) -> None:
+        count = 300
+        pool = self.make(*(f"old{number}" for number in range(count)))
+        compared = 0
+
+        def same(one: Engine, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return one is other
+
+        with mock.patch.object(Engine, "__eq__", same), mock.patch.object(Engine, "__hash__", object.__hash__):
+            gone = pool.reconfigure(self.spec(*(f"new{number}" for number in range(count))), "round_robin")
+        self.assertEqual(len(gone), count)
+        self.assertLess(compared, count)
 
     def test_a_retired_model_has_no_engine_left(self) -> None:
         self.assertEqual({engine.id for engine in self.pool.retire()}, {"a", "b", "c"})

@@ -104,7 +104,8 @@ class ModelPool:
         with self._lock:
             before = self.engines
             self._apply(spec, strategy, before)
-            gone = tuple(engine for engine in before if engine not in self.engines)
+            kept = set(self.engines)  # engines compare by identity; in a tuple, thousands would be compared with each
+            gone = tuple(engine for engine in before if engine not in kept)
             for engine in gone:
                 engine.removed = True
             now_s = self._clock()
