@@ -11,6 +11,7 @@ import re
 from typing import Any, Callable, Optional
 
 from gateway.errors import RequestRefused
+from gateway.jsontext import decode_with
 
 DEPTH_MAX = 128
 DIGITS_MAX = 1000
@@ -58,9 +59,12 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+_INFINITIES = (float("inf"), float("-inf"))
+
+
 def _float(digits: str) -> float:
     value = float(digits)
-    if value in (float("inf"), float("-inf")):
+    if value in _INFINITIES:
         raise ValueError("a number is too large")
     return value
 
@@ -69,9 +73,9 @@ def _constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_decode: Callable[[str], Any] = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
-).decode
+_decode = decode_with(
+    json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+)
 
 
 def _depth_exceeds(text: str, limit: int) -> bool:

@@ -26,7 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.asking",),
     ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
-    ("gateway.errors", "gateway.deadlines", "gateway.telemetry", "gateway"),
+    ("gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.telemetry", "gateway"),
 )
 RANK_BY_PREFIX = {prefix: rank for rank, row in enumerate(ROWS) for prefix in row}
 OWN = ("main", "inference", "gateway")

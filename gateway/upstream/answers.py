@@ -9,6 +9,8 @@ import json
 import time
 from typing import Any, NamedTuple, Optional
 
+from gateway.jsontext import decode_with
+
 CHARS_PER_TOKEN = 4
 
 _LIST_KEY_BY_PATH = {
@@ -50,7 +52,7 @@ def parse_answer(body: bytes, path: str) -> dict[str, Any]:
     return answer
 
 
-_decode = json.JSONDecoder().decode  # json.loads would guess the encoding first
+_decode = decode_with(json.JSONDecoder())  # json.loads would guess the encoding first
 
 
 def _refuse_constant(name: str) -> None:
