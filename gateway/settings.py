@@ -89,7 +89,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("STRATEGY", "strategy", choice(*STRATEGIES), "round_robin",
             f"For models without their own: {', '.join(f'`{s}`' for s in STRATEGIES)}", CHOOSING),
     Setting("FALLBACK", "fallback", choice("any", "configured", "off"), "any",
-            "When a model cannot answer: `any`: its own `fallbacks`, without such a list the other "
+            "When a model cannot answer: `any`: its own `fallbacks` (an empty list: none), then the other "
             "models in file order; `configured`: only its own `fallbacks`; `off`: no other model",
             CHOOSING),
     Setting("ROUTING_SEED", "routing_seed", optional(integer(0, 10**18 - 1)), "",

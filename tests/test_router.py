@@ -77,10 +77,10 @@ class RouteTest(RouterTest):
         router = self.router(model("x", 1), model("y", 1), model("z", 1), fallback="any")
         self.assertEqual(self.path(router, "y"), ["y", "x", "z"])
 
-    def test_a_models_own_fallbacks_win(self) -> None:
+    def test_a_models_own_fallbacks_come_first_and_an_empty_list_means_none(self) -> None:
         models = (model("x", 1, fallbacks=("z",)), model("y", 1, fallbacks=()), model("z", 1))
         router = self.router(*models, fallback="any")
-        self.assertEqual(self.path(router, "x"), ["x", "z"])
+        self.assertEqual(self.path(router, "x"), ["x", "z", "y"])
         self.assertEqual(self.path(router, "y"), ["y"])
 
     def test_fallback_configured_uses_nothing_else(self) -> None:

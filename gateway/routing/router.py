@@ -33,7 +33,10 @@ _ENGINE_DIED = ("refused", "reset", "truncated")
 
 
 class Router:
-    """All models. `fallback` is `any` (other models in file order), `configured` (a model's own list) or `off`."""
+    """All models.
+
+    `fallback` is `any` (a model's own list, then the others in file order), `configured` (its own list) or `off`.
+    """
 
     def __init__(
         self,
@@ -90,17 +93,14 @@ class Router:
         return ModelPool(spec, self._strategy, rng, self._clock, self._breaker, self._recorder)
 
     def _route(self, fleet: FleetSpec, pools: dict[str, ModelPool], name: str) -> tuple[ModelPool, ...]:
-        own = pools[name].spec.fallbacks
-        if self._fallback == "off":
-            others: list[str] = []
-        elif own is not None:
-            others = list(own)
-        elif self._fallback == "any":
-            others = [other for other in pools if other != name]
-        else:
-            others = []
         by_alias = {alias: spec.name for spec in fleet.models for alias in spec.aliases}
-        return (pools[name], *(pools[by_alias.get(other, other)] for other in others))
+        own = pools[name].spec.fallbacks
+        others: list[str] = []
+        if self._fallback != "off":
+            others = [by_alias.get(other, other) for other in own or ()]
+        if self._fallback == "any" and own != ():  # an empty list says that there is to be none
+            others += [other for other in pools if other != name and other not in others]
+        return (pools[name], *(pools[other] for other in others))
 
     def names(self) -> tuple[str, ...]:
         """Every name that requests may use: models in file order, then aliases."""
