@@ -271,7 +271,7 @@ class GatewayMetrics:
         for model, reason in event.retries:
             reason_label = reason if reason in OUTCOMES else OTHER
             self._retries.labels_locked(_model_label(model, known), reason_label).value += 1
-        if event.fallback is not None:
+        if event.fallback is not None and event.error is None:
             asked, _, answered = event.fallback.partition("->")
             labels = (_model_label(asked, known), _model_label(answered, known))
             self._fallbacks.labels_locked(*labels).value += 1
