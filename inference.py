@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Callable, Optional, Union
 
-from gateway.asking import Answer, Asker, TimeLimits
+from gateway.asking import Answer, Asker, Asking, TimeLimits
 from gateway.errors import EngineFailed, GatewayError
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.decisions import Recorder
@@ -29,7 +29,7 @@ from gateway.upstream.client import EngineClient, EngineFault
 from gateway.upstream.prober import HealthChecker
 from gateway.upstream.stream import EngineStream
 
-__all__ = ["Answer", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
+__all__ = ["Answer", "Asking", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
 
 
 class InferenceFactory:

@@ -18,6 +18,7 @@ from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.pool import StateChange
 from gateway.server.admin import Admin
+from gateway.server.parked import new_server
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer, ServerContext
@@ -127,7 +128,7 @@ class Gateway:
         routes = Routes(self.pipeline, self.registry, Admin(self.pipeline))
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, self.telemetry.log)
         try:
-            return GatewayServer((self.settings.host, self.settings.port), context)
+            return new_server((self.settings.host, self.settings.port), context)
         except OSError:
             self._close_parts()
             raise

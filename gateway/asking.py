@@ -17,12 +17,12 @@ from gateway.errors import ClientGone, EngineFailed, RequestRefused
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool, StateChange
-from gateway.routing.retry import Outcome
+from gateway.routing.retry import CANCELLED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
 from gateway.upstream.call import Call
-from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault
+from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault, Sent
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 
@@ -47,6 +47,27 @@ class Tried(NamedTuple):
     result: Union[Answer, EngineStream, Outcome]
     pool: ModelPool
     engine: Engine
+
+
+class Asking:
+    """A call on its way through the engines. For one thread at a time.
+
+    From `Asker.begin` it has its first `step` and, where that needs no waiting, `sent`: the engine has been asked.
+    """
+
+    __slots__ = ("asked", "attempt", "began_s", "call", "deadline_s", "limit_s", "sent", "step", "tried", "tries")
+
+    def __init__(self, call: Call, tries: Tries, asked: ModelPool, deadline_s: float, limit_s: float) -> None:
+        self.call = call
+        self.tries = tries
+        self.asked = asked
+        self.deadline_s = deadline_s
+        self.limit_s = limit_s
+        self.step: Optional[Step] = None
+        self.attempt: Optional[Attempt] = None
+        self.sent: Optional[Sent] = None
+        self.began_s = 0.0
+        self.tried: Optional[Tried] = None
 
 
 class TimeLimits(NamedTuple):
@@ -109,6 +130,57 @@ class Asker:
         An `EngineStream` must be closed by the caller with the outcome. Raises GatewayError (ClientGone when
         cancelled). `call` tells afterwards what happened.
         """
+        return self._until_answered(self._plan(call))
+
+    def begin(self, call: Call) -> Asking:
+        """Begin what `run` does, without ever blocking: choose an engine and, if it can be asked at once, ask it.
+
+        With `sent` in the result: `take` when its socket is readable; without: `go_on`. Raises GatewayError.
+        """
+        asking = self._plan(call)
+        step = asking.step = asking.tries.next()
+        if step is None:
+            raise asking.tries.error()
+        pool, lease = step.pool, step.lease
+        if lease is None or step.delay_s or call.stream or pool.spec.hedge_after_ms is not None:
+            return asking
+        engine = lease.engine
+        if engine.spec.is_echo:
+            return asking
+        asking.began_s = time.monotonic()
+        attempt = self._attempt_for(step, asking.deadline_s)
+        try:
+            asking.sent = self._client.send(*self._prepare(call, pool, engine, attempt))
+        except BaseException:
+            self._over(call, attempt)
+            pool.settle(lease, CANCELLED, 0.0)
+            raise
+        if asking.sent is None:
+            self._over(call, attempt)
+        else:
+            asking.attempt = attempt
+        return asking
+
+    def take(self, asking: Asking) -> Optional[Answer]:
+        """The answer to what `begin` has sent, when it is all there and good; None: only `go_on` can tell more.
+
+        Never blocks. Call it when something has been received.
+        """
+        assert asking.sent is not None
+        if not asking.sent.is_whole():
+            return None
+        tried = asking.tried = self._try_sent(asking)
+        result = tried.result
+        if not isinstance(result, Answer):
+            return None
+        self._adopt(asking.call, asking.asked, tried)
+        return result
+
+    def go_on(self, asking: Asking) -> Union[Answer, EngineStream]:
+        """Go on, from what `begin` has begun, as `run` would; may block. Raises GatewayError."""
+        return self._until_answered(asking)
+
+    def _plan(self, call: Call) -> Asking:
         limit_s = self._limits.first_token_s if call.stream else self._limits.request_s
         deadline_s = time.monotonic() + limit_s
         asked = self._router.route(call.model, call.allow_fallback)
@@ -122,23 +194,22 @@ class Asker:
         if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
         tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter)
-        return self._until_answered(call, tries, asked[0], deadline_s, limit_s)
+        return Asking(call, tries, asked[0], deadline_s, limit_s)
 
-    def _until_answered(
-        self, call: Call, tries: Tries, asked: ModelPool, deadline_s: float, limit_s: float
-    ) -> Union[Answer, EngineStream]:
+    def _until_answered(self, asking: Asking) -> Union[Answer, EngineStream]:
+        call, tries, deadline_s = asking.call, asking.tries, asking.deadline_s
         failed: Optional[tuple[str, str]] = None
         while True:
-            step = self._next(call, tries, deadline_s)
-            if failed is not None:
-                call.retries.append(failed)
-            began_s = time.monotonic()
-            if step.pool.spec.hedge_after_ms is None:
-                tried = self._try(call, step, self._attempt_for(step, deadline_s))
-            else:
-                tried = self._try_hedged(call, tries, step, deadline_s)
-            call.engine_s += time.monotonic() - began_s
-            self._adopt(call, asked, tried)
+            tried = asking.tried
+            if tried is None and asking.sent is not None:
+                tried = self._try_sent(asking)
+            elif tried is None:
+                step = self._next(call, tries, deadline_s, asking.step)
+                if failed is not None and failed[0] == step.pool.name:  # else it is a fallback
+                    call.retries.append(failed)
+                tried = self._try_step(call, tries, step, deadline_s)
+            asking.tried = asking.sent = asking.step = None
+            self._adopt(call, asking.asked, tried)
             result = tried.result
             if not isinstance(result, Outcome):
                 return result
@@ -147,7 +218,7 @@ class Asker:
             tries.failed(result)
             failed = (tried.pool.name, result.kind)
             if time.monotonic() >= deadline_s:
-                raise EngineFailed("gateway_timeout", f"no answer within {limit_s:g} s")
+                raise EngineFailed("gateway_timeout", f"no answer within {asking.limit_s:g} s")
 
     def _that_fit(self, call: Call, pools: tuple[ModelPool, ...]) -> tuple[ModelPool, ...]:
         """The pools whose context has room for the call. Raises `context_too_long`."""
@@ -172,16 +243,21 @@ class Asker:
         limits = ((pool, pool.spec.max_model_len) for pool in pools)
         return tuple(pool for pool, limit in limits if limit is None or tokens <= limit)
 
-    def _next(self, call: Call, tries: Tries, deadline_s: float) -> Step:
-        """The next step with a place on an engine, after waiting for one, and after the pause before a repeated try."""
+    def _next(self, call: Call, tries: Tries, deadline_s: float, step: Optional[Step] = None) -> Step:
+        """The next step with a place on an engine, after waiting for one, and after the pause before a repeated try.
+
+        `step` None: it is still to be found.
+        """
         while True:
-            step = tries.next()
+            if step is None:
+                step = tries.next()
             if step is None:
                 raise tries.error()
             lease = step.lease
             if step.waiter is not None:
                 lease = self._wait_in_line(call, step.pool, step.waiter, deadline_s)
                 if lease is None:
+                    step = None
                     continue
                 step = tries.granted(step.pool, lease)
             assert lease is not None
@@ -196,7 +272,7 @@ class Asker:
                 raise tries.error()
             call.wait(threading.Event(), step.delay_s)
         except BaseException:
-            step.pool.settle(lease, Outcome("cancelled"), 0.0)
+            step.pool.settle(lease, CANCELLED, 0.0)
             raise
         finally:
             call.waited_s += time.monotonic() - began_s
@@ -221,7 +297,7 @@ class Asker:
             call.waited_s += time.monotonic() - began_s
         if gone:
             if lease is not None:
-                pool.settle(lease, Outcome("cancelled"), 0.0)
+                pool.settle(lease, CANCELLED, 0.0)
             raise ClientGone()
         if lease is not None or waiter.ready.is_set():
             return lease
@@ -256,22 +332,46 @@ class Asker:
         if isinstance(tried.result, Answer):
             call.usage = tried.result.usage
 
-    def _try(self, call: Call, step: Step, attempt: Attempt, earlier: Optional[EventStream] = None) -> Tried:
+    def _try_step(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Tried:
+        began_s = time.monotonic()
+        if step.pool.spec.hedge_after_ms is None:
+            tried = self._try(call, step, self._attempt_for(step, deadline_s))
+        else:
+            tried = self._try_hedged(call, tries, step, deadline_s)
+        call.engine_s += time.monotonic() - began_s
+        return tried
+
+    def _try_sent(self, asking: Asking) -> Tried:
+        """The rest of a try whose request has been sent."""
+        call = asking.call
+        assert asking.attempt is not None and asking.step is not None
+        tried = self._try(call, asking.step, asking.attempt, None, asking)
+        call.engine_s += time.monotonic() - asking.began_s
+        return tried
+
+    def _try(
+        self,
+        call: Call,
+        step: Step,
+        attempt: Attempt,
+        earlier: Optional[EventStream] = None,
+        asking: Optional[Asking] = None,
+    ) -> Tried:
         """One try of one engine, whose place is given back here, or by the stream when it is closed.
 
-        `earlier` is the broken stream that is to go on.
+        `earlier` is the broken stream that is to go on; with `asking` the engine has been asked already.
         """
         pool, lease = step.pool, step.lease
         assert lease is not None
         if lease.trial:
             self._on_change(StateChange(pool.name, lease.engine.id, "open", "half_open", "one request on trial"))
-        started_s = time.monotonic()
+        started_s = time.monotonic() if asking is None else asking.began_s
         call.attempts += 1
-        outcome = Outcome("cancelled")
+        outcome = CANCELLED
         stream: Optional[EngineStream] = None
         try:
-            result = self._ask(call, pool, lease.engine, attempt, earlier)
-            outcome = Outcome("ok")
+            result = self._ask(call, pool, lease.engine, attempt, earlier, None if asking is None else asking.sent)
+            outcome = OK
             if isinstance(result, EngineStream):
                 stream = result
             return Tried(result, pool, lease.engine)
@@ -307,12 +407,10 @@ class Asker:
                     endpoint.pool.discard_idle()
             self._on_change(change)
 
-    def _ask(
-        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, earlier: Optional[EventStream]
-    ) -> Union[Answer, EngineStream]:
-        model = self._served_model(call, pool)
-        if engine.spec.is_echo:
-            return _echo(call, model)
+    def _prepare(
+        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt
+    ) -> tuple[Endpoint, str, Attempt, bytes, bytes]:
+        """What EngineClient is to be told; the attempt is watched from now on, until `_over`. Raises ClientGone."""
         endpoint = self._endpoints.get(engine)
         if endpoint is None:
             endpoint = self._endpoints[engine] = self._client.endpoint(engine.spec)
@@ -322,8 +420,29 @@ class Asker:
             headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
         payload = call.payload(engine.spec.model or self._wire_model(call, pool))
         self._watchdog.watch(attempt)
+        return endpoint, call.path, attempt, payload, headers
+
+    def _over(self, call: Call, attempt: Attempt) -> None:
+        self._watchdog.forget(attempt)
+        call.end(attempt)
+
+    def _ask(
+        self,
+        call: Call,
+        pool: ModelPool,
+        engine: Engine,
+        attempt: Attempt,
+        earlier: Optional[EventStream],
+        sent: Optional[Sent],
+    ) -> Union[Answer, EngineStream]:
+        model = self._served_model(call, pool)
+        if engine.spec.is_echo:
+            return _echo(call, model)
         try:
-            response = self._client.ask(endpoint, call.path, attempt, payload, headers)
+            if sent is None:
+                response = self._client.ask(*self._prepare(call, pool, engine, attempt))
+            else:
+                response = self._client.answer(sent)
             try:
                 if call.stream and b"json" not in response.head.headers.get(b"content-type", b""):
                     keep_text = engine.spec.resume and call.can_resume()
@@ -376,7 +495,7 @@ class Asker:
             if call.cancelled:
                 race.close()
                 raise
-            first = Tried(Outcome("cancelled"), step.pool, step.lease.engine)  # type: ignore[union-attr]
+            first = Tried(CANCELLED, step.pool, step.lease.engine)  # type: ignore[union-attr]
         finally:
             self._hedges.forget(race)
         return race.finish(first, deadline_s)
@@ -400,7 +519,7 @@ class Asker:
             if lease is None:
                 return None
             if lease.engine in others:
-                pool.settle(lease, Outcome("cancelled"), 0.0)
+                pool.settle(lease, CANCELLED, 0.0)
                 return None
             others.append(lease.engine)
             call.attempts += 1
@@ -509,7 +628,7 @@ def _is_final(tried: Tried) -> bool:
 def _discard(tried: Tried) -> None:
     """An answer that came second: a stream gives its connection and its place back."""
     if isinstance(tried.result, EngineStream):
-        tried.result.close(Outcome("cancelled"))
+        tried.result.close(CANCELLED)
 
 
 def _complete(call: Call, body: bytes, model: str) -> Answer:

@@ -60,10 +60,12 @@ class Pipeline:
         """Who is asking. Raises `unauthorized`."""
         return self.guard.identify(headers, repeated, address)
 
-    def admit(self, call: Call, identity: Identity, address: str) -> Admission:
-        """Take what the call needs of every limit; its places are given back by the admission. Raises GatewayError."""
+    def admit(self, call: Call, model: str, identity: Identity, address: str) -> Admission:
+        """Take what the call needs of every limit; its places are given back by the admission. Raises GatewayError.
+
+        `model` is what `servable` gives.
+        """
         router = self.factory.router
-        model = router.route(call.model)[0].name
         # Where one engine serves every name, the name asked for is the model.
         named = (call.model or model) if router.fleet.wildcard else model
         if not identity.may_use(named):
@@ -98,11 +100,12 @@ class Pipeline:
             priority=priority_of(headers, identity),
         )
 
-    def refuse_unservable(self, call: Call) -> None:
-        """Raise GatewayError for what needs no worker: any call while draining, and one for an unknown model."""
+    def servable(self, call: Call) -> str:
+        """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
+        draining, and one for an unknown model."""
         if self.draining:
             raise GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
-        self.factory.router.route(call.model)
+        return self.factory.router.route(call.model)[0].name
 
     def enqueue(self, job: Job) -> bool:
         """True: a worker's place is free, run the job now and `leave` after it. False: it is queued. Raises

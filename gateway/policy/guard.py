@@ -134,6 +134,10 @@ class Guard:
 
     # --- a request ---------------------------------------------------------------------------------------------------
 
+    def may_wait(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether `identify` may have to wait: for the identity provider's keys, which are read over the network."""
+        return bool(self._settings.jwt_jwks) and headers.get(b"authorization", b"").count(b".") == 2
+
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`, which is audited."""
         try:

@@ -33,6 +33,10 @@ class Outcome(NamedTuple):
     retry_after_s: Optional[float] = None
 
 
+OK = Outcome("ok")
+CANCELLED = Outcome("cancelled")
+
+
 class Verdict(NamedTuple):
     """`blame`: what the engine gets: `none`, `good`, `failure`, `down`, `rest`, `misconfigured`. `retry`: ask
     another?"""

@@ -105,12 +105,15 @@ class EngineSpec:
     health_path: str | None = None
     resume: bool = False
     address: EngineAddress = field(init=False, repr=False, compare=False)
+    is_echo: bool = field(init=False, repr=False, compare=False)
+    """Whether this is the built-in echo engine, which has no host."""
 
     def __post_init__(self) -> None:
         _refuse_faults(ENGINE_CHECKS, vars(self))
         address = parse_engine_url(self.url)
         host = bracketed(address.host)
         object.__setattr__(self, "address", address)
+        object.__setattr__(self, "is_echo", address.scheme == "echo")
         if self.id is None:
             own_id = "echo" if self.is_echo else f"{host}:{address.port}"
             object.__setattr__(self, "id", own_id)
@@ -120,11 +123,6 @@ class EngineSpec:
             port = "" if usual else f":{address.port}"
             url = f"{address.scheme}://{host}{port}{address.base_path}"
             object.__setattr__(self, "url", url)
-
-    @property
-    def is_echo(self) -> bool:
-        """Whether this is the built-in echo engine, which has no host."""
-        return self.address.scheme == "echo"
 
     @property
     def scheme(self) -> str:

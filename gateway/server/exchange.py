@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from typing import Callable, Optional, Protocol
+from typing import Callable, Optional, Protocol, Union
 
 from gateway.errors import ClientGone, GatewayError, HttpError
 from gateway.pipeline import PATHS, Pipeline
@@ -23,7 +23,7 @@ from gateway.upstream import answers
 from gateway.upstream.client import EngineFault
 from gateway.upstream.stream import EngineStream
 from gateway.workers import Job
-from inference import Answer, Call
+from inference import Answer, Asking, Call
 
 _CONTROLS = bytes((*range(32), 127))  # what no header value may hold
 _REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:/+=-")
@@ -42,8 +42,9 @@ class Client(Protocol):
         """When the connection is to be ended unless something happens before (monotonic seconds)."""
         ...
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> bool:
-        """Write the (rest of the) answer; False when the client is gone."""
+    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
+        """Write the (rest of the) answer; False when the client is gone, None when another thread writes the rest and
+        calls `exchange.sent` then."""
         ...
 
     def send_part(self, exchange: Exchange, data: bytes) -> bool:
@@ -151,18 +152,18 @@ class Exchange(Job):
         pipeline = self.pipeline
         head = self.head
         self.call = pipeline.validate(head.path, body, head.headers, self.request_id, self.identity)
-        pipeline.refuse_unservable(self.call)  # not before the call is known: what is reported names its model
+        model = pipeline.servable(self.call)  # not before the call is known: what is reported names its model
         self.priority = self.call.priority
-        self._admit(pipeline, self.call)
+        self._admit(pipeline, self.call, model)
         self.enqueued_s = time.monotonic()
         # Before it is queued: the worker that takes it lifts the deadline again.
         self.client.set_deadline(self.enqueued_s + pipeline.settings.queue_timeout_s)
         return pipeline.enqueue(self)
 
-    def _admit(self, pipeline: Pipeline, call: Call) -> None:
+    def _admit(self, pipeline: Pipeline, call: Call, model: str) -> None:
         identity = self.identity
         assert identity is not None  # the door was first
-        admission = pipeline.admit(call, identity, self.client_address)
+        admission = pipeline.admit(call, model, identity, self.client_address)
         self.admission = admission
         self.limit_headers = admission.header_lines()
 
@@ -187,21 +188,62 @@ class Exchange(Job):
 
     def run(self) -> None:
         """Ask and answer. Runs on the thread that has a worker's place; raises nothing."""
+        call = self._leave_queue()
+        self._conclude_with(call, lambda: self.pipeline.factory.run(call))
+
+    def begin(self) -> Optional[Asking]:
+        """As `run`, but never waiting: what is returned is to be passed to `take` or `go_on`; None: it is answered."""
+        call = self._leave_queue()
+        try:
+            return self.pipeline.factory.asker.begin(call)
+        except Exception as error:
+            self._fail_with(error)
+        return None
+
+    def take(self, asking: Asking) -> bool:
+        """Answer with what the engine has sent, if that is a whole answer and a good one; never waits. False: see
+        `go_on`."""
+        call = self.call
+        assert call is not None
+        try:
+            answer = self.pipeline.factory.asker.take(asking)
+        except Exception as error:
+            self._fail_with(error)
+            return True
+        if answer is None:
+            return False
+        self._answer(call, answer)
+        return True
+
+    def go_on(self, asking: Asking) -> None:
+        """The rest of `run` after `begin`; may wait."""
+        call = self.call
+        assert call is not None
+        self._conclude_with(call, lambda: self.pipeline.factory.asker.go_on(asking))
+
+    def _leave_queue(self) -> Call:
         call = self.call
         assert call is not None  # submit has set it
         self.client.set_deadline(math.inf)
         self.queue_s = time.monotonic() - self.enqueued_s
+        return call
+
+    def _conclude_with(self, call: Call, ask: Callable[[], Union[Answer, EngineStream]]) -> None:
         try:
-            result = self.pipeline.factory.run(call)
-        except GatewayError as error:
-            self.fail(error)
+            result = ask()
         except Exception as error:
-            self.fail(self.pipeline.internal_error(error, self.request_id))
+            self._fail_with(error)
         else:
             if isinstance(result, Answer):
                 self._answer(call, result)
             else:
                 self._open(call, result)
+
+    def _fail_with(self, error: Exception) -> None:
+        if isinstance(error, GatewayError):
+            self.fail(error)
+        else:
+            self.fail(self.pipeline.internal_error(error, self.request_id))
 
     def _answer(self, call: Call, answer: Answer) -> None:
         if call.stream:
@@ -247,7 +289,7 @@ class Exchange(Job):
         """What ends the body of a stream."""
         return b"0\r\n\r\n" if self.head.version_1_1 else b""
 
-    def go_on(self, broken: EngineStream) -> Optional[EngineStream]:
+    def resume(self, broken: EngineStream) -> Optional[EngineStream]:
         """Another stream that goes on where a broken one ended, or None. Blocks; for a worker's thread."""
         call = self.call
         assert call is not None
@@ -354,8 +396,14 @@ class Exchange(Job):
         data = responses.whole(status, headers, body, self.keep_alive)
         if self.head.method == "HEAD":
             data = data[: len(data) - len(body)]
-        if self.client.send_last(self, data, self.keep_alive):
-            self.conclude(self.error, status)
+        sent = self.client.send_last(self, data, self.keep_alive)
+        if sent is not None:
+            self.sent(sent)
+
+    def sent(self, complete: bool) -> None:
+        """The last write is over: conclude. Not `complete`: the client has left before it had everything."""
+        if complete:
+            self.conclude(self.error, self.status)
         else:
             self.conclude("client_closed_request", 499)
 

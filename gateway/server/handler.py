@@ -57,6 +57,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._head: Optional[RequestHead] = None
         self._body_due = False  # the body of the request under way has not been read
         self._first_byte_s = 0.0
+        self._arrived_s = 0.0  # when the first byte of what is in `_buffer` came; 0 = not known
         self._running = False
         self._unread = False  # bytes of a refused request are still to come
         self.set_deadline(time.monotonic() + self.settings.keepalive_timeout_s)
@@ -223,9 +224,12 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         try:
             exchange.run()
         finally:
-            self._running = False
-            self._follow_due()
-            self.pipeline.workers.leave()
+            self._ran()
+
+    def _ran(self) -> None:
+        self._running = False
+        self._follow_due()
+        self.pipeline.workers.leave()
 
     def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:
         """Answer what needs no engine, on this thread."""
@@ -282,7 +286,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         buffer = self._buffer
         while buffer[:2] == b"\r\n":  # a client that ends its body with an extra line (RFC 9112, 2.2)
             buffer = buffer[2:]
-        self._first_byte_s = time.monotonic()
+        self._first_byte_s = self._arrived_s or time.monotonic()
+        self._arrived_s = 0.0
         if buffer and b"\r\n\r\n" not in buffer:
             buffer = self._begun(buffer)
         while True:
@@ -323,7 +328,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         exchange = self._exchange
         if exchange is not None and not exchange.answered:
             self._await_turn()  # until its last write the deadline belongs to the exchange
-        self._first_byte_s = time.monotonic()
+            self._first_byte_s = time.monotonic()
         self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
         return self._buffer
 
@@ -428,8 +433,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             return False
         return True
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> bool:
-        """Write the rest of an answer; False when the client is gone.
+    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
+        """Write the rest of an answer; False when the client is gone, None when another thread is to see to it.
 
         All is set before the write: as soon as the client has the answer, its next request may be under way.
         """

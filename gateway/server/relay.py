@@ -304,7 +304,7 @@ class Relay:
         relayed.fault = fault
 
         def look() -> None:
-            relayed.onward = exchange.go_on(broken)
+            relayed.onward = exchange.resume(broken)
             self._send("onward", relayed)
             if self._ended:
                 self._end_unbegun()  # as in `take`

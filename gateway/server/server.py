@@ -25,7 +25,7 @@ from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.settings import Settings
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ACCEPT_PAUSE_S = 0.1
 SPARE_ACCEPTORS = 16  # threads that may wait in accept(), 26 KB each
 REPORT_EVERY_S = 10.0
@@ -56,7 +56,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.context = context
         self.watchdog = Watchdog("client-deadlines", tick_s=0.25)
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, threading.Thread] = {}
+        self._open: dict[socket.socket, object] = {}  # what serves it
         self._acceptors = 0
         self._closing = threading.Event()
         self._reported_s = -math.inf
@@ -90,7 +90,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
             try:
                 request, client_address = self.socket.accept()
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self._report("accept_failed", reason=error.strerror)
                 self._closing.wait(ACCEPT_PAUSE_S)  # out of descriptors, say: wait instead of spinning
                 continue
@@ -186,6 +186,13 @@ class GatewayServer(http.server.ThreadingHTTPServer):
     def end_connections(self, timeout_s: float) -> None:
         """Shut every open connection down and wait for their threads, at most `timeout_s` in all."""
         deadline_s = time.monotonic() + timeout_s
+        for thread in self._shut_all():
+            if isinstance(thread, threading.Thread):
+                thread.join(max(0.0, deadline_s - time.monotonic()))
+        self.watchdog.close()
+
+    def _shut_all(self) -> list[object]:
+        """Shut every open connection's socket down; returns what serves them."""
         with self._lock:
             left = list(self._open.items())
         for request, _ in left:
@@ -193,6 +200,4 @@ class GatewayServer(http.server.ThreadingHTTPServer):
                 request.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
-        for _, thread in left:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
-        self.watchdog.close()
+        return [serving for _, serving in left]

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping
-from typing import Optional
+from typing import NoReturn, Optional
 
 from gateway.errors import ClientGone
 from gateway.routing.retry import Outcome
@@ -34,6 +34,7 @@ from gateway.upstream.framing import (
 
 BODY_MAX_BYTES = 268435456
 RECV_BYTES = 65536
+DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 class EngineFault(Exception):
@@ -124,22 +125,25 @@ class Endpoint:
             prepared = self._prepared[path] = (head, dict(template.__dict__))
         return prepared
 
+    def wire(self, path: str, body: bytes, headers: bytes) -> bytes:
+        """The bytes of a request."""
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (self.prepare(path)[0], headers, len(body), body)
+
 
 class EngineRequest(urllib.request.Request):
     """A urllib request made from a prepared one: Request.__init__ would parse the URL again (30 of 96 µs a call)."""
 
-    def __init__(self, endpoint: Endpoint, path: str, attempt: Attempt, body: bytes, headers: bytes) -> None:
-        head, template = endpoint.prepare(path)
-        self.__dict__.update(template)
+    def __init__(self, endpoint: Endpoint, path: str, attempt: Attempt, wire: bytes) -> None:
+        self.__dict__.update(endpoint.prepare(path)[1])
         self.endpoint = endpoint
         self.attempt = attempt
-        self.wire = b"%b%bContent-Length: %d\r\n\r\n%b" % (head, headers, len(body), body)
+        self.wire = wire
 
 
 class EngineResponse:
     """An engine's answer: head read, body to come. Used by one thread at a time; ended by `release` or `close`."""
 
-    __slots__ = ("_raw", "attempt", "connection", "decoder", "head", "pool", "status")
+    __slots__ = ("_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
 
     def __init__(
         self,
@@ -153,12 +157,17 @@ class EngineResponse:
         self.status = head.status
         self.decoder: BodyDecoder = body_decoder(head)
         self._raw = raw
+        self._payload = b""  # decoded ahead
         self.connection = connection
         self.pool = pool
         self.attempt = attempt
 
     def read_some(self) -> bytes:
         """Block for more payload; b"" at the end of a complete body. Raises EngineFault, ClientGone."""
+        payload = self._payload
+        if payload:
+            self._payload = b""
+            return payload
         decoder = self.decoder
         while not decoder.complete:
             raw = self._raw
@@ -194,7 +203,13 @@ class EngineResponse:
     def take_buffered(self) -> bytes:
         """Payload that has arrived already, without reading; for who goes on reading without blocking."""
         raw, self._raw = self._raw, b""
-        return _feed(self.decoder, raw) if raw else b""
+        payload, self._payload = self._payload, b""
+        return payload + _feed(self.decoder, raw) if raw else payload
+
+    def is_whole(self) -> bool:
+        """Whether the whole body has arrived: reading it will not block. Raises EngineFault."""
+        self._payload = self.take_buffered()
+        return self.decoder.complete
 
     def release(self) -> None:
         """Give the connection back if the body ended cleanly, else close it. Idempotent."""
@@ -269,6 +284,7 @@ class PooledHandler(urllib.request.BaseHandler):
 
 
 def _exchange(connection: Connection, pool: ConnectionPool, request: EngineRequest) -> EngineResponse:
+    """Send the request and read the head of its answer."""
     attempt = request.attempt
     try:
         connection.sock.sendall(request.wire)
@@ -287,6 +303,11 @@ def _exchange(connection: Connection, pool: ConnectionPool, request: EngineReque
         if connection.used:
             raise _Stale
         raise EngineFault(Outcome("reset", "the engine closed the connection without an answer"))
+    return _read_head(data, connection, pool, attempt)
+
+
+def _read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> EngineResponse:
+    """The response that begins with `data`; blocks only while its head is not complete."""
     while True:
         end = data.find(b"\r\n\r\n")
         if end >= 0:
@@ -313,6 +334,46 @@ def _early_answer(connection: Connection) -> bytes:
         return connection.sock.recv(RECV_BYTES)
     except OSError:
         return b""
+
+
+class Sent:
+    """A request that has been sent and whose answer nobody waits for yet. For one thread at a time.
+
+    `received` are the answer's first bytes; b"" = the connection was closed instead.
+    """
+
+    __slots__ = ("attempt", "connection", "endpoint", "path", "received", "response", "wire")
+
+    def __init__(self, connection: Connection, endpoint: Endpoint, path: str, attempt: Attempt, wire: bytes) -> None:
+        self.connection = connection
+        self.endpoint = endpoint
+        self.path = path
+        self.attempt = attempt
+        self.wire = wire
+        self.received: Optional[bytes] = None
+        self.response: Optional[EngineResponse] = None
+
+    def receive(self) -> bool:
+        """Take what has arrived, without waiting; False: nothing yet."""
+        try:
+            self.received = self.connection.sock.recv(RECV_BYTES, DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.received = b""
+        return True
+
+    def is_whole(self) -> bool:
+        """Whether the whole answer has been received, and it is a good one. What is broken is left to `answer`."""
+        received = self.received
+        if not received or b"\r\n\r\n" not in received or not received.startswith(b"HTTP/1.1 200"):
+            return False
+        try:
+            self.response = _read_head(received, self.connection, self.endpoint.pool, self.attempt)
+            return self.response.is_whole()
+        except EngineFault:
+            self.response = None
+            return False
 
 
 class EngineClient:
@@ -343,10 +404,61 @@ class EngineClient:
         `headers` are extra header lines, each ending in CRLF. Returns only a 2xx answer; raises EngineFault for any
         other and for every failure, ClientGone when the attempt was cancelled.
         """
-        request = EngineRequest(endpoint, path, attempt, body, headers)
+        return self._open(EngineRequest(endpoint, path, attempt, endpoint.wire(path, body, headers)))
+
+    def send(self, endpoint: Endpoint, path: str, attempt: Attempt, body: bytes, headers: bytes) -> Optional[Sent]:
+        """Send as `ask` does, but only if that takes no waiting: on a kept connection, and at one go. Else None.
+
+        What is sent is to be passed to `answer`. Raises ClientGone when the attempt was cancelled.
+        """
+        connection = endpoint.pool.take() if endpoint.pool.plain and DONTWAIT else None
+        if connection is None:
+            return None
+        wire = endpoint.wire(path, body, headers)
+        attempt.attach(connection)
+        try:
+            if connection.sock.send(wire, DONTWAIT) == len(wire):
+                return Sent(connection, endpoint, path, attempt, wire)
+        except OSError:
+            pass  # closed meanwhile, or full: an engine gets the whole request on another connection, or none of it
+        attempt.connection = None
+        connection.close()
+        return None
+
+    def answer(self, sent: Sent) -> EngineResponse:
+        """What `ask` returns and raises, for a request that has been sent; blocks unless `sent.is_whole()`."""
+        connection, response = sent.connection, sent.response
+        if response is not None:
+            return response if 200 <= response.status < 300 else self._refused(response)
+        received = sent.received
+        if received is None:
+            try:
+                received = connection.sock.recv(RECV_BYTES)
+            except OSError:
+                received = b""
+        attempt = sent.attempt
+        if not received:
+            connection.close()
+            attempt.connection = None
+            if attempt.aborted is not None:
+                raise attempt.failure()
+            # The engine had closed an idle connection: not an attempt.
+            return self._open(EngineRequest(sent.endpoint, sent.path, attempt, sent.wire))
+        try:
+            response = _read_head(received, connection, sent.endpoint.pool, attempt)
+        except BaseException:
+            attempt.connection = None
+            connection.close()
+            raise
+        return response if 200 <= response.status < 300 else self._refused(response)
+
+    def _open(self, request: EngineRequest) -> EngineResponse:
         response: EngineResponse = self._opener.open(request)
-        if 200 <= response.status < 300:
-            return response
+        return response if 200 <= response.status < 300 else self._refused(response)
+
+    @staticmethod
+    def _refused(response: EngineResponse) -> NoReturn:
+        """Raise what an answer other than 2xx means."""
         try:
             text = response.read_all()
         except EngineFault:

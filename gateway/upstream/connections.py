@@ -21,11 +21,12 @@ IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
 class Connection:
     """One TCP or TLS connection to an engine. Sockets block: deadlines come from a Watchdog through `abort`."""
 
-    __slots__ = ("_lock", "idle_since_s", "owner", "sock", "used")
+    __slots__ = ("_lock", "descriptor", "idle_since_s", "owner", "sock", "used")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.used = False  # an exchange has succeeded on it: the engine may have closed it since
+        self.descriptor = -1  # the socket's, once a loop watches it, which it does until it is closed
         self.idle_since_s = 0.0
         self.owner: Optional[object] = None
         self._lock = threading.Lock()
@@ -59,6 +60,7 @@ class ConnectionPool:
         self._host = host
         self._port = port
         self._tls = tls
+        self.plain = tls is None
         self._connect_timeout_s = connect_timeout_s
         self._family = _address_family(host)
         self._idle: deque[Connection] = deque()

@@ -30,27 +30,38 @@ class ResponseHead(NamedTuple):
 def parse_response_head(block: bytes) -> ResponseHead:
     """Parse a response head without its closing blank line. Raises FramingError."""
     lines = block.split(b"\r\n")
-    first = lines[0]
-    code = first[9:12]
-    well_cut = first.startswith(b"HTTP/1.") and first[8:9] == b" " and first[12:13] in (b" ", b"")
-    if not (well_cut and len(code) == 3 and code.isdigit()):
-        raise FramingError("not an HTTP/1.x status line")
+    first = lines.pop(0)
+    status = 200 if first == b"HTTP/1.1 200 OK" else _status(first)
     headers: dict[bytes, bytes] = {}
-    for line in lines[1:]:
+    for line in lines:
         name, colon, value = line.partition(b":")
         if not colon:
             raise FramingError("a header line without a colon")
-        name = name.lower()
-        value = value.strip()
-        if name == b"content-length" and headers.get(name, value) != value:
-            raise FramingError("two different lengths")
-        headers[name] = value
+        headers[name.lower()] = value.strip()
+    if len(headers) < len(lines):
+        _check_lengths(lines)
     connection = headers.get(b"connection")
     if connection is None:
         keep_alive = first[7:8] == b"1"
     else:
-        keep_alive = b"close" not in connection.lower() and (first[7:8] == b"1" or b"keep-alive" in connection.lower())
-    return ResponseHead(int(code), headers, keep_alive)
+        connection = connection.lower()
+        keep_alive = b"close" not in connection and (first[7:8] == b"1" or b"keep-alive" in connection)
+    return ResponseHead(status, headers, keep_alive)
+
+
+def _status(line: bytes) -> int:
+    code = line[9:12]
+    well_cut = line.startswith(b"HTTP/1.") and line[8:9] == b" " and line[12:13] in (b" ", b"")
+    if not (well_cut and len(code) == 3 and code.isdigit()):
+        raise FramingError("not an HTTP/1.x status line")
+    return int(code)
+
+
+def _check_lengths(lines: list[bytes]) -> None:
+    """Some header is repeated: a length must say the same each time."""
+    fields = (line.partition(b":") for line in lines)
+    if len({value.strip() for name, _, value in fields if name.lower() == b"content-length"}) > 1:
+        raise FramingError("two different lengths")
 
 
 class BodyDecoder:

@@ -1,0 +1,176 @@
+"""One thread that waits for many sockets at once, and threads for what must wait for one.
+
+`Loop` owns an epoll object and its thread; a socket's target is a function that is called there when something has
+arrived, and that must not block. Registered sockets are reported at each arrival (edge-triggered), so nothing has to be
+switched off and on around a request. `Threads` owns threads that are started on demand; its lock guards their count.
+
+Only where the system has epoll; elsewhere each connection has a thread (`server.py`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import queue
+import select
+import socket
+import threading
+import time
+from typing import Callable
+
+# Where there is no epoll, this can still be imported.
+_READABLE = getattr(select, "EPOLLIN", 0)
+HUNG_UP = getattr(select, "EPOLLRDHUP", 0)
+_EACH = _READABLE | HUNG_UP | getattr(select, "EPOLLET", 0)
+_ONCE = _READABLE | HUNG_UP | getattr(select, "EPOLLONESHOT", 0)
+WAIT_MAX_S = 1.0
+SPARE_THREADS = 16  # that wait for a job
+IDLE_S = 60.0  # a thread without a job for this long ends
+
+Job = Callable[[], None]
+Target = Callable[[int], None]  # gets the events that epoll reports, 0 = none
+
+
+class Loop:
+    """Calls the targets of sockets that have something to read. `watch` and `forget` are thread-safe."""
+
+    def __init__(self, name: str, on_error: Callable[[BaseException], None]) -> None:
+        self._epoll = select.epoll()
+        self._on_error = on_error
+        self._targets: dict[int, Target] = {}
+        self._again: list[Target] = []
+        self._later: list[tuple[float, int, Target]] = []
+        self._closing = False
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._epoll.register(self._wake_receiver, _READABLE)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread_id = 0
+
+    def start(self) -> None:
+        """Begin to wait."""
+        self._thread.start()
+
+    def watch(self, descriptor: int, target: Target, each: bool = True) -> None:
+        """Call `target` from now on at each arrival, or without `each`, as long as something is there to be taken."""
+        self._targets[descriptor] = target
+        self._epoll.register(descriptor, _EACH if each else _READABLE)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Stop watching a socket that stays open."""
+        if self._targets.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def watch_once(self, descriptor: int, target: Target, again: bool) -> None:
+        """Call `target` once, when something arrives or has. `again`: the socket has been watched once before."""
+        self._targets[descriptor] = target
+        (self._epoll.modify if again else self._epoll.register)(descriptor, _ONCE)
+
+    def look(self, descriptor: int) -> None:
+        """Report the socket once more if something is there: who was called for it before may have left it."""
+        self._epoll.modify(descriptor, _EACH)
+
+    def forget(self, descriptor: int) -> None:
+        """Call nothing for this socket any more. Before it is closed: its number may be another's right after."""
+        self._targets.pop(descriptor, None)
+
+    def again(self, target: Target) -> None:
+        """Call `target` once more, after what has its turn now. Only on the loop's thread."""
+        self._again.append(target)
+
+    def later(self, delay_s: float, target: Target) -> None:
+        """Call `target` after `delay_s` seconds. Only on the loop's thread."""
+        heapq.heappush(self._later, (time.monotonic() + delay_s, id(target), target))
+
+    def close(self, timeout_s: float) -> None:
+        """End the thread."""
+        self._closing = True
+        self._wake_sender.send(b"\0")
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        self._epoll.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+
+    def _run(self) -> None:
+        self.thread_id = threading.get_ident()
+        poll, target_of = self._epoll.poll, self._targets.get
+        while not self._closing:
+            for descriptor, events in poll(self._timeout_s()):
+                target = target_of(descriptor)
+                if target is not None:
+                    self._call(target, events)
+            if self._again:
+                targets, self._again = self._again, []
+                for target in targets:
+                    self._call(target, 0)
+            while self._later and self._later[0][0] <= time.monotonic():
+                self._call(heapq.heappop(self._later)[2], 0)
+
+    def _timeout_s(self) -> float:
+        if self._again:
+            return 0.0
+        if self._later:
+            return min(max(0.0, self._later[0][0] - time.monotonic()), WAIT_MAX_S)
+        return WAIT_MAX_S
+
+    def _call(self, target: Target, events: int) -> None:
+        try:
+            target(events)
+        except Exception as error:
+            self._on_error(error)
+
+
+class Threads:
+    """Runs each job at once, on a thread of its own. Thread-safe.
+
+    A thread without a job waits for another one, for a while. When the system gives no more threads, a job waits for
+    the next that is free; there always is one.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0  # threads that wait for a job, less the jobs on their way to them
+
+    def start(self) -> None:
+        """Start the first thread. Raises RuntimeError when there is not even that."""
+        self._start_thread(nothing)
+
+    def run(self, job: Job) -> None:
+        """Have `job` run, which raises nothing."""
+        with self._lock:
+            idle = self._idle > 0
+            if idle:
+                self._idle -= 1
+        if not idle:
+            try:
+                self._start_thread(job)
+                return
+            except RuntimeError:
+                with self._lock:
+                    self._idle -= 1
+        self._jobs.put(job)
+
+    def _start_thread(self, job: Job) -> None:
+        threading.Thread(target=self._work, args=(job,), name=self._name, daemon=True).start()
+
+    def _work(self, job: Job) -> None:
+        while True:
+            job()
+            with self._lock:
+                if self._idle >= SPARE_THREADS:
+                    return
+                self._idle += 1
+            while True:
+                try:
+                    job = self._jobs.get(timeout=IDLE_S)
+                    break
+                except queue.Empty:
+                    with self._lock:
+                        if self._idle > 1:  # else it is the last, or a job is on its way to it
+                            self._idle -= 1
+                            return
+
+
+def nothing() -> None:
+    """No job."""

@@ -1,0 +1,376 @@
+"""Connections that have a thread only while something must be waited for (`loop.py`).
+
+An idle connection is *parked*: the loop's thread reads what arrives. A whole request of the usual kind is served right
+there: checked, sent to an engine on a kept connection, and answered when the engine has. Everything else (a large body,
+a stream, a busy engine, a retry, a slow client) is passed to a thread, which runs the same code of `handler.py`, may
+block, and parks the connection again when it is idle.
+
+Measured (docs/PERFORMANCE.md): with a thread a connection, 32 busy ones hand the interpreter's lock over eight times a
+request, which costs more than the request itself; and an idle one takes 39 KB.
+
+Who owns a connection is said by `_parked`: True, the loop's thread; False, the thread it was passed to. Each passes it
+on as the last thing it does with it, so there is no lock. Never blocks on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import select
+import socket
+import threading
+import time
+from typing import Any, Callable, Optional
+
+from gateway.errors import HttpError
+from gateway.pipeline import PATHS
+from gateway.server.exchange import Exchange
+from gateway.server.handler import DONTWAIT, LOOK_S, RECV_BYTES, ClientConnection
+from gateway.server.loop import HUNG_UP, Loop, Threads, nothing
+from gateway.server.parsing import RequestHead, parse_head
+from gateway.server.server import ACCEPT_PAUSE_S, EXHAUSTED, GatewayServer, ServerContext
+from inference import Asking
+
+CLOSE_POLL_S = 0.005
+
+
+class ParkedConnection(ClientConnection):
+    """Serves one connection from accept to close, on the loop's thread and, when it must wait, on another."""
+
+    server: ParkingServer
+
+    def __init__(self, request: socket.socket, client_address: Any, server: ParkingServer) -> None:
+        # Not BaseRequestHandler's: that serves the connection to its end.
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.setup()
+        self._loop = server.loop
+        self._descriptor = request.fileno()
+        self._parked = True
+        self._watched = False  # by the loop
+        self._more = False  # something has arrived behind the request under way
+        self._asking: Optional[Asking] = None  # what an engine has been asked on the loop's thread
+        self._head_bytes = 0  # of the request in `_buffer`, when its head has been read
+        self._job: Optional[Callable[[], None]] = None  # what a thread is to begin with
+
+    def park(self) -> None:
+        """Let the loop's thread have the connection. The last thing that a thread does with it."""
+        self._more = False
+        self._exchange = None
+        self._head_bytes = 0
+        self._parked = True
+        if not self._watched:
+            self._watch()
+            return
+        try:
+            self._loop.look(self._descriptor)  # what has arrived meanwhile was reported to nobody
+        except OSError:
+            pass  # the loop has seen its end already
+
+    def _watch(self) -> None:
+        """From now on the loop tells when something comes. Not before: most connections have their request with them,
+        and many have only one."""
+        self._watched = True
+        self._loop.watch(self._descriptor, self.client_ready)
+
+    # --- on the loop's thread --------------------------------------------------------------------------------------
+
+    def client_ready(self, events: int) -> None:
+        """Something has come from the client, or it has left."""
+        if not self._parked:
+            return  # a thread is reading
+        if self._asking is not None:
+            self._more = True  # looked at when it has its answer; that it has left, the watchdog sees
+            return
+        self._more = bool(events & HUNG_UP)  # an end behind what is read now is not reported again
+        while True:
+            try:
+                data = self.sock.recv(RECV_BYTES, DONTWAIT)
+            except BlockingIOError:
+                if not self._watched:
+                    self._watch()
+                return
+            except OSError:
+                data = b""
+            if not data:
+                if self._buffer:
+                    break
+                self._end()
+                return
+            if not self._buffer:
+                self._arrived_s = time.monotonic()
+            self._buffer = self._buffer + data if self._buffer else data
+            expected = self._expected_bytes(self._buffer)
+            if expected == len(self._buffer):
+                self._step(self._serve_one)
+                return
+            if expected < len(self._buffer):
+                break
+            self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
+        self._step(self._pass_on)
+
+    def engine_ready(self, events: int) -> None:
+        """The engine has answered, or its connection has ended."""
+        asking = self._asking
+        if asking is None or asking.sent is None:
+            return
+        connection = asking.sent.connection
+        if not asking.sent.receive():
+            self._loop.watch_once(connection.descriptor, self.engine_ready, again=True)
+            return
+        self._asking = None
+        self._loop.forget(connection.descriptor)
+        self._step(functools.partial(self._take, asking))
+
+    def _step(self, step: Callable[[], bool]) -> None:
+        """Run one step; it returns whether the connection stays open. Then see who has it next."""
+        try:
+            stays = step()
+            exchange = self._exchange
+            if stays and exchange is not None and self._job is None and self._asking is None:
+                if exchange.finished:
+                    stays = self._after(exchange)
+                else:
+                    self._job = nothing  # it waits for a worker: a thread sees to the client meanwhile
+        except OSError:
+            stays = False  # the client has gone while it was being answered
+        except Exception as error:
+            self.pipeline.internal_error(error, "-")
+            stays = False
+        job, self._job = self._job, None
+        if job is not None:
+            self._parked = False
+            self.server.threads.run(functools.partial(self._on_thread, job))
+        elif self._asking is not None:
+            pass
+        elif not stays:
+            self._end()
+        else:
+            self._exchange = None
+            if self._more:
+                self._loop.again(self.client_ready)
+            elif not self._watched:
+                self._watch()
+
+    def _expected_bytes(self, buffer: bytes) -> int:
+        """The length of the request that begins the buffer, if it can be served here once it is complete.
+
+        0: it is for a thread to read. More than the buffer has: more is to come.
+        """
+        if len(buffer) >= RECV_BYTES or buffer[:2] == b"\r\n":
+            return 0
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return len(buffer) + 1 if len(buffer) <= self.settings.max_header_bytes else 0
+        if end > self.settings.max_header_bytes:
+            return 0
+        block = buffer[:end]
+        if block != self._block or self._head is None:
+            try:
+                self._head = parse_head(block)
+            except HttpError:
+                return 0
+            self._block = block
+        self._head_bytes = end + 4
+        head = self._head
+        length = head.content_length
+        if head.method != "POST" or head.path not in PATHS or length is None or head.chunked or head.expects_continue:
+            return 0
+        if end + 4 + length >= RECV_BYTES or (self.settings.jwt_jwks and self.pipeline.guard.may_wait(head.headers)):
+            return 0
+        return end + 4 + length
+
+    def _read_head(self) -> Optional[RequestHead]:
+        end = self._head_bytes
+        if not end or not self._on_loop:
+            return super()._read_head()
+        # `_expected_bytes` has read it.
+        self._head_bytes = 0
+        self._buffer = self._buffer[end:]
+        self._first_byte_s = self._arrived_s
+        self._arrived_s = 0.0
+        return self._head
+
+    def _pass_on(self) -> bool:
+        self._job = nothing
+        return True
+
+    def _take(self, asking: Asking) -> bool:
+        exchange = self._exchange
+        assert exchange is not None
+        taken = True
+        try:
+            taken = exchange.take(asking)
+        finally:
+            if taken:
+                self._ran()
+        if not taken:
+            self._job = functools.partial(self._go_on, exchange, asking)
+        return True
+
+    def _end(self) -> None:
+        self.finish()
+        self._exchange = None  # it refers to this connection
+        self._loop.forget(self._descriptor)
+        self.server.closed(self.sock)
+
+    # --- on either -------------------------------------------------------------------------------------------------
+
+    @property
+    def _on_loop(self) -> bool:
+        return threading.get_ident() == self._loop.thread_id
+
+    def _run_here(self, exchange: Exchange) -> None:
+        if not self._on_loop:
+            super()._run_here(exchange)
+            return
+        self._running = True
+        self.deadline_s = exchange.enqueued_s + LOOK_S
+        asking = exchange.begin()
+        if asking is None:
+            self._ran()
+        elif asking.sent is None:
+            self._job = functools.partial(self._go_on, exchange, asking)
+        else:
+            self._asking = asking
+            connection = asking.sent.connection
+            known = connection.descriptor >= 0
+            if not known:
+                connection.descriptor = connection.sock.fileno()
+            self._loop.watch_once(connection.descriptor, self.engine_ready, again=known)
+
+    def _after(self, exchange: Exchange) -> bool:
+        """Whether the connection stays open behind an exchange."""
+        return self._await_close() if not exchange.keep_alive or self._eof else True
+
+    def _await_close(self) -> bool:
+        if not self._on_loop:
+            return super()._await_close()
+        exchange = self._exchange
+        if self._job is not None or self._asking is not None or (exchange is not None and not exchange.finished):
+            return True  # not yet
+        if self._eof or not self._unread:
+            return False
+        self._job = nothing  # a thread waits until the client has closed
+        return True
+
+    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
+        if not self._on_loop:
+            return super().send_last(exchange, data, keep_alive)
+        self.before_last(exchange, keep_alive)
+        try:
+            sent = self.sock.send(data, DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return False
+        if sent == len(data):
+            return True
+        self.set_deadline(time.monotonic() + self.settings.client_timeout_s)
+        self._job = functools.partial(self._send_rest, exchange, data[sent:])
+        return None
+
+    # --- on a thread -----------------------------------------------------------------------------------------------
+
+    def _on_thread(self, job: Callable[[], None]) -> None:
+        """Do `job` and whatever comes behind it, until the connection is idle (parked) or over (closed)."""
+        try:
+            if self._serve_until_idle(job):
+                self.park()
+                return
+        except OSError:
+            pass  # the client has gone while it was being answered here
+        except Exception as error:
+            self.pipeline.internal_error(error, "-")
+        self._await_turn()
+        self._end()
+
+    def _serve_until_idle(self, job: Callable[[], None]) -> bool:
+        """False when the connection is to be closed."""
+        job()
+        exchange = self._exchange
+        stays = exchange is None or self._after(exchange)
+        while stays:
+            exchange = self._exchange
+            if not self._buffer and not self._eof and (exchange is None or exchange.finished):
+                return True
+            stays = self._serve_one()
+        return False
+
+    def _go_on(self, exchange: Exchange, asking: Asking) -> None:
+        try:
+            exchange.go_on(asking)
+        finally:
+            self._ran()
+
+    def _send_rest(self, exchange: Exchange, rest: bytes) -> None:
+        complete = self.send_part(exchange, rest)
+        if not complete or not exchange.keep_alive:
+            self.shut_writing()
+        exchange.sent(complete)
+
+
+class ParkingServer(GatewayServer):
+    """Serves clients with one thread for all that wait and more for what must."""
+
+    def __init__(self, address: tuple[str, int], context: ServerContext) -> None:
+        super().__init__(address, context)
+        self.socket.setblocking(False)
+        self.loop = Loop("clients", self._crashed)
+        self.threads = Threads("client")
+
+    def _crashed(self, error: BaseException) -> None:
+        self.context.pipeline.internal_error(error, "-")
+
+    def start(self) -> None:
+        self.watchdog.start()
+        self.threads.start()
+        self.loop.start()
+        self.loop.watch(self.socket.fileno(), self._accept_ready, each=False)
+
+    def _accept_ready(self, events: int) -> None:
+        try:
+            request, client_address = self.socket.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in EXHAUSTED:  # wait instead of spinning
+                self._report("accept_failed", reason=error.strerror)
+                self.loop.unwatch(self.socket.fileno())
+                self.loop.later(ACCEPT_PAUSE_S, self._accept_again)
+            return
+        if len(self._open) >= self.context.settings.max_connections or self._closing.is_set():
+            self._refuse(request)
+            return
+        connection = ParkedConnection(request, client_address, self)
+        self._open[request] = connection
+        connection.client_ready(0)
+
+    def _accept_again(self, events: int) -> None:
+        if not self._closing.is_set():
+            self.loop.watch(self.socket.fileno(), self._accept_ready, each=False)
+
+    def closed(self, request: socket.socket) -> None:
+        """A connection is over."""
+        self._open.pop(request, None)
+        try:
+            request.close()
+        except OSError:
+            pass
+
+    def shutdown(self) -> None:
+        self._closing.set()
+        self.loop.unwatch(self.socket.fileno())
+
+    def end_connections(self, timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        self._shut_all()
+        while self._open and time.monotonic() < deadline_s:
+            time.sleep(CLOSE_POLL_S)
+        self.watchdog.close()
+        self.loop.close(max(0.0, deadline_s - time.monotonic()))
+
+
+def new_server(address: tuple[str, int], context: ServerContext) -> GatewayServer:
+    """The server for this system: with parked connections where it has epoll, else with a thread for each."""
+    return (ParkingServer if hasattr(select, "epoll") else GatewayServer)(address, context)
