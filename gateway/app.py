@@ -39,7 +39,9 @@ KNOWN_PATHS = frozenset(
     )
 )
 END_TIMEOUT_S = 5.0
+LAST_WRITES_S = 1.0  # for clients to take the last they are sent
 DRAIN_POLL_S = 0.05
+CUT_POLL_S = 0.01
 
 
 class Gateway:
@@ -180,9 +182,20 @@ class Gateway:
         cut_off = self.pipeline.in_flight
         self.server.shutdown()
         self.server.server_close()
+        if cut_off:
+            self._cut_off()
         self.server.end_connections(END_TIMEOUT_S)
         self._close_parts()
         return cut_off == 0
+
+    def _cut_off(self) -> None:
+        """Tell everybody who still waits for an answer, or for the rest of one, that there will be none."""
+        deadline_s = time.monotonic() + END_TIMEOUT_S
+        while self.pipeline.cut_off() and time.monotonic() < deadline_s:
+            time.sleep(CUT_POLL_S)
+        deadline_s = min(deadline_s, time.monotonic() + LAST_WRITES_S)
+        while self.pipeline.in_flight and time.monotonic() < deadline_s:
+            time.sleep(CUT_POLL_S)
 
     def hurry(self) -> None:
         """End a drain that is under way at once. Safe in a signal's wake."""

@@ -104,7 +104,7 @@ class Pipeline:
         """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
         draining, and one for an unknown model."""
         if self.draining:
-            raise GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
+            raise shutting_down()
         return self.factory.router.route(call.model)[0].name
 
     def enqueue(self, job: Job) -> bool:
@@ -132,11 +132,26 @@ class Pipeline:
         """Requests queued and not yet concluded."""
         return len(self._open)
 
+    def cut_off(self) -> int:
+        """End every request that is under way: each is told so. Returns how many have not begun their last write.
+
+        Never blocks. To be called again until that is 0: a request may just have been on its way here.
+        """
+        jobs = list(self._open)
+        for job in jobs:
+            job.cut_off()
+        return sum(not job.answered for job in jobs)
+
     def internal_error(self, error: BaseException, request_id: str) -> GatewayError:
         """Log an unexpected exception; what the client is told names nothing of it."""
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.telemetry.log("error", "internal_error", request_id=request_id, traceback=trace)
         return GatewayError("internal_error", "the gateway failed; see its log for this request id")
+
+
+def shutting_down() -> GatewayError:
+    """The error of a request that comes while the gateway drains, or that the end of the drain cuts off."""
+    return GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
 
 
 def tokens_at_most(call: Call) -> int:

@@ -47,6 +47,16 @@ class Job:
         """Do the work. Raises nothing."""
         raise NotImplementedError
 
+    @property
+    def queued(self) -> bool:
+        """Whether it waits for a place, and nobody has taken the right to end it."""
+        claim = self._claim
+        return claim is not None and not claim.locked()
+
+    def cut_off(self) -> None:
+        """End it early, because the gateway ends. From any thread; never blocks; may be called again."""
+        raise NotImplementedError
+
     def finish(self) -> None:
         """Tell who waits that nothing more will be sent for this job."""
         # Flag first, then look for a waiter; `wait` installs a waiter first, then looks at the flag.

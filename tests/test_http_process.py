@@ -238,34 +238,80 @@ class Draining(SocketTest):
         client.assert_closed()
         self.assertEqual(process.wait(), 0)
 
-    def test_a_second_signal_ends_at_once(self) -> None:
+    def assert_cut(self, process: GatewayProcess, stream: Any, request_id: str = "held") -> None:
+        """One error event and its end is what the stream got, its connection was closed, and the log says by whom."""
+        *_, last = stream.read_events()
+        self.assertEqual(json.loads(last[len("data: ") :])["error"], "draining")
+        stream.assert_closed()
+        self.assert_logged(process, request_id, 200)
+
+    def assert_refused(self, process: GatewayProcess, client: Any, request_id: str) -> None:
+        """A request that was no stream yet was answered with 503, and its connection closed."""
+        answer = client.read_response()
+        self.assertEqual((answer.status, answer.error), (503, "draining"))
+        self.assertEqual(answer.header("connection"), "close")
+        self.assertRegex(answer.header("retry-after") or "", r"\A[0-9]+\Z")
+        client.assert_closed()
+        self.assert_logged(process, request_id, 503)
+
+    def assert_logged(self, process: GatewayProcess, request_id: str, status: int) -> None:
+        (line,) = [x for x in process.log_lines() if x.get("request_id") == request_id]
+        self.assertEqual((line["status"], line["error"]), (status, "draining"))
+
+    def test_a_second_signal_ends_at_once_and_tells_every_stream(self) -> None:
         process = self.start(DRAIN_TIMEOUT=300)
         stream = self.open_stream(process)
         process.signal(signal.SIGTERM)
         self.wait_until_draining(process)
         process.signal(signal.SIGTERM)
-        process.wait()
-        self.assertNotIn(b"[DONE]", stream.wait_until_ended())
+        self.assertEqual(process.wait(), 0)
+        self.assert_cut(process, stream)
         self.assertTrue(self.engine.wait_for_cancelled(1, 5))
+        self.assertNotIn("Traceback", process.stderr)
 
-    def test_a_second_signal_ends_a_request_that_is_no_stream(self) -> None:
-        process = self.start(DRAIN_TIMEOUT=300)
+    def test_a_second_signal_refuses_requests_that_are_no_streams_running_or_queued(self) -> None:
+        process = self.start(DRAIN_TIMEOUT=300, WORKERS=1)
         self.engine.control("hang")
-        client = self.enter(process.connect())
-        client.request("POST", CHAT, HI)
-        self.assertTrue(self.engine.wait_for_requests(1, 5))
+        clients = [self.enter(process.connect()) for _ in range(3)]
+        for number, client in enumerate(clients):
+            client.request("POST", CHAT, {**HI, "stream": number == 2}, [("X-Request-ID", f"cut-{number}")])
+            self.assertTrue(self.engine.wait_for_requests(1, 5))
+        eventually(lambda: b"gateway_queue_depth 2\n" in process.ask("GET", "/metrics").body)
         process.signal(signal.SIGTERM)
         self.wait_until_draining(process)
         process.signal(signal.SIGINT)
-        process.wait()
-        client.wait_until_ended()
+        self.assertEqual(process.wait(), 0)
+        for number, client in enumerate(clients):
+            self.assert_refused(process, client, f"cut-{number}")
+        self.assertTrue(self.engine.wait_for_cancelled(1, 5))
+        self.assertNotIn("Traceback", process.stderr)
+
+    def test_a_client_that_left_before_is_not_said_to_be_cut_off(self) -> None:
+        process = self.start(DRAIN_TIMEOUT=300)
+        stream = self.open_stream(process)
+        other = self.enter(process.connect())
+        other.request("POST", CHAT, {**HI, "stream": True}, [("X-Request-ID", "left")])
+        self.assertTrue(self.gate.wait_for_held(2, 5))
+        other.close()
+        left = eventually(lambda: [x for x in process.log_lines() if x.get("request_id") == "left"])
+        process.signal(signal.SIGTERM)
+        self.wait_until_draining(process)
+        process.signal(signal.SIGTERM)
+        self.assertEqual(process.wait(), 0)
+        self.assertEqual([(x["status"], x["error"]) for x in left], [(499, "client_closed_request")])
+        self.assert_cut(process, stream)
 
     def test_drain_timeout_ends_what_does_not_finish(self) -> None:
         process = self.start(DRAIN_TIMEOUT="0.3")
         stream = self.open_stream(process)
+        self.engine.control("hang")
+        client = self.enter(process.connect())
+        client.request("POST", CHAT, HI, [("X-Request-ID", "hung")])
+        self.assertTrue(self.engine.wait_for_requests(2, 5))
         process.signal(signal.SIGTERM)
         self.assertEqual(process.wait(), 0)
-        self.assertNotIn(b"[DONE]", stream.wait_until_ended())
+        self.assert_cut(process, stream)
+        self.assert_refused(process, client, "hung")
 
     def test_with_nothing_under_way_it_ends_cleanly_with_idle_clients_connected(self) -> None:
         process = self.start()

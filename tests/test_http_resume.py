@@ -288,7 +288,11 @@ class ResumeTest(ResilienceTest):
         other = self.engines[1].take()
         running.stop()
         self.assertTrue(other.wait_until_left(5.0))
-        self.assertNotIn(b"[DONE]", client.wait_until_ended())
+        *_, last = client.read_events()
+        self.assertEqual(chunk_of(last)["error"], "draining")
+        client.assert_closed()
+        line = running.request_line("resumed")
+        self.assertEqual((line["status"], line["error"]), (200, "draining"))
         self.assert_nothing_held(running)
 
     def test_a_client_slower_than_both_engines_misses_nothing(self) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Optional, cast
 from unittest import mock
 
+from gateway import app as app_module
 from gateway.pipeline import Pipeline
 from gateway.routing.retry import Outcome
 from gateway.server import relay as relay_module
@@ -150,15 +151,79 @@ class SlowClientTest(unittest.TestCase):
         self.assertEqual(len(content_of(events)), sent // len(BIG) * 60_000)
         self.assertEqual(json.loads(last[6:])["error"], "backend_error")
 
+    def assert_cut(self, running: RunningGateway, stream: OpenStream, request_id: str) -> None:
+        """The gateway has ended the stream, and said so, to its client and in the log."""
+        *_, last = stream.client.read_events()
+        self.assertEqual(json.loads(last[6:])["error"], "draining")
+        stream.client.assert_closed()
+        self.assert_logged_cut(running, request_id)
+
+    def assert_logged_cut(self, running: RunningGateway, request_id: str) -> None:
+        line = running.request_line(request_id)
+        self.assertEqual((line["status"], line["error"]), (200, "draining"))
+
     def test_stopping_ends_every_stream_on_both_sides(self) -> None:
         running = self.gateway()
         streams = [self.open(running, str(number)) for number in range(5)]
         running.stop(0)
         for number, stream in enumerate(streams):
             self.assertTrue(stream.side.wait_until_left())
-            self.assertNotIn(b"[DONE]", stream.client.wait_until_ended())
-            self.assertEqual(running.request_line(str(number))["status"], 499)
+            self.assert_cut(running, stream, str(number))
         self.assertEqual([e.in_flight for e in running.app.factory.engines()], [0])
+        self.assertEqual([e.last_error for e in running.app.factory.engines()], [None])
+
+    def test_stopping_inside_an_event_tells_the_client_in_an_event_of_its_own(self) -> None:
+        running = self.gateway()
+        stream = self.open(running)
+        stream.side.send(chunked(delta("1")[:-1]))
+        eventually(lambda: stream.client.sock.recv(1, socket.MSG_PEEK))
+        running.stop(0)
+        self.assertEqual(stream.client.read_event(), event("1"))
+        self.assert_cut(running, stream, "a")
+
+    def test_stopping_does_not_wait_for_a_client_that_does_not_read(self) -> None:
+        running = self.gateway()
+        slow, other = self.open(running), self.open(running, "b")
+        self.fill(slow, other)
+        with mock.patch.object(app_module, "END_TIMEOUT_S", 1e6):
+            stopper = threading.Thread(target=running.stop, args=(0,), name="stopper", daemon=True)
+            stopper.start()
+            stopper.join(TIMEOUT_S)
+            self.assertFalse(stopper.is_alive())
+        self.assertTrue(slow.side.wait_until_left())
+        self.assert_cut(running, other, "b")
+        self.assert_logged_cut(running, "a")
+
+    def test_stopping_refuses_who_waits_for_the_place_of_a_client_that_does_not_read(self) -> None:
+        running = self.gateway(WORKERS=1)
+        slow, waiting = (self.stack.enter_context(running.connect()) for _ in range(2))
+        slow.request("POST", CHAT, {**HI, "model": "m"}, [("X-Request-ID", "a")])
+        content = "x" * (BUFFERS_MAX_BYTES // 2)
+        self.engine.take().answer(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+        eventually(lambda: slow.sock.recv(1, socket.MSG_PEEK))  # the place is kept until the client has it all
+        waiting.request("POST", CHAT, {**HI, "model": "m"}, [("X-Request-ID", "b")])
+        eventually(lambda: running.app.workers.depth == 1)
+        with mock.patch.object(app_module, "END_TIMEOUT_S", 1e6):
+            stopper = threading.Thread(target=running.stop, args=(0,), name="stopper", daemon=True)
+            stopper.start()
+            answer = waiting.read_response()
+            stopper.join(TIMEOUT_S)
+            self.assertFalse(stopper.is_alive())
+        self.assertEqual((answer.status, answer.error), (503, "draining"))
+        self.assertEqual(running.request_line("b")["error"], "draining")
+        self.assert_logged_cut(running, "a")
+
+    def test_stopping_leaves_a_client_that_is_behind_but_reads_the_time_to_catch_up(self) -> None:
+        running = self.gateway()
+        slow, other = self.open(running), self.open(running, "b")
+        sent = self.fill(slow, other)
+        stopper = threading.Thread(target=running.stop, args=(0,), name="stopper", daemon=True)
+        stopper.start()
+        *events, last = slow.client.read_events()
+        stopper.join(TIMEOUT_S)
+        self.assertEqual(json.loads(last[6:])["error"], "draining")
+        self.assertLessEqual(len(content_of(events)), (sent // len(BIG) + 1) * 60_000)
+        self.assert_logged_cut(running, "a")
 
 
 class FakeClient:

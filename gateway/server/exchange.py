@@ -12,7 +12,7 @@ import time
 from typing import Callable, Optional, Protocol, Union
 
 from gateway.errors import ClientGone, GatewayError, HttpError
-from gateway.pipeline import PATHS, Pipeline
+from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.policy.auth import Identity
 from gateway.policy.limits import Admission
 from gateway.routing.retry import Outcome
@@ -84,6 +84,7 @@ class Exchange(Job):
         "client",
         "client_address",
         "cost_usd",
+        "cut",
         "enqueued_s",
         "error",
         "head",
@@ -134,6 +135,7 @@ class Exchange(Job):
         self.limit_headers = b""
         self.cost_usd: Optional[float] = None
         self.settled = False
+        self.cut = False  # by the gateway's own end
 
     def cancel(self) -> None:
         """The client has left: end whatever is under way for it. Called by the handler; never blocks."""
@@ -143,6 +145,17 @@ class Exchange(Job):
         on_cancel = self.on_cancel
         if on_cancel is not None:
             on_cancel()
+
+    def cut_off(self) -> None:
+        call = self.call
+        if self.cut or call is None or call.cancelled:
+            return
+        self.cut = True  # first: who notices that it is cancelled asks why
+        if self.answered:
+            return
+        self.cancel()
+        if self.queued:  # no worker may come in time: the connection's own thread answers
+            self.client.set_deadline(time.monotonic())
 
     def submit(self, body: bytes) -> bool:
         """Validate, then True: run it now, on this thread, and `leave` the place after it; False: it is queued.
@@ -178,7 +191,7 @@ class Exchange(Job):
         self.pipeline.workers.gave_up(self)
         self.queue_s = time.monotonic() - self.enqueued_s
         self.keep_alive = False
-        self.fail(self.pipeline.queue_timeout())
+        self.fail(shutting_down() if self.cut else self.pipeline.queue_timeout())
 
     def left_the_queue(self) -> None:
         """The client has left before a worker came. The caller holds the claim."""
@@ -300,8 +313,12 @@ class Exchange(Job):
 
     def stream_failed(self, fault: EngineFault) -> bytes:
         """The one event that tells the client of a stream that broke; the end is never invented."""
-        self.error = "backend_error"
-        error = GatewayError("backend_error", fault.outcome.message or "the engine failed")
+        if self.cut:
+            error = shutting_down()
+            self.keep_alive = False
+        else:
+            error = GatewayError("backend_error", fault.outcome.message or "the engine failed")
+        self.error = error.code
         body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
         return b"data: %b\n\n" % body
 
@@ -320,10 +337,7 @@ class Exchange(Job):
             prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
             call.usage = answers.Usage(prompt_tokens, usage.completion_tokens + tokens, estimated=True)
         stream.close(outcome, keep_open)
-        if outcome.kind == "cancelled":
-            self.conclude("client_closed_request", 499)
-        else:
-            self.conclude(self.error, self.status)
+        self.sent(outcome.kind != "cancelled")
 
     def _headers(self, call: Call, kind: bytes) -> bytes:
         now_s = time.monotonic()
@@ -352,7 +366,9 @@ class Exchange(Job):
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error (or with nothing, when the client has left) and conclude."""
-        if isinstance(error, ClientGone):
+        if isinstance(error, ClientGone) and self.cut:
+            error = shutting_down()
+        elif isinstance(error, ClientGone):
             self.keep_alive = False
             self.answered = True
             self.conclude(error.code, error.status)
@@ -401,9 +417,12 @@ class Exchange(Job):
             self.sent(sent)
 
     def sent(self, complete: bool) -> None:
-        """The last write is over: conclude. Not `complete`: the client has left before it had everything."""
+        """The last write is over: conclude. Not `complete`: the client has left before it had everything, or has been
+        cut off."""
         if complete:
             self.conclude(self.error, self.status)
+        elif self.cut:
+            self.conclude("draining", self.status)
         else:
             self.conclude("client_closed_request", 499)
 

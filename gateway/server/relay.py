@@ -181,7 +181,7 @@ class Relay:
             elif what == "onward":
                 self._guarded(relayed, self._go_on)
             elif relayed in self._streams and not relayed.away:
-                self._end(relayed, Outcome("cancelled"))
+                self._guarded(relayed, self._cancelled)
 
     def _guarded(self, relayed: _Relayed, step: Callable[[_Relayed], None]) -> None:
         """Run one step of one stream; whatever goes wrong ends that stream and no other."""
@@ -198,7 +198,7 @@ class Relay:
     def _begin(self, relayed: _Relayed) -> None:
         self._streams[relayed] = None
         if relayed.cancelled:
-            self._end(relayed, Outcome("cancelled"))
+            self._cancelled(relayed)
             return
         lines = relayed.stream.detach()
         self._poller.register(relayed.stream.sock, relayed)
@@ -285,11 +285,10 @@ class Relay:
         exchange = relayed.exchange
         call = exchange.call
         if call is not None and call.cancelled:
-            # The client has left, and what broke is the connection that `cancel` shut: no fault of the engine.
-            self._end(relayed, Outcome("cancelled"))
+            # What broke is the connection that `cancel` shut: no fault of the engine.
+            self._cancelled(relayed, fault.lines)
             return
-        # A line of its own first, where the engine broke off inside an event: what follows is not a part of that.
-        rest = fault.lines + (b"\n" if relayed.stream.events.inside else b"")
+        rest = fault.lines + _end_of_event(relayed)
         if relayed.stream.events.text is not None and not relayed.stream.events.finished:
             self._send_away(relayed, fault, rest)
         else:
@@ -326,7 +325,7 @@ class Relay:
         if relayed not in self._streams or (call is not None and call.cancelled):
             if onward is not None:
                 onward.close(Outcome("cancelled"))
-            self._end(relayed, Outcome("cancelled"))
+            self._cancelled(relayed)
             return
         if onward is None:
             assert relayed.fault is not None
@@ -343,6 +342,13 @@ class Relay:
         if not relayed.unsent:  # else reading goes on when the client has taken that
             self._poller.register(onward.sock, relayed)
         self._forward(relayed, lines)
+
+    def _cancelled(self, relayed: _Relayed, lines: bytes = b"") -> None:
+        """The client has left; or the gateway ends, and tells the client after `lines`."""
+        if not relayed.exchange.cut:
+            self._end(relayed, Outcome("cancelled"))
+        elif not relayed.ending:  # else the client has yet to take the end, of whatever kind
+            self._fail(relayed, EngineFault(Outcome("cancelled")), lines + _end_of_event(relayed))
 
     def _fail(self, relayed: _Relayed, fault: EngineFault, rest: bytes) -> None:
         """`rest`, one error event, the end of the body."""
@@ -418,3 +424,8 @@ class Relay:
                 self._broken(relayed, EngineFault(Outcome("timeout", text)))
         for stream in [s for s, until_s in self._lingering.items() if now_s > until_s]:
             self._stop_lingering(stream)
+
+
+def _end_of_event(relayed: _Relayed) -> bytes:
+    """What ends the event that the engine broke off inside of: what follows is to be an event of its own."""
+    return b"\n" if relayed.stream.events.inside else b""
