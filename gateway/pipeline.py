@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Optional
+from typing import Any, Optional
 
 from gateway import validation
 from gateway.errors import GatewayError, RequestRefused
@@ -82,12 +82,25 @@ class Pipeline:
             model = ""
         return self.guard.limit_headers(identity, model, address)
 
+    @staticmethod
+    def parse(body: bytes) -> dict[str, Any]:
+        """The JSON object of a request, which may still hold anything. Raises GatewayError."""
+        return validation.parse_json(body)
+
     def validate(
-        self, path: str, body: bytes, headers: Mapping[bytes, bytes], request_id: str, identity: Optional[Identity]
+        self,
+        path: str,
+        body: bytes,
+        request: dict[str, Any],
+        headers: Mapping[bytes, bytes],
+        request_id: str,
+        identity: Optional[Identity],
     ) -> Call:
-        """The call that a request asks for; nothing has been sent anywhere yet. Raises GatewayError."""
+        """The call that a request asks for; nothing has been sent anywhere yet. Raises GatewayError.
+
+        `request` is what `parse` has found in `body`.
+        """
         engine_path = PATHS[path]
-        request = validation.parse_json(body)
         validation.VALIDATOR_BY_PATH[engine_path](request)
         return Call(
             engine_path,

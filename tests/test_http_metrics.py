@@ -170,6 +170,26 @@ class Metrics(SocketTest):
         now = counted(running, running.post({**HI, "model": "no-such-model"}))
         self.assertEqual(now[f'gateway_requests_total{{path="{CHAT}",model="other",status="404"}}'], 1)
 
+    def test_what_is_refused_at_the_door_counts_under_the_model_that_it_names(self) -> None:
+        running = self.start()
+        for path, faulty in (
+            (CHAT, {**HI, "temperature": 9}),
+            (CHAT, {"messages": []}),
+            ("/v1/completions", {}),
+            ("/v1/embeddings", {"input": []}),
+        ):
+            named = running.post({**faulty, "model": "13b"}, path)
+            unknown = running.post({**faulty, "model": "no-such-model"}, path)
+            nameless = [running.post({**faulty, "model": model}, path) for model in (None, "", 13, ["13b"], {"a": 1})]
+            self.assertEqual({answer.status for answer in (named, unknown, *nameless)}, {400})
+            now = counted(running, named, unknown, *nameless)
+            self.assertGreaterEqual(now[f'gateway_requests_total{{path="{path}",model="13b",status="400"}}'], 1)
+            self.assertGreaterEqual(now[f'gateway_requests_total{{path="{path}",model="other",status="400"}}'], 1)
+            self.assertGreaterEqual(now[f'gateway_requests_total{{path="{path}",model="",status="400"}}'], 5)
+            self.assertEqual(running.request_line(named.request_id)["model"], "13b")
+            self.assertEqual(running.request_line(unknown.request_id)["model"], "no-such-model")
+            self.assertEqual({running.request_line(answer.request_id)["model"] for answer in nameless}, {None})
+
     def test_what_is_refused_while_draining_counts_under_its_model(self) -> None:
         running = self.start()
         running.app.pipeline.draining = True

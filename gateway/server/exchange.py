@@ -80,6 +80,7 @@ class Exchange(Job):
     __slots__ = (
         "accepted_s",
         "admission",
+        "asked",
         "call",
         "client",
         "client_address",
@@ -125,6 +126,7 @@ class Exchange(Job):
         self.identity: Optional[Identity] = None
         self.keep_alive = head.keep_alive
         self.call: Optional[Call] = None
+        self.asked = ""  # the model that an invalid request names
         self.status = 0
         self.error: Optional[str] = None
         self.ttft_s: Optional[float] = None
@@ -164,7 +166,13 @@ class Exchange(Job):
         """
         pipeline = self.pipeline
         head = self.head
-        self.call = pipeline.validate(head.path, body, head.headers, self.request_id, self.identity)
+        request = pipeline.parse(body)
+        try:
+            self.call = pipeline.validate(head.path, body, request, head.headers, self.request_id, self.identity)
+        except GatewayError:
+            asked = request.get("model")
+            self.asked = asked if type(asked) is str else ""
+            raise
         model = pipeline.servable(self.call)  # not before the call is known: what is reported names its model
         self.priority = self.call.priority
         self._admit(pipeline, self.call, model)
@@ -444,6 +452,7 @@ class Exchange(Job):
                 status,
                 error,
                 latency_s,
+                model=_model_name(self.asked or None),
                 key=key,
                 client=self.client_address,
             )
