@@ -63,7 +63,9 @@ class Gateway:
         self.guard = self._open_guard()
         self.decisions = self._open_decision_log()
         self.factory = self._new_factory()
-        self.workers = WorkerPool(settings.workers, settings.queue_size, self._crashed)
+        self.workers = WorkerPool(
+            settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
+        )
         self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         self._bind_metrics()

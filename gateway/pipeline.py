@@ -126,9 +126,11 @@ class Pipeline:
         self._open[job] = None
         try:
             return self.workers.submit(job)
-        except Overloaded:
+        except Overloaded as refusal:
             self._open.pop(job, None)
-            raise GatewayError("overloaded", "too many requests are waiting", retry_after_s=1.0) from None
+            wait_s = refusal.wait_s
+            text = "too many requests are waiting" if wait_s is None else f"a worker is {wait_s:.0f} s away"
+            raise GatewayError("overloaded", text, retry_after_s=1.0 if wait_s is None else wait_s) from None
 
     def queue_timeout(self) -> GatewayError:
         """The error of a job that waited too long."""

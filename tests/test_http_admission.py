@@ -234,6 +234,32 @@ class SheddingTest(OneByOneTest):
         self.assertEqual(self.order_of(side, 2), ["high", "low"])
         self.assertEqual([high.read_response().status, low.read_response().status], [200, 200])
 
+    def test_what_no_worker_can_begin_in_time_is_refused_at_once(self) -> None:
+        engine = self.engine("slow", delay=0.5)
+        running = self.serve({"m": {"engines": [engine.url]}}, WORKERS=1, QUEUE_TIMEOUT=2)
+        self.assertEqual(running.post(ask()).status, 200)
+        engine.control("hang")
+        clients = [self.begin(running, ask(), [("X-Request-ID", str(number))]) for number in range(8)]
+        refused = eventually(
+            lambda: (
+                len(lines := [x for x in running.request_lines() if x["error"] == "overloaded"])
+                + running.app.workers.depth
+                == 7
+                and lines
+            )
+        )
+        self.assertGreaterEqual(len(refused), 4)
+        for line in refused:
+            self.assertLess(line["latency_ms"], 1000)
+            answer = clients[int(line["request_id"])].read_response()
+            self.assert_error(answer, 503, "overloaded")
+            self.assertGreaterEqual(int(answer.header("retry-after") or 0), 2)
+        engine.control("ok")
+        refused_ids = {line["request_id"] for line in refused}
+        for number, client in enumerate(clients):
+            if str(number) not in refused_ids:
+                self.assertEqual(client.read_response().status, 200)
+
     def test_a_deadline_before_the_queue_s_counts(self) -> None:
         engine = self.scripted()
         running, _ = self.known(engine, 0.01, REQUEST_TIMEOUT=0.4, QUEUE_TIMEOUT=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -48,9 +49,15 @@ def held() -> Task:
 
 
 class PoolTest(unittest.TestCase):
-    def pool(self, places: int, queue_size: int, clock: Callable[[], float] = time.monotonic) -> WorkerPool:
+    def pool(
+        self,
+        places: int,
+        queue_size: int,
+        clock: Callable[[], float] = time.monotonic,
+        queue_timeout_s: float = math.inf,
+    ) -> WorkerPool:
         self.errors: list[BaseException] = []
-        pool = WorkerPool(places, queue_size, self.errors.append, clock)
+        pool = WorkerPool(places, queue_size, self.errors.append, clock, queue_timeout_s)
         self.addCleanup(pool.close, TIMEOUT_S)
         return pool
 
@@ -63,7 +70,7 @@ class PoolTest(unittest.TestCase):
             try:
                 job.run()
             finally:
-                pool.leave()
+                pool.leave(job)
 
         thread = threading.Thread(target=run_here, name="caller", daemon=True)
         thread.start()
@@ -144,7 +151,7 @@ class PoolTest(unittest.TestCase):
             for task in own:
                 if pool.submit(task):
                     task.run()
-                    pool.leave()
+                    pool.leave(task)
 
         callers = [threading.Thread(target=caller, args=(tasks[i::8],), name=f"caller-{i}") for i in range(8)]
         for thread in callers:
@@ -231,7 +238,7 @@ class PoolTest(unittest.TestCase):
                 first, second = held(), Task()
                 self.assertTrue(pool.submit(first))
                 self.assertFalse(pool.submit(second))
-                pool.leave()
+                pool.leave(first)
                 self.assertTrue(second.wait(TIMEOUT_S))
                 eventually(lambda: pool.busy == 0)
 
@@ -292,6 +299,131 @@ class PriorityTest(PoolTest):
         self.tasks.remove(given_up)
         self.assertEqual(self.ran(), ["low"])
         self.assertEqual(given_up.runs, 0)
+
+
+class SheddingTest(PoolTest):
+    """Places that are held for as long as the test's clock says."""
+
+    def setUp(self) -> None:
+        self.now_s = 1000.0
+
+    def shedding(self, places: int, queue_timeout_s: float = 25.0) -> WorkerPool:
+        return self.pool(places, 1000, lambda: self.now_s, queue_timeout_s)
+
+    def work(self, pool: WorkerPool, held_s: float, jobs: int = 1) -> None:
+        """Take as many places at once, each for `held_s`."""
+        tasks = [held() for _ in range(jobs)]
+        threads = [self.bring(pool, task) for task in tasks]
+        self.now_s += held_s
+        for task, thread in zip(tasks, threads):
+            task.gate.set()
+            assert thread is not None
+            thread.join(TIMEOUT_S)
+        self.assert_at_rest(pool)
+
+    def fill(self, pool: WorkerPool, places: int) -> list[Task]:
+        """Take all places and keep them."""
+        tasks = [held() for _ in range(places)]
+        for task in tasks:
+            self.assertIsNotNone(self.bring(pool, task))
+        return tasks
+
+    def queue_up(self, pool: WorkerPool, priority: str = "normal") -> Task:
+        task = Task()
+        task.priority = priority
+        self.assertIsNone(self.bring(pool, task))
+        return task
+
+    def refusal(self, pool: WorkerPool, priority: str = "normal") -> Optional[float]:
+        task = Task()
+        task.priority = priority
+        with self.assertRaises(Overloaded) as caught:
+            pool.submit(task)
+        return caught.exception.wait_s
+
+    def test_what_cannot_start_in_time_is_refused_at_once(self) -> None:
+        pool = self.shedding(1)
+        self.work(pool, 10.0)
+        self.fill(pool, 1)
+        waiting = [self.queue_up(pool), self.queue_up(pool)]  # they have 10 and 20 s to wait
+        self.assertEqual(self.refusal(pool), 30.0)
+        self.assertTrue(waiting[0].claim())
+        pool.gave_up(waiting[0])
+        self.queue_up(pool)
+        self.assertEqual(pool.depth, 2)
+
+    def test_nothing_is_refused_before_a_place_has_been_given_back(self) -> None:
+        pool = self.shedding(1)
+        self.fill(pool, 1)
+        for _ in range(100):
+            self.queue_up(pool)
+        self.assertEqual(pool.depth, 100)
+
+    def test_a_free_place_is_never_refused(self) -> None:
+        pool = self.shedding(1)
+        self.work(pool, 1000.0)
+        self.fill(pool, 1)
+        self.assertEqual(self.refusal(pool), 1000.0)
+
+    def test_more_places_are_free_sooner(self) -> None:
+        pool = self.shedding(2)
+        self.work(pool, 10.0, jobs=2)
+        self.fill(pool, 2)
+        for _ in range(5):
+            self.queue_up(pool)
+        self.assertEqual(self.refusal(pool), 30.0)
+
+    def test_only_those_ahead_count(self) -> None:
+        pool = self.shedding(1)
+        self.work(pool, 10.0)
+        self.fill(pool, 1)
+        for _ in range(2):
+            self.queue_up(pool, "low")
+        self.assertEqual(self.refusal(pool, "low"), 30.0)
+        given_up = self.queue_up(pool, "high")
+        self.assertTrue(given_up.claim())
+        pool.gave_up(given_up)
+        for _ in range(2):
+            self.queue_up(pool, "high")
+        self.assertEqual(self.refusal(pool, "high"), 30.0)
+        self.assertEqual(self.refusal(pool), 30.0)
+
+    def test_a_lower_priority_that_has_waited_for_long_is_ahead_too(self) -> None:
+        pool = self.shedding(1)
+        self.work(pool, 10.0)
+        self.fill(pool, 1)
+        for _ in range(2):
+            self.queue_up(pool, "low")
+        self.now_s += 2 * AGEING_S + 0.1
+        self.assertEqual(self.refusal(pool, "high"), 30.0)
+
+    def test_the_time_is_that_of_late(self) -> None:
+        pool = self.shedding(1)
+        self.work(pool, 1000.0)
+        for _ in range(60):
+            self.work(pool, 1.0)
+        (first,) = self.fill(pool, 1)
+        waiting = [self.queue_up(pool) for _ in range(5)]
+        first.gate.set()
+        for task in waiting:
+            self.assertTrue(task.wait(TIMEOUT_S))
+
+    def test_jobs_that_had_to_wait_tell_how_long_a_place_is_held_too(self) -> None:
+        pool = self.shedding(1)
+        (first,) = self.fill(pool, 1)
+        second = held()
+        self.addCleanup(second.gate.set)
+        self.assertIsNone(self.bring(pool, second))
+        self.now_s += 1.0
+        first.gate.set()
+        self.assertTrue(second.begun.wait(TIMEOUT_S))
+        self.now_s += 101.0
+        second.gate.set()
+        self.assert_at_rest(pool)
+        self.fill(pool, 1)
+        self.queue_up(pool)  # 1 + (101 - 1) / 10 = 11 s
+        self.queue_up(pool)
+        self.assertAlmostEqual(self.refusal(pool) or 0.0, 33.0)
 
 
 class CloseTest(PoolTest):

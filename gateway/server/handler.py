@@ -224,12 +224,12 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         try:
             exchange.run()
         finally:
-            self._ran()
+            self._ran(exchange)
 
-    def _ran(self) -> None:
+    def _ran(self, exchange: Exchange) -> None:
         self._running = False
         self._follow_due()
-        self.pipeline.workers.leave()
+        self.pipeline.workers.leave(exchange)
 
     def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:
         """Answer what needs no engine, on this thread."""

@@ -203,7 +203,7 @@ class ParkedConnection(ClientConnection):
             taken = exchange.take(asking)
         finally:
             if taken:
-                self._ran()
+                self._ran(exchange)
         if not taken:
             self._job = functools.partial(self._go_on, exchange, asking)
         return True
@@ -228,7 +228,7 @@ class ParkedConnection(ClientConnection):
         self.deadline_s = exchange.enqueued_s + LOOK_S
         asking = exchange.begin()
         if asking is None:
-            self._ran()
+            self._ran(exchange)
         elif asking.sent is None:
             self._job = functools.partial(self._go_on, exchange, asking)
         else:
@@ -301,7 +301,7 @@ class ParkedConnection(ClientConnection):
         try:
             exchange.go_on(asking)
         finally:
-            self._ran()
+            self._ran(exchange)
 
     def _send_rest(self, exchange: Exchange, rest: bytes) -> None:
         complete = self.send_part(exchange, rest)
