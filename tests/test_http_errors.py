@@ -10,6 +10,8 @@ from unittest import mock
 from gateway.mock import MockEngine
 from tests.support import (
     CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
     HI,
     RawClient,
     Response,
@@ -97,6 +99,39 @@ class Shapes(ErrorTest):
                 with self.subTest(error_format=error_format, code=code):
                     self.assert_error(ask(), status, code, error_format)
             self.assertEqual(running.post().status, 200)
+
+    def test_every_refusal_of_an_inference_request_says_that_no_engine_was_asked_and_where_the_time_went(self) -> None:
+        running = self.enter(gateway(ENGINES="13b=echo:", MAX_BODY_BYTES=2_000, API_KEYS="sk-1234567890"))
+        limited = self.enter(gateway(ENGINES="13b=echo:", RATE_LIMIT_IP_RPM=1))
+        self.assertEqual(limited.post().status, 200)
+        draining = self.enter(gateway(ENGINES="13b=echo:"))
+        draining.app.pipeline.draining = True
+        key = [("X-API-Key", "sk-1234567890")]
+        for path in (CHAT, COMPLETIONS, EMBEDDINGS):
+            for status, response in (
+                (401, running.post(path=path)),
+                (400, running.post(b"{", path, key)),
+                (400, running.post({}, path, key)),
+                (405, running.get(path, key)),
+                (411, running.ask("POST", path, headers=key)),
+                (413, running.post(b"x" * 3_000, path, key)),
+                (415, running.post(HI, path, [*key, ("Content-Encoding", "br")])),
+            ):
+                self.assert_nobody_asked(response, status)
+        self.assert_nobody_asked(running.post({**HI, "model": "nope"}, headers=key), 404)
+        self.assert_nobody_asked(limited.post(), 429)
+        self.assert_nobody_asked(draining.post(), 503)
+        for elsewhere in (running.get("/nope", key), running.get("/v1/models/nope", key)):
+            self.assertEqual(elsewhere.status, 404)
+            self.assertIsNone(elsewhere.header("x-gateway-attempts"))
+
+    def assert_nobody_asked(self, response: Response, status: int) -> None:
+        self.assertEqual(response.status, status)
+        self.assertEqual(response.header("x-gateway-attempts"), "0")
+        number = r";dur=[0-9]+\.[0-9]+"
+        self.assertRegex(response.header("server-timing") or "", f"^queue{number}, engine{number}, gateway{number}$")
+        self.assertIsNone(response.header("x-gateway-engine"))
+        self.assertIsNone(response.header("x-gateway-model"))
 
     def test_param_names_the_field_or_is_null(self) -> None:
         for error_format in ("simple", "openai"):

@@ -191,9 +191,10 @@ class SecondEngineTest(FailoverTestCase):
     def test_when_all_ask_for_a_pause_the_client_is_told_the_shortest(self) -> None:
         first, second = self.engine("rate_limit", retry_after=600), self.engine("rate_limit", retry_after=30)
         running = self.gateway(f"m={first.url},{second.url}")
-        for attempts in ("2", None):  # the second time nobody is asked
+        for attempts in ("2", "0"):  # the second time nobody is asked
             answer = running.post(ASK)
             self.assert_error(answer, 429, "backend_rate_limited")
+            self.assertIsNotNone(answer.header("server-timing"))
             self.assertEqual(answer.header("retry-after"), "30")
             self.assertEqual(answer.header("x-gateway-attempts"), attempts)
         self.assertEqual((first.stats()["requests"], second.stats()["requests"]), (1, 1))

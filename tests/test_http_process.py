@@ -251,6 +251,8 @@ class Draining(SocketTest):
         self.assertEqual((answer.status, answer.error), (503, "draining"))
         self.assertEqual(answer.header("connection"), "close")
         self.assertRegex(answer.header("retry-after") or "", r"\A[0-9]+\Z")
+        self.assertIn(answer.header("x-gateway-attempts"), ("0", "1"))
+        self.assertIsNone(answer.header("x-gateway-engine"))
         client.assert_closed()
         self.assert_logged(process, request_id, 503)
 

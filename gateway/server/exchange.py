@@ -372,6 +372,26 @@ class Exchange(Job):
             )
         )
 
+    def _headers_without_engine(self, call: Optional[Call]) -> bytes:
+        return b"%bX-Request-ID: %b\r\n%b%b%b" % (
+            responses.JSON,
+            self.request_id.encode("latin-1"),
+            self._attempts_and_timing(call) if self.head.path in PATHS else b"",
+            self.limit_headers,
+            cors_headers(self.head, self.pipeline.settings.cors_origins),
+        )
+
+    def _attempts_and_timing(self, call: Optional[Call]) -> bytes:
+        attempts, waited_s, engine_s = (0, 0.0, 0.0) if call is None else (call.attempts, call.waited_s, call.engine_s)
+        queue_s = self.queue_s + waited_s
+        own_s = time.monotonic() - self.accepted_s - queue_s - engine_s
+        return b"X-Gateway-Attempts: %d\r\nServer-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n" % (
+            attempts,
+            queue_s * 1e3,
+            engine_s * 1e3,
+            max(0.0, own_s) * 1e3,
+        )
+
     def fail(self, error: GatewayError) -> None:
         """Answer with an error (or with nothing, when the client has left) and conclude."""
         if isinstance(error, ClientGone) and self.cut:
@@ -389,15 +409,10 @@ class Exchange(Job):
             self._tell_limits(error)
         elif call is not None:
             self._settle(call)
-        if call is not None and call.attempts:
+        if call is not None and call.engine_id is not None:
             headers = self._headers(call, responses.JSON)
         else:
-            headers = b"%bX-Request-ID: %b\r\n%b%b" % (
-                responses.JSON,
-                self.request_id.encode("latin-1"),
-                self.limit_headers,
-                cors_headers(self.head, self.pipeline.settings.cors_origins),
-            )
+            headers = self._headers_without_engine(call)
         body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
         self.finish_with(error.status, headers + responses.error_headers(error), body)
 
