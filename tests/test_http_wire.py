@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -627,6 +628,34 @@ class TimeLimits(SocketTest):
         fresh.assert_closed()
         used.assert_closed()
         eventually(lambda: running.app.server.connections == 0)
+
+    def test_empty_lines_keep_no_connection_open(self) -> None:
+        for client_timeout in ("60", "0.1"):
+            running = self.start(KEEPALIVE_TIMEOUT="0.5", CLIENT_TIMEOUT=client_timeout)
+            for used in (False, True):
+                with self.subTest(client_timeout=client_timeout, used=used), running.connect() as client:
+                    if used:
+                        self.assertEqual(client.post().status, 200)
+                    self.drip_empty_lines(client)
+            eventually(lambda running=running: running.app.server.connections == 0)
+
+    def drip_empty_lines(self, client: RawClient) -> None:
+        """Send an empty line every 20 ms until the gateway closes the connection, without a word."""
+        started_s = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while not select.select([client.sock], [], [], 0.02)[0]:
+                client.send(b"\r\n")
+                self.assertLess(time.monotonic() - started_s, TIMEOUT_S, "it is still open")
+            self.assertEqual(client.sock.recv(1), b"")
+
+    def test_a_request_may_follow_empty_lines(self) -> None:
+        running = self.start()
+        with running.connect() as client:
+            client.send(b"\r\n")
+            self.assertFalse(select.select([client.sock], [], [], 0.7)[0], "an empty line begins no request")
+            for _ in range(2):
+                client.send(b"\r\n")
+                self.assertEqual(client.post().status, 200)
 
     def test_the_time_limit_does_not_count_against_a_slow_engine(self) -> None:
         engine = self.enter(mock_engine(behaviour="slow", delay=0.8))

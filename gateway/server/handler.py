@@ -302,8 +302,13 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             if not data:
                 return self._no_head(buffer)
             if fresh:
+                if data[:2] == b"\r\n":
+                    data = data.lstrip(b"\r\n")
+                    if not data:  # nothing has begun: the connection is idle as before, and not for longer
+                        if self._expired:
+                            return None
+                        continue
                 self._first_byte_s = time.monotonic()
-                data = data.lstrip(b"\r\n") if data[:2] == b"\r\n" else data
             buffer += data
             exchange = self._exchange
             if exchange is not None and not exchange.answered:
