@@ -7,7 +7,6 @@ that runs it; then the relay that has its stream. `answered` turns True just bef
 from __future__ import annotations
 
 import math
-import random
 import time
 from typing import Callable, Optional, Protocol, Union
 
@@ -17,6 +16,7 @@ from gateway.policy.auth import Identity
 from gateway.policy.limits import Admission
 from gateway.routing.retry import Outcome
 from gateway.server import responses
+from gateway.server.headers import answer_headers, refusal_headers, request_id_of
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.events import RequestEvent
 from gateway.upstream import answers
@@ -25,14 +25,9 @@ from gateway.upstream.stream import EngineStream
 from gateway.workers import Job
 from inference import Answer, Asking, Call
 
-_CONTROLS = bytes((*range(32), 127))  # what no header value may hold
-_REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:/+=-")
 LOGGED_BYTES = 65536
 MODEL_NAME_CHARS = 256  # as many as a configured name may have
 _TELL_LIMITS_THEMSELVES = ("rate_limit_exceeded", "request_exceeds_limit")
-_random = random.Random()  # seeded by the operating system; getrandbits is one atomic C call
-_UUID_MASK = ~((0xF000 << 64) | (0xC000 << 48)) & ((1 << 128) - 1)
-_UUID_4 = (0x4000 << 64) | (0x8000 << 48)
 
 
 class Client(Protocol):
@@ -275,11 +270,11 @@ class Exchange(Job):
         self._settle(call)
         if self.cost_usd is not None:
             kind += b"X-Gateway-Cost-Usd: %.9f\r\n" % self.cost_usd
-        self.finish_with(200, self._headers(call, kind), answer.body)
+        self.finish_with(200, answer_headers(self, call, kind), answer.body)
 
     def _open(self, call: Call, stream: EngineStream) -> None:
         self.ttft_s = time.monotonic() - self.accepted_s
-        headers = self._headers(call, responses.EVENT_STREAM)
+        headers = answer_headers(self, call, responses.EVENT_STREAM)
         if self.pipeline.draining:
             self.keep_alive = False
         if self.head.version_1_1:
@@ -347,51 +342,6 @@ class Exchange(Job):
         stream.close(outcome, keep_open)
         self.sent(outcome.kind != "cancelled")
 
-    def _headers(self, call: Call, kind: bytes) -> bytes:
-        now_s = time.monotonic()
-        total_s = now_s - self.accepted_s
-        queue_s = self.queue_s + call.waited_s
-        own_s = total_s - queue_s - call.engine_s
-        fallback = call.fallback
-        return (
-            b"%bX-Request-ID: %b\r\nX-Gateway-Engine: %b\r\nX-Gateway-Model: %b\r\n"
-            b"X-Gateway-Attempts: %d\r\n%b"
-            b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b%b"
-            % (
-                kind,
-                self.request_id.encode("latin-1"),
-                (call.engine_id or "").encode("latin-1"),
-                _header_text(call.served_model or ""),
-                call.attempts,
-                b"X-Gateway-Fallback: %b\r\n" % _header_text(fallback) if fallback else b"",
-                queue_s * 1e3,
-                call.engine_s * 1e3,
-                max(0.0, own_s) * 1e3,
-                self.limit_headers,
-                cors_headers(self.head, self.pipeline.settings.cors_origins),
-            )
-        )
-
-    def _headers_without_engine(self, call: Optional[Call]) -> bytes:
-        return b"%bX-Request-ID: %b\r\n%b%b%b" % (
-            responses.JSON,
-            self.request_id.encode("latin-1"),
-            self._attempts_and_timing(call) if self.head.path in PATHS else b"",
-            self.limit_headers,
-            cors_headers(self.head, self.pipeline.settings.cors_origins),
-        )
-
-    def _attempts_and_timing(self, call: Optional[Call]) -> bytes:
-        attempts, waited_s, engine_s = (0, 0.0, 0.0) if call is None else (call.attempts, call.waited_s, call.engine_s)
-        queue_s = self.queue_s + waited_s
-        own_s = time.monotonic() - self.accepted_s - queue_s - engine_s
-        return b"X-Gateway-Attempts: %d\r\nServer-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n" % (
-            attempts,
-            queue_s * 1e3,
-            engine_s * 1e3,
-            max(0.0, own_s) * 1e3,
-        )
-
     def fail(self, error: GatewayError) -> None:
         """Answer with an error (or with nothing, when the client has left) and conclude."""
         if isinstance(error, ClientGone) and self.cut:
@@ -410,9 +360,9 @@ class Exchange(Job):
         elif call is not None:
             self._settle(call)
         if call is not None and call.engine_id is not None:
-            headers = self._headers(call, responses.JSON)
+            headers = answer_headers(self, call, responses.JSON)
         else:
-            headers = self._headers_without_engine(call)
+            headers = refusal_headers(self, call)
         body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
         self.finish_with(error.status, headers + responses.error_headers(error), body)
 
@@ -542,50 +492,8 @@ class Exchange(Job):
         return {name: body[:LOGGED_BYTES].decode("utf-8", "replace") for name, body in texts.items() if body}
 
 
-def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
-    """The CORS headers of an answer to this request; empty when CORS is off or the client is no browser."""
-    if not allowed:
-        return b""
-    origin = head.headers.get(b"origin")
-    if origin is None:
-        return b""
-    if allowed != ("*",) and origin.decode("latin-1") not in allowed:
-        return b"Vary: Origin\r\n"
-    value = b"*" if allowed == ("*",) else origin
-    return (
-        b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\nAccess-Control-Expose-Headers: "
-        b"X-Request-ID, X-Gateway-Engine, X-Gateway-Model, X-Gateway-Attempts, "
-        b"X-Gateway-Fallback, X-Gateway-Cost-Usd, Server-Timing, Retry-After, "
-        b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-        b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n" % value
-    )
-
-
-def request_id_of(head: RequestHead) -> str:
-    """The client's request id where it is acceptable, else a new UUID4."""
-    headers = head.headers
-    for name in (b"x-request-id", b"request-id"):
-        value = headers.get(name)
-        if value is not None and 1 <= len(value) <= 128:
-            text = value.decode("latin-1")
-            if _REQUEST_ID_CHARS.issuperset(text):
-                return text
-    return new_request_id()
-
-
-def new_request_id() -> str:
-    """A UUID4. Not from uuid.uuid4: its system call for random bits costs 14 us and a GIL hand-over."""
-    text = f"{_random.getrandbits(128) & _UUID_MASK | _UUID_4:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
 def _model_name(asked: Optional[str]) -> Optional[str]:
     """A model as it is reported: what a client asks for may be as long as its body."""
     if asked is None or len(asked) <= MODEL_NAME_CHARS:
         return asked
     return asked[:MODEL_NAME_CHARS] + "…"  # no configured name: those are ASCII
-
-
-def _header_text(value: str) -> bytes:
-    """A model name as a header value: names of requests may hold anything when one engine serves every model."""
-    return value.encode("ascii", "backslashreplace").translate(None, _CONTROLS)[:256]

@@ -19,7 +19,8 @@ from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.pipeline import PATHS
 from gateway.policy.addresses import client_address
 from gateway.server import responses
-from gateway.server.exchange import Exchange, cors_headers
+from gateway.server.exchange import Exchange
+from gateway.server.headers import cors_headers
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.framing import ChunkedBody, FramingError
 

@@ -19,8 +19,8 @@ from gateway.deadlines import Watchdog
 from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 from gateway.server import responses
-from gateway.server.exchange import new_request_id
 from gateway.server.handler import ClientConnection
+from gateway.server.headers import new_request_id
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.settings import Settings

@@ -1,0 +1,116 @@
+"""The headers of answers: which engine, how many attempts, where the time went, what a browser may read; request ids.
+
+Owns the generator of request ids, whose only call is atomic. Reads exchanges and changes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Optional
+
+from gateway.pipeline import PATHS
+from gateway.server import responses
+from gateway.server.parsing import RequestHead
+from inference import Call
+
+if TYPE_CHECKING:
+    from gateway.server.exchange import Exchange
+
+_CONTROLS = bytes((*range(32), 127))  # what no header value may hold
+_REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:/+=-")
+_random = random.Random()  # seeded by the operating system; getrandbits is one atomic C call
+_UUID_MASK = ~((0xF000 << 64) | (0xC000 << 48)) & ((1 << 128) - 1)
+_UUID_4 = (0x4000 << 64) | (0x8000 << 48)
+
+
+def answer_headers(exchange: Exchange, call: Call, kind: bytes) -> bytes:
+    """The headers of an answer that an engine has given, or failed to give. `kind` are lines that it begins with."""
+    now_s = time.monotonic()
+    total_s = now_s - exchange.accepted_s
+    queue_s = exchange.queue_s + call.waited_s
+    own_s = total_s - queue_s - call.engine_s
+    fallback = call.fallback
+    return (
+        b"%bX-Request-ID: %b\r\nX-Gateway-Engine: %b\r\nX-Gateway-Model: %b\r\n"
+        b"X-Gateway-Attempts: %d\r\n%b"
+        b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b%b"
+        % (
+            kind,
+            exchange.request_id.encode("latin-1"),
+            (call.engine_id or "").encode("latin-1"),
+            _header_text(call.served_model or ""),
+            call.attempts,
+            b"X-Gateway-Fallback: %b\r\n" % _header_text(fallback) if fallback else b"",
+            queue_s * 1e3,
+            call.engine_s * 1e3,
+            max(0.0, own_s) * 1e3,
+            exchange.limit_headers,
+            cors_headers(exchange.head, exchange.pipeline.settings.cors_origins),
+        )
+    )
+
+
+def refusal_headers(exchange: Exchange, call: Optional[Call]) -> bytes:
+    """The headers of an error that is no engine's. `call` None: the request was not even valid."""
+    return b"%bX-Request-ID: %b\r\n%b%b%b" % (
+        responses.JSON,
+        exchange.request_id.encode("latin-1"),
+        _attempts_and_timing(exchange, call) if exchange.head.path in PATHS else b"",
+        exchange.limit_headers,
+        cors_headers(exchange.head, exchange.pipeline.settings.cors_origins),
+    )
+
+
+def _attempts_and_timing(exchange: Exchange, call: Optional[Call]) -> bytes:
+    attempts, waited_s, engine_s = (0, 0.0, 0.0) if call is None else (call.attempts, call.waited_s, call.engine_s)
+    queue_s = exchange.queue_s + waited_s
+    own_s = time.monotonic() - exchange.accepted_s - queue_s - engine_s
+    return b"X-Gateway-Attempts: %d\r\nServer-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n" % (
+        attempts,
+        queue_s * 1e3,
+        engine_s * 1e3,
+        max(0.0, own_s) * 1e3,
+    )
+
+
+def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
+    """The CORS headers of an answer to this request; empty when CORS is off or the client is no browser."""
+    if not allowed:
+        return b""
+    origin = head.headers.get(b"origin")
+    if origin is None:
+        return b""
+    if allowed != ("*",) and origin.decode("latin-1") not in allowed:
+        return b"Vary: Origin\r\n"
+    value = b"*" if allowed == ("*",) else origin
+    return (
+        b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\nAccess-Control-Expose-Headers: "
+        b"X-Request-ID, X-Gateway-Engine, X-Gateway-Model, X-Gateway-Attempts, "
+        b"X-Gateway-Fallback, X-Gateway-Cost-Usd, Server-Timing, Retry-After, "
+        b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+        b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n" % value
+    )
+
+
+def request_id_of(head: RequestHead) -> str:
+    """The client's request id where it is acceptable, else a new UUID4."""
+    headers = head.headers
+    for name in (b"x-request-id", b"request-id"):
+        value = headers.get(name)
+        if value is not None and 1 <= len(value) <= 128:
+            text = value.decode("latin-1")
+            if _REQUEST_ID_CHARS.issuperset(text):
+                return text
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """A UUID4. Not from uuid.uuid4: its system call for random bits costs 14 us and a GIL hand-over."""
+    text = f"{_random.getrandbits(128) & _UUID_MASK | _UUID_4:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _header_text(value: str) -> bytes:
+    """A model name as a header value: names of requests may hold anything when one engine serves every model."""
+    return value.encode("ascii", "backslashreplace").translate(None, _CONTROLS)[:256]
