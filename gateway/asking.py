@@ -41,12 +41,15 @@ class Answer:
         self.usage = usage
 
 
-class Tried(NamedTuple):
+class Tried:
     """How one try ended: `result` is the answer, the open stream, or why there is neither."""
 
-    result: Union[Answer, EngineStream, Outcome]
-    pool: ModelPool
-    engine: Engine
+    __slots__ = ("engine", "pool", "result")
+
+    def __init__(self, result: Union[Answer, EngineStream, Outcome], pool: ModelPool, engine: Engine) -> None:
+        self.result = result
+        self.pool = pool
+        self.engine = engine
 
 
 class Asking:

@@ -6,7 +6,7 @@ and one thread at a time. What is wrong raises `FramingError`.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Optional
 
 HEAD_MAX_BYTES = 65536
 _CHUNK_LINE_MAX_BYTES = 4096
@@ -19,12 +19,15 @@ class FramingError(Exception):
     """The bytes are not the HTTP they claim to be."""
 
 
-class ResponseHead(NamedTuple):
+class ResponseHead:
     """Status and headers (names in lower case, the last one of a repeated name)."""
 
-    status: int
-    headers: dict[bytes, bytes]
-    keep_alive: bool
+    __slots__ = ("headers", "keep_alive", "status")
+
+    def __init__(self, status: int, headers: dict[bytes, bytes], keep_alive: bool) -> None:
+        self.status = status
+        self.headers = headers
+        self.keep_alive = keep_alive
 
 
 def parse_response_head(block: bytes) -> ResponseHead:
