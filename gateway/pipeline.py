@@ -22,10 +22,12 @@ from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
 from gateway.policy.limits import Admission
+from gateway.policy.prices import TokensAtMost
 from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
+from gateway.upstream.call import EMBEDDINGS
 from gateway.workers import Job, Overloaded, WorkerPool
 from inference import Call, InferenceFactory
 
@@ -169,10 +171,11 @@ def shutting_down() -> GatewayError:
     return GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
 
 
-def tokens_at_most(call: Call) -> int:
+def tokens_at_most(call: Call) -> TokensAtMost:
     """The tokens to reserve: the prompt's, estimated, and all that each of the choices may have."""
     asked = call.request.get("max_completion_tokens") or call.request.get("max_tokens") or 0
-    return call.estimated_tokens() + (call.choices() - 1) * int(asked)
+    prompt = call.estimated_tokens() - int(asked)
+    return TokensAtMost(prompt, 0 if call.path == EMBEDDINGS else int(asked) or None, call.choices())
 
 
 def priority_of(headers: Mapping[bytes, bytes], identity: Optional[Identity]) -> str:

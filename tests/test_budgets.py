@@ -15,8 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from gateway.policy.budgets import KEEP_S, Budgets, BudgetWarning, Price, cost_usd, period_at
+from gateway.policy.budgets import KEEP_S, Budgets, BudgetWarning, Reservation, period_at
 from gateway.policy.keyrecord import BUDGET_PERIODS
+from gateway.policy.prices import Price, TokensAtMost, cost_usd
 from gateway.policy.statedb import StateDb, StateDbError
 from tests.support import ROOT, eventually
 
@@ -164,6 +165,120 @@ class InMemoryTest(BudgetsTest):
         for thread in threads:
             thread.join(30.0)
         self.assertEqual(budgets.spent_usd("alice"), 2000.0)
+
+
+class ReservationTest(BudgetsTest):
+    def reserve(self, budgets: Budgets, cost: float, key: str = "alice") -> Reservation:
+        self.assertIsNone(self.check(budgets, key))
+        reservation = budgets.reserve(key, cost)
+        assert isinstance(reservation, Reservation), reservation
+        return reservation
+
+    def refused(self, budgets: Budgets, cost: float = 0.1) -> float:
+        self.assertIsNone(self.check(budgets))
+        wait_s = budgets.reserve("alice", cost)
+        assert isinstance(wait_s, float)
+        return wait_s
+
+    def test_what_is_in_flight_counts_until_it_is_given_back(self) -> None:
+        budgets = self.budgets()
+        first, second = self.reserve(budgets, 3.0), self.reserve(budgets, 3.0)
+        self.refused(budgets)
+        second.release()
+        second.release()
+        third = self.reserve(budgets, 2.0)
+        self.refused(budgets)
+        budgets.spend("alice", 1.0)
+        first.release()
+        self.reserve(budgets, 2.0)
+        third.release()
+
+    def test_with_something_left_one_request_always_passes_and_only_one_when_it_takes_the_rest(self) -> None:
+        budgets = self.budgets()
+        self.check(budgets)
+        budgets.spend("alice", 4.999)
+        reservation = self.reserve(budgets, 1e6)
+        self.refused(budgets)
+        reservation.release()
+        self.reserve(budgets, 1e6).release()
+        budgets.spend("alice", 0.001)
+        self.assertIsNotNone(self.check(budgets))
+
+    def test_rounding_leaves_nothing_reserved(self) -> None:
+        budgets = self.budgets()
+        for _ in range(1_000):
+            pair = self.reserve(budgets, 0.1), self.reserve(budgets, 0.7)
+            for reservation in pair:
+                reservation.release()
+        self.check(budgets)
+        budgets.spend("alice", 5.0 - 1e-12)
+        self.reserve(budgets, 1.0)
+
+    def test_what_is_in_flight_at_midnight_counts_in_the_new_day(self) -> None:
+        budgets = self.budgets()
+        over_night = self.reserve(budgets, 5.0)
+        self.now_s += DAY_S
+        self.refused(budgets)
+        over_night.release()
+        self.reserve(budgets, 5.0)
+
+    def test_keys_reserve_of_their_own_budgets(self) -> None:
+        budgets = self.budgets()
+        self.reserve(budgets, 5.0)
+        self.reserve(budgets, 5.0, "bob")
+        self.refused(budgets)
+
+    def test_a_refusal_says_when_one_in_flight_usually_ends(self) -> None:
+        budgets = self.budgets()
+        reservation = self.reserve(budgets, 5.0)
+        self.assertEqual(self.refused(budgets), 1.0)
+        self.now_s += 10.0
+        reservation.release()
+        self.reserve(budgets, 5.0)
+        self.now_s += 4.0
+        self.assertEqual(self.refused(budgets), 6.0)
+
+    def test_many_threads_never_overshoot_by_more_than_one(self) -> None:
+        budgets = self.budgets()
+        passed: list[int] = []
+
+        def ask() -> None:
+            for _ in range(200):
+                if self.check(budgets) is None:
+                    reservation = budgets.reserve("alice", 0.3)
+                    if isinstance(reservation, Reservation):
+                        passed.append(1)
+                        budgets.spend("alice", 0.3)
+                        reservation.release()
+
+        threads = [threading.Thread(target=ask, name=f"asker-{n}") for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30.0)
+        self.assertEqual(len(passed), 17)  # 5.1 USD
+
+
+class MostTest(unittest.TestCase):
+    PRICE = Price(1.0, 10.0)
+
+    def test_what_a_request_may_cost_at_most(self) -> None:
+        for tokens, context, million_usd in (
+            (TokensAtMost(100, 50), None, 600),
+            (TokensAtMost(100, 50, 4), None, 2_100),
+            (TokensAtMost(100, 0), None, 100),
+            (TokensAtMost(100), None, 41_060),
+            (TokensAtMost(100), 200_000, 41_060),
+            (TokensAtMost(100), 1_100, 10_100),
+            (TokensAtMost(100), 50, 100),
+            (TokensAtMost(100, None, 2), None, 82_020),
+        ):
+            with self.subTest(tokens=tokens, context=context):
+                self.assertAlmostEqual(tokens.cost_usd(self.PRICE, context) * 1e6, million_usd)
+
+    def test_limits_of_tokens_reserve_what_is_asked_for(self) -> None:
+        asked = [t.asked for t in (TokensAtMost(100), TokensAtMost(100, 50), TokensAtMost(100, 50, 4))]
+        self.assertEqual(asked, [100, 150, 300])
 
 
 class OnDiskTest(BudgetsTest):

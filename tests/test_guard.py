@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sqlite3
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from gateway.policy.auth import Identity
 from gateway.policy.guard import ADDRESSES_LOGGED_MAX, REFUSALS_LOGGED_PER_S, Guard
 from gateway.policy.keys import KeyStore
 from gateway.policy.limits import Admission, KeyLimits
+from gateway.policy.prices import TokensAtMost
 from gateway.policy.roles import DEFAULT_ROLES
 from gateway.policy.statedb import StateDb, StateDbError
 from gateway.telemetry.events import RequestEvent
@@ -243,7 +245,7 @@ class AdmissionTest(GuardTest):
     ALICE = Identity("alice", "user", DEFAULT_ROLES["user"], limits=KeyLimits(60, 1_000, 2), is_key=True)
 
     def admit(self, guard: Guard, identity: Identity = ALICE, tokens: int = 1, model: str = "echo") -> Admission:
-        return guard.admit(identity, model, "10.0.0.1", lambda: tokens)
+        return guard.admit(identity, model, "10.0.0.1", lambda: TokensAtMost(tokens))
 
     def refused(self, guard: Guard, identity: Identity = ALICE, tokens: int = 1, model: str = "echo") -> GatewayError:
         with self.assertRaises(GatewayError) as caught:
@@ -271,7 +273,7 @@ class AdmissionTest(GuardTest):
     def test_tokens_are_not_counted_where_no_limit_asks_for_them(self) -> None:
         guard = self.guard()
 
-        def count() -> int:
+        def count() -> TokensAtMost:
             raise AssertionError("counted")
 
         guard.admit(Identity("bob", "user"), "echo", "10.0.0.1", count)
@@ -283,6 +285,24 @@ class AdmissionTest(GuardTest):
         self.assertEqual(headers["x-ratelimit-remaining-requests"], "6")
         self.assertEqual(headers["x-ratelimit-remaining-tokens"], "100")
         self.assertEqual(dict(self.admit(guard).headers())["x-ratelimit-remaining-requests"], "5")
+
+    def test_a_request_that_a_limit_refuses_reserves_nothing_of_a_budget(self) -> None:
+        self.create(budget_usd=1.0, budget_period="day")
+        priced = {"m": {"engines": ["http://127.0.0.1:9/v1"], "price": {"input": 1_000_000, "output": 1_000_000}}}
+        path = self.db.with_name("engines.json")
+        path.write_text(json.dumps({"models": priced}), "utf-8")
+        guard = self.guard(ENGINES_FILE=path)
+        poor = self.ALICE._replace(budget_usd=1.0, budget_period="day")
+        for _ in range(3):
+            error = self.refused(guard, poor, tokens=1_001, model="m")
+            self.assertEqual(error.code, "request_exceeds_limit")
+        admission = self.admit(guard, poor, model="m")
+        error = self.refused(guard, poor, model="m")
+        self.assertEqual((error.code, error.retry_after_s), ("budget_exceeded", 1.0))
+        self.assertIn("in flight", error.message)
+        self.admit(guard, poor, model="other").release_concurrency()  # which costs nothing
+        admission.settle(0)
+        self.admit(guard, poor, model="m")
 
     def test_a_spent_budget_says_until_when(self) -> None:
         self.create(budget_usd=1.0, budget_period="day")
@@ -374,7 +394,7 @@ class EndTest(GuardTest):
         self.create(budget_usd=10.0)
         guard = self.guard()
         identity = AdmissionTest.ALICE._replace(budget_usd=10.0)
-        guard.admit(identity, "echo", "10.0.0.1", lambda: 1)
+        guard.admit(identity, "echo", "10.0.0.1", lambda: TokensAtMost(1))
         guard.spend(identity, 2.5)
         guard.observe([finished() for _ in range(100)])
         guard.close(5.0)

@@ -150,6 +150,52 @@ class BudgetTest(BudgetsTest):
         self.assertEqual(self.mock.stats()["requests"], asked)
         self.assertEqual(running.post(ask(model="m"), headers=self.make(running, "bob")).status, 200)
 
+    def burst(self, name: str, budget_usd: float, **options: Any) -> tuple[list[int], float]:
+        """The statuses of 30 requests at a time with such a budget, and what was spent."""
+        slow = self.engine("slow", delay=0.3)
+        running = self.serve({"m": {"engines": [slow.url], "price": PRICE}})
+        key = self.make(running, name, budget_usd=budget_usd)
+        statuses: list[int] = []
+        clients = [self.begin(running, key, model="m", **options) for _ in range(30)]
+        for client in clients:
+            answer = client.read_response()
+            statuses.append(answer.status)
+            if answer.status != 200:
+                self.assert_error(answer, 429, "budget_exceeded")
+                self.assertGreaterEqual(int(answer.header("retry-after") or 0), 1)
+                self.assertIn("reset", answer.json())
+        return statuses, self.spent(running, name)
+
+    def test_it_holds_when_many_requests_come_at_once(self) -> None:
+        for number, options in enumerate(({}, {"max_tokens": 8}, {"max_tokens": 2}, {"stream": True})):
+            with self.subTest(**options):
+                statuses, spent = self.burst(f"key-{number}", 0.05, **options)
+                self.assertEqual(set(statuses), {200, 429})
+                self.assertLess(spent, 0.05 + spent / statuses.count(200))
+
+    def test_what_is_left_always_lets_the_next_request_pass(self) -> None:
+        running = self.serve(self.fleet)
+        key = self.make(running, budget_usd=2.0)
+        for number in range(40):  # each of which reserves all of it, on a connection of its own
+            answer = running.post(ask(model="m", stream=number % 2 == 1), headers=key)
+            self.assertEqual(answer.status, 200, number)
+
+    def test_failed_and_left_requests_give_back_what_they_reserved(self) -> None:
+        bad, hanging = self.engine("error", status=500), self.engine("hang")
+        self.fleet["bad"] = {"engines": [bad.url], "fallbacks": [], "price": PRICE}
+        self.fleet["hang"] = {"engines": [hanging.url], "fallbacks": [], "price": PRICE}
+        running = self.serve(self.fleet, BREAKER_MIN_REQUESTS=1_000_000)
+        key = self.make(running, budget_usd=0.03)
+        self.assertEqual(running.post(ask(model="bad"), headers=key).status, 502)
+        self.assertEqual(running.post(ask(model="bad"), headers=key).status, 502)
+        client = self.begin(running, key, model="hang")
+        self.assertTrue(hanging.wait_for_requests(1, TIMEOUT_S))
+        self.assert_error(running.post(ask(model="m"), headers=key), 429, "budget_exceeded")
+        self.assertEqual(running.post(ask(model="free"), headers=key).status, 200)
+        client.close()
+        self.assert_idle(running)
+        self.assertEqual(running.post(ask(model="m"), headers=key).status, 200)
+
     def test_at_80_percent_it_is_one_log_line(self) -> None:
         running = self.serve(self.fleet)
         key = self.make(running, budget_usd=0.5)

@@ -1,9 +1,10 @@
-"""What requests cost, and how much each key may spend in a day, a week or a month.
+"""How much each key may spend in a day, a week or a month, and what it has spent.
 
-`Budgets` owns what each key with a budget has spent in its current period. Its lock guards these numbers and is never
-held while the database or a callback is called; a request only ever looks at memory. The database adds up what all
-processes have spent: every process submits its own increments and reads the sums once a second, so that together they
-may overshoot by what they spend in a second or two, and by what is in flight when a budget runs out.
+`Budgets` owns what each key with a budget has spent in its current period, and what its requests in flight have
+reserved. Its lock guards these numbers and is never held while the database or a callback is called; a request only
+ever looks at memory. The database adds up what all processes have spent: every process submits its own increments and
+reads the sums once a second, so that together they may overshoot by what they spend in a second or two, and by what is
+in flight in the others when a budget runs out.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Union
 
+from gateway.policy.holding import Places
 from gateway.policy.keyrecord import BUDGET_PERIODS
 from gateway.policy.statedb import StateDb, StateDbError
 
@@ -31,18 +33,6 @@ _PRUNE = "DELETE FROM budget WHERE period_start_unix_s < ?"
 
 Slot = tuple[str, float]
 """A key's name and the start of a period."""
-
-
-class Price(NamedTuple):
-    """USD per million tokens of the prompt (`input`) and of the answer (`output`)."""
-
-    input: float
-    output: float
-
-
-def cost_usd(price: Price, prompt_tokens: int, completion_tokens: int) -> float:
-    """What that many tokens cost. Divided once, at the end: the error stays below 1e-15 of the sum."""
-    return (price.input * prompt_tokens + price.output * completion_tokens) / 1_000_000
 
 
 class Period(NamedTuple):
@@ -77,16 +67,43 @@ class BudgetWarning(NamedTuple):
     reset_unix_s: float
 
 
+class _InFlight:
+    """What the requests in flight of one key may cost. Outlives its periods; guarded by the lock of its Budgets."""
+
+    __slots__ = ("places", "reserved_usd")
+
+    def __init__(self) -> None:
+        self.places = Places()
+        self.reserved_usd = 0.0
+
+
+class Reservation:
+    """The most that one request may cost, kept back from its key's budget. Thread-safe."""
+
+    __slots__ = ("_budgets", "_cost_usd", "_in_flight", "_number")
+
+    def __init__(self, budgets: Budgets, in_flight: _InFlight, number: int, cost_usd: float) -> None:
+        self._budgets = budgets
+        self._in_flight: Optional[_InFlight] = in_flight
+        self._number = number
+        self._cost_usd = cost_usd
+
+    def release(self) -> None:
+        """Give it back, once the real cost is spent or there is none. Only the first call counts."""
+        self._budgets._release(self)
+
+
 class _Account:
     """One key in its current period. Guarded by the lock of its Budgets."""
 
-    __slots__ = ("budget_usd", "end_unix_s", "period", "spent_usd", "start_unix_s", "warned")
+    __slots__ = ("budget_usd", "end_unix_s", "in_flight", "period", "spent_usd", "start_unix_s", "warned")
 
-    def __init__(self, period: str, bounds: Period, budget_usd: float, spent_usd: float) -> None:
+    def __init__(self, period: str, bounds: Period, budget_usd: float, spent_usd: float, in_flight: _InFlight) -> None:
         self.period = period
         self.start_unix_s, self.end_unix_s = bounds
         self.budget_usd = budget_usd
         self.spent_usd = spent_usd
+        self.in_flight = in_flight
         # What was beyond it when this process first looked has been reported by whoever spent it.
         self.warned = self.is_late()
 
@@ -146,8 +163,34 @@ class Budgets:
     def _open_locked(self, key: str, budget_usd: float, period: str, bounds: Period) -> _Account:
         slot = (key, bounds.start_unix_s)
         spent_usd = self._stored.get(slot, 0.0) + self._unsaved.get(slot, 0.0)
-        account = self._accounts[key] = _Account(period, bounds, budget_usd, spent_usd)
+        before = self._accounts.get(key)
+        in_flight = _InFlight() if before is None else before.in_flight  # spent when it ends, in the new period
+        account = self._accounts[key] = _Account(period, bounds, budget_usd, spent_usd, in_flight)
         return account
+
+    def reserve(self, key: str, cost: float) -> Union[Reservation, float]:
+        """Keep `cost` (USD) back for a request that `check` has let pass; else the seconds to wait, an estimate.
+
+        It passes unless what is spent and what is in flight reach the budget already. So a key with something left may
+        always send one request when none of it is in flight, whatever that costs, and overshoots by one at most.
+        """
+        now_unix_s = self._clock()
+        with self._lock:
+            account = self._accounts[key]
+            in_flight = account.in_flight
+            if account.spent_usd + in_flight.reserved_usd >= account.budget_usd:
+                return in_flight.places.wait_s(now_unix_s)
+            in_flight.reserved_usd += cost
+            return Reservation(self, in_flight, in_flight.places.take(now_unix_s), cost)
+
+    def _release(self, reservation: Reservation) -> None:
+        now_unix_s = self._clock()
+        with self._lock:
+            in_flight, reservation._in_flight = reservation._in_flight, None
+            if in_flight is not None:
+                in_flight.places.give_back(reservation._number, now_unix_s)
+                # Adding and taking away leaves a residue; nothing in flight is nothing reserved.
+                in_flight.reserved_usd = in_flight.reserved_usd - reservation._cost_usd if in_flight.places else 0.0
 
     def spend(self, key: str, cost: float) -> None:
         """Add `cost` (USD) to what `key` has spent; nothing for a key without a budget. Never blocks."""
@@ -172,6 +215,10 @@ class Budgets:
         """What `key` has spent in its current period, as far as this process knows; 0 without a budget."""
         account = self._accounts.get(key)
         return account.spent_usd if account is not None and self._clock() < account.end_unix_s else 0.0
+
+    def reset_unix_s(self, key: str) -> float:
+        """When the current period of a key with a budget ends."""
+        return self._accounts[key].end_unix_s
 
     def refresh(self) -> bool:
         """Learn what all processes have spent; call it once a second. False: the database could not be read.

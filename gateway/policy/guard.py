@@ -19,7 +19,7 @@ from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.adaptive import AdaptiveLimits
 from gateway.policy.auth import Authenticator, Identity
-from gateway.policy.budgets import Budgets, BudgetWarning, Price, cost_usd
+from gateway.policy.budgets import Budgets, BudgetWarning, Reservation
 from gateway.policy.jwks import KeySet
 from gateway.policy.keys import REFRESH_INTERVAL_S, KeyStore
 from gateway.policy.limits import (
@@ -32,6 +32,7 @@ from gateway.policy.limits import (
     Refusal,
     Subject,
 )
+from gateway.policy.prices import Price, TokensAtMost, cost_usd
 from gateway.policy.roles import DEFAULT_ROLES, Role, load_roles
 from gateway.policy.scopes import Header
 from gateway.policy.statedb import StateDb
@@ -130,6 +131,7 @@ class Guard:
         """Take over the models' names, limits and prices."""
         self._model_limits = {m.name: RateLimits(m.rpm, m.tpm) for m in fleet.models if m.rpm or m.tpm}
         self._prices = {m.name: Price(*m.price) for m in fleet.models if m.price is not None}
+        self._context_tokens = {m.name: m.max_model_len for m in fleet.models}
         self._model_by_name = fleet.model_by_name()
 
     # --- a request ---------------------------------------------------------------------------------------------------
@@ -156,25 +158,37 @@ class Guard:
             self._refused[address] = count + 1
             self._log("warning", "authentication_refused", client=address, reason=reason)
 
-    def admit(self, identity: Identity, model: str, address: str, estimate: Callable[[], int]) -> Admission:
+    def admit(self, identity: Identity, model: str, address: str, estimate: Callable[[], TokensAtMost]) -> Admission:
         """Take what the request needs of every limit. Raises 429, or 400 for what could never pass.
 
-        `estimate` counts the tokens that the request may take; called only where a limit of tokens applies.
+        `estimate` says how many tokens the request may take; called only where a limit of tokens or a budget applies.
         """
         name = identity.name
         if identity.budget_usd is not None and name is not None:
-            self._check_budget(identity, name)
+            return self._admit_within_budget(identity, name, model, address, estimate())
         limits = identity.limits
         model_limits = self._model_limits.get(model, NO_RATE_LIMITS)
         if limits is NO_KEY_LIMITS and model_limits is NO_RATE_LIMITS and not self._limits_everybody:
             return self.limiter.unlimited  # the usual case: 1 us less
         counts = limits.tpm or model_limits.tpm or self._counts_tokens_globally
-        tokens = estimate() if counts else 0
+        tokens = estimate().asked if counts else 0
         subject = Subject(name, limits, address, model, model_limits, tokens, identity.priority)
         admission = self.limiter.admit(subject, self.clock())
         if isinstance(admission, Refusal):
             raise _too_many(admission, tokens)
         return admission
+
+    def _admit_within_budget(
+        self, identity: Identity, name: str, model: str, address: str, tokens: TokensAtMost
+    ) -> Admission:
+        reservation = self._reserve_budget(identity, name, model, tokens)
+        try:
+            admission = self.admit(identity._replace(budget_usd=None), model, address, lambda: tokens)
+        except GatewayError:
+            if reservation is not None:
+                reservation.release()
+            raise
+        return admission if reservation is None else _BudgetedAdmission(admission, reservation)
 
     def limit_headers(self, identity: Identity, model: str, address: str) -> tuple[Header, ...]:
         """What is left of the limits, for the answer to a request that was refused for another reason."""
@@ -182,17 +196,24 @@ class Guard:
         subject = Subject(identity.name, identity.limits, address, model, model_limits, 0, identity.priority)
         return self.limiter.headers(subject, self.clock())
 
-    def _check_budget(self, identity: Identity, name: str) -> None:
+    def _reserve_budget(self, identity: Identity, name: str, model: str, tokens: TokensAtMost) -> Optional[Reservation]:
+        """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
         now_unix_s = time.time()
-        reset_unix_s = self.budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
+        budgets = self.budgets
+        reset_unix_s = budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
+        budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
         if reset_unix_s is not None:
-            reset = datetime.fromtimestamp(reset_unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            raise GatewayError(
-                "budget_exceeded",
-                f"the budget of {identity.budget_usd:g} USD a {identity.budget_period} is spent until {reset}",
-                retry_after_s=reset_unix_s - now_unix_s,
-                details={"reset": reset},
-            )
+            reset = _utc(reset_unix_s)
+            raise _over_budget(f"{budget} is spent until {reset}", reset, reset_unix_s - now_unix_s)
+        price = self._prices.get(model)
+        cost = 0.0 if price is None else tokens.cost_usd(price, self._context_tokens.get(model))
+        if not cost:
+            return None
+        reservation = budgets.reserve(name, cost)
+        if isinstance(reservation, Reservation):
+            return reservation
+        reset = _utc(budgets.reset_unix_s(name))
+        raise _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, reservation)
 
     def cost(self, model: Optional[str], prompt_tokens: int, completion_tokens: int) -> Optional[float]:
         """What an answer costs in USD; None for a model without a price."""
@@ -268,6 +289,22 @@ class Guard:
             self.db.close(timeout_s)
 
 
+class _BudgetedAdmission(Admission):
+    """One that has reserved a part of its key's budget, too: `settle` gives that back, once the cost is spent."""
+
+    __slots__ = ("_reservation",)
+
+    def __init__(self, admission: Admission, reservation: Reservation) -> None:
+        super().__init__(
+            admission._limiter, admission._reading, admission._slot, admission._reservations, admission._tokens
+        )
+        self._reservation = reservation
+
+    def settle(self, real_tokens: int) -> None:
+        super().settle(real_tokens)
+        self._reservation.release()
+
+
 def roles_of(settings: Settings) -> Mapping[str, Role]:
     """The roles there are. Raises ConfigurationError naming ROLES_FILE."""
     path = settings.roles_file
@@ -309,6 +346,14 @@ def refuse_to_serve_strangers(settings: Settings, keys_required: bool) -> None:
                 " make one with `keys create`, or set AUTH=off to serve everybody"
             ]
         )
+
+
+def _utc(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _over_budget(message: str, reset: str, retry_after_s: float) -> GatewayError:
+    return GatewayError("budget_exceeded", message, retry_after_s=retry_after_s, details={"reset": reset})
 
 
 def _too_many(refusal: Refusal, tokens: int) -> GatewayError:

@@ -96,6 +96,7 @@ class Exchange(Job):
         "request_id",
         "settled",
         "status",
+        "stream",
         "ttft_s",
     )
 
@@ -133,6 +134,7 @@ class Exchange(Job):
         self.cost_usd: Optional[float] = None
         self.settled = False
         self.cut = False  # by the gateway's own end
+        self.stream: Optional[EngineStream] = None
 
     def cancel(self) -> None:
         """The client has left: end whatever is under way for it. Called by the handler; never blocks."""
@@ -185,9 +187,12 @@ class Exchange(Job):
 
     def about_to_finish(self) -> None:
         """Called before the last write: the caller's slot is free before it can know that the answer has ended."""
-        admission = self.admission
-        if admission is not None:
-            admission.release_concurrency()
+        stream, call = self.stream, self.call
+        if stream is not None and call is not None:
+            self._count(call, stream)
+            self._settle(call)
+        elif self.admission is not None:
+            self.admission.release_concurrency()
 
     def queue_timed_out(self) -> None:
         """Answer after waiting too long for a worker. The caller holds the claim."""
@@ -293,6 +298,7 @@ class Exchange(Job):
             self.conclude("client_closed_request", 499)
             return
         stream.first = b""
+        self.stream = stream
         self.relay.take(self, stream)
 
     def frame(self, lines: bytes) -> bytes:
@@ -310,9 +316,11 @@ class Exchange(Job):
         call = self.call
         assert call is not None
         try:
-            return self.pipeline.factory.asker.resume(call, broken)
+            onward = self.pipeline.factory.asker.resume(call, broken)
         except ClientGone:
             return None
+        self.stream = onward or broken
+        return onward
 
     def stream_failed(self, fault: EngineFault) -> bytes:
         """The one event that tells the client of a stream that broke; the end is never invented."""
@@ -332,6 +340,13 @@ class Exchange(Job):
         """
         call = self.call
         assert call is not None
+        if not self.settled:
+            self._count(call, stream)
+        stream.close(outcome, keep_open)
+        self.sent(outcome.kind != "cancelled")
+
+    def _count(self, call: Call, stream: EngineStream) -> None:
+        """The tokens of a stream, as far as it has come."""
         call.usage = answers.usage_of(stream.events.usage, call.prompt_chars(), stream.events.text_bytes)
         earlier = stream.events.earlier_chars
         if earlier:  # an engine that went on with another's text counts that as prompt
@@ -339,8 +354,6 @@ class Exchange(Job):
             usage = call.usage
             prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
             call.usage = answers.Usage(prompt_tokens, usage.completion_tokens + tokens, estimated=True)
-        stream.close(outcome, keep_open)
-        self.sent(outcome.kind != "cancelled")
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error (or with nothing, when the client has left) and conclude."""
@@ -466,13 +479,13 @@ class Exchange(Job):
             return
         self.settled = True
         usage = call.usage
+        self.cost_usd = self._cost(call)
+        if self.cost_usd:  # before what was reserved for it is given back
+            self.pipeline.guard.spend(self.identity, self.cost_usd)
         admission = self.admission
         if admission is not None:
             admission.release_concurrency()
             admission.settle(0 if usage is None else usage.prompt_tokens + usage.completion_tokens)
-        self.cost_usd = self._cost(call)
-        if self.cost_usd:
-            self.pipeline.guard.spend(self.identity, self.cost_usd)
 
     def _extra(self, call: Call) -> Optional[dict[str, object]]:
         """Further keys of the log line, for what most requests do not have."""
