@@ -15,10 +15,9 @@ from typing import Optional
 from gateway import __version__
 from gateway.app import Gateway
 from gateway.configuration import ConfigurationError
-from gateway.policy.guard import refuse_to_serve_strangers, roles_of, verifier_of
+from gateway.policy.starting import faults_of_named, roles_of
 from gateway.policy.statefile import StateDbError, holds_keys
 from gateway.settings import Settings, describe, load, reload
-from gateway.tools.decisionlog import refuse_unwritable
 
 EXIT_CONFIGURATION = 2
 DOTENV = Path(".env")
@@ -50,7 +49,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     commands.add_parser("usage", help="sums of the ledger", add_help=False)
     command = parser.parse_args(arguments).command or "serve"
     try:
-        settings = load(os.environ, DOTENV)
+        settings = load(os.environ, DOTENV, faults_of_named)
     except ConfigurationError as error:
         return _misconfigured(error.faults)
     if command == "check":
@@ -59,27 +58,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _check(settings: Settings) -> int:
-    """Say what would run; 2 when a file that the settings name cannot be used, or everybody would be served unasked."""
-    faults: list[str] = []
-    state_keys = False
-    for read in (
-        lambda: roles_of(settings),
-        lambda: verifier_of(settings, lambda *_, **__: None),
-        lambda: refuse_unwritable(settings.decision_log),
-    ):
-        try:
-            read()
-        except ConfigurationError as error:
-            faults.extend(error.faults)
+    """Say what would run: loading has found what would not."""
     try:
         state_keys = holds_keys(settings.state_db)
-        refuse_to_serve_strangers(settings, settings.auth_on or state_keys)
-    except StateDbError as error:
-        faults.append(f"STATE_DB: {error}")
-    except ConfigurationError as error:
-        faults.extend(error.faults)
-    if faults:
-        return _misconfigured(faults)
+    except StateDbError as error:  # it was good a moment ago
+        return _misconfigured([f"STATE_DB: {error}"])
     print(describe(settings, state_keys=state_keys))
     return 0
 

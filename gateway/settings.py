@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -307,11 +307,16 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def load(environ: Mapping[str, str], dotenv_path: Path | None) -> Settings:
+def load(
+    environ: Mapping[str, str],
+    dotenv_path: Path | None,
+    look: Callable[[Mapping[str, Any]], Iterable[str]] = lambda values: (),
+) -> Settings:
     """Read the settings: `environ` first, then the `.env` at `dotenv_path` (None: there is none).
 
-    An empty value counts as unset; unknown names are ignored. Raises ConfigurationError naming
-    every faulty variable at once; no fault shows a secret.
+    An empty value counts as unset; unknown names are ignored. `look` finds the faults of other files that the settings
+    name; it gets the values that could be read, by field. Raises ConfigurationError naming every faulty variable at
+    once; no fault shows a secret.
     """
     faults: list[str] = []
     texts, dotenv_faults = _texts(environ, dotenv_path)
@@ -331,6 +336,7 @@ def load(environ: Mapping[str, str], dotenv_path: Path | None) -> Settings:
     faults.extend(_jwt_faults(values))
     faults.extend(_breaker_faults(values))
     fleet = _fleet(values, faults)
+    faults.extend(look(MappingProxyType(values)))
     if faults or fleet is None:
         raise ConfigurationError(faults)
     keys = values["user_keys"] + values["admin_keys"]

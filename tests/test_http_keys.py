@@ -445,6 +445,21 @@ class CommandLineTest(AccessTest):
         self.keys("revoke", "alice")
         self.assertIn(on, self.cli("check")[1])  # nobody comes in with a revoked key, nor without one
 
+    def test_check_finds_that_a_database_could_not_be_made_and_makes_nothing(self) -> None:
+        (self.directory / "file").touch()
+        for name, reason in (("nope/x.db", "No such file"), ("file/x.db", "Not a directory"), ("y" * 300, "too long")):
+            path = self.directory / name
+            for arguments in ((), ("check",)):
+                with self.subTest(name[:9], arguments=arguments):
+                    run = self.cli if arguments else self.process
+                    status, _, stderr = run(*arguments, STATE_DB=path, LEDGER="on")
+                    self.assertEqual(status, 2)
+                    self.assertIn(f"error: STATE_DB: {path}: ", stderr)
+                    self.assertIn(reason, stderr)
+        self.assertEqual(self.cli("check", STATE_DB=self.directory / "nope" / "x.db")[0], 0)  # none is to be made
+        self.assertEqual(self.cli("check", LEDGER="on")[0], 0)
+        self.assertEqual([path.name for path in self.directory.iterdir()], ["file"])
+
     def test_a_path_that_cannot_be_looked_at_is_exit_2(self) -> None:
         path = self.directory / ("x" * 300)
         for arguments in (("check",), ("keys", "list"), ("usage",)):

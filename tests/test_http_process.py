@@ -86,6 +86,19 @@ class Refusing(SocketTest):
                 self.assertNotIn("Traceback", stderr)
                 self.assertEqual(stdout, "")
 
+    def test_faults_of_settings_and_of_the_files_they_name_come_together(self) -> None:
+        for faulty in (
+            {"PORT": "x", "ROLES_FILE": "nope.json", "DECISION_LOG": "nope/d.jsonl", "STATE_DB": "bad.db"},
+            {"ROLES_FILE": "bad.db", "STATE_DB": "bad.db", "DECISION_LOG": "nope/d", "ENGINES_FILE": "nope.json"},
+            {"ROLES_FILE": "nope.json", "STATE_DB": "nope/gateway.db", "LEDGER": "on", "HEALTH_FAILS": "0"},
+        ):
+            for command in ((), ("check",)):
+                with self.subTest(command=command, **faulty):
+                    status, stdout, stderr = run_main(faulty, *command, files={"bad.db": "no database " * 50})
+                    self.assertEqual((status, stdout), (2, ""))
+                    named = {line.partition(": ")[2].partition(":")[0] for line in stderr.splitlines()}
+                    self.assertEqual(named, set(faulty) - {"LEDGER"}, stderr)
+
     def test_a_faulty_engines_file_names_every_fault_by_its_path(self) -> None:
         text = json.dumps(
             {

@@ -20,7 +20,6 @@ from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.adaptive import AdaptiveLimits
 from gateway.policy.auth import Authenticator, Identity
 from gateway.policy.budgets import Budgets, BudgetWarning, Reservation
-from gateway.policy.jwks import KeySet
 from gateway.policy.keys import REFRESH_INTERVAL_S, KeyStore
 from gateway.policy.limits import (
     NO_KEY_LIMITS,
@@ -33,11 +32,10 @@ from gateway.policy.limits import (
     Subject,
 )
 from gateway.policy.prices import Price, TokensAtMost, cost_usd
-from gateway.policy.roles import DEFAULT_ROLES, Role, load_roles
 from gateway.policy.scopes import Header
+from gateway.policy.starting import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.policy.statedb import StateDb
 from gateway.policy.statefile import state_file_exists
-from gateway.policy.tokens import TokenVerifier
 from gateway.routing.specs import FleetSpec
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
@@ -303,49 +301,6 @@ class _BudgetedAdmission(Admission):
     def settle(self, real_tokens: int) -> None:
         super().settle(real_tokens)
         self._reservation.release()
-
-
-def roles_of(settings: Settings) -> Mapping[str, Role]:
-    """The roles there are. Raises ConfigurationError naming ROLES_FILE."""
-    path = settings.roles_file
-    if path is None:
-        return DEFAULT_ROLES
-    try:
-        return load_roles(path)
-    except ConfigurationError as error:
-        raise ConfigurationError([f"ROLES_FILE: {path}: {fault}" for fault in error.faults]) from None
-
-
-def verifier_of(settings: Settings, log: Log) -> Optional[TokenVerifier]:
-    """Who checks tokens; None: nobody. Raises ConfigurationError naming JWT_JWKS."""
-    issuer, audience = settings.jwt_issuer, settings.jwt_audience
-    if settings.auth == "off":
-        return None
-    if settings.jwt_secret is not None:
-        return TokenVerifier(settings.jwt_secret, settings.jwt_algorithm, issuer=issuer, audience=audience)
-    if settings.jwt_jwks is None:
-        return None
-    try:
-        keys = KeySet(
-            settings.jwt_jwks, settings.jwt_algorithm, lambda message: log("error", "key_set", message=message)
-        )
-    except ConfigurationError as error:
-        raise ConfigurationError([f"JWT_JWKS: {fault}" for fault in error.faults]) from None
-    return TokenVerifier(keys, issuer=issuer, audience=audience)
-
-
-def refuse_to_serve_strangers(settings: Settings, keys_required: bool) -> None:
-    """Raise ConfigurationError where others can reach the gateway and nobody is asked for a key without AUTH=off.
-
-    A state database without a key protects nobody; that there is a file is all the settings have seen.
-    """
-    if not settings.on_loopback and settings.auth != "off" and not keys_required:
-        raise ConfigurationError(
-            [
-                f"HOST: others can reach {settings.host} and no key is configured: set API_KEYS or ADMIN_KEYS,"
-                " make one with `keys create`, or set AUTH=off to serve everybody"
-            ]
-        )
 
 
 def _utc(unix_s: float) -> str:

@@ -188,6 +188,15 @@ class KeySet:
         return None if getattr(key, "key_size", RSA_MIN_BITS) < RSA_MIN_BITS and self.algorithm == "RS256" else key
 
 
+def refuse_unusable_key_set(source: str, algorithm: str) -> None:
+    """Raise ConfigurationError where a KeySet could not be made; what is behind a URL is not asked."""
+    if "://" not in source:
+        KeySet(source, algorithm)
+        return
+    _implementation(algorithm)
+    _check_url(source)
+
+
 def _implementation(algorithm: str) -> Any:
     try:
         algorithms = importlib.import_module("jwt.algorithms")

@@ -8,7 +8,9 @@ an empty file in the place of one that was deleted, and never changes a database
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +85,7 @@ def holds_keys(path: Path, busy_timeout_s: float = 2.0) -> bool:
     if not state_file_exists(path):
         return False
     if sqlite3 is None:
-        raise StateDbError(f"{path}: cannot be opened: this Python was built without SQLite")
+        raise _without_sqlite(path)
     if not path.is_file():
         raise StateDbError(f"{path}: cannot be opened: it is not a file")
     try:
@@ -94,6 +96,32 @@ def holds_keys(path: Path, busy_timeout_s: float = 2.0) -> bool:
         raise StateDbError(f"{path}: {_why_not(path) or in_words(error)}") from error
 
 
+def refuse_unusable(path: Path, *, to_be_made: bool) -> None:
+    """Raise StateDbError where `open_state_file` could not write the file, as far as a look can tell; changes nothing.
+
+    `to_be_made`: whether it is to be made when it is missing; else that is well.
+    """
+    if sqlite3 is None and to_be_made:
+        raise _without_sqlite(path)
+    if state_file_exists(path):
+        if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
+            raise StateDbError(f"{path}: cannot be written: the file or its directory is read-only")
+    elif to_be_made:
+        try:
+            if path.is_symlink():  # one that leads nowhere: nothing is made behind it
+                path.stat()
+            if not stat.S_ISDIR(path.parent.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise StateDbError(f"{path}: cannot be made: {error.strerror or error}") from error
+
+
+def _without_sqlite(path: Path) -> StateDbError:
+    return StateDbError(f"{path}: cannot be opened: this Python was built without SQLite")
+
+
 def open_state_file(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """Open the file for writing, with the schema of this version; made when missing, readable by its owner only.
 
@@ -101,7 +129,7 @@ def open_state_file(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     or written, is no database, belongs to another program, or was written by a newer version.
     """
     if sqlite3 is None:
-        raise StateDbError(f"{path}: cannot be opened: this Python was built without SQLite")
+        raise _without_sqlite(path)
     try:
         _create(path)
         connection = connect(path, busy_timeout_s)
