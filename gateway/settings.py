@@ -408,6 +408,21 @@ def _jwt_faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"JWT_ALGORITHM: {algorithm} needs JWT_JWKS, not JWT_SECRET"
     elif keys and algorithm in SECRET_ALGORITHMS:
         yield f"JWT_ALGORITHM: {algorithm} needs JWT_SECRET; set the algorithm of the keys in JWT_JWKS"
+    elif secret is keys is None and "jwt_secret" in values and "jwt_jwks" in values and values.get("auth") != "off":
+        yield from _keyless_jwt_faults(values, algorithm)
+
+
+def _keyless_jwt_faults(values: Mapping[str, Any], algorithm: str | None) -> Iterator[str]:
+    # Without a key no token is asked for, and nobody would notice: everybody is served, or keys alone count.
+    needed = "JWT_JWKS" if algorithm in KEY_SET_ALGORITHMS else "JWT_SECRET"
+    if algorithm not in (None, "HS256"):
+        yield f"JWT_ALGORITHM: {algorithm} needs {needed}, which is not set"
+        either = needed
+    else:
+        either = "JWT_SECRET or JWT_JWKS"
+    for name, setting_field in (("JWT_ISSUER", "jwt_issuer"), ("JWT_AUDIENCE", "jwt_audience")):
+        if values.get(setting_field) is not None:
+            yield f"{name}: says nothing without {either}, which is not set"
 
 
 def _breaker_faults(values: Mapping[str, Any]) -> Iterator[str]:

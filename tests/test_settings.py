@@ -240,6 +240,20 @@ class FleetSettingsTest(SettingsCase):
         settings = load({"ENGINES_FILE": str(path), "DEFAULT_MODEL": "a"}, None)
         self.assertEqual(settings.fleet.default_model, "a")
 
+    def test_settings_of_tokens_without_a_key_to_check_them_are_refused(self) -> None:
+        self.assert_faults({"JWT_ALGORITHM": "RS256"}, "JWT_ALGORITHM: RS256 needs JWT_JWKS")
+        self.assert_faults({"JWT_ALGORITHM": "HS512"}, "JWT_ALGORITHM: HS512 needs JWT_SECRET")
+        either = "says nothing without JWT_SECRET or JWT_JWKS"
+        both = {"JWT_ISSUER": "https://x", "JWT_AUDIENCE": "y"}
+        self.assert_faults(both, f"JWT_ISSUER: {either}", f"JWT_AUDIENCE: {either}")
+        self.assert_faults({**both, "API_KEYS": "k"}, f"JWT_ISSUER: {either}", f"JWT_AUDIENCE: {either}")
+        self.assert_faults(
+            {"JWT_ALGORITHM": "ES256", "JWT_ISSUER": "x"}, "JWT_ALGORITHM: ES256 needs", "JWT_ISSUER: says nothing"
+        )
+        self.assert_faults({**both, "JWT_SECRET": "short"}, "JWT_SECRET: ")  # which is told, and enough
+        for variables in ({"AUTH": "off"}, {"JWT_SECRET": "s" * 32}, {"JWT_JWKS": "f", "JWT_ALGORITHM": "RS256"}):
+            load({**both, **variables}, None)
+
     def test_engines_from_two_places_are_refused_naming_those_given(self) -> None:
         self.assert_faults(
             {"BACKEND_URL": "http://a", "ENGINES_FILE": "/nowhere"},
