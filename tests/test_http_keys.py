@@ -110,6 +110,8 @@ class AdminApiTest(AdminTest):
         self.assertAlmostEqual(rotated.json()["previous_key_until"], time.time() + 3_600, delta=60)
         newer = rotated.json()["key"]
         self.assertEqual((self.status_with(old), self.status_with(newer)), (200, 200))
+        newer_still = self.admin("POST", "/admin/keys/alice/rotate", {"grace": "1m"}).json()["key"]
+        self.assertEqual([self.status_with(key) for key in (old, newer, newer_still)], [200] * 3)
         newest = self.admin("POST", "/admin/keys/alice/rotate", {"grace": "0s", "expires": "1d"}).json()
         self.assertAlmostEqual(newest["expires"], time.time() + 86_400, delta=60)
         self.assertEqual([self.status_with(key) for key in (old, newer, newest["key"])], [401, 401, 200])

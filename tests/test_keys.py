@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import unittest
 from pathlib import Path
 from typing import Any, Optional
 
+from gateway.policy.keyrecord import PREVIOUS_MAX
 from gateway.policy.keys import (
     KeyExists,
     KeyRecord,
@@ -28,6 +30,7 @@ from gateway.policy.keys import (
 )
 from gateway.policy.keyscommand import keys_command, state_db_at
 from gateway.policy.statedb import StateDb, StateDbError
+from gateway.policy.statefile import APPLICATION_ID, MIGRATIONS
 from tests.support import ROOT, eventually
 
 NOON = 1_800_000_000.0
@@ -267,17 +270,77 @@ class LifeTest(KeysTest):
         store.rotate("alice", grace_s=0)
         self.assertFalse(self.good(store, old))
 
-    def test_the_key_before_the_last_ends_with_the_second_rotation(self) -> None:
+    def test_each_rotation_keeps_its_promise(self) -> None:
+        store = self.store()
+        secrets = [store.create("alice")[1], store.rotate("alice", grace_s=3600)[1]]
+        self.clock.now_s = NOON + 600
+        record, secret = store.rotate("alice", grace_s=600)
+        secrets.append(secret)
+        self.assertEqual(to_public(record, self.clock.now_s)["previous_key_until"], int(NOON) + 3600)
+        for passed_s, good in (
+            (600, [True, True, True]),
+            (1199, [True, True, True]),
+            (1200, [True, False, True]),
+            (3599, [True, False, True]),
+            (3600, [False, False, True]),
+        ):
+            with self.subTest(passed_s=passed_s):
+                self.clock.now_s = NOON + passed_s
+                self.assertEqual([self.good(store, secret) for secret in secrets], good)
+        record, _ = store.rotate("alice", grace_s=60)
+        self.assertEqual(len(record.previous_keys), 1, "what has ended is forgotten")
+
+    def test_a_rotation_without_grace_ends_every_earlier_secret(self) -> None:
+        store = self.store()
+        secrets = [store.create("alice")[1]]
+        secrets += [store.rotate("alice", grace_s=grace_s)[1] for grace_s in (3600, 3600, 0)]
+        self.assertEqual([self.good(store, secret) for secret in secrets], [False, False, False, True])
+
+    def test_a_database_of_before_keeps_the_grace_of_its_keys(self) -> None:
+        secrets = ["igw_old", "igw_new", "igw_other"]
+        old, new, other = (secret_digest(secret) for secret in secrets)
+        path = self.path.with_name("before.db")
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for statement in MIGRATIONS[0]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("PRAGMA user_version = 1")
+            columns = "name, role, models, created_unix_s, digest, previous_digest, previous_valid_until_unix_s"
+            for row in (("alice", new, old, NOON + 60.5), ("bob", other, None, None)):
+                values = (row[0], "user", "[]", NOON, *row[1:])
+                connection.execute(f"INSERT INTO keys ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        db = StateDb(path)
+        self.addCleanup(db.close)
+        store = KeyStore(db, self.clock)
+        self.assertEqual([self.good(store, secret) for secret in secrets], [True] * 3)
+        self.assertEqual(store.show("alice").previous_keys, ((old, NOON + 60.5),))
+        _, newest = store.rotate("alice", grace_s=3600)
+        self.assertTrue(self.good(store, newest))
+        self.clock.now_s = NOON + 60.5
+        self.assertEqual([self.good(store, secret) for secret in secrets], [False, True, True])
+
+    def test_revoking_ends_every_secret(self) -> None:
         store = self.store()
         secrets = [store.create("alice")[1]] + [store.rotate("alice", grace_s=3600)[1] for _ in range(2)]
-        self.assertEqual([self.good(store, secret) for secret in secrets], [False, True, True])
-        self.assertEqual(len(store.lookup_table()), 2)
+        store.revoke("alice")
+        self.assertEqual([self.reason(store, secret) for secret in secrets], ["revoked"] * 3)
+
+    def test_so_many_earlier_secrets_and_no_more(self) -> None:
+        store = self.store()
+        first = store.create("alice")[1]
+        for _ in range(PREVIOUS_MAX):
+            store.rotate("alice", grace_s=3600)
+        with self.assertRaisesRegex(KeyRefused, "0s ends them"):
+            store.rotate("alice", grace_s=60)
+        self.assertTrue(self.good(store, first))
+        store.rotate("alice", grace_s=0)
+        self.assertFalse(self.good(store, first))
 
     def test_rotating_never_prolongs_the_old_key(self) -> None:
         store = self.store()
         _, old = store.create("alice", expires_s=60)
         record, new = store.rotate("alice", grace_s=3600, expires_s=1000)
-        self.assertEqual((record.previous_valid_until_unix_s, record.expires_unix_s), (NOON + 60, NOON + 1000))
+        self.assertEqual((record.previous_keys[-1][1], record.expires_unix_s), (NOON + 60, NOON + 1000))
         self.clock.now_s = NOON + 60
         self.assertEqual((self.good(store, old), self.good(store, new)), (False, True))
 
@@ -290,7 +353,7 @@ class LifeTest(KeysTest):
             store.rotate("alice", grace_s=10)
         record, secret = store.rotate("alice", grace_s=10, expires_s=60)
         self.assertTrue(self.good(store, secret))
-        self.assertLessEqual(record.previous_valid_until_unix_s or 0, NOON + 60)
+        self.assertLessEqual(record.previous_keys[-1][1], NOON + 60)
 
     def test_bad_spans_and_unknown_names_are_refused(self) -> None:
         store = self.store()
@@ -459,7 +522,7 @@ class CommandTest(KeysTest):
             with self.subTest(argv):
                 started_unix_s = self.records()[0].created_unix_s
                 self.assertEqual(self.run_command("rotate", "alice", *argv)[0], 0)
-                until = self.records()[0].previous_valid_until_unix_s or 0
+                until = self.records()[0].previous_keys[-1][1]
                 self.assertTrue(grace_s <= until - started_unix_s < grace_s + 60)
 
     def test_what_cannot_be_done_is_said_on_standard_error(self) -> None:

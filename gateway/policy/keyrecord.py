@@ -23,6 +23,7 @@ KEY_PREFIX = "igw_"
 BUDGET_PERIODS = ("day", "week", "month")
 PRIORITIES = ("high", "normal", "low")
 MODELS_MAX = 100
+PREVIOUS_MAX = 100
 ARGUMENTS = (
     "name",
     "role",
@@ -54,7 +55,7 @@ class KeyRefused(ValueError):
 class KeyRecord:
     """A key as the gateway knows it. None for a limit: the gateway's default; `models` (): every model.
 
-    After a rotation, `previous_digest` is good until `previous_valid_until_unix_s`.
+    `previous_keys`: the digests that rotations have replaced, the latest last, and until when each is good.
     """
 
     name: str
@@ -69,21 +70,23 @@ class KeyRecord:
     created_unix_s: float
     expires_unix_s: Optional[float]
     revoked_unix_s: Optional[float]
-    previous_digest: Optional[bytes] = field(repr=False)
-    previous_valid_until_unix_s: Optional[float]
+    previous_keys: tuple[tuple[bytes, float], ...] = field(repr=False)
     priority: Optional[str]
 
     def refusal(self, digest: bytes, now_unix_s: float) -> Optional[str]:
         """Why a key of this record, known by its digest, is not good now: for the log. None: it is good."""
         if self.revoked_unix_s is not None:
             return "revoked"
-        if digest != self.digest:
-            until_unix_s = self.previous_valid_until_unix_s
-            if digest != self.previous_digest or until_unix_s is None or now_unix_s >= until_unix_s:
-                return "rotated"
+        if digest != self.digest and now_unix_s >= dict(self.previous_keys).get(digest, -math.inf):
+            return "rotated"
         if self.expires_unix_s is not None and now_unix_s >= self.expires_unix_s:
             return "expired"
         return None
+
+    def grace_until_unix_s(self, now_unix_s: float) -> Optional[float]:
+        """When the last of the secrets that were replaced ends; None: none of them is good now."""
+        good = [until for digest, until in self.previous_keys if self.refusal(digest, now_unix_s) is None]
+        return max(good, default=None)
 
     def allows_model(self, model: str) -> bool:
         """Whether the key may ask that model; its role's patterns may forbid it all the same."""
@@ -127,7 +130,6 @@ def to_public(record: KeyRecord, now_unix_s: Optional[float] = None) -> dict[str
     """What the admin API tells of a key: times in whole Unix seconds or None, an empty `models` for all; no digest."""
     now_unix_s = time.time() if now_unix_s is None else now_unix_s
     refusal = record.refusal(record.digest, now_unix_s)
-    grace = record.refusal(record.previous_digest, now_unix_s) is None if record.previous_digest else False
     return {
         "name": record.name,
         "role": record.role,
@@ -142,7 +144,7 @@ def to_public(record: KeyRecord, now_unix_s: Optional[float] = None) -> dict[str
         "created": _whole(record.created_unix_s),
         "expires": _whole(record.expires_unix_s),
         "revoked": _whole(record.revoked_unix_s),
-        "previous_key_until": _whole(record.previous_valid_until_unix_s) if grace else None,
+        "previous_key_until": _whole(record.grace_until_unix_s(now_unix_s)),
     }
 
 
@@ -170,6 +172,9 @@ def rotated(
         raise KeyRefused(f"the key {record.name} is revoked; a new one needs another name")
     if refusal == "expired" and expires_s is None:
         raise KeyRefused(f"the key {record.name} has expired; say when the new one does")
+    earlier = tuple((old, until) for old, until in record.previous_keys if now_unix_s < until) if grace_s else ()
+    if len(earlier) >= PREVIOUS_MAX:
+        raise KeyRefused(f"{PREVIOUS_MAX} earlier secrets of {record.name} are good still; a grace of 0s ends them")
     until_unix_s = now_unix_s + grace_s
     if record.expires_unix_s is not None:
         until_unix_s = min(until_unix_s, record.expires_unix_s)
@@ -177,8 +182,7 @@ def rotated(
         record,
         digest=digest,
         expires_unix_s=record.expires_unix_s if expires_s is None else now_unix_s + expires_s,
-        previous_digest=record.digest,
-        previous_valid_until_unix_s=until_unix_s,
+        previous_keys=(*earlier, (record.digest, until_unix_s)),
     )
 
 

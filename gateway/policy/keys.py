@@ -168,8 +168,7 @@ class KeyStore:
             created_unix_s=now_unix_s,
             expires_unix_s=None,
             revoked_unix_s=None,
-            previous_digest=None,
-            previous_valid_until_unix_s=None,
+            previous_keys=(),
             priority=priority,
         )
         faults = [*faults_of(record, self._roles), *span_faults("expires", expires_s, 1)]
@@ -196,7 +195,7 @@ class KeyStore:
         raise _unknown(name)
 
     def revoke(self, name: str) -> KeyRecord:
-        """Make a key, and its previous one, good for nothing from now on. Once revoked, it stays as it is.
+        """Make a key, and those before it, good for nothing from now on. Once revoked, it stays as it is.
 
         Raises KeyUnknown, StateDbError.
         """
@@ -216,8 +215,9 @@ class KeyStore:
     def rotate(self, name: str, grace_s: float, expires_s: Optional[float] = None) -> tuple[KeyRecord, str]:
         """Give a key a new secret; returns the record and the secret. The old one is good for `grace_s` more seconds.
 
-        Never longer than it was before; 0: it ends at once, as the one before it always does. `expires_s` seconds from
-        now for the new one, None: when the old one would have. Raises KeyUnknown, KeyRefused, StateDbError.
+        Never longer than it was before. Those replaced earlier keep the grace they were given; 0 ends them all at once.
+        `expires_s` seconds from now for the new one, None: when the old one would have. Raises KeyUnknown, KeyRefused,
+        StateDbError.
         """
         faults = [*span_faults("grace", grace_s, 0), *span_faults("expires", expires_s, 1)]
         if faults:
@@ -253,7 +253,7 @@ class KeyStore:
             records = {row[1]: _from_row(row[1:]) for row in rows if row[1] is not None}
         except (TypeError, ValueError) as error:
             raise StateDbError(f"{self._db.path}: a row of the table keys cannot be read: {error}") from error
-        table = {record.previous_digest: record for record in records.values() if record.previous_digest is not None}
+        table = {digest: record for record in records.values() for digest, _ in record.previous_keys}
         table.update({record.digest: record for record in records.values()})
         with self._lock:
             if ticket < self._published:
@@ -281,12 +281,15 @@ def _unknown(name: str) -> KeyUnknown:
 def _to_row(record: KeyRecord) -> tuple[Any, ...]:
     values = [getattr(record, column) for column in _COLUMNS]
     values[_COLUMNS.index("models")] = json.dumps(record.models)
+    values[_COLUMNS.index("previous_keys")] = json.dumps([(d.hex(), until) for d, until in record.previous_keys])
     return tuple(values)
 
 
 def _from_row(row: tuple[Any, ...]) -> KeyRecord:
     members = dict(zip(_COLUMNS, row))
     members["models"] = tuple(json.loads(members["models"]))
+    previous = json.loads(members["previous_keys"])
+    members["previous_keys"] = tuple((bytes.fromhex(digest), float(until)) for digest, until in previous)
     return KeyRecord(**members)
 
 

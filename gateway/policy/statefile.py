@@ -45,6 +45,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             for event in ("INSERT", "UPDATE", "DELETE")
         ),
     ),
+    (
+        # A list of [digest in hexadecimal, good until], for each rotation has a grace of its own. The two columns that
+        # held the last one stay, unused: older SQLites cannot drop a column.
+        "ALTER TABLE keys ADD COLUMN previous_keys TEXT NOT NULL DEFAULT '[]'",
+        """UPDATE keys SET previous_keys = '[["' || hex(previous_digest) || '", ' || previous_valid_until_unix_s || ']]'
+            WHERE previous_digest IS NOT NULL AND previous_valid_until_unix_s IS NOT NULL""",
+        "UPDATE keys SET previous_digest = NULL, previous_valid_until_unix_s = NULL",
+    ),
 )
 """What makes schema N + 1 out of schema N, statement by statement. Only ever appended to."""
 
