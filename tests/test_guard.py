@@ -364,6 +364,8 @@ class LearningTest(GuardTest):
 
     def test_failures_and_waits_shrink_the_limits(self) -> None:
         self.assertEqual(self.factors_after([finished(502)] * 10), 0.5)
+        broken = finished()._replace(error="backend_error", stream=True)
+        self.assertEqual(self.factors_after([broken] * 10), 0.5)
         self.assertEqual(self.factors_after([finished(queue_s=3.0)] * 10), 0.5)
 
     def test_what_never_came_to_an_engine_counts_as_well(self) -> None:

@@ -277,6 +277,9 @@ class LedgerTest(BudgetsTest):
         self.assertEqual((broken["model"], broken["engine"]), ("m", f"127.0.0.1:{cut.port}"))
         self.assertGreater(broken["cost_usd"], 0)
         self.assertEqual((gone["model"], gone["status"]), ("gone", 502))
+        rows = running.get("/admin/usage?by=model,status,error").json()["rows"]
+        told = [(row["model"], row["status"], row["error"], row["errors"]) for row in rows]
+        self.assertEqual(told, [("gone", 502, "backend_unavailable", 1), ("m", 200, "backend_error", 1)])
 
         self.fleet["gone"]["aliases"] = ["missing"]
         self.file("engines.json", {"models": self.fleet})

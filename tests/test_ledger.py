@@ -82,8 +82,8 @@ class LedgerTest(DatabaseTest):
         self.assertEqual(
             self.rows(),
             [
-                (NOON, "alice", "13b", "127.0.0.1:8010", 10, 5, 0.001, 0.25, 200, "r-1"),
-                (NOON, "alice", "13b", None, None, 5, 0.001, 0.25, 503, "r-2"),
+                (NOON, "alice", "13b", "127.0.0.1:8010", 10, 5, 0.001, 0.25, 200, "r-1", None),
+                (NOON, "alice", "13b", None, None, 5, 0.001, 0.25, 503, "r-2", "overloaded"),
             ],
         )
 
@@ -213,6 +213,14 @@ class UsageTest(DatabaseTest):
                 )
             ],
         )
+
+    def test_a_stream_that_broke_after_its_status_is_an_error(self) -> None:
+        self.note(event(key="carol", error="backend_error"), event(key="carol"), event(key="carol", status=404))
+        self.db.write_now(lambda c: c.execute("UPDATE ledger SET error = NULL WHERE status = 404"))  # as noted before
+        by_key = {row["key"]: (row["requests"], row["errors"]) for row in usage_rows(self.db, ("key",))}
+        self.assertEqual(by_key["carol"], (3, 2))
+        by_error = {row["error"]: row["requests"] for row in usage_rows(self.db, ("error",))}
+        self.assertEqual(by_error["backend_error"], 1)
 
     def test_sums_by_any_column(self) -> None:
         def requests_by(*by: str) -> dict[Any, int]:

@@ -235,7 +235,8 @@ class Guard:
                 # Also what never came as far as an engine: a full queue, and a wait in it that was too long.
                 if event.path in self._paths and (event.attempts or event.queue_s or event.status >= 500):
                     self._outcomes[0] += 1
-                    self._outcomes[1] += event.status >= 500
+                    broke = event.status < 400 and event.error is not None  # a stream, after its status
+                    self._outcomes[1] += event.status >= 500 or broke
                     if len(self._waits_s) < SAMPLES_MAX:
                         self._waits_s.append(event.queue_s)
         ledger = self.ledger

@@ -53,6 +53,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             WHERE previous_digest IS NOT NULL AND previous_valid_until_unix_s IS NOT NULL""",
         "UPDATE keys SET previous_digest = NULL, previous_valid_until_unix_s = NULL",
     ),
+    # The error's code: a stream that broke has status 200.
+    ("ALTER TABLE ledger ADD COLUMN error TEXT",),
 )
 """What makes schema N + 1 out of schema N, statement by statement. Only ever appended to."""
 

@@ -13,6 +13,7 @@ from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Union
 
+from gateway.errors import STATUS_BY_CODE
 from gateway.telemetry.events import RequestEvent
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ PRUNE_ROWS = 1000
 """Deleted per transaction, so that no request's row waits for a month's deletion."""
 
 _INSERT = """INSERT INTO ledger (ts_unix_s, key, model, engine, prompt_tokens, completion_tokens, cost_usd, latency_s,
-    status, request_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    status, request_id, error) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _PRUNE = "DELETE FROM ledger WHERE rowid IN (SELECT rowid FROM ledger WHERE ts_unix_s < ? LIMIT ?)"
 
 Row = tuple[Union[str, float, int, None], ...]
@@ -101,6 +102,7 @@ class Ledger:
             event.latency_s,
             event.status,
             event.request_id,
+            event.error if event.error is None or event.error in STATUS_BY_CODE else OTHER,  # a code, never a text
         )
 
     def _cost(self, event: RequestEvent, model: Optional[str]) -> Optional[float]:

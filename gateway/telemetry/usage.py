@@ -1,4 +1,4 @@
-"""Reads the ledger: sums of requests, tokens, cost and errors, by key, model, engine, status, day or hour.
+"""Reads the ledger: sums of requests, tokens, cost and errors, by key, model, engine, status, error, day or hour.
 
 Owns the query's language, the same for `GET /admin/usage` and `main.py usage`, and the shapes in which sums are shown.
 No state and no lock.
@@ -22,6 +22,7 @@ EXPRESSION_BY_COLUMN: Mapping[str, str] = {
     "model": "model",
     "engine": "engine",
     "status": "status",
+    "error": "error",
     "day": "strftime('%Y-%m-%d', ts_unix_s, 'unixepoch')",
     "hour": "strftime('%Y-%m-%dT%H:00Z', ts_unix_s, 'unixepoch')",
 }
@@ -32,7 +33,7 @@ COST_DIGITS = 12
 """Decimals of a sum of costs: a millionth of what one cheap token costs, and without the noise of adding floats."""
 
 _SUMS_SQL = """COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0),
-    COALESCE(SUM(cost_usd), 0.0), SUM(status >= 400)"""
+    COALESCE(SUM(cost_usd), 0.0), SUM(error IS NOT NULL OR status >= 400)"""
 _MOMENT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(Z|[+ -][0-9]{2}:[0-9]{2})?")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -65,7 +66,8 @@ def usage_rows(
     """One dict per combination of the columns `by`, in their order, with the sums (`SUMS`); days and hours are UTC.
 
     The time is bounded as in UsageQuery. A request without a key, model or engine has None there; its unknown tokens
-    and cost count as 0; an error is any status from 400 on. Raises ValueError for an unknown column, and what the
+    and cost count as 0; an error is a request with an error's code, also a stream that broke after its status 200 (in
+    rows from before codes were noted: any status from 400 on). Raises ValueError for an unknown column, and what the
     database's `read` raises.
     """
     columns = _columns(by)
