@@ -193,6 +193,46 @@ class AdminApiTest(AdminTest):
             ],
         )
 
+    def test_actions_that_failed_and_who_may_not_act_are_audited_too(self) -> None:
+        secret = self.create(name="alice")["key"]
+        self.admin("POST", "/admin/keys", {"name": "alice"})
+        self.admin("POST", "/admin/keys", {"name": "sk-secret in the wrong place"})
+        self.admin("POST", "/admin/keys", b"[")
+        self.admin("DELETE", "/admin/keys/nobody")
+        self.admin("POST", "/admin/keys/nobody/rotate")
+        self.admin("POST", "/admin/keys/alice/rotate", {"grace": "long"})
+        self.admin("POST", "/admin/engines/gone/drain")
+        self.admin("GET", "/admin/usage?by=colour")
+        eventually(lambda: len(self.audit(self.gateway, "admin")) == 9)
+        failed = self.audit(self.gateway, "admin")[1:]
+        self.assertEqual({(line["level"], line["key"]) for line in failed}, {("warning", "root")})
+        self.assertEqual(
+            [(line["action"], line.get("name") or line.get("engine"), line["error"]) for line in failed],
+            [
+                ("create_key", "alice", self.admin("POST", "/admin/keys", {"name": "alice"}).error),
+                ("create_key", None, "invalid_body"),
+                ("create_key", None, "invalid_json"),
+                ("revoke_key", "nobody", "not_found"),
+                ("rotate_key", "nobody", "not_found"),
+                ("rotate_key", "alice", "invalid_body"),
+                ("drain_engine", "gone", "not_found"),
+                ("usage", None, "invalid_body"),
+            ],
+        )
+        for method, path in (("GET", "/admin/keys"), ("POST", "/admin/engines/echo/drain"), ("GET", "/admin/usage")):
+            answer = self.gateway.ask(method, path, None, bearer(secret))
+            self.assert_error(answer, 403, "forbidden")
+        self.gateway.get("/admin/keys", [AS_ROOT, ("Origin", "http://elsewhere.example")])
+        eventually(lambda: len(self.audit(self.gateway, "permission_refused")) >= 3)
+        lines = self.audit(self.gateway, "permission_refused")
+        # Three a second for each address; the clock may have passed into the next second.
+        self.assertIn(len(lines), (3, 4))
+        told = [(line["level"], line["key"], line["method"], line["path"], line["client"]) for line in lines]
+        self.assertEqual(told[0], ("warning", "alice", "GET", "/admin/keys", "127.0.0.1"))
+        self.assertIn("permission admin", lines[0]["reason"])
+        self.assertNotIn(secret, self.gateway.log.getvalue())
+        self.assertNotIn("wrong place", self.gateway.log.getvalue())
+
     def test_requests_count_under_the_keys_name(self) -> None:
         secret = self.create(name="alice")["key"]
         line = self.gateway.request_line(self.gateway.post(headers=bearer(secret)).request_id)

@@ -143,10 +143,11 @@ class Guard:
         try:
             return self.authenticator.identify(headers.get(b"authorization"), headers.get(b"x-api-key"), repeated)
         except RequestRefused as error:
-            self._audit_refusal(address, error.message)
+            self.audit_refusal("authentication_refused", address, reason=error.message)
             raise
 
-    def _audit_refusal(self, address: str, reason: str) -> None:
+    def audit_refusal(self, event: str, address: str, **fields: object) -> None:
+        """Log who was turned away; not more than a few lines a second for each address."""
         second = int(self.clock())
         if second != self._refused_second:
             self._refused_second = second
@@ -154,7 +155,7 @@ class Guard:
         count = self._refused.get(address, 0)
         if count < REFUSALS_LOGGED_PER_S and len(self._refused) < ADDRESSES_LOGGED_MAX:
             self._refused[address] = count + 1
-            self._log("warning", "authentication_refused", client=address, reason=reason)
+            self._log("warning", event, client=address, **fields)
 
     def admit(self, identity: Identity, model: str, address: str, estimate: Callable[[], TokensAtMost]) -> Admission:
         """Take what the request needs of every limit. Raises 429, or 400 for what could never pass.

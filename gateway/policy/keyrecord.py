@@ -186,9 +186,14 @@ def rotated(
     )
 
 
+def is_name(value: object) -> bool:
+    """Whether a key may have that name."""
+    return isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) is not None
+
+
 def faults_of(record: KeyRecord, roles: tuple[str, ...]) -> Iterator[str]:
     """Every field that cannot be, whatever its type; `roles` are those that exist."""
-    if not isinstance(record.name, str) or not re.fullmatch(NAME_PATTERN, record.name):
+    if not is_name(record.name):
         yield f"name: must be 1 to 64 of A-Z a-z 0-9 . _ @ + -, not {quoted(record.name)}"
     if record.role not in roles:
         yield f"role: must be one of {', '.join(roles)}, not {quoted(record.role)}"

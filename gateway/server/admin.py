@@ -1,19 +1,21 @@
 """What only administrators may do over HTTP: keys, engines, usage. And the exchange of a key for a token.
 
-Owns nothing. Every action is audited: one log line with who did what, never with a secret.
+Owns nothing. Every action is audited: one log line with who did what, or tried to and why not, never with a secret.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import urllib.parse
+from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.errors import GatewayError, RequestRefused
 from gateway.pipeline import Pipeline
 from gateway.policy.auth import Identity
-from gateway.policy.keyrecord import KeyRefused, arguments_of, parse_duration, to_public
+from gateway.policy.keyrecord import KeyRefused, arguments_of, is_name, parse_duration, to_public
 from gateway.policy.keys import KeyExists, KeyUnknown
 from gateway.policy.statedb import StateDbError
 from gateway.server.exchange import Exchange
@@ -22,6 +24,9 @@ from gateway.telemetry.usage import parse_usage_query, usage_csv, usage_rows
 from gateway.validation import parse_json
 
 ReadBody = Callable[[], bytes]
+NAME_CHARS = 200
+PATH_CHARS = 500
+"""What is logged of a name or a path that is not known to exist."""
 
 
 class Reply(NamedTuple):
@@ -68,17 +73,35 @@ class Admin:
                 raise RequestRefused(
                     "method_not_allowed", f"{head.path[:200]} takes {allowed}", headers=(("Allow", allowed),)
                 )
-            self._refuse_foreign_pages(head)
-            identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
-            exchange.identity = identity
-            if permission:
-                identity.require(permission)
+            identity = self._admitted(exchange, head, permission)
             try:
                 return action(head, identity, match, read_body)
             except StateDbError as error:
                 self._pipeline.telemetry.log("error", "state_db", message=str(error))
                 raise GatewayError("internal_error", "the state database cannot be used; see the log") from error
         return None
+
+    def _admitted(self, exchange: Exchange, head: RequestHead, permission: str) -> Identity:
+        """Who is asking, and may. Raises `unauthorized` and `forbidden`, both audited."""
+        identity: Optional[Identity] = None
+        try:
+            self._refuse_foreign_pages(head)
+            identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
+            exchange.identity = identity
+            if permission:
+                identity.require(permission)
+            return identity
+        except RequestRefused as error:
+            if error.code == "forbidden":
+                self._guard.audit_refusal(
+                    "permission_refused",
+                    exchange.client_address,
+                    key=None if identity is None else identity.name,
+                    method=head.method,
+                    path=head.path[:PATH_CHARS],
+                    reason=error.message,
+                )
+            raise
 
     def methods(self, path: str) -> Optional[str]:
         """The methods that a path takes, as in `Allow`; None when it is nothing of this."""
@@ -91,53 +114,65 @@ class Admin:
         if origin is not None and allowed != ("*",) and origin.decode("latin-1") not in allowed:
             raise RequestRefused("forbidden", "pages of this origin may not administer the gateway (CORS_ORIGINS)")
 
-    def _audit(self, identity: Identity, action: str, **fields: object) -> None:
-        self._pipeline.telemetry.log("info", "admin", key=identity.name, action=action, **fields)
+    @contextlib.contextmanager
+    def _audited(self, identity: Identity, action: str, **fields: object) -> Iterator[dict[str, object]]:
+        """Log the action when it has ended, well or with an error's code; it may add to the fields meanwhile."""
+        level, told = "info", dict(fields)
+        try:
+            yield told
+        except BaseException as error:
+            level = "warning"
+            told["error"] = error.code if isinstance(error, GatewayError) else "internal_error"
+            raise
+        finally:
+            self._pipeline.telemetry.log(level, "admin", key=identity.name, action=action, **told)
 
     def _token(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        token, expires_in_s = self._guard.authenticator.exchange(identity)
-        self._audit(identity, "token", expires_in_s=expires_in_s)
+        with self._audited(identity, "token") as told:
+            token, expires_in_s = self._guard.authenticator.exchange(identity)
+            told["expires_in_s"] = expires_in_s
         # `access_token` is OAuth's name for it (RFC 6749, 5.1), which clients made for that look for.
         answer = {"token": token, "access_token": token, "token_type": "Bearer", "expires_in": expires_in_s}
         return json_reply(answer, 200, ("Cache-Control", "no-store"))
 
     def _list_keys(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        store = self._guard.authenticator.store
-        records = () if store is None else store.list()
-        self._audit(identity, "list_keys")
+        with self._audited(identity, "list_keys"):
+            store = self._guard.authenticator.store
+            records = () if store is None else store.list()
         return json_reply({"keys": [to_public(record) for record in records]})
 
     def _create_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        with _KeyRefusals():
-            record, secret = self._guard.store.create(**arguments_of(parse_json(read_body())))
-        self._audit(identity, "create_key", name=record.name, role=record.role)
+        with self._audited(identity, "create_key") as told, _KeyRefusals():
+            arguments = arguments_of(parse_json(read_body()))
+            if is_name(arguments["name"]):  # else it may be anything, a secret in the wrong place too
+                told["name"] = arguments["name"]
+            record, secret = self._guard.store.create(**arguments)
+            told["role"] = record.role
         answer = {**to_public(record), "key": secret}
         return json_reply(answer, 201, ("Cache-Control", "no-store"))
 
     def _revoke_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        with _KeyRefusals():
-            record = self._guard.store.revoke(urllib.parse.unquote(match[1]))
-        self._audit(identity, "revoke_key", name=record.name)
+        name = urllib.parse.unquote(match[1])
+        with self._audited(identity, "revoke_key", name=name[:NAME_CHARS]), _KeyRefusals():
+            record = self._guard.store.revoke(name)
         return json_reply(to_public(record))
 
     def _rotate_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        wanted = parse_json(read_body() or b"{}") if head.content_length or head.chunked else {}
-        with _KeyRefusals():
+        name = urllib.parse.unquote(match[1])
+        with self._audited(identity, "rotate_key", name=name[:NAME_CHARS]), _KeyRefusals():
+            wanted = parse_json(read_body() or b"{}") if head.content_length or head.chunked else {}
             spans = _spans(wanted, grace="1h", expires=None)
-            record, secret = self._guard.store.rotate(
-                urllib.parse.unquote(match[1]), spans["grace"] or 0.0, spans["expires"]
-            )
-        self._audit(identity, "rotate_key", name=record.name)
+            record, secret = self._guard.store.rotate(name, spans["grace"] or 0.0, spans["expires"])
         return json_reply({**to_public(record), "key": secret}, 200, ("Cache-Control", "no-store"))
 
     def _usage(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        try:
-            query = parse_usage_query(head.query)
-        except ValueError as error:
-            raise RequestRefused("invalid_body", str(error)) from None
-        self._audit(identity, "usage", query=head.query)
-        db = self._guard.db
-        rows = [] if db is None else usage_rows(db, query.by, query.from_unix_s, query.to_unix_s)
+        with self._audited(identity, "usage", query=head.query[:PATH_CHARS]):
+            try:
+                query = parse_usage_query(head.query)
+            except ValueError as error:
+                raise RequestRefused("invalid_body", str(error)) from None
+            db = self._guard.db
+            rows = [] if db is None else usage_rows(db, query.by, query.from_unix_s, query.to_unix_s)
         if query.format == "csv":
             body = usage_csv(rows, query.by).encode()
             return Reply(200, (("Content-Type", "text/csv; charset=utf-8"),), body)
@@ -148,10 +183,11 @@ class Admin:
         engine_id = urllib.parse.unquote(match[1])
         model = urllib.parse.parse_qs(head.query).get("model", [None])[0]
         draining = match[2] == "drain"
-        models = self._pipeline.factory.set_draining(engine_id, draining, model)
-        if not models:
-            raise RequestRefused("not_found", f"there is no engine {engine_id[:200]}")
-        self._audit(identity, f"{match[2]}_engine", engine=engine_id, models=models)
+        with self._audited(identity, f"{match[2]}_engine", engine=engine_id[:NAME_CHARS]) as told:
+            models = self._pipeline.factory.set_draining(engine_id, draining, model)
+            if not models:
+                raise RequestRefused("not_found", f"there is no engine {engine_id[:200]}")
+            told["models"] = models
         return json_reply({"engine": engine_id, "draining": draining, "models": models})
 
 
