@@ -25,6 +25,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "invalid_stream": 400,
     "invalid_temperature": 400,
     "invalid_top_p": 400,
+    "key_exists": 400,
     "request_exceeds_limit": 400,
     "unauthorized": 401,
     "forbidden": 403,

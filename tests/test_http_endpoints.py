@@ -78,9 +78,17 @@ class Paths(SocketTest):
                 self.assertEqual(client.ask("GET", "/healthz").status, 200)
 
     def test_the_index_lists_the_endpoints(self) -> None:
-        text = self.gateway.get("/").body.decode()
-        for path in (*POSTS, "/v1/models", "/healthz", "/readyz", "/health", "/metrics"):
-            self.assertIn(path, text)
+        endpoints = self.gateway.get("/").json()["endpoints"]
+        gets = ("/", "/v1/models", "/v1/models/{id}", "/healthz", "/readyz", "/health", "/metrics", "/admin/usage")
+        keys = {"/admin/keys": "GET, POST", "/admin/keys/{name}": "DELETE", "/admin/keys/{name}/rotate": "POST"}
+        engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable")}
+        posts = (*POSTS, "/auth/token")
+        self.assertEqual(endpoints, {**dict.fromkeys(posts, "POST"), **dict.fromkeys(gets, "GET"), **keys, **engines})
+        for path, methods in endpoints.items():
+            for method in methods.split(", "):
+                answer = self.gateway.ask(method, path, b"{}" if method == "POST" else None)
+                self.assertNotEqual(answer.status, 405, path)
+                self.assertNotIn(f"there is no {path}", answer.body.decode())
 
     def test_metrics_are_prometheus_text(self) -> None:
         response = self.gateway.get("/metrics")

@@ -130,8 +130,8 @@ class AdminApiTest(AdminTest):
             ("POST", "/admin/keys", {"name": "bob", "key": "of-my-own"}, 400, "key"),
             ("POST", "/admin/keys", [], 400, "object"),
             ("POST", "/admin/keys", b"not json", 400, "JSON"),
-            ("POST", "/admin/keys", {"name": "alice"}, 409, "alice"),
-            ("POST", "/admin/keys", {"name": "settings"}, 409, "settings"),
+            ("POST", "/admin/keys", {"name": "alice"}, 400, "alice"),
+            ("POST", "/admin/keys", {"name": "settings"}, 400, "settings"),
             ("DELETE", "/admin/keys/nobody", None, 404, "nobody"),
             ("POST", "/admin/keys/nobody/rotate", None, 404, "nobody"),
             ("POST", "/admin/keys/alice/rotate", {"grace": "long"}, 400, "grace"),
@@ -147,6 +147,14 @@ class AdminApiTest(AdminTest):
                 self.assertIn(word, response.json()["message"])
         self.assertEqual(self.names(), ["alice"])
         self.assertIsNone(self.admin("GET", "/admin/keys").json()["keys"][0]["previous_key_until"])
+
+    def test_a_taken_name_has_a_code_of_its_own(self) -> None:
+        self.create(name="alice")
+        self.admin("DELETE", "/admin/keys/alice")
+        for name in ("alice", "settings"):
+            answer = self.admin("POST", "/admin/keys", {"name": name})
+            self.assert_error(answer, 400, "key_exists")
+            self.assertEqual(answer.json()["param"], "name")
 
     def test_methods(self) -> None:
         for method, path, allowed in (
@@ -209,7 +217,7 @@ class AdminApiTest(AdminTest):
         self.assertEqual(
             [(line["action"], line.get("name") or line.get("engine"), line["error"]) for line in failed],
             [
-                ("create_key", "alice", self.admin("POST", "/admin/keys", {"name": "alice"}).error),
+                ("create_key", "alice", "key_exists"),
                 ("create_key", None, "invalid_body"),
                 ("create_key", None, "invalid_json"),
                 ("revoke_key", "nobody", "not_found"),

@@ -46,34 +46,46 @@ def json_reply(value: Any, status: int = 200, *headers: tuple[str, str]) -> Repl
 Action = Callable[[RequestHead, Identity, "re.Match[str]", ReadBody], Reply]
 
 
+class _Row:
+    """A path, `{…}` standing for any one part of it, what it needs and what it does, by method."""
+
+    def __init__(self, path: str, permission: str, actions: dict[str, Action]) -> None:
+        self.path = path
+        self.pattern = re.compile(re.sub(r"\{\w+\}", "([^/]+)", path))
+        self.permission = permission
+        self.actions = actions
+
+
 class Admin:
     """Answers below `/admin/` and at `/auth/token`. Thread-safe; calls may wait for the state database."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._guard = pipeline.guard
-        self._table: tuple[tuple[re.Pattern[str], str, dict[str, Action]], ...] = (
-            (re.compile("/auth/token"), "", {"POST": self._token}),
-            (re.compile("/admin/keys"), "admin", {"GET": self._list_keys, "POST": self._create_key}),
-            (re.compile("/admin/keys/([^/]+)"), "admin", {"DELETE": self._revoke_key}),
-            (re.compile("/admin/keys/([^/]+)/rotate"), "admin", {"POST": self._rotate_key}),
-            (re.compile("/admin/usage"), "admin", {"GET": self._usage}),
-            (re.compile("/admin/engines/([^/]+)/(drain|enable)"), "admin", {"POST": self._engine}),
+        admin: tuple[tuple[str, dict[str, Action]], ...] = (
+            ("/admin/keys", {"GET": self._list_keys, "POST": self._create_key}),
+            ("/admin/keys/{name}", {"DELETE": self._revoke_key}),
+            ("/admin/keys/{name}/rotate", {"POST": self._rotate_key}),
+            ("/admin/usage", {"GET": self._usage}),
+            ("/admin/engines/{id}/drain", {"POST": self._engine}),
+            ("/admin/engines/{id}/enable", {"POST": self._engine}),
         )
+        self._table = [_Row("/auth/token", "", {"POST": self._token})]
+        self._table += [_Row(path, "admin", actions) for path, actions in admin]
 
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Optional[Reply]:
         """The answer, or None when the path is nothing of this. Raises GatewayError."""
-        for pattern, permission, actions in self._table:
-            match = pattern.fullmatch(head.path)
+        for row in self._table:
+            match = row.pattern.fullmatch(head.path)
             if match is None:
                 continue
-            action = actions.get("GET" if head.method == "HEAD" else head.method)
+            action = row.actions.get("GET" if head.method == "HEAD" else head.method)
             if action is None:
-                allowed = _allowed(actions)
+                allowed = _allowed(row.actions)
                 raise RequestRefused(
                     "method_not_allowed", f"{head.path[:200]} takes {allowed}", headers=(("Allow", allowed),)
                 )
-            identity = self._admitted(exchange, head, permission)
+            identity = self._admitted(exchange, head, row.permission)
             try:
                 return action(head, identity, match, read_body)
             except StateDbError as error:
@@ -105,7 +117,11 @@ class Admin:
 
     def methods(self, path: str) -> Optional[str]:
         """The methods that a path takes, as in `Allow`; None when it is nothing of this."""
-        return next((_allowed(actions) for pattern, _, actions in self._table if pattern.fullmatch(path)), None)
+        return next((_allowed(row.actions) for row in self._table if row.pattern.fullmatch(path)), None)
+
+    def endpoints(self) -> dict[str, str]:
+        """Every path with the methods it is for."""
+        return {row.path: ", ".join(row.actions) for row in self._table}
 
     def _refuse_foreign_pages(self, head: RequestHead) -> None:
         """A page of another origin may not act here through somebody's browser: on loopback no key may be needed."""
@@ -182,8 +198,9 @@ class Admin:
         """Drain or enable an engine; `?model=` where its id is one of several models'."""
         engine_id = urllib.parse.unquote(match[1])
         model = urllib.parse.parse_qs(head.query).get("model", [None])[0]
-        draining = match[2] == "drain"
-        with self._audited(identity, f"{match[2]}_engine", engine=engine_id[:NAME_CHARS]) as told:
+        what = head.path.rpartition("/")[2]
+        draining = what == "drain"
+        with self._audited(identity, f"{what}_engine", engine=engine_id[:NAME_CHARS]) as told:
             models = self._pipeline.factory.set_draining(engine_id, draining, model)
             if not models:
                 raise RequestRefused("not_found", f"there is no engine {engine_id[:200]}")
@@ -221,6 +238,6 @@ class _KeyRefusals:
         if isinstance(error, KeyUnknown):
             raise RequestRefused("not_found", str(error)) from error
         if isinstance(error, KeyExists):
-            raise RequestRefused("invalid_body", str(error), status=409) from error
+            raise RequestRefused("key_exists", str(error), param="name") from error
         if isinstance(error, KeyRefused):
             raise RequestRefused("invalid_body", str(error)) from error

@@ -82,7 +82,8 @@ class Routes:
         return Reply(204, headers, b"")
 
     def _index(self, head: RequestHead) -> Reply:
-        endpoints = {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(self._gets, "GET")}
+        gets = (*self._gets, "/v1/models/{id}")
+        endpoints = {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
         return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": endpoints})
 
     def _healthz(self, head: RequestHead) -> Reply:
