@@ -299,6 +299,21 @@ class ConcurrencyTest(LimitsTest):
             self.assertEqual(client.read_events()[-1], "data: [DONE]")
         self.assertEqual(running.post(headers=key).status, 200)
 
+    def test_the_time_to_come_back_is_what_requests_usually_take(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        clock = self.freeze(running)
+        key = self.make(running, concurrency=1)
+        for waits_s in (1, 3):
+            with engine.hold_after(1) as gate:
+                held = self.begin(running, key, stream=True)
+                self.assertTrue(gate.wait_for_held(1, TIMEOUT_S))
+                refused = running.post(headers=key)
+                self.assertEqual(self.assert_limited(refused, "key concurrent requests"), waits_s)
+                clock.now_s += 3.0
+            held.read_response()
+            self.assert_recovers(running, clock, refused, lambda: running.post(headers=key))
+
     def test_the_slot_is_free_before_the_last_byte(self) -> None:
         engine = self.engine()
         running = self.serve({"m": {"engines": [engine.url]}, "echo": {"engines": ["echo:"]}})

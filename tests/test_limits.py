@@ -184,6 +184,22 @@ class ConcurrencyTest(LimiterTest):
         second.release_concurrency()
         self.assertEqual(self.passes(limiter, alice, 5), 1)
 
+    def test_who_waits_is_told_when_a_slot_is_usually_free(self) -> None:
+        limiter, alice = self.limiter(), Subject("alice", KeyLimits(concurrency=1))
+        admission = self.admitted(limiter, alice)
+        self.assertEqual(self.refused(limiter, alice).retry_after_s, 1.0)
+        self.now_s += 4.0
+        admission.release_concurrency()
+        for key in ("alice", "bob"):  # of bob nothing is known but what others do
+            subject = alice._replace(key_name=key)
+            admission = self.admitted(limiter, subject)
+            self.now_s += 1.5
+            refusal = self.refused(limiter, subject)
+            self.assertEqual((refusal.limit_name, refusal.retry_after_s), ("key concurrent requests", 2.5))
+            self.now_s += refusal.retry_after_s
+            admission.release_concurrency()
+            self.admitted(limiter, subject)
+
     def test_a_request_that_a_rate_refuses_takes_no_slot(self) -> None:
         limiter, alice = self.limiter(), Subject("alice", KeyLimits(rpm=60, concurrency=7))
         self.assertEqual(self.passes(limiter, alice, 100), 6)

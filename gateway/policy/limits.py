@@ -15,6 +15,7 @@ from typing import Callable, NamedTuple, Optional, Union
 
 from gateway.policy.gcra import NEVER_S, TokenGcra
 from gateway.policy.generations import Generations
+from gateway.policy.holding import Places, averaged
 from gateway.policy.scopes import (
     EVERYBODY,
     NOTHING_READ,
@@ -34,9 +35,9 @@ from gateway.policy.scopes import (
 __all__ = ["Admission", "KeyLimits", "Limiter", "Quota", "Quotas", "RateLimits", "Refusal", "Subject"]
 
 Reservations = tuple[tuple[TokenGcra, int], ...]
+Slot = tuple[Places, int]
+"""A place that a request holds, and its number there."""
 
-CONCURRENCY_RETRY_S = 1.0
-"""When a slot will be free nobody knows; a second is short beside most answers and long beside a refusal."""
 KEYS_MAX = 20_000
 """Keys remembered though they are not in use, some 20 MB."""
 KEY_LIFETIME_S = 120.0
@@ -67,7 +68,10 @@ class Refusal(NamedTuple):
     limit: int
     """The amount of that limit."""
     retry_after_s: float
-    """Then the same request passes, if nothing else has taken its place; infinity when it never can."""
+    """Then the same request passes, if nothing else has taken its place; infinity when it never can.
+
+    For concurrent requests an estimate: what is left of the time for which places were held lately.
+    """
     never: bool
     """The request is larger than the limit's whole minute."""
     reading: Reading
@@ -88,7 +92,7 @@ class Admission:
     __slots__ = ("_limiter", "_reading", "_reservations", "_slot", "_tokens")
 
     def __init__(
-        self, limiter: Limiter, reading: Reading, slot: Optional[Scope], reservations: Reservations, tokens: int
+        self, limiter: Limiter, reading: Reading, slot: Optional[Slot], reservations: Reservations, tokens: int
     ) -> None:
         self._limiter = limiter
         self._reading = reading
@@ -143,6 +147,7 @@ class Limiter:
         self._models: dict[str, Scope] = {}
         self._addresses = AddressScopes(address_rpm, burst_share) if address_rpm else None
         self._everybody: Optional[Scope] = None
+        self._usual_s = 0.0  # how long any key's request holds its place, for keys of which nothing is known yet
         if any(everybody):
             self._everybody = Scope(EVERYBODY)
             self._everybody.set(everybody, 1.0, burst_share, 0.0)
@@ -169,7 +174,7 @@ class Limiter:
             return self._unlimited
         with self._lock:
             scopes = self._scopes_locked(subject, now_s, has_key_limits, has_model_limits)
-            return _refusal(scopes, subject, now_s) or self._admit_locked(scopes, subject, now_s)
+            return _refusal(scopes, subject, now_s, self._usual_s) or self._admit_locked(scopes, subject, now_s)
 
     def headers(self, subject: Subject, now_s: float) -> tuple[Header, ...]:
         """What is left to who asks, as an admission would tell it; takes nothing."""
@@ -223,8 +228,10 @@ class Limiter:
             self._addresses.save(now_s)
         slot = None
         if subject.key_limits.concurrency:
-            slot = scopes[0]
-            slot.in_flight += 1
+            places = scopes[0].places
+            if places is None:
+                places = scopes[0].places = Places()
+            slot = (places, places.take(now_s))
         return Admission(self, read_scopes(scopes, now_s), slot, reservations, estimate)
 
     def _settle(self, admission: Admission, real_tokens: int) -> None:
@@ -236,13 +243,15 @@ class Limiter:
                 tokens.settle(number, reserved, real_tokens, now_s)
 
     def _release(self, admission: Admission) -> None:
+        now_s = self.clock()
         with self._lock:
             slot, admission._slot = admission._slot, None
             if slot is not None:
-                slot.in_flight -= 1
+                places, number = slot
+                self._usual_s = averaged(self._usual_s, places.give_back(number, now_s))
 
 
-def _refusal(scopes: list[Scope], subject: Subject, now_s: float) -> Optional[Refusal]:
+def _refusal(scopes: list[Scope], subject: Subject, now_s: float, usual_s: float) -> Optional[Refusal]:
     """The limit that the request has to wait for longest; None when it may pass all of them."""
     longest_s, name, limit = 0.0, "", 0.0
     for scope in scopes:
@@ -257,8 +266,11 @@ def _refusal(scopes: list[Scope], subject: Subject, now_s: float) -> Optional[Re
                 longest_s, name = wait_s, f"{scope.name} tokens per minute"
                 limit = tokens.largest if wait_s == NEVER_S else tokens.rate_per_minute
     concurrency = subject.key_limits.concurrency
-    if concurrency and scopes[0].in_flight >= concurrency and longest_s < CONCURRENCY_RETRY_S:
-        longest_s, name, limit = CONCURRENCY_RETRY_S, "key concurrent requests", concurrency
+    places = scopes[0].places if concurrency else None
+    if concurrency and places is not None and len(places) >= concurrency:
+        wait_s = places.wait_s(now_s, usual_s)
+        if wait_s > longest_s:
+            longest_s, name, limit = wait_s, "key concurrent requests", concurrency
     if longest_s == 0.0:
         return None
     return Refusal(name, int(limit) or 1, longest_s, longest_s == NEVER_S, read_scopes(scopes, now_s))

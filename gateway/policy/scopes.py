@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional, TypeVar, Union
 from gateway.policy.addresses import address_group
 from gateway.policy.gcra import Gcra, TokenGcra
 from gateway.policy.generations import Generations
+from gateway.policy.holding import Places
 
 Header = tuple[str, str]
 GcraT = TypeVar("GcraT", bound=Gcra)
@@ -67,13 +68,13 @@ class Quotas(NamedTuple):
 class Scope:
     """Limits and what they have let pass. Not thread-safe. `name` is what a refusal calls it."""
 
-    __slots__ = ("factor", "in_flight", "limits", "name", "requests", "tokens")
+    __slots__ = ("factor", "limits", "name", "places", "requests", "tokens")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.limits: Union[RateLimits, KeyLimits, None] = None
         self.factor = 1.0
-        self.in_flight = 0
+        self.places: Optional[Places] = None  # made by the first request that a limit of concurrency counts
         self.requests: Optional[Gcra] = None
         self.tokens: Optional[TokenGcra] = None
 
@@ -83,6 +84,11 @@ class Scope:
         self.factor = factor
         self.requests = _sized(self.requests, Gcra(1, 1), limits.rpm, factor, burst_share, now_s)
         self.tokens = _sized(self.tokens, TokenGcra(1, 1), limits.tpm, factor, burst_share, now_s)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that hold a place now."""
+        return 0 if self.places is None else len(self.places)
 
     def is_active(self, now_s: float) -> bool:
         """Whether forgetting it would let anything pass that must wait."""
