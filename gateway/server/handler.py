@@ -12,6 +12,7 @@ import http.server
 import math
 import select
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -32,7 +33,8 @@ LOOK_S = 0.25  # how often a request under way is asked whether its client is st
 LINGER_S = 2.0  # how long a connection that is being closed waits for its client to close
 READ_AHEAD_BYTES = 65536
 LARGE_BYTES = 65536
-_POLLRDHUP = getattr(select, "POLLRDHUP", 0)
+# An interpreter may not name it (PyPy 3.9); it is the same on every Linux.
+_POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform == "linux" else 0)
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -211,7 +213,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def _infer(self, exchange: Exchange, head: RequestHead) -> None:
         exchange.identity = self.pipeline.identify(head.headers, head.repeated, exchange.client_address)
         exchange.identity.require("infer")
-        _check_media_type(head)
+        check_media_type(head)
         body = self._read_body(head)
         self._body_due = False
         if exchange.submit(body):
@@ -244,7 +246,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         exchange.finish_with(answer.status, headers, answer.body)
 
     def _take_body(self, head: RequestHead) -> bytes:
-        _check_media_type(head)
+        check_media_type(head)
         body = self._read_body(head)
         self._body_due = False
         return body
@@ -536,7 +538,8 @@ def _unreadable_head() -> RequestHead:
     return head
 
 
-def _check_media_type(head: RequestHead) -> None:
+def check_media_type(head: RequestHead) -> None:
+    """Raise `unsupported_media_type` for a body that is not said to be plain JSON."""
     if b"content-encoding" in head.headers:
         if head.headers[b"content-encoding"].lower() != b"identity":
             raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")

@@ -19,7 +19,7 @@ from typing import Callable
 
 # Where there is no epoll, this can still be imported.
 _READABLE = getattr(select, "EPOLLIN", 0)
-HUNG_UP = getattr(select, "EPOLLRDHUP", 0)
+HUNG_UP = getattr(select, "EPOLLRDHUP", 0x2000)  # PyPy 3.9 does not name it
 _EACH = _READABLE | HUNG_UP | getattr(select, "EPOLLET", 0)
 _ONCE = _READABLE | HUNG_UP | getattr(select, "EPOLLONESHOT", 0)
 WAIT_MAX_S = 1.0
@@ -37,7 +37,7 @@ class Loop:
         self._epoll = select.epoll()
         self._on_error = on_error
         self._targets: dict[int, Target] = {}
-        self._again: list[Target] = []
+        self._again: list[tuple[Target, int]] = []
         self._later: list[tuple[float, int, Target]] = []
         self._closing = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -72,9 +72,9 @@ class Loop:
         """Call nothing for this socket any more. Before it is closed: its number may be another's right after."""
         self._targets.pop(descriptor, None)
 
-    def again(self, target: Target) -> None:
-        """Call `target` once more, after what has its turn now. Only on the loop's thread."""
-        self._again.append(target)
+    def again(self, target: Target, events: int) -> None:
+        """Call `target` with `events` after what has its turn now. Only on the loop's thread."""
+        self._again.append((target, events))
 
     def later(self, delay_s: float, target: Target) -> None:
         """Call `target` after `delay_s` seconds. Only on the loop's thread."""
@@ -99,9 +99,9 @@ class Loop:
                 if target is not None:
                     self._call(target, events)
             if self._again:
-                targets, self._again = self._again, []
-                for target in targets:
-                    self._call(target, 0)
+                calls, self._again = self._again, []
+                for target, events in calls:
+                    self._call(target, events)
             while self._later and self._later[0][0] <= time.monotonic():
                 self._call(heapq.heappop(self._later)[2], 0)
 
@@ -131,6 +131,7 @@ class Threads:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idle = 0  # threads that wait for a job, less the jobs on their way to them
+        self._closed = False
 
     def start(self) -> None:
         """Start the first thread. Raises RuntimeError when there is not even that."""
@@ -151,6 +152,14 @@ class Threads:
                     self._idle -= 1
         self._jobs.put(job)
 
+    def close(self) -> None:
+        """Let every thread end behind its job."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, 0
+        for _ in range(idle):
+            self._jobs.put(nothing)
+
     def _start_thread(self, job: Job) -> None:
         threading.Thread(target=self._work, args=(job,), name=self._name, daemon=True).start()
 
@@ -158,7 +167,7 @@ class Threads:
         while True:
             job()
             with self._lock:
-                if self._idle >= SPARE_THREADS:
+                if self._idle >= SPARE_THREADS or self._closed:
                     return
                 self._idle += 1
             while True:

@@ -21,10 +21,10 @@ import threading
 import time
 from typing import Any, Callable, Optional
 
-from gateway.errors import HttpError
+from gateway.errors import GatewayError, HttpError
 from gateway.pipeline import PATHS
 from gateway.server.exchange import Exchange
-from gateway.server.handler import DONTWAIT, LOOK_S, RECV_BYTES, ClientConnection
+from gateway.server.handler import DONTWAIT, LOOK_S, RECV_BYTES, ClientConnection, check_media_type
 from gateway.server.loop import HUNG_UP, Loop, Threads, nothing
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.server.server import ACCEPT_PAUSE_S, EXHAUSTED, GatewayServer, ServerContext
@@ -66,6 +66,8 @@ class ParkedConnection(ClientConnection):
             self._loop.look(self._descriptor)  # what has arrived meanwhile was reported to nobody
         except OSError:
             pass  # the loop has seen its end already
+        except ValueError:  # the loop itself has ended
+            self._end()
 
     def _watch(self) -> None:
         """From now on the loop tells when something comes. Not before: most connections have their request with them,
@@ -78,7 +80,7 @@ class ParkedConnection(ClientConnection):
     def client_ready(self, events: int) -> None:
         """Something has come from the client, or it has left."""
         if not self._parked:
-            return  # a thread is reading
+            return  # a thread is reading, or nobody any more
         if self._asking is not None:
             self._more = True  # looked at when it has its answer; that it has left, the watchdog sees
             return
@@ -148,7 +150,7 @@ class ParkedConnection(ClientConnection):
         else:
             self._exchange = None
             if self._more:
-                self._loop.again(self.client_ready)
+                self._loop.again(self.client_ready, HUNG_UP)  # which may have been behind it
             elif not self._watched:
                 self._watch()
 
@@ -164,6 +166,8 @@ class ParkedConnection(ClientConnection):
             return len(buffer) + 1 if len(buffer) <= self.settings.max_header_bytes else 0
         if end > self.settings.max_header_bytes:
             return 0
+        if self._head_bytes and self._head is not None:
+            return self._head_bytes + (self._head.content_length or 0)  # more of the body has come
         block = buffer[:end]
         if block != self._block or self._head is None:
             try:
@@ -171,14 +175,30 @@ class ParkedConnection(ClientConnection):
             except HttpError:
                 return 0
             self._block = block
-        self._head_bytes = end + 4
         head = self._head
         length = head.content_length
         if head.method != "POST" or head.path not in PATHS or length is None or head.chunked or head.expects_continue:
             return 0
-        if end + 4 + length >= RECV_BYTES or (self.settings.jwt_jwks and self.pipeline.guard.may_wait(head.headers)):
+        expected = end + 4 + length
+        if expected >= RECV_BYTES or (self.settings.jwt_jwks and self.pipeline.guard.may_wait(head.headers)):
             return 0
-        return end + 4 + length
+        if expected > len(buffer) and self._refused_by_head(head, length):
+            return 0
+        self._head_bytes = end + 4
+        return expected
+
+    def _refused_by_head(self, head: RequestHead, length: int) -> bool:
+        """Whether there is no use in waiting for the body. (Who refuses looks again, and tells.)"""
+        headers = head.headers
+        try:
+            check_media_type(head)
+            identity = self.pipeline.guard.authenticator.identify(
+                headers.get(b"authorization"), headers.get(b"x-api-key"), head.repeated
+            )
+            identity.require("infer")
+        except GatewayError:
+            return True
+        return length > self.settings.max_body_bytes
 
     def _read_head(self) -> Optional[RequestHead]:
         end = self._head_bytes
@@ -192,6 +212,7 @@ class ParkedConnection(ClientConnection):
         return self._head
 
     def _pass_on(self) -> bool:
+        self._head_bytes = 0
         self._job = nothing
         return True
 
@@ -209,6 +230,7 @@ class ParkedConnection(ClientConnection):
         return True
 
     def _end(self) -> None:
+        self._parked = False
         self.finish()
         self._exchange = None  # it refers to this connection
         self._loop.forget(self._descriptor)
@@ -238,6 +260,13 @@ class ParkedConnection(ClientConnection):
             if not known:
                 connection.descriptor = connection.sock.fileno()
             self._loop.watch_once(connection.descriptor, self.engine_ready, again=known)
+
+    def _ran(self, exchange: Exchange) -> None:
+        if self._on_loop and self.pipeline.workers.depth:
+            # Who gives up a place that others wait for may have to run one of them.
+            self.server.threads.run(functools.partial(super()._ran, exchange))
+        else:
+            super()._ran(exchange)
 
     def _after(self, exchange: Exchange) -> bool:
         """Whether the connection stays open behind an exchange."""
@@ -369,6 +398,7 @@ class ParkingServer(GatewayServer):
             time.sleep(CLOSE_POLL_S)
         self.watchdog.close()
         self.loop.close(max(0.0, deadline_s - time.monotonic()))
+        self.threads.close()
 
 
 def new_server(address: tuple[str, int], context: ServerContext) -> GatewayServer:
