@@ -232,6 +232,9 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def _ran(self, exchange: Exchange) -> None:
         self._running = False
         self._follow_due()
+        self._leave(exchange)
+
+    def _leave(self, exchange: Exchange) -> None:
         self.pipeline.workers.leave(exchange)
 
     def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:

@@ -261,12 +261,13 @@ class ParkedConnection(ClientConnection):
                 connection.descriptor = connection.sock.fileno()
             self._loop.watch_once(connection.descriptor, self.engine_ready, again=known)
 
-    def _ran(self, exchange: Exchange) -> None:
-        if self._on_loop and self.pipeline.workers.depth:
+    def _leave(self, exchange: Exchange) -> None:
+        workers = self.pipeline.workers
+        if workers.depth and self._on_loop:
             # Who gives up a place that others wait for may have to run one of them.
-            self.server.threads.run(functools.partial(super()._ran, exchange))
+            self.server.threads.run(functools.partial(workers.leave, exchange))
         else:
-            super()._ran(exchange)
+            workers.leave(exchange)
 
     def _after(self, exchange: Exchange) -> bool:
         """Whether the connection stays open behind an exchange."""

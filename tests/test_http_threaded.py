@@ -1,0 +1,101 @@
+"""The way without epoll, where each connection has a thread: what matters most of the other tests, on that server."""
+
+from __future__ import annotations
+
+import unittest
+from unittest import mock
+
+from gateway.server.server import GatewayServer
+from tests import test_http_chat, test_http_engine_answers, test_http_failover, test_http_parked, test_http_streams
+from tests import test_http_wire as wire
+from tests.support import gateway
+
+
+class Threaded(unittest.TestCase):
+    """Comes first among the bases of a test: its gateways have a thread for each connection."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        patcher = mock.patch("gateway.app.new_server", GatewayServer)
+        patcher.start()
+        cls.addClassCleanup(patcher.stop)
+        super().setUpClass()
+
+
+class Server(Threaded):
+    def test_this_is_the_server_without_a_loop(self) -> None:
+        with gateway() as running:
+            self.assertIs(type(running.app.server), GatewayServer)
+            self.assertEqual(running.post().status, 200)
+
+
+class ChatAnswers(Threaded, test_http_chat.Answers):
+    pass
+
+
+class WireVersions(Threaded, wire.Versions):
+    pass
+
+
+class WireBodies(Threaded, wire.Bodies):
+    pass
+
+
+class WireRefused400(Threaded, wire.Refused400):
+    pass
+
+
+class WirePipelining(Threaded, wire.Pipelining):
+    pass
+
+
+class WireConnections(Threaded, wire.Connections):
+    pass
+
+
+class StreamsLive(Threaded, test_http_streams.LiveTest):
+    pass
+
+
+class FailoverKeptConnections(Threaded, test_http_failover.KeptConnectionTest):
+    pass
+
+
+class EngineAnswers(Threaded, test_http_engine_answers.Answers):
+    pass
+
+
+class EngineKeptConnections(Threaded, test_http_engine_answers.KeptConnections):
+    pass
+
+
+class Segments(Threaded, test_http_parked.Segments):
+    pass
+
+
+class Refusals(Threaded, test_http_parked.Refusals):
+    pass
+
+
+class Order(Threaded, test_http_parked.Order):
+    pass
+
+
+class Leaving(Threaded, test_http_parked.Leaving):
+    pass
+
+
+class TimeLimits(Threaded, test_http_parked.TimeLimits):
+    pass
+
+
+class Draining(Threaded, test_http_parked.Draining):
+    pass
+
+
+class Queue(Threaded, test_http_parked.Queue):
+    pass
+
+
+if __name__ == "__main__":
+    unittest.main()
