@@ -140,7 +140,7 @@ def validate_embedding(request: dict[str, Any]) -> None:
     if type(request.get("model")) not in (str, type(None)):
         raise _refused("model", "model", "must be a text")
     if request.get("stream") is not None and request["stream"] is not False:
-        raise _refused("stream", "stream", "embeddings cannot be streamed")
+        raise _refused("stream", "stream", "must be false: embeddings are not streamed")
 
 
 def _texts_or_tokens(value: Any) -> bool:

@@ -298,6 +298,11 @@ class EmbeddingTest(RefusalTest):
             with self.subTest(value=value):
                 self.assertEqual(self.refused({"input": value}), ("invalid_input", "input"))
 
+    def test_a_stream_of_them_is_refused_in_plain_words(self) -> None:
+        error = self.refusal(lambda: validate_embedding({"input": "hi", "stream": True}))
+        self.assertEqual((error.code, error.param), ("invalid_stream", "stream"))
+        self.assertEqual(error.message, "stream must be false: embeddings are not streamed")
+
     def test_a_null_model_or_stream_counts_as_absent(self) -> None:
         validate_embedding({"input": "hi", "model": None, "stream": None})
         validate_embedding({"input": "hi", "model": "m", "stream": False})
