@@ -23,7 +23,7 @@ from gateway.routing.engine import DEFAULT_POLICY
 from gateway.routing.pool import EngineSnapshot, StateChange
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
-from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
+from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient, EngineFault
 from gateway.upstream.prober import HealthChecker
@@ -31,12 +31,15 @@ from gateway.upstream.stream import EngineStream
 
 __all__ = ["Answer", "Asking", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
 
+FALLBACKS = ("any", "configured", "off")
+
 
 class InferenceFactory:
     """A dictionary of model name -> engines, asked with balancing, health checks and both kinds of failover.
 
     `models` maps names to engine URLs or `EngineSpec`s (or is a `FleetSpec`). Times are seconds. `health_interval_s` 0
-    switches probes off. Thread-safe; close it, or use it as a context manager.
+    switches probes off. Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown
+    `strategy` or `fallback`.
     """
 
     def __init__(
@@ -61,7 +64,10 @@ class InferenceFactory:
         rng: Optional[Random] = None,
         on_change: Optional[Callable[[StateChange], None]] = None,
     ) -> None:
+        _refuse_unknown("strategy", strategy, STRATEGIES)
+        _refuse_unknown("fallback", fallback, FALLBACKS)
         fleet = models if isinstance(models, FleetSpec) else _fleet_from(models)
+        self._closed = False
         self.router = Router(fleet, strategy=strategy, fallback=fallback, rng=rng, breaker=breaker, recorder=recorder)
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
@@ -82,13 +88,17 @@ class InferenceFactory:
     # --- the library -----------------------------------------------------------------------------------------------
 
     def generate(self, prompt: str, model: Optional[str] = None, **options: Any) -> str:
-        """The answer's text to one user message. `options` are request fields. Raises GatewayError."""
+        """The answer's text to one user message. `options` are request fields.
+
+        Raises GatewayError, and RuntimeError when the factory is closed, as `chat` and `stream` do.
+        """
         answer = self.chat([{"role": "user", "content": prompt}], model, **options)
         content = answer["choices"][0]["message"].get("content")
         return content if isinstance(content, str) else ""
 
     def chat(self, messages: list[dict[str, Any]], model: Optional[str] = None, **options: Any) -> dict[str, Any]:
-        """A complete chat answer in OpenAI's shape. Raises GatewayError."""
+        """A complete chat answer in OpenAI's shape. Raises GatewayError, RuntimeError."""
+        self._refuse_closed()
         request = _request(messages, model, options)
         request.pop("stream", None)
         answer = self.run(Call(CHAT, request))
@@ -101,8 +111,9 @@ class InferenceFactory:
     ) -> Iterator[dict[str, Any]]:
         """The chunks of a streamed chat answer, as they arrive. Leaving the loop closes the engine's connection.
 
-        Raises GatewayError, also in the middle when the engine fails there.
+        Raises GatewayError, also in the middle when the engine fails there, and RuntimeError.
         """
+        self._refuse_closed()
         request = _request(messages, model, options)
         request["stream"] = True
         answer = self.run(Call(CHAT, request))
@@ -153,10 +164,15 @@ class InferenceFactory:
         return found
 
     def close(self) -> None:
-        """Stop probing and close idle connections. Idempotent."""
+        """Stop probing and close idle connections; nothing can be asked afterwards. Idempotent."""
+        self._closed = True
         self._health.close()
         self.asker.close()
         self.client.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the InferenceFactory is closed")
 
     def __enter__(self) -> InferenceFactory:
         return self
@@ -167,6 +183,11 @@ class InferenceFactory:
     def run(self, call: Call) -> Union[Answer, EngineStream]:
         """Ask engines until one answers; see `Asker.run`."""
         return self.asker.run(call)
+
+
+def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
 
 
 def _fleet_from(models: Mapping[str, Sequence[Union[str, EngineSpec]]]) -> FleetSpec:

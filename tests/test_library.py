@@ -49,6 +49,32 @@ class LibraryTest(unittest.TestCase):
         self.assertEqual({item.in_flight for item in factory.engines()}, {0})
 
 
+class MisuseTest(LibraryTest):
+    def test_an_unknown_strategy_or_fallback_is_refused_by_name(self) -> None:
+        for options, words in (
+            ({"strategy": "zz"}, "strategy must be one of round_robin, .*least_connections.*, not 'zz'"),
+            ({"fallback": "zz"}, "fallback must be one of any, configured, off, not 'zz'"),
+        ):
+            with self.assertRaisesRegex(ValueError, words):
+                InferenceFactory({"13b": [dead_url()]}, **options)  # type: ignore[arg-type]
+
+    def test_a_closed_factory_says_so(self) -> None:
+        engine = self.engine()
+        factory = self.factory({"13b": [engine.url]})
+        self.assertTrue(factory.generate("hi"))
+        factory.close()
+        factory.close()
+        asks: tuple[Callable[[], object], ...] = (
+            lambda: factory.generate("hi"),
+            lambda: factory.chat(HI),
+            lambda: list(factory.stream(HI)),
+        )
+        for ask in asks:
+            with self.assertRaisesRegex(RuntimeError, "is closed"):
+                ask()
+        self.assertEqual(engine.stats()["requests"], 1)
+
+
 def chat_call(model: Optional[str] = None, stream: bool = False, **options: Any) -> Call:
     request: dict[str, Any] = {"messages": HI, **({"stream": True} if stream else {})}
     if model is not None:
