@@ -27,7 +27,7 @@ from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
-from gateway.upstream.call import EMBEDDINGS
+from gateway.upstream.call import COMPLETIONS, EMBEDDINGS
 from gateway.workers import Job, Overloaded, WorkerPool
 from inference import Call, InferenceFactory
 
@@ -36,6 +36,8 @@ PATHS = {
     "/v1/completions": "/completions",
     "/v1/embeddings": "/embeddings",
 }
+
+BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
 
 
 class Pipeline:
@@ -172,10 +174,19 @@ def shutting_down() -> GatewayError:
 
 
 def tokens_at_most(call: Call) -> TokensAtMost:
-    """The tokens to reserve: the prompt's, estimated, and all that each of the choices may have."""
-    asked = call.request.get("max_completion_tokens") or call.request.get("max_tokens") or 0
+    """The tokens to reserve: the prompt's, estimated, and all that each of the choices may have.
+
+    Also of those that `best_of` has an engine make and throw away: they are counted and paid for.
+    """
+    request = call.request
+    asked = request.get("max_completion_tokens") or request.get("max_tokens") or 0
+    choices = call.choices()
+    best_of = request.get("best_of")
+    if type(best_of) is int and call.path == COMPLETIONS:
+        count = request.get("n") or 1
+        choices = choices // count * max(count, min(best_of, BEST_OF_MAX))
     prompt = call.estimated_tokens() - int(asked)
-    return TokensAtMost(prompt, 0 if call.path == EMBEDDINGS else int(asked) or None, call.choices())
+    return TokensAtMost(prompt, 0 if call.path == EMBEDDINGS else int(asked) or None, choices)
 
 
 def priority_of(headers: Mapping[bytes, bytes], identity: Optional[Identity]) -> str:

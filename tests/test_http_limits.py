@@ -238,6 +238,26 @@ class TokensTest(LimitsTest):
         key = self.make(running, tpm=10_000)
         self.assertEqual(told(running.post(ask(max_tokens=100, n=5), headers=key))["remaining-tokens"], 1_000 - 502)
 
+    def test_what_best_of_has_made_and_thrown_away_is_reserved(self) -> None:
+        running = self.serve(ECHO)
+        self.freeze(running)
+        key = self.make(running, tpm=10_000)
+        for options, tokens in (
+            ({"best_of": 5}, 500),
+            ({"best_of": 5, "n": 2}, 500),
+            ({"best_of": 1, "n": 2}, 200),
+            ({"best_of": 3, "prompt": ["hi", "hi"]}, 600),
+            ({"best_of": "x"}, 100),
+            ({"best_of": -1}, 100),
+        ):
+            with self.subTest(**options):
+                answer = running.post({"prompt": "hi", "max_tokens": 100, **options}, COMPLETIONS, key)
+                self.assertAlmostEqual(told(answer)["remaining-tokens"] or 0, 1_000 - tokens, delta=8)
+            running.app.guard.clock.now_s += 60.0  # type: ignore[attr-defined]
+        for best_of in (10**6, 10**400):
+            answer = running.post({"prompt": "hi", "max_tokens": 100, "best_of": best_of}, COMPLETIONS, key)
+            self.assert_error(answer, 400, "request_exceeds_limit")
+
     def test_a_stream_settles_when_it_ends(self) -> None:
         engine = self.engine()
         running = self.serve({"m": {"engines": [engine.url]}})
