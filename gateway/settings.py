@@ -205,7 +205,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("LOG_FORMAT", "log_format", choice("auto", "text", "json"), "auto",
             "`text`, `json` (a line each), or `auto`: text on a terminal, JSON elsewhere", LOGS),
     Setting("LOG_BODIES", "log_bodies", flag, "off",
-            "`on` logs prompts and answers, which may be private", LOGS),
+            "`on` logs prompts, and answers that are not streamed; they may be private", LOGS),
 )
 # fmt: on
 
