@@ -1,11 +1,12 @@
 """What the socket tests share: a gateway in this process or its own, a strict client, waiting on conditions.
 
-Owns no state. Every wait has a deadline and ends as soon as its condition holds; nothing here sleeps to let something
-else happen. Ports are always taken from the system.
+Owns no state but the ports of dead engines. Every wait has a deadline and ends as soon as its condition holds; nothing
+here sleeps to let something else happen. Ports are always taken from the system.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -33,7 +34,7 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi there"}]}
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0  # for what takes milliseconds, on a machine with other things to do; less than any default
 POLL_S = 0.005
 
 T = TypeVar("T")
@@ -69,10 +70,11 @@ class SocketTest(unittest.TestCase):
 
 
 def dead_url() -> str:
-    """The URL of an engine that is not there: its port was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
+    """The URL of an engine that is not there. Nobody else gets its port, which is bound and never listened on."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    atexit.register(sock.close)
+    return f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
 
 
 def mock_engine(model: str = "13b", behaviour: str = "ok", **options: Any) -> MockEngine:

@@ -66,7 +66,7 @@ STORM = Fault(
     Setup(
         delay_s=0.01,
         gap_s=0.001,
-        model={"attempt_timeout": 0.7},
+        model={"attempt_timeout": 2},
         environment={"HEALTH_INTERVAL": 0.1, "BREAKER_OPEN_SECONDS": 0.1, "BREAKER_MAX_OPEN_SECONDS": 0.1},
     ),
     streams=("error event",),

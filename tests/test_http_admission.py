@@ -155,7 +155,7 @@ class MaxConcurrencyTest(OneByOneTest):
         second = self.begin(running)
         self.wait_for_waiting(running, 1)
         first.close()
-        self.assertTrue(engine.wait_for_cancelled(1, 1.0))
+        self.assertTrue(engine.wait_for_cancelled(1, 3.0))
         self.assertTrue(engine.wait_for_requests(2, 5))
         engine.control("ok")
         self.assertEqual(second.read_response().status, 200)
@@ -217,7 +217,8 @@ class SheddingTest(OneByOneTest):
 
     def test_the_first_in_the_line_waits_for_one_turn_only(self) -> None:
         engine = self.scripted()
-        running, side = self.known(engine, 0.2, QUEUE_TIMEOUT=0.35)
+        running, side = self.known(engine, 0.01, QUEUE_TIMEOUT=35)
+        self.pool(running)._service_s = 20.0
         waiting = self.begin(running, ask("first in line"))
         self.wait_for_waiting(running, 1)
         self.assert_error(running.post(ask("second in line")), 503, "overloaded")
@@ -226,7 +227,8 @@ class SheddingTest(OneByOneTest):
 
     def test_a_high_priority_is_not_refused_for_those_behind_it(self) -> None:
         engine = self.scripted()
-        running, side = self.known(engine, 0.2, QUEUE_TIMEOUT=0.35, AUTH="off")
+        running, side = self.known(engine, 0.01, QUEUE_TIMEOUT=35, AUTH="off")
+        self.pool(running)._service_s = 20.0
         low = self.begin(running, ask("low"), [("X-Gateway-Priority", "low")])
         self.wait_for_waiting(running, 1)
         high = self.begin(running, ask("high"), [("X-Gateway-Priority", "high")])

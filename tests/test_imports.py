@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import sys
 import sysconfig
@@ -108,6 +109,7 @@ def imports_of(name: str, source: str, package: bool = False) -> Iterator[Import
                 yield Import(name, module, (alias.name,), node.lineno, node in typing_only)
 
 
+@functools.cache
 def all_imports() -> list[Import]:
     return [
         found
@@ -250,8 +252,8 @@ class BarePythonTest(unittest.TestCase):
         return "site-packages" not in origin.parts and any(home in origin.parents for home in homes)
 
     def test_nothing_but_the_standard_library_is_needed(self) -> None:
-        for found in all_imports():
-            top = found.module.partition(".")[0]
+        found_in = {found.module.partition(".")[0]: found for found in all_imports()}
+        for top, found in found_in.items():
             if top not in (*OWN, "dotenv"):
                 self.assertTrue(self.in_standard_library(top), str(found))
 

@@ -27,7 +27,7 @@ from gateway.mock import BehaviourError, MockEngine
 ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/v1/chat/completions"
 HI: dict[str, Any] = {"model": "x", "messages": [{"role": "user", "content": "hi there"}]}
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0
 LINGER = "hh" if os.name == "nt" else "ii"
 
 
@@ -492,7 +492,7 @@ class WaitingTest(MockEngineTestCase):
         self.assertTrue(engine.wait_for_requests(1, TIMEOUT_S))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(LINGER, 1, 0))
         sock.close()
-        self.assertTrue(engine.wait_for_cancelled(1, 1.0))
+        self.assertTrue(engine.wait_for_cancelled(1, 3.0))
 
     def test_a_caller_that_leaves_while_bytes_flow_is_counted(self) -> None:
         engine = self.engine(events=1_000_000)
@@ -536,7 +536,7 @@ class WaitingTest(MockEngineTestCase):
             sock = raw_socket(engine, raw_request({**HI, "stream": True}))
             self.assertTrue(gate.wait_for_held(1, TIMEOUT_S))
             sock.close()
-            self.assertTrue(engine.wait_for_cancelled(1, 1.0))
+            self.assertTrue(engine.wait_for_cancelled(1, 3.0))
 
     def test_a_new_gate_releases_the_one_before(self) -> None:
         engine = self.engine()

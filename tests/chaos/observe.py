@@ -68,8 +68,12 @@ def held(gateway: GatewayProcess, engine_ports: Collection[int]) -> Held:
     to_engines = _sockets_to(pid, engine_ports)
     inodes = _open_inodes(pid)
     sockets = sum(inode in to_engines for inode in inodes)
-    threads = sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
-    return Held(threads, len(inodes) - sockets, sockets, leases)
+    return Held(threads(gateway), len(inodes) - sockets, sockets, leases)
+
+
+def threads(gateway: GatewayProcess) -> int:
+    """The gateway's threads now."""
+    return sum(1 for _ in Path(f"/proc/{gateway.process.pid}/task").iterdir())
 
 
 def _open_inodes(pid: int) -> list[str]:

@@ -1,0 +1,273 @@
+"""Runs test classes side by side, in processes of their own: most tests wait more than they work.
+
+`ParallelSuite` hands a class at a time to whichever worker process is free (`tests.parallel_worker`), those that take
+longest first, and tells the outcomes to unittest's own result, test by test: every option and the report stay
+unittest's. What is not found again by its name (a module that could not be imported) runs in this process. A worker
+that dies is an error naming the test it ran, and another takes its place. What tests print goes to stderr.
+
+`TESTS_PROCESSES` says how many workers; 0 or 1: none, everything runs in this process (for a debugger), and so it does
+when there is one class only.
+
+The main thread alone touches the result and the workers; each worker's reading thread fills `_Crew.messages`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import unittest
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Optional
+from unittest import mock
+from unittest.case import _SubTest  # type: ignore[attr-defined]
+from unittest.suite import _ErrorHolder  # type: ignore[attr-defined]
+
+from tests.parallel_worker import GRACE_S, LIMIT_S, Message, member
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_S = 0.2  # how soon a wish to stop is seen
+WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
+
+# Seconds each: begun last, they would run when all others have finished.
+LONG = {"test_nine_engines", "test_chaos_short", "test_parallel", "test_http_process", "test_http_budgets"}
+LONG |= {"test_http_secrets", "test_http_keys", "test_statedb", "test_readme"}
+
+
+class RemoteError(Exception):
+    """What was raised in a worker, as text."""
+
+
+class RemoteFailure(AssertionError):
+    """The same for a failed assertion."""
+
+
+class ParallelSuite(unittest.TestSuite):
+    """A suite whose classes are run by several processes; the outcomes are those of a plain suite."""
+
+    def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
+        here, units = _units(self)
+        processes = min(wanted_processes(), len(units))
+        if debug or processes < 2:
+            return super().run(result, debug)
+        unittest.TestSuite(here).run(result)
+        _Crew(result, units).run(processes)
+        return result
+
+
+def wanted_processes() -> int:
+    """TESTS_PROCESSES; without it 4 to 8, by the number of processors. ValueError when it is no number."""
+    text = os.environ.get("TESTS_PROCESSES", "")
+    if text and not text.isdecimal():
+        raise ValueError(f"TESTS_PROCESSES: {text!r} is no number of processes")
+    return int(text) if text else max(4, min(os.cpu_count() or 1, 8))
+
+
+def _units(suite: unittest.TestSuite) -> tuple[list[unittest.TestCase], list[list[unittest.TestCase]]]:
+    """The tests for this process, and what is handed out as a whole: classes, or modules with fixtures of their own."""
+    here: list[unittest.TestCase] = []
+    units: dict[tuple[str, str], list[unittest.TestCase]] = collections.defaultdict(list)
+    for test in _flat(suite):
+        kind = type(test)
+        module: Any = sys.modules.get(kind.__module__)
+        found = functools.reduce(member, kind.__qualname__.split("."), module) is kind
+        if not found or not hasattr(kind, test._testMethodName):
+            here.append(test)
+        else:
+            whole = hasattr(module, "setUpModule") or hasattr(module, "tearDownModule")
+            units[kind.__module__, "" if whole else kind.__qualname__].append(test)
+
+    def order(key: tuple[str, str]) -> tuple[bool, bool, int]:
+        module = key[0].rpartition(".")[2]
+        return module not in LONG, "http" not in module, -len(units[key])
+
+    return here, [units[key] for key in sorted(units, key=order)]
+
+
+def _flat(suite: Iterable[Any]) -> Iterator[unittest.TestCase]:
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from _flat(test)
+        else:
+            yield test
+
+
+class _Worker:
+    """One process, what it was given, and what it has told of the test under way."""
+
+    def __init__(self, messages: queue.Queue[tuple[_Worker, Optional[Message]]]) -> None:
+        # As this interpreter was started; unittest shows each warning once unless told otherwise.
+        options = [f"-W{option}" for option in sys.warnoptions or ["default"]]
+        options += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+        code = "import sys; sys.path.insert(0, sys.argv.pop()); from tests.parallel_worker import work; work()"
+        self.process = subprocess.Popen(
+            [sys.executable, *options, "-c", code, str(ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        self.unit: Optional[str] = None  # the class it runs; None: it is free
+        self.tests: dict[str, unittest.TestCase] = {}  # of that class, those whose end has not been told
+        self.told: list[Message] = []  # since the test under way began
+        self.heard_s = time.monotonic()
+        self._messages = messages
+        self._reader = threading.Thread(target=self._read, name="test-worker-reader", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.endswith("\n"):  # else it died writing it
+                self._messages.put((self, json.loads(line)))
+        self._messages.put((self, None))
+
+    def give(self, unit: list[unittest.TestCase], options: dict[str, bool]) -> None:
+        """Have it run these tests."""
+        self.unit = f"{type(unit[0]).__module__}.{type(unit[0]).__qualname__}"
+        self.tests = {test.id(): test for test in unit}
+        names = [(type(test).__module__, type(test).__qualname__, test._testMethodName) for test in unit]
+        with contextlib.suppress(OSError):  # it died: its reader says so
+            assert self.process.stdin is not None
+            self.process.stdin.write(json.dumps({"tests": names, "options": options}) + "\n")
+            self.process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """There is nothing more for it. May be called again."""
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+
+    def end(self, deadline_s: float) -> int:
+        """Wait for its end, kill it at the deadline; returns the exit status."""
+        self.dismiss()
+        try:
+            status = self.process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait(GRACE_S)
+        self._reader.join(GRACE_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+class _Crew:
+    """The workers of one run, and the units nobody has taken yet."""
+
+    def __init__(self, result: unittest.TestResult, units: list[list[unittest.TestCase]]) -> None:
+        self.result = result
+        self.units = collections.deque(units)
+        self.workers: list[_Worker] = []
+        self.messages: queue.Queue[tuple[_Worker, Optional[Message]]] = queue.Queue()
+
+    def run(self, processes: int) -> None:
+        """Run all units; returns when every worker has ended. Ends early when the result wants to stop."""
+        as_usual = getattr(self.result, "_exc_info_to_string", None)
+
+        def as_text(error: Any, test: unittest.TestCase) -> Any:
+            remote = isinstance(error[1], (RemoteError, RemoteFailure))
+            return str(error[1]) if remote or as_usual is None else as_usual(error, test)
+
+        # The worker has made the report's text already, with the lines of its own traceback.
+        with mock.patch.object(self.result, "_exc_info_to_string", as_text, create=True):
+            try:
+                for _ in range(processes):
+                    self._hire()
+                while self.workers and not self.result.shouldStop:
+                    self._turn()
+            finally:
+                deadline_s = _deadline_s()
+                for worker in self.workers:
+                    worker.dismiss()
+                for worker in self.workers:
+                    worker.end(deadline_s)
+
+    def _hire(self) -> None:
+        worker = _Worker(self.messages)
+        self.workers.append(worker)
+        self._employ(worker)
+
+    def _employ(self, worker: _Worker) -> None:
+        if not self.units:
+            worker.dismiss()
+            return
+        options = {name: bool(getattr(self.result, name, False)) for name in ("buffer", "tb_locals")}
+        worker.give(self.units.popleft(), options)
+
+    def _turn(self) -> None:
+        try:
+            worker, message = self.messages.get(timeout=POLL_S)
+        except queue.Empty:
+            for worker in self.workers:
+                # Its own watch ends it before; this is for one that cannot even do that.
+                if worker.unit is not None and time.monotonic() > worker.heard_s + LIMIT_S + GRACE_S:
+                    worker.process.kill()
+            return
+        worker.heard_s = time.monotonic()
+        if message is None:
+            self._bury(worker)
+        elif message[0] == "done":
+            worker.unit = None
+            self._employ(worker)
+        else:
+            worker.told.append(message)
+            # A test as a whole, so that the lines of others do not come between; what is told of a class, at once.
+            if message[0] == "stopTest" or worker.told[0][0] != "startTest":
+                self._replay(worker)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Its outcomes have ended: as wanted, or with an error for what it was running."""
+        status = worker.end(_deadline_s())
+        self.workers.remove(worker)
+        if status or worker.unit is not None:
+            running = worker.told[0][1] if worker.told else None
+            lost = len(worker.tests) - (running is not None)
+            text = f"The worker process ended with status {status} while it ran {worker.unit or 'nothing'}"
+            text += f"; {lost} of its tests have no outcome.\n" if worker.unit is not None and lost else ".\n"
+            name = running or f"worker process ({worker.unit})"
+            worker.told.append(["addError", name, None, [False, text]])
+            if running is not None:
+                worker.told.append(["stopTest", running, None])
+            self._replay(worker)
+        if self.units:
+            self._hire()
+
+    def _replay(self, worker: _Worker) -> None:
+        """Tell the result what the worker told."""
+        for method, name, part, *details in worker.told:
+            test = worker.tests.get(name) or _ErrorHolder(name)
+            target = test if part is None else _subtest(test, part)
+            if method in WITH_ERROR:
+                details = [detail and _exc_info(*detail) for detail in details]
+            if method == "addSubTest":
+                self.result.addSubTest(test, target, *details)
+            elif method != "addDuration" or hasattr(self.result, method):  # 3.12
+                getattr(self.result, method)(target, *details)
+            if method == "stopTest":
+                worker.tests.pop(name, None)
+        worker.told.clear()
+
+
+def _deadline_s() -> float:
+    # A worker gives itself GRACE_S.
+    return time.monotonic() + GRACE_S + 2.0
+
+
+def _exc_info(failed: bool, text: str) -> tuple[type[BaseException], BaseException, None]:
+    kind = RemoteFailure if failed else RemoteError
+    return kind, kind(text), None
+
+
+def _subtest(test: unittest.TestCase, description: str) -> Any:
+    """A subtest by its description: its parameters stayed with the worker."""
+    subtest = _SubTest(test, "", {})
+    subtest._subDescription = lambda: description
+    return subtest

@@ -1,0 +1,337 @@
+"""Tests run side by side are reported as others are: small projects of their own, run by `python -m unittest`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from tests.parallel import wanted_processes
+from tests.support import ROOT, TIMEOUT_S, SocketTest, process_environment
+
+WAIT_S = 60.0  # for a whole run, on a machine with other things to do
+
+OUTCOMES = """
+    import unittest
+
+    class Passing(unittest.TestCase):
+        def test_passes(self):
+            "With a docstring."
+
+    class Failing(unittest.TestCase):
+        def test_fails(self):
+            print("printed by the failing test")
+            self.assertEqual({"a": 1}, {"a": 2}, "\\u00e4\\udc80".encode("utf-8", "replace"))
+
+        def test_raises(self):
+            try:
+                raise KeyError("inner")
+            except KeyError as error:
+                raise RuntimeError("outer") from error
+
+        def test_fails_twice(self):
+            self.addCleanup(self.fail, "in the cleanup")
+            self.fail("in the test")
+
+    class Skipped(unittest.TestCase):
+        @unittest.skip("a reason")
+        def test_skipped(self):
+            pass
+
+    @unittest.skip("a reason for the class")
+    class SkippedClass(unittest.TestCase):
+        def test_skipped(self):
+            pass
+
+    class Expected(unittest.TestCase):
+        @unittest.expectedFailure
+        def test_fails_as_expected(self):
+            self.fail()
+
+        @unittest.expectedFailure
+        def test_passes_unexpectedly(self):
+            pass
+
+        def test_then_passes(self):  # else unittest misses the name of what comes next
+            pass
+
+    class Parts(unittest.TestCase):
+        def test_some_parts_fail(self):
+            for number in range(5):
+                with self.subTest("a part", number=number, of=[object]):
+                    if number == 1:
+                        self.fail("one")
+                    if number == 2:
+                        raise OSError("two")
+                    if number == 3:
+                        self.skipTest("three")
+
+    class Fixtures(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls):
+            raise ValueError("in setUpClass")
+
+        def test_never_run(self):
+            pass
+
+    class LeavingFixtures(unittest.TestCase):
+        @classmethod
+        def tearDownClass(cls):
+            raise ValueError("in tearDownClass")
+
+        def test_passes(self):
+            pass
+
+    class SkippingFixtures(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls):
+            raise unittest.SkipTest("in setUpClass")
+
+        def test_never_run(self):
+            pass
+"""
+
+MODULE_FIXTURES = """
+    import unittest
+
+    def setUpModule():
+        global seen
+        seen = []
+
+    def tearDownModule():
+        raise ValueError(f"tearDownModule after {seen}")
+
+    class First(unittest.TestCase):
+        def test_first(self):
+            seen.append("first")
+
+    class Second(unittest.TestCase):
+        def test_second(self):
+            seen.append("second")
+"""
+
+PASSING = """
+    import unittest
+
+    class One(unittest.TestCase):
+        def test_one(self):
+            pass
+
+    class Two(unittest.TestCase):
+        def test_two(self):
+            pass
+
+    class Three(unittest.TestCase):
+        def test_three(self):
+            pass
+"""
+
+DYING = """
+    import os
+    import threading
+    import time
+    import unittest
+
+    class Dies(unittest.TestCase):
+        def test_1_before(self):
+            pass
+
+        def test_2_dies(self):
+            with self.subTest("told before it died"):
+                self.fail()
+            os._exit(7)
+
+        def test_3_behind(self):
+            pass
+
+    class DiesBetween(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls):
+            os._exit(8)
+
+        def test_never_run(self):
+            pass
+
+    class Hangs(unittest.TestCase):
+        def test_hangs(self):
+            threading.Event().wait()
+"""
+
+# Tells whoever listens that it runs, by a connection that lasts as long as the process.
+WAITING = """
+    import os
+    import socket
+    import unittest
+
+    class Waits(unittest.TestCase):
+        def test_waits(self):
+            self.sock = socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"])))
+            self.sock.recv(1)
+
+    class WaitsToo(Waits):
+        pass
+"""
+
+
+class ProjectTest(SocketTest):
+    """A test with a project of test modules in a directory of its own."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.enter(tempfile.TemporaryDirectory()))
+        (self.directory / "tests").mkdir()
+        for name in ("__init__.py", "parallel.py", "parallel_worker.py"):
+            shutil.copy(ROOT / "tests" / name, self.directory / "tests")
+
+    def module(self, name: str, source: str) -> None:
+        """Add a test module."""
+        (self.directory / "tests" / f"test_{name}.py").write_text(textwrap.dedent(source), "utf-8")
+
+    def constant(self, name: str, value_s: float) -> None:
+        """Change a time of the worker."""
+        path = self.directory / "tests" / "parallel_worker.py"
+        source, count = re.subn(rf"(?m)^{name} = [0-9.]+", f"{name} = {value_s}", path.read_text("utf-8"))
+        self.assertEqual(count, 1)
+        path.write_text(source, "utf-8")
+
+    def start(self, processes: int, *arguments: str, **variables: object) -> subprocess.Popen[str]:
+        """Start `python -m unittest` there; killed at the end."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unittest", *arguments],
+            cwd=self.directory,
+            env=process_environment({"TESTS_PROCESSES": processes, **variables}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self.enter(process)
+        self.addCleanup(process.kill)
+        return process
+
+    def unittest(self, processes: int, *arguments: str, **variables: object) -> tuple[int, str]:
+        """Run `python -m unittest` there to its end; returns exit status and output."""
+        process = self.start(processes, *arguments, **variables)
+        output, _ = process.communicate(timeout=WAIT_S)
+        return process.returncode, output
+
+
+class ReportTest(ProjectTest):
+    def lines(self, processes: int, *arguments: str) -> list[str]:
+        """What a run printed, without its time; in no order, since a fast class may overtake a slow one."""
+        status, output = self.unittest(processes, *arguments)
+        self.assertEqual(status, 1, output)
+        return sorted(re.sub(r"(?m)^Ran (\d+) tests in .*", r"Ran \1 tests", output).splitlines())
+
+    def test_every_outcome_reads_as_if_there_were_no_other_process(self) -> None:
+        self.module("outcomes", OUTCOMES)
+        self.module("module_fixtures", MODULE_FIXTURES)
+        self.module("broken", "import no_such_module")
+        here, aside = (self.lines(processes, "-v", "-b", "--locals") for processes in (0, 3))
+        self.assertTrue([line for line in here if line.startswith("FAILED (failures=4, errors=")], here)
+        self.assertIn("printed by the failing test", here)
+        self.assertIn("ModuleNotFoundError: No module named 'no_such_module'", here)
+        self.maxDiff = None
+        self.assertEqual(aside, here)
+
+    @unittest.skipUnless(sys.version_info >= (3, 12), "unittest has no --durations before 3.12")
+    def test_durations_are_those_of_the_tests(self) -> None:
+        self.module("passing", PASSING)
+        _, output = self.unittest(2, "-v", "--durations", "0")
+        self.assertEqual(len(re.findall(r"(?m)^[0-9.]+s +test_", output)), 3, output)
+
+    def test_a_pattern_chooses_tests(self) -> None:
+        self.module("passing", PASSING)
+        status, output = self.unittest(2, "-k", "One", "-k", "*.test_two")
+        self.assertEqual(status, 0, output)
+        self.assertRegex(output, r"(?s)^\.\.\n.*\nRan 2 tests in .*\n\nOK\n$")
+
+    def test_with_f_nothing_is_told_behind_the_first_failure(self) -> None:
+        failing = (
+            f"class Failing{n}(unittest.TestCase):\n    def test_it(self):\n        self.fail()" for n in range(5)
+        )
+        self.module("failing", "\n\n".join(("import unittest", *failing)))
+        status, output = self.unittest(2, "-f")
+        self.assertEqual(status, 1, output)
+        self.assertRegex(output, r"\nRan 1 test in .*\n\nFAILED \(failures=1\)\n$")
+
+
+class EndTest(ProjectTest):
+    def test_a_worker_that_dies_or_hangs_is_an_error_of_the_test_it_ran_and_the_rest_runs(self) -> None:
+        self.constant("LIMIT_S", 3.0)
+        self.module("dying", DYING)
+        self.module("passing", PASSING)
+        status, output = self.unittest(2, "-v")
+        self.assertEqual(status, 1, output)
+        for name in ("test_one", "test_two", "test_three", "test_1_before"):
+            self.assertRegex(output, rf"(?m)^{name} .* ok$")
+        self.assertRegex(output, r"FAILED \((failures=1, )?errors=3\)")  # before 3.11 subtests are told at the end
+        self.assertIn("Ran 6 tests", output)  # the others never began
+        self.assertRegex(output, r"ERROR: test_2_dies ")
+        ended = "The worker process ended with status"
+        self.assertIn(f"{ended} 7 while it ran tests.test_dying.Dies; 1 of its tests have no outcome.", output)
+        self.assertIn("ERROR: worker process (tests.test_dying.DiesBetween)", output)
+        self.assertIn(f"{ended} 8 while it ran tests.test_dying.DiesBetween; 1 of its tests have no outcome.", output)
+        self.assertRegex(output, r"ERROR: test_hangs ")
+        self.assertRegex(output, r"(?s)Timeout .*in test_hangs\n")  # where it hung
+
+    def run_until_both_wait(self) -> tuple[subprocess.Popen[str], list[socket.socket]]:
+        self.constant("GRACE_S", 0.1)
+        self.module("waiting", WAITING)
+        listener = self.enter(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(WAIT_S)
+        process = self.start(2, LISTENER=listener.getsockname()[1])
+        return process, [self.enter(listener.accept()[0]) for _ in range(2)]
+
+    def assert_gone(self, workers: list[socket.socket]) -> None:
+        for worker in workers:
+            worker.settimeout(TIMEOUT_S)
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(worker.recv(1), b"")
+
+    @unittest.skipUnless(hasattr(os, "killpg"), "no process groups")
+    def test_ctrl_c_ends_the_run_and_its_workers_with_one_traceback(self) -> None:
+        process, workers = self.run_until_both_wait()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        output, _ = process.communicate(timeout=WAIT_S)
+        self.assertNotEqual(process.returncode, 0)
+        self.assertEqual(output.count("Traceback"), 1, output)
+        self.assertRegex(output, r"\nKeyboardInterrupt\n$")
+        self.assert_gone(workers)
+
+    def test_no_worker_outlives_a_run_that_is_killed(self) -> None:
+        process, workers = self.run_until_both_wait()
+        process.kill()
+        process.communicate(timeout=WAIT_S)
+        self.assert_gone(workers)
+
+
+class ProcessesTest(unittest.TestCase):
+    def wanted(self, text: str) -> int:
+        with mock.patch.dict(os.environ, {"TESTS_PROCESSES": text}):
+            return wanted_processes()
+
+    def test_as_many_as_wanted_else_four_to_eight(self) -> None:
+        self.assertEqual([self.wanted("0"), self.wanted("1"), self.wanted("12")], [0, 1, 12])
+        for processors, expected in ((None, 4), (1, 4), (6, 6), (64, 8)):
+            with mock.patch("os.cpu_count", return_value=processors):
+                self.assertEqual(self.wanted(""), expected)
+
+    def test_what_is_no_number_is_refused(self) -> None:
+        for text in ("many", "-1", "2.5"):
+            with self.assertRaisesRegex(ValueError, f"TESTS_PROCESSES: '{text}'"):
+                self.wanted(text)
+
+
+if __name__ == "__main__":
+    unittest.main()
