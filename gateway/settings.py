@@ -100,7 +100,7 @@ SETTINGS: tuple[Setting, ...] = (
             "Attempts per model, each on another engine where there is one", CHOOSING),
 
     Setting("WORKERS", "workers", integer(1, 10_000), "256",
-            "Worker threads at most, started on demand; an open stream occupies none", WORK),
+            "Requests that are asked at once; more of them queue. An open stream is none of them", WORK),
     Setting("QUEUE_SIZE", "queue_size", integer(1, 1_000_000), "1024",
             "Requests that may wait for a worker; one more gets 503 `overloaded`", WORK),
     Setting("QUEUE_TIMEOUT", "queue_timeout_s", _TIMEOUT, "30",
