@@ -273,7 +273,7 @@ class LedgerTest(BudgetsTest):
         running = self.serve(self.fleet, LEDGER="on")
         running.post(ask(model="chat", stream=True))
         running.post(ask(model="lost"))
-        broken, gone = self.ledger(running, 2)
+        gone, broken = sorted(self.ledger(running, 2), key=lambda row: str(row["model"]))
         self.assertEqual((broken["model"], broken["engine"]), ("m", f"127.0.0.1:{cut.port}"))
         self.assertGreater(broken["cost_usd"], 0)
         self.assertEqual((gone["model"], gone["status"]), ("gone", 502))
