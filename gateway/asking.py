@@ -167,10 +167,10 @@ class Asker:
     def take(self, asking: Asking) -> Optional[Answer]:
         """The answer to what `begin` has sent, when it is all there and good; None: only `go_on` can tell more.
 
-        Never blocks. Call it when something has been received.
+        Never blocks. Call it when `sent.receive()` says that there is nothing more to wait for.
         """
         assert asking.sent is not None
-        if not asking.sent.is_whole():
+        if not asking.sent.whole:
             return None
         tried = asking.tried = self._try_sent(asking)
         result = tried.result

@@ -138,32 +138,19 @@ class LoopTest(SocketTest):
         self.settle()
         self.assertEqual(calls.count, 0)
 
-    def test_once_is_once_until_it_is_asked_for_again(self) -> None:
+    def test_another_target_gets_what_arrives_from_then_on(self) -> None:
         far, near = self.pair()
-        first, second, third = Calls(), Calls(), Calls()
-        self.loop.watch_once(near.fileno(), first, again=False)
+        first, second = Calls(), Calls()
+        self.loop.watch(near.fileno(), first)
         far.send(b"x")
         first.next()
-        far.send(b"x")
-        far.shutdown(socket.SHUT_WR)
+        self.loop.retarget(near.fileno(), second)
         self.settle()
-        self.assertEqual(first.count, 0)
-        self.loop.watch_once(near.fileno(), second, again=True)  # something is there already
+        self.assertEqual((first.count, second.count), (0, 0))
+        far.send(b"x")
         second.next()
         self.settle()
         self.assertEqual((first.count, second.count), (0, 0))
-        near.recv(100)
-        self.loop.watch_once(near.fileno(), third, again=True)
-        third.next()  # the end has not been taken
-
-    def test_once_waits_for_an_arrival(self) -> None:
-        far, near = self.pair()
-        calls = Calls()
-        self.loop.watch_once(near.fileno(), calls, again=False)
-        self.settle()
-        self.assertEqual(calls.count, 0)
-        far.send(b"x")
-        calls.next()
 
     def test_look_reports_what_was_left_and_nothing_where_nothing_was(self) -> None:
         far, near = self.pair()

@@ -9,6 +9,7 @@ Only where the system has epoll; elsewhere each connection has a thread (`server
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import queue
 import select
@@ -21,7 +22,7 @@ from typing import Callable
 _READABLE = getattr(select, "EPOLLIN", 0)
 HUNG_UP = getattr(select, "EPOLLRDHUP", 0x2000)  # PyPy 3.9 does not name it
 _EACH = _READABLE | HUNG_UP | getattr(select, "EPOLLET", 0)
-_ONCE = _READABLE | HUNG_UP | getattr(select, "EPOLLONESHOT", 0)
+EVENTS_MAX = 256  # at once
 WAIT_MAX_S = 1.0
 SPARE_THREADS = 16  # that wait for a job
 IDLE_S = 60.0  # a thread without a job for this long ends
@@ -56,13 +57,13 @@ class Loop:
 
     def unwatch(self, descriptor: int) -> None:
         """Stop watching a socket that stays open."""
-        if self._targets.pop(descriptor, None) is not None:
+        self._targets.pop(descriptor, None)
+        with contextlib.suppress(OSError, ValueError):  # it is not watched; the loop has ended
             self._epoll.unregister(descriptor)
 
-    def watch_once(self, descriptor: int, target: Target, again: bool) -> None:
-        """Call `target` once, when something arrives or has. `again`: the socket has been watched once before."""
+    def retarget(self, descriptor: int, target: Target) -> None:
+        """Another target for a socket that is watched: for what arrives from now on."""
         self._targets[descriptor] = target
-        (self._epoll.modify if again else self._epoll.register)(descriptor, _ONCE)
 
     def look(self, descriptor: int) -> None:
         """Report the socket once more if something is there: who was called for it before may have left it."""
@@ -93,30 +94,31 @@ class Loop:
     def _run(self) -> None:
         self.thread_id = threading.get_ident()
         poll, target_of = self._epoll.poll, self._targets.get
+        timeout_s = WAIT_MAX_S
         while not self._closing:
-            for descriptor, events in poll(self._timeout_s()):
+            for descriptor, events in poll(timeout_s, EVENTS_MAX):
                 target = target_of(descriptor)
                 if target is not None:
-                    self._call(target, events)
-            if self._again:
-                calls, self._again = self._again, []
-                for target, events in calls:
-                    self._call(target, events)
-            while self._later and self._later[0][0] <= time.monotonic():
-                self._call(heapq.heappop(self._later)[2], 0)
+                    try:
+                        target(events)
+                    except Exception as error:
+                        self._on_error(error)
+            timeout_s = self._call_others() if self._again or self._later else WAIT_MAX_S
 
-    def _timeout_s(self) -> float:
+    def _call_others(self) -> float:
+        """Call what is to be called without an arrival; returns the seconds until the next of these."""
+        calls, self._again = self._again, []
+        now_s = time.monotonic()
+        while self._later and self._later[0][0] <= now_s:
+            calls.append((heapq.heappop(self._later)[2], 0))
+        for target, events in calls:
+            try:
+                target(events)
+            except Exception as error:
+                self._on_error(error)
         if self._again:
             return 0.0
-        if self._later:
-            return min(max(0.0, self._later[0][0] - time.monotonic()), WAIT_MAX_S)
-        return WAIT_MAX_S
-
-    def _call(self, target: Target, events: int) -> None:
-        try:
-            target(events)
-        except Exception as error:
-            self._on_error(error)
+        return min(max(0.0, self._later[0][0] - now_s), WAIT_MAX_S) if self._later else WAIT_MAX_S
 
 
 class Threads:

@@ -118,10 +118,9 @@ class ParkedConnection(ClientConnection):
             return
         connection = asking.sent.connection
         if not asking.sent.receive():
-            self._loop.watch_once(connection.descriptor, self.engine_ready, again=True)
             return
         self._asking = None
-        self._loop.forget(connection.descriptor)
+        self._loop.retarget(connection.descriptor, connection.arrived)
         self._step(functools.partial(self._take, asking))
 
     def _step(self, step: Callable[[], bool]) -> None:
@@ -226,6 +225,8 @@ class ParkedConnection(ClientConnection):
             if taken:
                 self._ran(exchange)
         if not taken:
+            assert asking.sent is not None
+            asking.sent.connection.unwatch()
             self._job = functools.partial(self._go_on, exchange, asking)
         return True
 
@@ -256,10 +257,11 @@ class ParkedConnection(ClientConnection):
         else:
             self._asking = asking
             connection = asking.sent.connection
-            known = connection.descriptor >= 0
-            if not known:
-                connection.descriptor = connection.sock.fileno()
-            self._loop.watch_once(connection.descriptor, self.engine_ready, again=known)
+            if connection.descriptor >= 0:
+                self._loop.retarget(connection.descriptor, self.engine_ready)
+            else:
+                connection.watched_by(self._loop.unwatch)
+                self._loop.watch(connection.descriptor, self.engine_ready)
 
     def _leave(self, exchange: Exchange) -> None:
         workers = self.pipeline.workers

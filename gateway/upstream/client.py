@@ -22,7 +22,7 @@ from typing import NoReturn, Optional
 from gateway.errors import ClientGone
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
-from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.connections import DONTWAIT, Connection, ConnectionPool
 from gateway.upstream.framing import (
     HEAD_MAX_BYTES,
     BodyDecoder,
@@ -34,7 +34,7 @@ from gateway.upstream.framing import (
 
 BODY_MAX_BYTES = 268435456
 RECV_BYTES = 65536
-DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
+AHEAD_MAX_BYTES = 262144  # of an answer, before a thread has to wait for the rest
 
 
 class EngineFault(Exception):
@@ -206,6 +206,10 @@ class EngineResponse:
         payload, self._payload = self._payload, b""
         return payload + _feed(self.decoder, raw) if raw else payload
 
+    def add(self, raw: bytes) -> None:
+        """Somebody else has read this from the connection."""
+        self._raw += raw
+
     def is_whole(self) -> bool:
         """Whether the whole body has arrived: reading it will not block. Raises EngineFault."""
         self._payload = self.take_buffered()
@@ -256,6 +260,8 @@ class PooledHandler(urllib.request.BaseHandler):
             connection = pool.take()
             if connection is None:
                 connection = self._connect(pool, attempt)
+            else:
+                connection.unwatch()
             attempt.attach(connection)
             try:
                 return _exchange(connection, pool, request)
@@ -337,12 +343,12 @@ def _early_answer(connection: Connection) -> bytes:
 
 
 class Sent:
-    """A request that has been sent and whose answer nobody waits for yet. For one thread at a time.
+    """A request that has been sent and whose answer nobody blocks for yet. For one thread at a time.
 
-    `received` are the answer's first bytes; b"" = the connection was closed instead.
+    `whole`: all of the answer has been received, and its status is 200: reading it will not block.
     """
 
-    __slots__ = ("attempt", "connection", "endpoint", "path", "received", "response", "wire")
+    __slots__ = ("attempt", "connection", "endpoint", "fault", "path", "received", "response", "size", "whole", "wire")
 
     def __init__(self, connection: Connection, endpoint: Endpoint, path: str, attempt: Attempt, wire: bytes) -> None:
         self.connection = connection
@@ -350,30 +356,46 @@ class Sent:
         self.path = path
         self.attempt = attempt
         self.wire = wire
-        self.received: Optional[bytes] = None
+        self.received = b""  # until the answer's head is complete
+        self.size = 0
         self.response: Optional[EngineResponse] = None
+        self.whole = False
+        self.fault: Optional[EngineFault] = None
 
     def receive(self) -> bool:
-        """Take what has arrived, without waiting; False: nothing yet."""
-        try:
-            self.received = self.connection.sock.recv(RECV_BYTES, DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self.received = b""
-        return True
+        """Take what has arrived, without waiting. False: there is more to wait for; True: `EngineClient.answer`."""
+        sock = self.connection.sock
+        while True:  # until nothing is left: an end behind the data may not be told again
+            try:
+                data = sock.recv(RECV_BYTES, DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            if not data:
+                return True
+            try:
+                if self._add(data):
+                    return True
+            except EngineFault as fault:
+                self.fault = fault
+                return True
 
-    def is_whole(self) -> bool:
-        """Whether the whole answer has been received, and it is a good one. What is broken is left to `answer`."""
-        received = self.received
-        if not received or b"\r\n\r\n" not in received or not received.startswith(b"HTTP/1.1 200"):
-            return False
-        try:
-            self.response = _read_head(received, self.connection, self.endpoint.pool, self.attempt)
-            return self.response.is_whole()
-        except EngineFault:
-            self.response = None
-            return False
+    def _add(self, data: bytes) -> bool:
+        """Whether no more is to be waited for without blocking."""
+        self.size += len(data)
+        response = self.response
+        if response is not None:
+            response.add(data)
+        else:
+            data = self.received = self.received + data if self.received else data
+            if b"\r\n\r\n" not in data:
+                return len(data) > HEAD_MAX_BYTES
+            if not data.startswith(b"HTTP/1.1 200"):
+                return True
+            response = self.response = _read_head(data, self.connection, self.endpoint.pool, self.attempt)
+        self.whole = response.is_whole()
+        return self.whole or self.size > AHEAD_MAX_BYTES
 
 
 class EngineClient:
@@ -412,6 +434,9 @@ class EngineClient:
         What is sent is to be passed to `answer`. Raises ClientGone when the attempt was cancelled.
         """
         connection = endpoint.pool.take() if endpoint.pool.plain and DONTWAIT else None
+        while connection is not None and connection.stale:
+            connection.close()
+            connection = endpoint.pool.take()
         if connection is None:
             return None
         wire = endpoint.wire(path, body, headers)
@@ -426,30 +451,26 @@ class EngineClient:
         return None
 
     def answer(self, sent: Sent) -> EngineResponse:
-        """What `ask` returns and raises, for a request that has been sent; blocks unless `sent.is_whole()`."""
-        connection, response = sent.connection, sent.response
-        if response is not None:
-            return response if 200 <= response.status < 300 else self._refused(response)
-        received = sent.received
-        if received is None:
+        """What `ask` returns and raises, for a request that has been sent; blocks unless `sent.whole`."""
+        attempt, connection, response = sent.attempt, sent.connection, sent.response
+        if response is None:
             try:
-                received = connection.sock.recv(RECV_BYTES)
-            except OSError:
-                received = b""
-        attempt = sent.attempt
-        if not received:
-            connection.close()
-            attempt.connection = None
-            if attempt.aborted is not None:
-                raise attempt.failure()
-            # The engine had closed an idle connection: not an attempt.
-            return self._open(EngineRequest(sent.endpoint, sent.path, attempt, sent.wire))
-        try:
-            response = _read_head(received, connection, sent.endpoint.pool, attempt)
-        except BaseException:
-            attempt.connection = None
-            connection.close()
-            raise
+                if sent.fault is not None:
+                    raise sent.fault
+                if not sent.received:
+                    if attempt.aborted is not None:
+                        raise attempt.failure()
+                    raise _Stale
+                response = _read_head(sent.received, connection, sent.endpoint.pool, attempt)
+            except BaseException as error:
+                attempt.connection = None
+                connection.close()
+                if isinstance(error, _Stale):  # the engine had closed an idle connection: not an attempt
+                    return self._open(EngineRequest(sent.endpoint, sent.path, attempt, sent.wire))
+                raise
+        elif sent.fault is not None:
+            response.close()
+            raise sent.fault
         return response if 200 <= response.status < 300 else self._refused(response)
 
     def _open(self, request: EngineRequest) -> EngineResponse:

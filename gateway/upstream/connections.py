@@ -12,8 +12,9 @@ import ssl
 import threading
 import time
 from collections import deque
-from typing import Optional
+from typing import Callable, Optional
 
+DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 IDLE_MAX_S = 60.0
 IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
 
@@ -21,12 +22,14 @@ IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
 class Connection:
     """One TCP or TLS connection to an engine. Sockets block: deadlines come from a Watchdog through `abort`."""
 
-    __slots__ = ("_lock", "descriptor", "idle_since_s", "owner", "sock", "used")
+    __slots__ = ("_lock", "_unwatch", "descriptor", "idle_since_s", "owner", "sock", "stale", "used")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.used = False  # an exchange has succeeded on it: the engine may have closed it since
-        self.descriptor = -1  # the socket's, once a loop watches it, which it does until it is closed
+        self.descriptor = -1  # the socket's, while a loop watches it
+        self.stale = False  # the engine has closed it, or said what nobody had asked
+        self._unwatch: Optional[Callable[[int], None]] = None
         self.idle_since_s = 0.0
         self.owner: Optional[object] = None
         self._lock = threading.Lock()
@@ -35,6 +38,27 @@ class Connection:
         """Pass the connection to `owner`; None = nobody may abort it any more."""
         with self._lock:
             self.owner = owner
+
+    def watched_by(self, unwatch: Callable[[int], None]) -> None:
+        """A loop watches the socket from now on, until it is closed or `unwatch` is called."""
+        self.descriptor = self.sock.fileno()
+        self._unwatch = unwatch
+
+    def unwatch(self) -> None:
+        """Whoever waits for the socket from now on does so itself: no loop is to be woken by what arrives."""
+        if self._unwatch is not None:
+            self._unwatch(self.descriptor)
+            self._unwatch = None
+            self.descriptor = -1
+
+    def arrived(self, events: int) -> None:
+        """Something has arrived at an idle connection: mostly its end. To be called by the loop that watches it."""
+        try:
+            self.stale = self.stale or len(self.sock.recv(1, socket.MSG_PEEK | DONTWAIT)) >= 0
+        except BlockingIOError:
+            pass  # it has been taken already
+        except OSError:
+            self.stale = True
 
     def abort(self, owner: object) -> None:
         """Wake whoever blocks on the socket and make it unusable, if `owner` still owns it. Never blocks."""
