@@ -118,11 +118,11 @@ class TelemetryTest(TelemetryFixture):
     def test_lines_are_written_in_batches(self) -> None:
         telemetry = self.start()
         self.block_on_first_line(telemetry)
-        for i in range(observe.LINES_PER_WRITE):
+        for i in range(observe.AT_ONCE):
             telemetry.emit(event(str(i)))
         self.pipe.opened.set()
         self.assertTrue(telemetry.close(10))
-        self.assertEqual(len(self.pipe.lines()), observe.LINES_PER_WRITE + 1)
+        self.assertEqual(len(self.pipe.lines()), observe.AT_ONCE + 1)
         self.assertEqual(self.pipe.writes, 2)
 
     def test_flush_counts_everything_while_the_stream_is_blocked(self) -> None:
