@@ -116,14 +116,18 @@ class TelemetryTest(TelemetryFixture):
             self.assertEqual([i for i in ids if i.startswith(f"{n}:")], expected)
 
     def test_lines_are_written_in_batches(self) -> None:
-        telemetry = self.start()
-        self.block_on_first_line(telemetry)
-        for i in range(observe.AT_ONCE):
-            telemetry.emit(event(str(i)))
-        self.pipe.opened.set()
-        self.assertTrue(telemetry.close(10))
-        self.assertEqual(len(self.pipe.lines()), observe.AT_ONCE + 1)
-        self.assertEqual(self.pipe.writes, 2)
+        for count, at_once in ((observe.AT_ONCE_QUIET * 2, observe.AT_ONCE_QUIET), (observe.BUSY, observe.AT_ONCE)):
+            with self.subTest(count=count):
+                telemetry = self.start()
+                self.block_on_first_line(telemetry)
+                lines, writes = len(self.pipe.lines()), self.pipe.writes
+                for i in range(count):
+                    telemetry.emit(event(str(i)))
+                self.pipe.opened.set()
+                self.assertTrue(telemetry.close(10))
+                self.assertEqual(len(self.pipe.lines()) - lines, count + 1)
+                self.assertEqual(self.pipe.writes - writes, count // at_once)  # behind the one that was blocked
+                self.setUp()
 
     def test_flush_counts_everything_while_the_stream_is_blocked(self) -> None:
         telemetry = self.start()
