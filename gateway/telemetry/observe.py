@@ -34,7 +34,7 @@ ASLEEP_S = 5.0
 AT_ONCE = 32
 """Entries counted and written before others have their turn."""
 AT_ONCE_QUIET = 8
-"""The same below BUSY entries a drain: a request then waits 0.1 ms for it, not 0.3; above, turns cost more than that."""
+"""The same below BUSY entries a drain: a request waits 0.1 ms for it, not 0.3. Above, the turns would cost more."""
 BUSY = 256
 PAUSE_S = 0.0002
 """Between two turns: the interpreter's lock is taken back before anybody wakes up, unless its holder sleeps."""
