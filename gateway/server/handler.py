@@ -23,6 +23,7 @@ from gateway.server import responses
 from gateway.server.exchange import Exchange
 from gateway.server.headers import cors_headers
 from gateway.server.parsing import RequestHead, parse_head
+from gateway.upstream.connections import DONTWAIT
 from gateway.upstream.framing import ChunkedBody, FramingError
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ READ_AHEAD_BYTES = 65536
 LARGE_BYTES = 65536
 # An interpreter may not name it (PyPy 3.9); it is the same on every Linux.
 _POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform == "linux" else 0)
-DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -171,9 +171,11 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             if exchange is None or exchange.status:
                 raise  # nothing to answer, or too late for another answer
             self._refuse(exchange, self.pipeline.internal_error(error, exchange.request_id))
-        if not exchange.keep_alive or self._eof:
-            return self._await_close()
-        return True
+        return self._after(exchange)
+
+    def _after(self, exchange: Exchange) -> bool:
+        """Whether the connection stays open behind an exchange."""
+        return self._await_close() if not exchange.keep_alive or self._eof else True
 
     def _is_over(self) -> bool:
         """Whether the answer before was this connection's last, or its client has left: what came behind it is void."""

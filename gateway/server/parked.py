@@ -24,10 +24,11 @@ from typing import Any, Callable, Optional
 from gateway.errors import GatewayError, HttpError
 from gateway.pipeline import PATHS
 from gateway.server.exchange import Exchange
-from gateway.server.handler import DONTWAIT, LOOK_S, RECV_BYTES, ClientConnection, check_media_type
+from gateway.server.handler import LOOK_S, RECV_BYTES, ClientConnection, check_media_type
 from gateway.server.loop import HUNG_UP, Loop, Threads, nothing
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.server.server import ACCEPT_PAUSE_S, EXHAUSTED, GatewayServer, ServerContext
+from gateway.upstream.connections import DONTWAIT
 from inference import Asking
 
 CLOSE_POLL_S = 0.005
@@ -270,10 +271,6 @@ class ParkedConnection(ClientConnection):
             self.server.threads.run(functools.partial(workers.leave, exchange))
         else:
             workers.leave(exchange)
-
-    def _after(self, exchange: Exchange) -> bool:
-        """Whether the connection stays open behind an exchange."""
-        return self._await_close() if not exchange.keep_alive or self._eof else True
 
     def _await_close(self) -> bool:
         if not self._on_loop:
