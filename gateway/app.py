@@ -61,7 +61,7 @@ class Gateway:
         register_process_metrics(self.registry)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
-        self.decisions = self._open_decision_log()
+        self.decisions = self._decision_log()
         self.factory = self._new_factory()
         self.workers = WorkerPool(
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
@@ -70,6 +70,7 @@ class Gateway:
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         self._bind_metrics()
         self.server = self._listen()
+        self._open_decision_log()
 
     def _start_telemetry(self, stream: TextIO) -> Telemetry:
         log_format = self.settings.log_format
@@ -85,18 +86,9 @@ class Gateway:
             self.telemetry.close(END_TIMEOUT_S)
             raise
 
-    def _open_decision_log(self) -> Optional[DecisionLog]:
+    def _decision_log(self) -> Optional[DecisionLog]:
         path = self.settings.decision_log
-        if path is None:
-            return None
-        log = DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
-        try:
-            log.start()
-        except BaseException:
-            self.guard.close(END_TIMEOUT_S)
-            self.telemetry.close(END_TIMEOUT_S)
-            raise
-        return log
+        return None if path is None else DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
 
     def _new_factory(self) -> InferenceFactory:
         settings = self.settings
@@ -128,12 +120,24 @@ class Gateway:
         self.metrics.bind_policy(self._limit_gauges, self._ledger_dropped, self._state_db_errors)
 
     def _listen(self) -> GatewayServer:
-        """Last of all: everything that a request needs is there. Raises OSError, with all of it closed."""
+        """Everything that a request needs is there. Raises OSError, with all of it closed."""
         routes = Routes(self.pipeline, self.registry, Admin(self.pipeline))
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, self.telemetry.log)
         try:
             return new_server((self.settings.host, self.settings.port), context)
         except OSError:
+            self._close_parts()
+            raise
+
+    def _open_decision_log(self) -> None:
+        """Last of all: it empties the file, which a start that fails must not do. Raises as `start`, all closed."""
+        if self.decisions is None:
+            return
+        try:
+            self.decisions.start()
+        except BaseException:
+            self.server.server_close()
+            self.server.end_connections(0.0)
             self._close_parts()
             raise
 

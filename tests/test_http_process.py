@@ -143,6 +143,18 @@ class Refusing(SocketTest):
         left = [thread.name for thread in threading.enumerate() if thread not in before]
         self.assertEqual(left, [])
 
+    def test_a_busy_port_leaves_the_decisions_of_an_earlier_run_alone(self) -> None:
+        directory = Path(self.enter(tempfile.TemporaryDirectory()))
+        earlier = directory / "d.jsonl"
+        earlier.write_text("earlier\n")
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+            port = sock.getsockname()[1]
+            with self.assertRaises(OSError):
+                Gateway(load_settings({"DECISION_LOG": earlier, "PORT": port}), io.StringIO())
+        self.assertEqual(earlier.read_text(), "earlier\n")
+
     def test_a_busy_port_is_said_in_one_line(self) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
