@@ -287,8 +287,7 @@ class Asker:
         lease: Optional[Lease] = None
         gone = False
         try:
-            predicted_s = 0.0 if waiter.ready.is_set() else pool.predicted_wait_s(waiter)
-            left_s = limit_s if predicted_s <= limit_s else 0.0
+            left_s = limit_s if waiter.predicted_s <= limit_s else 0.0
             while left_s > 0 and not waiter.ready.is_set():
                 call.wait(waiter.ready, min(left_s, LINE_LOOK_S))
                 pool.serve_line()
@@ -304,10 +303,9 @@ class Asker:
             raise ClientGone()
         if lease is not None or waiter.ready.is_set():
             return lease
-        if predicted_s > limit_s:
-            raise EngineFailed(
-                "overloaded", f"a place on an engine is {predicted_s:.0f} s away", retry_after_s=predicted_s
-            )
+        if waiter.predicted_s > limit_s:
+            text = f"a place on an engine is {waiter.predicted_s:.0f} s away"
+            raise EngineFailed("overloaded", text, retry_after_s=waiter.predicted_s)
         raise EngineFailed("queue_timeout", f"no place on an engine within {limit_s:g} s", retry_after_s=1.0)
 
     # --- one try ---------------------------------------------------------------------------------------------------

@@ -228,17 +228,9 @@ class SheddingTest(OneByOneTest):
     def test_a_high_priority_is_not_refused_for_those_behind_it(self) -> None:
         engine = self.scripted()
         running, side = self.known(engine, 0.01, QUEUE_TIMEOUT=35, AUTH="off")
-        pool = self.pool(running)
-        pool._service_s = 20.0
-        predict, predicted = pool.predicted_wait_s, []
-
-        def noted(waiter: Any) -> float:
-            predicted.append(predict(waiter))
-            return predicted[-1]
-
-        self.enter(mock.patch.object(pool, "predicted_wait_s", noted))
+        self.pool(running)._service_s = 20.0
         low = self.begin(running, ask("low"), [("X-Gateway-Priority", "low")])
-        eventually(lambda: predicted)  # it is in the line before, and would leave with the other one ahead of it
+        self.wait_for_waiting(running, 1)
         high = self.begin(running, ask("high"), [("X-Gateway-Priority", "high")])
         self.wait_for_waiting(running, 2)
         self.assertEqual(self.order_of(side, 2), ["high", "low"])

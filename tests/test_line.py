@@ -357,6 +357,14 @@ class PredictionTest(PoolLineTest):
         for wait_s, expected in zip(waits_s, (1.0, 2.0, 3.0, 4.0, 5.0)):
             self.assertAlmostEqual(wait_s, expected)
 
+    def test_who_overtakes_later_is_no_part_of_what_a_request_was_told(self) -> None:
+        self.serve(4, 2.0)
+        self.fill()
+        low = self.join("low")
+        self.assertAlmostEqual(self.join("high").predicted_s, 1.0)
+        self.assertAlmostEqual(low.predicted_s, 1.0)
+        self.assertAlmostEqual(self.pool.predicted_wait_s(low), 2.0)
+
     def test_it_counts_only_those_who_go_first(self) -> None:
         self.serve(4, 2.0)
         self.fill()

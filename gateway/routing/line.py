@@ -35,9 +35,12 @@ class Lease:
 
 
 class Waiter:
-    """One waiting request. `lease` is set before `ready` is; ready without a lease: no engine is left to wait for."""
+    """One waiting request. `lease` is set before `ready` is; ready without a lease: no engine is left to wait for.
 
-    __slots__ = ("due_s", "gone", "lease", "number", "ready")
+    `predicted_s`: how long it will wait, as it looked when it joined; who overtakes it later is no reason to refuse it.
+    """
+
+    __slots__ = ("due_s", "gone", "lease", "number", "predicted_s", "ready")
 
     def __init__(self, number: int, due_s: float) -> None:
         self.number = number
@@ -45,6 +48,7 @@ class Waiter:
         self.ready = threading.Event()
         self.lease: Optional[Lease] = None
         self.gone = False
+        self.predicted_s = 0.0
 
 
 class Line:

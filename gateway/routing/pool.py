@@ -206,6 +206,8 @@ class ModelPool:
             if self._engines_in_locked(now_s):
                 waiter = self._line.join(priority, now_s)
             served = self._serve_line_locked(now_s)
+            if waiter is not None and waiter not in served:
+                waiter.predicted_s = self._predicted_wait_s_locked(waiter)
             if self._recorder is not None:
                 self._record("join", now_s, {"priority": priority}, [w.number for w in served])
         _wake(served)
@@ -232,13 +234,15 @@ class ModelPool:
         _wake(served)
 
     def predicted_wait_s(self, waiter: Optional[Waiter] = None) -> float:
-        """How long this request (None: one that joins the line now) will wait: so many places must become free until
-        it is served, each at the usual time a place is held."""
+        """How long this request (None: one that joins the line now) will wait, as it looks now: so many places must
+        become free until it is served, each at the usual time a place is held."""
         with self._lock:
-            engines = self._look_locked(self._clock())
-            places = sum(engine.spec.max_concurrency or 0 for engine in engines)
-            turns = self._line.length + 1 if waiter is None else self._line.place_of(waiter)
-            return turns * self._service_s / places if places else 0.0
+            return self._predicted_wait_s_locked(waiter)
+
+    def _predicted_wait_s_locked(self, waiter: Optional[Waiter]) -> float:
+        places = sum(engine.spec.max_concurrency or 0 for engine in self._look_locked(self._clock()))
+        turns = self._line.length + 1 if waiter is None else self._line.place_of(waiter)
+        return turns * self._service_s / places if places else 0.0
 
     def _serve_line_locked(self, now_s: float) -> list[Waiter]:
         """Hand free places to those who wait, or send them away when no engine is in; the caller wakes them after the
