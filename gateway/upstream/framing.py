@@ -74,6 +74,11 @@ class BodyDecoder:
     reusable = True
     rest = b""  # what came behind the end
 
+    @property
+    def between_chunks(self) -> bool:
+        """Whether what comes next begins a chunk."""
+        return False
+
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they came, give back the payload among them."""
         raise NotImplementedError
@@ -127,6 +132,10 @@ class ChunkedBody(BodyDecoder):
         self._trailers = False
         self._trailer_lines = 0
 
+    @property
+    def between_chunks(self) -> bool:
+        return not (self._pending or self._left or self._after or self._trailers or self.complete)
+
     def feed(self, data: bytes) -> bytes:
         if self.complete:
             self.reusable = self.reusable and not data
@@ -134,7 +143,7 @@ class ChunkedBody(BodyDecoder):
         if self._pending:
             data = self._pending + data
             self._pending = b""
-        elif not (self._left or self._after or self._trailers):
+        elif self.between_chunks:
             whole = _whole_chunk(data)
             if whole:
                 return whole

@@ -1,0 +1,163 @@
+"""What a client gets of an engine's stream does not depend on how its bytes came, nor on how they were looked at."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import socket
+import unittest
+from typing import Optional
+
+from gateway.upstream.client import Attempt, EngineFault, EngineResponse
+from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.framing import ResponseHead
+from gateway.upstream.sse import EventStream
+from gateway.upstream.stream import EngineStream
+from tests.scripted import DONE, chunked, delta
+
+PLAIN = [
+    chunked(delta(text)) for text in ("Hello", " world", "\n", " she said: ", "caf\u00e9", " \\n", "1234567890" * 30)
+]
+LAST = chunked(delta("", "stop"))
+
+
+class Seen:
+    """What came of a stream whose bytes came in `pieces`: `payload` for the client, chunks passed on as they were."""
+
+    def __init__(self, pieces: list[bytes], choices: int = 1, hide_usage: bool = False) -> None:
+        ours, engine = socket.socketpair()
+        with ours, engine:
+            ours.setblocking(False)
+            head = ResponseHead(200, {b"transfer-encoding": b"chunked"}, True)
+            pool = ConnectionPool("127.0.0.1", 1, None, 1.0)
+            response = EngineResponse(head, b"", Connection(ours), pool, Attempt(math.inf))
+            self.events = EventStream(hide_usage, choices)
+            self.stream = EngineStream(response, self.events)
+            self.payload = b""
+            self.verbatim: list[bytes] = []
+            self.fault: Optional[str] = None
+            try:
+                for piece in pieces:
+                    engine.sendall(piece)
+                    self._take(len(piece))
+            except EngineFault as fault:
+                self.payload += fault.lines
+                self.fault = fault.outcome.message
+
+    def _take(self, size: int) -> None:
+        chunk = self.stream.pull_chunk()
+        if chunk:
+            line, _, rest = chunk.partition(b"\r\n")
+            assert int(line, 16) == len(rest) - 2 and rest.endswith(b"\r\n") and len(chunk) == size
+            self.verbatim.append(chunk)
+            self.payload += rest[:-2]
+        else:
+            self.payload += self.stream.pull()
+
+    def facts(self) -> tuple[object, ...]:
+        events = self.events
+        return (
+            self.payload,
+            self.fault,
+            events.events,
+            events.text_bytes,
+            events.usage,
+            events.done,
+            self.stream.drained,
+        )
+
+
+def by_bytes(data: bytes, choices: int = 1, hide_usage: bool = False) -> Seen:
+    """The same stream, a byte at a time: nothing of it ever comes whole."""
+    return Seen([data[i : i + 1] for i in range(len(data))], choices, hide_usage)
+
+
+class ChunkTest(unittest.TestCase):
+    def assert_as_by_bytes(self, pieces: list[bytes], choices: int = 1, hide_usage: bool = False) -> Seen:
+        seen = Seen(pieces, choices, hide_usage)
+        self.assertEqual(seen.facts(), by_bytes(b"".join(pieces), choices, hide_usage).facts())
+        return seen
+
+    def test_one_delta_after_another_is_passed_on_as_it_is(self) -> None:
+        seen = self.assert_as_by_bytes([*PLAIN, LAST, chunked(DONE), b"0\r\n\r\n"])
+        # The first two show how the engine writes them: before the first event nothing is usual yet.
+        self.assertEqual(seen.verbatim, PLAIN[2:])
+        self.assertTrue(seen.stream.drained)
+
+    def test_an_engine_that_changes_how_it_writes_is_followed(self) -> None:
+        def stamped(text: str, created: int) -> bytes:
+            event = {"created": created, "choices": [{"delta": {"content": text}, "finish_reason": None}]}
+            return chunked(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+        pieces = [stamped("a", 1), stamped("b", 1), stamped("c", 1), stamped("d", 2), stamped("e", 2)]
+        self.assertEqual(self.assert_as_by_bytes(pieces).verbatim, [pieces[2], pieces[4]])
+
+    def test_what_is_no_plain_delta_is_looked_at(self) -> None:
+        begin = PLAIN[:3]
+        event = delta("x")
+        for name, piece in {
+            "a quote in the text": chunked(delta('say "no"')),
+            "a backslash at its end": chunked(delta("C:\\")),
+            "no text": chunked(delta("")),
+            "two events in a chunk": chunked(delta("one") + delta("two")),
+            "two chunks": chunked(delta("one")) + chunked(delta("two")),
+            "another chunk's beginning": chunked(delta("one")) + b"5",
+            "a chunk's extension": b"%x;a=b\r\n%b\r\n" % (len(event), event),
+            "a chunk size that counts too many": b"%x\r\n%b\r\n" % (len(event) + 2, event),
+            "capital digits": b"%X\r\n%b\r\n" % (0xAB, delta("x" * (0xAB - len(delta(""))))),
+            "leading zeros": b"00%x\r\n%b\r\n" % (len(event), event),
+            "a second line": chunked(event[:-1] + b"data: 1\n\n"),
+            "a line break in the text": chunked(delta("a-b").replace(b"a-b", b"a\nb")),
+            "an end": LAST,
+            "an end that is as long as none": chunked(delta("word", "ok")),
+            "an error": chunked(b'data: {"error":{"message":"broken"}}\n\n'),
+        }.items():
+            with self.subTest(name):
+                self.assertEqual(self.assert_as_by_bytes([*begin, piece]).verbatim, begin[2:])
+
+    def test_a_chunk_under_way_may_hold_what_looks_like_one(self) -> None:
+        event, lookalike = delta("x"), PLAIN[0]
+        inside = event + lookalike
+        pieces = [*PLAIN[:3], b"%x\r\n%b" % (len(inside), event), lookalike, b"\r\n", *PLAIN[3:]]
+        self.assertNotIn(lookalike, self.assert_as_by_bytes(pieces).verbatim)
+        head_first = [*PLAIN[:3], b"%x\r\n" % len(lookalike), lookalike, b"\r\n", *PLAIN[3:]]
+        self.assertNotIn(lookalike, self.assert_as_by_bytes(head_first).verbatim)
+
+    def test_however_a_stream_is_cut_and_whatever_it_says(self) -> None:
+        chance = random.Random(20)
+        for _ in range(300):
+            pieces, rest = [], b""
+            for _ in range(chance.randint(1, 12)):
+                rest += _anything(chance)
+                if chance.random() < 0.8:
+                    pieces.append(rest)
+                    rest = b""
+                elif chance.random() < 0.3:
+                    cut = chance.randrange(len(rest) + 1)
+                    pieces += [rest[:cut]] if cut else []
+                    rest = rest[cut:]
+            pieces += [rest] if rest else []
+            self.assert_as_by_bytes(pieces, chance.randint(1, 2), chance.random() < 0.5)
+
+
+def _anything(chance: random.Random) -> bytes:
+    text = "".join(chance.choice('ab "\\\n\u00e4{}:,') for _ in range(chance.randrange(6)))
+    kind = chance.random()
+    if kind < 0.7:
+        event = delta(chance.choice(("word", " and", text)), index=chance.choice((0, 0, 0, 1)))
+    elif kind < 0.8:
+        event = delta(text, "stop", chance.choice((0, 1)))
+    elif kind < 0.85:
+        event = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    elif kind < 0.9:
+        event = b": a comment\n\n"
+    elif kind < 0.95:
+        event = delta(text).replace(b"\n\n", b"\r\n\r\n")
+    else:
+        event = DONE
+    return chunked(event)
+
+
+if __name__ == "__main__":
+    unittest.main()
