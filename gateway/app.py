@@ -122,7 +122,8 @@ class Gateway:
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
         routes = Routes(self.pipeline, self.registry, Admin(self.pipeline))
-        context = ServerContext(self.settings, self.pipeline, self.relay, routes, self.telemetry.log)
+        telemetry = self.telemetry
+        context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
         try:
             return new_server((self.settings.host, self.settings.port), context)
         except OSError:

@@ -101,6 +101,8 @@ class TelemetryTest(TelemetryFixture):
                 telemetry.emit(event(f"{name}:{i}"))
                 if i % 100 == 0:
                     telemetry.flush(10)
+                elif i % 3 == 0:
+                    telemetry.help(2)
 
         threads = [threading.Thread(target=emit, args=(str(n),)) for n in range(6)]
         for thread in threads:
@@ -116,18 +118,51 @@ class TelemetryTest(TelemetryFixture):
             self.assertEqual([i for i in ids if i.startswith(f"{n}:")], expected)
 
     def test_lines_are_written_in_batches(self) -> None:
-        for count, at_once in ((observe.AT_ONCE_QUIET * 2, observe.AT_ONCE_QUIET), (observe.BUSY, observe.AT_ONCE)):
-            with self.subTest(count=count):
-                telemetry = self.start()
-                self.block_on_first_line(telemetry)
-                lines, writes = len(self.pipe.lines()), self.pipe.writes
-                for i in range(count):
-                    telemetry.emit(event(str(i)))
-                self.pipe.opened.set()
-                self.assertTrue(telemetry.close(10))
-                self.assertEqual(len(self.pipe.lines()) - lines, count + 1)
-                self.assertEqual(self.pipe.writes - writes, count // at_once)  # behind the one that was blocked
-                self.setUp()
+        telemetry = self.start()
+        self.block_on_first_line(telemetry)
+        lines, writes = len(self.pipe.lines()), self.pipe.writes
+        for i in range(observe.AT_ONCE * 2):
+            telemetry.emit(event(str(i)))
+        self.pipe.opened.set()
+        self.assertTrue(telemetry.close(10))
+        self.assertEqual(len(self.pipe.lines()) - lines, observe.AT_ONCE * 2 + 1)
+        self.assertEqual(self.pipe.writes - writes, 2)  # behind the one that was blocked
+
+    def test_who_helps_counts_what_waits_and_leaves_the_writing(self) -> None:
+        seen: list[RequestEvent] = []
+        telemetry = self.start("warning", observers=[seen.extend])
+        self.pipe.block()
+        telemetry.log("error", "blocks")
+        self.assertTrue(self.pipe.entered.wait(10))
+        for i in range(5):
+            telemetry.emit(event(str(i), status=200 + i % 2 * 300))
+        telemetry.help(3)
+        self.assertEqual([e.request_id for e in seen], ["0", "1", "2"])
+        telemetry.help(9)
+        telemetry.help(9)  # nothing is left
+        self.assertEqual(len(seen), 5)
+        self.assertEqual(self.counted(), 5)
+        self.pipe.opened.set()
+        self.assertTrue(telemetry.close(10))
+        self.assertEqual([line.get("request_id") for line in self.pipe.lines()], [None, "1", "3"])
+
+    def test_who_helps_never_waits_for_another_who_counts(self) -> None:
+        gate, entered = threading.Event(), threading.Event()
+
+        def hold(events: Sequence[RequestEvent]) -> None:
+            entered.set()
+            gate.wait(20)
+
+        telemetry = self.start(observers=[hold])
+        self.addCleanup(gate.set)
+        telemetry.emit(event("1"))
+        self.assertTrue(entered.wait(10))
+        telemetry.emit(event("2"))
+        telemetry.help(9)
+        self.assertEqual(self.counted(), 1)
+        gate.set()
+        self.assertTrue(telemetry.close(10))
+        self.assertEqual(self.counted(), 2)
 
     def test_flush_counts_everything_while_the_stream_is_blocked(self) -> None:
         telemetry = self.start()
@@ -290,6 +325,8 @@ class SleepTest(TelemetryTest):
             telemetry.emit(event(str(i)))
             if i % 3 == 0:
                 telemetry.flush(10)
+            elif i % 3 == 1:
+                telemetry.help(10)
             mark = f'"request_id": "{i}"'
             # Sleeping for 60 s on a line would fail here.
             self.assertTrue(wait_until(partial(self.is_written, mark)), mark)
@@ -314,6 +351,13 @@ class SleepTest(TelemetryTest):
         self.assertTrue(wait_until(lambda: telemetry._state == observe._ASLEEP))
         telemetry._waiting.append(event("taken"))
         self.assertTrue(telemetry.flush(10))
+        self.assertTrue(wait_until(partial(self.is_written, "taken")))
+
+    def test_lines_that_a_helper_takes_from_under_the_sleeper_are_written(self) -> None:
+        telemetry = self.start()
+        self.assertTrue(wait_until(lambda: telemetry._state == observe._ASLEEP))
+        telemetry._waiting.append(event("taken"))
+        telemetry.help(1)
         self.assertTrue(wait_until(partial(self.is_written, "taken")))
 
     def is_written(self, text: str) -> bool:

@@ -31,12 +31,20 @@ Job = Callable[[], None]
 Target = Callable[[int], None]  # gets the events that epoll reports, 0 = none
 
 
-class Loop:
-    """Calls the targets of sockets that have something to read. `watch` and `forget` are thread-safe."""
+def nothing() -> None:
+    """No job."""
 
-    def __init__(self, name: str, on_error: Callable[[BaseException], None]) -> None:
+
+class Loop:
+    """Calls the targets of sockets that have something to read. `watch` and `forget` are thread-safe.
+
+    `after_turn` is called when all that were ready have been, before it waits for more.
+    """
+
+    def __init__(self, name: str, on_error: Callable[[BaseException], None], after_turn: Job = nothing) -> None:
         self._epoll = select.epoll()
         self._on_error = on_error
+        self._after_turn = after_turn
         self._targets: dict[int, Target] = {}
         self._again: list[tuple[Target, int]] = []
         self._later: list[tuple[float, int, Target]] = []
@@ -103,6 +111,7 @@ class Loop:
                         target(events)
                     except Exception as error:
                         self._on_error(error)
+            self._after_turn()
             timeout_s = self._call_others() if self._again or self._later else WAIT_MAX_S
 
     def _call_others(self) -> float:
@@ -181,7 +190,3 @@ class Threads:
                         if self._idle > 1:  # else it is the last, or a job is on its way to it
                             self._idle -= 1
                             return
-
-
-def nothing() -> None:
-    """No job."""

@@ -257,6 +257,7 @@ class ParkedConnection(ClientConnection):
             self._job = functools.partial(self._go_on, exchange, asking)
         else:
             self._asking = asking
+            self.server.asked += 1
             connection = asking.sent.connection
             if connection.descriptor >= 0:
                 self._loop.retarget(connection.descriptor, self.engine_ready)
@@ -345,8 +346,9 @@ class ParkingServer(GatewayServer):
     def __init__(self, address: tuple[str, int], context: ServerContext) -> None:
         super().__init__(address, context)
         self.socket.setblocking(False)
-        self.loop = Loop("clients", self._crashed)
+        self.loop = Loop("clients", self._crashed, self._after_turn)
         self.threads = Threads("client")
+        self.asked = 0  # engines, in this turn of the loop
 
     def _crashed(self, error: BaseException) -> None:
         self.context.pipeline.internal_error(error, "-")
@@ -356,6 +358,12 @@ class ParkingServer(GatewayServer):
         self.threads.start()
         self.loop.start()
         self.loop.watch(self.socket.fileno(), self._accept_ready, each=False)
+
+    def _after_turn(self) -> None:
+        """Until the engines answer, there is time for what earlier requests have left to be counted."""
+        if self.asked:
+            asked, self.asked = self.asked, 0
+            self.context.spare_time(asked)
 
     def _accept_ready(self, events: int) -> None:
         try:

@@ -39,6 +39,7 @@ class ServerContext(NamedTuple):
     relay: Relay
     routes: Routes
     log: Callable[..., None]
+    spare_time: Callable[[int], None]  # what a thread may do while it waits for so many engines; never blocks
 
 
 class GatewayServer(http.server.ThreadingHTTPServer):

@@ -4,7 +4,10 @@
 each: *counting* (metrics and other observers), by whoever holds the drain lock, and *writing* log
 lines, by the telemetry thread alone. So a scrape can have everything counted while the stream is
 blocked. The drain lock guards the taking of entries and the calls of observers; the stream is
-never written to, and no line formatted, under it. A request's own thread only appends.
+never written to under it. A request's own thread only appends. A thread that has asked an engine
+and has nothing else to do may `help`: what it does then delays nobody, while the telemetry thread,
+whenever it comes, takes the interpreter's lock from somebody (measured at one connection: 99th
+percentile 0.57 -> 0.43 ms).
 """
 
 from __future__ import annotations
@@ -32,10 +35,9 @@ QUIET_DRAINS = 20
 """Empty drains (a second) after which the thread stops polling."""
 ASLEEP_S = 5.0
 AT_ONCE = 32
-"""Entries counted and written before others have their turn."""
-AT_ONCE_QUIET = 8
-"""The same below BUSY entries a drain: a request waits 0.1 ms for it, not 0.3. Above, the turns would cost more."""
-BUSY = 256
+"""Entries counted before others have their turn."""
+WRITTEN_AT_ONCE = 128
+"""Lines, some 60 KB."""
 PAUSE_S = 0.0002
 """Between two turns: the interpreter's lock is taken back before anybody wakes up, unless its holder sleeps."""
 PAUSES_BELOW = 2_000
@@ -49,7 +51,7 @@ class Telemetry:
 
     `stream` gets the lines, `log_format` is "json" or "text", `level` (debug, info, warning or
     error) the least level written. Every observer is called with each batch of RequestEvents, after
-    `metrics`, one batch at a time; it must not call `flush` or `close`. One that raises is
+    `metrics`, one batch at a time; it must not block, nor call `flush` or `close`. One that raises is
     reported in the log once, and the others still get the batch.
     Raises ValueError for an unknown format or level. All methods are for any thread.
     """
@@ -73,7 +75,7 @@ class Telemetry:
         self._observers: tuple[Observer, ...] = (metrics.observe, *observers)
         self._failed_observers: set[int] = set()
         self._waiting: deque[_Entry] = deque()
-        self._lines: deque[_Entry] = deque()
+        self._lines: deque[Union[_Entry, str]] = deque()  # as text where somebody has helped
         self._reported_drops: float = 0
         self._drain_lock = threading.Lock()
         self._state = _AWAKE
@@ -95,6 +97,15 @@ class Telemetry:
             if self._state:
                 self._attend()
 
+    def help(self, most: int) -> None:
+        """Counts up to `most` waiting entries and makes lines of them, unless another thread is at it. Never blocks."""
+        if self._waiting and self._drain_lock.acquire(blocking=False):
+            try:
+                self._count_locked(most, as_text=True)
+            finally:
+                self._drain_lock.release()
+            self._wake_sleeper()
+
     def flush(self, timeout_s: float) -> bool:
         """Has everything emitted before this call counted (not: written) when it returns True.
 
@@ -106,8 +117,7 @@ class Telemetry:
             self._count_locked()
         finally:
             self._drain_lock.release()
-        if self._state == _ASLEEP:
-            self._wake.set()  # the lines are no longer where the sleeper looked for them
+        self._wake_sleeper()
         return True
 
     def close(self, timeout_s: float) -> bool:
@@ -125,6 +135,10 @@ class Telemetry:
             return False
         self._write()
         return counted
+
+    def _wake_sleeper(self) -> None:
+        if self._state == _ASLEEP:
+            self._wake.set()  # the lines are no longer where the sleeper looked for them
 
     def _attend(self) -> None:
         """The rare half of `emit`: wakes the sleeper, or counts in place of a blocked writer."""
@@ -160,18 +174,16 @@ class Telemetry:
     def _drain(self) -> bool:
         """Counts and writes what waits; True when there was anything."""
         anything = False
-        count = len(self._waiting)
-        at_once = AT_ONCE_QUIET if count < BUSY else AT_ONCE
-        for _ in range(0, count, at_once):
+        for _ in range(0, len(self._waiting), AT_ONCE):
             if anything and len(self._waiting) < PAUSES_BELOW:
                 time.sleep(PAUSE_S)
             anything = True
             with self._drain_lock:
-                self._count_locked(at_once)
+                self._count_locked(AT_ONCE)
             self._write()
         return self._write() or anything
 
-    def _count_locked(self, most: Optional[int] = None) -> None:
+    def _count_locked(self, most: Optional[int] = None, as_text: bool = False) -> None:
         """Calls the observers with what waits now (`most` of it), and keeps the lines that are to be written."""
         count = len(self._waiting)
         entries = [self._waiting.popleft() for _ in range(count if most is None else min(most, count))]
@@ -182,7 +194,7 @@ class Telemetry:
                     observer(events)
                 except Exception as error:
                     self._report_observer_locked(index, observer, error)
-        self._keep_lines_locked(entries)
+        self._keep_lines_locked(entries, as_text)
 
     def _report_observer_locked(self, index: int, observer: Observer, error: Exception) -> None:
         if index in self._failed_observers:
@@ -192,15 +204,16 @@ class Telemetry:
         fields = {"observer": name, "error": f"{type(error).__name__}: {error}"}
         self._keep_lines_locked([LogRecord(time.time(), "error", "observer_failed", fields)])
 
-    def _keep_lines_locked(self, entries: list[_Entry]) -> None:
+    def _keep_lines_locked(self, entries: list[_Entry], as_text: bool = False) -> None:
         least = self._least
-        wanted = [
+        wanted: list[Union[_Entry, str]] = [
             entry
             for entry in entries
             if LEVELS[request_level(entry) if isinstance(entry, RequestEvent) else entry.level] >= least
         ]
         room = MAX_WAITING_LINES - len(self._lines)
-        self._lines.extend(wanted[:room] if len(wanted) > room else wanted)
+        kept = wanted[:room] if len(wanted) > room else wanted
+        self._lines.extend(map(self._line, kept) if as_text else kept)
         if len(wanted) > room:
             self._dropped_total.inc(len(wanted) - room)
 
@@ -211,13 +224,13 @@ class Telemetry:
         self._state = _WRITING
         try:
             while lines:
-                count = min(len(lines), AT_ONCE)
+                count = min(len(lines), WRITTEN_AT_ONCE)
                 self._write_batch([lines.popleft() for _ in range(count)])
         finally:
             self._state = _AWAKE
         return anything
 
-    def _write_batch(self, batch: list[_Entry]) -> None:
+    def _write_batch(self, batch: list[Union[_Entry, str]]) -> None:
         # A closed pipe or a full disk costs these lines and is counted; the next batch tries again.
         dropped = self._dropped_total.value
         text = "".join(map(self._line, batch))
@@ -232,7 +245,9 @@ class Telemetry:
         else:
             self._reported_drops = dropped
 
-    def _line(self, entry: _Entry) -> str:
+    def _line(self, entry: Union[_Entry, str]) -> str:
+        if isinstance(entry, str):
+            return entry
         try:
             return self._format(entry) + "\n"
         except Exception:  # a value whose own str() raises, a field of the wrong type
