@@ -7,6 +7,7 @@ Two attempts of a hedged call meet in a `_Race`, whose lock guards who has won.
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -22,7 +23,7 @@ from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
 from gateway.upstream.call import Call
-from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault, Sent
+from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault, EngineResponse, Sent
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 
@@ -145,7 +146,7 @@ class Asker:
         if step is None:
             raise asking.tries.error()
         pool, lease = step.pool, step.lease
-        if lease is None or step.delay_s or call.stream or pool.spec.hedge_after_ms is not None:
+        if lease is None or step.delay_s or pool.spec.hedge_after_ms is not None:
             return asking
         engine = lease.engine
         if engine.spec.is_echo:
@@ -153,7 +154,8 @@ class Asker:
         asking.began_s = time.monotonic()
         attempt = self._attempt_for(step, asking.deadline_s)
         try:
-            asking.sent = self._client.send(*self._prepare(call, pool, engine, attempt))
+            open_stream = functools.partial(self._open_stream, call, engine, None) if call.stream else None
+            asking.sent = self._client.send(*self._prepare(call, pool, engine, attempt), open_stream)
         except BaseException:
             self._over(call, attempt)
             pool.settle(lease, CANCELLED, 0.0)
@@ -164,17 +166,18 @@ class Asker:
             asking.attempt = attempt
         return asking
 
-    def take(self, asking: Asking) -> Optional[Answer]:
-        """The answer to what `begin` has sent, when it is all there and good; None: only `go_on` can tell more.
+    def take(self, asking: Asking) -> Union[Answer, EngineStream, None]:
+        """The answer to what `begin` has sent, when it is all there and good, or a stream whose first event is there.
 
-        Never blocks. Call it when `sent.receive()` says that there is nothing more to wait for.
+        None: only `go_on` can tell more. Never blocks. Call it when `sent.receive()` says that there is nothing more to
+        wait for.
         """
         assert asking.sent is not None
-        if not asking.sent.whole:
+        if not asking.sent.ready:
             return None
         tried = asking.tried = self._try_sent(asking)
         result = tried.result
-        if not isinstance(result, Answer):
+        if isinstance(result, Outcome):
             return None
         self._adopt(asking.call, asking.asked, tried)
         return result
@@ -445,12 +448,10 @@ class Asker:
             else:
                 response = self._client.answer(sent)
             try:
-                if call.stream and b"json" not in response.head.headers.get(b"content-type", b""):
-                    keep_text = engine.spec.resume and call.can_resume()
-                    events = EventStream(not call.wants_usage(), call.choices(), keep_text)
-                    if earlier is not None:
-                        events.go_on(earlier)
-                    stream = EngineStream(response, events)
+                stream = None if sent is None else sent.stream
+                if stream is None:
+                    stream = self._open_stream(call, engine, earlier, response)
+                if stream is not None:
                     stream.wait_first()
                     return stream
                 body = response.read_all()
@@ -465,6 +466,18 @@ class Asker:
             self._watchdog.forget(attempt)
         call.end(attempt)
         return _complete(call, body, model)
+
+    @staticmethod
+    def _open_stream(
+        call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse
+    ) -> Optional[EngineStream]:
+        """The answer as a stream, if it is one; `earlier` is what it goes on after."""
+        if not call.stream or response.head.headers.get(b"content-type", b"").count(b"json"):
+            return None
+        events = EventStream(not call.wants_usage(), call.choices(), engine.spec.resume and call.can_resume())
+        if earlier is not None:
+            events.go_on(earlier)
+        return EngineStream(response, events)
 
     def _wire_model(self, call: Call, pool: ModelPool) -> Optional[str]:
         fleet = self._router.fleet

@@ -236,6 +236,7 @@ class FakeClient:
         self.deadline_s = 0.0
         self.last_due = False
         self.shut = False
+        self.over = False
         self.fault: Optional[Exception] = None
 
     def send_now(self, data: bytes) -> int:
@@ -261,6 +262,9 @@ class FakeClient:
 
     def shut_writing(self) -> None:
         self.shut = True
+
+    def stream_over(self) -> None:
+        self.over = True
 
     def close(self) -> None:
         self._sock.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import select
 import socket
 import unittest
 from typing import Optional
@@ -14,12 +15,22 @@ from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.framing import ResponseHead
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
-from tests.scripted import DONE, chunked, delta
+from tests.scripted import DONE, EngineSide, chunked, delta
+from tests.support import TIMEOUT_S
 
 PLAIN = [
     chunked(delta(text)) for text in ("Hello", " world", "\n", " she said: ", "caf\u00e9", " \\n", "1234567890" * 30)
 ]
 LAST = chunked(delta("", "stop"))
+
+
+def opened(sock: socket.socket, choices: int = 1, hide_usage: bool = False) -> EngineStream:
+    """A stream on a socket, before its first byte."""
+    sock.setblocking(False)
+    head = ResponseHead(200, {b"transfer-encoding": b"chunked"}, True)
+    pool = ConnectionPool("127.0.0.1", 1, None, 1.0)
+    response = EngineResponse(head, b"", Connection(sock), pool, Attempt(math.inf))
+    return EngineStream(response, EventStream(hide_usage, choices))
 
 
 class Seen:
@@ -28,12 +39,8 @@ class Seen:
     def __init__(self, pieces: list[bytes], choices: int = 1, hide_usage: bool = False) -> None:
         ours, engine = socket.socketpair()
         with ours, engine:
-            ours.setblocking(False)
-            head = ResponseHead(200, {b"transfer-encoding": b"chunked"}, True)
-            pool = ConnectionPool("127.0.0.1", 1, None, 1.0)
-            response = EngineResponse(head, b"", Connection(ours), pool, Attempt(math.inf))
-            self.events = EventStream(hide_usage, choices)
-            self.stream = EngineStream(response, self.events)
+            self.stream = opened(ours, choices, hide_usage)
+            self.events = self.stream.events
             self.payload = b""
             self.verbatim: list[bytes] = []
             self.fault: Optional[str] = None
@@ -123,6 +130,22 @@ class ChunkTest(unittest.TestCase):
         self.assertNotIn(lookalike, self.assert_as_by_bytes(pieces).verbatim)
         head_first = [*PLAIN[:3], b"%x\r\n" % len(lookalike), lookalike, b"\r\n", *PLAIN[3:]]
         self.assertNotIn(lookalike, self.assert_as_by_bytes(head_first).verbatim)
+
+    def test_a_reset_is_told_from_an_end(self) -> None:
+        for linger, expected in ((True, "mid-stream"), (False, "cut short")):
+            with self.subTest(expected), socket.create_server(("127.0.0.1", 0)) as listener:
+                ours = socket.create_connection(listener.getsockname())
+                engine, _ = listener.accept()
+                with ours, EngineSide(engine).sock:
+                    stream = opened(ours)
+                    for piece in PLAIN[:3]:
+                        engine.sendall(piece)
+                        select.select([ours], [], [], TIMEOUT_S)
+                        self.assertTrue(stream.pull_chunk() or stream.pull())
+                    (EngineSide(engine).reset if linger else EngineSide(engine).close)()
+                    select.select([ours], [], [], TIMEOUT_S)
+                    with self.assertRaisesRegex(EngineFault, expected):
+                        self.assertFalse(stream.pull_chunk() or stream.pull())
 
     def test_however_a_stream_is_cut_and_whatever_it_says(self) -> None:
         chance = random.Random(20)

@@ -42,10 +42,6 @@ class Client(Protocol):
         calls `exchange.sent` then."""
         ...
 
-    def send_part(self, exchange: Exchange, data: bytes) -> bool:
-        """Write, with more to follow; False when the client is gone."""
-        ...
-
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
         """Say that the last write of an exchange comes now."""
         ...
@@ -54,8 +50,16 @@ class Client(Protocol):
         """Tell the client that nothing more comes."""
         ...
 
+    def await_previous(self, exchange: Exchange) -> None:
+        """Wait until the answer before this one has been written."""
+        ...
+
     def send_now(self, data: bytes) -> int:
         """Write what the socket takes without waiting; returns its length. Raises OSError."""
+        ...
+
+    def stream_over(self) -> None:
+        """The relay has ended a stream, and concluded its exchange."""
         ...
 
     def fileno(self) -> int:
@@ -66,7 +70,7 @@ class Client(Protocol):
 class StreamRelay(Protocol):
     """Where open streams live, so that they occupy no worker."""
 
-    def take(self, exchange: Exchange, stream: EngineStream) -> None: ...
+    def take(self, exchange: Exchange, stream: EngineStream, unsent: bytes) -> None: ...
 
 
 class Exchange(Job):
@@ -222,18 +226,18 @@ class Exchange(Job):
         return None
 
     def take(self, asking: Asking) -> bool:
-        """Answer with what the engine has sent, if that is a whole answer and a good one; never waits. False: see
-        `go_on`."""
+        """Answer with what the engine has sent, if that is a whole answer and a good one, or begin the stream that it
+        has begun; never waits. False: see `go_on`."""
         call = self.call
         assert call is not None
         try:
-            answer = self.pipeline.factory.asker.take(asking)
+            result = self.pipeline.factory.asker.take(asking)
         except Exception as error:
             self._fail_with(error)
             return True
-        if answer is None:
+        if result is None:
             return False
-        self._answer(call, answer)
+        self._go_out(call, result)
         return True
 
     def go_on(self, asking: Asking) -> None:
@@ -255,10 +259,13 @@ class Exchange(Job):
         except Exception as error:
             self._fail_with(error)
         else:
-            if isinstance(result, Answer):
-                self._answer(call, result)
-            else:
-                self._open(call, result)
+            self._go_out(call, result)
+
+    def _go_out(self, call: Call, result: Union[Answer, EngineStream]) -> None:
+        if isinstance(result, Answer):
+            self._answer(call, result)
+        else:
+            self._open(call, result)
 
     def _fail_with(self, error: Exception) -> None:
         if isinstance(error, GatewayError):
@@ -289,17 +296,19 @@ class Exchange(Job):
             framing = b""
         close = b"" if self.keep_alive else b"Connection: close\r\n"
         self.status = 200
-        data = responses.head(200, headers + framing + close + b"\r\n")
-        self.client.set_deadline(time.monotonic() + self.pipeline.settings.client_timeout_s)
-        sent = self.client.send_part(self, data + self.frame(stream.first))
-        self.client.set_deadline(math.inf)
-        if not sent:
+        data = responses.head(200, headers + framing + close + b"\r\n") + self.frame(stream.first)
+        stream.first = b""
+        self.client.await_previous(self)
+        try:
+            data = data[self.client.send_now(data) :]
+        except BlockingIOError:
+            pass
+        except OSError:
             stream.close(Outcome("cancelled"))
             self.conclude("client_closed_request", 499)
             return
-        stream.first = b""
         self.stream = stream
-        self.relay.take(self, stream)
+        self.relay.take(self, stream, data)
 
     def frame(self, lines: bytes) -> bytes:
         """Lines as the client's connection carries them: one chunk, or bare for HTTP/1.0."""

@@ -436,15 +436,19 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
 
     def send_part(self, exchange: Exchange, data: bytes) -> bool:
         """Write, with more to follow; False when the client is gone."""
-        previous = exchange.previous
-        if previous is not None:
-            exchange.previous = None
-            previous.wait(self.settings.client_timeout_s)
+        self.await_previous(exchange)
         try:
             self.sock.sendall(data)
         except OSError:
             return False
         return True
+
+    def await_previous(self, exchange: Exchange) -> None:
+        """Wait until the answer before this one has been written."""
+        previous = exchange.previous
+        if previous is not None:
+            exchange.previous = None
+            previous.wait(self.settings.client_timeout_s)
 
     def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
         """Write the rest of an answer; False when the client is gone, None when another thread is to see to it.
@@ -469,6 +473,9 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def send_now(self, data: bytes) -> int:
         """Write what the socket takes without waiting; raises BlockingIOError when that is nothing, else OSError."""
         return self.sock.send(data, DONTWAIT)
+
+    def stream_over(self) -> None:
+        """The relay has ended a stream: here a thread waits for that."""
 
     def fileno(self) -> int:
         """The client socket's descriptor, for a selector."""

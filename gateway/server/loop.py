@@ -20,6 +20,7 @@ from typing import Callable
 
 # Where there is no epoll, this can still be imported.
 _READABLE = getattr(select, "EPOLLIN", 0)
+_WRITABLE = getattr(select, "EPOLLOUT", 0)
 HUNG_UP = getattr(select, "EPOLLRDHUP", 0x2000)  # PyPy 3.9 does not name it
 _EACH = _READABLE | HUNG_UP | getattr(select, "EPOLLET", 0)
 EVENTS_MAX = 256  # at once
@@ -58,10 +59,13 @@ class Loop:
         """Begin to wait."""
         self._thread.start()
 
-    def watch(self, descriptor: int, target: Target, each: bool = True) -> None:
-        """Call `target` from now on at each arrival, or without `each`, as long as something is there to be taken."""
+    def watch(self, descriptor: int, target: Target, each: bool = True, writing: bool = False) -> None:
+        """Call `target` from now on at each arrival, or without `each`, as long as something is there to be taken.
+
+        With `writing`, also when the socket takes something (again): it has been connected.
+        """
         self._targets[descriptor] = target
-        self._epoll.register(descriptor, _EACH if each else _READABLE)
+        self._epoll.register(descriptor, (_EACH if each else _READABLE) | (_WRITABLE if writing else 0))
 
     def unwatch(self, descriptor: int) -> None:
         """Stop watching a socket that stays open."""

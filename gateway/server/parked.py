@@ -1,9 +1,9 @@
 """Connections that have a thread only while something must be waited for (`loop.py`).
 
 An idle connection is *parked*: the loop's thread reads what arrives. A whole request of the usual kind is served right
-there: checked, sent to an engine on a kept connection, and answered when the engine has. Everything else (a large body,
-a stream, a busy engine, a retry, a slow client) is passed to a thread, which runs the same code of `handler.py`, may
-block, and parks the connection again when it is idle.
+there: checked, sent to an engine, and answered when the engine has, or passed to the relay when a stream has begun.
+Everything else (a large body, a busy engine, a retry, a slow client) is passed to a thread, which runs the same code of
+`handler.py`, may block, and parks the connection again when it is idle or its stream is open.
 
 Measured (docs/PERFORMANCE.md): with a thread a connection, 32 busy ones hand the interpreter's lock over eight times a
 request, which costs more than the request itself; and an idle one takes 39 KB.
@@ -14,6 +14,7 @@ on as the last thing it does with it, so there is no lock. Never blocks on the l
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import select
 import socket
@@ -57,7 +58,6 @@ class ParkedConnection(ClientConnection):
     def park(self) -> None:
         """Let the loop's thread have the connection. The last thing that a thread does with it."""
         self._more = False
-        self._exchange = None
         self._head_bytes = 0
         self._parked = True
         if not self._watched:
@@ -76,15 +76,29 @@ class ParkedConnection(ClientConnection):
         self._watched = True
         self._loop.watch(self._descriptor, self.client_ready)
 
+    def stream_over(self) -> None:
+        """The relay has ended a stream. What has come from the client meanwhile, if anything, is reported again."""
+        if self._watched:
+            with contextlib.suppress(OSError, ValueError):  # it has been closed; the loop itself has ended
+                self._loop.look(self._descriptor)
+
     # --- on the loop's thread --------------------------------------------------------------------------------------
 
     def client_ready(self, events: int) -> None:
         """Something has come from the client, or it has left."""
         if not self._parked:
             return  # a thread is reading, or nobody any more
-        if self._asking is not None:
-            self._more = True  # looked at when it has its answer; that it has left, the watchdog sees
-            return
+        exchange = self._exchange
+        if exchange is not None:
+            if not exchange.finished:
+                self._more = True  # looked at when it has its answer, or its stream is over
+                if events & HUNG_UP and self._asking is None and not exchange.answered:
+                    exchange.cancel()  # (while an engine is asked, the watchdog sees it)
+                return
+            if not exchange.keep_alive:
+                self._drop(events)
+                return
+            self._exchange = None
         self._more = bool(events & HUNG_UP)  # an end behind what is read now is not reported again
         while True:
             try:
@@ -112,6 +126,17 @@ class ParkedConnection(ClientConnection):
             self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
         self._step(self._pass_on)
 
+    def _drop(self, events: int) -> None:
+        """The last answer has been written: what still comes is void, until the client closes."""
+        try:
+            while not events & HUNG_UP and self.sock.recv(RECV_BYTES, DONTWAIT):
+                pass
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._end()
+
     def engine_ready(self, events: int) -> None:
         """The engine has answered, or its connection has ended."""
         asking = self._asking
@@ -126,13 +151,14 @@ class ParkedConnection(ClientConnection):
 
     def _step(self, step: Callable[[], bool]) -> None:
         """Run one step; it returns whether the connection stays open. Then see who has it next."""
+        exchange: Optional[Exchange] = None
         try:
             stays = step()
             exchange = self._exchange
             if stays and exchange is not None and self._job is None and self._asking is None:
                 if exchange.finished:
                     stays = self._after(exchange)
-                else:
+                elif exchange.stream is None:
                     self._job = nothing  # it waits for a worker: a thread sees to the client meanwhile
         except OSError:
             stays = False  # the client has gone while it was being answered
@@ -147,6 +173,8 @@ class ParkedConnection(ClientConnection):
             pass
         elif not stays:
             self._end()
+        elif exchange is not None and exchange.stream is not None:
+            self.park()
         else:
             self._exchange = None
             if self._more:
@@ -219,6 +247,9 @@ class ParkedConnection(ClientConnection):
     def _take(self, asking: Asking) -> bool:
         exchange = self._exchange
         assert exchange is not None
+        assert asking.sent is not None
+        if asking.sent.stream is not None or not asking.sent.ready:
+            asking.sent.connection.unwatch()  # the relay watches it, or a thread waits
         taken = True
         try:
             taken = exchange.take(asking)
@@ -226,7 +257,6 @@ class ParkedConnection(ClientConnection):
             if taken:
                 self._ran(exchange)
         if not taken:
-            assert asking.sent is not None
             asking.sent.connection.unwatch()
             self._job = functools.partial(self._go_on, exchange, asking)
         return True
@@ -263,7 +293,7 @@ class ParkedConnection(ClientConnection):
                 self._loop.retarget(connection.descriptor, self.engine_ready)
             else:
                 connection.watched_by(self._loop.unwatch)
-                self._loop.watch(connection.descriptor, self.engine_ready)
+                self._loop.watch(connection.descriptor, self.engine_ready, writing=bool(asking.sent.unsent))
 
     def _leave(self, exchange: Exchange) -> None:
         workers = self.pipeline.workers
@@ -322,7 +352,8 @@ class ParkedConnection(ClientConnection):
         stays = exchange is None or self._after(exchange)
         while stays:
             exchange = self._exchange
-            if not self._buffer and not self._eof and (exchange is None or exchange.finished):
+            waits = exchange is not None and not exchange.finished and exchange.stream is None
+            if not (self._buffer or self._eof or waits):
                 return True
             stays = self._serve_one()
         return False

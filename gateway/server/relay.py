@@ -94,9 +94,10 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._thread.start()
 
-    def take(self, exchange: Exchange, stream: EngineStream) -> None:
-        """Relay `stream` to the exchange's client from now on; both are concluded when it ends."""
+    def take(self, exchange: Exchange, stream: EngineStream, unsent: bytes = b"") -> None:
+        """Relay `stream` to the exchange's client from now on, behind `unsent`; both are concluded when it ends."""
         relayed = _Relayed(exchange, stream, self._clock())
+        relayed.unsent = unsent
 
         def cancel() -> None:
             relayed.cancelled = True
@@ -212,11 +213,14 @@ class Relay:
 
     def _begin(self, relayed: _Relayed) -> None:
         self._streams[relayed] = None
+        if relayed.unsent:
+            self._buffer(relayed, relayed.unsent)
         if relayed.cancelled:
             self._cancelled(relayed)
             return
         lines = relayed.stream.detach()
-        self._poller.register(relayed.stream.sock, relayed)
+        if not relayed.paused:
+            self._poller.register(relayed.stream.sock, relayed)
         self._forward(relayed, lines)
 
     def _step(self, relayed: _Relayed) -> None:
@@ -413,6 +417,7 @@ class Relay:
             exchange.stream_ended(stream, outcome, keep_open=True)
         else:
             exchange.stream_ended(stream, outcome)
+        exchange.client.stream_over()
 
     def _linger_step(self, stream: EngineStream) -> None:
         try:

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping
-from typing import NoReturn, Optional
+from typing import TYPE_CHECKING, Callable, NoReturn, Optional
 
 from gateway.errors import ClientGone
 from gateway.routing.retry import Outcome
@@ -32,9 +32,14 @@ from gateway.upstream.framing import (
     parse_response_head,
 )
 
+if TYPE_CHECKING:
+    from gateway.upstream.stream import EngineStream
+
 BODY_MAX_BYTES = 268435456
 RECV_BYTES = 65536
 AHEAD_MAX_BYTES = 262144  # of an answer, before a thread has to wait for the rest
+_NO_ANSWER = "the engine closed the connection without an answer"
+_NOT_ACCEPTED = "the engine did not accept a connection in time"
 
 
 class EngineFault(Exception):
@@ -58,10 +63,11 @@ class Attempt:
     then looks at `aborted`, so at least one of them sees the other.
     """
 
-    __slots__ = ("aborted", "connection", "deadline_s")
+    __slots__ = ("_answer_s", "aborted", "connection", "deadline_s")
 
     def __init__(self, deadline_s: float) -> None:
         self.deadline_s = deadline_s
+        self._answer_s: Optional[float] = None  # the deadline proper, while `deadline_s` is the connection's
         self.aborted: Optional[str] = None
         self.connection: Optional[Connection] = None
 
@@ -81,15 +87,27 @@ class Attempt:
         if connection is not None:
             connection.abort(self)
 
+    def connecting(self, timeout_s: float) -> None:
+        """Until `connected`, the deadline is at most `timeout_s` seconds from now."""
+        self._answer_s = self.deadline_s
+        self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_s)
+
+    def connected(self) -> None:
+        """What may take time from now on is the answer."""
+        if self._answer_s is not None:
+            self.deadline_s, self._answer_s = self._answer_s, None
+
     def expire(self) -> None:
         """The deadline has passed (called by the watchdog)."""
         self.abort("timeout")
 
     def failure(self) -> Exception:
         """The exception for an attempt that was ended early."""
-        if self.aborted == "timeout":
-            return EngineFault(Outcome("timeout", "the engine did not answer in time"))
-        return ClientGone()
+        if self.aborted != "timeout":
+            return ClientGone()
+        if self._answer_s is not None:
+            return EngineFault(Outcome("connect_timeout", _NOT_ACCEPTED))
+        return EngineFault(Outcome("timeout", "the engine did not answer in time"))
 
 
 class Endpoint:
@@ -278,15 +296,19 @@ class PooledHandler(urllib.request.BaseHandler):
     def _connect(pool: ConnectionPool, attempt: Attempt) -> Connection:
         try:
             return pool.connect(attempt.deadline_s - time.monotonic())
-        except socket.timeout as error:
-            raise EngineFault(Outcome("connect_timeout", "the engine did not accept a connection in time")) from error
-        except ConnectionResetError as error:
-            raise EngineFault(Outcome("reset", "the engine closed the connection")) from error
-        except ssl.SSLError as error:
-            raise EngineFault(Outcome("error", f"TLS failed: {error.reason}")) from error
-        except OSError as error:  # refused, no route, unknown host
-            reason = error.strerror or "unknown error"
-            raise EngineFault(Outcome("refused", f"cannot connect to the engine: {reason}")) from error
+        except OSError as error:
+            raise _not_connected(error) from error
+
+
+def _not_connected(error: OSError) -> EngineFault:
+    if isinstance(error, socket.timeout):
+        return EngineFault(Outcome("connect_timeout", _NOT_ACCEPTED))
+    if isinstance(error, ConnectionResetError):
+        return EngineFault(Outcome("reset", "the engine closed the connection"))
+    if isinstance(error, ssl.SSLError):
+        return EngineFault(Outcome("error", f"TLS failed: {error.reason}"))
+    # Refused, no route, unknown host.
+    return EngineFault(Outcome("refused", f"cannot connect to the engine: {error.strerror or 'unknown error'}"))
 
 
 def _exchange(connection: Connection, pool: ConnectionPool, request: EngineRequest) -> EngineResponse:
@@ -308,7 +330,7 @@ def _exchange(connection: Connection, pool: ConnectionPool, request: EngineReque
             raise attempt.failure()
         if connection.used:
             raise _Stale
-        raise EngineFault(Outcome("reset", "the engine closed the connection without an answer"))
+        raise EngineFault(Outcome("reset", _NO_ANSWER))
     return _read_head(data, connection, pool, attempt)
 
 
@@ -343,43 +365,85 @@ def _early_answer(connection: Connection) -> bytes:
 
 
 class Sent:
-    """A request that has been sent and whose answer nobody blocks for yet. For one thread at a time.
+    """A request that nobody blocks for yet: sent, or to be sent once its connection is open. For one thread at a time.
 
-    `whole`: all of the answer has been received, and its status is 200: reading it will not block.
+    `ready`: the answer's status is 200, and all of it has been received, or of an event stream the first event: going
+    on with it will not block. `stream` is that event stream.
     """
 
-    __slots__ = ("attempt", "connection", "endpoint", "fault", "path", "received", "response", "size", "whole", "wire")
+    __slots__ = (
+        "_open_stream",
+        "attempt",
+        "connection",
+        "endpoint",
+        "fault",
+        "path",
+        "ready",
+        "received",
+        "response",
+        "size",
+        "stream",
+        "unsent",
+        "wire",
+    )
 
-    def __init__(self, connection: Connection, endpoint: Endpoint, path: str, attempt: Attempt, wire: bytes) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        endpoint: Endpoint,
+        path: str,
+        attempt: Attempt,
+        wire: bytes,
+        open_stream: Optional[Callable[[EngineResponse], Optional[EngineStream]]] = None,
+    ) -> None:
         self.connection = connection
         self.endpoint = endpoint
         self.path = path
         self.attempt = attempt
         self.wire = wire
+        self.unsent = wire
+        self._open_stream = open_stream
         self.received = b""  # until the answer's head is complete
         self.size = 0
         self.response: Optional[EngineResponse] = None
-        self.whole = False
+        self.stream: Optional[EngineStream] = None
+        self.ready = False
         self.fault: Optional[EngineFault] = None
+
+    def send(self) -> None:
+        """Send what the connection takes without waiting. Raises OSError."""
+        try:
+            self.unsent = self.unsent[self.connection.sock.send(self.unsent, DONTWAIT) :]
+            self.attempt.connected()
+        except BlockingIOError:
+            pass
 
     def receive(self) -> bool:
         """Take what has arrived, without waiting. False: there is more to wait for; True: `EngineClient.answer`."""
-        sock = self.connection.sock
-        while True:  # until nothing is left: an end behind the data may not be told again
-            try:
-                data = sock.recv(RECV_BYTES, DONTWAIT)
-            except BlockingIOError:
-                return False
-            except OSError:
-                return True
-            if not data:
-                return True
-            try:
-                if self._add(data):
+        try:
+            if self.unsent and not self._sent():
+                return self.fault is not None
+            while True:  # until nothing is left: an end behind the data may not be told again
+                data = self.connection.sock.recv(RECV_BYTES, DONTWAIT)
+                if not data or self._add(data):
                     return True
-            except EngineFault as fault:
-                self.fault = fault
-                return True
+        except BlockingIOError:
+            return False
+        except EngineFault as fault:
+            self.fault = fault
+        except OSError:
+            pass
+        return True
+
+    def _sent(self) -> bool:
+        """Whether everything has been sent now."""
+        try:
+            self.send()
+        except OSError as error:
+            if self.attempt.aborted is None and self.unsent is self.wire:
+                raise _not_connected(error) from error
+            raise
+        return not self.unsent
 
     def _add(self, data: bytes) -> bool:
         """Whether no more is to be waited for without blocking."""
@@ -389,13 +453,15 @@ class Sent:
             response.add(data)
         else:
             data = self.received = self.received + data if self.received else data
-            if b"\r\n\r\n" not in data:
+            if not data.count(b"\r\n\r\n"):
                 return len(data) > HEAD_MAX_BYTES
             if not data.startswith(b"HTTP/1.1 200"):
                 return True
             response = self.response = _read_head(data, self.connection, self.endpoint.pool, self.attempt)
-        self.whole = response.is_whole()
-        return self.whole or self.size > AHEAD_MAX_BYTES
+            if self._open_stream is not None:
+                self.stream = self._open_stream(response)
+        self.ready = response.is_whole() if self.stream is None else self.stream.begin()
+        return self.ready or self.size > AHEAD_MAX_BYTES
 
 
 class EngineClient:
@@ -428,30 +494,48 @@ class EngineClient:
         """
         return self._open(EngineRequest(endpoint, path, attempt, endpoint.wire(path, body, headers)))
 
-    def send(self, endpoint: Endpoint, path: str, attempt: Attempt, body: bytes, headers: bytes) -> Optional[Sent]:
-        """Send as `ask` does, but only if that takes no waiting: on a kept connection, and at one go. Else None.
+    def send(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        attempt: Attempt,
+        body: bytes,
+        headers: bytes,
+        open_stream: Optional[Callable[[EngineResponse], Optional[EngineStream]]] = None,
+    ) -> Optional[Sent]:
+        """Send as `ask` does, but only if that takes no waiting; else None.
 
-        What is sent is to be passed to `answer`. Raises ClientGone when the attempt was cancelled.
+        `open_stream` makes a stream of an answer that is one. What is sent is to be passed to `answer`. Raises
+        ClientGone when the attempt was cancelled.
         """
-        connection = endpoint.pool.take() if endpoint.pool.plain and DONTWAIT else None
+        pool = endpoint.pool
+        connection = pool.take() if pool.plain and DONTWAIT else None
         while connection is not None and connection.stale:
             connection.close()
-            connection = endpoint.pool.take()
+            connection = pool.take()
         if connection is None:
-            return None
-        wire = endpoint.wire(path, body, headers)
+            try:
+                connection = pool.begin_connect()
+            except OSError:  # no descriptors are left, say: who may wait finds out
+                connection = None
+            if connection is None:
+                return None
+            attempt.connecting(self._connect_timeout_s)
         attempt.attach(connection)
+        sent = Sent(connection, endpoint, path, attempt, endpoint.wire(path, body, headers), open_stream)
         try:
-            if connection.sock.send(wire, DONTWAIT) == len(wire):
-                return Sent(connection, endpoint, path, attempt, wire)
+            sent.send()
+            if not (sent.unsent and connection.used):
+                return sent
         except OSError:
             pass  # closed meanwhile, or full: an engine gets the whole request on another connection, or none of it
         attempt.connection = None
+        attempt.connected()
         connection.close()
         return None
 
     def answer(self, sent: Sent) -> EngineResponse:
-        """What `ask` returns and raises, for a request that has been sent; blocks unless `sent.whole`."""
+        """What `ask` returns and raises, for a request that has been sent; blocks unless `sent.ready`."""
         attempt, connection, response = sent.attempt, sent.connection, sent.response
         if response is None:
             try:
@@ -460,6 +544,8 @@ class EngineClient:
                 if not sent.received:
                     if attempt.aborted is not None:
                         raise attempt.failure()
+                    if not connection.used:
+                        raise EngineFault(Outcome("reset", _NO_ANSWER))
                     raise _Stale
                 response = _read_head(sent.received, connection, sent.endpoint.pool, attempt)
             except BaseException as error:

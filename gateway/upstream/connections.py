@@ -117,6 +117,24 @@ class ConnectionPool:
             raise
         return Connection(sock)
 
+    def begin_connect(self) -> Optional[Connection]:
+        """A connection that may still be under way: it can be written to once its socket says so, or says why not.
+
+        None where that cannot be had without waiting: the host is a name, or TLS has to shake hands. Raises OSError.
+        """
+        if self._family is None or not self.plain or not DONTWAIT:
+            return None
+        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.connect_ex((self._host, self._port))  # what it says, writing says again
+            sock.setblocking(True)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            sock.close()
+            raise
+        return Connection(sock)
+
     def give(self, connection: Connection) -> None:
         """Keep a connection whose exchange is complete. Its owner is gone before anyone else can take it."""
         connection.own(None)

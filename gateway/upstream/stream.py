@@ -47,9 +47,18 @@ class EngineStream:
         """Whether the connection's body has ended, so that the connection can be used again."""
         return self.response.decoder.complete
 
+    def begin(self) -> bool:
+        """Look at what has been received meanwhile: is the first event there? As `wait_first`, but without blocking."""
+        payload = self.response.take_buffered()
+        if payload:
+            self.first += self._events(payload)
+        if self.drained and not self.events.started:
+            self.first += self._end()
+        return self.events.started or self.events.done
+
     def wait_first(self) -> None:
         """Block until the first event has come; it is in `first` then. Raises EngineFault, ClientGone."""
-        parts: list[bytes] = []
+        parts = [self.first]
         while not (self.events.started or self.events.done):
             payload = self.response.read_some()
             parts.append(self._events(payload) if payload else self._end())
@@ -72,6 +81,7 @@ class EngineStream:
 
     def pull_chunk(self) -> bytes:
         """What has arrived, without blocking, if that is one whole chunk that the client may get as it is; else b"".
+        Raises EngineFault.
 
         Then `pull` tells more. Most events are such a chunk: the one before with another text (1.5 instead of 3.5 us).
         """
@@ -80,8 +90,10 @@ class EngineStream:
             return b""
         try:
             raw = self.sock.recv(RECV_BYTES)
-        except OSError:
-            return b""  # which `pull` meets again
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            return self._reset(error, b"")
         before, behind = alike[0], self._behind
         start = raw.find(b"\n", 0, 18) + 1
         first, last = start + len(before), len(raw) - len(behind)
