@@ -5,6 +5,10 @@ longest first, and tells the outcomes to unittest's own result, test by test: ev
 unittest's. What is not found again by its name (a module that could not be imported) runs in this process. A worker
 that dies is an error naming the test it ran, and another takes its place. What tests print goes to stderr.
 
+A test marked with `alone` runs when all others have ended, by itself: for those that assert how soon something happens
+and whose bound, as strict as the promise they test, may not hold while others want the processors. Each adds its whole
+time to the run, so no other test is marked. A class with tests of both kinds is run as two.
+
 `TESTS_PROCESSES` says how many workers; 0 or 1: none, everything runs in this process (for a debugger), and so it does
 when there is one class only.
 
@@ -26,7 +30,7 @@ import time
 import unittest
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 from unittest import mock
 from unittest.case import _SubTest  # type: ignore[attr-defined]
 from unittest.suite import _ErrorHolder  # type: ignore[attr-defined]
@@ -35,11 +39,19 @@ from tests.parallel_worker import GRACE_S, LIMIT_S, Message, member
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.2  # how soon a wish to stop is seen
+Unit = list[unittest.TestCase]
+T = TypeVar("T")
 WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
 
 # Seconds each: begun last, they would run when all others have finished.
-LONG = {"test_nine_engines", "test_chaos_short", "test_parallel", "test_http_process", "test_http_budgets"}
+LONG = {"test_nine_engines", "test_parallel", "test_http_process", "test_http_budgets"}
 LONG |= {"test_http_secrets", "test_http_keys", "test_statedb", "test_readme"}
+
+
+def alone(marked: T) -> T:
+    """Mark a test, or all those of a class, that must not share the machine with others. Returns what it was given."""
+    marked.alone = True  # type: ignore[attr-defined]
+    return marked
 
 
 class RemoteError(Exception):
@@ -54,12 +66,14 @@ class ParallelSuite(unittest.TestSuite):
     """A suite whose classes are run by several processes; the outcomes are those of a plain suite."""
 
     def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
-        here, units = _units(self)
+        here, units, by_themselves = _units(self)
         processes = min(wanted_processes(), len(units))
         if debug or processes < 2:
             return super().run(result, debug)
         unittest.TestSuite(here).run(result)
-        _Crew(result, units).run(processes)
+        for some, at_once in ((units, processes), (by_themselves, 1)):
+            if some and not result.shouldStop:
+                _Crew(result, some).run(at_once)
         return result
 
 
@@ -71,10 +85,11 @@ def wanted_processes() -> int:
     return int(text) if text else max(4, min(os.cpu_count() or 1, 8))
 
 
-def _units(suite: unittest.TestSuite) -> tuple[list[unittest.TestCase], list[list[unittest.TestCase]]]:
-    """The tests for this process, and what is handed out as a whole: classes, or modules with fixtures of their own."""
+def _units(suite: unittest.TestSuite) -> tuple[list[unittest.TestCase], list[Unit], list[Unit]]:
+    """The tests for this process, and what is handed out as a whole: classes, or modules with fixtures of their own;
+    apart from these, what of them has to run alone."""
     here: list[unittest.TestCase] = []
-    units: dict[tuple[str, str], list[unittest.TestCase]] = collections.defaultdict(list)
+    units: dict[tuple[bool, str, str], Unit] = collections.defaultdict(list)
     for test in _flat(suite):
         kind = type(test)
         module: Any = sys.modules.get(kind.__module__)
@@ -83,13 +98,15 @@ def _units(suite: unittest.TestSuite) -> tuple[list[unittest.TestCase], list[lis
             here.append(test)
         else:
             whole = hasattr(module, "setUpModule") or hasattr(module, "tearDownModule")
-            units[kind.__module__, "" if whole else kind.__qualname__].append(test)
+            marked = any(getattr(one, "alone", False) for one in (kind, getattr(kind, test._testMethodName)))
+            units[marked, kind.__module__, "" if whole else kind.__qualname__].append(test)
 
-    def order(key: tuple[str, str]) -> tuple[bool, bool, int]:
-        module = key[0].rpartition(".")[2]
+    def order(key: tuple[bool, str, str]) -> tuple[bool, bool, int]:
+        module = key[1].rpartition(".")[2]
         return module not in LONG, "http" not in module, -len(units[key])
 
-    return here, [units[key] for key in sorted(units, key=order)]
+    keys = sorted(units, key=order)
+    return here, [units[key] for key in keys if not key[0]], [units[key] for key in keys if key[0]]
 
 
 def _flat(suite: Iterable[Any]) -> Iterator[unittest.TestCase]:
@@ -129,7 +146,7 @@ class _Worker:
                 self._messages.put((self, json.loads(line)))
         self._messages.put((self, None))
 
-    def give(self, unit: list[unittest.TestCase], options: dict[str, bool]) -> None:
+    def give(self, unit: Unit, options: dict[str, bool]) -> None:
         """Have it run these tests."""
         self.unit = f"{type(unit[0]).__module__}.{type(unit[0]).__qualname__}"
         self.tests = {test.id(): test for test in unit}
@@ -162,7 +179,7 @@ class _Worker:
 class _Crew:
     """The workers of one run, and the units nobody has taken yet."""
 
-    def __init__(self, result: unittest.TestResult, units: list[list[unittest.TestCase]]) -> None:
+    def __init__(self, result: unittest.TestResult, units: list[Unit]) -> None:
         self.result = result
         self.units = collections.deque(units)
         self.workers: list[_Worker] = []

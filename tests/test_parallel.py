@@ -179,6 +179,53 @@ WAITING = """
         pass
 """
 
+# Writes down what begins and ends, and where.
+ALONE = """
+    import os
+    import time
+    import unittest
+    from pathlib import Path
+
+    from tests.parallel import alone
+
+    DIARY = Path(os.environ["DIARY"])
+
+    class Noted(unittest.TestCase):
+        def note(self, what):
+            with DIARY.open("a") as diary:
+                diary.write(f"{what} {self._testMethodName} {os.getpid()}\\n")
+
+        def setUp(self):
+            self.note("begin")
+            self.addCleanup(self.note, "end")
+
+        def wait_for_the_other(self):
+            deadline_s = time.monotonic() + 30.0
+            while DIARY.read_text().count("begin test_beside") < 2:
+                self.assertLess(time.monotonic(), deadline_s)
+                time.sleep(0.005)
+
+    @alone
+    class Strict(Noted):
+        def test_1(self):
+            pass
+
+        def test_2(self):
+            pass
+
+    class Mixed(Noted):
+        @alone
+        def test_3(self):
+            pass
+
+        def test_beside(self):
+            self.wait_for_the_other()
+
+    class Usual(Noted):
+        def test_beside(self):
+            self.wait_for_the_other()
+"""
+
 
 class ProjectTest(SocketTest):
     """A test with a project of test modules in a directory of its own."""
@@ -264,6 +311,20 @@ class ReportTest(ProjectTest):
         status, output = self.unittest(2, "-f")
         self.assertEqual(status, 1, output)
         self.assertRegex(output, r"\nRan 1 test in .*\n\nFAILED \(failures=1\)\n$")
+
+
+class AloneTest(ProjectTest):
+    def test_what_is_marked_runs_one_by_one_when_all_others_have_ended(self) -> None:
+        self.module("alone", ALONE)
+        diary = self.directory / "diary"
+        status, output = self.unittest(2, "-v", DIARY=diary)
+        self.assertEqual(status, 0, output)
+        self.assertIn("Ran 5 tests", output)
+        lines = [line.split() for line in diary.read_text().splitlines()]
+        self.assertEqual({name for _, name, _ in lines[:4]}, {"test_beside"})
+        self.assertEqual([what for what, _, _ in lines[4:]], ["begin", "end"] * 3)
+        self.assertEqual({name for _, name, _ in lines[4:]}, {"test_1", "test_2", "test_3"})
+        self.assertEqual(len({pid for _, _, pid in lines[4:]}), 1, "in one process")
 
 
 class EndTest(ProjectTest):
