@@ -14,6 +14,7 @@ from tests.chaos.observe import samples, summed
 from tests.chaos.replays import replayed
 from tests.chaos.scene import DECISIONS, Fault, Scene, Setup, play
 from tests.chaos.traffic import judge
+from tests.parallel import alone
 from tests.support import Response, eventually
 
 CLIENTS = 16
@@ -66,7 +67,7 @@ STORM = Fault(
     Setup(
         delay_s=0.01,
         gap_s=0.001,
-        model={"attempt_timeout": 2},
+        model={"attempt_timeout": 0.7},
         environment={"HEALTH_INTERVAL": 0.1, "BREAKER_OPEN_SECONDS": 0.1, "BREAKER_MAX_OPEN_SECONDS": 0.1},
     ),
     streams=("error event",),
@@ -75,6 +76,7 @@ STORM = Fault(
 
 @unittest.skipUnless(sys.platform == "linux", "threads and descriptors are read from /proc")
 class ChaosTest(unittest.TestCase):
+    @alone
     def test_faults_of_one_engine_cost_no_answer_and_leave_nothing_behind(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             row = play(STORM, CLIENTS, 0.0, seed=1, keep=Path(name))

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from gateway.mock import MockEngine
+from tests.parallel import alone
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import EngineSide, ScriptedEngine
 from tests.support import CHAT, RawClient, RunningGateway, eventually
@@ -147,6 +148,7 @@ class MaxConcurrencyTest(OneByOneTest):
         self.assertEqual([client.read_response().status, staying.read_response().status], [200, 200])
         self.assert_nothing_held(running)
 
+    @alone
     def test_a_client_that_leaves_its_place_gives_it_to_the_next(self) -> None:
         engine = self.engine("hang")
         running = self.one_place(engine)
@@ -155,7 +157,7 @@ class MaxConcurrencyTest(OneByOneTest):
         second = self.begin(running)
         self.wait_for_waiting(running, 1)
         first.close()
-        self.assertTrue(engine.wait_for_cancelled(1, 3.0))
+        self.assertTrue(engine.wait_for_cancelled(1, 1.0))
         self.assertTrue(engine.wait_for_requests(2, 5))
         engine.control("ok")
         self.assertEqual(second.read_response().status, 200)
@@ -206,6 +208,7 @@ class SheddingTest(OneByOneTest):
         self.begin(running, ask("holds the place"))
         return running, side.read_request()
 
+    @alone
     def test_what_cannot_start_in_time_is_refused_at_once(self) -> None:
         engine = self.scripted()
         running, _ = self.known(engine, 0.2, QUEUE_TIMEOUT=0.1)

@@ -11,6 +11,7 @@ from typing import Any
 from gateway.errors import GatewayError
 from gateway.mock import MockEngine
 from inference import InferenceFactory
+from tests.parallel import alone
 from tests.scripted import STREAM_HEAD, ScriptedEngine, chunked, delta
 from tests.support import CHAT, HI, Response, RunningGateway, dead_url, eventually, gateway, mock_engine
 
@@ -110,20 +111,22 @@ class OneEngineTest(FailoverTestCase):
         self.assertEqual(answer.header("x-gateway-attempts"), "3")
         self.assertEqual(engine.stats()["requests"], 3)
 
+    @alone
     def test_one_deadline_covers_all_attempts(self) -> None:
         first, second = self.engine("hang"), self.engine("hang")
         answer = self.gateway(f"m={first.url},{second.url}", REQUEST_TIMEOUT="0.3").post(ASK)
         self.assert_error(answer, 504, "gateway_timeout")
         self.assertEqual(first.stats()["requests"] + second.stats()["requests"], 1)
-        self.assertTrue(first.wait_for_cancelled(1, 3.0))
+        self.assertTrue(first.wait_for_cancelled(1, 1.0))
 
+    @alone
     def test_a_client_that_leaves_closes_the_engine_s_connection(self) -> None:
         engine = self.engine("hang")
         running = self.gateway(f"m={engine.url}")
         with running.connect() as client:
             client.request("POST", CHAT, ASK, [("X-Request-ID", "left")])
             self.assertTrue(engine.wait_for_requests(1, 10))
-        self.assertTrue(engine.wait_for_cancelled(1, 3.0))
+        self.assertTrue(engine.wait_for_cancelled(1, 1.0))
         line = running.request_line("left")
         self.assertEqual((line["status"], line["error"]), (499, "client_closed_request"))
         self.assertEqual(engine.stats()["requests"], 1)  # nobody else is asked for a client that has left
@@ -302,30 +305,32 @@ class OtherModelTest(FailoverTestCase):
 
 
 class HungEngineTest(FailoverTestCase):
+    @alone
     def test_a_hung_engine_costs_its_caller_504_and_delays_nobody_else(self) -> None:
         hung, good = self.engine("hang"), self.engine()
-        running = self.gateway(f"h={hung.url};m={good.url}", WORKERS=4, REQUEST_TIMEOUT=2, RETRY_ATTEMPTS=1)
+        running = self.gateway(f"h={hung.url};m={good.url}", WORKERS=4, REQUEST_TIMEOUT=1, RETRY_ATTEMPTS=1)
         waiting = [self._stack.enter_context(running.connect()) for _ in range(3)]
         for client in waiting:
             client.request("POST", CHAT, {**HI, "model": "h"}, [("X-Gateway-Fallback", "off")])
         self.assertTrue(hung.wait_for_requests(3, 10))
         with running.connect() as client:
-            for _ in range(10):
+            for _ in range(50):
                 self.assert_answered_by(client.post(ASK), good, attempts=1)
         for client in waiting:
-            client.assert_quiet()  # ten answers, and the three still wait
+            client.assert_quiet()  # fifty answers, and the three still wait
         for client in waiting:
             answer = client.read_response()
             self.assert_error(answer, 504, "gateway_timeout")
             line = running.request_line(answer.request_id)
-            self.assertGreaterEqual(line["latency_ms"], 2000)
-        self.assertTrue(hung.wait_for_cancelled(3, 3.0))
+            self.assertGreaterEqual(line["latency_ms"], 1000)
+        self.assertTrue(hung.wait_for_cancelled(3, 1.0))
 
+    @alone
     def test_a_hung_engine_s_connection_is_not_used_again(self) -> None:
         engine = self.engine("hang")
         running = self.gateway(f"m={engine.url}", REQUEST_TIMEOUT="0.3", RETRY_ATTEMPTS=1)
         self.assert_error(running.post(ASK), 504, "gateway_timeout")
-        self.assertTrue(engine.wait_for_cancelled(1, 3.0))
+        self.assertTrue(engine.wait_for_cancelled(1, 1.0))
         engine.control("ok")
         self.assert_answered_by(running.post(ASK), engine, attempts=1)
         self.assertEqual(engine.stats()["connections_total"], 2)
@@ -458,13 +463,14 @@ class LibraryTest(FailoverTestCase):
             self.assertEqual((got, caught.exception.code), (["a", "b"], "backend_error"))
             self.assertEqual(factory.engines()[0].in_flight, 0)
 
+    @alone
     def test_leaving_the_loop_closes_the_engine_s_connection(self) -> None:
         engine = self.engine()
         with InferenceFactory({"m": [engine.url]}, health_interval_s=0) as factory, engine.hold_after(1):
             stream = factory.stream(HI["messages"])
             next(stream)
             stream.close()  # type: ignore[attr-defined]
-            self.assertTrue(engine.wait_for_cancelled(1, 3.0))
+            self.assertTrue(engine.wait_for_cancelled(1, 1.0))
             self.assertEqual(factory.engines()[0].in_flight, 0)
 
 

@@ -7,6 +7,7 @@ import threading
 import unittest
 from typing import Any, Optional
 
+from tests.parallel import alone
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
 from tests.support import CHAT, RawClient, RunningGateway, chunk_of, content_of, eventually
@@ -257,6 +258,7 @@ class ResumeTest(ResilienceTest):
         self.assert_one_stream(events + client.read_events(), "Once upon.")
         self.assertTrue(self.engines[1].nobody_waits())
 
+    @alone
     def test_a_client_that_leaves_meanwhile_ends_the_search(self) -> None:
         running = self.two(True, True)
         client, side, _ = self.start(running, self.engines[0])
@@ -268,6 +270,7 @@ class ResumeTest(ResilienceTest):
         self.assertEqual((line["status"], line["error"]), (499, "client_closed_request"))
         self.assert_nothing_held(running)
 
+    @alone
     def test_a_client_that_leaves_after_it_went_on_ends_the_new_stream(self) -> None:
         running = self.two(True, True)
         client, side, _ = self.start(running, self.engines[0])

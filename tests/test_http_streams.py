@@ -11,6 +11,7 @@ import unittest
 from typing import Any
 
 from gateway.mock import MockEngine
+from tests.parallel import alone
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
 from tests.support import (
     COMPLETIONS,
@@ -575,6 +576,7 @@ class LeavingTest(StreamTestCase):
         self.assert_nothing_in_flight(running)
         return line
 
+    @alone
     def test_a_client_that_leaves_in_the_middle_closes_the_engine_s_connection(self) -> None:
         engine = self.engine()
         running = self.gateway(engine.url)
@@ -587,6 +589,7 @@ class LeavingTest(StreamTestCase):
         self.assert_logged_as_left(running, head.request_id)
         self.assert_outcomes(running, {"cancelled": 1})
 
+    @alone
     def test_a_client_that_leaves_before_the_first_event_closes_the_engine_s_connection(self) -> None:
         for behaviour, options in (("hang", {}), ("slow", {"delay": 60})):
             with self.subTest(behaviour=behaviour):
@@ -600,6 +603,7 @@ class LeavingTest(StreamTestCase):
                 self.assert_logged_as_left(running, "left")
                 self.assert_outcomes(running, {"cancelled": 1})
 
+    @alone
     def test_a_client_that_leaves_while_the_first_event_is_incomplete(self) -> None:
         with self.scripted() as engine:
             running = self.gateway(engine.url)
@@ -611,6 +615,7 @@ class LeavingTest(StreamTestCase):
             self.assertTrue(side.wait_until_left(LEFT_S))
             self.assert_logged_as_left(running, "left")
 
+    @alone
     def test_a_client_that_leaves_while_queued_never_reaches_an_engine(self) -> None:
         engine = self.engine("hang")
         running = self.gateway(engine.url, WORKERS=1)
@@ -626,6 +631,7 @@ class LeavingTest(StreamTestCase):
         self.assert_logged_as_left(running, "left")
         self.assertEqual(engine.stats()["requests"], 1)
 
+    @alone
     def test_a_client_that_only_closes_its_sending_side_has_left_too(self) -> None:
         engine = self.engine()
         running = self.gateway(engine.url)

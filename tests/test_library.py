@@ -15,6 +15,7 @@ from gateway.routing.pool import StateChange
 from gateway.routing.specs import FleetSpec, model_from
 from gateway.upstream.stream import EngineStream
 from inference import Answer, Call, EngineSpec, InferenceFactory, ModelSpec
+from tests.parallel import alone
 from tests.support import dead_url, eventually
 
 HI = [{"role": "user", "content": "hi there"}]
@@ -191,6 +192,7 @@ class StreamTest(LibraryTest):
         self.assertEqual(text_of(list(factory.stream(HI))), factory.generate("hi there"))
         self.assert_idle(factory)
 
+    @alone
     def test_leaving_the_loop_closes_the_engines_connection(self) -> None:
         engine = self.engine()
         gate = engine.hold_after(1)
@@ -251,6 +253,7 @@ class StreamTest(LibraryTest):
                     self.assertTrue(text_of(list(factory.stream(HI))))
                 self.assertEqual(len(bad.requests), 1)
 
+    @alone
     def test_an_engine_silent_between_events_is_given_up(self) -> None:
         engine = self.engine()
         gate = engine.hold_after(1)
@@ -485,6 +488,7 @@ class TimeTest(LibraryTest):
         thread.start()
         return thread
 
+    @alone
     def test_cancelling_from_another_thread_closes_the_engines_connection(self) -> None:
         for stream in (False, True):
             with self.subTest(stream=stream):

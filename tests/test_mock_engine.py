@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.mock import BehaviourError, MockEngine
+from tests.parallel import alone
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/v1/chat/completions"
@@ -466,6 +467,7 @@ class WaitingTest(MockEngineTestCase):
         engine.control("drip", gap=0)
         self.assertEqual(events_of(stream(engine))[-1], "[DONE]")
 
+    @alone
     def test_a_caller_that_leaves_is_counted_however_silent_the_engine_is(self) -> None:
         engine = self.engine()
         silences: list[tuple[str, dict[str, Any], bool]] = [
@@ -486,13 +488,14 @@ class WaitingTest(MockEngineTestCase):
                 self.assertTrue(engine.wait_for_cancelled(number, 1.0))
                 self.assertEqual(engine.stats()["in_flight"], 0)
 
+    @alone
     def test_a_caller_that_resets_is_counted_too(self) -> None:
         engine = self.engine(behaviour="hang")
         sock = raw_socket(engine, raw_request(HI))
         self.assertTrue(engine.wait_for_requests(1, TIMEOUT_S))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(LINGER, 1, 0))
         sock.close()
-        self.assertTrue(engine.wait_for_cancelled(1, 3.0))
+        self.assertTrue(engine.wait_for_cancelled(1, 1.0))
 
     def test_a_caller_that_leaves_while_bytes_flow_is_counted(self) -> None:
         engine = self.engine(events=1_000_000)
@@ -530,13 +533,14 @@ class WaitingTest(MockEngineTestCase):
                 read_until(sock, b"[DONE]")
             stream(engine)  # a released gate stops nobody
 
+    @alone
     def test_a_caller_that_leaves_at_a_gate_is_counted(self) -> None:
         engine = self.engine()
         with engine.hold_after(0) as gate:
             sock = raw_socket(engine, raw_request({**HI, "stream": True}))
             self.assertTrue(gate.wait_for_held(1, TIMEOUT_S))
             sock.close()
-            self.assertTrue(engine.wait_for_cancelled(1, 3.0))
+            self.assertTrue(engine.wait_for_cancelled(1, 1.0))
 
     def test_a_new_gate_releases_the_one_before(self) -> None:
         engine = self.engine()

@@ -34,6 +34,7 @@ from gateway.upstream.prober import probe
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 from inference import Call, EngineSpec
+from tests.parallel import alone
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
 from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, content_of, eventually, gateway
 
@@ -133,6 +134,7 @@ class SlowClientTest(unittest.TestCase):
         line = running.request_line("a")
         self.assertEqual((line["status"], line["error"]), (499, "client_closed_request"))
 
+    @alone
     def test_a_client_that_leaves_while_it_is_behind_is_noticed(self) -> None:
         running = self.gateway()
         slow, other = self.open(running), self.open(running, "b")
@@ -489,6 +491,7 @@ class TlsTest(unittest.TestCase):
             side.send(chunked(delta("", "stop") + DONE) + b"0\r\n\r\n")
             self.assertEqual(client.read_events()[-1], DONE_EVENT)
 
+    @alone
     def test_a_client_that_leaves_closes_a_tls_engine_s_connection(self) -> None:
         for silent in (True, False):
             with self.subTest(silent=silent), self.running() as (running, engine), running.connect() as client:
