@@ -101,10 +101,13 @@ class MaxConcurrencyTest(OneByOneTest):
         engine = self.scripted()
         running = self.one_place(engine)
         _, side = self.occupy(running, engine)
+        pool = self.pool(running)
+        self.enter(mock.patch("gateway.asking.LINE_LOOK_S", 0.01))
+        looked = self.enter(mock.patch.object(pool, "serve_line", wraps=pool.serve_line))
         client = self.begin(running, headers=[("X-Request-ID", "waited")])
-        self.wait_for_waiting(running, 1)
+        eventually(lambda: looked.called)  # who looks has begun to wait, and its clock runs
         since = time.monotonic()
-        eventually(lambda: time.monotonic() >= since + 0.3)  # its own clock may have begun later
+        eventually(lambda: time.monotonic() >= since + 0.1)
         self.order_of(side, 1)
         answer = client.read_response()
         self.assertRegex(answer.header("server-timing") or "", r"\Aqueue;dur=[1-9][0-9][0-9]")
