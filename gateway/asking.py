@@ -121,8 +121,9 @@ class Asker:
         """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone."""
         kept = {engine: engine.spec for pool in self._router.pools.values() for engine in pool.engines}
         old = dict(self._endpoints)
-        self._endpoints = {e: p for e, p in old.items() if kept.get(e) == p.spec}
-        used = {endpoint.spec for endpoint in self._endpoints.values()}
+        still = {e: p for e, p in old.items() if kept.get(e) == p.spec}
+        used = {endpoint.spec for endpoint in still.values()}
+        self._endpoints = still  # from now on requests add to it
         self._client.forget([p.spec for p in old.values() if p.spec not in used])
         self._watch_hedges()
 
@@ -415,9 +416,10 @@ class Asker:
         self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt
     ) -> tuple[Endpoint, str, Attempt, bytes, bytes]:
         """What EngineClient is to be told; the attempt is watched from now on, until `_over`. Raises ClientGone."""
-        endpoint = self._endpoints.get(engine)
+        endpoints = self._endpoints  # before `spec`: one that a reload has changed meanwhile must not get into the new
+        endpoint = endpoints.get(engine)
         if endpoint is None:
-            endpoint = self._endpoints[engine] = self._client.endpoint(engine.spec)
+            endpoint = endpoints[engine] = self._client.endpoint(engine.spec)
         call.begin(attempt)
         headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
         if call.idempotency_key:

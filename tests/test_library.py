@@ -576,6 +576,31 @@ class LifeTest(LibraryTest):
         self.assertEqual(got[-1]["choices"][0]["finish_reason"], "stop")
         eventually(lambda: old.stats()["connections"] == 0)
 
+    def test_requests_prepare_engines_while_another_fleet_takes_over(self) -> None:
+        engine, other = self.engine(), self.engine()
+        factory = self.factory({"13b": [engine.url, other.url]})
+        for _ in range(2):
+            factory.generate("hi")
+        asker: Any = factory.asker
+        engines = set(asker._endpoints)
+        self.assertEqual(len(engines), 2)
+
+        class Meanwhile:
+            """An engine's endpoint; while it is looked at, a request is the first to ask another engine."""
+
+            def __init__(self, endpoint: Any) -> None:
+                self._endpoint = endpoint
+
+            @property
+            def spec(self) -> EngineSpec:
+                asker._endpoints[object()] = self._endpoint
+                spec: EngineSpec = self._endpoint.spec
+                return spec
+
+        asker._endpoints = {item: Meanwhile(endpoint) for item, endpoint in asker._endpoints.items()}
+        factory.reload(FleetSpec((model_from("13b", [engine.url, other.url]),)))
+        self.assertLessEqual(engines, set(asker._endpoints))
+
     def test_models_and_engines_that_cannot_work_are_refused_with_their_place(self) -> None:
         with self.assertRaises(ValueError) as caught:
             InferenceFactory({"13b": ["ftp://x"]})
