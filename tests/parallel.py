@@ -78,11 +78,11 @@ class ParallelSuite(unittest.TestSuite):
 
 
 def wanted_processes() -> int:
-    """TESTS_PROCESSES; without it 4 to 8, by the number of processors. ValueError when it is no number."""
+    """TESTS_PROCESSES; without it 6 to 8, by the number of processors. ValueError when it is no number."""
     text = os.environ.get("TESTS_PROCESSES", "")
     if text and not text.isdecimal():
         raise ValueError(f"TESTS_PROCESSES: {text!r} is no number of processes")
-    return int(text) if text else max(4, min(os.cpu_count() or 1, 8))
+    return int(text) if text else max(6, min(os.cpu_count() or 1, 8))
 
 
 def _units(suite: unittest.TestSuite) -> tuple[list[unittest.TestCase], list[Unit], list[Unit]]:

@@ -382,9 +382,9 @@ class ProcessesTest(unittest.TestCase):
         with mock.patch.dict(os.environ, {"TESTS_PROCESSES": text}):
             return wanted_processes()
 
-    def test_as_many_as_wanted_else_four_to_eight(self) -> None:
+    def test_as_many_as_wanted_else_six_to_eight(self) -> None:
         self.assertEqual([self.wanted("0"), self.wanted("1"), self.wanted("12")], [0, 1, 12])
-        for processors, expected in ((None, 4), (1, 4), (6, 6), (64, 8)):
+        for processors, expected in ((None, 6), (1, 6), (7, 7), (64, 8)):
             with mock.patch("os.cpu_count", return_value=processors):
                 self.assertEqual(self.wanted(""), expected)
 
