@@ -367,34 +367,48 @@ class Ended(ParkingTest):
     def test_a_connection_that_has_ended_takes_no_other_with_it(self) -> None:
         """Its number may be another's while it still has a turn on the loop."""
         self.enter(never_look())
-        running, engine = self.one_engine()
-        ended = self.begin(running)
-        side = self.kept(running, engine, ended)
-        ended.send(WHOLE)
-        side.read_request()
-        ended.sock.shutdown(socket.SHUT_WR)  # so it has a turn when it has its answer
-        self.settle(running)
-        (number,) = self.numbers(running)
-        while True:  # the lowest number that is free is the next one given
-            filler = os.dup(side.sock.fileno())
-            self.addCleanup(os.close, filler)
-            if filler > number:
-                break
-        with self.hold_loop(running):
-            side.answer(completion())
-            reset(ended)
-            other = self.enter(running.connect(timeout_s=3.0))
-        self.settle(running)
-        self.assertEqual(self.numbers(running), [number])
-        other.send(WHOLE)
-        self.assertTrue(select.select([side.sock], [], [], 3.0)[0], "nobody reads what the other one has sent")
-        side.read_request().answer(completion("other"))
-        self.assert_says(other, "other")
+        for _ in range(4):  # who comes first in a turn of the loop, the system says
+            running, engine = self.one_engine()
+            ended = self.begin(running)
+            side = self.kept(running, engine, ended)
+            ended.send(WHOLE)
+            side.read_request()
+            ended.sock.shutdown(socket.SHUT_WR)  # so it has a turn when it has its answer
+            self.settle(running)
+            (number,) = [sock.fileno() for sock in list(running.app.server._open)]
+            while True:  # the lowest number that is free is the next one given
+                filler = os.dup(side.sock.fileno())
+                self.addCleanup(os.close, filler)
+                if filler > number:
+                    break
+            with self.hold_loop(running):
+                side.answer(completion())
+                reset(ended)
+                other = self.enter(running.connect(timeout_s=3.0))
+            self.settle(running)
+            other.send(WHOLE)
+            self.assertTrue(select.select([side.sock], [], [], 3.0)[0], "nobody reads what the other one has sent")
+            side.read_request().answer(completion("other"))
+            self.assert_says(other, "other")
 
-    @staticmethod
-    def numbers(running: RunningGateway) -> list[int]:
-        """The descriptors of the gateway's connections."""
-        return [sock.fileno() for sock in list(running.app.server._open)]
+
+class Crowd(ParkingTest):
+    def test_clients_that_come_together_are_all_served_up_to_the_limit(self) -> None:
+        running, _ = self.one_engine(MAX_CONNECTIONS=30)
+        for round in range(3):
+            with self.subTest(round=round):
+                with self.hold_loop(running):
+                    clients = [self.enter(running.connect()) for _ in range(40)]
+                    for client in clients:
+                        client.request("GET", "/healthz")
+                statuses = [client.read_response().status for client in clients]
+                self.assertEqual((statuses.count(200), statuses.count(503)), (30, 10))
+                for client in clients:
+                    client.close()
+                self.wait_for_connections(running, 0)
+                for _ in range(3):  # one at a time
+                    self.assertEqual(running.get("/healthz").status, 200)
+                self.wait_for_connections(running, 0)
 
 
 class TimeLimits(ParkingTest):

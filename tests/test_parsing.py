@@ -6,7 +6,7 @@ import random
 import unittest
 
 from gateway.errors import HttpError
-from gateway.server.parsing import RequestHead, parse_head
+from gateway.server.parsing import KNOWN_BYTES, KNOWN_HEADS, RequestHead, parse_head
 
 
 def block(*lines: str, start: str = "POST /v1/chat/completions HTTP/1.1", host: str = "Host: gateway") -> bytes:
@@ -177,6 +177,26 @@ class RefusedTest(ParsingTest):
             parse_head(block("Authorization: Bearer s3cret\x01", "X: y"))
         self.assertIn("Authorization", caught.exception.message)
         self.assertNotIn("s3cret", caught.exception.message)
+
+
+class KnownTest(ParsingTest):
+    def test_equal_heads_are_parsed_once_and_large_ones_are_not_kept(self) -> None:
+        head = b"GET /%b HTTP/1.1\r\nHost: x"
+        self.assertIs(parse_head(head % b"known"), parse_head(head % b"known"))
+        large = head % (b"l" * KNOWN_BYTES)
+        self.assertIsNot(parse_head(large), parse_head(large))
+
+    def test_only_so_many_are_kept(self) -> None:
+        head = b"GET /%d HTTP/1.1\r\nHost: x"
+        first = parse_head(head % 0)
+        for number in range(KNOWN_HEADS + 1):
+            parse_head(head % number)
+        self.assertIsNot(parse_head(head % 0), first)
+
+    def test_what_is_refused_is_refused_again(self) -> None:
+        for _ in range(2):
+            with self.assertRaises(HttpError):
+                parse_head(b"GET / HTTP/1.1")
 
 
 class PropertyTest(ParsingTest):

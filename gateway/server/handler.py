@@ -56,8 +56,6 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._exchange: Optional[Exchange] = None
         self._eof = False
         self._expired = False
-        self._block = b""
-        self._head: Optional[RequestHead] = None
         self._body_due = False  # the body of the request under way has not been read
         self._first_byte_s = 0.0
         self._arrived_s = 0.0  # when the first byte of what is in `_buffer` came; 0 = not known
@@ -328,12 +326,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         if end > self.settings.max_header_bytes:
             raise HttpError("headers_too_large", "the request line and headers are too large")
         self._buffer = buffer[end + 4 :]
-        block = buffer[:end]
-        # Clients repeat their heads: the same bytes on the same connection parse to the same head.
-        if block != self._block or self._head is None:
-            self._head = parse_head(block)
-            self._block = block
-        return self._head
+        return parse_head(buffer[:end])
 
     def _begun(self, buffer: bytes) -> bytes:
         """A part of a head came behind the request before: the rest is due as if it had come alone."""

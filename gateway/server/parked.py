@@ -33,6 +33,7 @@ from gateway.upstream.connections import DONTWAIT
 from inference import Asking
 
 CLOSE_POLL_S = 0.005
+ACCEPTED_MAX = 16  # connections in a turn of the loop (one each: 200 instead of 140 us a request at 32 at a time)
 
 
 class ParkedConnection(ClientConnection):
@@ -52,7 +53,8 @@ class ParkedConnection(ClientConnection):
         self._watched = False  # by the loop
         self._more = False  # something has arrived behind the request under way
         self._asking: Optional[Asking] = None  # what an engine has been asked on the loop's thread
-        self._head_bytes = 0  # of the request in `_buffer`, when its head has been read
+        self._head: Optional[RequestHead] = None  # of the request in `_buffer`, with `_head_bytes`
+        self._head_bytes = 0  # 0: it has not been read
         self._job: Optional[Callable[[], None]] = None  # what a thread is to begin with
 
     def park(self) -> None:
@@ -196,14 +198,10 @@ class ParkedConnection(ClientConnection):
             return 0
         if self._head_bytes and self._head is not None:
             return self._head_bytes + (self._head.content_length or 0)  # more of the body has come
-        block = buffer[:end]
-        if block != self._block or self._head is None:
-            try:
-                self._head = parse_head(block)
-            except HttpError:
-                return 0
-            self._block = block
-        head = self._head
+        try:
+            head = self._head = parse_head(buffer[:end])
+        except HttpError:
+            return 0
         length = head.content_length
         if head.method != "POST" or head.path not in PATHS or length is None or head.chunked or head.expects_continue:
             return 0
@@ -380,6 +378,9 @@ class ParkingServer(GatewayServer):
         self.loop = Loop("clients", self._crashed, self._after_turn)
         self.threads = Threads("client")
         self.asked = 0  # engines, in this turn of the loop
+        self._turn = 0
+        self._full_turn = -1  # the last in which as many connections were accepted as were to be
+        self._at_once = 1  # so many are, in a turn: as many as seem to wait, since asking in vain costs 20 us
 
     def _crashed(self, error: BaseException) -> None:
         self.context.pipeline.internal_error(error, "-")
@@ -392,21 +393,30 @@ class ParkingServer(GatewayServer):
 
     def _after_turn(self) -> None:
         """Until the engines answer, there is time for what earlier requests have left to be counted."""
+        self._turn += 1
         if self.asked:
             asked, self.asked = self.asked, 0
             self.context.spare_time(asked)
 
     def _accept_ready(self, events: int) -> None:
-        try:
-            request, client_address = self.socket.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno in EXHAUSTED:  # wait instead of spinning
-                self._report("accept_failed", reason=error.strerror)
-                self.loop.unwatch(self.socket.fileno())
-                self.loop.later(ACCEPT_PAUSE_S, self._accept_again)
-            return
+        if self._full_turn == self._turn - 1:  # in the turn before, more were waiting than were taken
+            self._at_once = min(2 * self._at_once, ACCEPTED_MAX)
+        for number in range(self._at_once):
+            try:
+                request, client_address = self.socket.accept()
+            except BlockingIOError:
+                self._at_once = max(1, number)
+                return
+            except OSError as error:
+                if error.errno in EXHAUSTED:  # wait instead of spinning
+                    self._report("accept_failed", reason=error.strerror)
+                    self.loop.unwatch(self.socket.fileno())
+                    self.loop.later(ACCEPT_PAUSE_S, self._accept_again)
+                return
+            self._accepted(request, client_address)
+        self._full_turn = self._turn
+
+    def _accepted(self, request: socket.socket, client_address: Any) -> None:
         if len(self._open) >= self.context.settings.max_connections or self._closing.is_set():
             self._refuse(request)
             return
