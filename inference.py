@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Callable, Optional, Union
 
-from gateway.asking import Answer, Asker, Asking, TimeLimits
+from gateway.asking import Asker, Asking, TimeLimits
 from gateway.errors import EngineFailed, GatewayError
+from gateway.hedging import Answer
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.decisions import Recorder
 from gateway.routing.engine import DEFAULT_POLICY
@@ -24,8 +25,9 @@ from gateway.routing.pool import EngineSnapshot, StateChange
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, model_from
+from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
-from gateway.upstream.client import EngineClient, EngineFault
+from gateway.upstream.client import EngineClient
 from gateway.upstream.prober import HealthChecker
 from gateway.upstream.stream import EngineStream
 

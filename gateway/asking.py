@@ -2,7 +2,7 @@
 
 The one place where routing (who is asked) meets upstream (asking). `Asker` owns the prepared endpoints and the
 watchdog; it holds no lock of its own: choosing is locked per model in routing/, and a `Call` belongs to one thread.
-Two attempts of a hedged call meet in a `_Race`, whose lock guards who has won.
+Two attempts of a hedged call meet in a `Race`, whose lock guards who has won.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Callable, NamedTuple, Optional, Union
 
 from gateway.deadlines import Watchdog
 from gateway.errors import ClientGone, EngineFailed, RequestRefused
+from gateway.hedging import Answer, Race, Tried
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool, StateChange
@@ -22,35 +23,17 @@ from gateway.routing.retry import CANCELLED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
+from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.call import Call
-from gateway.upstream.client import Attempt, Endpoint, EngineClient, EngineFault, EngineResponse, Sent
+from gateway.upstream.client import EngineClient
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.response import EngineResponse
+from gateway.upstream.sent import Sent
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 
 HEDGE_TICK_S = 0.01
-LOSER_S = 0.05  # how long the answer may wait for a cancelled second attempt to end; it takes a millisecond
 LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
-
-
-class Answer:
-    """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once."""
-
-    __slots__ = ("body", "usage")
-
-    def __init__(self, body: bytes, usage: answers.Usage) -> None:
-        self.body = body
-        self.usage = usage
-
-
-class Tried:
-    """How one try ended: `result` is the answer, the open stream, or why there is neither."""
-
-    __slots__ = ("engine", "pool", "result")
-
-    def __init__(self, result: Union[Answer, EngineStream, Outcome], pool: ModelPool, engine: Engine) -> None:
-        self.result = result
-        self.pool = pool
-        self.engine = engine
 
 
 class Asking:
@@ -503,7 +486,7 @@ class Asker:
             call.hedged = True
             return self._try(call, other, race.enter(self._attempt_for(other, deadline_s)))
 
-        race = _Race(attempt, time.monotonic() + after_s, second)
+        race = Race(attempt, time.monotonic() + after_s, second)
         self._hedges.watch(race)
         try:
             first = self._try(call, step, attempt)
@@ -550,101 +533,6 @@ class Asker:
             if isinstance(tried.result, Answer):
                 return None
         return None
-
-
-class _Race:
-    """The first of two attempts to answer wins; the other one is ended. Watched until it is time for the second."""
-
-    def __init__(self, first: Attempt, deadline_s: float, second: Callable[[], Optional[Tried]]) -> None:
-        self.deadline_s = deadline_s
-        self.rival: Optional[Attempt] = None
-        self._first = first
-        self._second = second
-        self._lock = threading.Lock()
-        self._started = False
-        self._closed = False
-        self._winner: Optional[Tried] = None
-        self._done = threading.Event()
-
-    def enter(self, rival: Attempt) -> Attempt:
-        """`rival` is the second attempt from now on; ended at once when the race is over already."""
-        self.rival = rival
-        with self._lock:
-            closed = self._closed
-        if closed:
-            rival.abort("cancelled")
-        return rival
-
-    def expire(self) -> None:
-        """Time for the second attempt (on the watchdog's thread, which must not block)."""
-        with self._lock:
-            if self._started or self._closed:
-                return
-            self._started = True
-        self.deadline_s = float("inf")
-        try:
-            threading.Thread(target=self._run_second, name="hedge", daemon=True).start()
-        except RuntimeError:  # the system gives no more threads: no second attempt
-            self._done.set()
-
-    def _run_second(self) -> None:
-        try:
-            tried = self._second()
-            if tried is not None and _is_final(tried):
-                with self._lock:
-                    late = self._closed
-                    if not late:
-                        self._closed = True
-                        self._winner = tried
-                if late:
-                    _discard(tried)
-                else:
-                    self._first.abort("cancelled")
-        except ClientGone:
-            pass
-        finally:
-            self._done.set()  # whatever went wrong here, nobody waits for it
-
-    def close(self) -> None:
-        """Nobody waits for an answer any more."""
-        with self._lock:
-            self._closed = True
-        if self.rival is not None:
-            self.rival.abort("cancelled")
-
-    def finish(self, first: Tried, deadline_s: float) -> Tried:
-        """The try that counts, when the first attempt has ended."""
-        answered = _is_final(first)
-        with self._lock:
-            if answered and not self._closed:
-                self._closed = True
-                self._winner = first
-            waits = self._started and self._winner is None
-            if not self._started:
-                self._closed = True
-        if waits:
-            self._done.wait(max(0.0, deadline_s - time.monotonic()) + 1.0)
-        with self._lock:
-            self._closed = True
-            winner = self._winner or first
-        if winner is first:
-            if self.rival is not None:
-                self.rival.abort("cancelled")
-                self._done.wait(LOSER_S)  # what became of it belongs into this request's report
-        elif answered:
-            _discard(first)
-        return winner
-
-
-def _is_final(tried: Tried) -> bool:
-    """Whether a try has an answer: a rejection is one too, since every engine would give it."""
-    return not isinstance(tried.result, Outcome) or tried.result.kind == "rejected"
-
-
-def _discard(tried: Tried) -> None:
-    """An answer that came second: a stream gives its connection and its place back."""
-    if isinstance(tried.result, EngineStream):
-        tried.result.close(CANCELLED)
 
 
 def _complete(call: Call, body: bytes, model: str) -> Answer:

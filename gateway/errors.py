@@ -1,7 +1,7 @@
 """The errors a client can meet, and what each tells the caller to do.
 
 Owns the closed set of error codes with their HTTP statuses (`STATUS_BY_CODE`). Foreign exceptions become one of these
-at one boundary (upstream/client.py for engines, server/ for HTTP); nothing here knows about sockets or threads.
+at one boundary (upstream/ for engines, server/ for HTTP); nothing here knows about sockets or threads.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.settingvalues",),
     ("gateway.configuration",),
     ("gateway.asking",),
+    ("gateway.hedging",),
     ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
     ("gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.telemetry", "gateway"),

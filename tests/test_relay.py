@@ -27,10 +27,11 @@ from gateway.server.exchange import Client, Exchange
 from gateway.server.parsing import RequestHead
 from gateway.server.relay import Relay
 from gateway.telemetry.events import RequestEvent
-from gateway.upstream.client import Attempt, EngineResponse
+from gateway.upstream.attempt import Attempt
 from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.framing import ResponseHead
 from gateway.upstream.prober import probe
+from gateway.upstream.response import EngineResponse
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 from inference import Call, EngineSpec

@@ -10,9 +10,10 @@ import socket
 import unittest
 from typing import Optional
 
-from gateway.upstream.client import Attempt, EngineFault, EngineResponse
+from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.framing import ResponseHead
+from gateway.upstream.response import EngineResponse
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 from tests.scripted import DONE, EngineSide, chunked, delta

@@ -20,7 +20,7 @@ from gateway.server.headers import answer_headers, refusal_headers, request_id_o
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.events import RequestEvent
 from gateway.upstream import answers
-from gateway.upstream.client import EngineFault
+from gateway.upstream.attempt import EngineFault
 from gateway.upstream.stream import EngineStream
 from gateway.workers import Job
 from inference import Answer, Asking, Call

@@ -20,7 +20,7 @@ from typing import Any, Callable, Optional
 from gateway.routing.retry import Outcome
 from gateway.server.exchange import Exchange
 from gateway.server.poller import new_poller
-from gateway.upstream.client import EngineFault
+from gateway.upstream.attempt import EngineFault
 from gateway.upstream.stream import EngineStream
 
 BUFFER_MAX_BYTES = 262144

@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 from gateway.errors import ClientGone
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
-from gateway.upstream.client import Attempt
+from gateway.upstream.attempt import Attempt
 
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"

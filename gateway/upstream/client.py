@@ -1,151 +1,31 @@
 """One request to one engine, over a urllib opener with a keep-alive pool.
 
-Owns the opener and, per engine address, an `Endpoint` with its connection pool and everything of a request that never
-changes. Foreign exceptions become `EngineFault` or `ClientGone` here and nowhere else. The lock guards the map of
-endpoints only. Never chooses an engine, never retries one (except once on a fresh connection when a kept one had died).
+Owns the opener and the map of endpoints, which the lock guards. Foreign exceptions become `EngineFault` or `ClientGone`
+here and in `response.py`, nowhere else. Never chooses an engine, never retries one (except once on a fresh connection
+when a kept one had died).
 """
 
 from __future__ import annotations
 
-import email.utils
-import json
-import math
 import os
-import socket
-import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Callable, NoReturn, Optional
+from typing import NoReturn, Optional
 
-from gateway.errors import ClientGone
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
+from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connected
 from gateway.upstream.connections import DONTWAIT, Connection, ConnectionPool
-from gateway.upstream.framing import (
-    HEAD_MAX_BYTES,
-    BodyDecoder,
-    FramingError,
-    ResponseHead,
-    body_decoder,
-    parse_response_head,
-)
-
-if TYPE_CHECKING:
-    from gateway.upstream.stream import EngineStream
-
-BODY_MAX_BYTES = 268435456
-RECV_BYTES = 65536
-AHEAD_MAX_BYTES = 262144  # of an answer, before a thread has to wait for the rest
-_NO_ANSWER = "the engine closed the connection without an answer"
-_NOT_ACCEPTED = "the engine did not accept a connection in time"
-
-
-class EngineFault(Exception):
-    """An attempt failed; `outcome` says how. `lines` are whole lines of a stream that had come before."""
-
-    def __init__(self, outcome: Outcome, lines: bytes = b"") -> None:
-        super().__init__(outcome.message)
-        self.outcome = outcome
-        self.lines = lines
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
+from gateway.upstream.sent import OpenStream, Sent
+from gateway.upstream.status import status_outcome
 
 
 class _Stale(Exception):
     """A kept connection had died before the first byte of an answer."""
-
-
-class Attempt:
-    """One try of one engine, and the owner of the connection it runs on.
-
-    The thread that makes the attempt and any thread that ends it early (`abort`: the client left, the deadline passed)
-    meet here without a lock: `abort` sets `aborted` and then looks for a connection, `attach` stores the connection and
-    then looks at `aborted`, so at least one of them sees the other.
-    """
-
-    __slots__ = ("_answer_s", "aborted", "connection", "deadline_s")
-
-    def __init__(self, deadline_s: float) -> None:
-        self.deadline_s = deadline_s
-        self._answer_s: Optional[float] = None  # the deadline proper, while `deadline_s` is the connection's
-        self.aborted: Optional[str] = None
-        self.connection: Optional[Connection] = None
-
-    def attach(self, connection: Connection) -> None:
-        """Run on `connection`; raises what `failure()` gives if the attempt has been ended meanwhile."""
-        connection.own(self)
-        self.connection = connection
-        if self.aborted is not None:
-            connection.close()
-            raise self.failure()
-
-    def abort(self, reason: str) -> None:
-        """End the attempt: `cancelled` or `timeout`. From any thread; never blocks; the first reason stays."""
-        if self.aborted is None:
-            self.aborted = reason
-        connection = self.connection
-        if connection is not None:
-            connection.abort(self)
-
-    def connecting(self, timeout_s: float) -> None:
-        """Until `connected`, the deadline is at most `timeout_s` seconds from now."""
-        self._answer_s = self.deadline_s
-        self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_s)
-
-    def connected(self) -> None:
-        """What may take time from now on is the answer."""
-        if self._answer_s is not None:
-            self.deadline_s, self._answer_s = self._answer_s, None
-
-    def expire(self) -> None:
-        """The deadline has passed (called by the watchdog)."""
-        self.abort("timeout")
-
-    def failure(self) -> Exception:
-        """The exception for an attempt that was ended early."""
-        if self.aborted != "timeout":
-            return ClientGone()
-        if self._answer_s is not None:
-            return EngineFault(Outcome("connect_timeout", _NOT_ACCEPTED))
-        return EngineFault(Outcome("timeout", "the engine did not answer in time"))
-
-
-class Endpoint:
-    """What is prepared once per engine: connections, request heads, the engine's own name of the model."""
-
-    def __init__(self, spec: EngineSpec, secrets: Mapping[str, str], connect_timeout_s: float) -> None:
-        self.spec = spec
-        tls = ssl.create_default_context() if spec.scheme == "https" else None
-        self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s)
-        self._secret = secrets.get(spec.api_key_env) if spec.api_key_env else None
-        self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}
-
-    def prepare(self, path: str) -> tuple[bytes, dict[str, object]]:
-        """The constant part of the head, and the attributes of a urllib Request, for POST `path`."""
-        prepared = self._prepared.get(path)
-        if prepared is None:
-            spec = self.spec
-            host = f"[{spec.host}]" if ":" in spec.host else spec.host
-            if spec.port != (443 if spec.scheme == "https" else 80):
-                host = f"{host}:{spec.port}"
-            target = f"{spec.base_path}{path}"
-            lines = [
-                f"POST {target} HTTP/1.1",
-                f"Host: {host}",
-                "Content-Type: application/json",
-                "Accept: application/json, text/event-stream",
-                "User-Agent: inference-gateway",
-            ]
-            if self._secret:
-                lines.append(f"Authorization: Bearer {self._secret}")
-            head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
-            template = urllib.request.Request(f"{spec.scheme}://{host}{target}", method="POST")
-            prepared = self._prepared[path] = (head, dict(template.__dict__))
-        return prepared
-
-    def wire(self, path: str, body: bytes, headers: bytes) -> bytes:
-        """The bytes of a request."""
-        return b"%b%bContent-Length: %d\r\n\r\n%b" % (self.prepare(path)[0], headers, len(body), body)
 
 
 class EngineRequest(urllib.request.Request):
@@ -156,116 +36,6 @@ class EngineRequest(urllib.request.Request):
         self.endpoint = endpoint
         self.attempt = attempt
         self.wire = wire
-
-
-class EngineResponse:
-    """An engine's answer: head read, body to come. Used by one thread at a time; ended by `release` or `close`."""
-
-    __slots__ = ("_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
-
-    def __init__(
-        self,
-        head: ResponseHead,
-        raw: bytes,
-        connection: Connection,
-        pool: ConnectionPool,
-        attempt: Attempt,
-    ) -> None:
-        self.head = head
-        self.status = head.status
-        self.decoder: BodyDecoder = body_decoder(head)
-        self._raw = raw
-        self._payload = b""  # decoded ahead
-        self.connection = connection
-        self.pool = pool
-        self.attempt = attempt
-
-    def read_some(self) -> bytes:
-        """Block for more payload; b"" at the end of a complete body. Raises EngineFault, ClientGone."""
-        payload = self._payload
-        if payload:
-            self._payload = b""
-            return payload
-        decoder = self.decoder
-        while not decoder.complete:
-            raw = self._raw
-            if raw:
-                self._raw = b""
-            else:
-                raw = _receive(self.connection, self.attempt)
-                if not raw:
-                    if decoder.end():
-                        break
-                    raise EngineFault(Outcome("truncated", "the engine's answer was cut short"))
-            payload = _feed(decoder, raw)
-            if payload:
-                return payload
-        return b""
-
-    def read_all(self) -> bytes:
-        """The whole body, at most BODY_MAX_BYTES. Raises EngineFault, ClientGone."""
-        first = self.read_some()
-        if self.decoder.complete:
-            return first
-        parts = [first]
-        size = len(first)
-        while True:
-            part = self.read_some()
-            if not part:
-                return b"".join(parts)
-            parts.append(part)
-            size += len(part)
-            if size > BODY_MAX_BYTES:
-                raise EngineFault(Outcome("invalid", "the engine's answer is too large"))
-
-    def take_buffered(self) -> bytes:
-        """Payload that has arrived already, without reading; for who goes on reading without blocking."""
-        raw, self._raw = self._raw, b""
-        payload, self._payload = self._payload, b""
-        return payload + _feed(self.decoder, raw) if raw else payload
-
-    def add(self, raw: bytes) -> None:
-        """Somebody else has read this from the connection."""
-        self._raw += raw
-
-    def is_whole(self) -> bool:
-        """Whether the whole body has arrived: reading it will not block. Raises EngineFault."""
-        self._payload = self.take_buffered()
-        return self.decoder.complete
-
-    def release(self) -> None:
-        """Give the connection back if the body ended cleanly, else close it. Idempotent."""
-        if self.decoder.complete and self.decoder.reusable and self.head.keep_alive:
-            if self._raw == b"":
-                self.attempt.connection = None
-                self.pool.give(self.connection)
-                return
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; the engine notices."""
-        self.attempt.connection = None
-        self.connection.close()
-
-
-def _feed(decoder: BodyDecoder, raw: bytes) -> bytes:
-    try:
-        return decoder.feed(raw)
-    except FramingError as error:
-        raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
-
-
-def _receive(connection: Connection, attempt: Attempt) -> bytes:
-    try:
-        data = connection.sock.recv(RECV_BYTES)
-    except OSError as error:
-        if attempt.aborted is not None:
-            raise attempt.failure() from error
-        # Part of an answer has come, else `_exchange` would be reading.
-        raise EngineFault(Outcome("truncated", "the engine's answer was cut short")) from error
-    if not data and attempt.aborted is not None:
-        raise attempt.failure()
-    return data
 
 
 class PooledHandler(urllib.request.BaseHandler):
@@ -297,18 +67,7 @@ class PooledHandler(urllib.request.BaseHandler):
         try:
             return pool.connect(attempt.deadline_s - time.monotonic())
         except OSError as error:
-            raise _not_connected(error) from error
-
-
-def _not_connected(error: OSError) -> EngineFault:
-    if isinstance(error, socket.timeout):
-        return EngineFault(Outcome("connect_timeout", _NOT_ACCEPTED))
-    if isinstance(error, ConnectionResetError):
-        return EngineFault(Outcome("reset", "the engine closed the connection"))
-    if isinstance(error, ssl.SSLError):
-        return EngineFault(Outcome("error", f"TLS failed: {error.reason}"))
-    # Refused, no route, unknown host.
-    return EngineFault(Outcome("refused", f"cannot connect to the engine: {error.strerror or 'unknown error'}"))
+            raise not_connected(error) from error
 
 
 def _exchange(connection: Connection, pool: ConnectionPool, request: EngineRequest) -> EngineResponse:
@@ -330,30 +89,8 @@ def _exchange(connection: Connection, pool: ConnectionPool, request: EngineReque
             raise attempt.failure()
         if connection.used:
             raise _Stale
-        raise EngineFault(Outcome("reset", _NO_ANSWER))
-    return _read_head(data, connection, pool, attempt)
-
-
-def _read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> EngineResponse:
-    """The response that begins with `data`; blocks only while its head is not complete."""
-    while True:
-        end = data.find(b"\r\n\r\n")
-        if end >= 0:
-            try:
-                head = parse_response_head(data[:end])
-                if head.status >= 200:
-                    return EngineResponse(head, data[end + 4 :], connection, pool, attempt)
-            except FramingError as error:
-                raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
-            data = data[end + 4 :]  # 1xx: the answer itself follows
-            if data:
-                continue
-        elif len(data) > HEAD_MAX_BYTES:
-            raise EngineFault(Outcome("invalid", "the engine's answer has no end of its head"))
-        more = _receive(connection, attempt)
-        if not more:
-            raise EngineFault(Outcome("truncated", "the engine's answer was cut short"))
-        data += more
+        raise EngineFault(Outcome("reset", NO_ANSWER))
+    return read_head(data, connection, pool, attempt)
 
 
 def _early_answer(connection: Connection) -> bytes:
@@ -362,106 +99,6 @@ def _early_answer(connection: Connection) -> bytes:
         return connection.sock.recv(RECV_BYTES)
     except OSError:
         return b""
-
-
-class Sent:
-    """A request that nobody blocks for yet: sent, or to be sent once its connection is open. For one thread at a time.
-
-    `ready`: the answer's status is 200, and all of it has been received, or of an event stream the first event: going
-    on with it will not block. `stream` is that event stream.
-    """
-
-    __slots__ = (
-        "_open_stream",
-        "attempt",
-        "connection",
-        "endpoint",
-        "fault",
-        "path",
-        "ready",
-        "received",
-        "response",
-        "size",
-        "stream",
-        "unsent",
-        "wire",
-    )
-
-    def __init__(
-        self,
-        connection: Connection,
-        endpoint: Endpoint,
-        path: str,
-        attempt: Attempt,
-        wire: bytes,
-        open_stream: Optional[Callable[[EngineResponse], Optional[EngineStream]]] = None,
-    ) -> None:
-        self.connection = connection
-        self.endpoint = endpoint
-        self.path = path
-        self.attempt = attempt
-        self.wire = wire
-        self.unsent = wire
-        self._open_stream = open_stream
-        self.received = b""  # until the answer's head is complete
-        self.size = 0
-        self.response: Optional[EngineResponse] = None
-        self.stream: Optional[EngineStream] = None
-        self.ready = False
-        self.fault: Optional[EngineFault] = None
-
-    def send(self) -> None:
-        """Send what the connection takes without waiting. Raises OSError."""
-        try:
-            self.unsent = self.unsent[self.connection.sock.send(self.unsent, DONTWAIT) :]
-            self.attempt.connected()
-        except BlockingIOError:
-            pass
-
-    def receive(self) -> bool:
-        """Take what has arrived, without waiting. False: there is more to wait for; True: `EngineClient.answer`."""
-        try:
-            if self.unsent and not self._sent():
-                return self.fault is not None
-            while True:  # until nothing is left: an end behind the data may not be told again
-                data = self.connection.sock.recv(RECV_BYTES, DONTWAIT)
-                if not data or self._add(data):
-                    return True
-        except BlockingIOError:
-            return False
-        except EngineFault as fault:
-            self.fault = fault
-        except OSError:
-            pass
-        return True
-
-    def _sent(self) -> bool:
-        """Whether everything has been sent now."""
-        try:
-            self.send()
-        except OSError as error:
-            if self.attempt.aborted is None and self.unsent is self.wire:
-                raise _not_connected(error) from error
-            raise
-        return not self.unsent
-
-    def _add(self, data: bytes) -> bool:
-        """Whether no more is to be waited for without blocking."""
-        self.size += len(data)
-        response = self.response
-        if response is not None:
-            response.add(data)
-        else:
-            data = self.received = self.received + data if self.received else data
-            if not data.count(b"\r\n\r\n"):
-                return len(data) > HEAD_MAX_BYTES
-            if not data.startswith(b"HTTP/1.1 200"):
-                return True
-            response = self.response = _read_head(data, self.connection, self.endpoint.pool, self.attempt)
-            if self._open_stream is not None:
-                self.stream = self._open_stream(response)
-        self.ready = response.is_whole() if self.stream is None else self.stream.begin()
-        return self.ready or self.size > AHEAD_MAX_BYTES
 
 
 class EngineClient:
@@ -501,7 +138,7 @@ class EngineClient:
         attempt: Attempt,
         body: bytes,
         headers: bytes,
-        open_stream: Optional[Callable[[EngineResponse], Optional[EngineStream]]] = None,
+        open_stream: Optional[OpenStream] = None,
     ) -> Optional[Sent]:
         """Send as `ask` does, but only if that takes no waiting; else None.
 
@@ -545,9 +182,9 @@ class EngineClient:
                     if attempt.aborted is not None:
                         raise attempt.failure()
                     if not connection.used:
-                        raise EngineFault(Outcome("reset", _NO_ANSWER))
+                        raise EngineFault(Outcome("reset", NO_ANSWER))
                     raise _Stale
-                response = _read_head(sent.received, connection, sent.endpoint.pool, attempt)
+                response = read_head(sent.received, connection, sent.endpoint.pool, attempt)
             except BaseException as error:
                 attempt.connection = None
                 connection.close()
@@ -591,45 +228,3 @@ class EngineClient:
     def close(self) -> None:
         """Close every idle connection."""
         self.forget(list(self._endpoints))
-
-
-def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Outcome:
-    """What an answer other than 2xx means. `body` is only read for the engine's message."""
-    message = _engine_message(body)
-    wait_s = retry_after_s(headers.get(b"retry-after"))
-    if status == 429:
-        return Outcome("rate_limited", message or "the engine is rate limited", status, wait_s)
-    if status in (401, 403):
-        return Outcome("unauthorized", "the engine refuses the gateway's credentials", status)
-    if 400 <= status < 500 and status != 408:
-        return Outcome("rejected", message or f"the engine answered {status}", status)
-    text = f"the engine answered {status}"
-    return Outcome("error", f"{text}: {message}" if message else text, status, wait_s)
-
-
-def retry_after_s(value: Optional[bytes]) -> Optional[float]:
-    """Seconds in a Retry-After header: a number or an HTTP date; None when absent or unreadable."""
-    if not value:
-        return None
-    text = value.decode("latin-1").strip()
-    try:
-        seconds = float(text)
-        return seconds if math.isfinite(seconds) and seconds >= 0 else None
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def _engine_message(body: bytes) -> str:
-    try:
-        error = json.loads(body[:65536])
-        if isinstance(error, dict):
-            error = error.get("error", error)
-        if isinstance(error, dict):
-            error = error.get("message") or error.get("detail")
-        return str(error)[:500] if isinstance(error, str) else ""
-    except (ValueError, RecursionError):
-        return ""

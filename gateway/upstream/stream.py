@@ -10,8 +10,9 @@ import ssl
 from typing import Callable, Optional
 
 from gateway.routing.retry import Outcome
-from gateway.upstream.client import RECV_BYTES, EngineFault, EngineResponse
+from gateway.upstream.attempt import EngineFault
 from gateway.upstream.framing import FramingError
+from gateway.upstream.response import RECV_BYTES, EngineResponse
 from gateway.upstream.sse import EventStream, StreamBroken
 
 _BACKSLASH = 0x5C

@@ -1,0 +1,94 @@
+"""One try of one engine: who may end it, and how it failed.
+
+Owns nothing but an attempt's own state, which needs no lock (see `Attempt`). Never reads or writes a connection.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from typing import Optional
+
+from gateway.errors import ClientGone
+from gateway.routing.retry import Outcome
+from gateway.upstream.connections import Connection
+
+NO_ANSWER = "the engine closed the connection without an answer"
+NOT_ACCEPTED = "the engine did not accept a connection in time"
+
+
+class EngineFault(Exception):
+    """An attempt failed; `outcome` says how. `lines` are whole lines of a stream that had come before."""
+
+    def __init__(self, outcome: Outcome, lines: bytes = b"") -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+        self.lines = lines
+
+
+class Attempt:
+    """One try of one engine, and the owner of the connection it runs on.
+
+    The thread that makes the attempt and any thread that ends it early (`abort`: the client left, the deadline passed)
+    meet here without a lock: `abort` sets `aborted` and then looks for a connection, `attach` stores the connection and
+    then looks at `aborted`, so at least one of them sees the other.
+    """
+
+    __slots__ = ("_answer_s", "aborted", "connection", "deadline_s")
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self._answer_s: Optional[float] = None  # the deadline proper, while `deadline_s` is the connection's
+        self.aborted: Optional[str] = None
+        self.connection: Optional[Connection] = None
+
+    def attach(self, connection: Connection) -> None:
+        """Run on `connection`; raises what `failure()` gives if the attempt has been ended meanwhile."""
+        connection.own(self)
+        self.connection = connection
+        if self.aborted is not None:
+            connection.close()
+            raise self.failure()
+
+    def abort(self, reason: str) -> None:
+        """End the attempt: `cancelled` or `timeout`. From any thread; never blocks; the first reason stays."""
+        if self.aborted is None:
+            self.aborted = reason
+        connection = self.connection
+        if connection is not None:
+            connection.abort(self)
+
+    def connecting(self, timeout_s: float) -> None:
+        """Until `connected`, the deadline is at most `timeout_s` seconds from now."""
+        self._answer_s = self.deadline_s
+        self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_s)
+
+    def connected(self) -> None:
+        """What may take time from now on is the answer."""
+        if self._answer_s is not None:
+            self.deadline_s, self._answer_s = self._answer_s, None
+
+    def expire(self) -> None:
+        """The deadline has passed (called by the watchdog)."""
+        self.abort("timeout")
+
+    def failure(self) -> Exception:
+        """The exception for an attempt that was ended early."""
+        if self.aborted != "timeout":
+            return ClientGone()
+        if self._answer_s is not None:
+            return EngineFault(Outcome("connect_timeout", NOT_ACCEPTED))
+        return EngineFault(Outcome("timeout", "the engine did not answer in time"))
+
+
+def not_connected(error: OSError) -> EngineFault:
+    """What it means that a connection could not be opened."""
+    if isinstance(error, socket.timeout):
+        return EngineFault(Outcome("connect_timeout", NOT_ACCEPTED))
+    if isinstance(error, ConnectionResetError):
+        return EngineFault(Outcome("reset", "the engine closed the connection"))
+    if isinstance(error, ssl.SSLError):
+        return EngineFault(Outcome("error", f"TLS failed: {error.reason}"))
+    # Refused, no route, unknown host.
+    return EngineFault(Outcome("refused", f"cannot connect to the engine: {error.strerror or 'unknown error'}"))

@@ -1,0 +1,51 @@
+"""What is prepared once per engine.
+
+Owns an engine's connections and the parts of its requests that never change; made once, then only read.
+"""
+
+from __future__ import annotations
+
+import ssl
+import urllib.request
+from collections.abc import Mapping
+
+from gateway.routing.specs import EngineSpec
+from gateway.upstream.connections import ConnectionPool
+
+
+class Endpoint:
+    """What is prepared once per engine: connections, request heads, the engine's own name of the model."""
+
+    def __init__(self, spec: EngineSpec, secrets: Mapping[str, str], connect_timeout_s: float) -> None:
+        self.spec = spec
+        tls = ssl.create_default_context() if spec.scheme == "https" else None
+        self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s)
+        self._secret = secrets.get(spec.api_key_env) if spec.api_key_env else None
+        self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}
+
+    def prepare(self, path: str) -> tuple[bytes, dict[str, object]]:
+        """The constant part of the head, and the attributes of a urllib Request, for POST `path`."""
+        prepared = self._prepared.get(path)
+        if prepared is None:
+            spec = self.spec
+            host = f"[{spec.host}]" if ":" in spec.host else spec.host
+            if spec.port != (443 if spec.scheme == "https" else 80):
+                host = f"{host}:{spec.port}"
+            target = f"{spec.base_path}{path}"
+            lines = [
+                f"POST {target} HTTP/1.1",
+                f"Host: {host}",
+                "Content-Type: application/json",
+                "Accept: application/json, text/event-stream",
+                "User-Agent: inference-gateway",
+            ]
+            if self._secret:
+                lines.append(f"Authorization: Bearer {self._secret}")
+            head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
+            template = urllib.request.Request(f"{spec.scheme}://{host}{target}", method="POST")
+            prepared = self._prepared[path] = (head, dict(template.__dict__))
+        return prepared
+
+    def wire(self, path: str, body: bytes, headers: bytes) -> bytes:
+        """The bytes of a request."""
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (self.prepare(path)[0], headers, len(body), body)

@@ -1,0 +1,155 @@
+"""An engine's answer on its connection: the head, then payload, blocking or as it comes.
+
+Owns a connection from the first byte of an answer until `release` or `close`. Used by one thread at a time; there is no
+lock. Never judges what a body says.
+"""
+
+from __future__ import annotations
+
+from gateway.routing.retry import Outcome
+from gateway.upstream.attempt import Attempt, EngineFault
+from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.framing import (
+    HEAD_MAX_BYTES,
+    BodyDecoder,
+    FramingError,
+    ResponseHead,
+    body_decoder,
+    parse_response_head,
+)
+
+BODY_MAX_BYTES = 268435456
+RECV_BYTES = 65536
+
+
+class EngineResponse:
+    """An engine's answer: head read, body to come. Used by one thread at a time; ended by `release` or `close`."""
+
+    __slots__ = ("_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
+
+    def __init__(
+        self,
+        head: ResponseHead,
+        raw: bytes,
+        connection: Connection,
+        pool: ConnectionPool,
+        attempt: Attempt,
+    ) -> None:
+        self.head = head
+        self.status = head.status
+        self.decoder: BodyDecoder = body_decoder(head)
+        self._raw = raw
+        self._payload = b""  # decoded ahead
+        self.connection = connection
+        self.pool = pool
+        self.attempt = attempt
+
+    def read_some(self) -> bytes:
+        """Block for more payload; b"" at the end of a complete body. Raises EngineFault, ClientGone."""
+        payload = self._payload
+        if payload:
+            self._payload = b""
+            return payload
+        decoder = self.decoder
+        while not decoder.complete:
+            raw = self._raw
+            if raw:
+                self._raw = b""
+            else:
+                raw = receive(self.connection, self.attempt)
+                if not raw:
+                    if decoder.end():
+                        break
+                    raise EngineFault(Outcome("truncated", "the engine's answer was cut short"))
+            payload = _feed(decoder, raw)
+            if payload:
+                return payload
+        return b""
+
+    def read_all(self) -> bytes:
+        """The whole body, at most BODY_MAX_BYTES. Raises EngineFault, ClientGone."""
+        first = self.read_some()
+        if self.decoder.complete:
+            return first
+        parts = [first]
+        size = len(first)
+        while True:
+            part = self.read_some()
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+            size += len(part)
+            if size > BODY_MAX_BYTES:
+                raise EngineFault(Outcome("invalid", "the engine's answer is too large"))
+
+    def take_buffered(self) -> bytes:
+        """Payload that has arrived already, without reading; for who goes on reading without blocking."""
+        raw, self._raw = self._raw, b""
+        payload, self._payload = self._payload, b""
+        return payload + _feed(self.decoder, raw) if raw else payload
+
+    def add(self, raw: bytes) -> None:
+        """Somebody else has read this from the connection."""
+        self._raw += raw
+
+    def is_whole(self) -> bool:
+        """Whether the whole body has arrived: reading it will not block. Raises EngineFault."""
+        self._payload = self.take_buffered()
+        return self.decoder.complete
+
+    def release(self) -> None:
+        """Give the connection back if the body ended cleanly, else close it. Idempotent."""
+        if self.decoder.complete and self.decoder.reusable and self.head.keep_alive:
+            if self._raw == b"":
+                self.attempt.connection = None
+                self.pool.give(self.connection)
+                return
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the engine notices."""
+        self.attempt.connection = None
+        self.connection.close()
+
+
+def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> EngineResponse:
+    """The response that begins with `data`; blocks only while its head is not complete."""
+    while True:
+        end = data.find(b"\r\n\r\n")
+        if end >= 0:
+            try:
+                head = parse_response_head(data[:end])
+                if head.status >= 200:
+                    return EngineResponse(head, data[end + 4 :], connection, pool, attempt)
+            except FramingError as error:
+                raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
+            data = data[end + 4 :]  # 1xx: the answer itself follows
+            if data:
+                continue
+        elif len(data) > HEAD_MAX_BYTES:
+            raise EngineFault(Outcome("invalid", "the engine's answer has no end of its head"))
+        more = receive(connection, attempt)
+        if not more:
+            raise EngineFault(Outcome("truncated", "the engine's answer was cut short"))
+        data += more
+
+
+def _feed(decoder: BodyDecoder, raw: bytes) -> bytes:
+    try:
+        return decoder.feed(raw)
+    except FramingError as error:
+        raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
+
+
+def receive(connection: Connection, attempt: Attempt) -> bytes:
+    """Block for bytes of an answer that has begun; b"" at the connection's end. Raises EngineFault, ClientGone."""
+    try:
+        data = connection.sock.recv(RECV_BYTES)
+    except OSError as error:
+        if attempt.aborted is not None:
+            raise attempt.failure() from error
+        # Part of an answer has come, else `_exchange` would be reading.
+        raise EngineFault(Outcome("truncated", "the engine's answer was cut short")) from error
+    if not data and attempt.aborted is not None:
+        raise attempt.failure()
+    return data

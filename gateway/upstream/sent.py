@@ -1,0 +1,120 @@
+"""A request to an engine that nobody blocks for.
+
+Owns the connection from the first byte of the request until `EngineClient.answer` takes it over. Used by one thread
+at a time; never blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Optional
+
+from gateway.upstream.attempt import Attempt, EngineFault, not_connected
+from gateway.upstream.connections import DONTWAIT, Connection
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.framing import HEAD_MAX_BYTES
+from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
+from gateway.upstream.stream import EngineStream
+
+AHEAD_MAX_BYTES = 262144  # of an answer, before a thread has to wait for the rest
+
+OpenStream = Callable[[EngineResponse], Optional[EngineStream]]  # None: the answer is no stream
+
+
+class Sent:
+    """A request that nobody blocks for yet: sent, or to be sent once its connection is open. For one thread at a time.
+
+    `ready`: the answer's status is 200, and all of it has been received, or of an event stream the first event: going
+    on with it will not block. `stream` is that event stream.
+    """
+
+    __slots__ = (
+        "_open_stream",
+        "attempt",
+        "connection",
+        "endpoint",
+        "fault",
+        "path",
+        "ready",
+        "received",
+        "response",
+        "size",
+        "stream",
+        "unsent",
+        "wire",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        endpoint: Endpoint,
+        path: str,
+        attempt: Attempt,
+        wire: bytes,
+        open_stream: Optional[OpenStream] = None,
+    ) -> None:
+        self.connection = connection
+        self.endpoint = endpoint
+        self.path = path
+        self.attempt = attempt
+        self.wire = wire
+        self.unsent = wire
+        self._open_stream = open_stream
+        self.received = b""  # until the answer's head is complete
+        self.size = 0
+        self.response: Optional[EngineResponse] = None
+        self.stream: Optional[EngineStream] = None
+        self.ready = False
+        self.fault: Optional[EngineFault] = None
+
+    def send(self) -> None:
+        """Send what the connection takes without waiting. Raises OSError."""
+        try:
+            self.unsent = self.unsent[self.connection.sock.send(self.unsent, DONTWAIT) :]
+            self.attempt.connected()
+        except BlockingIOError:
+            pass
+
+    def receive(self) -> bool:
+        """Take what has arrived, without waiting. False: there is more to wait for; True: `EngineClient.answer`."""
+        try:
+            if self.unsent and not self._sent():
+                return self.fault is not None
+            while True:  # until nothing is left: an end behind the data may not be told again
+                data = self.connection.sock.recv(RECV_BYTES, DONTWAIT)
+                if not data or self._add(data):
+                    return True
+        except BlockingIOError:
+            return False
+        except EngineFault as fault:
+            self.fault = fault
+        except OSError:
+            pass
+        return True
+
+    def _sent(self) -> bool:
+        """Whether everything has been sent now."""
+        try:
+            self.send()
+        except OSError as error:
+            if self.attempt.aborted is None and self.unsent is self.wire:
+                raise not_connected(error) from error
+            raise
+        return not self.unsent
+
+    def _add(self, data: bytes) -> bool:
+        """Whether no more is to be waited for without blocking."""
+        self.size += len(data)
+        response = self.response
+        if response is not None:
+            response.add(data)
+        else:
+            data = self.received = self.received + data if self.received else data
+            if not data.count(b"\r\n\r\n"):
+                return len(data) > HEAD_MAX_BYTES
+            if not data.startswith(b"HTTP/1.1 200"):
+                return True
+            response = self.response = read_head(data, self.connection, self.endpoint.pool, self.attempt)
+            if self._open_stream is not None:
+                self.stream = self._open_stream(response)
+        self.ready = response.is_whole() if self.stream is None else self.stream.begin()
+        return self.ready or self.size > AHEAD_MAX_BYTES
