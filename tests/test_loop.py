@@ -290,6 +290,34 @@ class LoopTest(SocketTest):
         self.settle()
         self.assertTrue(self.errors.empty())
 
+    def test_what_threads_post_is_called_soon_on_the_loop_s_thread_each_in_order_though_one_raises(self) -> None:
+        seen: queue.Queue[tuple[int, int, str]] = queue.Queue()
+
+        def post(name: int) -> None:
+            for number in range(200):
+
+                def call(events: int, name: int = name, number: int = number) -> None:
+                    seen.put((name, number, threading.current_thread().name))
+                    if number == 100:
+                        raise ValueError(str(name))
+
+                self.assertTrue(self.loop.soon(call))
+
+        threads = [threading.Thread(target=post, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        calls = [seen.get(timeout=TIMEOUT_S) for _ in range(800)]
+        for thread in threads:
+            thread.join(TIMEOUT_S)
+        self.assertEqual({thread for _, _, thread in calls}, {self.id()})
+        for name in range(4):
+            self.assertEqual([number for one, number, _ in calls if one == name], list(range(200)))
+        self.assertEqual({str(self.errors.get(timeout=TIMEOUT_S)) for _ in range(4)}, set("0123"))
+
+    def test_who_posts_to_a_loop_that_has_ended_is_told(self) -> None:
+        self.loop.close(TIMEOUT_S)
+        self.assertFalse(self.loop.soon(Calls()))
+
     def test_close_ends_the_thread_and_gives_the_descriptors_back(self) -> None:
         epoll, wakers = self.loop._epoll, (self.loop._wake_receiver, self.loop._wake_sender)
         self.settle()

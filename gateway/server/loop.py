@@ -16,6 +16,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from typing import Callable
 
 # Where there is no epoll, this can still be imported.
@@ -36,8 +37,12 @@ def nothing() -> None:
     """No job."""
 
 
+def nothing_ready(events: int) -> None:
+    """No target."""
+
+
 class Loop:
-    """Calls the targets of sockets that have something to read. `watch` and `forget` are thread-safe.
+    """Calls the targets of sockets that have something to read. `watch`, `forget` and `soon` are thread-safe.
 
     `after_turn` is called when all that were ready have been, before it waits for more.
     """
@@ -49,9 +54,13 @@ class Loop:
         self._targets: dict[int, Target] = {}
         self._again: list[tuple[Target, int]] = []
         self._later: list[tuple[float, int, Target]] = []
+        self._posted: deque[Target] = deque()
+        self._awake = False
         self._closing = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._epoll.register(self._wake_receiver, _READABLE)
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self.watch(self._wake_receiver.fileno(), self._call_posted, each=False)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread_id = 0
 
@@ -78,12 +87,25 @@ class Loop:
         self._targets[descriptor] = target
 
     def look(self, descriptor: int) -> None:
-        """Report the socket once more if something is there: who was called for it before may have left it."""
+        """Report the socket once more if something is there: who was called for it before may have left it.
+
+        Only on the loop's thread: elsewhere, it may have been closed there, and its number be another's already.
+        """
         self._epoll.modify(descriptor, _EACH)
 
     def forget(self, descriptor: int) -> None:
         """Call nothing for this socket any more. Before it is closed: its number may be another's right after."""
         self._targets.pop(descriptor, None)
+
+    def soon(self, target: Target) -> bool:
+        """Call `target` with 0 on the loop's thread. Thread-safe; False: it has ended."""
+        self._posted.append(target)
+        # The thread clears `_awake` before it looks at what is posted, so that is seen or wakes it.
+        if not self._awake:
+            self._awake = True
+            with contextlib.suppress(OSError):  # it has been woken often enough; it has ended
+                self._wake_sender.send(b"\0")
+        return not self._closing
 
     def again(self, target: Target, events: int) -> None:
         """Call `target` with `events` after what has its turn now. Only on the loop's thread."""
@@ -96,7 +118,7 @@ class Loop:
     def close(self, timeout_s: float) -> None:
         """End the thread."""
         self._closing = True
-        self._wake_sender.send(b"\0")
+        self.soon(nothing_ready)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         self._epoll.close()
@@ -117,6 +139,17 @@ class Loop:
                         self._on_error(error)
             self._after_turn()
             timeout_s = self._call_others() if self._again or self._later else WAIT_MAX_S
+
+    def _call_posted(self, events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_receiver.recv(4096)
+        self._awake = False
+        while self._posted:
+            target = self._posted.popleft()
+            try:
+                target(0)
+            except Exception as error:
+                self._on_error(error)
 
     def _call_others(self) -> float:
         """Call what is to be called without an arrival; returns the seconds until the next of these."""

@@ -14,7 +14,6 @@ on as the last thing it does with it, so there is no lock. Never blocks on the l
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import select
 import socket
@@ -62,14 +61,9 @@ class ParkedConnection(ClientConnection):
         self._more = False
         self._head_bytes = 0
         self._parked = True
-        if not self._watched:
-            self._watch()
-            return
-        try:
-            self._loop.look(self._descriptor)  # what has arrived meanwhile was reported to nobody
-        except OSError:
-            pass  # the loop has seen its end already
-        except ValueError:  # the loop itself has ended
+        if self._on_loop:
+            self._look(0)
+        elif not self._loop.soon(self._look):
             self._end()
 
     def _watch(self) -> None:
@@ -79,12 +73,22 @@ class ParkedConnection(ClientConnection):
         self._loop.watch(self._descriptor, self.client_ready)
 
     def stream_over(self) -> None:
-        """The relay has ended a stream. What has come from the client meanwhile, if anything, is reported again."""
-        if self._watched:
-            with contextlib.suppress(OSError, ValueError):  # it has been closed; the loop itself has ended
-                self._loop.look(self._descriptor)
+        """The relay has ended a stream."""
+        self._loop.soon(self._look)
 
     # --- on the loop's thread --------------------------------------------------------------------------------------
+
+    def _look(self, events: int) -> None:
+        """What has come from the client meanwhile was reported to nobody, or too early."""
+        if not self._parked:
+            return
+        exchange = self._exchange
+        if exchange is not None and exchange.finished and exchange.keep_alive:
+            self._exchange = None
+        if self._watched:
+            self._loop.look(self._descriptor)
+        else:
+            self._watch()
 
     def client_ready(self, events: int) -> None:
         """Something has come from the client, or it has left."""
