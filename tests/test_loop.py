@@ -326,6 +326,25 @@ class LoopTest(SocketTest):
         self.assertTrue(epoll.closed)
         self.assertEqual([sock.fileno() for sock in wakers], [-1, -1])
 
+    def test_after_each_turn_something_is_called_that_may_raise(self) -> None:
+        turns: queue.Queue[str] = queue.Queue()
+        far, near = self.pair()
+
+        def after_turn() -> None:
+            turns.put(threading.current_thread().name)
+            raise ValueError("after a turn")
+
+        other = Loop("other", self.errors.put, after_turn)
+        self.addCleanup(other.close, TIMEOUT_S)
+        target = Calls(near)
+        other.watch(near.fileno(), target)
+        other.start()
+        for _ in range(2):
+            far.send(b"x")
+            target.next()
+            self.assertEqual(turns.get(timeout=TIMEOUT_S), "other")
+            self.assertEqual(str(self.errors.get(timeout=TIMEOUT_S)), "after a turn")
+
     def test_a_loop_that_was_never_started_can_be_closed(self) -> None:
         other = Loop("never", self.errors.put)
         other.close(TIMEOUT_S)

@@ -137,7 +137,10 @@ class Loop:
                         target(events)
                     except Exception as error:
                         self._on_error(error)
-            self._after_turn()
+            try:
+                self._after_turn()
+            except Exception as error:
+                self._on_error(error)
             timeout_s = self._call_others() if self._again or self._later else WAIT_MAX_S
 
     def _call_posted(self, events: int) -> None:

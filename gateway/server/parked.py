@@ -383,7 +383,7 @@ class ParkingServer(GatewayServer):
         self.threads = Threads("client")
         self.asked = 0  # engines, in this turn of the loop
         self._turn = 0
-        self._full_turn = -1  # the last in which as many connections were accepted as were to be
+        self._full_turn = -2  # the last in which as many connections were accepted as were to be
         self._at_once = 1  # so many are, in a turn: as many as seem to wait, since asking in vain costs 20 us
 
     def _crashed(self, error: BaseException) -> None:
