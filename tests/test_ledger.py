@@ -129,6 +129,18 @@ class LedgerTest(DatabaseTest):
         self.note(event(request_id="1"), event(request_id="2", prompt_tokens=10**30), event(request_id="3"))
         self.assertEqual([row[9] for row in self.rows()], ["1", "3"])
 
+    def test_many_rows_at_once_each_come_once_and_whole(self) -> None:
+        for faulty in ((), (0,), (60, 136)):
+            with self.subTest(faulty=faulty):
+                self.db.write_now(lambda connection: connection.execute("DELETE FROM ledger"))
+                events = [
+                    event(request_id=f"{n:03}", prompt_tokens=10**30 if n in faulty else n, key=f"key {n}")
+                    for n in range(137)
+                ]
+                self.note(*events)
+                expected = [(f"{n:03}", n, f"key {n}") for n in range(137) if n not in faulty]
+                self.assertEqual([(row[9], row[4], row[1]) for row in self.rows()], expected)
+
     def test_what_does_not_fit_is_dropped_and_counted(self) -> None:
         taken: list[object] = []
 

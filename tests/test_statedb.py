@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -221,6 +221,26 @@ class WritingTest(StateDbTest):
         rows = eventually(lambda: [r for r in [db.read("SELECT request_id FROM ledger")] if len(r) == 1000])[0]
         self.assertEqual(rows, [(str(number),) for number in range(1000)])
         self.assertEqual((db.dropped, db.errors), (0, 0))
+
+    def test_neighbours_that_can_be_made_together_are_and_the_order_is_kept(self) -> None:
+        made: list[object] = []
+
+        class Numbered:
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def __call__(self, connection: sqlite3.Connection) -> None:
+                made.append(self.number)
+
+            @staticmethod
+            def together(connection: sqlite3.Connection, writes: Sequence[Numbered]) -> None:
+                made.append([write.number for write in writes])
+
+        db = self.open(flush_interval_s=60.0)
+        for write in (Numbered(1), Numbered(2), lambda connection: made.append("alone"), Numbered(3)):
+            db.submit(write)
+        db.write_now(lambda connection: None)
+        self.assertEqual(made, [[1, 2], "alone", [3]])
 
     def test_one_transaction_takes_all_that_came_in_an_interval(self) -> None:
         db = self.open(flush_interval_s=0.2)

@@ -11,6 +11,7 @@ A request never waits for this module and never fails by it: what cannot be writ
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -29,7 +30,11 @@ __all__ = ["StateDb", "StateDbError", "Write"]
 T = TypeVar("T")
 Write = Callable[["sqlite3.Connection"], object]
 """Makes one change. Runs on the thread `state-db` inside a transaction: it must neither begin nor commit, and may run
-again after a rollback."""
+again after a rollback.
+
+Neighbours that have the same attribute `together`, a function of the connection and a list of them, are made by that:
+each statement gives the interpreter's lock away, and waits to have it back.
+"""
 
 BATCH_WRITES = 5_000
 IDLE_WAIT_S = 60.0
@@ -185,8 +190,7 @@ class StateDb:
         try:
             try:
                 with transaction(self._writer):
-                    for write in batch:
-                        write(self._writer)
+                    self._make(batch)
             except Exception as error:
                 if is_outside_cause(error):
                     raise
@@ -201,6 +205,14 @@ class StateDb:
         if not faults:
             self._failing.discard("write")
         return True
+
+    def _make(self, batch: list[Write]) -> None:
+        for together, writes in itertools.groupby(batch, _together_of):
+            if together is not None:
+                together(self._writer, list(writes))
+                continue
+            for write in writes:
+                write(self._writer)
 
     def _commit_one_by_one(self, batch: list[Write], faults: list[Exception]) -> None:
         """Make a batch that holds a faulty write, each behind its own savepoint; notes the faults of those left out."""
@@ -243,6 +255,10 @@ class StateDb:
         text = in_words(error) if cause == "file" else f"a write was left out: {type(error).__name__}: {error}"
         with contextlib.suppress(Exception):  # a reporter that fails must not end this thread
             self._on_error(f"{self.path}: {text}")
+
+
+def _together_of(write: Write) -> Optional[Callable[[sqlite3.Connection, list[Write]], None]]:
+    return getattr(write, "together", None)
 
 
 class _Changes:
