@@ -78,7 +78,7 @@ class Sent:
         """Take what has arrived, without waiting. False: there is more to wait for; True: `EngineClient.answer`."""
         try:
             if self.unsent and not self._sent():
-                return self.fault is not None
+                return False
             while True:  # until nothing is left: an end behind the data may not be told again
                 data = self.connection.sock.recv(RECV_BYTES, DONTWAIT)
                 if not data or self._add(data):
@@ -92,13 +92,13 @@ class Sent:
         return True
 
     def _sent(self) -> bool:
-        """Whether everything has been sent now."""
+        """Whether nothing more is to be sent. Raises EngineFault when there is no connection."""
         try:
             self.send()
         except OSError as error:
             if self.attempt.aborted is None and self.unsent is self.wire:
                 raise not_connected(error) from error
-            raise
+            self.unsent = b""  # it has closed; what it said before is still to be read (a 413, say)
         return not self.unsent
 
     def _add(self, data: bytes) -> bool:
