@@ -319,7 +319,7 @@ class LoopTest(SocketTest):
         self.assertFalse(self.loop.soon(Calls()))
 
     def test_close_ends_the_thread_and_gives_the_descriptors_back(self) -> None:
-        epoll, wakers = self.loop._epoll, (self.loop._wake_receiver, self.loop._wake_sender)
+        epoll, wakers = self.loop._epoll, (self.loop._wakeup.receiver, self.loop._wakeup._sender)
         self.settle()
         self.loop.close(TIMEOUT_S)
         self.assertNotIn(self.id(), [thread.name for thread in threading.enumerate()])

@@ -13,11 +13,12 @@ import contextlib
 import heapq
 import queue
 import select
-import socket
 import threading
 import time
 from collections import deque
 from typing import Callable
+
+from gateway.server.wakeup import Wakeup
 
 # Where there is no epoll, this can still be imported.
 _READABLE = getattr(select, "EPOLLIN", 0)
@@ -37,10 +38,6 @@ def nothing() -> None:
     """No job."""
 
 
-def nothing_ready(events: int) -> None:
-    """No target."""
-
-
 class Loop:
     """Calls the targets of sockets that have something to read. `watch`, `forget` and `soon` are thread-safe.
 
@@ -55,12 +52,9 @@ class Loop:
         self._again: list[tuple[Target, int]] = []
         self._later: list[tuple[float, int, Target]] = []
         self._posted: deque[Target] = deque()
-        self._awake = False
         self._closing = False
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
-        self.watch(self._wake_receiver.fileno(), self._call_posted, each=False)
+        self._wakeup = Wakeup()
+        self.watch(self._wakeup.receiver.fileno(), self._call_posted, each=False)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread_id = 0
 
@@ -100,11 +94,7 @@ class Loop:
     def soon(self, target: Target) -> bool:
         """Call `target` with 0 on the loop's thread. Thread-safe; False: it has ended."""
         self._posted.append(target)
-        # The thread clears `_awake` before it looks at what is posted, so that is seen or wakes it.
-        if not self._awake:
-            self._awake = True
-            with contextlib.suppress(OSError):  # it has been woken often enough; it has ended
-                self._wake_sender.send(b"\0")
+        self._wakeup.wake()
         return not self._closing
 
     def again(self, target: Target, events: int) -> None:
@@ -118,12 +108,11 @@ class Loop:
     def close(self, timeout_s: float) -> None:
         """End the thread."""
         self._closing = True
-        self.soon(nothing_ready)
+        self._wakeup.wake()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         self._epoll.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        self._wakeup.close()
 
     def _run(self) -> None:
         self.thread_id = threading.get_ident()
@@ -144,9 +133,7 @@ class Loop:
             timeout_s = self._call_others() if self._again or self._later else WAIT_MAX_S
 
     def _call_posted(self, events: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake_receiver.recv(4096)
-        self._awake = False
+        self._wakeup.clear()
         while self._posted:
             target = self._posted.popleft()
             try:

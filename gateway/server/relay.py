@@ -1,9 +1,8 @@
 """Open streams: one selector-driven thread moves whole lines from engines' sockets to clients' sockets.
 
 The thread owns everything about a stream from `take` to its end: the selector, every `_Relayed`, the clients' writing
-sides. Other threads reach it through `_inbox` (a deque) and a socket pair that wakes it; there is no lock. It never
-blocks on a client or an engine: what a client does not take at once waits in a bounded buffer, and while that is full
-the engine is not read (back-pressure).
+sides. Other threads reach it through `_inbox` (a deque) and a `Wakeup`; there is no lock. It never blocks on a client
+or an engine: what a client does not take at once waits, and until it is gone the engine is not read (back-pressure).
 
 Measured: 60 us CPU per event with a blocked thread per stream, 17 with this (docs/PERFORMANCE.md).
 """
@@ -11,7 +10,6 @@ Measured: 60 us CPU per event with a blocked thread per stream, 17 with this (do
 from __future__ import annotations
 
 import math
-import socket
 import threading
 import time
 from collections import deque
@@ -20,10 +18,10 @@ from typing import Any, Callable, Optional
 from gateway.routing.retry import Outcome
 from gateway.server.exchange import Exchange
 from gateway.server.poller import new_poller
+from gateway.server.wakeup import Wakeup
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.stream import EngineStream
 
-BUFFER_MAX_BYTES = 262144
 SWEEP_S = 0.5
 # From one turn to the next at least, unless so many are ready: below 2 000 events a second none waits; above, one waits
 # 0.5 ms at most and costs less (22 -> 17 us at 5 000 a second: waking up costs more than an event).
@@ -81,11 +79,8 @@ class Relay:
         self._clock = clock
         self._poller = new_poller()
         self._inbox: deque[tuple[str, _Relayed]] = deque()
-        self._awake = False
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
-        self._poller.register(self._wake_receiver, None)
+        self._wakeup = Wakeup()
+        self._poller.register(self._wakeup.receiver, None)
         self._streams: dict[_Relayed, None] = {}
         self._lingering: dict[EngineStream, float] = {}
         self._now_s = clock()  # of the round under way
@@ -119,21 +114,12 @@ class Relay:
     def close(self, timeout_s: float) -> None:
         """End every stream and the thread."""
         self._closing = True
-        self._wake()
+        self._wakeup.wake()
         self._thread.join(timeout_s)
 
     def _send(self, what: str, relayed: _Relayed) -> None:
         self._inbox.append((what, relayed))
-        self._wake()
-
-    def _wake(self) -> None:
-        # The thread clears `_awake` before it looks into the inbox, so an item is seen or wakes it.
-        if not self._awake:
-            self._awake = True
-            try:
-                self._wake_sender.send(b"\0")
-            except OSError:
-                pass  # the pair's buffer is full: the thread has been woken often enough
+        self._wakeup.wake()
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -157,8 +143,7 @@ class Relay:
         self._ended = True
         self._end_unbegun()
         self._poller.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        self._wakeup.close()
 
     def _wait(self) -> list[Any]:
         """What is ready; while events come fast, after the pause that lets more of them be taken together."""
@@ -185,11 +170,7 @@ class Relay:
                 relayed.onward.close(Outcome("cancelled"))
 
     def _receive_inbox(self) -> None:
-        try:
-            self._wake_receiver.recv(4096)
-        except BlockingIOError:
-            pass
-        self._awake = False
+        self._wakeup.clear()
         while self._inbox:
             what, relayed = self._inbox.popleft()
             if what == "take":
