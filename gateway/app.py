@@ -18,7 +18,7 @@ from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.pool import StateChange
 from gateway.server.admin import Admin
-from gateway.server.parked import new_server
+from gateway.server.parkingserver import new_server
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer, ServerContext

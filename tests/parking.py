@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Optional
 from unittest import mock
 
-from gateway.server.parked import ParkingServer
+from gateway.server.parkingserver import ParkingServer
 from tests.resilience import ResilienceTest
 from tests.scripted import EngineSide, ScriptedEngine
 from tests.support import TIMEOUT_S, RawClient, RunningGateway, eventually
