@@ -36,6 +36,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "length_required": 411,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "misdirected_request": 421,
     "backend_rate_limited": 429,
     "budget_exceeded": 429,
     "rate_limit_exceeded": 429,

@@ -34,6 +34,7 @@ from gateway.settingvalues import (
     choice,
     flag,
     host,
+    hosts,
     integer,
     jwt_algorithm,
     jwt_secret,
@@ -73,6 +74,12 @@ SETTINGS: tuple[Setting, ...] = (
             "Listening port; 0 takes any free one", LISTEN),
     Setting("DRAIN_TIMEOUT", "drain_timeout_s", _TIMEOUT, "30",
             "Seconds that requests and streams in flight get to finish after SIGTERM", LISTEN),
+    Setting("DRAIN_DELAY", "drain_delay_s", seconds(0.001, DAY_S, zero_is_off=True), "0",
+            "Seconds after SIGTERM for which connections are still taken, with `/readyz` 503: for balancers that "
+            "learn late of it; 0: none", LISTEN),
+    Setting("ALLOWED_HOSTS", "allowed_hosts", hosts, "",
+            "Further names by which a gateway on loopback may be asked for (comma list): any other `Host` is 421, "
+            "or a page elsewhere could reach it through a browser", LISTEN),
 
     Setting("BACKEND_URL", "backend_fleet", optional(parse_backend_url), "",
             "One engine for every model name: `http://host:port`, with or without `/v1`", ENGINES),
@@ -107,12 +114,18 @@ SETTINGS: tuple[Setting, ...] = (
             "Seconds a request may wait for a worker, then 503 `queue_timeout`", WORK),
     Setting("CONNECT_TIMEOUT", "connect_timeout_s", _TIMEOUT, "5",
             "Seconds to connect to an engine", WORK),
+    Setting("DNS_TTL", "dns_ttl_s", seconds(0.001, DAY_S, zero_is_off=True), "30",
+            "Seconds that the addresses of an engine's name are kept; 0: looked up for each connection", WORK),
     Setting("REQUEST_TIMEOUT", "request_timeout_s", _TIMEOUT, "60",
             "Seconds for a whole request that is not streamed, all attempts together", WORK),
     Setting("FIRST_TOKEN_TIMEOUT", "first_token_timeout_s", _TIMEOUT, "60",
             "Seconds until the first event of a stream", WORK),
     Setting("STREAM_IDLE_TIMEOUT", "stream_idle_timeout_s", _TIMEOUT, "60",
             "Seconds between two events of a stream", WORK),
+    Setting("MAX_ANSWER_BYTES", "max_answer_bytes", integer(1024, 1 << 40), "67108864",
+            "Largest complete answer taken from an engine (64 MiB); a larger one is the engine's failure", WORK),
+    Setting("MAX_EVENT_BYTES", "max_event_bytes", integer(1024, 1 << 40), "8388608",
+            "Largest event of a stream (8 MiB), and the most that is kept of one before its first event, likewise", WORK),  # noqa: E501
 
     Setting("HEALTH_INTERVAL", "health_interval_s", seconds(0.01, DAY_S, zero_is_off=True), "5",
             "Seconds between two probes of an engine; 0 turns probes off", HEALTH),
@@ -138,6 +151,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Largest request body (32 MiB: room for a few images); a larger one gets 413", CLIENTS),
     Setting("MAX_HEADER_BYTES", "max_header_bytes", integer(256, 1 << 24), "32768",
             "Largest request line and headers together; larger ones get 431", CLIENTS),
+    Setting("MAX_JSON_VALUES", "max_json_values", integer(100, 1 << 40), "1000000",
+            "Values in a body's JSON; more get 400 `invalid_json`: many small ones take much memory and time", CLIENTS),
     Setting("CLIENT_TIMEOUT", "client_timeout_s", _TIMEOUT, "30",
             "Seconds a client may take to send a whole request", CLIENTS),
     Setting("KEEPALIVE_TIMEOUT", "keepalive_timeout_s", _TIMEOUT, "75",
@@ -222,6 +237,8 @@ class Settings:
     host: str
     port: int
     drain_timeout_s: float
+    drain_delay_s: float
+    allowed_hosts: tuple[str, ...]
     engines_file: Path | None
     default_model: str | None
     strategy: str
@@ -233,9 +250,12 @@ class Settings:
     queue_size: int
     queue_timeout_s: float
     connect_timeout_s: float
+    dns_ttl_s: float
     request_timeout_s: float
     first_token_timeout_s: float
     stream_idle_timeout_s: float
+    max_answer_bytes: int
+    max_event_bytes: int
     health_interval_s: float
     health_timeout_s: float
     health_fails: int
@@ -247,6 +267,7 @@ class Settings:
     breaker_max_open_s: float
     max_body_bytes: int
     max_header_bytes: int
+    max_json_values: int
     client_timeout_s: float
     keepalive_timeout_s: float
     max_connections: int

@@ -129,6 +129,11 @@ def host(text: str) -> str:
     return bare
 
 
+def hosts(text: str) -> tuple[str, ...]:
+    """Parse a comma list of host names and addresses, without ports; names in lower case."""
+    return tuple(host(part.strip()).lower() for part in text.split(",")) if text else ()
+
+
 def model_name(text: str) -> str:
     """Parse the name of a model."""
     for fault in checks.name(text):

@@ -83,6 +83,8 @@ class TableTest(SettingsCase):
             "rate_limit_concurrency": None, "rate_limit_ip_rpm": None, "rate_limit_global_rpm": None,
             "rate_limit_global_tpm": None, "rate_limit_burst": 0.1, "limit_target_wait_s": 2.0,
             "limit_target_errors": 0.5, "trusted_proxies": (), "ledger": "auto", "ledger_days": 90,
+            "drain_delay_s": 0.0, "allowed_hosts": (), "dns_ttl_s": 30.0,
+            "max_answer_bytes": 67108864, "max_event_bytes": 8388608, "max_json_values": 1000000,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
