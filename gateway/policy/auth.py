@@ -126,6 +126,19 @@ class Authenticator:
             raise _unauthorized("the key is not known, or not valid any more")
         return identity
 
+    def must_wait(self, authorization: Optional[bytes], x_api_key: Optional[bytes]) -> bool:
+        """Whether `identify` would have to wait now, for keys to check a token with. Never waits itself."""
+        verifier = self._verifier
+        if verifier is None or not self._enabled:
+            return False
+        for value in (authorization, x_api_key):
+            token = b"" if value is None else value.rpartition(b" ")[2]
+            if token.count(b".") == 2 and len(token) <= KEY_MAX_BYTES:
+                cached = self._by_token.get(hashlib.sha256(token).digest())
+                if (cached is None or self._clock() >= cached[0]) and verifier.must_wait(token):
+                    return True
+        return False
+
     def _from_store(self, digest: bytes) -> Optional[Identity]:
         record = None if self.store is None else self.store.find(digest)
         if record is None:

@@ -135,8 +135,13 @@ class Guard:
     # --- a request ---------------------------------------------------------------------------------------------------
 
     def may_wait(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether `identify` may have to wait: for the identity provider's keys, which are read over the network."""
-        return bool(self._settings.jwt_jwks) and headers.get(b"authorization", b"").count(b".") == 2
+        """Whether `identify` would have to wait now: for the identity provider's keys, which are read over the network.
+
+        Never waits; has them read where that is due. Asked again, it is False when they have come, or do not come.
+        """
+        if not self._settings.jwt_jwks:
+            return False
+        return self.authenticator.must_wait(headers.get(b"authorization"), headers.get(b"x-api-key"))
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`, which is audited."""

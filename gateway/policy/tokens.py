@@ -130,6 +130,20 @@ class TokenVerifier:
         self._check_origin(claims)
         return claims
 
+    def must_wait(self, token: Union[str, bytes]) -> bool:
+        """Whether `verify` would have to wait for the keys that check this token's signature. Never waits itself."""
+        must_wait = getattr(self._signature, "must_wait", None)
+        if must_wait is None:
+            return False
+        try:
+            header = _object(_parts(token)[0], "header")
+        except TokenRefused:
+            return False
+        key_id = header.get("kid")
+        if header.get("alg") != self.algorithm or not (key_id is None or isinstance(key_id, str)):
+            return False
+        return bool(must_wait(key_id))
+
     def identify(self, token: Union[str, bytes]) -> Bearer:
         """Who a token speaks for, as `verify` accepts it. Raises TokenRefused, also for claims of the wrong shape."""
         claims = self.verify(token)

@@ -37,9 +37,9 @@ class Client(Protocol):
         """When the connection is to be ended unless something happens before (monotonic seconds)."""
         ...
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
-        """Write the (rest of the) answer; False when the client is gone, None when another thread writes the rest and
-        calls `exchange.sent` then."""
+    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool, body: bytes = b"") -> Optional[bool]:
+        """Write an answer's `data`, then `body`; False when the client is gone, None when another thread writes the
+        rest and calls `exchange.sent` then."""
         ...
 
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
@@ -277,7 +277,7 @@ class Exchange(Job):
         if call.stream:
             self.ttft_s = time.monotonic() - self.accepted_s
         if self.pipeline.settings.log_bodies:
-            self.logged_answer = answer.body
+            self.logged_answer = answer.body[:LOGGED_BYTES]
         kind = responses.EVENT_STREAM if call.stream else responses.JSON
         self._settle(call)
         if self.cost_usd is not None:
@@ -404,10 +404,13 @@ class Exchange(Job):
             self.keep_alive = False
         if self.keep_alive and not self.head.version_1_1:
             headers += b"Connection: keep-alive\r\n"  # HTTP/1.0 clients take silence for close
-        data = responses.whole(status, headers, body, self.keep_alive)
-        if self.head.method == "HEAD":
-            data = data[: len(data) - len(body)]
-        sent = self.client.send_last(self, data, self.keep_alive)
+        if len(body) > responses.LARGE_BYTES:  # not copied, so that who does not take it holds it once
+            data = responses.before_body(status, headers, len(body), self.keep_alive)
+            if self.head.method == "HEAD":
+                body = b""
+        else:
+            data, body = responses.whole(status, headers, body, self.keep_alive, self.head.method == "HEAD"), b""
+        sent = self.client.send_last(self, data, self.keep_alive, body)
         if sent is not None:
             self.sent(sent)
 

@@ -1,4 +1,4 @@
-"""Response bytes: one buffer per answer, so that one write sends it.
+"""Response bytes: one buffer per answer, so that one write sends it; a large body stays apart and is not copied.
 
 Pure but for the cached date line, which is replaced whole when the second changes (a racing thread at worst makes it
 twice).
@@ -23,6 +23,8 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 JSON = b"Content-Type: application/json\r\n"
 EVENT_STREAM = b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+
+LARGE_BYTES = 65536  # a body of more is written apart
 
 _date_second = -1
 _date_line = b""
@@ -49,15 +51,24 @@ def head(status: int, headers: bytes) -> bytes:
     return b"%b%b%b" % (line, date_line(), headers)
 
 
-def whole(status: int, headers: bytes, body: bytes, keep_alive: bool) -> bytes:
-    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF."""
+def before_body(status: int, headers: bytes, length: int, keep_alive: bool) -> bytes:
+    """A response up to a body of `length` bytes. `headers` are lines ending in CRLF."""
+    close = b"" if keep_alive else b"Connection: close\r\n"
+    return b"%b%bContent-Length: %d\r\n\r\n" % (head(status, headers), close, length)
+
+
+def whole(status: int, headers: bytes, body: bytes, keep_alive: bool, head_only: bool = False) -> bytes:
+    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF.
+
+    `head_only`: without the body, whose length it says (the answer to HEAD).
+    """
     if status == 204:
         return b"%b%b\r\n" % (head(status, headers), b"" if keep_alive else b"Connection: close\r\n")
     return b"%b%bContent-Length: %d\r\n\r\n%b" % (
         head(status, headers),
         b"" if keep_alive else b"Connection: close\r\n",
         len(body),
-        body,
+        b"" if head_only else body,
     )
 
 

@@ -17,7 +17,6 @@ from gateway.server.parsing import RequestHead
 from gateway.telemetry.registry import Registry
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-FLUSH_TIMEOUT_S = 1.0
 
 
 Handler = Callable[[RequestHead], Reply]
@@ -115,7 +114,6 @@ class Routes:
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
 
     def _metrics(self, head: RequestHead) -> Reply:
-        self._pipeline.telemetry.flush(FLUSH_TIMEOUT_S)
         return Reply(200, (("Content-Type", METRICS_TYPE),), self._registry.render())
 
     def _models(self, head: RequestHead) -> Reply:
