@@ -77,6 +77,8 @@ class ParkedConnection(ClientConnection):
         self._looks = 0  # at whether what has finished can be counted
         self._dropped_bytes = 0
         self._unsent: Optional[list[memoryview]] = None  # what the client has not taken of its last answer
+        self._unsent_is_large = False
+        self._has_place = False  # a worker's, for what is unsent
         self._taken_bytes = 0  # since its deadline was set
         self._thread_id = 0  # of the thread that has the connection
         self._asking: Optional[Asking] = None  # what an engine has been asked on the loop's thread
@@ -427,7 +429,7 @@ class ParkedConnection(ClientConnection):
         self._unsent = None
         self._loop.watch_writing(self._descriptor, False)
         self.set_deadline(time.monotonic() + (self.settings.keepalive_timeout_s if exchange.keep_alive else LINGER_S))
-        exchange.sent(True)
+        self._concluded(exchange, True)
         return True
 
     def _note_taken(self, size: int) -> None:
@@ -441,7 +443,13 @@ class ParkedConnection(ClientConnection):
         exchange = self._exchange
         if self._unsent is not None and exchange is not None:
             self._unsent = None
-            exchange.sent(False)
+            self._concluded(exchange, False)
+
+    def _concluded(self, exchange: Exchange, complete: bool) -> None:
+        exchange.sent(complete)
+        if self._has_place:
+            self._has_place = False
+            self._leave(exchange)
 
     def _drop_on(self) -> None:
         """Drop what still comes behind the last answer, until the client has closed, or for long enough."""
@@ -496,6 +504,9 @@ class ParkedConnection(ClientConnection):
                 self._loop.watch(connection.descriptor, self.engine_ready, writing=bool(asking.sent.unsent))
 
     def _leave(self, exchange: Exchange) -> None:
+        if self._unsent is not None and self._unsent_is_large:
+            self._has_place = True  # until the client has it all: so there are not more large answers than places
+            return
         workers = self.pipeline.workers
         if workers.depth and self._on_loop:
             # Who gives up a place that others wait for may have to run one of them.
@@ -550,6 +561,7 @@ class ParkedConnection(ClientConnection):
         # The loop writes the rest, at once where it is called here.
         self._taken_bytes = 0
         self.set_deadline(time.monotonic() + self.settings.client_timeout_s)
+        self._unsent_is_large = body != b""
         self._unsent = [memoryview(part) for part in (data[sent:], body) if part]
         return None
 
