@@ -14,7 +14,6 @@ from tests.support import (
     HI,
     TIMEOUT_S,
     Closed,
-    RawClient,
     RunningGateway,
     SocketTest,
     engines,

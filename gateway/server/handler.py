@@ -564,9 +564,16 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 if not self._receive():
                     break
         self._await_turn()
-        if self._eof or not self._unread:
+        if self._eof or not (self._unread or self._buffer or self._more_has_come()):
             return False  # nothing more can come that closing would answer with a reset
         return self._linger()
+
+    def _more_has_come(self) -> bool:
+        """Whether something waits behind the request that was the last."""
+        try:
+            return bool(DONTWAIT) and self.sock.recv(1, socket.MSG_PEEK | DONTWAIT) != b""
+        except OSError:
+            return False
 
     def _linger(self) -> bool:
         """Wait for the client to close, for a while; returns whether somebody else does."""

@@ -211,6 +211,7 @@ class Threads:
     def _work(self, job: Job) -> None:
         while True:
             job()
+            job = nothing  # or what it refers to would live until the next one comes
             with self._lock:
                 if self._idle >= SPARE_THREADS or self._closed:
                     return
