@@ -207,6 +207,19 @@ class OutOfThreads(ParkingTest):
                 self.assertEqual(asking.read_response().status, 200)
 
 
+class LargeMetrics(ParkingTest):
+    def test_a_text_that_takes_long_is_made_once_for_all_who_ask_at_a_time(self) -> None:
+        for long_s, texts in ((0.0, 1), (1e6, 3)):
+            self.enter(mock.patch("gateway.server.routes.LONG_RENDER_S", long_s))
+            self.enter(mock.patch("gateway.server.routes.SHARED_RENDERS", 1e6))
+            running = self.enter(gateway())
+            registry = running.app.server.context.routes._registry
+            with mock.patch.object(registry, "render", wraps=registry.render) as render:
+                for _ in range(3):
+                    self.assertEqual(running.get("/metrics").status, 200)
+            self.assertEqual(render.call_count, texts)
+
+
 @unittest.skipUnless(HAS_EPOLL, "needs epoll")
 class UnknownTokens(ParkingTest):
     """A token that only an identity provider's keys can tell of, while it does not answer."""

@@ -109,7 +109,7 @@ class CutOff(ParkingTest):
         return due_s
 
     def test_a_second_request_waits_for_the_end_of_the_first_answer(self) -> None:
-        running, client, text, side = self.begin_large(4 * MIB)
+        _, client, text, side = self.begin_large(4 * MIB)
         client.request("GET", "/healthz")
         client.request("POST", CHAT, ask())
         eventually(lambda: select.select([client.sock], [], [], 0)[0])

@@ -158,7 +158,7 @@ class ParkedConnection(ClientConnection):
         if self._behind:
             self._behind = False
             self._arrived_s = self._arrived_s or time.monotonic()
-            if self._looked_at():
+            if self._see_to(self._expected_bytes(self._buffer)):
                 return
         while True:
             try:
@@ -175,15 +175,15 @@ class ParkedConnection(ClientConnection):
             if len(self._buffer) < 2:  # it has not begun before, but for what may become an empty line
                 self._arrived_s = time.monotonic()
             self._buffer = self._buffer + data if self._buffer else data
-            if self._looked_at():
+            expected = self._expected_bytes(self._buffer)
+            if expected == len(self._buffer):
+                self._step(self._serve_one)
+                return
+            if self._see_to(expected):
                 return
 
-    def _looked_at(self) -> bool:
+    def _see_to(self, expected: int) -> bool:
         """Serve the request that begins the buffer, or see who does; False: more is to come."""
-        expected = self._expected_bytes(self._buffer)
-        if expected == len(self._buffer):
-            self._step(self._serve_one)
-            return True
         if expected > len(self._buffer):
             if has_begun(self._buffer):
                 self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
@@ -308,19 +308,18 @@ class ParkedConnection(ClientConnection):
         if head.method != "POST" or head.path not in PATHS:
             return self._expected_elsewhere(head, begins)
         length = head.content_length
-        usual = length is not None and begins + length < RECV_BYTES and not (head.chunked or head.expects_continue)
-        if length is None or not usual or begins + length > len(buffer):
-            if self._refused_by_head(head):
-                too_large = length is not None and length > self.settings.max_body_bytes
-                return self._after_head(head, begins, drops_body(head) and not too_large)
-            if not usual:
-                return FOR_THREAD
-        return self._after_head(head, begins, True)
-
-    def _after_head(self, head: RequestHead, begins: int, body: bool) -> int:
-        """Note a head that has been read; returns its request's bytes: with `body`, also of that."""
+        if length is None or begins + length >= RECV_BYTES or head.chunked or head.expects_continue:
+            return self._unread_body(head, begins) if self._refused_by_head(head) else FOR_THREAD
+        if begins + length > len(buffer) and self._refused_by_head(head):
+            return self._unread_body(head, begins)
         self._head_bytes = begins
-        return begins + (head.content_length or 0) if body else begins
+        return begins + length
+
+    def _unread_body(self, head: RequestHead, begins: int) -> int:
+        """As `_expected_bytes`, of a request whose body nobody reads."""
+        self._head_bytes = begins
+        length = head.content_length or 0
+        return begins + length if drops_body(head) and length <= self.settings.max_body_bytes else begins
 
     def _expected_elsewhere(self, head: RequestHead, begins: int) -> int:
         """As `_expected_bytes`, of a request that needs no engine."""
@@ -332,7 +331,7 @@ class ParkedConnection(ClientConnection):
             self._looks += 1
             return COUNTS_LATER
         self._looks = 0
-        return self._after_head(head, begins, drops_body(head))
+        return self._unread_body(head, begins)
 
     def _keys_are_awaited(self, head: RequestHead) -> bool:
         """Whether looking at a token would have to wait for an identity provider's keys, which are being read now."""

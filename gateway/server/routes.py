@@ -5,6 +5,7 @@ One table of paths. Owns nothing; reads the factory's snapshot and the metrics' 
 
 from __future__ import annotations
 
+import time
 import urllib.parse
 from typing import Any, Callable, Optional
 
@@ -16,6 +17,8 @@ from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.registry import Registry
 
+LONG_RENDER_S = 0.02  # of CPU, as for some 300 engines: such a text is given to all who ask within
+SHARED_RENDERS = 20  # times as long
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -30,6 +33,7 @@ class Routes:
         self._pipeline = pipeline
         self._registry = registry
         self._settings = pipeline.settings
+        self._rendered = (0.0, b"")  # until when (monotonic seconds) it is given, and the text
         self._open_paths = {"/healthz", "/readyz"}
         if self._settings.on_loopback or self._settings.metrics_auth == "off":
             self._open_paths.add("/metrics")
@@ -114,7 +118,14 @@ class Routes:
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
 
     def _metrics(self, head: RequestHead) -> Reply:
-        return Reply(200, (("Content-Type", METRICS_TYPE),), self._registry.render())
+        until_s, body = self._rendered  # replaced whole
+        if time.monotonic() >= until_s:
+            began_s = time.thread_time()
+            body = self._registry.render()
+            took_s = time.thread_time() - began_s
+            if took_s > LONG_RENDER_S:  # who asks again and again shall not keep the loop from everything else
+                self._rendered = (time.monotonic() + SHARED_RENDERS * took_s, body)
+        return Reply(200, (("Content-Type", METRICS_TYPE),), body)
 
     def _models(self, head: RequestHead) -> Reply:
         names = self._pipeline.factory.router.names()
