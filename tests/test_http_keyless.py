@@ -228,6 +228,26 @@ class UnknownTokens(ParkingTest):
         parts = ({"alg": "RS256", "kid": "one"}, {"sub": "tina", "exp": int(time.time()) + 60})
         return ".".join([*(b64(json.dumps(part).encode()) for part in parts), b64(b"signature")])
 
+    def test_keys_that_are_due_again_when_the_body_has_come_do_not_stop_the_loop(self) -> None:
+        provider = self.scripted()
+        self.enter(mock.patch("gateway.policy.jwks._implementation"))
+        running = self.enter(gateway(JWT_JWKS=provider.url.replace("/v1", "/keys"), JWT_ALGORITHM="RS256"))
+        provider.accept().close()
+        headers = [("Authorization", f"Bearer {self.token()}")]
+        self.assertEqual(running.post(HI, headers=headers).status, 401)
+        data = request_bytes("POST", CHAT, HI, headers)
+        late = self.enter(running.connect())
+        late.send(data[:-1])
+        self.settle(running)
+        with mock.patch("gateway.policy.jwks.RETRY_S", 0.0):
+            late.send(data[-1:])
+            side = provider.accept()
+        with running.connect(timeout_s=2.0) as client:  # less than a reading may take
+            self.assertEqual(client.ask("GET", "/healthz").status, 200)
+        late.assert_quiet()
+        side.close()
+        self.assert_error(late.read_response(), 401, "unauthorized")
+
     def test_whoever_waits_for_keys_waits_on_the_loop(self) -> None:
         provider = self.scripted()
         self.enter(mock.patch("gateway.policy.jwks._implementation"))

@@ -69,11 +69,12 @@ class CutOff(ParkingTest):
     def test_the_time_begins_anew_with_each_mebibyte_and_not_with_less(self) -> None:
         running, client, _, _ = self.begin_large()
         connection = self.writing(running)
-        eventually(lambda: select.select([client.sock], [], [], 0)[0])
-        begun_s = self.stable(connection)
+        self.wait_until_stuck(connection)
+        begun_s = connection._due_s
         for _ in range(20):
             client.sock.recv(1000)
-        self.assertEqual(self.stable(connection), begun_s)
+            self.wait_until_stuck(connection)
+        self.assertEqual(connection._due_s, begun_s)
         taken = 0
         while connection._due_s == begun_s:
             taken += len(client.sock.recv(65_536))
@@ -94,19 +95,9 @@ class CutOff(ParkingTest):
 
         return eventually(found)
 
-    def stable(self, connection: Any) -> float:
-        """When the connection is due, once that has not changed in a while of looking."""
-        due_s: float = connection._due_s
-
-        def unchanged() -> bool:
-            nonlocal due_s
-            last_s, due_s = due_s, connection._due_s
-            return last_s == due_s
-
-        for _ in range(20):
-            eventually(unchanged)
-            time.sleep(0)
-        return due_s
+    def wait_until_stuck(self, connection: Any) -> None:
+        """Until the client has room for nothing more."""
+        eventually(lambda: not select.select([], [connection.sock], [], 0)[1])
 
     def test_a_second_request_waits_for_the_end_of_the_first_answer(self) -> None:
         _, client, text, side = self.begin_large(4 * MIB)

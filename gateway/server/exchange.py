@@ -1,7 +1,8 @@
 """One HTTP request and what becomes of it.
 
 At any moment exactly one thread may write to the client: the handler, unless the exchange is queued; then the worker
-that runs it; then the relay that has its stream, or the loop that has what the client did not take. `answered` turns True just before the last write, `finished` after it.
+that runs it; then the relay that has its stream, or the loop that has what the client did not take. `answered` turns
+True just before the last write, `finished` after it.
 """
 
 from __future__ import annotations

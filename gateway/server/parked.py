@@ -286,7 +286,9 @@ class ParkedConnection(ClientConnection):
         More than the buffer has: more is to come. Negative: FOR_THREAD, KEYS_LATER or COUNTS_LATER.
         """
         if self._head_bytes and self._head is not None:
-            return self._head_bytes + (self._head.content_length or 0)  # more of the body has come
+            expected = self._head_bytes + (self._head.content_length or 0)  # more of the body has come
+            again = self.settings.jwt_jwks and expected <= len(buffer)  # since the head came, keys may be due again
+            return KEYS_LATER if again and self._keys_are_awaited(self._head) else expected
         if buffer[:1] == b"\r":
             try:
                 self._drop_blank_lines()
