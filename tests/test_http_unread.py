@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import select
 import sys
-import time
 import unittest
 from typing import Any, Optional
 
@@ -26,7 +25,7 @@ HAS_EPOLL = hasattr(select, "epoll")
 
 class CutOff(ParkingTest):
     def begin_large(
-        self, size: int = 24 * MIB, **variables: object
+        self, size: int = 4 * MIB, **variables: object
     ) -> tuple[RunningGateway, RawClient, str, EngineSide]:
         """A client whose answer of that size is on its way, and is not being read."""
         running, engine = self.one_engine(**variables)
@@ -38,7 +37,7 @@ class CutOff(ParkingTest):
         return running, client, text[:size], side
 
     def test_who_takes_nothing_is_cut_off_and_counted(self) -> None:
-        for size in (300_000, 24 * MIB):
+        for size in (300_000, 4 * MIB):
             with self.subTest(size=size):
                 running, client, _, _ = self.begin_large(size, CLIENT_TIMEOUT="0.3", WORKERS=1)
                 line = running.request_line("large")
@@ -49,7 +48,7 @@ class CutOff(ParkingTest):
                 eventually(lambda running=running: running.app.workers.busy == 0)
 
     def test_who_reads_late_gets_all_of_it_and_the_connection_goes_on(self) -> None:
-        for size in (300_000, 8 * MIB):
+        for size in (300_000, 4 * MIB):
             running, client, text, side = self.begin_large(size)
             eventually(lambda client=client: select.select([client.sock], [], [], 0)[0])
             self.assertEqual(running.request_lines("large"), [])
