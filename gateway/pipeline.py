@@ -151,6 +151,13 @@ class Pipeline:
         """Requests queued and not yet concluded."""
         return len(self._open)
 
+    def is_concluding(self) -> bool:
+        """Whether some request has its answer, or most of it, and has not been reported yet. Never blocks."""
+        try:
+            return any(job.answered and not job.finished for job in list(self._open))
+        except RuntimeError:  # an interpreter whose list(dict) is not atomic
+            return True
+
     def cut_off(self) -> int:
         """End every request that is under way: each is told so. Returns how many have not begun their last write.
 

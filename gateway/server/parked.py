@@ -329,9 +329,11 @@ class ParkedConnection(ClientConnection):
         if path.startswith(("/admin/", "/auth/")):
             if head.method != "OPTIONS" and self._is_known(head):
                 return FOR_THREAD  # it may wait for the database
-        elif path == "/metrics" and self._looks < COUNT_LOOKS and not self.pipeline.telemetry.flush(0.0):
-            self._looks += 1
-            return COUNTS_LATER
+        elif path == "/metrics" and self._looks < COUNT_LOOKS:
+            # Who has just been answered by a thread finds that in the numbers, too.
+            if self.pipeline.is_concluding() or not self.pipeline.telemetry.flush(0.0):
+                self._looks += 1
+                return COUNTS_LATER
         self._looks = 0
         return self._unread_body(head, begins)
 
