@@ -1,8 +1,8 @@
 """One request to one engine, over a urllib opener with a keep-alive pool.
 
-Owns the opener, the resolver, and the map of endpoints, which the lock guards. Foreign exceptions become `EngineFault` or
-`ClientGone` here and in `response.py`, nowhere else. Never chooses an engine, never retries one (except once on a fresh
-connection when a kept one had died).
+Owns the opener, the resolver, and the map of endpoints, which the lock guards. Foreign exceptions become `EngineFault`
+or `ClientGone` here and in `response.py`, nowhere else. Never chooses an engine, never retries one (except once on a
+fresh connection when a kept one had died).
 """
 
 from __future__ import annotations
