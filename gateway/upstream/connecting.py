@@ -7,15 +7,16 @@ returned does not block yet. Owns nothing and has no lock; a socket that is not 
 from __future__ import annotations
 
 import errno
+import math
 import os
-import selectors
+import select
 import socket
 import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Callable, Optional, cast
+from collections.abc import Collection, Sequence
+from typing import Callable, Optional
 
 from gateway.upstream.resolver import SLICE_S, Address
 
@@ -24,9 +25,6 @@ ATTEMPT_DELAY_S = 0.25
 
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK} if sys.platform == "win32" else {errno.EINPROGRESS}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# Not epoll, which would be one descriptor more; select only where there is no poll, for it ends at descriptor 1024.
-_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
-
 Ended = Callable[[], bool]
 """Whether nobody wants the connection any more."""
 
@@ -60,7 +58,6 @@ class _Race:
         self._port = port
         self._due_s = 0.0  # when the next address is tried
         self._under_way: dict[socket.socket, Address] = {}
-        self._selector: Optional[selectors.BaseSelector] = None  # made when something has to be waited for
         self._failure: Optional[OSError] = None
 
     def start_due(self) -> Optional[tuple[socket.socket, Address]]:
@@ -79,8 +76,6 @@ class _Race:
             except OSError as error:  # an address that cannot be told to the system
                 code = error.errno or errno.EINVAL
             if code in _UNDER_WAY:
-                self._selector = self._selector or _Selector()
-                self._selector.register(sock, selectors.EVENT_WRITE)
                 self._due_s = time.monotonic() + ATTEMPT_DELAY_S
             elif self._won(sock, code):
                 return sock, address
@@ -92,11 +87,8 @@ class _Race:
         """Wait until a connection is there, which is returned, or has failed, or the next address is due."""
         if self._left:
             timeout_s = min(timeout_s, max(0.0, self._due_s - time.monotonic()))
-        assert self._selector is not None
-        for key, _ in self._selector.select(timeout_s):
-            sock = cast(socket.socket, key.fileobj)
+        for sock in _ready(self._under_way, timeout_s, writing=True):
             address = self._under_way[sock]
-            self._selector.unregister(sock)
             if self._won(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                 return sock, address
         return None
@@ -119,8 +111,6 @@ class _Race:
         """Drop what is still under way."""
         for sock in self._under_way:
             sock.close()
-        if self._selector is not None:
-            self._selector.close()
 
 
 def _weight(failure: OSError) -> int:
@@ -131,28 +121,33 @@ def _weight(failure: OSError) -> int:
 def shake_hands(sock: socket.socket, tls: ssl.SSLContext, host: str, deadline_s: float, ended: Ended) -> ssl.SSLSocket:
     """The TLS connection on `sock`, which does not block and is taken over. Raises as `open_socket` does."""
     secure = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-    selector: Optional[selectors.BaseSelector] = None
     try:
         while True:
             try:
                 secure.do_handshake()
                 return secure
             except ssl.SSLWantReadError:
-                events = selectors.EVENT_READ
+                writing = False
             except ssl.SSLWantWriteError:
-                events = selectors.EVENT_WRITE
-            if selector is None:
-                selector = _Selector()
-                selector.register(secure, events)
-            selector.modify(secure, events)
-            while not selector.select(_slice_s(deadline_s, ended)):
+                writing = True
+            while not _ready((secure,), _slice_s(deadline_s, ended), writing):
                 pass
     except BaseException:
         secure.close()
         raise
-    finally:
-        if selector is not None:
-            selector.close()
+
+
+def _ready(socks: Collection[socket.socket], timeout_s: float, writing: bool) -> list[socket.socket]:
+    """Wait until some of them can be written to (or read from) or have failed; which those are."""
+    if hasattr(select, "poll"):  # 1 us; selectors' own takes 5, and select() ends at descriptor 1024
+        poll = select.poll()
+        for sock in socks:
+            poll.register(sock, select.POLLOUT if writing else select.POLLIN)
+        found = {descriptor for descriptor, _ in poll.poll(math.ceil(timeout_s * 1000))}
+        return [sock for sock in socks if sock.fileno() in found]
+    reading = () if writing else socks
+    ready = select.select(reading, socks if writing else (), socks, timeout_s)
+    return [sock for sock in socks if any(sock in some for some in ready)]
 
 
 def _slice_s(deadline_s: float, ended: Ended) -> float:
