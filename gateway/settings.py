@@ -113,7 +113,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("QUEUE_TIMEOUT", "queue_timeout_s", _TIMEOUT, "30",
             "Seconds a request may wait for a worker, then 503 `queue_timeout`", WORK),
     Setting("CONNECT_TIMEOUT", "connect_timeout_s", _TIMEOUT, "5",
-            "Seconds to connect to an engine", WORK),
+            "Seconds to connect to an engine (look-up, all addresses, TLS); at most half of a request's time", WORK),
     Setting("DNS_TTL", "dns_ttl_s", seconds(0.001, DAY_S, zero_is_off=True), "30",
             "Seconds that the addresses of an engine's name are kept; 0: looked up for each connection", WORK),
     Setting("REQUEST_TIMEOUT", "request_timeout_s", _TIMEOUT, "60",
