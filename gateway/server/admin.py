@@ -21,7 +21,6 @@ from gateway.policy.statedb import StateDbError
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.usage import parse_usage_query, usage_csv, usage_rows
-from gateway.validation import parse_json
 
 ReadBody = Callable[[], bytes]
 NAME_CHARS = 200
@@ -159,7 +158,7 @@ class Admin:
 
     def _create_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         with self._audited(identity, "create_key") as told, _KeyRefusals():
-            arguments = arguments_of(parse_json(read_body()))
+            arguments = arguments_of(self._pipeline.parse(read_body()))
             if is_name(arguments["name"]):  # else it may be anything, a secret in the wrong place too
                 told["name"] = arguments["name"]
             record, secret = self._guard.store.create(**arguments)
@@ -176,7 +175,7 @@ class Admin:
     def _rotate_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "rotate_key", name=name[:NAME_CHARS]), _KeyRefusals():
-            wanted = parse_json(read_body() or b"{}") if head.content_length or head.chunked else {}
+            wanted = self._pipeline.parse(read_body() or b"{}") if head.content_length or head.chunked else {}
             spans = _spans(wanted, grace="1h", expires=None)
             record, secret = self._guard.store.rotate(name, spans["grace"] or 0.0, spans["expires"])
         return json_reply({**to_public(record), "key": secret}, 200, ("Cache-Control", "no-store"))
