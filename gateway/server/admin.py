@@ -96,7 +96,6 @@ class Admin:
         """Who is asking, and may. Raises `unauthorized` and `forbidden`, both audited."""
         identity: Optional[Identity] = None
         try:
-            self._refuse_foreign_pages(head)
             identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
             exchange.identity = identity
             if permission:
@@ -104,15 +103,21 @@ class Admin:
             return identity
         except RequestRefused as error:
             if error.code == "forbidden":
-                self._guard.audit_refusal(
-                    "permission_refused",
-                    exchange.client_address,
-                    key=None if identity is None else identity.name,
-                    method=head.method,
-                    path=head.path[:PATH_CHARS],
-                    reason=error.message,
-                )
+                self.audit_refusal(exchange, head, error, None if identity is None else identity.name)
             raise
+
+    def audit_refusal(self, exchange: Exchange, head: RequestHead, error: RequestRefused, key: Optional[str]) -> None:
+        """Say who was refused what, if it was something of this. `key` None: not known."""
+        if self.methods(head.path) is None:
+            return
+        self._guard.audit_refusal(
+            "permission_refused",
+            exchange.client_address,
+            key=key,
+            method=head.method,
+            path=head.path[:PATH_CHARS],
+            reason=error.message,
+        )
 
     def methods(self, path: str) -> Optional[str]:
         """The methods that a path takes, as in `Allow`; None when it is nothing of this."""
@@ -121,13 +126,6 @@ class Admin:
     def endpoints(self) -> dict[str, str]:
         """Every path with the methods it is for."""
         return {row.path: ", ".join(row.actions) for row in self._table}
-
-    def _refuse_foreign_pages(self, head: RequestHead) -> None:
-        """A page of another origin may not act here through somebody's browser: on loopback no key may be needed."""
-        origin = head.headers.get(b"origin")
-        allowed = self._pipeline.settings.cors_origins
-        if origin is not None and allowed != ("*",) and origin.decode("latin-1") not in allowed:
-            raise RequestRefused("forbidden", "pages of this origin may not administer the gateway (CORS_ORIGINS)")
 
     @contextlib.contextmanager
     def _audited(self, identity: Identity, action: str, **fields: object) -> Iterator[dict[str, object]]:
