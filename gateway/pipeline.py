@@ -37,6 +37,7 @@ PATHS = {
     "/v1/completions": "/completions",
     "/v1/embeddings": "/embeddings",
 }
+FEW_BYTES = 4096  # of a body that is looked through in no time
 
 
 class Pipeline:
@@ -104,7 +105,7 @@ class Pipeline:
         """
         engine_path = PATHS[path]
         validation.VALIDATOR_BY_PATH[engine_path](request)
-        return Call(
+        call = Call(
             engine_path,
             request,
             body,
@@ -114,6 +115,9 @@ class Pipeline:
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             priority=priority_of(headers, identity),
         )
+        if len(body) > FEW_BYTES:
+            call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
+        return call
 
     def servable(self, call: Call) -> str:
         """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while

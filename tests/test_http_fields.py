@@ -6,11 +6,13 @@ import json
 import random
 import unittest
 from typing import Any
+from unittest import mock
 
+from gateway.upstream.fields import BY_PATH
 from tests.access import AccessTest, ask
 from tests.parking import ParkingTest, completion
-from tests.scripted import DONE, STREAM_HEAD, chunked
-from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, gateway
+from tests.scripted import DONE, STREAM_HEAD, chunked, delta
+from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, eventually, gateway
 from tests.test_fields import EVERY, VALID, VALUES
 
 HI_BY_PATH: dict[str, dict[str, Any]] = {CHAT: ask(), COMPLETIONS: {"prompt": "hi"}, EMBEDDINGS: {"input": "hi"}}
@@ -107,6 +109,19 @@ class TypesTest(ParkingTest):
             self.assertEqual(side.json, body)
             side.answer(completion())
             self.assert_says(client, "fine")
+
+    def test_a_large_prompt_is_looked_through_before_its_stream_begins(self) -> None:
+        running, engine = self.one_engine()
+        client = self.begin(running, ask("x" * 5000, model="m", stream=True))
+        side = engine.take()
+        side.send(STREAM_HEAD + chunked(delta("x", "stop")))
+        self.assertEqual(client.read_head().status, 200)
+        row = BY_PATH["/chat/completions"]._replace(prompts=mock.Mock(side_effect=AssertionError("looked at again")))
+        with mock.patch.dict(BY_PATH, {"/chat/completions": row}):
+            side.send(chunked(DONE) + b"0\r\n\r\n")
+            self.assertEqual(client.read_events()[-1], "data: [DONE]")
+        line = eventually(running.request_lines)[0]
+        self.assertEqual((line["prompt_tokens"], line["usage_estimated"]), (1250, True))
 
     def test_a_stream_of_a_completion_is_not_bent_by_a_chats_fields(self) -> None:
         running, engine = self.one_engine()

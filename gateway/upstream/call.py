@@ -14,7 +14,7 @@ from gateway.errors import ClientGone
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers
 from gateway.upstream.attempt import Attempt
-from gateway.upstream.fields import BY_PATH
+from gateway.upstream.fields import BY_PATH, Prompts
 
 CHAT = "/chat/completions"
 AFFINITY_PREFIX_CHARS = 1024
@@ -26,6 +26,7 @@ class Call:
     __slots__ = (
         "_attempts",
         "_payloads",
+        "_prompts",
         "_waiting_on",
         "allow_fallback",
         "attempts",
@@ -93,6 +94,7 @@ class Call:
         self._attempts: dict[Attempt, None] = {}
         self._waiting_on: Optional[threading.Event] = None
         self._payloads: dict[Optional[str], bytes] = {}
+        self._prompts: Optional[Prompts] = None
 
     def cancel(self) -> None:
         """Give up: what waits for an engine is woken and its connection closed. Idempotent, never blocks."""
@@ -180,9 +182,8 @@ class Call:
     def estimated_tokens(self) -> int:
         """Tokens that the request may take of a model's context: the longest prompt's, estimated, and those asked for
         after it."""
-        row = BY_PATH[self.path]
-        longest = answers.estimate_tokens(row.prompts(self.request).longest)
-        return longest + row.answer_tokens(self.request)
+        longest = answers.estimate_tokens(self.prompts().longest)
+        return longest + BY_PATH[self.path].answer_tokens(self.request)
 
     def wants_usage(self) -> bool:
         """Whether the client itself asked for a stream's usage event."""
@@ -195,7 +196,14 @@ class Call:
 
     def prompt_chars(self) -> int:
         """Characters of the prompt, for estimates; a token number counts as many as a token has."""
-        return BY_PATH[self.path].prompts(self.request).chars
+        return self.prompts().chars
+
+    def prompts(self) -> Prompts:
+        """How much engines are given to read, for estimates; looked at once."""
+        prompts = self._prompts
+        if prompts is None:  # (two threads would find the same)
+            prompts = self._prompts = BY_PATH[self.path].prompts(self.request)
+        return prompts
 
     def affinity(self) -> bytes:
         """What `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.
