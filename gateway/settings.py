@@ -152,7 +152,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MAX_HEADER_BYTES", "max_header_bytes", integer(256, 1 << 24), "32768",
             "Largest request line and headers together; larger ones get 431", CLIENTS),
     Setting("MAX_JSON_VALUES", "max_json_values", integer(100, 1 << 40), "1000000",
-            "Values in a body's JSON; more get 400 `invalid_json`: many small ones take much memory and time", CLIENTS),
+            "Values and keys in a body's JSON; more get 400 `invalid_json`: small ones take much memory and time", CLIENTS),  # noqa: E501
     Setting("CLIENT_TIMEOUT", "client_timeout_s", _TIMEOUT, "30",
             "Seconds a client may take to send a whole request", CLIENTS),
     Setting("KEEPALIVE_TIMEOUT", "keepalive_timeout_s", _TIMEOUT, "75",
