@@ -10,6 +10,7 @@ choosing is locked per model in routing/, and a `Call` belongs to one thread, ex
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
@@ -28,7 +29,8 @@ from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, 
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient
-from gateway.upstream.prober import HealthChecker
+from gateway.upstream.prober import HealthChecker, probe
+from gateway.upstream.resolver import Resolver
 from gateway.upstream.stream import EngineStream
 
 __all__ = ["Answer", "Asking", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
@@ -40,8 +42,9 @@ class InferenceFactory:
     """A dictionary of model name -> engines, asked with balancing, health checks and both kinds of failover.
 
     `models` maps names to engine URLs or `EngineSpec`s (or is a `FleetSpec`). Times are seconds. `health_interval_s` 0
-    switches probes off. Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown
-    `strategy` or `fallback`.
+    switches probes off; `dns_ttl_s` is how long the addresses of engines' names are kept, 0 looks them up for each
+    connection. Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
+    `fallback`.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class InferenceFactory:
         first_token_timeout_s: float = 60.0,
         stream_idle_timeout_s: float = 60.0,
         queue_timeout_s: float = 30.0,
+        dns_ttl_s: float = 30.0,
         breaker: BreakerPolicy = DEFAULT_POLICY,
         recorder: Optional[Recorder] = None,
         health_interval_s: float = 5.0,
@@ -73,7 +77,8 @@ class InferenceFactory:
         self.router = Router(fleet, strategy=strategy, fallback=fallback, rng=rng, breaker=breaker, recorder=recorder)
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
-        self.client = EngineClient(connect_timeout_s, secrets)
+        self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
+        self._keep_names()
         limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s)
         self.asker = Asker(self.router, self.client, limits, retry_attempts, self._on_change)
         self._health = HealthChecker(
@@ -84,6 +89,7 @@ class InferenceFactory:
             fails=health_fails,
             passes=health_passes,
             housekeeping=self.client.prune,
+            probe=functools.partial(probe, resolver=self.client.resolver),
         )
         self._health.start()
 
@@ -145,7 +151,11 @@ class InferenceFactory:
         if secrets is not None:
             self.client.secrets = secrets
         self.router.reload(fleet)
+        self._keep_names()
         self.asker.forget_changed()
+
+    def _keep_names(self) -> None:
+        self.client.keep_names(engine.spec for pool in self.router.pools.values() for engine in pool.engines)
 
     def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.

@@ -102,6 +102,7 @@ class Gateway:
             first_token_timeout_s=settings.first_token_timeout_s,
             stream_idle_timeout_s=settings.stream_idle_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
+            dns_ttl_s=settings.dns_ttl_s,
             breaker=_breaker_policy(settings),
             rng=Random(self.seed),
             recorder=None if self.decisions is None else self.decisions.record,

@@ -27,6 +27,7 @@ from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.call import Call
 from gateway.upstream.client import EngineClient
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.fields import BY_PATH
 from gateway.upstream.response import EngineResponse
 from gateway.upstream.sent import Sent
 from gateway.upstream.sse import EventStream
@@ -227,7 +228,7 @@ class Asker:
                 raise RequestRefused(
                     "context_too_long",
                     f"the request takes about {tokens} tokens, {own.name} has room for {own.max_model_len}",
-                    param=next((key for key in ("messages", "prompt", "input") if key in call.request), None),
+                    param=BY_PATH[call.path].own,
                     details={"estimated_tokens": tokens, "max_model_len": own.max_model_len},
                 )
         limits = ((pool, pool.spec.max_model_len) for pool in pools)
@@ -551,7 +552,10 @@ def _complete(call: Call, body: bytes, model: str) -> Answer:
 
 
 def _echo(call: Call, model: str) -> Answer:
-    answer = echo.answer(call.path, call.request, call.prompt_chars())
+    try:
+        answer = echo.answer(call.path, call.request, call.prompt_chars())
+    except echo.TooMuch as error:
+        raise EngineFault(Outcome("rejected", str(error), status=400)) from error
     answer["id"] = call.request_id
     answer["model"] = model
     reported = answer["usage"]

@@ -27,7 +27,8 @@ from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
-from gateway.upstream.call import COMPLETIONS, EMBEDDINGS
+from gateway.upstream import answers
+from gateway.upstream.fields import BY_PATH
 from gateway.workers import Job, Overloaded, WorkerPool
 from inference import Call, InferenceFactory
 
@@ -36,8 +37,7 @@ PATHS = {
     "/v1/completions": "/completions",
     "/v1/embeddings": "/embeddings",
 }
-
-BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
+FEW_BYTES = 4096  # of a body that is looked through in no time
 
 
 class Pipeline:
@@ -86,10 +86,9 @@ class Pipeline:
             model = ""
         return self.guard.limit_headers(identity, model, address)
 
-    @staticmethod
-    def parse(body: bytes) -> dict[str, Any]:
+    def parse(self, body: bytes) -> dict[str, Any]:
         """The JSON object of a request, which may still hold anything. Raises GatewayError."""
-        return validation.parse_json(body)
+        return validation.parse_json(body, self.settings.max_json_values)
 
     def validate(
         self,
@@ -106,7 +105,7 @@ class Pipeline:
         """
         engine_path = PATHS[path]
         validation.VALIDATOR_BY_PATH[engine_path](request)
-        return Call(
+        call = Call(
             engine_path,
             request,
             body,
@@ -116,6 +115,9 @@ class Pipeline:
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             priority=priority_of(headers, identity),
         )
+        if len(body) > FEW_BYTES:
+            call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
+        return call
 
     def servable(self, call: Call) -> str:
         """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
@@ -185,15 +187,11 @@ def tokens_at_most(call: Call) -> TokensAtMost:
 
     Also of those that `best_of` has an engine make and throw away: they are counted and paid for.
     """
-    request = call.request
-    asked = request.get("max_completion_tokens") or request.get("max_tokens") or 0
-    choices = call.choices()
-    best_of = request.get("best_of")
-    if type(best_of) is int and call.path == COMPLETIONS:
-        count = request.get("n") or 1
-        choices = choices // count * max(count, min(best_of, BEST_OF_MAX))
-    prompt = call.estimated_tokens() - int(asked)
-    return TokensAtMost(prompt, 0 if call.path == EMBEDDINGS else int(asked) or None, choices)
+    row = BY_PATH[call.path]
+    prompt = answers.estimate_tokens(call.prompt_chars())
+    if not row.asked:  # nothing is generated
+        return TokensAtMost(prompt, 0)
+    return TokensAtMost(prompt, row.answer_tokens(call.request) or None, row.generated(call.request))
 
 
 def priority_of(headers: Mapping[bytes, bytes], identity: Optional[Identity]) -> str:

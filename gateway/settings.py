@@ -113,7 +113,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("QUEUE_TIMEOUT", "queue_timeout_s", _TIMEOUT, "30",
             "Seconds a request may wait for a worker, then 503 `queue_timeout`", WORK),
     Setting("CONNECT_TIMEOUT", "connect_timeout_s", _TIMEOUT, "5",
-            "Seconds to connect to an engine", WORK),
+            "Seconds to connect to an engine (look-up, all addresses, TLS); at most half of a request's time", WORK),
     Setting("DNS_TTL", "dns_ttl_s", seconds(0.001, DAY_S, zero_is_off=True), "30",
             "Seconds that the addresses of an engine's name are kept; 0: looked up for each connection", WORK),
     Setting("REQUEST_TIMEOUT", "request_timeout_s", _TIMEOUT, "60",
@@ -152,7 +152,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MAX_HEADER_BYTES", "max_header_bytes", integer(256, 1 << 24), "32768",
             "Largest request line and headers together; larger ones get 431", CLIENTS),
     Setting("MAX_JSON_VALUES", "max_json_values", integer(100, 1 << 40), "1000000",
-            "Values in a body's JSON; more get 400 `invalid_json`: many small ones take much memory and time", CLIENTS),
+            "Values and keys in a body's JSON; more get 400 `invalid_json`: small ones take much memory and time", CLIENTS),  # noqa: E501
     Setting("CLIENT_TIMEOUT", "client_timeout_s", _TIMEOUT, "30",
             "Seconds a client may take to send a whole request", CLIENTS),
     Setting("KEEPALIVE_TIMEOUT", "keepalive_timeout_s", _TIMEOUT, "75",

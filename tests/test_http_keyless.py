@@ -76,6 +76,7 @@ class WithoutKey(ParkingTest):
             (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000, 431),
             (b"\r\n" * 100, 400),
             (request_bytes("POST", CHAT, ask(), WRONG), 401),
+            (request_bytes("POST", CHAT, b'{"messages":[' + b"1," * 9000 + b"1]}", WRONG), 401),
             (upload(), 401),
             (upload(length=0), 401),
             (upload("Expect: 100-continue"), 401),
@@ -96,6 +97,18 @@ class WithoutKey(ParkingTest):
                         client.send(b"x" * 100)
                     method = data.partition(b" ")[0].decode()
                     self.assertEqual(client.read_head(method).status, status)  # no 100 before it
+
+    def test_what_a_page_elsewhere_may_have_sent_needs_no_thread_though_nobody_needs_a_key(self) -> None:
+        running = self.enter(gateway())
+        large = [("Content-Length", "1000000")]
+        with self.no_thread(running):
+            for method, path in (("POST", CHAT), ("POST", "/admin/keys"), ("GET", "/admin/usage")):
+                for host, headers in (("evil.example", large), ("localhost", [*large, ("Origin", "http://evil")])):
+                    if host == "localhost" and method == "GET":
+                        continue  # which does nothing
+                    with self.subTest(method=method, path=path, host=host), running.connect() as client:
+                        client.send(request_bytes(method, path, None, headers, host=host))
+                        self.assertEqual(client.read_response().status, 421 if host == "evil.example" else 403)
 
     def test_several_requests_at_once_need_no_thread(self) -> None:
         kinds = [

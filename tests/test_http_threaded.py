@@ -7,6 +7,7 @@ from unittest import mock
 
 from gateway.server.server import GatewayServer
 from tests import test_http_chat, test_http_engine_answers, test_http_failover, test_http_parked, test_http_streams
+from tests import test_http_names as names
 from tests import test_http_wire as wire
 from tests.support import gateway
 
@@ -54,6 +55,14 @@ class WireConnections(Threaded, wire.Connections):
 
 
 class StreamsLive(Threaded, test_http_streams.LiveTest):
+    pass
+
+
+class NamesHang(Threaded, names.HangTest):
+    pass
+
+
+class NamesChange(Threaded, names.ChangeTest):
     pass
 
 

@@ -46,11 +46,13 @@ TELEMETRY_USERS = (
 # Pure or sans-I/O: bytes, values and time come in as arguments.
 PURE = (
     "gateway.errors",
+    "gateway.jsonbounds",
     "gateway.routing",
     "gateway.server.parsing",
     "gateway.telemetry.events",
     "gateway.upstream.answers",
     "gateway.upstream.echo",
+    "gateway.upstream.fields",
     "gateway.upstream.framing",
     "gateway.upstream.sse",
     "gateway.validation",

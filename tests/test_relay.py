@@ -35,6 +35,7 @@ from gateway.upstream.response import EngineResponse
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 from inference import Call, EngineSpec
+from tests.naming import Names
 from tests.parallel import alone
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
 from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, content_of, eventually, gateway
@@ -453,10 +454,10 @@ class TlsTest(unittest.TestCase):
         cls.context.load_cert_chain(str(cls.certificate), str(key))
 
     @contextlib.contextmanager
-    def running(self, trusted: bool = True) -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
+    def running(self, trusted: bool = True, name: str = "127.0.0.1") -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
         trust = {"SSL_CERT_FILE": str(self.certificate)} if trusted else {}
         with mock.patch.dict(os.environ, trust), ScriptedEngine(self.context) as engine:
-            with gateway(ENGINES=f"m={engine.url}", RETRY_ATTEMPTS=1) as running:
+            with gateway(ENGINES=f"m={engine.url.replace('127.0.0.1', name)}", RETRY_ATTEMPTS=1) as running:
                 yield running, engine
 
     def test_an_answer_over_tls_and_the_connection_is_kept(self) -> None:
@@ -471,6 +472,17 @@ class TlsTest(unittest.TestCase):
                 self.assertEqual(answer.status, 200)
                 self.assertEqual(len(answer.json()["choices"][0]["message"]["content"]), 100_000)
             self.assertTrue(engine.nobody_waits())
+
+    def test_an_engine_s_name_is_what_its_certificate_must_say(self) -> None:
+        for name, status in (("localhost", 200), ("other.localhost", 502)):
+            names = Names()
+            names.answers[name] = ["127.0.0.1"]
+            with mock.patch.object(socket, "getaddrinfo", names), self.running(name=name) as (running, engine):
+                with running.connect() as client:
+                    client.request("POST", CHAT, {**HI, "model": "m"})
+                    with contextlib.suppress(OSError):
+                        engine.take().answer(b'{"choices": [{"message": {"content": "fine"}}]}')
+                    self.assertEqual(client.read_response().status, status)
 
     def test_a_stream_over_tls_arrives_event_by_event(self) -> None:
         with self.running() as (running, engine), running.connect() as client:

@@ -129,7 +129,8 @@ class KeySet:
             return key
         reading = self._read_again()
         if reading is not None and (key is None or age_s >= STALE_S):
-            reading.join(self._timeout_s)
+            # One that has taken longer hangs (in a look-up, say), and would cost each request these seconds.
+            reading.join(max(0.0, min(self._timeout_s, self._tried_at_s + self._timeout_s - self._clock())))
             keys = self._keys
             key = keys.only if key_id is None else keys.by_id.get(key_id)
         return key

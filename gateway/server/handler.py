@@ -156,6 +156,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 return self._await_close()
             self._body_due = head.chunked or bool(head.content_length)
             exchange = self._new_exchange(head)
+            self.server.context.routes.check_browser(exchange, head)
             if head.path in PATHS and head.method == "POST":
                 self._infer(exchange, head)
             else:

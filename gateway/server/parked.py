@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from gateway.errors import GatewayError, HttpError
+from gateway.jsonbounds import takes_long
 from gateway.pipeline import PATHS
 from gateway.policy.auth import Identity
 from gateway.server.exchange import Exchange
@@ -54,6 +55,7 @@ COUNT_LOOKS = 20  # then it is shown as it is
 ALWAYS_OPEN = ("/healthz", "/readyz")
 _READING, _WAITING, _LINGERING = 0, 1, 2
 _dropped = bytearray(RECV_BYTES)  # nobody reads it
+MARKS_MAX = 4000  # commas and brackets in a body that is read here: a millisecond's work at most
 
 
 class ParkedConnection(ClientConnection):
@@ -177,7 +179,7 @@ class ParkedConnection(ClientConnection):
             self._buffer = self._buffer + data if self._buffer else data
             expected = self._expected_bytes(self._buffer)
             if expected == len(self._buffer):
-                self._step(self._serve_one)
+                self._step(self._pass_on if expected > MARKS_MAX and self._takes_long(expected) else self._serve_one)
                 return
             if self._see_to(expected):
                 return
@@ -190,12 +192,20 @@ class ParkedConnection(ClientConnection):
             return False
         if expected >= 0:
             self._more = True  # there may be more than one read has taken
-            self._step(self._serve_one)
+            self._step(self._pass_on if expected > MARKS_MAX and self._takes_long(expected) else self._serve_one)
         elif expected == FOR_THREAD:
             self._step(self._pass_on)
         else:
             self._look_later(KEYS_LATER_S if expected == KEYS_LATER else COUNTS_LATER_S)
         return True
+
+    def _takes_long(self, expected: int) -> bool:
+        """Whether a body is one of many small values, which would hold everybody else up, and its caller is known."""
+        head = self._head
+        assert head is not None
+        if head.method != "POST" or head.path not in PATHS or not takes_long(self._buffer[:expected], MARKS_MAX):
+            return False
+        return not self._refused_by_head(head)
 
     def _ended(self) -> None:
         """The client sends nothing more, or had its time to."""
@@ -346,7 +356,7 @@ class ParkedConnection(ClientConnection):
             self._identify(head)
         except GatewayError:
             return False
-        return True
+        return not self.server.context.routes.is_foreign(head)
 
     def _identify(self, head: RequestHead) -> Identity:
         """Who is asking, unaudited. Raises GatewayError."""
@@ -363,7 +373,9 @@ class ParkedConnection(ClientConnection):
             self._identify(head).require("infer")
         except GatewayError:
             return True
-        return not head.chunked and (length is None or length > self.settings.max_body_bytes)
+        if not head.chunked and (length is None or length > self.settings.max_body_bytes):
+            return True
+        return self.server.context.routes.is_foreign(head)
 
     def _read_head(self) -> Optional[RequestHead]:
         end = self._head_bytes

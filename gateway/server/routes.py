@@ -13,6 +13,7 @@ from gateway import __version__
 from gateway.errors import GatewayError, RequestRefused
 from gateway.pipeline import PATHS, Pipeline
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
+from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.registry import Registry
@@ -34,7 +35,9 @@ class Routes:
         self._registry = registry
         self._settings = pipeline.settings
         self._rendered = (0.0, b"")  # until when (monotonic seconds) it is given, and the text
+        self._browsers = BrowserRules(self._settings)
         self._open_paths = {"/healthz", "/readyz"}
+        self._metrics_local = self._settings.metrics_auth != "off"
         if self._settings.on_loopback or self._settings.metrics_auth == "off":
             self._open_paths.add("/metrics")
         self._gets: dict[str, Handler] = {
@@ -45,6 +48,22 @@ class Routes:
             "/metrics": self._metrics,
             "/v1/models": self._models,
         }
+
+    def check_browser(self, exchange: Exchange, head: RequestHead) -> None:
+        """Raise `misdirected_request` or `forbidden` for what a page elsewhere may have had a browser send."""
+        try:
+            self._browsers.check(head)
+        except RequestRefused as error:
+            self._admin.audit_refusal(exchange, head, error, None)
+            raise
+
+    def is_foreign(self, head: RequestHead) -> bool:
+        """Whether `check_browser` raises; not audited."""
+        try:
+            self._browsers.check(head)
+        except RequestRefused:
+            return True
+        return False
 
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Reply:
         """The answer to anything but an inference request. Raises GatewayError."""
@@ -66,7 +85,7 @@ class Routes:
             return self._preflight(head, allowed)
         if handler is None or head.method not in ("GET", "HEAD"):
             raise RequestRefused("method_not_allowed", f"{path} takes {allowed}", headers=(("Allow", allowed),))
-        if path not in self._open_paths:
+        if path not in self._open_paths or (path == "/metrics" and self._metrics_local and is_forwarded(head)):
             identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
             exchange.identity = identity
             if path == "/metrics":

@@ -60,9 +60,14 @@ class Attempt:
             connection.abort(self)
 
     def connecting(self, timeout_s: float) -> None:
-        """Until `connected`, the deadline is at most `timeout_s` seconds from now."""
+        """Until `connected`, the deadline is at most `timeout_s` seconds from now, and half of the time there is.
+
+        The other half is for another engine: neither a name that is not found nor a host that does not answer is to
+        cost a client the answer that another one has.
+        """
+        now_s = time.monotonic()
         self._answer_s = self.deadline_s
-        self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_s)
+        self.deadline_s = now_s + min(timeout_s, (self.deadline_s - now_s) / 2)
 
     def connected(self) -> None:
         """What may take time from now on is the answer."""

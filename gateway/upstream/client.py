@@ -1,8 +1,8 @@
 """One request to one engine, over a urllib opener with a keep-alive pool.
 
-Owns the opener and the map of endpoints, which the lock guards. Foreign exceptions become `EngineFault` or `ClientGone`
-here and in `response.py`, nowhere else. Never chooses an engine, never retries one (except once on a fresh connection
-when a kept one had died).
+Owns the opener, the resolver, and the map of endpoints, which the lock guards. Foreign exceptions become `EngineFault`
+or `ClientGone` here and in `response.py`, nowhere else. Never chooses an engine, never retries one (except once on a
+fresh connection when a kept one had died).
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, Optional
 
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connected
-from gateway.upstream.connections import DONTWAIT, Connection, ConnectionPool
+from gateway.upstream.connections import DONTWAIT, Connection, ConnectionPool, is_numeric
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
 from gateway.upstream.sent import OpenStream, Sent
 from gateway.upstream.status import status_outcome
@@ -64,10 +65,15 @@ class PooledHandler(urllib.request.BaseHandler):
 
     @staticmethod
     def _connect(pool: ConnectionPool, attempt: Attempt) -> Connection:
+        attempt.connecting(pool.connect_timeout_s)
         try:
-            return pool.connect(attempt.deadline_s - time.monotonic())
+            connection = pool.connect(attempt.deadline_s - time.monotonic(), lambda: attempt.aborted is not None)
         except OSError as error:
+            if attempt.aborted is not None:
+                raise attempt.failure() from error
             raise not_connected(error) from error
+        attempt.connected()
+        return connection
 
 
 def _exchange(connection: Connection, pool: ConnectionPool, request: EngineRequest) -> EngineResponse:
@@ -102,10 +108,17 @@ def _early_answer(connection: Connection) -> bytes:
 
 
 class EngineClient:
-    """Asks engines. Thread-safe."""
+    """Asks engines. Thread-safe. `resolver` is closed with it; None: a new one."""
 
-    def __init__(self, connect_timeout_s: float = 5.0, secrets: Optional[Mapping[str, str]] = None) -> None:
+    def __init__(
+        self,
+        connect_timeout_s: float = 5.0,
+        secrets: Optional[Mapping[str, str]] = None,
+        resolver: Optional[Resolver] = None,
+    ) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self.resolver = Resolver() if resolver is None else resolver
+        self.resolver.on_change = self._moved
         self.secrets = os.environ if secrets is None else secrets
         self._lock = threading.Lock()
         self._endpoints: dict[EngineSpec, Endpoint] = {}
@@ -119,7 +132,7 @@ class EngineClient:
             with self._lock:
                 endpoint = self._endpoints.get(spec)
                 if endpoint is None:
-                    endpoint = Endpoint(spec, self.secrets, self._connect_timeout_s)
+                    endpoint = Endpoint(spec, self.secrets, self._connect_timeout_s, self.resolver)
                     self._endpoints[spec] = endpoint
         return endpoint
 
@@ -220,11 +233,23 @@ class EngineClient:
         for endpoint in gone:
             endpoint.pool.close()
 
+    def keep_names(self, specs: Iterable[EngineSpec]) -> None:
+        """Look up the names of these engines, now and whenever they get old; forget all others."""
+        self.resolver.keep(spec.host for spec in specs if not spec.is_echo and not is_numeric(spec.host))
+
+    def _moved(self, host: str) -> None:
+        """The addresses of a name have changed (on a thread of the resolver)."""
+        for endpoint in list(self._endpoints.values()):
+            if endpoint.spec.host == host:
+                endpoint.pool.let_go()
+
     def prune(self) -> None:
-        """Close connections that nobody has used for a minute."""
+        """Close connections that nobody has used for a minute; begin to look up names that are due."""
+        self.resolver.tick()
         for endpoint in list(self._endpoints.values()):
             endpoint.pool.prune()
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection, and the resolver."""
         self.forget(list(self._endpoints))
+        self.resolver.close()

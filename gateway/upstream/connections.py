@@ -14,6 +14,9 @@ import time
 from collections import deque
 from typing import Callable, Optional
 
+from gateway.upstream.connecting import Ended, open_socket, shake_hands
+from gateway.upstream.resolver import Address, Resolver
+
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 IDLE_MAX_S = 60.0
 IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
@@ -22,10 +25,11 @@ IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
 class Connection:
     """One TCP or TLS connection to an engine. Sockets block: deadlines come from a Watchdog through `abort`."""
 
-    __slots__ = ("_lock", "_unwatch", "descriptor", "idle_since_s", "owner", "sock", "stale", "used")
+    __slots__ = ("_lock", "_unwatch", "address", "descriptor", "idle_since_s", "owner", "sock", "stale", "used")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, address: Optional[Address] = None) -> None:
         self.sock = sock
+        self.address = address  # of the engine's name, it goes to; None: the engine has no name
         self.used = False  # an exchange has succeeded on it: the engine may have closed it since
         self.descriptor = -1  # the socket's, while a loop watches it
         self.stale = False  # the engine has closed it, or said what nobody had asked
@@ -78,15 +82,27 @@ class Connection:
 
 
 class ConnectionPool:
-    """Idle connections to one address, the last used first. Thread-safe."""
+    """Idle connections to one host and port, the last used first. Thread-safe.
 
-    def __init__(self, host: str, port: int, tls: Optional[ssl.SSLContext], connect_timeout_s: float) -> None:
+    `resolver` knows the addresses of a host that is a name; None: it is looked up for each connection.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: Optional[ssl.SSLContext],
+        connect_timeout_s: float,
+        resolver: Optional[Resolver] = None,
+    ) -> None:
         self._host = host
         self._port = port
         self._tls = tls
         self.plain = tls is None
-        self._connect_timeout_s = connect_timeout_s
-        self._family = _address_family(host)
+        self.connect_timeout_s = connect_timeout_s
+        self._resolver = resolver or Resolver(0.0)
+        family = _address_family(host)
+        self._numeric: Optional[Address] = None if family is None else (family, (host, 0))
         self._idle: deque[Connection] = deque()
         self._closed = False
 
@@ -97,43 +113,57 @@ class ConnectionPool:
         except IndexError:
             return None
 
-    def connect(self, timeout_s: float) -> Connection:
-        """Open a connection within min(`timeout_s`, the connect timeout) seconds. Raises OSError."""
-        timeout_s = max(0.001, min(timeout_s, self._connect_timeout_s))
-        if self._family is None:
-            sock = socket.create_connection((self._host, self._port), timeout_s)
+    def connect(self, timeout_s: float, ended: Ended = lambda: False) -> Connection:
+        """Open a connection within min(`timeout_s`, the connect timeout) seconds: the look-up, all addresses, TLS.
+
+        Raises OSError; socket.timeout also soon after `ended()` has become true.
+        """
+        deadline_s = time.monotonic() + max(0.001, min(timeout_s, self.connect_timeout_s))
+        numeric = self._numeric
+        if numeric is None:
+            addresses = self._resolver.addresses(self._host, deadline_s, ended)
+            try:
+                sock, address = open_socket(addresses, self._port, deadline_s, ended)
+            except OSError:
+                self._resolver.doubt(self._host)
+                raise
         else:
-            sock = socket.socket(self._family, socket.SOCK_STREAM)
+            sock, address = open_socket((numeric,), self._port, deadline_s, ended)
         try:
-            if self._family is not None:
-                sock.settimeout(timeout_s)
-                sock.connect((self._host, self._port))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+                sock = shake_hands(sock, self._tls, self._host, deadline_s, ended)
             sock.settimeout(None)
         except BaseException:
             sock.close()
             raise
-        return Connection(sock)
+        return Connection(sock, None if numeric is not None else address)
 
     def begin_connect(self) -> Optional[Connection]:
         """A connection that may still be under way: it can be written to once its socket says so, or says why not.
 
-        None where that cannot be had without waiting: the host is a name, or TLS has to shake hands. Raises OSError.
+        None where that cannot be had without waiting: TLS has to shake hands, or the host is a name that is to be
+        looked up, or has several addresses: a second one is tried when the first is slow, which takes a thread.
+        Raises OSError.
         """
-        if self._family is None or not self.plain or not DONTWAIT:
+        if not self.plain or not DONTWAIT:
             return None
-        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        address = self._numeric
+        if address is None:
+            known = self._resolver.known(self._host)
+            if known is None or len(known) != 1:
+                return None
+            address = known[0]
+        sock = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.connect_ex((self._host, self._port))  # what it says, writing says again
+            sock.connect_ex((address[1][0], self._port, *address[1][2:]))  # what it says, writing says again
             sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException:
             sock.close()
             raise
-        return Connection(sock)
+        return Connection(sock, None if self._numeric is not None else address)
 
     def give(self, connection: Connection) -> None:
         """Keep a connection whose exchange is complete. Its owner is gone before anyone else can take it."""
@@ -146,6 +176,8 @@ class ConnectionPool:
         self._idle.append(connection)
         if self._closed:
             self.close()
+        elif connection.address is not None and not self._resolver.holds(self._host, connection.address):
+            self.let_go()
 
     def prune(self, idle_max_s: float = IDLE_MAX_S) -> None:
         """Close what has been idle for longer than `idle_max_s` (the oldest are at the left)."""
@@ -159,6 +191,24 @@ class ConnectionPool:
                 self._idle.appendleft(connection)
                 return
             connection.close()
+
+    def let_go(self) -> None:
+        """Close what is idle and goes to an address that the host's name no longer has.
+
+        The name has its new addresses before this looks through what is idle, and `give` adds to it before it looks at
+        the addresses: one of the two sees the other.
+        """
+        for _ in range(len(self._idle)):
+            try:
+                connection = self._idle.popleft()
+            except IndexError:
+                break
+            if connection.address is None or self._resolver.holds(self._host, connection.address):
+                self._idle.append(connection)
+            else:
+                connection.close()
+        if self._closed:  # meanwhile, perhaps without what was in hand here
+            self.close()
 
     def discard_idle(self) -> None:
         """Close every idle connection: the engine behind them has gone."""
@@ -182,3 +232,8 @@ def _address_family(host: str) -> Optional[int]:
         except (OSError, ValueError):
             continue
     return None
+
+
+def is_numeric(host: str) -> bool:
+    """Whether a host is an address, and no name that has to be looked up."""
+    return _address_family(host) is not None

@@ -18,21 +18,23 @@ from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.resolver import Resolver
 
 MAX_PROBES_AT_ONCE = 64
 STATUS_LINE_MAX_BYTES = 4096
 
 
-def probe(spec: EngineSpec, timeout_s: float) -> Optional[str]:
+def probe(spec: EngineSpec, timeout_s: float, resolver: Optional[Resolver] = None) -> Optional[str]:
     """GET the engine's health path (default `/health` at the server's root). None when it is well, else what is wrong.
 
     Any answer below 500 is a live server: many have no health path and say 404. `timeout_s` covers the whole probe, so
-    an engine that sends a byte now and then cannot hold one up.
+    neither a name that is not found nor an engine that sends a byte now and then can hold one up. `resolver` None: the
+    engine's name is looked up anew.
     """
     deadline_s = time.monotonic() + timeout_s
     tls = ssl.create_default_context() if spec.scheme == "https" else None
     try:
-        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s).connect(timeout_s)
+        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s)
         try:
             status = _ask_health(connection.sock, spec, deadline_s)
         finally:
