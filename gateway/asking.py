@@ -307,7 +307,8 @@ class Asker:
             deadline_s = now_s + (deadline_s - now_s) / 2
         if limit_s is not None:
             deadline_s = min(deadline_s, now_s + limit_s)
-        return Attempt(deadline_s)
+        asked = ("", "") if step.lease is None else (step.pool.name, step.lease.engine.id)
+        return Attempt(deadline_s, asked)
 
     def _served_model(self, call: Call, pool: ModelPool) -> str:
         return (call.model or pool.name) if self._router.fleet.wildcard else pool.name

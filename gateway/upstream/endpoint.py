@@ -8,18 +8,25 @@ from __future__ import annotations
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from typing import Callable
 
 from gateway.routing.specs import EngineSpec
-from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.connections import Asked, ConnectionPool, nobody
 
 
 class Endpoint:
     """What is prepared once per engine: connections, request heads, the engine's own name of the model."""
 
-    def __init__(self, spec: EngineSpec, secrets: Mapping[str, str], connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        secrets: Mapping[str, str],
+        connect_timeout_s: float,
+        on_surplus: Callable[[Asked], None] = nobody,
+    ) -> None:
         self.spec = spec
         tls = ssl.create_default_context() if spec.scheme == "https" else None
-        self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s)
+        self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s, on_surplus)
         self._secret = secrets.get(spec.api_key_env) if spec.api_key_env else None
         self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}
 
