@@ -13,6 +13,7 @@ from typing import Optional
 from gateway.errors import ClientGone
 from gateway.routing.retry import Outcome
 from gateway.upstream.connections import Asked, Connection
+from gateway.upstream.shortage import in_connecting, overloaded
 
 NO_ANSWER = "the engine closed the connection without an answer"
 NOT_ACCEPTED = "the engine did not accept a connection in time"
@@ -86,8 +87,11 @@ class Attempt:
         return EngineFault(Outcome("timeout", "the engine did not answer in time"))
 
 
-def not_connected(error: OSError) -> EngineFault:
-    """What it means that a connection could not be opened."""
+def not_connected(error: OSError, host: str, port: int) -> Exception:
+    """What it means that a connection could not be opened: EngineFault, or GatewayError if that is the gateway's own
+    fault."""
+    if in_connecting(error, host, port):
+        return overloaded(error)
     if isinstance(error, socket.timeout):
         return EngineFault(Outcome("connect_timeout", NOT_ACCEPTED))
     if isinstance(error, ConnectionResetError):

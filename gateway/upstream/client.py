@@ -24,6 +24,7 @@ from gateway.upstream.connections import DONTWAIT, Asked, Connection, Connection
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
 from gateway.upstream.sent import OpenStream, Sent
+from gateway.upstream.shortage import is_shortage, overloaded
 from gateway.upstream.status import status_outcome
 
 
@@ -56,7 +57,7 @@ class PooledHandler(urllib.request.BaseHandler):
                 return self._exchange_on(connection, request)
             except _Stale:
                 _replays(request.attempt)
-        return self._exchange_on(self._connect(pool, request.attempt), request)
+        return self._exchange_on(self._connect(request.endpoint, request.attempt), request)
 
     https_open = http_open
 
@@ -71,11 +72,11 @@ class PooledHandler(urllib.request.BaseHandler):
             raise
 
     @staticmethod
-    def _connect(pool: ConnectionPool, attempt: Attempt) -> Connection:
+    def _connect(endpoint: Endpoint, attempt: Attempt) -> Connection:
         try:
-            return pool.connect(attempt.deadline_s - time.monotonic())
+            return endpoint.pool.connect(attempt.deadline_s - time.monotonic())
         except OSError as error:
-            raise not_connected(error) from error
+            raise not_connected(error, endpoint.spec.host, endpoint.spec.port) from error
 
 
 def _replays(attempt: Attempt) -> None:
@@ -96,6 +97,8 @@ def _exchange(connection: Connection, pool: ConnectionPool, request: EngineReque
     except OSError as error:
         if attempt.aborted is not None:
             raise attempt.failure() from error
+        if is_shortage(error):
+            raise overloaded(error) from error
         if connection.used and not _said_nonsense(error):
             raise _Stale from error
         data = _early_answer(connection)

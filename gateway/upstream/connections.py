@@ -13,7 +13,9 @@ only come on a connection that looked good. (0.4 us a look; a MSG_PEEK, which mo
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import select
 import socket
 import ssl
@@ -26,6 +28,7 @@ DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 IDLE_MAX_S = 60.0
 IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
 DISTRUST_S = 60.0  # how long no connection is kept to an address that has sent what nobody had asked for
+_CANNOT_BEGIN = (errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 # What some servers say on an idle connection before they close it (RFC 9110, 15.5.9): an end, not a surplus.
 _IDLE_TOO_LONG = (b"HTTP/1.1 408", b"HTTP/1.0 408")
 
@@ -205,7 +208,9 @@ class ConnectionPool:
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.connect_ex((self._host, self._port))  # what it says, writing says again
+            code = sock.connect_ex((self._host, self._port))
+            if code in _CANNOT_BEGIN:
+                raise OSError(code, os.strerror(code))  # of the rest, writing tells
             sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException:

@@ -17,6 +17,7 @@ from gateway.upstream.framing import (
     body_decoder,
     parse_response_head,
 )
+from gateway.upstream.shortage import is_shortage, overloaded
 
 BODY_MAX_BYTES = 268435456
 RECV_BYTES = 65536
@@ -164,6 +165,8 @@ def receive(connection: Connection, attempt: Attempt) -> bytes:
     except OSError as error:
         if attempt.aborted is not None:
             raise attempt.failure() from error
+        if is_shortage(error):
+            raise overloaded(error) from error
         # Part of an answer has come, else `_exchange` would be reading.
         raise EngineFault(Outcome("truncated", "the engine's answer was cut short")) from error
     if not data and attempt.aborted is not None:
