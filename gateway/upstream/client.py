@@ -27,7 +27,6 @@ from gateway.upstream.sent import OpenStream, Sent
 from gateway.upstream.shortage import is_shortage, overloaded
 from gateway.upstream.status import status_outcome
 
-
 AT_ONCE_BYTES = 65536  # of a request; between two such parts, a kept connection is looked at again
 
 

@@ -31,8 +31,8 @@ class StreamBroken(Exception):
 
 class EventStream:
     """State of one stream. `started` = a first event has come; `finished` = every choice has its finish_reason;
-    `done` = `[DONE]` has been passed on; `surplus` = something came behind it; `inside` = the last line handed out leaves its event open; `usage` = the
-    engine's own figures or None; `text_bytes` = generated text."""
+    `done` = `[DONE]` has been passed on; `surplus` = something came behind it; `inside` = the last line handed out
+    leaves its event open; `usage` = the engine's own figures or None; `text_bytes` = generated text."""
 
     __slots__ = (
         "_choices",
