@@ -272,7 +272,10 @@ class Library(ParkingTest):
 
     def test_the_next_caller_gets_its_own_answer(self) -> None:
         for case in (Case("at once", MINE + EVIL), Case("border", padded(BORDER) + EVIL), Case("later", MINE, EVIL)):
-            with self.subTest(case.name), InferenceFactory({"m": [self.scripted().url]}, health_interval_s=0) as factory:
+            with (
+                self.subTest(case.name),
+                InferenceFactory({"m": [self.scripted().url]}, health_interval_s=0) as factory,
+            ):
                 engine = self._engines[-1]
                 assert isinstance(engine, ScriptedEngine)
                 self.asking(factory, engine, case.at_once, "mine").send(case.later)

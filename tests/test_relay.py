@@ -480,7 +480,11 @@ class TlsTest(unittest.TestCase):
         mine, other = (b'{"choices": [{"message": {"content": "%b"}}]}' % text for text in (b"mine", b"other"))
         head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
         answer, surplus = head % len(mine) + mine, head % len(other) + other
-        for name, pieces in (("one record", [answer + surplus]), ("two", [answer, surplus]), ("little", [answer, b"H"])):
+        for name, pieces in (
+            ("one record", [answer + surplus]),
+            ("two", [answer, surplus]),
+            ("little", [answer, b"H"]),
+        ):
             with self.subTest(name), self.running() as (running, engine), running.connect() as client:
                 client.request("POST", CHAT, {**HI, "model": "m"})
                 side = engine.take()
