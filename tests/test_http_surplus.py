@@ -272,12 +272,8 @@ class Library(ParkingTest):
 
     def test_the_next_caller_gets_its_own_answer(self) -> None:
         for case in (Case("at once", MINE + EVIL), Case("border", padded(BORDER) + EVIL), Case("later", MINE, EVIL)):
-            with (
-                self.subTest(case.name),
-                InferenceFactory({"m": [self.scripted().url]}, health_interval_s=0) as factory,
-            ):
-                engine = self._engines[-1]
-                assert isinstance(engine, ScriptedEngine)
+            engine = self.scripted()
+            with self.subTest(case.name), InferenceFactory({"m": [engine.url]}, health_interval_s=0) as factory:
                 self.asking(factory, engine, case.at_once, "mine").send(case.later)
                 self.asking(factory, engine, MINE.replace(b"mine", b"next"), "next")
                 self.assertEqual(factory.client.surplus(("m", factory.engines()[0].id)), 1)

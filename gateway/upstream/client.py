@@ -1,9 +1,10 @@
 """One request to one engine, over a urllib opener with a keep-alive pool.
 
-Owns the opener and the map of endpoints, which the lock guards. Foreign exceptions become `EngineFault` or `ClientGone`
-here and in `response.py`, nowhere else. Never chooses an engine, never retries one, except for the replay: when a kept
-connection ends before one byte of an answer, the engine has mostly closed it while it was idle, and the request is sent
-once more, on a fresh connection. Once for a request, however many engines it is passed to, and it is no attempt.
+Owns the opener, the map of endpoints and the counts of surpluses; the lock guards both. Foreign exceptions become
+`EngineFault`, `ClientGone` or `overloaded` here and in `response.py`, nowhere else. Never chooses an engine, never
+retries one, except for the replay: when a kept connection ends before one byte of an answer, the engine has mostly
+closed it while it was idle, and the request is sent once more, on a fresh connection. Once for a request, however many
+engines it is passed to, and it is no attempt.
 """
 
 from __future__ import annotations
