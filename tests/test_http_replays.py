@@ -69,9 +69,9 @@ class Replays(ParkingTest):
 
     def test_the_replay_is_on_a_fresh_connection_though_others_are_kept(self) -> None:
         running, engine = self.one_engine()
-        clients = [self.begin(running) for _ in range(2)]
-        sides = [engine.take() for _ in clients]
-        for client, side in zip(clients, sides):
+        pairs = [(self.begin(running), engine.take()) for _ in range(2)]
+        clients, sides = [client for client, _ in pairs], [side for _, side in pairs]
+        for client, side in pairs:
             side.answer(completion("kept"))
             self.assert_says(client, "kept")
         clients[0].request("POST", CHAT, ask())

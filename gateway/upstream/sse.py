@@ -110,7 +110,10 @@ class EventStream:
             return b""
         block = self._partial + data[:end] if self._partial else data[:end]
         self._partial = data[end:]
-        return self._lines(block)
+        lines = self._lines(block)
+        if self.done and self._partial.strip():
+            self.surplus = True
+        return lines
 
     def _note_delta(self, data: bytes) -> None:
         spans = [text.span(1) for text in _TEXT.finditer(data)]
