@@ -14,9 +14,11 @@ from random import Random
 from typing import Any, Callable, Optional
 from unittest import mock
 
+from gateway.errors import GatewayError
 from gateway.routing.pool import ModelPool
 from gateway.routing.specs import EngineSpec, model_from
 from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.prober import HealthChecker, probe
 from gateway.upstream.shortage import Shortage, in_connecting
 from tests.parking import ParkingTest, completion
@@ -197,6 +199,14 @@ class Telling(unittest.TestCase):
         self.assertFalse(in_connecting(error, "x.invalid", 9))
         with no_descriptors():
             self.assertTrue(in_connecting(error, "x.invalid", 9))
+
+    @unittest.skipIf(resource is None, "the system knows no limits")
+    def test_what_tls_is_prepared_with_is_not_prepared_without_a_descriptor(self) -> None:
+        spec = EngineSpec("https://127.0.0.1:1/v1")
+        with no_descriptors(), self.assertRaises(GatewayError) as caught:
+            Endpoint(spec, {}, 1.0)
+        self.assertEqual((caught.exception.code, caught.exception.retry_after_s), ("overloaded", 1.0))
+        Endpoint(spec, {}, 1.0)
 
 
 class Probes(unittest.TestCase):

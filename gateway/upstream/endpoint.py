@@ -8,14 +8,18 @@ from __future__ import annotations
 import ssl
 import urllib.request
 from collections.abc import Mapping
-from typing import Callable
+from typing import Callable, Optional
 
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.connections import Asked, ConnectionPool, nobody
+from gateway.upstream.shortage import need_descriptor
 
 
 class Endpoint:
-    """What is prepared once per engine: connections, request heads, the engine's own name of the model."""
+    """What is prepared once per engine: connections, request heads, the engine's own name of the model.
+
+    Raises GatewayError when the gateway has run out of what that takes.
+    """
 
     def __init__(
         self,
@@ -25,7 +29,10 @@ class Endpoint:
         on_surplus: Callable[[Asked], None] = nobody,
     ) -> None:
         self.spec = spec
-        tls = ssl.create_default_context() if spec.scheme == "https" else None
+        tls: Optional[ssl.SSLContext] = None
+        if spec.scheme == "https":
+            need_descriptor()  # without one, the context would silently know no authority, for good
+            tls = ssl.create_default_context()
         self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s, on_surplus)
         self._secret = secrets.get(spec.api_key_env) if spec.api_key_env else None
         self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}

@@ -47,11 +47,20 @@ def overloaded(error: OSError) -> EngineFailed:
     return EngineFailed("overloaded", f"the gateway cannot open a connection: {reason}", retry_after_s=1.0)
 
 
-def _no_descriptor() -> bool:
+def need_descriptor() -> None:
+    """Raises GatewayError when there is none left."""
     try:
         socket.socket().close()
     except OSError as error:
-        return is_shortage(error)
+        if is_shortage(error):
+            raise overloaded(error) from error
+
+
+def _no_descriptor() -> bool:
+    try:
+        need_descriptor()
+    except EngineFailed:
+        return True
     return False
 
 
