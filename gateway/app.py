@@ -116,6 +116,7 @@ class Gateway:
 
     def _bind_metrics(self) -> None:
         self.metrics.bind_engines(self._engine_gauges)
+        self.metrics.bind_surplus(self._surplus_counts)
         self.metrics.bind_breakers(self._breaker_gauges, self._waiting_gauges)
         self.metrics.bind_queue(lambda: self.workers.depth, lambda: self.workers.busy)
         self.metrics.bind_policy(self._limit_gauges, self._ledger_dropped, self._state_db_errors)
@@ -222,6 +223,10 @@ class Gateway:
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
         return [(e.model, e.id, e.available, e.in_flight) for e in self.factory.engines()]
+
+    def _surplus_counts(self) -> list[tuple[tuple[str, str], float]]:
+        surplus = self.factory.client.surplus
+        return [((e.model, e.id), surplus((e.model, e.id))) for e in self.factory.engines()]
 
     def _breaker_gauges(self) -> list[tuple[tuple[str, str], int]]:
         return [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in self.factory.engines()]

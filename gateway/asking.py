@@ -14,7 +14,7 @@ import time
 from typing import Callable, NamedTuple, Optional, Union
 
 from gateway.deadlines import Watchdog
-from gateway.errors import ClientGone, EngineFailed, RequestRefused
+from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
 from gateway.hedging import Answer, Race, Tried
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
@@ -308,7 +308,8 @@ class Asker:
             deadline_s = now_s + (deadline_s - now_s) / 2
         if limit_s is not None:
             deadline_s = min(deadline_s, now_s + limit_s)
-        return Attempt(deadline_s)
+        asked = ("", "") if step.lease is None else (step.pool.name, step.lease.engine.id)
+        return Attempt(deadline_s, asked)
 
     def _served_model(self, call: Call, pool: ModelPool) -> str:
         return (call.model or pool.name) if self._router.fleet.wildcard else pool.name
@@ -489,16 +490,22 @@ class Asker:
 
         race = Race(attempt, time.monotonic() + after_s, second)
         self._hedges.watch(race)
+        own: Optional[GatewayError] = None
         try:
             first = self._try(call, step, attempt)
-        except ClientGone:
+        except GatewayError as error:
             if call.cancelled:
                 race.close()
                 raise
+            if not isinstance(error, ClientGone):
+                own = error  # the gateway's own fault: only the second attempt may still have an answer
             first = Tried(CANCELLED, step.pool, step.lease.engine)  # type: ignore[union-attr]
         finally:
             self._hedges.forget(race)
-        return race.finish(first, deadline_s)
+        tried = race.finish(first, deadline_s)
+        if own is not None and tried is first:
+            raise own
+        return tried
 
     # --- going on --------------------------------------------------------------------------------------------------
 
@@ -525,7 +532,10 @@ class Asker:
             call.attempts += 1
             step = Step(pool, lease)
             began_s = time.monotonic()
-            tried = self._try(onward, step, self._attempt_for(step, deadline_s), broken.events)
+            try:
+                tried = self._try(onward, step, self._attempt_for(step, deadline_s), broken.events)
+            except EngineFailed:
+                return None  # the gateway itself has run short of something
             call.engine_s += time.monotonic() - began_s
             if isinstance(tried.result, EngineStream):
                 call.resumed += 1

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Callable, Optional, Union
 
-from gateway.errors import ClientGone
+from gateway.errors import GatewayError
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, Outcome
@@ -90,8 +90,8 @@ class Race:
                     _discard(tried)
                 else:
                     self._first.abort("cancelled")
-        except ClientGone:
-            pass
+        except GatewayError:
+            pass  # the client has left, or the gateway itself has run short of something: no second answer
         finally:
             self._done.set()  # whatever went wrong here, nobody waits for it
 

@@ -484,6 +484,40 @@ class TlsTest(unittest.TestCase):
                         engine.take().answer(b'{"choices": [{"message": {"content": "fine"}}]}')
                     self.assertEqual(client.read_response().status, status)
 
+    def assert_surplus(self, running: RunningGateway, count: int) -> None:
+        metrics = running.metrics()
+        self.assertEqual([v for k, v in metrics.items() if k.startswith("gateway_engine_surplus_total")], [count])
+
+    def test_what_comes_behind_an_answer_over_tls_is_not_the_next_one(self) -> None:
+        mine, other = (b'{"choices": [{"message": {"content": "%b"}}]}' % text for text in (b"mine", b"other"))
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+        answer, surplus = head % len(mine) + mine, head % len(other) + other
+        for name, pieces in (
+            ("one record", [answer + surplus]),
+            ("two", [answer, surplus]),
+            ("little", [answer, b"H"]),
+        ):
+            with self.subTest(name), self.running() as (running, engine), running.connect() as client:
+                client.request("POST", CHAT, {**HI, "model": "m"})
+                side = engine.take()
+                for piece in pieces:
+                    side.send(piece)
+                self.assertIn(b"mine", client.read_response().body)
+                client.request("POST", CHAT, {**HI, "model": "m"})
+                engine.take().send(answer)
+                self.assertIn(b"mine", client.read_response().body)
+                self.assert_surplus(running, 1)
+
+    def test_the_end_of_a_tls_connection_is_no_surplus(self) -> None:
+        with self.running() as (running, engine), running.connect() as client:
+            for end in ("close", "reset", "close"):
+                client.request("POST", CHAT, {**HI, "model": "m"})
+                side = engine.take()
+                side.answer(b'{"choices": [{"message": {"content": "mine"}}]}')
+                self.assertIn(b"mine", client.read_response().body)
+                getattr(side, end)()
+            self.assert_surplus(running, 0)
+
     def test_a_stream_over_tls_arrives_event_by_event(self) -> None:
         with self.running() as (running, engine), running.connect() as client:
             client.request("POST", CHAT, STREAM)

@@ -24,7 +24,7 @@ from gateway.server.exchange import Exchange
 from gateway.server.headers import cors_headers
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.connections import DONTWAIT
-from gateway.upstream.framing import ChunkedBody, FramingError
+from gateway.upstream.framing import ChunkedBody, FramingError, TrailersTooLarge
 
 if TYPE_CHECKING:
     from gateway.server.server import GatewayServer
@@ -403,7 +403,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _read_chunked(self, head: RequestHead, limit: int) -> bytes:
-        decoder = ChunkedBody()
+        decoder = ChunkedBody(self.settings.max_header_bytes)
         data, self._buffer = self._buffer, b""
         if not data:
             self._expect_more(head)
@@ -421,6 +421,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                     return b"".join(parts)
                 self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
                 data = self._receive_body()
+        except TrailersTooLarge as error:
+            raise HttpError("headers_too_large", f"the chunked body is refused: {error}") from error
         except FramingError as error:
             raise HttpError("bad_request", f"the chunked body is broken: {error}") from error
 

@@ -129,6 +129,16 @@ class GatewayMetrics:
             lambda: [((model, engine), in_flight) for model, engine, _, in_flight in engines()],
         )
 
+    def bind_surplus(self, counts: Callable[[], Iterable[tuple[tuple[str, str], float]]]) -> None:
+        """Declares how often engines have sent more than they were asked for: ((model, engine), count)."""
+        self.registry.callback(
+            "gateway_engine_surplus_total",
+            "counter",
+            "Connections closed because the engine sent bytes behind an answer, or without a request.",
+            ("model", "engine"),
+            counts,
+        )
+
     def bind_breakers(
         self,
         states: Callable[[], Iterable[tuple[tuple[str, str], int]]],

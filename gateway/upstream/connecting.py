@@ -19,12 +19,12 @@ from collections.abc import Collection, Sequence
 from typing import Callable, Optional
 
 from gateway.upstream.resolver import SLICE_S, Address
+from gateway.upstream.shortage import is_shortage, reaches
 
 ATTEMPT_DELAY_S = 0.25
 """How long an address is waited for before the next one is tried beside it (RFC 8305, section 5)."""
 
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK} if sys.platform == "win32" else {errno.EINPROGRESS}
-_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 Ended = Callable[[], bool]
 """Whether nobody wants the connection any more."""
 
@@ -95,11 +95,13 @@ class _Race:
 
     def _won(self, sock: socket.socket, code: int) -> bool:
         """Whether the connection is there; one that has failed is dropped, and the next address is due."""
-        del self._under_way[sock]
+        address = self._under_way.pop(sock)
         if not code:
             return True
         sock.close()
         self._due_s = 0.0
+        if code == errno.EADDRNOTAVAIL and reaches(address, self._port):
+            code = errno.ENOBUFS  # there is a way to the address: it is a port that this machine has none left of
         self._note(OSError(code, os.strerror(code)))
         return False
 
@@ -115,7 +117,7 @@ class _Race:
 
 def _weight(failure: OSError) -> int:
     """How much a failure says: localhost, say, is refused at 127.0.0.1 and cannot be reached at ::1 without IPv6."""
-    return 2 if failure.errno in _OURS else 1 if isinstance(failure, ConnectionError) else 0
+    return 2 if is_shortage(failure) else 1 if isinstance(failure, ConnectionError) else 0
 
 
 def shake_hands(sock: socket.socket, tls: ssl.SSLContext, host: str, deadline_s: float, ended: Ended) -> ssl.SSLSocket:

@@ -17,15 +17,17 @@ from gateway.upstream.framing import (
     body_decoder,
     parse_response_head,
 )
+from gateway.upstream.shortage import is_shortage, overloaded
 
 BODY_MAX_BYTES = 268435456
 RECV_BYTES = 65536
+INTERIM_MAX = 32  # answers of 1xx before the answer proper
 
 
 class EngineResponse:
     """An engine's answer: head read, body to come. Used by one thread at a time; ended by `release` or `close`."""
 
-    __slots__ = ("_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
+    __slots__ = ("_over", "_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class EngineResponse:
         self.connection = connection
         self.pool = pool
         self.attempt = attempt
+        self._over = False
 
     def read_some(self) -> bytes:
         """Block for more payload; b"" at the end of a complete body. Raises EngineFault, ClientGone."""
@@ -98,22 +101,33 @@ class EngineResponse:
         return self.decoder.complete
 
     def release(self) -> None:
-        """Give the connection back if the body ended cleanly, else close it. Idempotent."""
-        if self.decoder.complete and self.decoder.reusable and self.head.keep_alive:
-            if self._raw == b"":
-                self.attempt.connection = None
-                self.pool.give(self.connection)
-                return
+        """Give the connection back if the body ended cleanly, else close it. Idempotent, as `close` is.
+
+        What has come behind the body was not asked for, counts, and is dropped with the connection.
+        """
+        decoder = self.decoder
+        if self._over:
+            return
+        if decoder.surplus or (decoder.complete and self._raw):
+            self.pool.note_surplus(self.connection)
+        elif decoder.complete and decoder.reusable and self.head.keep_alive:
+            self._over = True
+            self.attempt.connection = None
+            self.pool.give(self.connection)
+            return
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the engine notices."""
-        self.attempt.connection = None
-        self.connection.close()
+        """Close the connection, unless it has been given back; the engine notices."""
+        if not self._over:
+            self._over = True
+            self.attempt.connection = None
+            self.connection.close()
 
 
 def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> EngineResponse:
     """The response that begins with `data`; blocks only while its head is not complete."""
+    interim = 0
     while True:
         end = data.find(b"\r\n\r\n")
         if end >= 0:
@@ -123,6 +137,9 @@ def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt
                     return EngineResponse(head, data[end + 4 :], connection, pool, attempt)
             except FramingError as error:
                 raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
+            interim += 1
+            if head.status == 101 or interim > INTERIM_MAX:
+                raise EngineFault(Outcome("invalid", "the engine's answer is broken: 1xx that nobody asked for"))
             data = data[end + 4 :]  # 1xx: the answer itself follows
             if data:
                 continue
@@ -148,6 +165,8 @@ def receive(connection: Connection, attempt: Attempt) -> bytes:
     except OSError as error:
         if attempt.aborted is not None:
             raise attempt.failure() from error
+        if is_shortage(error):
+            raise overloaded(error) from error
         # Part of an answer has come, else `_exchange` would be reading.
         raise EngineFault(Outcome("truncated", "the engine's answer was cut short")) from error
     if not data and attempt.aborted is not None:

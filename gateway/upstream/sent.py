@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Callable, Optional
 
+from gateway.errors import GatewayError
 from gateway.upstream.attempt import Attempt, EngineFault, not_connected
 from gateway.upstream.connections import DONTWAIT, Connection
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.framing import HEAD_MAX_BYTES
 from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
+from gateway.upstream.shortage import is_shortage, overloaded
 from gateway.upstream.stream import EngineStream
 
 AHEAD_MAX_BYTES = 262144  # of an answer, before a thread has to wait for the rest
@@ -64,7 +66,7 @@ class Sent:
         self.response: Optional[EngineResponse] = None
         self.stream: Optional[EngineStream] = None
         self.ready = False
-        self.fault: Optional[EngineFault] = None
+        self.fault: Optional[Exception] = None  # an EngineFault, or a GatewayError
 
     def send(self) -> None:
         """Send what the connection takes without waiting. Raises OSError."""
@@ -85,14 +87,16 @@ class Sent:
                     return True
         except BlockingIOError:
             return False
-        except EngineFault as fault:
+        except (EngineFault, GatewayError) as fault:
             self.fault = fault
-        except OSError:
-            pass
+        except OSError as error:
+            if is_shortage(error):
+                self.fault = overloaded(error)
         return True
 
     def _sent(self) -> bool:
-        """Whether nothing more is to be sent. Raises EngineFault when there is no connection."""
+        """Whether nothing more is to be sent. Raises EngineFault when there is no connection, GatewayError when that is
+        the gateway's own fault."""
         try:
             self.send()
         except OSError as error:

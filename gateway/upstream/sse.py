@@ -31,8 +31,8 @@ class StreamBroken(Exception):
 
 class EventStream:
     """State of one stream. `started` = a first event has come; `finished` = every choice has its finish_reason;
-    `done` = `[DONE]` has been passed on; `inside` = the last line handed out leaves its event open; `usage` = the
-    engine's own figures or None; `text_bytes` = generated text."""
+    `done` = `[DONE]` has been passed on; `surplus` = something came behind it; `inside` = the last line handed out
+    leaves its event open; `usage` = the engine's own figures or None; `text_bytes` = generated text."""
 
     __slots__ = (
         "_choices",
@@ -49,6 +49,7 @@ class EventStream:
         "inside",
         "stamp",
         "started",
+        "surplus",
         "text",
         "text_bytes",
         "usage",
@@ -65,6 +66,7 @@ class EventStream:
         self.alike: Optional[tuple[bytes, bytes]] = None
         self.started = False
         self.done = False
+        self.surplus = False
         self.inside = False
         self.events = 0
         self.text_bytes = 0
@@ -108,7 +110,10 @@ class EventStream:
             return b""
         block = self._partial + data[:end] if self._partial else data[:end]
         self._partial = data[end:]
-        return self._lines(block)
+        lines = self._lines(block)
+        if self.done and self._partial.strip():
+            self.surplus = True
+        return lines
 
     def _note_delta(self, data: bytes) -> None:
         spans = [text.span(1) for text in _TEXT.finditer(data)]
@@ -126,7 +131,8 @@ class EventStream:
         out: list[bytes] = []
         for line in block.splitlines(keepends=True):
             if self.done:
-                break
+                self.surplus = self.surplus or bool(line.strip())
+                continue
             if self._skip_blank and not line.strip():
                 self._skip_blank = False
                 continue

@@ -183,8 +183,14 @@ class EngineStream:
             return b""
         try:
             payload = decoder.feed(raw)
-            return self.events.feed(payload) if payload and not self.events.done else b""
+            if not self.events.done:
+                return self.events.feed(payload) if payload else b""
+            decoder.surplus = decoder.surplus or bool(payload.strip())
+            return b""
         except FramingError as error:
+            if self.events.done:  # instead of the body's end, which the client does not need
+                decoder.complete = decoder.surplus = True
+                return b""
             raise EngineFault(Outcome("invalid", f"the engine's stream is broken: {error}")) from error
         except StreamBroken as error:
             raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
@@ -213,7 +219,9 @@ class EngineStream:
 
     def give_back(self) -> None:
         """Keep the connection for another request if its body has ended cleanly, else close it."""
-        if self.done and self.drained:
+        decoder = self.response.decoder
+        decoder.surplus = decoder.surplus or self.events.surplus
+        if self.done and (self.drained or decoder.surplus):
             try:
                 self.sock.setblocking(True)
                 self.response.release()
