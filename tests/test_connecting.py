@@ -141,6 +141,17 @@ class OpenTest(SocketTest):
                     self.open(port, *hosts)
                 self.assertEqual(raised.exception.errno, errno.EMFILE)
 
+    def test_a_port_that_this_machine_has_none_left_of_is_told_from_an_address_without_a_way(self) -> None:
+        class Portless(socket.socket):
+            def connect_ex(self, address: object) -> int:
+                return errno.EADDRNOTAVAIL
+
+        for host, code in (("127.0.0.1", errno.ENOBUFS), ("255.255.255.255", errno.EADDRNOTAVAIL)):
+            with self.subTest(host), mock.patch("gateway.upstream.connecting.socket.socket", Portless):
+                with self.assertRaises(OSError) as raised:
+                    self.open(9, host)
+                self.assertEqual(raised.exception.errno, code)
+
     @contextlib.contextmanager
     def without(self, lacking: int, code: int):  # type: ignore[no-untyped-def]
         real = socket.socket

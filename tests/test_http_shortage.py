@@ -31,7 +31,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-OWN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+OWN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @contextlib.contextmanager
@@ -142,13 +142,14 @@ class Shortages(ParkingTest):
                 def one_cannot(
                     pool: ConnectionPool,
                     timeout_s: float,
+                    ended: Callable[[], bool],
                     port: int = engines[lacking].port,
-                    connect: Callable[[ConnectionPool, float], Connection] = connect,
+                    connect: Callable[..., Connection] = connect,
                     tried: threading.Event = tried,
                     go: threading.Event = go,
                 ) -> Connection:
                     if pool._port != port:
-                        return connect(pool, timeout_s)
+                        return connect(pool, timeout_s, ended)
                     go.wait(TIMEOUT_S)
                     tried.set()
                     raise OSError(errno.EMFILE, "too many")
