@@ -371,6 +371,9 @@ class Asker:
             if stream is None:
                 self._settle(call, pool, lease, outcome, took_s, took_s)
             else:
+                change = pool.answered(lease, took_s)  # before anybody else can close the stream
+                if change is not None:
+                    self._on_change(change)
                 stream.on_close(self._settler(call, pool, lease, started_s, took_s))
 
     def _settler(

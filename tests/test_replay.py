@@ -95,6 +95,7 @@ class Turmoil:
             *(self.probe,) * 3,
             *(self.look,) * 3,
             *(self.serve,) * 2,
+            *(self.first_event,) * 3,
             self.hedge,
             self.leave,
             self.drain,
@@ -147,6 +148,14 @@ class Turmoil:
         if outcome.kind not in ("ok", "rejected", "cancelled"):
             one.tries.failed(outcome)
             self.follow(one.tries, one.tries.next())
+
+    def first_event(self) -> None:
+        """A stream begins: its place stays taken until it ends."""
+        holding = [one for one in self.asking if one.lease is not None and one.lease.counted is None]
+        if holding:
+            one = self.rng.choice(holding)
+            assert one.lease is not None
+            one.pool.answered(one.lease, self.rng.random())
 
     def hedge(self) -> None:
         holding = [one for one in self.asking if one.lease is not None]
@@ -276,7 +285,7 @@ class SameTest(ReplayCase):
         seen = {line["op"] for line in lines}
         self.assertEqual(
             seen - {"serve"},  # rare: see below
-            {"start", "acquire", "settle", "join", "leave", "last_resort", "probe", "retry", "drain"},
+            {"start", "acquire", "answered", "settle", "join", "leave", "last_resort", "probe", "retry", "drain"},
         )
         states = {candidate[1] for line in lines if line["op"] == "acquire" for candidate in line["candidates"]}
         self.assertEqual(states, {"up", "down", "resting", "misconfigured", "open", "half_open", "draining"})
@@ -398,7 +407,7 @@ class DifferentTest(ReplayCase):
 
     def test_lines_that_cannot_be_repeated_are_named(self) -> None:
         lines = self.record(5, 300)
-        calls = {(line["op"], line.get("verdict")): i for i, line in enumerate(lines)}
+        calls = {(line["op"], line.get("verdict")): i for i, line in enumerate(lines) if "counted" not in line}
         chosen, settled, probed = calls["acquire", None], calls["settle", "good"], calls["probe", None]
         reconfigure = {"op": "reconfigure", "model": "m0", "now_s": lines[-1]["now_s"], "strategy": "random", "out": []}
         broken: dict[str, Callable[[list[dict[str, Any]]], object]] = {

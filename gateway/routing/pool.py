@@ -324,13 +324,34 @@ class ModelPool:
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
+    def answered(self, lease: Lease, duration_s: float) -> Optional[StateChange]:
+        """The first event of a stream has come, after `duration_s`: the engine has answered well, and a trial is over.
+
+        To be called at most once before `settle`, which then counts a failure if the stream breaks, nothing if it ends
+        well, and gives the place back: that is taken as long as the stream is open. Returns the change of state, if any.
+        """
+        engine = lease.engine
+        with self._lock:
+            now_s = self._clock()
+            ticket = lease.ticket
+            change = self._apply_good_locked(lease, duration_s, now_s, first_event=True)
+            if self.spec.hedge_after_ms == "p95":
+                self._latencies_s.append(duration_s)
+            served = self._serve_line_locked(now_s) if self._line.length else ()
+            if self._recorder is not None:
+                inputs = {"engine": engine.id, "ticket": ticket, "duration_s": duration_s}
+                self._record("answered", now_s, inputs, [engine.state(now_s), [w.number for w in served]])
+        _wake(served)
+        return change
+
     def settle(
         self, lease: Lease, outcome: Outcome, duration_s: float, held_s: Optional[float] = None
     ) -> Optional[StateChange]:
         """Give a place back and apply the verdict on what happened there. Returns the change of state, if any.
 
         `duration_s` is how long the engine took until its answer (or first event); `held_s` how long the place was
-        held, None = the same.
+        held, None = the same. A stream that ends well after `answered` is not counted again: it only shows
+        that the engine is still there.
         """
         engine = lease.engine
         blame = judge(outcome).blame
@@ -341,13 +362,15 @@ class ModelPool:
             if blame == "good":
                 held_s = duration_s if held_s is None else held_s
                 self._service_s += SERVICE_WEIGHT * (held_s - self._service_s) if self._service_s else held_s
-                if self.spec.hedge_after_ms == "p95":
+                if self.spec.hedge_after_ms == "p95" and lease.counted is None:
                     self._latencies_s.append(duration_s)
             served = self._serve_line_locked(now_s) if self._line.length else ()
             if self._recorder is not None:
+                counted = {} if lease.counted is None else {"counted": lease.counted}
                 inputs = {
                     "engine": engine.id,
                     "ticket": lease.ticket,
+                    **counted,
                     "outcome": outcome.kind,
                     "verdict": blame,
                     "duration_s": duration_s,
@@ -364,33 +387,60 @@ class ModelPool:
         engine = lease.engine
         breaker = engine.breaker
         if blame == "good":
-            engine.observe_latency(duration_s, now_s)
-            engine.ok_at_s = now_s
-            # Nothing to change on the usual way: comparisons instead of two state strings.
-            if breaker.state == CLOSED and not (engine.down or engine.fails) and engine.out_until_s <= now_s:
-                breaker.record(lease.ticket, False, now_s)
-                return None
+            if lease.counted is None:
+                return self._apply_good_locked(lease, duration_s, now_s)
+            return self._ended_well_locked(engine, now_s)
         before = engine.state(now_s)
         # A 429 or a refused key says nothing about the engine's health, and a refused connection has an end of its own
         # (the next good probe), which an open breaker would only put off: the breaker learns nothing from them.
-        failed = {"good": False, "failure": True}.get(blame)
+        failed = True if blame == "failure" else None
         state = breaker.state
-        breaker.record(lease.ticket, failed, now_s)
+        if lease.counted is None:
+            breaker.record(lease.ticket, failed, now_s)
+        elif failed:
+            breaker.broke(lease.ticket, lease.counted, now_s)
         if breaker.state != state or state == HALF_OPEN:
             self._stale = True
         self._apply_blame_locked(engine, blame, outcome, duration_s, now_s)
         return self._change_locked(engine, before, now_s, outcome.message)
 
+    def _apply_good_locked(
+        self, lease: Lease, duration_s: float, now_s: float, first_event: bool = False
+    ) -> Optional[StateChange]:
+        engine = lease.engine
+        breaker = engine.breaker
+        engine.observe_latency(duration_s, now_s)
+        engine.ok_at_s = now_s
+        # Nothing to change on the usual way: comparisons instead of two state strings.
+        usual = breaker.state == CLOSED and not (engine.down or engine.fails) and engine.out_until_s <= now_s
+        before = "" if usual else engine.state(now_s)
+        state = breaker.state
+        if first_event:
+            lease.ticket, lease.counted = breaker.answer(lease.ticket, now_s)
+        else:
+            breaker.record(lease.ticket, False, now_s)
+        if usual:
+            return None
+        if breaker.state != state or state == HALF_OPEN:
+            self._stale = True
+        engine.down = False
+        engine.fails = 0
+        if engine.out_reason == "misconfigured":
+            engine.out_until_s = min(engine.out_until_s, now_s)  # its key was put right
+        return self._change_locked(engine, before, now_s, "")
+
+    def _ended_well_locked(self, engine: Engine, now_s: float) -> Optional[StateChange]:
+        """A stream whose first event was counted has ended: the engine is there, which is all that is new."""
+        before = engine.state(now_s) if engine.down else ""
+        engine.ok_at_s = now_s
+        engine.down = False
+        engine.fails = 0
+        return self._change_locked(engine, before, now_s, "") if before else None
+
     def _apply_blame_locked(
         self, engine: Engine, blame: str, outcome: Outcome, duration_s: float, now_s: float
     ) -> None:
         if blame == "none":
-            return
-        if blame == "good":
-            engine.down = False
-            engine.fails = 0
-            if engine.out_reason == "misconfigured":
-                engine.out_until_s = min(engine.out_until_s, now_s)  # its key was put right
             return
         engine.last_error = outcome.message or outcome.kind
         if blame in ("rest", "misconfigured"):
