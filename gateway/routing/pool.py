@@ -328,7 +328,7 @@ class ModelPool:
         """The first event of a stream has come, after `duration_s`: the engine has answered well, and a trial is over.
 
         To be called at most once before `settle`, which then counts a failure if the stream breaks, nothing if it ends
-        well, and gives the place back: that is taken as long as the stream is open. Returns the change of state, if any.
+        well, and gives the place back: it is taken while the stream is open. Returns the change of state, if any.
         """
         engine = lease.engine
         with self._lock:

@@ -138,7 +138,7 @@ class _Replay:
         self._served(pool)
 
     def _held(self, pool: ModelPool, line: dict[str, Any]) -> Lease:
-        """Take out a place that a call is about. Those with the same ticket, counted alike, are as good as each other."""
+        """Take out a place that a call is about: any of those with the same ticket that are counted alike."""
         leases = self._leases.get((pool.name, line["engine"], line["ticket"], line.get("counted")))
         if not leases:
             raise ReplayError(f"no place is held on {line['engine']} with ticket {line['ticket']}")
