@@ -10,6 +10,7 @@ choosing is locked per model in routing/, and a `Call` belongs to one thread, ex
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
@@ -74,6 +75,7 @@ class InferenceFactory:
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
         self.client = EngineClient(connect_timeout_s, secrets)
+        self._keys = _digests(fleet, self.client.secrets)
         limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s)
         self.asker = Asker(self.router, self.client, limits, retry_attempts, self._on_change)
         self._health = HealthChecker(
@@ -144,8 +146,11 @@ class InferenceFactory:
         """Serve another fleet from now on; what is in flight goes on. One thread at a time."""
         if secrets is not None:
             self.client.secrets = secrets
-        self.router.reload(fleet)
-        self.asker.forget_changed()
+        before, self._keys = self._keys, _digests(fleet, self.client.secrets)
+        renewed = [name for name, digest in before.items() if self._keys.get(name, digest) != digest]
+        self.router.reload(fleet, renewed)
+        self.asker.forget_changed(renewed)
+        self._health.tick()  # of what nothing is known any more, something soon is
 
     def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.
@@ -190,6 +195,12 @@ class InferenceFactory:
 def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _digests(fleet: FleetSpec, secrets: Mapping[str, str]) -> dict[str, bytes]:
+    """By the variable's name, what tells whether an engine's key is still the same."""
+    names = {engine.api_key_env for model in fleet.models for engine in model.engines if engine.api_key_env}
+    return {name: hashlib.sha256(secrets.get(name, "").encode("utf-8", "surrogatepass")).digest() for name in names}
 
 
 def _fleet_from(models: Mapping[str, Sequence[Union[str, EngineSpec]]]) -> FleetSpec:

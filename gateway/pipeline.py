@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 from gateway import validation
 from gateway.errors import GatewayError, RequestRefused
+from gateway.policy.addresses import address_group
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
 from gateway.policy.limits import Admission
@@ -74,6 +75,7 @@ class Pipeline:
         named = (call.model or model) if router.fleet.wildcard else model
         if not identity.may_use(named):
             raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
+        call.caller = identity.name or str(address_group(address))
         if (identity.models or identity.rights.models) and not router.fleet.wildcard:
             call.may_use = identity.may_use
         return self.guard.admit(identity, model, address, lambda: tokens_at_most(call))

@@ -91,7 +91,7 @@ class _Replay:
         self._waiters = {key: waiter for key, waiter in self._waiters.items() if key[0] != spec.name}
 
     def _reconfigure(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        pool.reconfigure(model_from_json(pool.name, line["spec"]), line["strategy"])
+        pool.reconfigure(model_from_json(pool.name, line["spec"]), line["strategy"], line.get("forget", ()))
         self._served(pool)
 
     def _drain(self, pool: ModelPool, line: dict[str, Any]) -> None:
@@ -104,7 +104,8 @@ class _Replay:
             self._leases.setdefault(key, deque()).append(lease)
 
     def _acquire(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        self._keep(pool, pool.acquire(_engines(pool, line["tried"]), bytes.fromhex(line["affinity"])))
+        tried, avoid = _engines(pool, line["tried"]), _engines(pool, line.get("avoid", ()))
+        self._keep(pool, pool.acquire(tried, bytes.fromhex(line["affinity"]), avoid))
 
     def _last_resort(self, pool: ModelPool, line: dict[str, Any]) -> None:
         self._keep(pool, pool.acquire_last_resort(_engines(pool, line["tried"])))
@@ -128,7 +129,7 @@ class _Replay:
     def _settle(self, pool: ModelPool, line: dict[str, Any]) -> None:
         lease = self._held(pool, line)
         outcome = Outcome(line["outcome"], retry_after_s=line["retry_after_s"])
-        pool.settle(lease, outcome, line["duration_s"], line["held_s"])
+        pool.settle(lease, outcome, line["duration_s"], line["held_s"], line.get("doubted", False))
         self._served(pool)
 
     def _answered(self, pool: ModelPool, line: dict[str, Any]) -> None:
