@@ -58,6 +58,7 @@ class Pipeline:
         self.workers = workers
         self.telemetry = telemetry
         self.draining = False
+        self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(time.time())
         self._open: dict[Job, None] = {}
 
@@ -121,8 +122,8 @@ class Pipeline:
 
     def servable(self, call: Call) -> str:
         """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
-        draining, and one for an unknown model."""
-        if self.draining:
+        draining (and no longer lingering), and one for an unknown model."""
+        if self.draining and not self.lingering:
             raise shutting_down()
         return self.factory.router.route(call.model)[0].name
 
