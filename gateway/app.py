@@ -215,12 +215,12 @@ class Gateway:
     def _close_parts(self) -> None:
         self.relay.close(END_TIMEOUT_S)
         self.workers.close(END_TIMEOUT_S)
-        self.factory.close()
-        if self.decisions is not None:
-            self.decisions.close(END_TIMEOUT_S)
         self.telemetry.log("info", "stopped")
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
         self.guard.close(END_TIMEOUT_S)
+        self.factory.close()  # after what is to last: it waits for probes under way
+        if self.decisions is not None:
+            self.decisions.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
