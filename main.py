@@ -37,6 +37,8 @@ def run() -> int:
     """
     signals = _Signals() if sys.argv[1:2] in ([], ["serve"]) else None
     _open_missing()
+    if signals is not None and os.name == "posix":
+        signals.watch_start()
     try:
         status = main(signals=signals)
     except KeyboardInterrupt:
@@ -305,6 +307,7 @@ class _Signals:
         self._come: list[int] = []
         self._receiver: Optional[socket.socket] = None
         self._sender: Optional[socket.socket] = None
+        self._early: Optional[int] = None
         for name in ("SIGHUP", "SIGINT", "SIGTERM"):
             number = getattr(signal, name, None)
             if number is not None:
@@ -312,9 +315,32 @@ class _Signals:
 
     def _handle(self, number: int, frame: object) -> None:
         if not self._serving and number in _ENDS:
-            os._exit(0 if number == signal.SIGTERM else EXIT_INTERRUPTED)
+            self._end_early(number)
         self._come.append(number)
         self._wake()
+
+    @staticmethod
+    def _end_early(number: int) -> None:
+        os._exit(0 if number == signal.SIGTERM else EXIT_INTERRUPTED)
+
+    def watch_start(self) -> None:
+        """End at once also while the start stands still in one call (a file on a disk that hangs).
+
+        A handler runs when such a call returns, or when the signal comes in the middle of it; a thread need not wait.
+        """
+        import threading
+
+        reader, self._early = os.pipe()
+        os.set_blocking(self._early, False)
+        signal.set_wakeup_fd(self._early, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch_start, args=(reader,), name="start-signals", daemon=True).start()
+
+    def _watch_start(self, reader: int) -> None:
+        while not self._serving:
+            for number in os.read(reader, 64):
+                # Between this look and the end, `serve` may have come: nothing is under way yet all the same.
+                if number in _ENDS and not self._serving:
+                    self._end_early(number)
 
     def _wake(self) -> None:
         if self._sender is not None:
@@ -332,6 +358,8 @@ class _Signals:
         # So that `wait` wakes up for a signal that the system gives to another thread, or on Windows.
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._serving = True
+        if self._early is not None:
+            os.write(self._early, b"\0")  # ends the thread; the pipe stays: a handler may be about to write to it
         if self._come:
             self._wake()
 

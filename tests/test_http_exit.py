@@ -14,8 +14,10 @@ import threading
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
+import main
 from gateway.telemetry.diverted import LINE_MAX, DivertedStream
 from tests.support import (
     CHAT,
@@ -283,6 +285,47 @@ class StartingTest(ExitTest):
         _, stderr = self.process.communicate(timeout=EXIT_S)
         os.close(writer)
         self.assertEqual((self.process.returncode, stderr), (130, b""))
+
+
+class StuckGateway:
+    """Its parts do not end."""
+
+    def __init__(self, drain_timeout_s: float) -> None:
+        self.settings = SimpleNamespace(drain_delay_s=0.0, drain_timeout_s=drain_timeout_s)
+        self.never = threading.Event()
+        self.hurried = 0
+
+    def stop(self) -> None:
+        self.never.wait()
+
+    def hurry(self) -> None:
+        self.hurried += 1
+
+
+class Script:
+    """Signals that come as fast as they are waited for."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = list(numbers)
+
+    def wait(self, timeout_s: float) -> Optional[int]:
+        return self.numbers.pop(0) if self.numbers else None
+
+
+class StuckTest(unittest.TestCase):
+    def drain(self, gateway: StuckGateway, *numbers: int) -> int:
+        self.addCleanup(gateway.never.set)
+        return main._drain(gateway, Script(*numbers))  # type: ignore[arg-type]
+
+    def test_a_third_signal_waits_for_nothing(self) -> None:
+        gateway = StuckGateway(3600.0)
+        self.assertEqual(self.drain(gateway, signal.SIGTERM, signal.SIGINT), 1)
+        self.assertEqual(gateway.hurried, 1)
+
+    def test_parts_that_do_not_end_are_left(self) -> None:
+        gateway = StuckGateway(-main.STOP_S)
+        self.assertEqual(self.drain(gateway), 1)
+        self.assertEqual(gateway.hurried, 0)
 
 
 class DivertedTest(unittest.TestCase):
