@@ -330,15 +330,20 @@ class GatewayTest(ResilienceTest):
         eventually(lambda: self.changes(running)[-1:] == [("half_open", "up")])
         self.assert_nothing_held(running)
 
-    def test_a_hedged_stream_and_one_that_lost_count_too(self) -> None:
-        slow, fast = self.engine("slow", delay=0.3), self.engine()
-        running = self.serve({"m": {"engines": [slow.url, fast.url], "hedge_after_ms": 10, "hedge_ratio": 1}})
+    def test_a_hedged_stream_counts_at_its_first_event(self) -> None:
+        silent, other = self.engine("hang"), self.engine()
+        gate = other.hold_after(1)
+        self.addCleanup(gate.release)
+        running = self.serve({"m": {"engines": [silent.url, other.url], "hedge_after_ms": 10, "hedge_ratio": 1}})
         with self.begin(running, ask(stream=True)) as client:
-            self.assertEqual(client.read_head().status, 200)
+            self.assertEqual(client.read_head().header("x-gateway-engine"), f"127.0.0.1:{other.port}")
+            client.read_event()
+            won = self.pool(running).engines[1]
+            self.assertGreater(won.ok_at_s, 0)
+            self.assertEqual(won.in_flight, 1)
+            gate.release()
             self.assertEqual(client.read_events()[-1], "data: [DONE]")
         self.assert_nothing_held(running)
-        won = next(e for e in self.pool(running).engines if str(fast.port) in e.id)
-        self.assertGreater(won.ok_at_s, 0)
 
     def test_a_stream_that_goes_on_elsewhere_counts_at_its_first_event(self) -> None:
         broken, onward = self.engine("drop_mid_stream"), self.engine()
