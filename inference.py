@@ -11,6 +11,7 @@ choosing is locked per model in routing/, and a `Call` belongs to one thread, ex
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
@@ -78,6 +79,7 @@ class InferenceFactory:
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
         self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
+        self._keys = _digests(fleet, self.client.secrets)
         self._keep_names()
         limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s)
         self.asker = Asker(self.router, self.client, limits, retry_attempts, self._on_change)
@@ -150,9 +152,12 @@ class InferenceFactory:
         """Serve another fleet from now on; what is in flight goes on. One thread at a time."""
         if secrets is not None:
             self.client.secrets = secrets
-        self.router.reload(fleet)
+        before, self._keys = self._keys, _digests(fleet, self.client.secrets)
+        renewed = [name for name, digest in before.items() if self._keys.get(name, digest) != digest]
+        self.router.reload(fleet, renewed)
         self._keep_names()
-        self.asker.forget_changed()
+        self.asker.forget_changed(renewed)
+        self._health.tick()  # of what nothing is known any more, something soon is
 
     def _keep_names(self) -> None:
         self.client.keep_names(engine.spec for pool in self.router.pools.values() for engine in pool.engines)
@@ -200,6 +205,12 @@ class InferenceFactory:
 def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _digests(fleet: FleetSpec, secrets: Mapping[str, str]) -> dict[str, bytes]:
+    """By the variable's name, what tells whether an engine's key is still the same."""
+    names = {engine.api_key_env for model in fleet.models for engine in model.engines if engine.api_key_env}
+    return {name: hashlib.sha256(secrets.get(name, "").encode("utf-8", "surrogatepass")).digest() for name in names}
 
 
 def _fleet_from(models: Mapping[str, Sequence[Union[str, EngineSpec]]]) -> FleetSpec:

@@ -177,13 +177,17 @@ class Gateway:
         self.telemetry.log("info", "reloaded", models=sorted(self.factory.router.pools))
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
-        """Drain (None: DRAIN_TIMEOUT; 0: not at all) and stop; True when nothing had to be cut off."""
-        self.pipeline.draining = True
+        """Drain (None: DRAIN_TIMEOUT, after DRAIN_DELAY; 0: not at all) and stop; True when nothing was cut off."""
         if not self._stopping.acquire(blocking=False):
             self._hurry.set()
             return False
+        delay_s = self.settings.drain_delay_s if drain_timeout_s is None else 0.0
         limit_s = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        self.telemetry.log("info", "draining", in_flight=self.pipeline.in_flight)
+        self.pipeline.lingering = delay_s > 0  # before `draining`: nobody is refused in between
+        self.pipeline.draining = True
+        self.telemetry.log("info", "draining", in_flight=self.pipeline.in_flight, delay_s=delay_s)
+        self._hurry.wait(delay_s)
+        self.pipeline.lingering = False
         deadline_s = time.monotonic() + limit_s
         while self.pipeline.in_flight and time.monotonic() < deadline_s:
             if self._hurry.wait(DRAIN_POLL_S):
@@ -213,12 +217,12 @@ class Gateway:
     def _close_parts(self) -> None:
         self.relay.close(END_TIMEOUT_S)
         self.workers.close(END_TIMEOUT_S)
-        self.factory.close()
-        if self.decisions is not None:
-            self.decisions.close(END_TIMEOUT_S)
         self.telemetry.log("info", "stopped")
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
         self.guard.close(END_TIMEOUT_S)
+        self.factory.close()  # after what is to last: it waits for probes under way
+        if self.decisions is not None:
+            self.decisions.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:

@@ -11,6 +11,7 @@ import functools
 import json
 import threading
 import time
+from collections.abc import Collection
 from typing import Callable, NamedTuple, Optional, Union
 
 from gateway.deadlines import Watchdog
@@ -101,14 +102,18 @@ class Asker:
             self._hedging = True
             self._hedges.start()
 
-    def forget_changed(self) -> None:
-        """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone."""
+    def forget_changed(self, renewed: Collection[str] = ()) -> None:
+        """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone.
+
+        `renewed` names the variables (`api_key_env`) whose secrets have changed.
+        """
         kept = {engine: engine.spec for pool in self._router.pools.values() for engine in pool.engines}
         old = dict(self._endpoints)
-        still = {e: p for e, p in old.items() if kept.get(e) == p.spec}
+        still = {e: p for e, p in old.items() if kept.get(e) == p.spec and p.spec.api_key_env not in renewed}
         used = {endpoint.spec for endpoint in still.values()}
-        self._endpoints = still  # from now on requests add to it
+        # First, so that who misses one in `still` gets one with the new key; in `old` it is found, closed or not.
         self._client.forget([p.spec for p in old.values() if p.spec not in used])
+        self._endpoints = still  # from now on requests add to it
         self._watch_hedges()
 
     # --- a call ----------------------------------------------------------------------------------------------------
@@ -184,7 +189,9 @@ class Asker:
         affinity = b""
         if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
-        tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter)
+        accusers = self._router.accusers
+        avoid = accusers.avoided(call.caller) if accusers.told else ()
+        tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter, avoid)
         return Asking(call, tries, asked[0], deadline_s, limit_s)
 
     def _until_answered(self, asking: Asking) -> Union[Answer, EngineStream]:
@@ -373,6 +380,9 @@ class Asker:
             if stream is None:
                 self._settle(call, pool, lease, outcome, took_s, took_s)
             else:
+                change = pool.answered(lease, took_s)  # before anybody else can close the stream
+                if change is not None:
+                    self._on_change(change)
                 stream.on_close(self._settler(call, pool, lease, started_s, took_s))
 
     def _settler(
@@ -389,7 +399,12 @@ class Asker:
         self, call: Call, pool: ModelPool, lease: Lease, outcome: Outcome, answer_s: float, total_s: float
     ) -> None:
         call.records.append(AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s))
-        change = pool.settle(lease, outcome, answer_s, total_s)
+        doubted = (
+            outcome.kind == "unauthorized"
+            and outcome.status == 403
+            and not self._router.accusers.believed(call.caller, lease.engine)
+        )
+        change = pool.settle(lease, outcome, answer_s, total_s, doubted)
         if change is not None:
             if change.after == "down":
                 endpoint = self._endpoints.get(lease.engine)

@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 from gateway import validation
 from gateway.errors import GatewayError, RequestRefused
+from gateway.policy.addresses import address_group
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
 from gateway.policy.limits import Admission
@@ -57,6 +58,7 @@ class Pipeline:
         self.workers = workers
         self.telemetry = telemetry
         self.draining = False
+        self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(time.time())
         self._open: dict[Job, None] = {}
 
@@ -74,6 +76,7 @@ class Pipeline:
         named = (call.model or model) if router.fleet.wildcard else model
         if not identity.may_use(named):
             raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
+        call.caller = identity.name or str(address_group(address))
         if (identity.models or identity.rights.models) and not router.fleet.wildcard:
             call.may_use = identity.may_use
         return self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
@@ -121,8 +124,8 @@ class Pipeline:
 
     def servable(self, call: Call) -> str:
         """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
-        draining, and one for an unknown model."""
-        if self.draining:
+        draining (and no longer lingering), and one for an unknown model."""
+        if self.draining and not self.lingering:
             raise shutting_down()
         return self.factory.router.route(call.model)[0].name
 

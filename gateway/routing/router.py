@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Collection
 from random import Random
 from typing import Callable, Optional
 
 from gateway.errors import EngineFailed, GatewayError, RequestRefused
+from gateway.routing.accusers import Accusers
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.decisions import Recorder, model_json
 from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import BACKOFF_MAX_S, Outcome, backoff_ceiling_s
-from gateway.routing.specs import FleetSpec, ModelSpec
+from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 
 _CODE_BY_KIND = {
     "refused": "backend_unavailable",
@@ -56,12 +58,18 @@ class Router:
         self._clock = clock
         self._breaker = breaker
         self._recorder = recorder
+        self.accusers = Accusers(clock)
         self.pools: dict[str, ModelPool] = {}
         self.reload(fleet)
 
-    def reload(self, fleet: FleetSpec) -> tuple[Engine, ...]:
-        """Serve another fleet from now on; returns the engines that are gone. Call from one thread at a time."""
+    def reload(self, fleet: FleetSpec, renewed: Collection[str] = ()) -> tuple[Engine, ...]:
+        """Serve another fleet from now on; returns the engines that are gone. Call from one thread at a time.
+
+        `renewed` names the variables (`api_key_env`) whose secrets have changed. What was held against an engine is
+        forgotten when it is asked with another key, or for another model.
+        """
         gone: list[Engine] = []
+        forgotten: list[Engine] = []
         pools: dict[str, ModelPool] = {}
         for spec in fleet.models:
             pool = self.pools.get(spec.name)
@@ -70,11 +78,15 @@ class Router:
                 if self._recorder is not None and self.pools:
                     self._recorder({"op": "add", "model": spec.name, "spec": model_json(spec)})
             else:
-                gone.extend(pool.reconfigure(spec, self._strategy))
+                forget = _asked_otherwise(pool, spec, renewed)
+                gone.extend(pool.reconfigure(spec, self._strategy, [engine.id for engine in forget]))
+                forgotten.extend(forget)
             pools[spec.name] = pool
         for name, pool in self.pools.items():
             if name not in pools:
                 gone.extend(pool.retire())
+        if gone or forgotten:
+            self.accusers.forget([*gone, *forgotten])
         names = {alias: spec.name for spec in fleet.models for alias in spec.aliases}
         routes = {name: self._route(fleet, pools, name) for name in pools}
         for alias, name in names.items():
@@ -124,6 +136,17 @@ class Router:
         return route if allow_fallback else route[:1]
 
 
+def _asked_otherwise(pool: ModelPool, spec: ModelSpec, renewed: Collection[str]) -> list[Engine]:
+    """The engines that stay, with the same address, but with another key or under another model's name."""
+
+    def identity(engine: EngineSpec) -> tuple[object, ...]:
+        return engine.id, engine.url, engine.model, engine.api_key_env
+
+    same = {identity(engine) for engine in spec.engines if engine.api_key_env not in renewed}
+    stay = {(engine.id, engine.url) for engine in spec.engines}
+    return [e for e in pool.engines if (e.spec.id, e.spec.url) in stay and identity(e.spec) not in same]
+
+
 class Step:
     """What to do next: ask `lease.engine` (after `delay_s`), or wait in `pool`'s line until `waiter` has a lease.
 
@@ -146,6 +169,7 @@ class Tries:
 
     __slots__ = (
         "_affinity",
+        "_avoid",
         "_failure",
         "_here",
         "_index",
@@ -167,10 +191,12 @@ class Tries:
         affinity: bytes,
         priority: str = "normal",
         jitter: Callable[[], float] = random.random,
+        avoid: tuple[Engine, ...] = (),
     ) -> None:
         self._pools = pools
         self._limit = attempts_per_model
         self._affinity = affinity
+        self._avoid = avoid
         self._priority = priority
         self._jitter = jitter
         self._index = 0
@@ -205,7 +231,7 @@ class Tries:
         while self._index < len(self._pools):
             pool = self._pools[self._index]
             if self._here < self._limit:
-                lease = pool.acquire(self._tried, self._affinity)
+                lease = pool.acquire(self._tried, self._affinity, self._avoid)
                 if lease is not None:
                     if not self._better_elsewhere(lease.engine):
                         return self._take(pool, self._untried_at_last(pool, lease))
@@ -243,7 +269,7 @@ class Tries:
         if self._index == len(self._pools):  # this is a last resort: no engine is in
             return None
         pool = self._pools[self._index]
-        lease = pool.acquire(self._tried, self._affinity)
+        lease = pool.acquire(self._tried, self._affinity, self._avoid)
         if lease is None:
             return None
         if lease.engine in self._tried:

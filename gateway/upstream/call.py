@@ -31,6 +31,7 @@ class Call:
         "allow_fallback",
         "attempts",
         "body",
+        "caller",
         "cancelled",
         "engine_id",
         "engine_s",
@@ -78,6 +79,7 @@ class Call:
         self.allow_fallback = allow_fallback
         self.idempotency_key = idempotency_key
         self.priority = priority
+        self.caller = ""  # who asks, as a name that only says whether it is the same one
         self.cancelled = False
         self.attempts = 0
         self.engine_s = 0.0
@@ -173,6 +175,7 @@ class Call:
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.
         call.origin = self
+        call.caller = self.caller
         call._attempts = self._attempts
         call.records = self.records
         return call
