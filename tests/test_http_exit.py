@@ -35,11 +35,19 @@ from tests.support import (
 POSIX = os.name == "posix"
 LINUX = sys.platform == "linux"
 EXIT_S = 20.0
-# A module that stands in the way of the standard library's until something is written to the FIFO.
+# A module that stands in the way of the standard library's until the FIFO's other end is closed. It does not block in one
+# call: a signal that comes just before that call would be heard of only after it.
 IN_THE_WAY = """
-import os, sys
-with open(os.environ["GATE"], "rb") as gate:
-    gate.read()
+import os, sys, time
+gate = os.open(os.environ["GATE"], os.O_RDONLY)
+os.set_blocking(gate, False)
+while True:
+    try:
+        if not os.read(gate, 1):
+            break
+    except BlockingIOError:
+        time.sleep(0.005)
+os.close(gate)
 sys.path.remove(os.path.dirname(__file__))
 del sys.modules[__name__]
 __import__(__name__)
@@ -85,7 +93,9 @@ class ExitTest(SocketTest):
             self.process = subprocess.Popen(
                 [*(command or []), sys.executable, str(ROOT / "main.py")],
                 cwd=self.directory,
-                env=process_environment({"PORT": self.port, "HEALTH_INTERVAL": 0, **variables}),
+                env=process_environment(
+                    {"PORT": self.port, "HEALTH_INTERVAL": 0, "ALLOWED_HOSTS": "gateway", **variables}
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=out if stdout is None else stdout,
                 stderr=err if stderr is None else stderr,
