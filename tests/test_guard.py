@@ -219,6 +219,26 @@ class ConfigurationTest(GuardTest):
         self.assertEqual(self.identify(guard, "wrong").role, "admin")
 
 
+class WaitingTest(GuardTest):
+    def test_only_what_may_be_a_token_for_a_key_set_may_wait(self) -> None:
+        guard = self.guard(API_KEYS="alice:k-alice")
+        token = b"a.b.c"
+        self.assertFalse(guard.may_wait({b"authorization": b"Bearer " + token}))
+        guard._settings = replace(guard._settings, jwt_jwks="https://idp.example/keys")
+        for headers, waits in (
+            ({b"authorization": b"Bearer " + token}, True),
+            ({b"x-api-key": token}, True),
+            ({b"authorization": b"Basic dTpw", b"x-api-key": token}, True),
+            ({b"authorization": b"Bearer " + token, b"x-api-key": token}, True),
+            ({b"authorization": b"Bearer " + token, b"x-api-key": b"k-alice"}, False),  # refused at once
+            ({b"authorization": b"Basic " + token}, False),
+            ({b"authorization": b"Bearer k-alice"}, False),
+            ({}, False),
+        ):
+            with self.subTest(headers=headers):
+                self.assertIs(guard.may_wait(headers), waits)
+
+
 class AuditTest(GuardTest):
     def test_refusals_are_logged_a_few_times_a_second_and_address(self) -> None:
         guard = self.guard(API_KEYS="alice:k-alice")

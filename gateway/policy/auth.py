@@ -106,13 +106,7 @@ class Authenticator:
             return ANYONE
         if repeated and (b"authorization" in repeated or b"x-api-key" in repeated):
             raise _unauthorized("the key is sent twice")
-        key: Optional[bytes] = None
-        if authorization is not None:
-            scheme, _, rest = authorization.partition(b" ")
-            if scheme.lower() in (b"bearer", b"api-key"):
-                key = rest.strip()
-        elif x_api_key is not None:
-            key = x_api_key
+        key = shown_key(authorization, x_api_key)
         if not key or len(key) > KEY_MAX_BYTES:
             raise _unauthorized("a key is required: Authorization: Bearer <key>, or X-API-Key: <key>")
         digest = hashlib.sha256(key).digest()
@@ -215,6 +209,24 @@ class Authenticator:
             )
         except ValueError:  # less than a second is left of it
             raise _unauthorized("the key is not valid any more") from None
+
+
+def shown_key(authorization: Optional[bytes], x_api_key: Optional[bytes]) -> bytes:
+    """The key or token that the headers show; b"": none. Raises `unauthorized` for two that differ.
+
+    An Authorization of another scheme shows none: it is for a proxy on the way, or a client's library adds it to all
+    that it sends. What shows an empty key shows none either.
+    """
+    key = b""
+    if authorization:
+        scheme, _, rest = authorization.partition(b" ")
+        if scheme.lower() in (b"bearer", b"api-key"):
+            key = rest.strip()
+    if not x_api_key:
+        return key
+    if key and not hmac.compare_digest(key, x_api_key):  # which of them counts could be judged otherwise elsewhere
+        raise _unauthorized("two different keys are sent: Authorization and X-API-Key")
+    return x_api_key
 
 
 def _unauthorized(message: str) -> RequestRefused:

@@ -18,7 +18,7 @@ from typing import Callable, Optional
 from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.adaptive import AdaptiveLimits
-from gateway.policy.auth import Authenticator, Identity
+from gateway.policy.auth import Authenticator, Identity, shown_key
 from gateway.policy.budgets import Budgets, BudgetWarning, Reservation
 from gateway.policy.keys import REFRESH_INTERVAL_S, KeyStore
 from gateway.policy.limits import (
@@ -136,7 +136,12 @@ class Guard:
 
     def may_wait(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether `identify` may have to wait: for the identity provider's keys, which are read over the network."""
-        return bool(self._settings.jwt_jwks) and headers.get(b"authorization", b"").count(b".") == 2
+        if not self._settings.jwt_jwks:
+            return False
+        try:
+            return shown_key(headers.get(b"authorization"), headers.get(b"x-api-key")).count(b".") == 2
+        except RequestRefused:
+            return False
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`, which is audited."""
