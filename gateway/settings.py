@@ -323,9 +323,10 @@ def _is_there(path: Path | None) -> bool:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a listening address; of names, only localhost is."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # of mapped ones only 3.13 knows
 
 
 def load(

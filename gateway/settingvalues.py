@@ -85,14 +85,25 @@ def jwt_algorithm(text: str) -> str:
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Parse a comma list of addresses and networks."""
+    """Parse a comma list of addresses and networks; those of IPv4 written as IPv6 are those of IPv4.
+
+    A wider one such as `::/0` holds IPv6 addresses alone: nobody who writes it thinks of all of IPv4.
+    """
     found: list[Network] = []
     for part in (part.strip() for part in text.split(",") if part.strip()):
         try:
-            found.append(ipaddress.ip_network(part))
+            found.append(_unmapped(ipaddress.ip_network(part)))
         except ValueError as error:
             raise ValueError(f"must be addresses and networks such as 10.0.0.0/8: {error}") from None
     return tuple(found)
+
+
+def _unmapped(network: Network) -> Network:
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def choice(*choices: str) -> Parser:
