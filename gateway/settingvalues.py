@@ -68,7 +68,10 @@ def share(text: str) -> float:
 
 def jwt_secret(text: str) -> bytes:
     """Parse the secret of tokens; no fault shows it."""
-    secret = text.encode()
+    try:
+        secret = text.encode("utf-8", "surrogateescape")  # bytes of the environment that are no UTF-8, as they are
+    except UnicodeEncodeError:  # whose text would show a part of it
+        raise ValueError("must be text or bytes, without lone surrogates") from None
     if len(secret) < 32:
         raise ValueError(f"must have at least 32 bytes, not {len(secret)}")
     if secret.lstrip().startswith((b"-----BEGIN", b"ssh-", b"ecdsa-")):

@@ -20,7 +20,7 @@ class Endpoint:
         self.spec = spec
         tls = ssl.create_default_context() if spec.scheme == "https" else None
         self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s)
-        self._secret = secrets.get(spec.api_key_env) if spec.api_key_env else None
+        self._secret = secrets.get(spec.api_key_env, "").strip() if spec.api_key_env else None
         self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}
 
     def prepare(self, path: str) -> tuple[bytes, dict[str, object]]:
