@@ -12,12 +12,12 @@ HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipe
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, Optional
 
 from gateway import validation
+from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
@@ -57,7 +57,7 @@ class Pipeline:
         self.workers = workers
         self.telemetry = telemetry
         self.draining = False
-        self.started_unix_s = int(time.time())
+        self.started_unix_s = int(unix_s())
         self._open: dict[Job, None] = {}
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:

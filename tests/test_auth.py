@@ -159,7 +159,7 @@ class StoreTest(AuthTest):
 
     def a_door(self, keys: tuple[ApiKey, ...] = (), **options: Any) -> Authenticator:
         verifier = TokenVerifier(SECRET.encode(), clock=self.clock)
-        door = Authenticator(keys, verifier=verifier, clock=self.clock, **options)
+        door = Authenticator(keys, verifier=verifier, clock=self.clock, monotonic=self.clock, **options)
         door.store = self.store
         return door
 
@@ -313,7 +313,9 @@ class TokenTest(StoreTest):
                 return self.good
 
         keys = Withdrawn()
-        self.door = Authenticator(verifier=TokenVerifier(keys, clock=self.clock), clock=self.clock)
+        self.door = Authenticator(
+            verifier=TokenVerifier(keys, clock=self.clock), clock=self.clock, monotonic=self.clock
+        )
         good = self.bearer(token(exp=NOON + 86_400))
         self.assertEqual(self.identify(good).name, "tina")
         keys.good = False
@@ -330,7 +332,9 @@ class TokenTest(StoreTest):
                 calls.append(signed)
                 return True
 
-        self.door = Authenticator(verifier=TokenVerifier(Counting(), clock=self.clock), clock=self.clock)
+        self.door = Authenticator(
+            verifier=TokenVerifier(Counting(), clock=self.clock), clock=self.clock, monotonic=self.clock
+        )
         for _ in range(5):
             self.identify(self.bearer(token(exp=NOON + 60)))
         self.assertEqual(len(calls), 1)

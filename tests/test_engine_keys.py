@@ -1,4 +1,4 @@
-"""Engines' keys and whatever else settings put into headers: judged at the start, at `check` and on reload, never shown."""
+"""Engines' keys, and what else settings put into headers: judged at start, `check` and reload, and never shown."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import unittest
 from random import Random
 from typing import Any, Union
 
-from gateway.policy.addresses import address_group, client_address, unmapped
+from gateway.policy.addresses import address_group, client_address
 from gateway.policy.generations import Generations
 from gateway.policy.limits import Admission, KeyLimits, Limiter, RateLimits, Refusal, Subject
 from gateway.policy.scopes import ADDRESSES_MAX

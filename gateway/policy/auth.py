@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Callable, NamedTuple, Optional
 
+from gateway.clock import unix_s
 from gateway.errors import RequestRefused
 from gateway.policy.keyrecord import KeyRecord
 from gateway.policy.keys import KeyStore
@@ -58,7 +59,8 @@ ANYONE = Identity(None, "admin")
 class Authenticator:
     """Recognises keys and tokens. Without any, everybody is let in. Thread-safe.
 
-    `default_limits` are for keys without their own. `store` (keys of the state database) may be set later.
+    `default_limits` are for keys without their own. `store` (keys of the state database) may be set later. `clock`
+    gives Unix seconds, `monotonic` monotonic ones.
     """
 
     def __init__(
@@ -69,13 +71,15 @@ class Authenticator:
         default_limits: KeyLimits = NO_KEY_LIMITS,
         verifier: Optional[TokenVerifier] = None,
         enabled: bool = True,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_s,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roles = roles
         self._defaults = default_limits if any(default_limits) else NO_KEY_LIMITS
         self._verifier = verifier
         self._enabled = enabled
         self._clock = clock
+        self._monotonic = monotonic
         self.store: Optional[KeyStore] = None
         self._by_digest = {
             key.digest: (
@@ -86,7 +90,7 @@ class Authenticator:
         }
         self._by_name = {identity.name: identity for _, identity in self._by_digest.values()}
         self._by_record: dict[bytes, tuple[KeyRecord, Identity]] = {}
-        self._by_token: dict[bytes, tuple[float, bool, Identity]] = {}
+        self._by_token: dict[bytes, tuple[float, float, bool, Identity]] = {}
 
     @property
     def required(self) -> bool:
@@ -155,8 +159,10 @@ class Authenticator:
 
     def _from_token(self, verifier: TokenVerifier, token: bytes, digest: bytes) -> Identity:
         cached = self._by_token.get(digest)  # verifying costs 19 us, and clients send the same token again
-        now_unix_s = self._clock()
-        if cached is None or now_unix_s >= cached[0]:
+        now_s = self._monotonic()
+        # The cache's time is monotonic, or a clock that is set back would keep a token from being looked at for years;
+        # the token's own end is the wall clock's.
+        if cached is None or now_s >= cached[0] or self._clock() >= cached[1]:
             try:
                 bearer = verifier.identify(token)
             except TokenRefused as error:
@@ -171,9 +177,9 @@ class Authenticator:
             )
             if len(self._by_token) >= CACHE_MAX:
                 self._by_token.clear()
-            until_unix_s = min(bearer.expires_unix_s, now_unix_s + TOKEN_CACHE_S)
-            cached = self._by_token[digest] = (until_unix_s, bearer.from_key, identity)
-        _, from_key, identity = cached
+            cached = (now_s + TOKEN_CACHE_S, bearer.expires_unix_s, bearer.from_key, identity)
+            self._by_token[digest] = cached
+        _, _, from_key, identity = cached
         return self._still_good(identity) if from_key else identity
 
     def _still_good(self, identity: Identity) -> Identity:

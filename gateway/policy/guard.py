@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable, Optional
 
+from gateway.clock import JumpWatch, unix_s
 from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.adaptive import AdaptiveLimits
@@ -80,6 +81,7 @@ class Guard:
         self.ledger: Optional[Ledger] = None
         self.budgets = Budgets(on_warning=self._budget_warning)
         self.set_fleet(settings.fleet)
+        self._jumps = JumpWatch()
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._waits_s: list[float] = []
@@ -202,7 +204,7 @@ class Guard:
 
     def _reserve_budget(self, identity: Identity, name: str, model: str, tokens: TokensAtMost) -> Optional[Reservation]:
         """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
-        now_unix_s = time.time()
+        now_unix_s = unix_s()
         budgets = self.budgets
         reset_unix_s = budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
         budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
@@ -251,6 +253,9 @@ class Guard:
 
     def tick(self) -> None:
         """Look after everything; called by the thread twice a second."""
+        jump_s = self._jumps.look()
+        if jump_s:  # what is told and billed by the clock wants looking at
+            self._log("warning", "clock_jumped", by_s=round(jump_s, 1))
         if self.db is None:
             if state_file_exists(self._settings.state_db):  # the first key has been made
                 self.open_db()
