@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gateway import validation
 from gateway.clock import unix_s
@@ -69,14 +69,21 @@ class Pipeline:
 
         `model` is what `servable` gives.
         """
-        router = self.factory.router
-        # Where one engine serves every name, the name asked for is the model.
-        named = (call.model or model) if router.fleet.wildcard else model
-        if not identity.may_use(named):
-            raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
-        if (identity.models or identity.rights.models) and not router.fleet.wildcard:
-            call.may_use = identity.may_use
+        if not identity.may_use_all:
+            router = self.factory.router
+            named = call.model or model
+            # Where one engine serves every name, the name asked for is the model.
+            names = (named,) if router.fleet.wildcard else router.names_of(model)
+            if not identity.may_use(*names):
+                raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
         return self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
+
+    def allowed_to(self, identity: Optional[Identity]) -> Optional[Callable[[str], bool]]:
+        """Tells of a configured model whether the caller may use it, by the aliases of then; None: all may be used."""
+        router = self.factory.router
+        if identity is None or identity.may_use_all or router.fleet.wildcard:
+            return None
+        return lambda model: identity.may_use(*router.names_of(model))
 
     def limit_headers(self, call: Optional[Call], identity: Identity, address: str) -> tuple[tuple[str, str], ...]:
         """What is left to the caller of a request that was not admitted. `call` None: it was not even valid."""
@@ -106,7 +113,7 @@ class Pipeline:
         """
         engine_path = PATHS[path]
         validation.VALIDATOR_BY_PATH[engine_path](request)
-        return Call(
+        call = Call(
             engine_path,
             request,
             body,
@@ -116,13 +123,15 @@ class Pipeline:
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             priority=priority_of(headers, identity),
         )
+        call.may_use = self.allowed_to(identity)
+        return call
 
     def servable(self, call: Call) -> str:
         """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
         draining, and one for an unknown model."""
         if self.draining:
             raise shutting_down()
-        return self.factory.router.route(call.model)[0].name
+        return self.factory.router.route(call.model, may_use=call.may_use)[0].name
 
     def enqueue(self, job: Job) -> bool:
         """True: a worker's place is free, run the job now and `leave` after it. False: it is queued. Raises

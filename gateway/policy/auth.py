@@ -48,9 +48,17 @@ class Identity(NamedTuple):
         if not self.rights.allows(permission):
             raise RequestRefused("forbidden", f"this needs the permission {permission}")
 
-    def may_use(self, model: str) -> bool:
-        """Whether both the role and the key allow the model."""
-        return self.rights.allows_model(model) and model_allowed(self.models, model)
+    @property
+    def may_use_all(self) -> bool:
+        """Whether neither the role nor the key names the models that may be asked."""
+        return not (self.models or self.rights.models)
+
+    def may_use(self, *names: str) -> bool:
+        """Whether both the role and the key allow the model of these names: its own and its aliases, as they are now.
+
+        Each of both may do so by another name. So keys outlive a model's renaming where the old name stays an alias.
+        """
+        return self.rights.allows_model(*names) and model_allowed(self.models, *names)
 
 
 ANYONE = Identity(None, "admin")
