@@ -80,8 +80,10 @@ class Pipeline:
 
     def allowed_to(self, identity: Optional[Identity]) -> Optional[Callable[[str], bool]]:
         """Tells of a configured model whether the caller may use it, by the aliases of then; None: all may be used."""
+        if identity is None or identity.may_use_all:
+            return None
         router = self.factory.router
-        if identity is None or identity.may_use_all or router.fleet.wildcard:
+        if router.fleet.wildcard:
             return None
         return lambda model: identity.may_use(*router.names_of(model))
 

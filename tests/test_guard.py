@@ -31,8 +31,12 @@ from tests.support import CHAT, eventually, load_settings
 NOTHING: frozenset[bytes] = frozenset()
 
 
+CODE_BY_STATUS = {200: None, 500: "internal_error", 502: "backend_error", 503: "overloaded", 504: "gateway_timeout"}
+
+
 def finished(status: int = 200, *, path: str = CHAT, attempts: int = 1, queue_s: float = 0.0) -> RequestEvent:
-    return RequestEvent(time.time(), "r", "POST", path, status, None, 0.1, queue_s, attempts=attempts, key="alice")
+    code = CODE_BY_STATUS.get(status, "backend_rejected")
+    return RequestEvent(time.time(), "r", "POST", path, status, code, 0.1, queue_s, attempts=attempts, key="alice")
 
 
 class GuardTest(unittest.TestCase):

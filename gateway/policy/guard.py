@@ -34,6 +34,7 @@ from gateway.policy.limits import (
 )
 from gateway.policy.prices import Price, TokensAtMost, cost_usd
 from gateway.policy.scopes import Header
+from gateway.policy.shares import Shares
 from gateway.policy.starting import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.policy.statedb import StateDb
 from gateway.policy.statefile import state_file_exists
@@ -44,7 +45,6 @@ from gateway.telemetry.ledger import Ledger
 
 REFUSALS_LOGGED_PER_S = 3  # per address
 ADDRESSES_LOGGED_MAX = 1000  # per second; a flood from everywhere is not worth more lines
-SAMPLES_MAX = 2000
 
 Log = Callable[..., None]
 
@@ -84,8 +84,7 @@ class Guard:
         self._jumps = JumpWatch()
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._waits_s: list[float] = []
-        self._outcomes = [0, 0]  # requests, failures
+        self._shares = Shares()
         self._refused: dict[str, int] = {}
         self._refused_second = 0
         self._stop = threading.Event()
@@ -240,13 +239,8 @@ class Guard:
         """Learn from finished requests (an observer of Telemetry)."""
         with self._lock:
             for event in events:
-                # Also what never came as far as an engine: a full queue, and a wait in it that was too long.
-                if event.path in self._paths and (event.attempts or event.queue_s or event.status >= 500):
-                    self._outcomes[0] += 1
-                    broke = event.status < 400 and event.error is not None  # a stream, after its status
-                    self._outcomes[1] += event.status >= 500 or broke
-                    if len(self._waits_s) < SAMPLES_MAX:
-                        self._waits_s.append(event.queue_s)
+                if event.path in self._paths:
+                    self._shares.count(event)
         ledger = self.ledger
         if ledger is not None:
             ledger(events)
@@ -264,12 +258,11 @@ class Guard:
             self.budgets.refresh()
         if self.ledger is not None:
             self.ledger.tick()
+        now_s = self.clock()
         with self._lock:
-            waits_s, self._waits_s = self._waits_s, []
-            (requests, failures), self._outcomes = self._outcomes, [0, 0]
-        wait_s = sorted(waits_s)[int(len(waits_s) * 0.95)] if waits_s else None
-        errors = failures / requests if requests else None
-        if self.adaptive.tick(self.clock(), wait_s, errors):
+            counts = self._shares.take()
+        measured = self._shares.measure(counts, now_s)
+        if self.adaptive.tick(now_s, measured.wait_s, measured.error_rate):
             self.limiter.set_factors(self.adaptive.factors())
 
     def start(self) -> None:
