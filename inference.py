@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Callable, Optional, Union
@@ -21,6 +22,7 @@ from gateway.asking import Asker, Asking, TimeLimits
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
 from gateway.routing.breaker import BreakerPolicy
+from gateway.routing.checks import is_header_value
 from gateway.routing.decisions import Recorder
 from gateway.routing.engine import DEFAULT_POLICY
 from gateway.routing.pool import EngineSnapshot, StateChange
@@ -45,7 +47,7 @@ class InferenceFactory:
     `models` maps names to engine URLs or `EngineSpec`s (or is a `FleetSpec`). Times are seconds. `health_interval_s` 0
     switches probes off; `dns_ttl_s` is how long the addresses of engines' names are kept, 0 looks them up for each
     connection. Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
-    `fallback`.
+    `fallback`, or an engine's key that cannot be sent.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class InferenceFactory:
         _refuse_unknown("strategy", strategy, STRATEGIES)
         _refuse_unknown("fallback", fallback, FALLBACKS)
         fleet = models if isinstance(models, FleetSpec) else _fleet_from(models)
+        _refuse_unsendable_keys(fleet, os.environ if secrets is None else secrets)
         self._closed = False
         self.router = Router(fleet, strategy=strategy, fallback=fallback, rng=rng, breaker=breaker, recorder=recorder)
         self.stream_idle_timeout_s = stream_idle_timeout_s
@@ -149,7 +152,11 @@ class InferenceFactory:
         return [item for pool in self.router.pools.values() for item in pool.snapshot()]
 
     def reload(self, fleet: FleetSpec, secrets: Optional[Mapping[str, str]] = None) -> None:
-        """Serve another fleet from now on; what is in flight goes on. One thread at a time."""
+        """Serve another fleet from now on; what is in flight goes on. One thread at a time.
+
+        Raises ValueError, with nothing changed, for an engine's key that cannot be sent.
+        """
+        _refuse_unsendable_keys(fleet, self.client.secrets if secrets is None else secrets)
         if secrets is not None:
             self.client.secrets = secrets
         before, self._keys = self._keys, _digests(fleet, self.client.secrets)
@@ -200,6 +207,15 @@ class InferenceFactory:
     def run(self, call: Call) -> Union[Answer, EngineStream]:
         """Ask engines until one answers; see `Asker.run`."""
         return self.asker.run(call)
+
+
+def _refuse_unsendable_keys(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:
+    """Raise ValueError naming the variables whose text cannot be sent in a header; it never shows that text."""
+    names = {engine.api_key_env for model in fleet.models for engine in model.engines}
+    for name in sorted(name for name in names if name):
+        secret = secrets.get(name, "").strip()
+        if secret and not is_header_value(secret):
+            raise ValueError(f"{name}: an engine's key must be printable ASCII characters, without line breaks")
 
 
 def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:

@@ -179,7 +179,7 @@ class Asker:
     def _plan(self, call: Call) -> Asking:
         limit_s = self._limits.first_token_s if call.stream else self._limits.request_s
         deadline_s = time.monotonic() + limit_s
-        asked = self._router.route(call.model, call.allow_fallback)
+        asked = self._router.route(call.model, call.allow_fallback, call.may_use)
         pools = self._that_fit(call, asked)
         may_use = call.may_use
         if may_use is not None:  # a key that may not ask a model does not fall back to it either

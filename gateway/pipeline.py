@@ -12,12 +12,12 @@ HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipe
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gateway import validation
+from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.addresses import address_group
 from gateway.policy.auth import Identity
@@ -59,7 +59,7 @@ class Pipeline:
         self.telemetry = telemetry
         self.draining = False
         self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
-        self.started_unix_s = int(time.time())
+        self.started_unix_s = int(unix_s())
         self._open: dict[Job, None] = {}
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
@@ -71,15 +71,24 @@ class Pipeline:
 
         `model` is what `servable` gives.
         """
-        router = self.factory.router
-        # Where one engine serves every name, the name asked for is the model.
-        named = (call.model or model) if router.fleet.wildcard else model
-        if not identity.may_use(named):
-            raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
         call.caller = identity.name or str(address_group(address))
-        if (identity.models or identity.rights.models) and not router.fleet.wildcard:
-            call.may_use = identity.may_use
+        if not identity.may_use_all:
+            router = self.factory.router
+            named = call.model or model
+            # Where one engine serves every name, the name asked for is the model.
+            names = (named,) if router.fleet.wildcard else router.names_of(model)
+            if not identity.may_use(*names):
+                raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
         return self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
+
+    def allowed_to(self, identity: Optional[Identity]) -> Optional[Callable[[str], bool]]:
+        """Tells of a configured model whether the caller may use it, by the aliases of then; None: all may be used."""
+        if identity is None or identity.may_use_all:
+            return None
+        router = self.factory.router
+        if router.fleet.wildcard:
+            return None
+        return lambda model: identity.may_use(*router.names_of(model))
 
     def limit_headers(self, call: Optional[Call], identity: Identity, address: str) -> tuple[tuple[str, str], ...]:
         """What is left to the caller of a request that was not admitted. `call` None: it was not even valid."""
@@ -120,6 +129,7 @@ class Pipeline:
         )
         if len(body) > FEW_BYTES:
             call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
+        call.may_use = self.allowed_to(identity)
         return call
 
     def servable(self, call: Call) -> str:
@@ -127,7 +137,7 @@ class Pipeline:
         draining (and no longer lingering), and one for an unknown model."""
         if self.draining and not self.lingering:
             raise shutting_down()
-        return self.factory.router.route(call.model)[0].name
+        return self.factory.router.route(call.model, may_use=call.may_use)[0].name
 
     def enqueue(self, job: Job) -> bool:
         """True: a worker's place is free, run the job now and `leave` after it. False: it is queued. Raises

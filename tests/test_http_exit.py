@@ -35,8 +35,8 @@ from tests.support import (
 POSIX = os.name == "posix"
 LINUX = sys.platform == "linux"
 EXIT_S = 20.0
-# A module that stands in the way of the standard library's until the FIFO's other end is closed. It does not block in one
-# call: a signal that comes just before that call would be heard of only after it.
+# A module that stands in the way of the standard library's until the FIFO's other end is closed. It does not block in
+# one call: a signal that comes just before that call would be heard of only after it.
 IN_THE_WAY = """
 import os, sys, time
 gate = os.open(os.environ["GATE"], os.O_RDONLY)

@@ -14,10 +14,10 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
 
+from gateway.clock import unix_s
 from gateway.policy.roles import MODEL_PATTERN
 
 HMAC_DIGESTS: Mapping[str, str] = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
@@ -97,7 +97,7 @@ class TokenVerifier:
         issuer: Optional[str] = None,
         audience: Optional[str] = None,
         leeway_s: float = 30.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_s,
     ) -> None:
         self._signature: SignatureCheck = HmacSignature(key, algorithm) if isinstance(key, bytes) else key
         self.algorithm = self._signature.algorithm

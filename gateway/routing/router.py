@@ -96,6 +96,7 @@ class Router:
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
         self._routes = routes
+        self._names_of = {spec.name: (spec.name, *spec.aliases) for spec in fleet.models}
         self.pools = pools
         return tuple(gone)
 
@@ -118,18 +119,25 @@ class Router:
         """Every name that requests may use: models in file order, then aliases."""
         return tuple(self._routes)
 
-    def route(self, model: Optional[str], allow_fallback: bool = True) -> tuple[ModelPool, ...]:
-        """The pools to ask for `model` (None: the default), first its own; raises `model_not_found`."""
+    def names_of(self, model: str) -> tuple[str, ...]:
+        """All names of a configured model, its own first; just the name for one that is (or has become) unknown."""
+        return self._names_of.get(model) or (model,)
+
+    def route(
+        self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None
+    ) -> tuple[ModelPool, ...]:
+        """The pools to ask for `model` (None: the default), first its own; raises `model_not_found`, which names those
+        models that the caller `may_use` (None: all)."""
         fleet = self.fleet
         if model is None or fleet.wildcard:
             route = self._routes.get(fleet.default_model or "") or next(iter(self._routes.values()))
         else:
             found = self._routes.get(model)
             if found is None:
-                known = ", ".join(sorted(self.pools)[:20])
+                known = ", ".join([name for name in sorted(self.pools) if may_use is None or may_use(name)][:20])
                 raise RequestRefused(
                     "model_not_found",
-                    f"the model {model[:200]!r} does not exist; known: {known}",
+                    f"the model {model[:200]!r} does not exist; known: {known or 'none to this key'}",
                     param="model",
                 )
             route = found

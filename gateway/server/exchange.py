@@ -11,6 +11,7 @@ import math
 import time
 from typing import Callable, Optional, Protocol, Union
 
+from gateway.clock import unix_s
 from gateway.errors import ClientGone, GatewayError, HttpError
 from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.policy.auth import Identity
@@ -436,7 +437,7 @@ class Exchange(Job):
         latency_s = now_s - self.accepted_s
         if call is None:
             event = RequestEvent(
-                time.time(),
+                unix_s(),
                 self.request_id,
                 head.method,
                 head.path,
@@ -450,7 +451,7 @@ class Exchange(Job):
         else:
             usage = call.usage
             event = RequestEvent(
-                time.time(),
+                unix_s(),
                 self.request_id,
                 head.method,
                 head.path,

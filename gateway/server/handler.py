@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.pipeline import PATHS
-from gateway.policy.addresses import client_address
+from gateway.policy.addresses import client_address, unmapped
 from gateway.server import responses
 from gateway.server.exchange import Exchange
 from gateway.server.headers import cors_headers
@@ -209,7 +209,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def _address_of(self, head: RequestHead) -> str:
         """The client's address; behind trusted proxies, the one that they name."""
         trusted = self.settings.trusted_proxies
-        peer = str(self.client_address[0])
+        peer = unmapped(str(self.client_address[0]))
         if not trusted:
             return peer
         forwarded = head.headers.get(b"x-forwarded-for")

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from gateway.clock import unix_s
 from gateway.errors import GatewayError, openai_type
 
 _STATUS_LINES: dict[int, bytes] = {
@@ -33,7 +34,7 @@ _date_line = b""
 def date_line() -> bytes:
     """The Date header of this second (RFC 9110, 5.6.7), independent of the locale."""
     global _date_line, _date_second
-    second = int(time.time())
+    second = int(unix_s())
     if second != _date_second:
         t = time.gmtime(second)
         text = (

@@ -5,6 +5,7 @@ One table of paths. Owns nothing; reads the factory's snapshot and the metrics' 
 
 from __future__ import annotations
 
+import functools
 import time
 import urllib.parse
 from typing import Any, Callable, Optional
@@ -12,6 +13,7 @@ from typing import Any, Callable, Optional
 from gateway import __version__
 from gateway.errors import GatewayError, RequestRefused
 from gateway.pipeline import PATHS, Pipeline
+from gateway.policy.auth import Identity
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
@@ -46,7 +48,6 @@ class Routes:
             "/readyz": self._readyz,
             "/health": self._health,
             "/metrics": self._metrics,
-            "/v1/models": self._models,
         }
 
     def check_browser(self, exchange: Exchange, head: RequestHead) -> None:
@@ -76,8 +77,8 @@ class Routes:
             if reply is not None:
                 return reply
         handler = self._gets.get(path)
-        if handler is None and path.startswith("/v1/models/"):
-            handler = self._model
+        if handler is None and (path == "/v1/models" or path.startswith("/v1/models/")):
+            handler = functools.partial(self._models, exchange)
         if handler is None and path not in PATHS and path != "*":
             raise RequestRefused("not_found", f"there is no {path[:200]}")
         allowed = "GET, HEAD, OPTIONS" if handler is not None else "POST, OPTIONS"
@@ -104,7 +105,7 @@ class Routes:
         return Reply(204, headers, b"")
 
     def _index(self, head: RequestHead) -> Reply:
-        gets = (*self._gets, "/v1/models/{id}")
+        gets = (*self._gets, "/v1/models", "/v1/models/{id}")
         endpoints = {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
         return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": endpoints})
 
@@ -146,23 +147,26 @@ class Routes:
                 self._rendered = (time.monotonic() + SHARED_RENDERS * took_s, body)
         return Reply(200, (("Content-Type", METRICS_TYPE),), body)
 
-    def _models(self, head: RequestHead) -> Reply:
-        names = self._pipeline.factory.router.names()
-        entries = [self._entry(name) for name in names]
-        return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
-
-    def _model(self, head: RequestHead) -> Reply:
+    def _models(self, exchange: Exchange, head: RequestHead) -> Reply:
+        """All models that the caller may use, or one of them: another does not exist for it."""
+        identity = exchange.identity
+        assert identity is not None  # these paths are not open
+        if head.path == "/v1/models":
+            entries = [self._entry(name, identity) for name in self._pipeline.factory.router.names()]
+            return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
         name = urllib.parse.unquote(head.path[len("/v1/models/") :])
-        entry = self._entry(name)
+        entry = self._entry(name, identity)
         if entry is None:
             raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
         return json_reply(entry)
 
-    def _entry(self, name: str) -> Optional[dict[str, Any]]:
+    def _entry(self, name: str, identity: Identity) -> Optional[dict[str, Any]]:
         router = self._pipeline.factory.router
         if name not in router.names():
             return None
-        pool = router.route(name)[0]
+        pool = router.route(name, may_use=identity.may_use)[0]
+        if not identity.may_use(*router.names_of(pool.name)):
+            return None
         entry: dict[str, Any] = {
             "id": name,
             "object": "model",

@@ -8,12 +8,14 @@ thread commits them in batches: what does not fit is dropped and counted, and no
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Union
 
+from gateway.clock import JumpWatch, unix_s
 from gateway.errors import STATUS_BY_CODE
 from gateway.telemetry.events import RequestEvent
 
@@ -24,6 +26,9 @@ OTHER = "other"
 """A model that is not configured: callers cannot invent names that end up on a bill."""
 DAY_S = 86_400.0
 PRUNE_INTERVAL_S = 3600.0
+STEADY_S = 3600.0
+"""For so long the wall clock must have run without a jump, and the process, before rows are too old by it: a clock that
+is set a hundred years ahead by mistake, and back within the hour, has nothing deleted."""
 PRUNE_ROWS = 1000
 """Deleted per transaction, so that no request's row waits for a month's deletion."""
 
@@ -53,6 +58,7 @@ class Ledger:
     billed, and anybody could fill the disk. `known_models` gives every name that a request may use now, with the
     configured model it stands for, under which the row goes (None: any name is taken as it is).
     The cost is the event's `extra["cost_usd"]`, else what `cost_of` says. `days`: how long rows are kept; 0: for ever.
+    `clock` gives Unix seconds, `monotonic` monotonic ones.
     """
 
     def __init__(
@@ -63,7 +69,8 @@ class Ledger:
         known_models: Optional[Callable[[], Mapping[str, str]]] = None,
         cost_of: Optional[CostLookup] = None,
         days: float = 90.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_s,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
         self._paths = paths
@@ -73,7 +80,9 @@ class Ledger:
         self._clock = clock
         self._lock = threading.Lock()
         self._dropped_total = 0
-        self._prune_at_unix_s = clock()
+        self._monotonic = monotonic
+        self._jumps = JumpWatch(clock, monotonic)
+        self._prune_at_s = monotonic()
 
     @property
     def dropped_total(self) -> int:
@@ -119,16 +128,17 @@ class Ledger:
         return self._cost_of(model, prompt or 0, completion or 0)
 
     def tick(self) -> None:
-        """Have rows deleted that are too old, hourly and a few at a time; call it once a second or so, on one
-        thread."""
-        now_unix_s = self._clock()
-        if self._days > 0 and now_unix_s >= self._prune_at_unix_s:
-            self._prune_at_unix_s = now_unix_s + PRUNE_INTERVAL_S
-            self._db.submit(partial(self._prune, now_unix_s - self._days * DAY_S))
+        """Have rows deleted that are too old, hourly and a few at a time, while the clock is steady; call it once a
+        second or so, on one thread."""
+        steady = self._jumps.steady_s() >= STEADY_S
+        now_s = self._monotonic()
+        if self._days > 0 and steady and now_s >= self._prune_at_s:
+            self._prune_at_s = now_s + PRUNE_INTERVAL_S
+            self._db.submit(partial(self._prune, self._clock() - self._days * DAY_S))
 
     def _prune(self, before_unix_s: float, connection: sqlite3.Connection) -> None:
         if connection.execute(_PRUNE, (before_unix_s, PRUNE_ROWS)).rowcount >= PRUNE_ROWS:
-            self._prune_at_unix_s = 0.0  # there is more: go on at the next tick
+            self._prune_at_s = -math.inf  # there is more: go on at the next tick
 
 
 class _Insert:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Callable, Optional, TextIO, Union
 
+from gateway.clock import unix_s
 from gateway.telemetry.events import LogRecord, RequestEvent
 from gateway.telemetry.logs import LEVELS, format_json, format_text, request_level
 from gateway.telemetry.metrics import GatewayMetrics
@@ -96,7 +97,7 @@ class Telemetry:
     def log(self, level: str, event: str, **fields: object) -> None:
         """Hands over a line of the gateway's own log; KeyError when `level` is unknown."""
         if LEVELS[level] >= self._least:
-            self._waiting.append(LogRecord(time.time(), level, event, fields))
+            self._waiting.append(LogRecord(unix_s(), level, event, fields))
             if self._state:
                 self._attend()
 
@@ -217,7 +218,7 @@ class Telemetry:
         self._failed_observers.add(index)
         name = getattr(observer, "__qualname__", type(observer).__qualname__)
         fields = {"observer": name, "error": f"{type(error).__name__}: {error}"}
-        self._keep_lines_locked([LogRecord(time.time(), "error", "observer_failed", fields)])
+        self._keep_lines_locked([LogRecord(unix_s(), "error", "observer_failed", fields)])
 
     def _keep_lines_locked(self, entries: list[_Entry], as_text: bool = False) -> None:
         least = self._least
@@ -251,7 +252,7 @@ class Telemetry:
         text = "".join(map(self._line, batch))
         if dropped > self._reported_drops and self._least <= LEVELS["warning"]:
             fields = {"lines": dropped - self._reported_drops}
-            text += self._line(LogRecord(time.time(), "warning", "log_lines_dropped", fields))
+            text += self._line(LogRecord(unix_s(), "warning", "log_lines_dropped", fields))
         try:
             self._stream.write(text)
             self._stream.flush()

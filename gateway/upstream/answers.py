@@ -6,9 +6,9 @@ Pure functions over bytes and dictionaries; no state.
 from __future__ import annotations
 
 import json
-import time
 from typing import Any, NamedTuple, Optional
 
+from gateway.clock import unix_s
 from gateway.jsontext import decode_with
 
 CHARS_PER_TOKEN = 4
@@ -169,4 +169,4 @@ def dump(value: object) -> bytes:
 
 def unix_now() -> int:
     """The `created` field of an answer made here."""
-    return int(time.time())
+    return int(unix_s())

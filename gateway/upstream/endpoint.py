@@ -36,7 +36,7 @@ class Endpoint:
             need_descriptor()  # without one, the context would silently know no authority, for good
             tls = ssl.create_default_context()
         self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s, resolver, on_surplus)
-        self._secret = secrets.get(spec.api_key_env) if spec.api_key_env else None
+        self._secret = secrets.get(spec.api_key_env, "").strip() if spec.api_key_env else None
         self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}
 
     def prepare(self, path: str) -> tuple[bytes, dict[str, object]]:

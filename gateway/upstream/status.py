@@ -6,10 +6,10 @@ import email.utils
 import json
 import math
 import re
-import time
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from gateway.clock import unix_s
 from gateway.routing.retry import Outcome
 
 # What providers call it that a prompt was not let through. In the fields meant for programs (`code`, `type`, `reason`):
@@ -36,7 +36,7 @@ _CREDENTIALS_TEXT = re.compile(
 def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Outcome:
     """What an answer other than 2xx means. `body` is only read for the engine's message."""
     message = _engine_message(body)
-    wait_s = retry_after_s(headers.get(b"retry-after"))
+    wait_s = retry_after_s(headers.get(b"retry-after"), headers.get(b"date"))
     if status == 429:
         return Outcome("rate_limited", message or "the engine is rate limited", status, wait_s)
     if status == 401 or (status == 403 and not _is_moderation(body)):
@@ -48,8 +48,11 @@ def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> 
     return Outcome("error", f"{text}: {message}" if message else text, status, wait_s)
 
 
-def retry_after_s(value: Optional[bytes]) -> Optional[float]:
-    """Seconds in a Retry-After header: a number or an HTTP date; None when absent or unreadable."""
+def retry_after_s(value: Optional[bytes], date: Optional[bytes] = None) -> Optional[float]:
+    """Seconds in a Retry-After header: a number or an HTTP date; None when absent or unreadable.
+
+    A date counts from the answer's own `date`, by the same clock; where there is none, from now by ours.
+    """
     if not value:
         return None
     text = value.decode("latin-1").strip()
@@ -59,9 +62,21 @@ def retry_after_s(value: Optional[bytes]) -> Optional[float]:
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+        return max(0.0, _http_date_unix_s(text) - _sent_unix_s(date))
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _http_date_unix_s(text: str) -> float:
+    return email.utils.parsedate_to_datetime(text).timestamp()
+
+
+def _sent_unix_s(date: Optional[bytes]) -> float:
+    """When an answer was sent, by its sender's clock; by ours where it does not say so."""
+    try:
+        return unix_s() if date is None else _http_date_unix_s(date.decode("latin-1"))
+    except (TypeError, ValueError, OverflowError):
+        return unix_s()
 
 
 def _is_moderation(body: bytes) -> bool:
