@@ -52,6 +52,7 @@ PURE = (
     "gateway.upstream.answers",
     "gateway.upstream.echo",
     "gateway.upstream.framing",
+    "gateway.upstream.skim",
     "gateway.upstream.sse",
     "gateway.validation",
 )
