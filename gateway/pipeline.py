@@ -12,6 +12,7 @@ HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipe
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ PATHS = {
     "/v1/embeddings": "/embeddings",
 }
 
+USAGE_REJECTED_LOG_S = 10.0  # an engine that is wrong once is wrong with each answer
 BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
 
 
@@ -59,6 +61,7 @@ class Pipeline:
         self.draining = False
         self.started_unix_s = int(time.time())
         self._open: dict[Job, None] = {}
+        self._rejected_at_s: dict[tuple[str, str], float] = {}
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`."""
@@ -160,6 +163,13 @@ class Pipeline:
         for job in jobs:
             job.cut_off()
         return sum(not job.answered for job in jobs)
+
+    def usage_rejected(self, model: str, engine: str, figures: str) -> None:
+        """Log tokens that an engine has reported and that cannot be; once in a while for each engine."""
+        now_s = time.monotonic()
+        if now_s - self._rejected_at_s.get((model, engine), -math.inf) >= USAGE_REJECTED_LOG_S:
+            self._rejected_at_s[model, engine] = now_s  # two at once: at worst a line more
+            self.telemetry.log("warning", "usage_rejected", model=model, engine=engine, figures=figures)
 
     def internal_error(self, error: BaseException, request_id: str) -> GatewayError:
         """Log an unexpected exception; what the client is told names nothing of it."""

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Union, cast
 
 from gateway.errors import GatewayError, openai_type
 
@@ -49,16 +49,23 @@ def head(status: int, headers: bytes) -> bytes:
     return b"%b%b%b" % (line, date_line(), headers)
 
 
-def whole(status: int, headers: bytes, body: bytes, keep_alive: bool) -> bytes:
-    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF."""
+def whole(status: int, headers: bytes, body: Union[bytes, bytearray], keep_alive: bool) -> bytes:
+    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF.
+
+    A bytearray is a large body: it becomes the response itself, so that there is one of it.
+    """
     if status == 204:
         return b"%b%b\r\n" % (head(status, headers), b"" if keep_alive else b"Connection: close\r\n")
-    return b"%b%bContent-Length: %d\r\n\r\n%b" % (
+    lines = b"%b%bContent-Length: %d\r\n\r\n%b" % (
         head(status, headers),
         b"" if keep_alive else b"Connection: close\r\n",
         len(body),
-        body,
+        b"" if isinstance(body, bytearray) else body,
     )
+    if not isinstance(body, bytearray):
+        return lines
+    body[:0] = lines
+    return cast(bytes, body)  # to all who write it, it is the same
 
 
 def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:

@@ -32,6 +32,7 @@ class Call:
         "attempts",
         "body",
         "cancelled",
+        "context_tokens",
         "engine_id",
         "engine_s",
         "fallback",
@@ -87,6 +88,7 @@ class Call:
         self.records: list[AttemptRecord] = []
         self.retries: list[tuple[str, str]] = []
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
+        self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
         self.hedged = False
         self.resumed = 0
         self.waited_s = 0.0

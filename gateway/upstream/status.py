@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import email.utils
 import json
-import math
 import time
 from collections.abc import Mapping
 from typing import Optional
 
 from gateway.routing.retry import Outcome
+
+RETRY_AFTER_MAX_BYTES = 64  # a date has 29
+RETRY_AFTER_MAX_S = 1e9  # beyond 30 years it is no time
 
 
 def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Outcome:
@@ -30,15 +32,16 @@ def retry_after_s(value: Optional[bytes]) -> Optional[float]:
     """Seconds in a Retry-After header: a number or an HTTP date; None when absent or unreadable."""
     if not value:
         return None
-    text = value.decode("latin-1").strip()
+    text = value[:RETRY_AFTER_MAX_BYTES].decode("latin-1").strip()
     try:
         seconds = float(text)
-        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+        return seconds if 0 <= seconds <= RETRY_AFTER_MAX_S else None
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+        seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        return max(0.0, seconds) if seconds <= RETRY_AFTER_MAX_S else None
+    except Exception:  # the parser lets through whatever its numbers are too large, or too few, for
         return None
 
 
