@@ -61,7 +61,7 @@ class Pipeline:
         self.draining = False
         self.started_unix_s = int(time.time())
         self._open: dict[Job, None] = {}
-        self._rejected_at_s: dict[tuple[str, str], float] = {}
+        self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`."""
@@ -167,9 +167,9 @@ class Pipeline:
     def usage_rejected(self, model: str, engine: str, figures: str) -> None:
         """Log tokens that an engine has reported and that cannot be; once in a while for each engine."""
         now_s = time.monotonic()
-        if now_s - self._rejected_at_s.get((model, engine), -math.inf) >= USAGE_REJECTED_LOG_S:
-            self._rejected_at_s[model, engine] = now_s  # two at once: at worst a line more
-            self.telemetry.log("warning", "usage_rejected", model=model, engine=engine, figures=figures)
+        if now_s - self._rejected_at_s.get(engine, -math.inf) >= USAGE_REJECTED_LOG_S:
+            self._rejected_at_s[engine] = now_s  # two at once: at worst a line more
+            self.telemetry.log("warning", "usage_rejected", model=model[:256], engine=engine, figures=figures)
 
     def internal_error(self, error: BaseException, request_id: str) -> GatewayError:
         """Log an unexpected exception; what the client is told names nothing of it."""

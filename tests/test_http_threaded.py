@@ -7,6 +7,7 @@ from unittest import mock
 
 from gateway.server.server import GatewayServer
 from tests import test_http_chat, test_http_engine_answers, test_http_failover, test_http_parked, test_http_streams
+from tests import test_http_unforeseen as unforeseen
 from tests import test_http_wire as wire
 from tests.support import gateway
 
@@ -50,6 +51,14 @@ class WirePipelining(Threaded, wire.Pipelining):
 
 
 class WireConnections(Threaded, wire.Connections):
+    pass
+
+
+class UnforeseenAttempts(Threaded, unforeseen.UnforeseenTest):
+    pass
+
+
+class UnforeseenEnds(Threaded, unforeseen.EndsTest):
     pass
 
 

@@ -15,6 +15,7 @@ from gateway.mock import MockEngine
 from gateway.policy.guard import Guard
 from gateway.policy.limits import Admission
 from gateway.server.exchange import Exchange
+from gateway.server.parkingserver import ParkingServer
 from gateway.telemetry.observe import Telemetry
 from gateway.upstream import answers
 from gateway.upstream import client as client_module
@@ -149,10 +150,10 @@ class UnforeseenTest(ResilienceTest):
         seen: list[object] = []
         with crashing(EngineClient, "send", lambda *args: first_of(seen, args)):
             running, _, _ = self.two()
+            if not isinstance(running.app.server, ParkingServer):
+                self.skipTest("nothing is sent without waiting here")
             client = self.begin(running)
             response = client.read_response()
-            if not seen:
-                self.skipTest("nothing is sent without waiting here")
             self.assertEqual((response.status, response.header("x-gateway-attempts")), (200, "2"), response.body)
             self.assert_crash_told(running, response)
 

@@ -211,7 +211,8 @@ class GatewayMetricsTest(unittest.TestCase):
     def test_an_event_that_cannot_be_counted_takes_no_other_along(self) -> None:
         with self.assertRaises(OverflowError):
             self.metrics.observe([event(), event(prompt_tokens=0.5), event(prompt_tokens=10**400), event()])
-        self.assertEqual(scrape(self.registry)['gateway_requests_total{path="%s",model="13b",status="200"}' % CHAT], 4)
+        requests = f'gateway_requests_total{{path="{CHAT}",model="13b",status="200"}}'
+        self.assertEqual(scrape(self.registry)[requests], 4)
         attempts = 'gateway_engine_requests_total{model="13b",engine="a:1",outcome="ok"}'
         self.assertEqual(scrape(self.registry)[attempts], 3)
 

@@ -11,9 +11,10 @@ import json
 import re
 from typing import Any, NoReturn, Optional
 
-from gateway.upstream.skim import LARGE_BYTES, Span, outline
+from gateway.upstream.skim import Span, outline
 
 EVENT_MAX_BYTES = 8_388_608
+LARGE_BYTES = 262_144  # of one event: beyond, it is skimmed, since one thread relays all streams
 
 # The text of a delta, still escaped. Only for estimating tokens when the engine reports none. (Unrolled: an alternative
 # for each character would keep its place in memory.)
@@ -159,6 +160,7 @@ class EventStream:
                 break
             if self._skip_blank and not line.strip():
                 self._skip_blank = False
+                self._event_bytes = 0
                 continue
             self._skip_blank = False
             blank = line.isspace()
