@@ -10,6 +10,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from random import Random
 from typing import Optional, TextIO
 
@@ -103,6 +104,8 @@ class Gateway:
             stream_idle_timeout_s=settings.stream_idle_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
             dns_ttl_s=settings.dns_ttl_s,
+            max_answer_bytes=settings.max_answer_bytes,
+            max_event_bytes=settings.max_event_bytes,
             breaker=_breaker_policy(settings),
             rng=Random(self.seed),
             recorder=None if self.decisions is None else self.decisions.record,
@@ -112,6 +115,7 @@ class Gateway:
             health_passes=settings.health_passes,
             secrets=settings.engine_keys,
             on_change=self._engine_changed,
+            on_crash=self._attempt_crashed,
         )
 
     def _bind_metrics(self) -> None:
@@ -252,6 +256,10 @@ class Gateway:
     def _engine_changed(self, change: StateChange) -> None:
         level = "info" if change.after == "up" else "warning"
         self.telemetry.log(level, "engine_state", **change._asdict())
+
+    def _attempt_crashed(self, error: Exception, model: str, engine: str) -> None:
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.telemetry.log("error", "attempt_crashed", model=model, engine=engine, traceback=trace)
 
     def _crashed(self, error: BaseException) -> None:
         self.pipeline.internal_error(error, "-")

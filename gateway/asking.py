@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Collection
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.deadlines import Watchdog
 from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
@@ -20,18 +20,20 @@ from gateway.hedging import Answer, Race, Tried
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool, StateChange
-from gateway.routing.retry import CANCELLED, OK, Outcome
+from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
 from gateway.upstream.attempt import Attempt, EngineFault
+from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.client import EngineClient
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.fields import BY_PATH
-from gateway.upstream.response import EngineResponse
+from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.sent import Sent
-from gateway.upstream.sse import EventStream
+from gateway.upstream.skim import LARGE_BYTES
+from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
 from gateway.upstream.stream import EngineStream
 
 HEDGE_TICK_S = 0.01
@@ -67,6 +69,19 @@ class TimeLimits(NamedTuple):
     place_s: float = 30.0
 
 
+class SizeLimits(NamedTuple):
+    """Bytes: of a complete answer, and of one event of a stream, or of what comes before the first one."""
+
+    answer_bytes: int = ANSWER_MAX_BYTES
+    event_bytes: int = EVENT_MAX_BYTES
+
+
+USUAL_SIZES = SizeLimits()
+
+OnCrash = Callable[[Exception, str, str], None]
+"""Told of what nobody had foreseen in an attempt: the exception, the model and the engine."""
+
+
 class Asker:
     """Runs calls. Thread-safe."""
 
@@ -77,12 +92,16 @@ class Asker:
         limits: TimeLimits,
         retry_attempts: int,
         on_change: Callable[[StateChange], None],
+        sizes: SizeLimits = USUAL_SIZES,
+        on_crash: OnCrash = lambda error, model, engine: None,
     ) -> None:
         self._router = router
         self._client = client
         self._limits = limits
         self._retry_attempts = retry_attempts
-        self._on_change = on_change
+        self._told = on_change
+        self._sizes = sizes
+        self._on_crash = on_crash
         self._endpoints: dict[Engine, Endpoint] = {}
         self._watchdog = Watchdog("engine-deadlines")
         self._watchdog.start()
@@ -146,10 +165,17 @@ class Asker:
         try:
             open_stream = functools.partial(self._open_stream, call, engine, None) if call.stream else None
             asking.sent = self._client.send(*self._prepare(call, pool, engine, attempt), open_stream)
-        except BaseException:
+        except GatewayError:
             self._over(call, attempt)
             pool.settle(lease, CANCELLED, 0.0)
             raise
+        except Exception as error:
+            self._over(call, attempt)
+            call.attempts += 1
+            outcome = self._outcome_of(error, pool, engine)
+            self._settle(call, pool, lease, outcome, 0.0, 0.0)
+            asking.tried = Tried(outcome, pool, engine)
+            return asking
         if asking.sent is None:
             self._over(call, attempt)
         else:
@@ -324,6 +350,7 @@ class Asker:
     def _adopt(self, call: Call, asked: ModelPool, tried: Tried) -> None:
         """What the client is told: the try that counts."""
         call.engine_id = tried.engine.id
+        call.context_tokens = tried.pool.spec.max_model_len
         call.served_model = self._served_model(call, tried.pool)
         call.fallback = None if tried.pool is asked else f"{asked.name}->{tried.pool.name}"
         if isinstance(tried.result, Answer):
@@ -372,8 +399,10 @@ class Asker:
             if isinstance(result, EngineStream):
                 stream = result
             return Tried(result, pool, lease.engine)
-        except EngineFault as fault:
-            outcome = fault.outcome
+        except GatewayError:
+            raise
+        except Exception as error:
+            outcome = self._outcome_of(error, pool, lease.engine)
             return Tried(outcome, pool, lease.engine)
         finally:
             took_s = time.monotonic() - started_s
@@ -384,6 +413,22 @@ class Asker:
                 if change is not None:
                     self._on_change(change)
                 stream.on_close(self._settler(call, pool, lease, started_s, took_s))
+
+    def _on_change(self, change: StateChange) -> None:
+        """Tell of it; who cannot be told fails no attempt."""
+        try:
+            self._told(change)
+        except Exception as error:
+            self._on_crash(error, change.model, change.engine)
+
+    def _outcome_of(self, error: Exception, pool: ModelPool, engine: Engine) -> Outcome:
+        """How an attempt has failed. What nobody had foreseen is its failure, too: the engine's answer has brought it
+        about, or another engine may do without it."""
+        outcome = error.outcome if isinstance(error, EngineFault) else CRASHED
+        if outcome is CRASHED:
+            cause = error.__cause__ if isinstance(error, EngineFault) else error
+            self._on_crash(cause if isinstance(cause, Exception) else error, pool.name, engine.id)
+        return outcome
 
     def _settler(
         self, call: Call, pool: ModelPool, lease: Lease, started_s: float, first_s: float
@@ -456,7 +501,7 @@ class Asker:
                 if stream is not None:
                     stream.wait_first()
                     return stream
-                body = response.read_all()
+                body = response.read_all(self._sizes.answer_bytes)
                 response.release()
             except BaseException:
                 response.close()
@@ -467,16 +512,16 @@ class Asker:
         finally:
             self._watchdog.forget(attempt)
         call.end(attempt)
-        return _complete(call, body, model)
+        return _complete(call, body, model, pool.spec.max_model_len, self._sizes.event_bytes)
 
-    @staticmethod
     def _open_stream(
-        call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse
+        self, call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse
     ) -> Optional[EngineStream]:
         """The answer as a stream, if it is one; `earlier` is what it goes on after."""
         if not call.stream or response.head.headers.get(b"content-type", b"").count(b"json"):
             return None
-        events = EventStream(not call.wants_usage(), call.choices(), engine.spec.resume and call.can_resume())
+        resumes = engine.spec.resume and call.can_resume()
+        events = EventStream(not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
             events.go_on(earlier)
         return EngineStream(response, events)
@@ -561,19 +606,45 @@ class Asker:
         return None
 
 
-def _complete(call: Call, body: bytes, model: str) -> Answer:
-    """The engine's complete answer, as the client gets it. Raises EngineFault."""
+def _complete(
+    call: Call, body: Union[bytes, bytearray], model: str, context_tokens: Optional[int], event_bytes: int
+) -> Answer:
+    """The engine's complete answer, as the client gets it; `body` is no more than that afterwards. Raises
+    EngineFault."""
     try:
+        if len(body) > LARGE_BYTES:
+            large = body if isinstance(body, bytearray) else bytearray(body)
+            return _complete_large(call, large, model, context_tokens, event_bytes)
+        body = bytes(body)
         parsed = answers.parse_answer(body, call.path)
-        usage = answers.usage_of(parsed.get("usage"), 0, 0)
-        if usage.estimated:
-            usage = answers.usage_of(None, call.prompt_chars(), answers.completion_chars(parsed))
+        usage = _usage(call, parsed, context_tokens)
         complete = answers.complete(parsed, body, call.request_id, model, usage)
     except (answers.InvalidAnswer, ValueError) as error:  # ValueError: a number that JSON cannot say
         raise EngineFault(Outcome("invalid", str(error))) from error
     if call.stream:
         return Answer(answers.as_stream(json.loads(complete), call.path), usage)
     return Answer(complete, usage)
+
+
+def _complete_large(call: Call, body: bytearray, model: str, context_tokens: Optional[int], event_bytes: int) -> Answer:
+    """The same without making objects of what may be millions of values."""
+    found = answers.outline_answer(body, call.path)
+    if call.stream and (len(body) > event_bytes or found.values > answers.STREAMED_VALUES_MAX):
+        raise answers.InvalidAnswer("the engine's answer is no stream, and too large to be made one")
+    usage = _usage(call, found.members, context_tokens)
+    body = answers.complete_large(found, body, call.request_id, model, usage)
+    if call.stream:
+        return Answer(answers.as_stream(json.loads(body), call.path), usage)
+    return Answer(body, usage)
+
+
+def _usage(call: Call, parsed: dict[str, Any], context_tokens: Optional[int]) -> answers.Usage:
+    """What the answer has taken, as far as that can be believed."""
+    usage = answers.usage_of(parsed.get("usage"), 0, 0, lambda: bounds_of(call, context_tokens))
+    if not usage.estimated:
+        return usage
+    estimate = answers.usage_of(None, call.prompt_chars(), answers.completion_chars(parsed))
+    return estimate._replace(rejected=usage.rejected)
 
 
 def _echo(call: Call, model: str) -> Answer:

@@ -22,11 +22,12 @@ LOSER_S = 0.05  # how long the answer may wait for a cancelled second attempt to
 
 
 class Answer:
-    """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once."""
+    """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once. (A large one is a
+    bytearray, so that it is held once; nobody changes it.)"""
 
     __slots__ = ("body", "usage")
 
-    def __init__(self, body: bytes, usage: answers.Usage) -> None:
+    def __init__(self, body: Union[bytes, bytearray], usage: answers.Usage) -> None:
         self.body = body
         self.usage = usage
 

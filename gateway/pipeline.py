@@ -12,6 +12,8 @@ HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipe
 
 from __future__ import annotations
 
+import math
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
@@ -39,6 +41,7 @@ PATHS = {
     "/v1/embeddings": "/embeddings",
 }
 FEW_BYTES = 4096  # of a body that is looked through in no time
+USAGE_REJECTED_LOG_S = 10.0  # an engine that is wrong once is wrong with each answer
 
 
 class Pipeline:
@@ -61,6 +64,7 @@ class Pipeline:
         self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(unix_s())
         self._open: dict[Job, None] = {}
+        self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`."""
@@ -182,6 +186,13 @@ class Pipeline:
         for job in jobs:
             job.cut_off()
         return sum(not job.answered for job in jobs)
+
+    def usage_rejected(self, model: str, engine: str, figures: str) -> None:
+        """Log tokens that an engine has reported and that cannot be; once in a while for each engine."""
+        now_s = time.monotonic()
+        if now_s - self._rejected_at_s.get(engine, -math.inf) >= USAGE_REJECTED_LOG_S:
+            self._rejected_at_s[engine] = now_s  # two at once: at worst a line more
+            self.telemetry.log("warning", "usage_rejected", model=model[:256], engine=engine, figures=figures)
 
     def internal_error(self, error: BaseException, request_id: str) -> GatewayError:
         """Log an unexpected exception; what the client is told names nothing of it."""

@@ -17,6 +17,7 @@ from tests import (
     test_http_surplus,
 )
 from tests import test_http_names as names
+from tests import test_http_unforeseen as unforeseen
 from tests import test_http_wire as wire
 from tests.support import gateway
 
@@ -60,6 +61,14 @@ class WirePipelining(Threaded, wire.Pipelining):
 
 
 class WireConnections(Threaded, wire.Connections):
+    pass
+
+
+class UnforeseenAttempts(Threaded, unforeseen.UnforeseenTest):
+    pass
+
+
+class UnforeseenEnds(Threaded, unforeseen.EndsTest):
     pass
 
 

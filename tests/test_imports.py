@@ -54,6 +54,7 @@ PURE = (
     "gateway.upstream.echo",
     "gateway.upstream.fields",
     "gateway.upstream.framing",
+    "gateway.upstream.skim",
     "gateway.upstream.sse",
     "gateway.validation",
 )

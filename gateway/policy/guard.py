@@ -304,8 +304,10 @@ class _BudgetedAdmission(Admission):
         self._reservation = reservation
 
     def settle(self, real_tokens: int) -> None:
-        super().settle(real_tokens)
-        self._reservation.release()
+        try:
+            super().settle(real_tokens)
+        finally:
+            self._reservation.release()
 
 
 def _utc(unix_s: float) -> str:

@@ -477,7 +477,9 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             exchange.previous = None
             previous.wait(self.settings.client_timeout_s)
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool, body: bytes = b"") -> Optional[bool]:
+    def send_last(
+        self, exchange: Exchange, data: bytes, keep_alive: bool, body: responses.Text = b""
+    ) -> Optional[bool]:
         """Write an answer's `data`, then `body`, which is not copied; False when the client is gone, None when another
         thread is to see to it.
 

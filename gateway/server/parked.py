@@ -27,6 +27,7 @@ from gateway.errors import GatewayError, HttpError
 from gateway.jsonbounds import takes_long
 from gateway.pipeline import PATHS
 from gateway.policy.auth import Identity
+from gateway.server import responses
 from gateway.server.exchange import Exchange
 from gateway.server.handler import (
     LINGER_S,
@@ -558,7 +559,9 @@ class ParkedConnection(ClientConnection):
         if not self._on_loop:  # else `_expected_elsewhere` has
             super()._count_finished()
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool, body: bytes = b"") -> Optional[bool]:
+    def send_last(
+        self, exchange: Exchange, data: bytes, keep_alive: bool, body: responses.Text = b""
+    ) -> Optional[bool]:
         thread_id = threading.get_ident()
         if thread_id != self._loop.thread_id and thread_id != self._thread_id:
             return super().send_last(exchange, data, keep_alive, body)  # a worker, while a thread sees to the client

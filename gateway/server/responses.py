@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Union
 
 from gateway.clock import unix_s
 from gateway.errors import GatewayError, openai_type
@@ -26,6 +26,9 @@ JSON = b"Content-Type: application/json\r\n"
 EVENT_STREAM = b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 
 LARGE_BYTES = 65536  # a body of more is written apart
+
+Text = Union[bytes, bytearray]
+"""A body: what is large may come as it was received."""
 
 _date_second = -1
 _date_line = b""

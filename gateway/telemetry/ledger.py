@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OTHER = "other"
 """A model that is not configured: callers cannot invent names that end up on a bill."""
 DAY_S = 86_400.0
+INTEGER_MAX = 2**63 - 1
 PRUNE_INTERVAL_S = 3600.0
 STEADY_S = 3600.0
 """For so long the wall clock must have run without a jump, and the process, before rows are too old by it: a clock that
@@ -93,12 +94,20 @@ class Ledger:
         """Note every inference request of the batch; never blocks."""
         known = self._known_models() if self._known_models is not None else None
         submit = self._db.submit
-        rows = [self._row(event, known) for event in events if event.path in self._paths and event.status != 401]
-        for index, row in enumerate(rows):
-            if not submit(_Insert(row)):
-                with self._lock:
-                    self._dropped_total += len(rows) - index
+        noted = [event for event in events if event.path in self._paths and event.status != 401]
+        for index, event in enumerate(noted):
+            try:
+                row = self._row(event, known)
+            except Exception:  # a cost that is no number, say: this row, and no other
+                self._lost(1)
+                continue
+            if not submit(_Insert(row, self._lost)):
+                self._lost(len(noted) - index)
                 return
+
+    def _lost(self, rows: int) -> None:
+        with self._lock:
+            self._dropped_total += rows
 
     def _row(self, event: RequestEvent, known: Optional[Mapping[str, str]]) -> Row:
         model = event.model
@@ -109,8 +118,8 @@ class Ledger:
             event.key,
             model,
             event.engine,
-            event.prompt_tokens,
-            event.completion_tokens,
+            _storable(event.prompt_tokens),
+            _storable(event.completion_tokens),
             self._cost(event, model),
             event.latency_s,
             event.status,
@@ -121,6 +130,8 @@ class Ledger:
     def _cost(self, event: RequestEvent, model: Optional[str]) -> Optional[float]:
         cost = event.extra.get("cost_usd") if event.extra else None
         if isinstance(cost, (int, float)):
+            if not math.isfinite(cost):
+                raise ValueError("a cost that is no number")
             return float(cost)
         prompt, completion = event.prompt_tokens, event.completion_tokens
         if self._cost_of is None or model is None or (prompt is None and completion is None):
@@ -141,16 +152,30 @@ class Ledger:
             self._prune_at_s = -math.inf  # there is more: go on at the next tick
 
 
+def _storable(tokens: Optional[int]) -> Optional[int]:
+    """What SQLite can keep. Raises ValueError for what it cannot."""
+    if tokens is not None and not -INTEGER_MAX <= tokens <= INTEGER_MAX:
+        raise ValueError("more tokens than can be stored")
+    return tokens
+
+
 class _Insert:
     """Adds one row, or with others many (47 -> 18 us a request at 8 000 a second)."""
 
-    __slots__ = ("row",)
+    __slots__ = ("_lost", "row")
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, lost: Callable[[int], None]) -> None:
         self.row = row
+        self._lost: Optional[Callable[[int], None]] = lost
 
     def __call__(self, connection: sqlite3.Connection) -> None:
-        connection.execute(_INSERT + _VALUES, self.row)
+        try:
+            connection.execute(_INSERT + _VALUES, self.row)
+        except (OverflowError, TypeError, ValueError):  # the row's own fault: a surrogate, say
+            lost, self._lost = self._lost, None  # it may be made again after a rollback
+            if lost is not None:
+                lost(1)
+            raise
 
     @staticmethod
     def together(connection: sqlite3.Connection, inserts: Sequence[_Insert]) -> None:

@@ -33,6 +33,7 @@ class Call:
         "body",
         "caller",
         "cancelled",
+        "context_tokens",
         "engine_id",
         "engine_s",
         "fallback",
@@ -90,6 +91,7 @@ class Call:
         self.records: list[AttemptRecord] = []
         self.retries: list[tuple[str, str]] = []
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
+        self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
         self.hedged = False
         self.replayed = False  # the one replay that a request has, whatever engine it goes to, is used up
         self.resumed = 0

@@ -30,6 +30,7 @@ from gateway.upstream.shortage import is_shortage, overloaded
 from gateway.upstream.status import status_outcome
 
 AT_ONCE_BYTES = 65536  # of a request; between two such parts, a kept connection is looked at again
+ERROR_MAX_BYTES = 65_536  # of what an engine says to an error; one that says more is not heard out
 
 
 class _Stale(Exception):
@@ -243,7 +244,7 @@ class EngineClient:
                     if not connection.used:
                         raise EngineFault(Outcome("reset", NO_ANSWER))
                     raise _Stale
-                response = read_head(sent.received, connection, sent.endpoint.pool, attempt)
+                response = read_head(bytes(sent.received), connection, sent.endpoint.pool, attempt)
             except BaseException as error:
                 attempt.connection = None
                 connection.close()
@@ -264,14 +265,19 @@ class EngineClient:
     def _refused(response: EngineResponse) -> NoReturn:
         """Raise what an answer other than 2xx means."""
         try:
-            text = response.read_all()
+            text = response.read_up_to(ERROR_MAX_BYTES)
         except EngineFault:
             text = b""
         except BaseException:
             response.close()
             raise
+        try:
+            outcome = status_outcome(response.status, response.head.headers, text)
+        except BaseException:
+            response.close()
+            raise
         response.release()
-        raise EngineFault(status_outcome(response.status, response.head.headers, text))
+        raise EngineFault(outcome)
 
     def forget(self, specs: list[EngineSpec]) -> None:
         """Close the idle connections of engines that are gone; those in use are closed when they are given back."""

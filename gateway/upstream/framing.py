@@ -128,6 +128,11 @@ class LengthBody(BodyDecoder):
         self._left = length
         self.complete = length == 0
 
+    @property
+    def left_bytes(self) -> int:
+        """What is still to come."""
+        return self._left
+
     def feed(self, data: bytes) -> bytes:
         size = len(data)
         if size < self._left:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import email.utils
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, Optional
 
 from gateway.clock import unix_s
 from gateway.routing.retry import Outcome
+
+RETRY_AFTER_MAX_BYTES = 64  # a date has 29
+RETRY_AFTER_MAX_S = 1e9  # beyond 30 years it is no time
 
 # What providers call it that a prompt was not let through. In the fields meant for programs (`code`, `type`, `reason`):
 # OpenAI, Azure and their kin say content_policy_violation, content_filter, ResponsibleAIPolicyViolation.
@@ -55,15 +57,16 @@ def retry_after_s(value: Optional[bytes], date: Optional[bytes] = None) -> Optio
     """
     if not value:
         return None
-    text = value.decode("latin-1").strip()
+    text = value[:RETRY_AFTER_MAX_BYTES].decode("latin-1").strip()
     try:
         seconds = float(text)
-        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+        return seconds if 0 <= seconds <= RETRY_AFTER_MAX_S else None
     except ValueError:
         pass
     try:
-        return max(0.0, _http_date_unix_s(text) - _sent_unix_s(date))
-    except (TypeError, ValueError, OverflowError):
+        seconds = _http_date_unix_s(text) - _sent_unix_s(date)
+        return max(0.0, seconds) if seconds <= RETRY_AFTER_MAX_S else None
+    except Exception:  # the parser lets through whatever its numbers are too large, or too few, for
         return None
 
 
@@ -75,7 +78,7 @@ def _sent_unix_s(date: Optional[bytes]) -> float:
     """When an answer was sent, by its sender's clock; by ours where it does not say so."""
     try:
         return unix_s() if date is None else _http_date_unix_s(date.decode("latin-1"))
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # as above
         return unix_s()
 
 
