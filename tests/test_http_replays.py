@@ -13,7 +13,7 @@ from inference import InferenceFactory
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, chunked, delta
-from tests.support import CHAT, TIMEOUT_S, RunningGateway
+from tests.support import CHAT, TIMEOUT_S, RunningGateway, eventually
 
 KEPT = 3  # connections to each engine
 
@@ -116,6 +116,24 @@ class Replays(ParkingTest):
         # Not on the kept connection, whose end would mean nothing.
         second.take().answer(completion("other"))
         self.assert_says(clients[0], "other", attempts=2)
+
+    def test_of_two_attempts_at_once_one_is_replayed(self) -> None:
+        first, second = self.scripted(), self.scripted()
+        hedged = {"m": {"engines": [first.url, second.url], "hedge_after_ms": 20, "hedge_ratio": 1}}
+        running = self.serve(hedged, RETRY_ATTEMPTS=2)
+        self.keep(running.app.factory)
+        kept = {engine: [engine.accept() for _ in range(KEPT)][-1] for engine in (first, second)}  # the last is used
+        client = self.enter(running.connect())
+        client.request("POST", CHAT, ask())
+        for engine in (first, second):
+            kept[engine].read_request()
+        kept[first].close()
+        replay = first.take()
+        kept[second].close()
+        eventually(lambda: running.app.factory.engines()[1].in_flight == 0 or not second.nobody_waits())
+        self.assertTrue(second.nobody_waits())
+        replay.answer(completion("first"))
+        self.assert_says(client, "first", attempts=2)
 
     def test_a_stream_that_goes_on_elsewhere_is_not_replayed_there_if_it_was_before(self) -> None:
         first, second = self.scripted(), self.scripted()
