@@ -199,7 +199,7 @@ def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
         return _misconfigured([f"STATE_DB: {error}"])
     except OSError as error:
         reason = error.strerror or error
-        return _failed([f"error: cannot listen on {settings.host}:{settings.port}: {reason}"], 1)
+        return _failed([f"error: HOST, PORT: cannot listen on {settings.host}:{settings.port}: {reason}"], 1)
     _raise_descriptor_limit(gateway)
     _settle_memory()
     signals.serve()  # from here on there may be requests to finish

@@ -55,6 +55,7 @@ class Gateway:
         self.settings = settings
         self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
         self._hurry = threading.Event()
+        self._started = False
         self._stopping = threading.Lock()
         self._model_by_name = settings.fleet.model_by_name()
         self.registry = Registry()
@@ -162,6 +163,7 @@ class Gateway:
 
     def start(self) -> Gateway:
         """Serve, on threads of its own."""
+        self._started = True
         self.guard.start()
         self.server.start()
         self.telemetry.log(
@@ -221,7 +223,8 @@ class Gateway:
     def _close_parts(self) -> None:
         self.relay.close(END_TIMEOUT_S)
         self.workers.close(END_TIMEOUT_S)
-        self.telemetry.log("info", "stopped")
+        if self._started:  # else the start has failed, and is told otherwise
+            self.telemetry.log("info", "stopped")
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
         self.guard.close(END_TIMEOUT_S)
         self.factory.close()  # after what is to last: it waits for probes under way

@@ -79,19 +79,5 @@ _decode = decode_with(
 )
 
 
-def validate_chat(request: dict[str, Any]) -> None:
-    """Check a chat completion request (contract 5). Raises RequestRefused naming the field."""
-    BY_PATH["/chat/completions"].validate(request)
-
-
-def validate_completion(request: dict[str, Any]) -> None:
-    """Check a text completion request. Raises RequestRefused naming the field."""
-    BY_PATH["/completions"].validate(request)
-
-
-def validate_embedding(request: dict[str, Any]) -> None:
-    """Check an embeddings request. Raises RequestRefused naming the field."""
-    BY_PATH["/embeddings"].validate(request)
-
-
 VALIDATOR_BY_PATH: dict[str, Callable[[dict[str, Any]], None]] = {path: row.validate for path, row in BY_PATH.items()}
+"""Checks a request that came to this path of engines. Raises RequestRefused naming the field."""

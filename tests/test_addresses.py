@@ -5,10 +5,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import unittest
-from unittest import mock
 
 from gateway.policy.addresses import address_group, client_address, unmapped
-from gateway.server.server import GatewayServer
 from gateway.settings import is_loopback
 from gateway.settingvalues import networks
 from tests.access import ADMIN_KEYS, AccessTest, bearer
@@ -125,16 +123,6 @@ class BothFamiliesTest(AccessTest):
             for address in ("203.0.113.7", "::ffff:203.0.113.7", "::ffff:cb00:7107", "203.0.113.7")
         ]
         self.assertEqual(statuses, [200, 200, 429, 429])
-
-
-class BothFamiliesThreadedTest(BothFamiliesTest):
-    """The same where each connection has a thread."""
-
-    def setUp(self) -> None:
-        patcher = mock.patch("gateway.app.new_server", GatewayServer)
-        patcher.start()
-        self.addCleanup(patcher.stop)
-        super().setUp()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ from __future__ import annotations
 import unittest
 from collections.abc import Mapping
 from typing import Any, Optional
-from unittest import mock
 
-from gateway.server.server import GatewayServer
 from tests.access import ADMIN_KEYS, AS_ROOT, SECRET, AccessTest, ask, bearer, token
 from tests.support import Header, RunningGateway, dead_url, load_settings
 
@@ -161,16 +159,6 @@ class WildcardTest(AllowedTest):
         self.assertEqual(self.listed(running, [AS_ROOT]), ["default"])
         self.assertEqual(self.listed(running, self.make(running, "of-default", models=("default",))), ["default"])
         self.assertEqual(self.allowed(running, [AS_ROOT], "anything", None), [200, 200])
-
-
-class AliasThreadedTest(AliasTest):
-    """The same where each connection has a thread."""
-
-    def setUp(self) -> None:
-        patcher = mock.patch("gateway.app.new_server", GatewayServer)
-        patcher.start()
-        self.addCleanup(patcher.stop)
-        super().setUp()
 
 
 if __name__ == "__main__":

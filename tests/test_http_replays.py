@@ -12,8 +12,8 @@ from gateway.mock import MockEngine
 from inference import InferenceFactory
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
-from tests.scripted import DONE, STREAM_HEAD, chunked, delta
-from tests.support import CHAT, TIMEOUT_S, RunningGateway
+from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
+from tests.support import CHAT, TIMEOUT_S, RawClient, RunningGateway, eventually
 
 KEPT = 3  # connections to each engine
 
@@ -26,6 +26,18 @@ class Replays(ParkingTest):
                 endpoint = factory.client.endpoint(engine.spec)
                 for _ in range(KEPT):
                     endpoint.pool.give(endpoint.pool.connect(1.0))
+
+    def keep_one_each(
+        self, running: RunningGateway, first: ScriptedEngine, second: ScriptedEngine
+    ) -> tuple[RawClient, EngineSide]:
+        """An idle connection to either engine; a client, and the engine's end of what it uses next."""
+        clients = [self.begin(running) for _ in range(2)]
+        sides = [engine.take() for engine in (first, second)]
+        for side in sides:
+            side.answer(completion("kept"))
+        for client in clients:
+            self.assert_says(client, "kept")
+        return clients[0], sides[0]
 
     def three(self) -> list[MockEngine]:
         return [self.engine(model=f"m{index}") for index in range(3)]
@@ -104,38 +116,46 @@ class Replays(ParkingTest):
     def test_a_request_that_goes_to_another_engine_is_not_replayed_there(self) -> None:
         first, second = self.scripted(), self.scripted()
         running = self.serve({"m": {"engines": [first.url, second.url]}}, RETRY_ATTEMPTS=2)
-        clients = [self.begin(running) for _ in range(2)]
-        sides = {engine: engine.take() for engine in (first, second)}
-        for side in sides.values():
-            side.answer(completion("kept"))
-        for client in clients:
-            self.assert_says(client, "kept")
-        clients[0].request("POST", CHAT, ask())
-        sides[first].read_request().close()
+        client, side = self.keep_one_each(running, first, second)
+        client.request("POST", CHAT, ask())
+        side.read_request().close()
         first.take().close()
         # Not on the kept connection, whose end would mean nothing.
         second.take().answer(completion("other"))
-        self.assert_says(clients[0], "other", attempts=2)
+        self.assert_says(client, "other", attempts=2)
+
+    def test_of_two_attempts_at_once_one_is_replayed(self) -> None:
+        first, second = self.scripted(), self.scripted()
+        hedged = {"m": {"engines": [first.url, second.url], "hedge_after_ms": 20, "hedge_ratio": 1}}
+        running = self.serve(hedged, RETRY_ATTEMPTS=2)
+        self.keep(running.app.factory)
+        kept = {engine: [engine.accept() for _ in range(KEPT)][-1] for engine in (first, second)}  # the last is used
+        client = self.enter(running.connect())
+        client.request("POST", CHAT, ask())
+        for engine in (first, second):
+            kept[engine].read_request()
+        kept[first].close()
+        replay = first.take()
+        kept[second].close()
+        eventually(lambda: running.app.factory.engines()[1].in_flight == 0 or not second.nobody_waits())
+        self.assertTrue(second.nobody_waits())
+        replay.answer(completion("first"))
+        self.assert_says(client, "first", attempts=2)
 
     def test_a_stream_that_goes_on_elsewhere_is_not_replayed_there_if_it_was_before(self) -> None:
         first, second = self.scripted(), self.scripted()
         table = {"m": {"engines": [{"url": e.url, "resume": True} for e in (first, second)]}}
         running = self.serve(table, RETRY_ATTEMPTS=2)
-        clients = [self.begin(running) for _ in range(2)]
-        sides = {engine: engine.take() for engine in (first, second)}
-        for side in sides.values():
-            side.answer(completion("kept"))
-        for client in clients:
-            self.assert_says(client, "kept")
-        clients[0].request("POST", CHAT, ask(stream=True))
-        sides[first].read_request().close()
+        client, side = self.keep_one_each(running, first, second)
+        client.request("POST", CHAT, ask(stream=True))
+        side.read_request().close()
         fresh = first.take()
         fresh.send(STREAM_HEAD + chunked(delta("one ")))
-        clients[0].read_head()
-        self.assertIn("one ", clients[0].read_event() or "")
+        client.read_head()
+        self.assertIn("one ", client.read_event() or "")
         fresh.close()
         second.take().send(STREAM_HEAD + chunked(delta("two", "stop") + DONE) + b"0\r\n\r\n")
-        self.assertEqual(clients[0].read_events()[-1], "data: [DONE]")
+        self.assertEqual(client.read_events()[-1], "data: [DONE]")
 
 
 class LargeRequests(ParkingTest):

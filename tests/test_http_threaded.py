@@ -7,6 +7,8 @@ from unittest import mock
 
 from gateway.server.server import GatewayServer
 from tests import (
+    test_addresses,
+    test_http_allowed_models,
     test_http_chat,
     test_http_engine_answers,
     test_http_failover,
@@ -38,6 +40,14 @@ class Server(Threaded):
         with gateway() as running:
             self.assertIs(type(running.app.server), GatewayServer)
             self.assertEqual(running.post().status, 200)
+
+
+class Addresses(Threaded, test_addresses.BothFamiliesTest):
+    pass
+
+
+class AllowedModels(Threaded, test_http_allowed_models.AliasTest):
+    pass
 
 
 class ChatAnswers(Threaded, test_http_chat.Answers):

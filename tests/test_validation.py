@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from gateway.errors import RequestRefused
-from gateway.validation import VALIDATOR_BY_PATH, parse_json, validate_chat, validate_completion, validate_embedding
+from gateway.validation import VALIDATOR_BY_PATH, parse_json
 
 ROOT = Path(__file__).resolve().parent.parent
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+validate_chat = VALIDATOR_BY_PATH["/chat/completions"]
+validate_completion = VALIDATOR_BY_PATH["/completions"]
+validate_embedding = VALIDATOR_BY_PATH["/embeddings"]
 
 
 class RefusalTest(unittest.TestCase):

@@ -65,7 +65,8 @@ class BrowserRules:
                 self._known.add(host)
         elif head.path not in PROBED or head.method not in _HARMLESS:
             raise RequestRefused(
-                "misdirected_request", f"{name[:100]} is no name of this gateway; if it is to be, set ALLOWED_HOSTS"
+                "misdirected_request",
+                f"{name[:100]} is no name of this gateway; if it is to be, add it to ALLOWED_HOSTS",
             )
 
     def _is_foreign(self, head: RequestHead) -> bool:

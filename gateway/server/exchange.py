@@ -518,20 +518,9 @@ class Exchange(Job):
         identity = self.identity
         key = identity.name if identity is not None else None
         head = self.head
-        latency_s = now_s - self.accepted_s
         if call is None:
-            return RequestEvent(
-                unix_s(),
-                self.request_id,
-                head.method,
-                head.path,
-                status,
-                error,
-                latency_s,
-                model=_model_name(self.asked or None),
-                key=key,
-                client=self.client_address,
-            )
+            event = self._least_event(error, status)
+            return event._replace(model=_model_name(self.asked or None), key=key, client=self.client_address)
         usage = call.usage
         return RequestEvent(
             unix_s(),
@@ -540,7 +529,7 @@ class Exchange(Job):
             head.path,
             status,
             error,
-            latency_s,
+            now_s - self.accepted_s,
             self.queue_s + call.waited_s,
             call.engine_s,
             self.ttft_s,

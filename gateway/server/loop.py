@@ -95,7 +95,7 @@ class Loop:
         self._epoll.modify(descriptor, _EACH | (_WRITABLE if writing else 0))
 
     def forget(self, descriptor: int) -> None:
-        """Call nothing for this socket any more. Before it is closed: its number may be another's right after."""
+        """Call nothing for this socket until `retarget`. Also before it is closed: its number may be another's then."""
         self._targets.pop(descriptor, None)
 
     def soon(self, target: Target) -> bool:

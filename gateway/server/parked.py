@@ -180,7 +180,7 @@ class ParkedConnection(ClientConnection):
             self._buffer = self._buffer + data if self._buffer else data
             expected = self._expected_bytes(self._buffer)
             if expected == len(self._buffer):
-                self._step(self._pass_on if expected > MARKS_MAX and self._takes_long(expected) else self._serve_one)
+                self._serve_or_pass_on(expected)
                 return
             if self._see_to(expected):
                 return
@@ -193,12 +193,15 @@ class ParkedConnection(ClientConnection):
             return False
         if expected >= 0:
             self._more = True  # there may be more than one read has taken
-            self._step(self._pass_on if expected > MARKS_MAX and self._takes_long(expected) else self._serve_one)
+            self._serve_or_pass_on(expected)
         elif expected == FOR_THREAD:
             self._step(self._pass_on)
         else:
             self._look_later(KEYS_LATER_S if expected == KEYS_LATER else COUNTS_LATER_S)
         return True
+
+    def _serve_or_pass_on(self, expected: int) -> None:
+        self._step(self._pass_on if expected > MARKS_MAX and self._takes_long(expected) else self._serve_one)
 
     def _takes_long(self, expected: int) -> bool:
         """Whether a body is one of many small values, which would hold everybody else up, and its caller is known."""
@@ -248,7 +251,7 @@ class ParkedConnection(ClientConnection):
         if not asking.sent.receive():
             return
         self._asking = None
-        self._loop.retarget(connection.descriptor, connection.arrived)
+        self._loop.forget(connection.descriptor)  # what comes from now on is seen by who takes the connection next
         self._step(functools.partial(self._take, asking))
 
     def _step(self, step: Callable[[], bool]) -> None:

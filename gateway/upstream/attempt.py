@@ -36,13 +36,14 @@ class Attempt:
     then looks at `aborted`, so at least one of them sees the other.
     """
 
-    __slots__ = ("_answer_s", "aborted", "asked", "connection", "deadline_s", "may_replay", "replayed")
+    __slots__ = ("_answer_s", "aborted", "asked", "connection", "deadline_s", "replays")
 
     def __init__(self, deadline_s: float, asked: Asked = ("", "")) -> None:
         self.deadline_s = deadline_s
         self.asked = asked
-        self.may_replay = True  # else only a fresh connection will do, whose end without an answer means something
-        self.replayed = False  # a kept connection had died; the request has been sent once more
+        # What is left of the one replay of a request, shared by all of its attempts: whoever takes it out may send once
+        # more when a kept connection has died. Without it only a fresh one will do, whose end means something.
+        self.replays = [True]
         self._answer_s: Optional[float] = None  # the deadline proper, while `deadline_s` is the connection's
         self.aborted: Optional[str] = None
         self.connection: Optional[Connection] = None

@@ -45,7 +45,7 @@ class Call:
         "path",
         "priority",
         "records",
-        "replayed",
+        "replays",
         "request",
         "request_id",
         "resumed",
@@ -93,7 +93,7 @@ class Call:
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
         self.hedged = False
-        self.replayed = False  # the one replay that a request has, whatever engine it goes to, is used up
+        self.replays = [True]  # the one replay that a request has, whatever engine it goes to; empty: used up
         self.resumed = 0
         self.waited_s = 0.0
         self.origin: Optional[Call] = None  # whose stream this call goes on with
@@ -117,17 +117,13 @@ class Call:
         `cancel` sets the flag and then looks for attempts, this stores the attempt and then looks at the flag: one of
         the two sees the other.
         """
-        if self._attempts and any(other.replayed for other in list(self._attempts)):
-            (self.origin or self).replayed = True
-        attempt.may_replay = not (self.origin or self).replayed
+        attempt.replays = self.replays
         self._attempts[attempt] = None
         if self.cancelled or (self.origin is not None and self.origin.cancelled):
             raise ClientGone()
 
     def end(self, attempt: Attempt) -> None:
         """The attempt is over, or its connection has passed to a stream, which `cancel` still reaches."""
-        if attempt.replayed:
-            (self.origin or self).replayed = True
         self._attempts.pop(attempt, None)
 
     def wait(self, event: threading.Event, timeout_s: float) -> None:
@@ -178,6 +174,7 @@ class Call:
         # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.
         call.origin = self
         call.caller = self.caller
+        call.replays = self.replays
         call._attempts = self._attempts
         call.records = self.records
         return call

@@ -52,7 +52,7 @@ class PooledHandler(urllib.request.BaseHandler):
 
     def http_open(self, request: EngineRequest) -> EngineResponse:
         pool = request.endpoint.pool
-        connection = pool.take() if request.attempt.may_replay else None
+        connection = pool.take() if request.attempt.replays else None
         if connection is not None:
             connection.unwatch()
             try:
@@ -88,9 +88,11 @@ class PooledHandler(urllib.request.BaseHandler):
 
 
 def _replays(attempt: Attempt) -> None:
-    """The request goes once more, on a fresh connection: there is no second time."""
-    attempt.replayed = True
-    attempt.may_replay = False
+    """The request goes once more, on a fresh connection. Raises EngineFault the second time, whatever attempt it is."""
+    try:
+        attempt.replays.pop()  # atomic: of two attempts at once, one has it
+    except IndexError:
+        raise EngineFault(Outcome("reset", NO_ANSWER)) from None
 
 
 def _exchange(connection: Connection, pool: ConnectionPool, request: EngineRequest) -> EngineResponse:
@@ -209,7 +211,7 @@ class EngineClient:
         ClientGone when the attempt was cancelled.
         """
         pool = endpoint.pool
-        connection = pool.take() if pool.plain and DONTWAIT and attempt.may_replay else None
+        connection = pool.take() if pool.plain and DONTWAIT and attempt.replays else None
         if connection is None:
             try:
                 connection = pool.begin_connect()

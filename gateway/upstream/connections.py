@@ -92,12 +92,6 @@ class Connection:
             self._unwatch = None
             self.descriptor = -1
 
-    def arrived(self, events: int) -> None:
-        """Something has arrived at an idle connection: mostly its end. Whoever takes it next sees that.
-
-        To be called by the loop that watches it, which cannot know whether it is idle by now.
-        """
-
     def quiet(self) -> bool:
         """Whether nothing has arrived, not even an end. Never blocks; for the only user of an idle connection."""
         if self._tls and self.sock.pending():  # type: ignore[attr-defined]
