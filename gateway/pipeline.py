@@ -133,7 +133,8 @@ class Pipeline:
         )
         if len(body) > FEW_BYTES:
             call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
-        call.may_use = self.allowed_to(identity)
+        if identity is not None and not identity.may_use_all:
+            call.may_use = self.allowed_to(identity)
         return call
 
     def servable(self, call: Call) -> str:

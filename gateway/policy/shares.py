@@ -62,13 +62,6 @@ class _Counts:
         self.seen = 0  # waits
         self.waits_s: list[float] = []
 
-    def wait(self, wait_s: float) -> None:
-        if len(self.waits_s) < WAITS_MAX:
-            self.waits_s.append(wait_s)
-        else:
-            self.waits_s[self.seen % WAITS_MAX] = wait_s
-        self.seen += 1
-
 
 Counts = dict[Caller, _Counts]
 
@@ -93,7 +86,11 @@ class Shares:
             if len(self._counts) >= CALLERS_MAX:
                 caller = None
             counts = self._counts.setdefault(caller, _Counts())
-        counts.wait(event.queue_s)
+        if len(counts.waits_s) < WAITS_MAX:
+            counts.waits_s.append(event.queue_s)
+        else:
+            counts.waits_s[counts.seen % WAITS_MAX] = event.queue_s
+        counts.seen += 1
         if error != LEFT:
             counts.outcomes += 1
             counts.failures += error is not None

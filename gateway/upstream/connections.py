@@ -159,6 +159,7 @@ class ConnectionPool:
         self._closed = False
         self._on_surplus = on_surplus
         self._clock = clock
+        self._distrusted = False  # ever
         self._trusted_from_s = -math.inf
 
     def take(self) -> Optional[Connection]:
@@ -171,12 +172,13 @@ class ConnectionPool:
                 connection = self._idle.pop()
             except IndexError:
                 return None
-            if connection.quiet() and self._trusted():
+            if connection.quiet() and (not self._distrusted or self._trusted()):
                 return connection
             self._drop(connection)
 
     def _trusted(self) -> bool:
-        return self._trusted_from_s == -math.inf or self._clock() >= self._trusted_from_s
+        """Of an address that has been distrusted (of the others, nobody need ask): is it over?"""
+        return self._clock() >= self._trusted_from_s
 
     def _drop(self, connection: Connection) -> None:
         """Close a connection that nobody uses; a surplus on it counts."""
@@ -190,6 +192,7 @@ class ConnectionPool:
         The caller closes it. Of two threads that note one each, either writes a time that is right.
         """
         self._trusted_from_s = self._clock() + DISTRUST_S
+        self._distrusted = True
         self._on_surplus(connection.asked)
 
     def connect(self, timeout_s: float, ended: Ended = lambda: False) -> Connection:
@@ -252,7 +255,7 @@ class ConnectionPool:
         connection.own(None)
         connection.used = True
         connection.idle_since_s = time.monotonic()
-        if self._closed or len(self._idle) >= IDLE_MAX_COUNT or not self._trusted():
+        if self._closed or len(self._idle) >= IDLE_MAX_COUNT or (self._distrusted and not self._trusted()):
             self._drop(connection)
             return
         self._idle.append(connection)

@@ -34,14 +34,20 @@ class TrailersTooLarge(FramingError):
 
 
 class ResponseHead:
-    """Status and headers (names in lower case, the last one of a repeated name)."""
+    """Status and headers (names in lower case, the last one of a repeated name).
 
-    __slots__ = ("headers", "keep_alive", "status")
+    `length`: of the body where a Content-Length alone says it, else None.
+    """
+
+    __slots__ = ("headers", "keep_alive", "length", "status")
 
     def __init__(self, status: int, headers: dict[bytes, bytes], keep_alive: bool) -> None:
         self.status = status
         self.headers = headers
         self.keep_alive = keep_alive
+        length = headers.get(b"content-length", b"")
+        alone = status not in (204, 304) and b"transfer-encoding" not in headers
+        self.length = int(length) if alone and length.isdigit() and len(length) <= 18 else None
 
 
 def parse_response_head(block: bytes) -> ResponseHead:
@@ -262,6 +268,8 @@ def _whole_chunk(data: bytes) -> bytes:
 
 def body_decoder(head: ResponseHead) -> BodyDecoder:
     """The decoder for an answer with this head. Raises FramingError."""
+    if head.length is not None:
+        return LengthBody(head.length)
     if head.status in (204, 304):
         return LengthBody(0)
     coding: Optional[bytes] = head.headers.get(b"transfer-encoding")
@@ -269,9 +277,6 @@ def body_decoder(head: ResponseHead) -> BodyDecoder:
         if coding.lower() != b"chunked":
             raise FramingError("an unknown transfer coding")
         return ChunkedBody()
-    length = head.headers.get(b"content-length")
-    if length is None:
+    if b"content-length" not in head.headers:
         return CloseBody()
-    if not length.isdigit() or len(length) > 18:
-        raise FramingError("a Content-Length that is no number")
-    return LengthBody(int(length))
+    raise FramingError("a Content-Length that is no number")
