@@ -16,6 +16,7 @@ A thread for each connection, which owns everything about it; the counts are one
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import re
@@ -25,10 +26,11 @@ import ssl
 import struct
 import sys
 import threading
+import time
 from collections import Counter
 from typing import Optional
 
-TAINTED_S = 0.03
+TAINTED_S = 0.25  # a gateway's thread may wait so long between its look and its sending, on a busy machine
 LATE_S = (0.002, 0.02)  # how long the connection has been idle when late bytes come
 READ_BYTES = 65536  # what gateways read at a time: an answer that ends exactly there leaves what is behind for later
 NONCE = re.compile(rb"n-[0-9a-f]{12}")
@@ -56,6 +58,7 @@ WEIGHTS = {
     "closed behind the answer": 2,
     "interim": 1,
 }
+_numbers = itertools.count(1)
 KINDS, SHARES = tuple(WEIGHTS), tuple(WEIGHTS.values())
 
 
@@ -133,6 +136,7 @@ class Connection:
         self._rng = rng
         self._counts = counts
         self._buffer = b""
+        self._number = f"connection {next(_numbers)}"
 
     def serve(self) -> None:
         """Until it ends, by whichever side."""
@@ -153,12 +157,18 @@ class Connection:
         size = int(length[1]) if length else 0
         kind = self._rng.choices(KINDS, SHARES)[0]
         if kind.startswith("early"):
-            self._counts.count(kind)
+            self._did(kind, nonce)
             self._early(kind, nonce, size)
             return
         body = self._take(size)
-        self._counts.count(kind)
+        self._did(kind, nonce)
         self._answer(kind, nonce, b'"stream": true' in body or b'"stream":true' in body)
+
+    def _did(self, kind: str, nonce: bytes) -> None:
+        """Count it, and write it down for whoever wants to know what came before a foreign answer."""
+        self._counts.count(kind)
+        tls = " TLS" if isinstance(self._sock, ssl.SSLSocket) else ""
+        sys.stderr.write(f"{self._number}{tls} {time.monotonic():.4f} {nonce.decode()} {kind}\n")
 
     def _early(self, kind: str, nonce: bytes, size: int) -> None:
         """Answer before the body has been read; then read it, or close without."""
@@ -230,7 +240,7 @@ class Connection:
             self._counts.count("late: a request was there, nothing sent")
             return
         self._sock.sendall(data)
-        self._counts.count("late: sent")
+        self._did("late: sent", b"-")
         if self._waits(0):
             self._counts.count("late: a request was there right after")
         self._tainted(TAINTED_S)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -85,6 +85,7 @@ class Run:
                     report.count("seconds asking", round(time.monotonic() - began_s))
                     self._look_at(gateway)
                 told = engines.end()
+            trails = (directory / "engines.stderr").read_text("utf-8", "replace").splitlines()
         for kind, number in told["kinds"].items():
             report.count(f"engines: {kind}", number)
         undecidable = set(told["undecidable"])
@@ -92,7 +93,7 @@ class Run:
             if nonce.decode() in undecidable:
                 report.count("undecidable requests that got another's answer")
             else:
-                report.found("own answer", nonce.decode(), what)
+                report.found("own answer", nonce.decode(), what, "\n".join(trail_of(trails, nonce.decode())))
 
     def _look_at(self, gateway: GatewayProcess) -> None:
         def in_flight() -> int:
@@ -177,6 +178,17 @@ def request(rng: random.Random, nonce: bytes, stream: bool) -> bytes:
     body = json.dumps({"model": "m", "stream": stream, "messages": [message], **more}).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-ID: %b\r\nContent-Length: %d\r\n\r\n"
     return head % (nonce, len(body)) + body
+
+
+def trail_of(lines: Sequence[str], nonce: str) -> list[str]:
+    """What the engines did on the connections where a nonce was asked, up to then."""
+    found = []
+    for number, line in enumerate(lines):
+        if nonce in line:
+            connection = line.split(" ")[1]
+            before = [other for other in lines[: number + 1] if other.split(" ")[1:2] == [connection]]
+            found += before[-5:]
+    return found
 
 
 # --- the processes --------------------------------------------------------------------------------------------------
