@@ -1,8 +1,10 @@
 """Engines that answer each request with the nonce it carries, and misbehave at random: a process of its own.
 
 `python -m tests.fuzz.nonceengines SEED COUNT [CERTIFICATE KEY]` prints the ports as a JSON list (with a certificate the
-last one speaks TLS), serves until its stdin ends, and then prints what it did as a JSON object: how often it did what,
-and `undecidable`, the nonces of requests that may have had another's answer through nobody's fault.
+last one speaks TLS). For each line on its stdin, which says that no request is under way, half of its connections send
+what nobody asked for, and then it prints a line: whatever is asked later must not meet these bytes. At the end of stdin
+it prints what it did as a JSON object: how often it did what, and `undecidable`, the nonces of requests that may have
+had another's answer through nobody's fault.
 
 Those are: requests that were on their way while the engine sent bytes that nobody had asked for. HTTP/1.1 has nothing
 but the order on a connection to tell what answers what, so such bytes cannot be told from the answer. The engine looks
@@ -31,6 +33,9 @@ from collections import Counter
 from typing import Optional
 
 TAINTED_S = 0.25  # a gateway's thread may wait so long between its look and its sending, on a busy machine
+REST_S = 2.0
+REST_POLL_S = 0.25
+LATE_SHARE = 0.5  # of the connections at rest
 LATE_S = (0.002, 0.02)  # how long the connection has been idle when late bytes come
 READ_BYTES = 65536  # what gateways read at a time: an answer that ends exactly there leaves what is behind for later
 NONCE = re.compile(rb"n-[0-9a-f]{12}")
@@ -128,33 +133,64 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+class Rests:
+    """Tells all connections that no request is under way. `told` is set by one thread; each connection notes in its own
+    `_seen` that it has heard, and is counted by `heard`."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.receiver, self._sender = socket.socketpair()
+        self.connections: dict[Connection, None] = {}
+
+    def tell(self) -> None:
+        """Let every idle connection say what nobody asked for; returns when all have heard, or after REST_S."""
+        self.told += 1
+        self._sender.send(b"x")
+        end_s = time.monotonic() + REST_S
+        while not all(connection.heard for connection in list(self.connections)) and time.monotonic() < end_s:
+            time.sleep(0.002)
+        self.receiver.recv(1)
+
+
 class Connection:
     """One connection of the gateway's to an engine, served on a thread of its own."""
 
-    def __init__(self, sock: socket.socket, rng: random.Random, counts: Counts) -> None:
+    def __init__(self, sock: socket.socket, rng: random.Random, counts: Counts, rests: Rests) -> None:
         self._sock = sock
+        self._rests = rests
+        self._seen = rests.told
+        self._asked = b""  # the last nonce
         self._rng = rng
         self._counts = counts
         self._buffer = b""
         self._number = f"connection {next(_numbers)}"
 
+    @property
+    def heard(self) -> bool:
+        """Whether it has heard of the rest that there is now."""
+        return self._seen == self._rests.told
+
     def serve(self) -> None:
         """Until it ends, by whichever side."""
+        self._rests.connections[self] = None
         try:
             while True:
                 self._one()
         except (Ended, OSError):
             pass
         finally:
+            self._rests.connections.pop(self, None)
             with contextlib.suppress(OSError):
                 self._sock.close()
 
     def _one(self) -> None:
+        self._rest()
         head = self._head()
         nonce_match = NONCE.search(head)
         nonce = nonce_match[0] if nonce_match else b"none"
         length = re.search(rb"\r\ncontent-length: *([0-9]+)", head, re.IGNORECASE)
         size = int(length[1]) if length else 0
+        self._asked = nonce
         kind = self._rng.choices(KINDS, SHARES)[0]
         if kind.startswith("early"):
             self._did(kind, nonce)
@@ -163,6 +199,20 @@ class Connection:
         body = self._take(size)
         self._did(kind, nonce)
         self._answer(kind, nonce, b'"stream": true' in body or b'"stream":true' in body)
+
+    def _rest(self) -> None:
+        """Wait for a request; when all connections are at rest, say something that nobody asked for."""
+        while not self._buffer:
+            told = self._rests.told
+            watched = [self._sock] if self._seen == told else [self._sock, self._rests.receiver]
+            if self._sock in select.select(watched, [], [], REST_POLL_S)[0]:
+                break
+            if self._seen != self._rests.told:
+                if self._asked and self._rng.random() < LATE_SHARE:
+                    self._did("at rest: bytes sent", b"-")
+                    self._sock.sendall(self._rng.choice((answer(self._asked, self._rng.random() < 0.5), b"\r\n")))
+                self._seen = self._rests.told
+        self._seen = self._rests.told
 
     def _did(self, kind: str, nonce: bytes) -> None:
         """Count it, and write it down for whoever wants to know what came before a foreign answer."""
@@ -193,8 +243,13 @@ class Connection:
         elif kind == "surplus":
             send(answer(nonce, stream) + another)
         elif kind == "surplus behind exactly a read":
-            send(answer(nonce, stream, exact) + another)
-            self._tainted(TAINTED_S)
+            data = answer(nonce, stream, exact) + another
+            sent = self._sock.send(data)
+            if sent < len(data) or isinstance(self._sock, ssl.SSLSocket):
+                send(data[sent:])
+                self._tainted(TAINTED_S)
+            else:
+                self._tainted(0)  # the bytes were there before the answer could be read to its end
         elif kind == "surplus of a few bytes":
             send(answer(nonce, stream) + rng.choice((b"\r\n", b"\0", b"x", b"HTTP/1.1 ", b"0\r\n\r\n")))
         elif kind == "surplus behind 4xx":
@@ -284,7 +339,7 @@ class Connection:
         self._buffer += data
 
 
-def _listen(seed: int, counts: Counts, tls: Optional[ssl.SSLContext]) -> int:
+def _listen(seed: int, counts: Counts, rests: Rests, tls: Optional[ssl.SSLContext]) -> int:
     """Serve on a port of its own, on threads; returns the port."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     rng = random.Random(seed)
@@ -294,7 +349,7 @@ def _listen(seed: int, counts: Counts, tls: Optional[ssl.SSLContext]) -> int:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls is not None:
                 sock = tls.wrap_socket(sock, server_side=True)
-            Connection(sock, own, counts).serve()
+            Connection(sock, own, counts, rests).serve()
 
     def accept() -> None:
         while True:
@@ -316,9 +371,12 @@ def main() -> None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(*files)
     last = int(count) - 1
-    ports = [_listen(int(seed) * 100 + n, counts, tls if n == last else None) for n in range(int(count))]
+    rests = Rests()
+    ports = [_listen(int(seed) * 100 + n, counts, rests, tls if n == last else None) for n in range(int(count))]
     print(json.dumps(ports), flush=True)
-    sys.stdin.read()
+    for _line in sys.stdin:
+        rests.tell()
+        print("{}", flush=True)
     print(counts.told(), flush=True)
 
 

@@ -33,7 +33,8 @@ from tests.support import ROOT, GatewayProcess, eventually, process_environment
 
 ENGINES = 4
 AT_ONCE = 40
-PER_CONNECTION = 50  # requests at most
+BETWEEN_RESTS = 600  # requests; then all are let end, and engines say on idle connections what nobody asked for
+PER_CONNECTION = 30  # requests at most
 UNCHANGED_SHARE = 0.15  # of the requests go to a gateway that is as it is
 NONCE = re.compile(rb"n-[0-9a-f]{12}")
 ERRORS = frozenset((400, 404, 413, 422, 429, 502, 503, 504))
@@ -81,7 +82,12 @@ class Run:
             with _engines(self._seed, certificate, directory) as engines:
                 with _gateway(directory, engines.urls, certificate, trusting) as gateway:
                     began_s = time.monotonic()
-                    Talks(AT_ONCE).run(self._talks(gateway.port, count, end_s))
+                    asked = 0
+                    while asked < count and time.monotonic() < end_s:
+                        some = min(count - asked, BETWEEN_RESTS)
+                        Talks(AT_ONCE).run(self._talks(gateway.port, some, asked))
+                        asked += some
+                        engines.rest()
                     report.count("seconds asking", round(time.monotonic() - began_s))
                     self._look_at(gateway)
                 told = engines.end()
@@ -108,10 +114,10 @@ class Run:
             if line["event"] == "internal_error":
                 self._report.note(f"an exception in the log: {line['traceback'].strip().splitlines()[-1][:160]}")
 
-    def _talks(self, port: int, count: int, end_s: float) -> Iterator[tuple[int, Talk]]:
-        rng = random.Random(self._seed)
+    def _talks(self, port: int, count: int, asked: int) -> Iterator[tuple[int, Talk]]:
+        rng = random.Random(f"{self._seed}/{asked}")
         begun = 0
-        while begun < count and time.monotonic() < end_s:
+        while begun < count:
             some = min(count - begun, rng.randint(1, PER_CONNECTION))
             begun += some
             yield port, self._connection(random.Random(rng.getrandbits(64)), some)
@@ -200,6 +206,13 @@ class Engines:
     def __init__(self, process: subprocess.Popen[str], urls: list[str]) -> None:
         self._process = process
         self.urls = urls
+
+    def rest(self) -> None:
+        """No request is under way: let engines send what nobody asked for."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()
 
     def end(self) -> Any:
         """Let it end; returns what it did."""
