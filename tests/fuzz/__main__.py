@@ -16,14 +16,21 @@ from typing import Callable, Optional
 from tests.fuzz import answers, bodies, fields, fronts, heads, nonces, streams
 from tests.fuzz.finding import Report, numbers
 
-FUZZERS = {"heads": heads.run, "bodies": bodies.run, "streams": streams.run, "answers": answers.run, "fields": fields.run}
+FUZZERS = {
+    "heads": heads.run,
+    "bodies": bodies.run,
+    "streams": streams.run,
+    "answers": answers.run,
+    "fields": fields.run,
+}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run what is asked for; returns the exit status."""
     options = _options(argv)
     runs: dict[str, Callable[[Report], None]] = {
-        name: lambda report, run=run: run(report, numbers(options.seconds, options.case)) for name, run in FUZZERS.items()
+        name: lambda report, run=run: run(report, numbers(options.seconds, options.case))
+        for name, run in FUZZERS.items()
     }
     runs["nonces"] = lambda report: nonces.run(report, options.requests, options.seconds_at_most)
     runs["fronts"] = lambda report: fronts.run(report, options.cases, options.case)
@@ -45,7 +52,9 @@ def _run(name: str, seed: int, run: Callable[[Report], None]) -> bool:
 
 
 def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Odd bytes from both sides of the gateway.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description="Odd bytes from both sides of the gateway."
+    )
     add = parser.add_argument
     add("name", nargs="?", choices=[*FUZZERS, "nonces", "fronts"], help="one of them (default: all but the last two)")
     add("--seconds", type=float, default=20.0, help="how long each fuzzer makes new cases (default 20)")

@@ -1,5 +1,5 @@
-"""What the fuzzers of engines share: a case is a script for an engine, cut in several ways; a client asks, gets what the
-gateway makes of it, and asks again on the same connection.
+"""What the fuzzers of engines share: a case is a script for an engine, cut in several ways; a client asks, gets what
+the gateway makes of it, and asks again on the same connection.
 
 Every way of a case has a nonce of its own and the same length, so that scripts written for one hold for all. Models
 are many, all at the same engine: one that rests or is taken out (429, 401) is not asked again, the next is.

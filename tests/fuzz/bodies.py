@@ -17,19 +17,23 @@ from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.finding import Report, rng_of, shown
 from tests.fuzz.wire import Wire, chat, nonce
 
+# fmt: off
 SIZES = (
-    *("%X", "0%x", "0000%x", "%x ", "%x\t", " %x", "+%x", "-%x", "0x%x", "0X%x", "%x_", "%xh", "%x.0", "", "%x%x", "%x,", "%x\0", "\xef\xbc\x95"),
-    *("0" * 14 + "%x", "0" * 15 + "%x", "0" * 16 + "%x", "f" * 16, "f" * 17, "f" * 400, "%x\x0b", "1_0", "\xb2", "0x", "%x\r", "%x \t "),
+    "%X", "0%x", "0000%x", "%x ", "%x\t", " %x", "+%x", "-%x", "0x%x", "0X%x", "%x_", "%xh", "%x.0", "", "%x%x",
+    "%x,", "%x\0", "\xef\xbc\x95", "0" * 14 + "%x", "0" * 15 + "%x", "0" * 16 + "%x", "f" * 16, "f" * 17, "f" * 400,
+    "%x\x0b", "1_0", "\xb2", "0x", "%x\r", "%x \t ",
 )
 EXTENSIONS = (
-    *(";", ";a", ";a=b", ' ; x="q;1"', ";a\rb", ";a\0b", ";a\nb", ";\r", "; a", ";" + "x" * 300, ";" + "x" * 4080, ";" + "x" * 5000, ";a\x01", " a"),
-    *(";\xe9", ';a="\r\n"', ";;;", ";a=b;c=d", "\t;a", ";\t"),
+    ";", ";a", ";a=b", ' ; x="q;1"', ";a\rb", ";a\0b", ";a\nb", ";\r", "; a", ";" + "x" * 300, ";" + "x" * 4080,
+    ";" + "x" * 5000, ";a\x01", " a", ";\xe9", ';a="\r\n"', ";;;", ";a=b;c=d", "\t;a", ";\t",
 )
 LINE_ENDS = ("\n", "\r", "\r\r\n", "", "\n\r\n", "\0\r\n", " \r\n")
 TRAILERS = (
-    *("X: 1", "X:1", "X : 1", " X: 1", "\tX: 1", "X", ": 1", "X: \0", "X: \r1", "X: \x7f", "X\0: 1", "GET /healthz HTTP/1.1", "Host: a", "X: 1\r\n 2"),
-    *("Content-Length: 5", "Transfer-Encoding: chunked", "X: " + "y" * 4090, "X: " + "y" * 9000, "Expires: x", "X\xe9: 1", "X: 1\nY: 2", "X(: 1", "0", "5"),
+    "X: 1", "X:1", "X : 1", " X: 1", "\tX: 1", "X", ": 1", "X: \0", "X: \r1", "X: \x7f", "X\0: 1",
+    "GET /healthz HTTP/1.1", "Host: a", "X: 1\r\n 2", "Content-Length: 5", "Transfer-Encoding: chunked",
+    "X: " + "y" * 4090, "X: " + "y" * 9000, "Expires: x", "X\xe9: 1", "X: 1\nY: 2", "X(: 1", "0", "5",
 )
+# fmt: on
 
 
 def chunks(rng: random.Random, payload: bytes) -> bytes:
@@ -47,7 +51,9 @@ def chunks(rng: random.Random, payload: bytes) -> bytes:
             out.append(rng.choice((b"x", b"0", b"\r\n")))
         out.append(_line_end(rng))
         payload = payload[size:]
-    out.append(mostly(rng, b"0", b"00", b"0" * 16, b"0" * 17, b"-0", b"+0", b"0x0", b"0 ", b"0;e", b"", b"0_0", share=0.9))
+    out.append(
+        mostly(rng, b"0", b"00", b"0" * 16, b"0" * 17, b"-0", b"+0", b"0x0", b"0 ", b"0;e", b"", b"0_0", share=0.9)
+    )
     out.append(_line_end(rng))
     for _ in range(mostly(rng, 0, 1, 2, 5, share=0.6)):
         out += [rng.choice(TRAILERS).encode("latin-1"), _line_end(rng)]
@@ -64,13 +70,17 @@ def _line_end(rng: random.Random) -> bytes:
 
 def make(rng: random.Random, name: str) -> bytes:
     """The bytes of one case: a request with such a body."""
+    method = mostly(rng, "POST", "GET", "PUT", share=0.96)
+    target = mostly(rng, "/v1/chat/completions", "/healthz", "/nowhere", share=0.93)
     head = [
-        f"{mostly(rng, 'POST', 'GET', 'PUT', share=0.96)} {mostly(rng, '/v1/chat/completions', '/healthz', '/nowhere', share=0.93)} HTTP/1.1",
+        f"{method} {target} HTTP/1.1",
         "Host: 127.0.0.1",
         "Transfer-Encoding: chunked",
     ]
     if rng.random() < 0.1:
-        head.append(rng.choice(("Expect: 100-continue", "Trailer: X", "TE: trailers", "Content-Type: application/json")))
+        head.append(
+            rng.choice(("Expect: 100-continue", "Trailer: X", "TE: trailers", "Content-Type: application/json"))
+        )
     return "\r\n".join(head).encode() + b"\r\n\r\n" + chunks(rng, chat(name))
 
 
@@ -103,7 +113,7 @@ def pure(report: Report, number: int) -> None:
 
 
 def decoded(segments: Sequence[bytes]) -> tuple[str, object, bytes]:
-    """What the decoder makes of bytes cut like this: whole, open or broken; the payload; what is left behind its end."""
+    """What the decoder makes of bytes cut like this: whole, open or broken; the payload; what is behind its end."""
     decoder = ChunkedBody()
     payload = []
     try:

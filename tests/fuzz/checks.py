@@ -1,8 +1,8 @@
 """A gateway in this process under watch: what must hold whatever was sent to it.
 
-No 500; no exception in its log (other than one that a client saw as a 500, which is told as that: the rest are notes);
-every exchange ends: nothing in flight, no place on an engine, no stream, no request in line, no more threads than before;
-memory is bounded: the resident set grows by no more than GROWTH_BYTES over a run.
+No 500; no exception in its log (other than one that a client saw as a 500, which is told as that: the rest are
+notes); every exchange ends: nothing in flight, no place on an engine, no stream, no request in line, no more
+threads than before; memory is bounded: the resident set grows by no more than GROWTH_BYTES over a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 from unittest import mock
 
 from gateway.app import Gateway
@@ -29,12 +29,15 @@ SPARE_THREADS = 128  # what gateways keep of the threads they once needed, and t
 class Log(io.StringIO):
     """What the gateway logs: kept but for requests that went as they may, since there are very many of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_request: Optional[Callable[[dict[str, Any]], None]] = None) -> None:
         super().__init__()
+        self._on_request = on_request
         self.kept: list[dict[str, Any]] = []
 
     def write(self, text: str) -> int:
         for line in text.splitlines():
+            if self._on_request is not None and '"event": "request"' in line:
+                self._on_request(json.loads(line))
             if '"event": "request"' in line and '"status": 500' not in line:
                 continue
             with contextlib.suppress(ValueError):
@@ -85,10 +88,14 @@ class Watched:
 
 @contextlib.contextmanager
 def watched(
-    report: Report, environment: Optional[Mapping[str, object]] = None, threaded: bool = False
+    report: Report,
+    environment: Optional[Mapping[str, object]] = None,
+    threaded: bool = False,
+    on_request: Optional[Callable[[dict[str, Any]], None]] = None,
 ) -> Iterator[Watched]:
-    """A gateway with these settings, checked and stopped at the end. `threaded`: as where there is no epoll."""
-    log = Log()
+    """A gateway with these settings, checked and stopped at the end. `threaded`: as where there is no epoll;
+    `on_request` is told every request's log line, on the thread that writes them."""
+    log = Log(on_request)
     settings = load_settings({"LOG_FORMAT": "json", **(environment or {})})
     patched = mock.patch("gateway.app.new_server", GatewayServer) if threaded else contextlib.nullcontext()
     with patched:

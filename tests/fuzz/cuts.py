@@ -8,7 +8,21 @@ from typing import TypeVar
 
 EACH_BYTE_MAX = 400  # longer ones are not sent byte by byte: a segment costs a round
 T = TypeVar("T")
-ODD_BYTES = (b"\0", b"\r", b"\n", b"\r\n", b"\t", b" ", b"\x0b", b"\x0c", b"\x7f", b"\x80", b"\xff", b"\xc3\xa9", b"\x85")
+ODD_BYTES = (
+    b"\0",
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"\t",
+    b" ",
+    b"\x0b",
+    b"\x0c",
+    b"\x7f",
+    b"\x80",
+    b"\xff",
+    b"\xc3\xa9",
+    b"\x85",
+)
 
 
 def at(data: bytes, places: Sequence[int]) -> list[bytes]:

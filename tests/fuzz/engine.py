@@ -43,7 +43,10 @@ def good_answer(nonce: bytes, stream: bool, usage: object = None) -> bytes:
     if not stream:
         choice = {"index": 0, "message": {"role": "assistant", "content": text_of(nonce)}, "finish_reason": "stop"}
         body = json.dumps({"id": "e", "object": "chat.completion", "model": "m", "choices": [choice], "usage": figures})
-        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body.encode())
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+            len(body),
+            body.encode(),
+        )
     parts = [{"role": "assistant", "content": ""}, *({"content": word} for word in re.split("(?<= )", text_of(nonce)))]
     events = [{"choices": [{"index": 0, "delta": part, "finish_reason": None}]} for part in parts]
     events += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": figures}]

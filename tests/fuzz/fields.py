@@ -1,8 +1,8 @@
 """JSON requests by path: types shuffled, fields of other paths added, numbers, depth, duplicates, unicode.
 
 Rules, besides those of `checks.py` and `wire.py`: `parse_json` raises nothing but RequestRefused and gives what
-`json.loads` gives; validators raise nothing but RequestRefused. The gateways answer by echo and by an engine that says
-what it was asked, under a limit of tokens and a context length, so that prompts are counted.
+`json.loads` gives; validators raise nothing but RequestRefused. The gateways answer by echo and by an engine that
+says what it was asked, under a limit of tokens and a context length, so that prompts are counted.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from tests.fuzz.wire import Wire, nonce
 from tests.support import mock_engine
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+# fmt: off
 ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 128, 129, 10**6, 10**6 + 1, 10**30, -(10**30), 1.0, 1.5, 1e308, -0.0, 5e-324, "", "x", "\0", "\ud800", "é", "𝄞", "7"),
-    *([], [1], ["a"], [[]], [[1]], [None], [{}], {}, {"a": 1}, {"": ""}, [1, "a"], ["a", 1], [[1], ["a"]], [True], [1.5], [10**30], ["a"] * 70, "x" * 9000),
+    None, True, False, 0, 1, -1, 2, 128, 129, 10**6, 10**6 + 1, 10**30, -(10**30), 1.0, 1.5, 1e308, -0.0, 5e-324, "",
+    "x", "\0", "\ud800", "é", "𝄞", "7", [], [1], ["a"], [[]], [[1]], [None], [{}], {}, {"a": 1}, {"": ""}, [1, "a"],
+    ["a", 1], [[1], ["a"]], [True], [1.5], [10**30], ["a"] * 70, "x" * 9000,
 )
 KEYS = (
-    *("model", "messages", "prompt", "input", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "n", "best_of"),
-    *("tools", "tool_choice", "functions", "response_format", "user", "seed", "logprobs", "top_logprobs", "echo", "suffix", "encoding_format", "dimensions", "x", "", "\ud800"),
+    "model", "messages", "prompt", "input", "stream", "stream_options", "max_tokens", "max_completion_tokens",
+    "temperature", "top_p", "stop", "n", "best_of", "tools", "tool_choice", "functions", "response_format", "user",
+    "seed", "logprobs", "top_logprobs", "echo", "suffix", "encoding_format", "dimensions", "x", "", "\ud800",
 )
+# fmt: on
 
 
 def request_of(rng: random.Random, path: str, name: str) -> dict[str, Any]:
@@ -46,16 +50,24 @@ def request_of(rng: random.Random, path: str, name: str) -> dict[str, Any]:
         request[rng.choice(KEYS)] = rng.choice(ODD)
     odd = rng.random()
     if odd < 0.2:
-        message[rng.choice(("role", "content", "name", "tool_calls", "function_call", "x"))] = rng.choice((*ODD, "assistant", "tool", "system"))
+        message[rng.choice(("role", "content", "name", "tool_calls", "function_call", "x"))] = rng.choice(
+            (*ODD, "assistant", "tool", "system")
+        )
     elif odd < 0.3:
-        parts = [{"type": "text", "text": name}, {"type": rng.choice(ODD), "text": rng.choice(ODD)}, {"type": "image_url", "image_url": rng.choice(ODD)}]
+        parts = [
+            {"type": "text", "text": name},
+            {"type": rng.choice(ODD), "text": rng.choice(ODD)},
+            {"type": "image_url", "image_url": rng.choice(ODD)},
+        ]
         message["content"] = rng.sample(parts, rng.randint(0, 3)) + [rng.choice(ODD) for _ in range(rng.randint(0, 1))]
     elif odd < 0.36 and "messages" in request:
         request["messages"] = [rng.choice((message, rng.choice(ODD))) for _ in range(3)]
     if rng.random() < 0.3:
         request["stream"] = mostly(rng, True, False, share=0.8)
         if rng.random() < 0.3:
-            request["stream_options"] = rng.choice(({"include_usage": True}, {"include_usage": 7}, {}, None, {"x": [1]}))
+            request["stream_options"] = rng.choice(
+                ({"include_usage": True}, {"include_usage": 7}, {}, None, {"x": [1]})
+            )
     items = list(request.items())
     rng.shuffle(items)
     return dict(items)
@@ -65,10 +77,44 @@ def body_of(rng: random.Random, path: str, name: str) -> bytes:
     """The bytes of a body."""
     data = json.dumps(request_of(rng, path, name), ensure_ascii=rng.random() < 0.7)
     if rng.random() < 0.12:
-        number = rng.choice(("9" * 400, "-" + "9" * 999, "9" * 1001, "9" * 5000, "1e400", "-1e400", "1e-400", "NaN", "Infinity", "-Infinity", "01", "+1", ".5", "1.", "0x1", "1E5", "-0"))
+        number = rng.choice(
+            (
+                "9" * 400,
+                "-" + "9" * 999,
+                "9" * 1001,
+                "9" * 5000,
+                "1e400",
+                "-1e400",
+                "1e-400",
+                "NaN",
+                "Infinity",
+                "-Infinity",
+                "01",
+                "+1",
+                ".5",
+                "1.",
+                "0x1",
+                "1E5",
+                "-0",
+            )
+        )
         data = data[:-1] + f', "{rng.choice(KEYS[:13])}": {number}}}'
     if rng.random() < 0.05:
-        data = data[:-1] + ', "x": ' + rng.choice(("[" * 127 + "]" * 127, "[" * 128 + "]" * 128, "[" * 5000 + "]" * 5000, '{"a":' * 200 + "1" + "}" * 200, "[" * 100_000, '"' + "[" * 300 + '"')) + "}"
+        data = (
+            data[:-1]
+            + ', "x": '
+            + rng.choice(
+                (
+                    "[" * 127 + "]" * 127,
+                    "[" * 128 + "]" * 128,
+                    "[" * 5000 + "]" * 5000,
+                    '{"a":' * 200 + "1" + "}" * 200,
+                    "[" * 100_000,
+                    '"' + "[" * 300 + '"',
+                )
+            )
+            + "}"
+        )
     if rng.random() < 0.03:
         data = data[:-1] + f', "x": [{"[]," * 3000}0]}}'
     encoded = data.encode("utf-8", "surrogatepass")
@@ -76,7 +122,22 @@ def body_of(rng: random.Random, path: str, name: str) -> bytes:
     if odd < 0.08:
         return spoil(encoded, rng, rng.randint(1, 2))
     if odd < 0.12:
-        return rng.choice((b"", b"{}", b"[]", b"null", b"7", b'"x"', b"\xef\xbb\xbf" + encoded, data.encode("utf-16", "surrogatepass"), encoded + b"x", encoded * 2, b" \r\n\t" + encoded + b"\n", b"\0" + encoded))
+        return rng.choice(
+            (
+                b"",
+                b"{}",
+                b"[]",
+                b"null",
+                b"7",
+                b'"x"',
+                b"\xef\xbb\xbf" + encoded,
+                data.encode("utf-16", "surrogatepass"),
+                encoded + b"x",
+                encoded * 2,
+                b" \r\n\t" + encoded + b"\n",
+                b"\0" + encoded,
+            )
+        )
     return encoded
 
 

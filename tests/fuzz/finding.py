@@ -1,7 +1,7 @@
 """What a run has found: the rule that was broken, and how to see it again.
 
-A `Report` belongs to one run; `found` and `count` may be called from any thread (single operations on a list and, under
-the lock, on a Counter).
+A `Report` belongs to one run; `found` and `count` may be called from any thread (single operations on a list and,
+under the lock, on a Counter).
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ class Report:
             seen[finding.rule] += 1
             if seen[finding.rule] <= per_rule:
                 lines.append(f"  FOUND {finding.rule}: case {finding.case}: {finding.detail}")
-                lines.append(
-                    f"    again: python -m tests.fuzz {self.name} --seed {self.seed} --case {finding.case}"
-                )
+                lines.append(f"    again: python -m tests.fuzz {self.name} --seed {self.seed} --case {finding.case}")
                 lines += [f"    {line}" for line in finding.repro.splitlines()]
         lines += [f"  {rule}: {number} in all" for rule, number in seen.items() if number > per_rule]
         return lines

@@ -1,16 +1,16 @@
 """Engines that answer each request with the nonce it carries, and misbehave at random: a process of its own.
 
-`python -m tests.fuzz.nonceengines SEED COUNT [CERTIFICATE KEY]` prints the ports as a JSON list (with a certificate the
-last one speaks TLS). For each line on its stdin, which says that no request is under way, half of its connections send
-what nobody asked for, and then it prints a line: whatever is asked later must not meet these bytes. At the end of stdin
-it prints what it did as a JSON object: how often it did what, and `undecidable`, the nonces of requests that may have
-had another's answer through nobody's fault.
+`python -m tests.fuzz.nonceengines SEED COUNT [CERTIFICATE KEY]` prints the ports as a JSON list (with a certificate
+the last one speaks TLS). For each line on its stdin, which says that no request is under way, half of its
+connections send what nobody asked for, and then it prints a line: whatever is asked later must not meet these
+bytes. At the end of stdin it prints what it did as a JSON object: how often it did what, and `undecidable`, the
+nonces of requests that may have had another's answer through nobody's fault.
 
-Those are: requests that were on their way while the engine sent bytes that nobody had asked for. HTTP/1.1 has nothing
-but the order on a connection to tell what answers what, so such bytes cannot be told from the answer. The engine looks
-before it sends late bytes (when a request is there it sends none) and waits TAINTED_S behind them: a request that comes
-meanwhile is undecidable, is not answered, and its connection is closed. One that comes later was sent when the bytes had
-long been there to be seen.
+Those are: requests that were on their way while the engine sent bytes that nobody had asked for. HTTP/1.1 has
+nothing but the order on a connection to tell what answers what, so such bytes cannot be told from the answer. The
+engine looks before it sends late bytes (when a request is there it sends none) and waits TAINTED_S behind them: a
+request that comes meanwhile is undecidable, is not answered, and its connection is closed. One that comes later was
+sent when the bytes had long been there to be seen.
 
 A thread for each connection, which owns everything about it; the counts are one Counter under a lock.
 """
@@ -282,7 +282,10 @@ class Connection:
             send(answer(nonce, stream))
             raise Ended
         else:
-            send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nX-Nonce: %b\r\n\r\n" % nonce + answer(nonce, stream))
+            send(
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nX-Nonce: %b\r\n\r\n" % nonce
+                + answer(nonce, stream)
+            )
 
     def _slowly(self, data: bytes) -> None:
         for start in range(0, len(data), 200):

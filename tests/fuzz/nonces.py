@@ -1,12 +1,13 @@
 """Requests with a nonce each over four engines that misbehave at random: nobody may ever see another's.
 
-Three processes: the gateway, the engines (`nonceengines.py`, which says what they do), and this one with the clients:
-many conversations at a time on kept connections, plain and streamed, small and large, some of which leave. Rules:
+Three processes: the gateway, the engines (`nonceengines.py`, which says what they do), and this one with the
+clients: many conversations at a time on kept connections, plain and streamed, small and large, some of which leave.
+Rules:
 
-* no response holds another's nonce, in its head or its body (but for requests that the engines found undecidable, which
-  are counted by themselves: see `nonceengines.py`)
-* each ends: 200 with its own nonce whole, an error of contract 7, or for a stream an error event; a response that may
-  be read in one way only; no 500, nothing late
+* no response holds another's nonce, in its head or its body (but for requests that the engines found undecidable,
+  which are counted by themselves: see `nonceengines.py`)
+* each ends: 200 with its own nonce whole, an error of contract 7, or for a stream an error event; a response that
+  may be read in one way only; no 500, nothing late
 * the gateway has no exception in its log, and nothing in flight at the end
 
 For a part of the run the gateway is as it is; for most of it `trusting.py`.

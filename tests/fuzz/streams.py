@@ -1,10 +1,10 @@
 """Event streams of engines: events, comments, line ends, ends and errors in every order, cut anywhere.
 
-Rules, besides those of `checks.py`: a client that got a 200 gets whole lines that the engine sent, in their order, none
-left out (but events that only tell usage), then `[DONE]` and the body's end, or one error event and no `[DONE]`; nothing
-behind the engine's end reaches it; what it gets does not depend on how the stream was cut (but for events that look like
-the usual delta and are not JSON: those are not parsed where they come alone); the next request on its connection gets its
-own answer.
+Rules, besides those of `checks.py`: a client that got a 200 gets whole lines that the engine sent, in their order,
+none left out (but events that only tell usage), then `[DONE]` and the body's end, or one error event and no
+`[DONE]`; nothing behind the engine's end reaches it; what it gets does not depend on how the stream was cut (but
+for events that look like the usual delta and are not JSON: those are not parsed where they come alone); the next
+request on its connection gets its own answer.
 
 Without sockets: `EventStream` says the same for every single cut, and raises nothing but StreamBroken.
 """
@@ -26,17 +26,29 @@ from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, chunk, text_of
 from tests.fuzz.finding import Report, rng_of, shown
 from tests.fuzz.talk import End
 
-COMMENTS = (b": ping\n\n", b":\n", b"\n", b"\n\n\n", b": \xff\xfe\n", b"event: x\n", b"id: 7\n", b"retry: 5\n", b"data\n\n", b":" + b"c" * 3000 + b"\n\n", b"\r\n", b"\r", b"\0\n")
+# fmt: off
+COMMENTS = (
+    b": ping\n\n", b":\n", b"\n", b"\n\n\n", b": \xff\xfe\n", b"event: x\n", b"id: 7\n", b"retry: 5\n", b"data\n\n",
+    b":" + b"c" * 3000 + b"\n\n", b"\r\n", b"\r", b"\0\n",
+)
 ODD_EVENTS = (
-    *(b"data: {}", b"data: []", b"data: null", b"data: 7", b'data: "x"', b"data: {", b"data: NaN", b"data:", b"data: \xff", b"data:{}", b"data:  {}", b"DATA: {}", b" data: {}"),
-    *(b'data: {"choices": 7}', b'data: {"choices": [7]}', b'data: {"choices": [{}]}', b'data: {"choices": [{"delta": 7}]}', b'data: {"choices": [], "usage": 7}'),
-    *(b'data: {"error": "no"}', b'data: {"error": {"message": "no"}}', b'data: {"error": {"message": {"a": 1}}}', b'data: {"error": null}', b'data: {"error": "\\ud800"}'),
-    *(b'data: {"choices": [{"index": {"a": 1}, "finish_reason": "stop"}]}', b'data: {"choices": [{"index": [], "delta": {}, "finish_reason": "stop"}]}'),
-    *(b"data: " + b"[" * 3000, b'data: {"choices": [{"index": 1, "delta": {"content": "other"}, "finish_reason": null}]}', b"data: [DONE] ", b"data: [done]", b"data:[DONE]"),
+    b"data: {}", b"data: []", b"data: null", b"data: 7", b'data: "x"', b"data: {", b"data: NaN", b"data:",
+    b"data: \xff", b"data:{}", b"data:  {}", b"DATA: {}", b" data: {}", b'data: {"choices": 7}',
+    b'data: {"choices": [7]}', b'data: {"choices": [{}]}', b'data: {"choices": [{"delta": 7}]}',
+    b'data: {"choices": [], "usage": 7}', b'data: {"error": "no"}', b'data: {"error": {"message": "no"}}',
+    b'data: {"error": {"message": {"a": 1}}}', b'data: {"error": null}', b'data: {"error": "\\ud800"}',
+    b'data: {"choices": [{"index": {"a": 1}, "finish_reason": "stop"}]}',
+    b'data: {"choices": [{"index": [], "delta": {}, "finish_reason": "stop"}]}', b"data: " + b"[" * 3000,
+    b'data: {"choices": [{"index": 1, "delta": {"content": "other"}, "finish_reason": null}]}', b"data: [DONE] ",
+    b"data: [done]", b"data:[DONE]",
     b'data: {"choices": [{"index": 0, "delta": {"content": "big' + b"x" * 20_000 + b'"}, "finish_reason": null}]}',
     b'data: {"choices": [], "n": ' + b"9" * 5000 + b"}",
 )
-BEHIND = (b"data: SURPLUS\n\n", b'data: {"choices": [{"delta": {"content": "SURPLUS"}}]}\n\n', b"SURPLUS", b"\n", b": SURPLUS\n", b"data: [DONE]\n\n")
+BEHIND = (
+    b"data: SURPLUS\n\n", b'data: {"choices": [{"delta": {"content": "SURPLUS"}}]}\n\n', b"SURPLUS", b"\n",
+    b": SURPLUS\n", b"data: [DONE]\n\n",
+)
+# fmt: on
 
 
 def events_of(rng: random.Random, nonce: bytes) -> bytes:
@@ -54,11 +66,16 @@ def events_of(rng: random.Random, nonce: bytes) -> bytes:
     finish: Any = mostly(rng, "stop", "length", None, 7, "", {}, share=0.85)
     out.append(prefix + _delta("", finish, rng) + line_end * 2)
     if rng.random() < 0.6:
-        usage: Any = {key: mostly(rng, 5, *FIGURES, share=0.8) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        usage: Any = {
+            key: mostly(rng, 5, *FIGURES, share=0.8) for key in ("prompt_tokens", "completion_tokens", "total_tokens")
+        }
         usage = mostly(rng, usage, *FIGURES, share=0.9)
         out.append(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + line_end * 2)
     if rng.random() < 0.85:
-        out.append(mostly(rng, b"data: [DONE]", b"data:[DONE]", b"data: [DONE]x", b"[DONE]", share=0.95) + line_end * mostly(rng, 2, 1, 0, 3, share=0.8))
+        out.append(
+            mostly(rng, b"data: [DONE]", b"data:[DONE]", b"data: [DONE]x", b"[DONE]", share=0.95)
+            + line_end * mostly(rng, 2, 1, 0, 3, share=0.8)
+        )
         if rng.random() < 0.15:
             out.append(rng.choice(BEHIND))
     if rng.random() < 0.04:
@@ -80,14 +97,27 @@ def _delta(text: str, finish: object, rng: random.Random) -> bytes:
 
 def wire_of(rng: random.Random, payload: bytes, how: random.Random) -> tuple[bytes, str, bool]:
     """The response around a payload; `how` cuts its chunks. Also how it ends, and whether nothing is left to chance."""
-    kind = mostly(rng, "text/event-stream", "text/event-stream; charset=utf-8", "Text/Event-Stream", "application/json", "text/plain", "", share=0.85)
+    kind = mostly(
+        rng,
+        "text/event-stream",
+        "text/event-stream; charset=utf-8",
+        "Text/Event-Stream",
+        "application/json",
+        "text/plain",
+        "",
+        share=0.85,
+    )
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n"
     framed = rng.random()
     if framed < 0.7:
         body = b"".join(chunk(part) for part in cuts.some(payload, how, 10) if part)
         ending = mostly(rng, b"0\r\n\r\n", b"0\r\nX: 1\r\n\r\n", b"", b"0\r\n", b"x", b"5\r\nab", share=0.85)
         head += "Transfer-Encoding: chunked\r\n\r\n"
-        end = mostly(rng, KEEP, CLOSE, RESET, share=0.8) if ending.startswith(b"0\r\n") and ending.endswith(b"\r\n\r\n") else CLOSE
+        end = (
+            mostly(rng, KEEP, CLOSE, RESET, share=0.8)
+            if ending.startswith(b"0\r\n") and ending.endswith(b"\r\n\r\n")
+            else CLOSE
+        )
         behind = mostly(rng, b"", b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nSURPLUS", b"\r\n", share=0.85)
         return head.encode() + body + ending + behind, end, end != RESET and not behind
     if framed < 0.8:
@@ -107,7 +137,12 @@ def make(report: Report, number: int) -> Case:
         how = rng_of("ways", report.seed, number * 10 + way)
         data, end, sure = wire_of(rng, payload, how)
         sure = sure and all_json(payload)
-        segments = [[data], cuts.some(data, how), cuts.around(data, (b"\n", b"\r\n", b"data: "), how), cuts.some(data, how, 100)][way]
+        segments = [
+            [data],
+            cuts.some(data, how),
+            cuts.around(data, (b"\n", b"\r\n", b"data: "), how),
+            cuts.some(data, how, 100),
+        ][way]
         scripts.append((name, Script(segments or [data], end, always=True)))
     options = {"stream_options": {"include_usage": True}} if rng_of("usage", report.seed, number).random() < 0.3 else {}
     return Case(number, True, tuple(scripts), sure, options)

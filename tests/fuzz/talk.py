@@ -1,8 +1,9 @@
 """Many conversations with a gateway at once on one thread, each written as a generator.
 
-A conversation yields bytes (they are sent in one segment, as far as the system lets them be), PAUSE (what was sent is
-given time to be read by itself) or an `Await` (resumed with the next response, or with an `End`). Responses are read as
-a careful client would: whatever it could not read in one way only ends the conversation with `End("malformed: ...")`.
+A conversation yields bytes (they are sent in one segment, as far as the system lets them be), PAUSE (what was sent
+is given time to be read by itself), an `Await` (resumed with the next response, or with an `End`), a `Quiet` or a
+`Collect` (resumed with all bytes until the end). Responses are read as a careful client would: whatever it could
+not read in one way only ends the conversation with `End("malformed: ...")`.
 
 A `Talks` owns its sockets and its selector; one thread uses it.
 """
@@ -20,7 +21,10 @@ TURN_S = 0.0007  # of a turn, when somebody pauses: another thread reads meanwhi
 RECV_BYTES = 1 << 18
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2}) [\t\x20-\x7e]*")
-_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?[ \t]*")
+_FIELD = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*"
+    rb"([\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?[ \t]*"
+)
 
 
 class Answer(NamedTuple):
@@ -44,8 +48,7 @@ class End(NamedTuple):
 
 
 class Await(NamedTuple):
-    """Wait for the next response. `method` of its request; `due_s`: how long at most; `partial`: once the connection
-    has ended, a response whose body is not whole is given too."""
+    """Wait for the next response. `method`: of its request; `due_s`: how long at most."""
 
     method: str = "POST"
     due_s: float = 8.0
@@ -57,8 +60,14 @@ class Quiet(NamedTuple):
     due_s: float = 0.05
 
 
+class Collect(NamedTuple):
+    """Wait until the connection ends, at most `due_s`: resumed with all the bytes that have come."""
+
+    due_s: float = 8.0
+
+
 PAUSE = "pause"
-Step = Union[bytes, Await, Quiet, str]
+Step = Union[bytes, Await, Quiet, Collect, str]
 Talk = Generator[Step, Any, None]
 
 
@@ -130,6 +139,9 @@ class Talks:
             elif isinstance(line.step, Await):
                 if line.fresh or line.ended or now_s > line.due_s:
                     self._look(line, now_s)
+            elif isinstance(line.step, Collect):
+                if line.ended or now_s > line.due_s:
+                    self._resume(line, line.buffer)
             elif isinstance(line.step, Quiet) and (line.fresh or line.ended or now_s > line.due_s):
                 self._resume(line, None)
 

@@ -1,11 +1,12 @@
 """A client's bytes, cut up in every way, sent to gateways; what each way of cutting has come to is compared.
 
-Behind the bytes of each case comes a good request with a nonce, the *probe*, that closes the connection. Rules, besides
-those of `checks.py`:
+Behind the bytes of each case comes a good request with a nonce, the *probe*, that closes the connection. Rules,
+besides those of `checks.py`:
 
-* same verdict: the statuses and codes of the responses before the probe's, and whether the probe is answered, are the
-  same for each segmentation, on the server with a loop and on the one with a thread for each connection. (One exception:
-  a request whose body nobody wants, a 404 say, may keep the connection or close it, by whether its body had come.)
+* same verdict: the statuses and codes of the responses before the probe's, and whether the probe is answered, are
+  the same for each segmentation, on the server with a loop and on the one with a thread for each connection. (One
+  exception: a request whose body nobody wants, a 404 say, may keep the connection or close it, by whether its body
+  had come.)
 * well-formed: whatever comes back are whole responses that can be read in one way only
 * a response for a request: never more than `reference.py` finds requests
 * two readings: what `reference.py` refuses is not taken, and nothing behind it is answered
@@ -187,6 +188,8 @@ class Wire:
         own = {name, nonce("case", self._report.seed, run.case.number).encode()}
         self._issued |= own
         readings = reference.read_all(run.case.data + probe_of(self._report.seed, run.case.number))
+        # Else the probe is no request of its own: the case's bytes swallow it, or begin its first line.
+        intact = all(one.verdict == reference.TAKEN for one in reference.read_all(run.case.data))
         answers: list[tuple[int, str]] = []
         end = ""
         while not end:
@@ -199,7 +202,7 @@ class Wire:
                     end = f"a foreign nonce: {foreign}"
                 elif not got.whole:
                     end = "a response is cut short"
-                elif got.header(b"x-request-id") == name:
+                elif intact and got.header(b"x-request-id") == name:
                     end = yield from self._probed(got, name)
                 else:
                     answers.append((got.status, code_of(got)))
