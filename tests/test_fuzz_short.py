@@ -1,4 +1,4 @@
-"""A few cases of every fuzzer in tests/fuzz, always the same ones; and that the fuzzers see what they are there to see."""
+"""A few cases of every fuzzer in tests/fuzz, always the same; and that the fuzzers see what they are there to see."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.upstream import sse
 from gateway.upstream.framing import ChunkedBody
 from tests.fuzz import answers, bodies, cuts, fields, heads, nonces, reference, streams, wire
 from tests.fuzz.finding import Report, numbers, rng_of
-from tests.fuzz.talk import Answer, take_response
+from tests.fuzz.talk import Answer, Malformed, take_response
 
 CASES = 25
 SEED = 1
@@ -26,34 +26,34 @@ class ShortTest(unittest.TestCase):
     def test_heads_of_requests(self) -> None:
         report = Report("heads", SEED)
         heads.run(report, iter(range(CASES)))
-        self.assertEqual(report.counts["cases"], CASES)
         self.assert_holds(report)
+        self.assertEqual(report.counts["cases"], CASES)
 
     def test_chunked_bodies_of_requests(self) -> None:
         report = Report("bodies", SEED)
         bodies.run(report, iter(range(CASES)))
-        self.assertEqual(report.counts["cases"], CASES)
         self.assert_holds(report)
+        self.assertEqual(report.counts["cases"], CASES)
 
     def test_event_streams_of_engines(self) -> None:
         report = Report("streams", SEED)
         streams.run(report, iter(range(CASES)))
+        self.assert_holds(report)
         self.assertEqual(report.counts["cases"], CASES)
         self.assertGreater(report.counts["status 200"], CASES)
-        self.assert_holds(report)
 
     def test_answers_of_engines(self) -> None:
         report = Report("answers", SEED)
         answers.run(report, iter(range(CASES)))
+        self.assert_holds(report)
         self.assertEqual(report.counts["cases"], CASES)
         self.assertGreater(report.counts["status 200"], CASES)
-        self.assert_holds(report)
 
     def test_json_requests_by_path(self) -> None:
         report = Report("fields", SEED)
         fields.run(report, iter(range(CASES)))
-        self.assertEqual(report.counts["cases"], CASES)
         self.assert_holds(report)
+        self.assertEqual(report.counts["cases"], CASES)
 
     @unittest.skipUnless(sys.platform == "linux", "the engines' process is written for Linux")
     def test_nonces_over_engines_that_misbehave(self) -> None:
@@ -181,7 +181,7 @@ class ToolTest(unittest.TestCase):
             head.replace(b"2\r", b"2\r\nContent-Length: 2\r"),
             b"HTTP/1.1 200 OK\n\n\r\n\r\n",
         ):
-            with self.assertRaises(Exception, msg=bad):
+            with self.assertRaises(Malformed, msg=bad):
                 take_response(bad, "GET", True)
 
 

@@ -129,7 +129,8 @@ class Asking:
 
         def talks() -> Iterator[tuple[int, Talk]]:
             for case in cases:
-                self._report.count("cases")
+                if tell != self._tell:
+                    self._report.count("cases")
                 done: list[tuple[Asked, list[tuple[str, str]]]] = []
                 for nonce, script in case.scripts:
                     engine.script(nonce, script)

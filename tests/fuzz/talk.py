@@ -71,8 +71,8 @@ Step = Union[bytes, Await, Quiet, Collect, str]
 Talk = Generator[Step, Any, None]
 
 
-class _Malformed(Exception):
-    pass
+class Malformed(Exception):
+    """A response that could be read in several ways, or in none."""
 
 
 class _Line:
@@ -166,7 +166,7 @@ class Talks:
         assert isinstance(line.step, Await)
         try:
             found = take_response(line.buffer, line.step.method, line.ended is not None)
-        except _Malformed as error:
+        except Malformed as error:
             self._resume(line, End(f"malformed: {error}", line.buffer))
             return
         if found is not None:
@@ -218,33 +218,33 @@ class Talks:
 
 
 def take_response(buffer: bytes, method: str, ended: bool) -> Optional[tuple[Answer, bytes]]:
-    """The first response in `buffer` and what follows it; None: more is to come. Raises _Malformed."""
+    """The first response in `buffer` and what follows it; None: more is to come. Raises Malformed."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         if buffer and ended:
-            raise _Malformed("a head without an end")
+            raise Malformed("a head without an end")
         return None
     status, headers = _head(buffer[:end])
     rest = buffer[end + 4 :]
     lengths = [value for name, value in headers if name == b"content-length"]
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if len(lengths) + len(codings) > 1:
-        raise _Malformed("several framings")
+        raise Malformed("several framings")
     if status < 200 or status in (204, 304) or method == "HEAD":
         return Answer(status, headers, b""), rest
     if codings:
         if codings[0] != b"chunked":
-            raise _Malformed(f"coding {codings[0]!r}")
+            raise Malformed(f"coding {codings[0]!r}")
         return _chunked(status, headers, rest, ended)
     if lengths:
         if not re.fullmatch(rb"[0-9]{1,15}", lengths[0]):
-            raise _Malformed(f"length {lengths[0]!r}")
+            raise Malformed(f"length {lengths[0]!r}")
         length = int(lengths[0])
         if len(rest) < length:
             return (Answer(status, headers, rest, False), b"") if ended else None
         return Answer(status, headers, rest[:length]), rest[length:]
     if not any(name == b"connection" and value == b"close" for name, value in headers):
-        raise _Malformed("no framing, and the connection stays open")
+        raise Malformed("no framing, and the connection stays open")
     return (Answer(status, headers, rest), b"") if ended else None
 
 
@@ -252,12 +252,12 @@ def _head(block: bytes) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
     first, *lines = block.split(b"\r\n")
     match = _STATUS_LINE.fullmatch(first)
     if match is None:
-        raise _Malformed(f"status line {first[:100]!r}")
+        raise Malformed(f"status line {first[:100]!r}")
     headers = []
     for line in lines:
         field = _FIELD.fullmatch(line)
         if field is None:
-            raise _Malformed(f"header line {line[:100]!r}")
+            raise Malformed(f"header line {line[:100]!r}")
         headers.append((field[1].lower(), field[2] or b""))
     return int(match[1]), tuple(headers)
 
@@ -273,14 +273,14 @@ def _chunked(
             break
         digits = rest[position:end]
         if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", digits):
-            raise _Malformed(f"chunk size {digits[:50]!r}")
+            raise Malformed(f"chunk size {digits[:50]!r}")
         size = int(digits, 16)
         start, position = end + 2, end + 4 + size
         if len(rest) < position:
             parts.append(rest[start : start + size])
             break
         if rest[start + size : position] != b"\r\n":
-            raise _Malformed("a chunk longer than it said")
+            raise Malformed("a chunk longer than it said")
         if not size:
             return Answer(status, headers, b"".join(parts)), rest[position:]
         parts.append(rest[start : start + size])

@@ -148,8 +148,9 @@ class Wire:
             for case in cases:
                 runs = [run for where in WHERE for run in self._ways(case, where)]
                 turn = case.number % len(self._settings)
-                self._report.count("cases")
-                self._report.count("conversations", len(runs))
+                if tell != self._tell:
+                    self._report.count("cases")
+                    self._report.count("conversations", len(runs))
                 done: list[tuple[Run, Outcome]] = []
                 for run in runs:
                     yield self._gateways[turn, run.where].port, self._talk(run, done, len(runs), tell)
