@@ -2,7 +2,8 @@
 the gateway makes of it, and asks again on the same connection.
 
 Every way of a case has a nonce of its own and the same length, so that scripts written for one hold for all. Models
-are many, all at the same engine: one that rests or is taken out (429, 401) is not asked again, the next is.
+are many, all at the same engine, and each is asked by one at a time: what has an engine rest or taken out (429, 401)
+touches nobody else, and such a model is not asked again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.fuzz.engine import NONCE, Script, ScriptEngine, text_of
 from tests.fuzz.finding import Report, rng_of, shown
 from tests.fuzz.talk import Answer, Await, End, Talk, Talks
 
-MODELS = 400
+MODELS = 3000
 SURPLUS = b"SURPLUS"  # stands in whatever an engine sends and nobody may get
 AT_ONCE = 48
 LOOKED_AT_AGAIN = 12
@@ -86,7 +87,7 @@ class Asking:
         self._make = make
         self._judge = judge
         self._verdict = verdict
-        self._used = [0]  # models
+        self._models = list(range(MODELS))  # those whose engines have nothing held against them, the next one last
         self._issued: set[bytes] = set()  # nonces: a spoilt one is nobody's
 
     def run(self, numbers: Iterator[int]) -> None:
@@ -95,6 +96,7 @@ class Asking:
         with self._gateway() as (running, engine):
             some = itertools.takewhile(lambda number: len(odd) < ODD_MAX, numbers)
             self._ask(running, engine, map(self._make, some), AT_ONCE, lambda case, found, asked: odd.append(case))
+        self._models = list(range(MODELS))
         with self._gateway() as (running, engine):
             end_s = time.monotonic() + LOOKED_S
             for case in odd[:LOOKED_AT_AGAIN]:
@@ -125,8 +127,6 @@ class Asking:
         at_once: int,
         tell: Callable[[Case, list[tuple[str, str]], list[Asked]], None],
     ) -> None:
-        used = self._used
-
         def talks() -> Iterator[tuple[int, Talk]]:
             for case in cases:
                 if tell != self._tell:
@@ -135,7 +135,7 @@ class Asking:
                 for nonce, script in case.scripts:
                     engine.script(nonce, script)
                     self._issued.add(nonce)
-                    yield running.port, self._talk(case, nonce, script, engine, used, done, tell)
+                    yield running.port, self._talk(case, nonce, script, engine, done, tell)
 
         Talks(at_once).run(talks())
 
@@ -145,29 +145,34 @@ class Asking:
         nonce: bytes,
         script: Script,
         engine: ScriptEngine,
-        used: list[int],
         done: list[tuple[Asked, list[tuple[str, str]]]],
         tell: Callable[[Case, list[tuple[str, str]], list[Asked]], None],
     ) -> Talk:
-        yield request(nonce, case.stream, used[0] % MODELS, case.body)
+        model = self._next_model()
+        yield request(nonce, case.stream, model, case.body)
         got = yield Await(due_s=ANSWER_S)
         asked = Asked(nonce, script, case.stream, got, engine.asked.get(nonce, 0))
         found = [*self._common(asked), *self._judge(asked)]
         if not isinstance(got, End):
             self._report.count(f"status {got.status}")
-            if got.status in (429, 502):
-                used[0] += 1  # its engines may be out for long
+        if isinstance(got, Answer) and got.status == 200 and asked.attempts == 1:
+            self._models.insert(0, model)  # else an engine of it may rest, or be out
         if isinstance(got, Answer) and got.whole and got.header(b"connection") != b"close":
             again = nonce[:-1] + (b"0" if nonce[-1:] != b"0" else b"1")
             self._issued.add(again)
-            used[0] += 1
-            yield request(again, not case.stream, used[0] % MODELS, {})
+            model = self._next_model()
+            yield request(again, not case.stream, model, {})
             after = yield Await(due_s=ANSWER_S)
+            self._models.insert(0, model)
             if isinstance(after, End) or after.status != 200 or text_of(again) not in plain_text(after):
                 found.append(("own answer", f"the next request on the connection got {after}"[:600]))
         done.append((asked, found))
         if len(done) == len(case.scripts):
             self._conclude(case, done, tell)
+
+    def _next_model(self) -> int:
+        """A model that nobody else uses, and whose engines are all in."""
+        return self._models.pop() if self._models else 0
 
     def _conclude(
         self,

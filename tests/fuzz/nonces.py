@@ -51,6 +51,7 @@ SETTINGS: dict[str, object] = {
     "RATE_LIMIT_TARGET_ERRORS": 0,
     "ENGINES_FILE": "engines.json",
     "HEALTH_INTERVAL": 0,
+    "ALLOWED_HOSTS": "gateway",
     "PORT": 0,
 }
 
