@@ -10,25 +10,33 @@ choosing is locked per model in routing/, and a `Call` belongs to one thread, ex
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Callable, Optional, Union
 
-from gateway.asking import Asker, Asking, TimeLimits
+from gateway.asking import Asker, Asking, OnCrash, SizeLimits, TimeLimits
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
 from gateway.routing.breaker import BreakerPolicy
+from gateway.routing.checks import is_header_value
 from gateway.routing.decisions import Recorder
 from gateway.routing.engine import DEFAULT_POLICY
 from gateway.routing.pool import EngineSnapshot, StateChange
-from gateway.routing.retry import Outcome
+from gateway.routing.retry import CRASHED, Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient
-from gateway.upstream.prober import HealthChecker
+from gateway.upstream.prober import HealthChecker, probe
+from gateway.upstream.resolver import Resolver
+from gateway.upstream.response import ANSWER_MAX_BYTES
+from gateway.upstream.sse import EVENT_MAX_BYTES
 from gateway.upstream.stream import EngineStream
 
 __all__ = ["Answer", "Asking", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
@@ -40,8 +48,12 @@ class InferenceFactory:
     """A dictionary of model name -> engines, asked with balancing, health checks and both kinds of failover.
 
     `models` maps names to engine URLs or `EngineSpec`s (or is a `FleetSpec`). Times are seconds. `health_interval_s` 0
-    switches probes off. Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown
-    `strategy` or `fallback`.
+    switches probes off; `dns_ttl_s` is how long the addresses of engines' names are kept, 0 looks them up for each
+    connection. A complete answer of more than `max_answer_bytes` is its engine's failure, and so is an event of more
+    than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of exceptions that nobody had
+    foreseen, with the model and the engine whose attempt fails by them (None: they are logged). Thread-safe; close it,
+    or use it as a context manager. Raises ValueError for an unknown `strategy` or `fallback`, or an engine's key that
+    cannot be sent.
     """
 
     def __init__(
@@ -56,6 +68,9 @@ class InferenceFactory:
         first_token_timeout_s: float = 60.0,
         stream_idle_timeout_s: float = 60.0,
         queue_timeout_s: float = 30.0,
+        dns_ttl_s: float = 30.0,
+        max_answer_bytes: int = ANSWER_MAX_BYTES,
+        max_event_bytes: int = EVENT_MAX_BYTES,
         breaker: BreakerPolicy = DEFAULT_POLICY,
         recorder: Optional[Recorder] = None,
         health_interval_s: float = 5.0,
@@ -65,17 +80,23 @@ class InferenceFactory:
         secrets: Optional[Mapping[str, str]] = None,
         rng: Optional[Random] = None,
         on_change: Optional[Callable[[StateChange], None]] = None,
+        on_crash: Optional[OnCrash] = None,
     ) -> None:
         _refuse_unknown("strategy", strategy, STRATEGIES)
         _refuse_unknown("fallback", fallback, FALLBACKS)
         fleet = models if isinstance(models, FleetSpec) else _fleet_from(models)
+        _refuse_unsendable_keys(fleet, os.environ if secrets is None else secrets)
         self._closed = False
         self.router = Router(fleet, strategy=strategy, fallback=fallback, rng=rng, breaker=breaker, recorder=recorder)
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
-        self.client = EngineClient(connect_timeout_s, secrets)
+        self._on_crash = on_crash or _log_crash
+        self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
+        self._keys = _digests(fleet, self.client.secrets)
+        self._keep_names()
         limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s)
-        self.asker = Asker(self.router, self.client, limits, retry_attempts, self._on_change)
+        sizes = SizeLimits(max_answer_bytes, max_event_bytes)
+        self.asker = Asker(self.router, self.client, limits, retry_attempts, self._on_change, sizes, self._on_crash)
         self._health = HealthChecker(
             lambda: self.router.pools.values(),
             self._on_change,
@@ -84,6 +105,7 @@ class InferenceFactory:
             fails=health_fails,
             passes=health_passes,
             housekeeping=self.client.prune,
+            probe=functools.partial(probe, resolver=self.client.resolver),
         )
         self._health.start()
 
@@ -118,7 +140,8 @@ class InferenceFactory:
         self._refuse_closed()
         request = _request(messages, model, options)
         request["stream"] = True
-        answer = self.run(Call(CHAT, request))
+        call = Call(CHAT, request)
+        answer = self.run(call)
         if isinstance(answer, Answer):
             yield from _events_in(answer.body)
             return
@@ -127,7 +150,7 @@ class InferenceFactory:
         try:
             yield from _events_in(answer.first)
             while not answer.done:
-                yield from _events_in(answer.read())
+                yield from self._read_events(call, answer)
             outcome = Outcome("ok")
         except EngineFault as fault:
             outcome = fault.outcome
@@ -136,16 +159,40 @@ class InferenceFactory:
         finally:
             answer.close(outcome)
 
+    def _read_events(self, call: Call, stream: EngineStream) -> list[dict[str, Any]]:
+        """The next events. Raises EngineFault, also for what nobody had foreseen."""
+        try:
+            return list(_events_in(stream.read()))
+        except GatewayError:
+            raise
+        except Exception as error:
+            if isinstance(error, EngineFault) and error.outcome is not CRASHED:
+                raise
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            self._on_crash(cause, call.served_model or "", call.engine_id or "")
+            raise EngineFault(CRASHED) from error
+
     def engines(self) -> list[EngineSnapshot]:
         """Every engine of every model as it is now: model, id, url, state, weight, in_flight, last_error."""
         return [item for pool in self.router.pools.values() for item in pool.snapshot()]
 
     def reload(self, fleet: FleetSpec, secrets: Optional[Mapping[str, str]] = None) -> None:
-        """Serve another fleet from now on; what is in flight goes on. One thread at a time."""
+        """Serve another fleet from now on; what is in flight goes on. One thread at a time.
+
+        Raises ValueError, with nothing changed, for an engine's key that cannot be sent.
+        """
+        _refuse_unsendable_keys(fleet, self.client.secrets if secrets is None else secrets)
         if secrets is not None:
             self.client.secrets = secrets
-        self.router.reload(fleet)
-        self.asker.forget_changed()
+        before, self._keys = self._keys, _digests(fleet, self.client.secrets)
+        renewed = [name for name, digest in before.items() if self._keys.get(name, digest) != digest]
+        self.router.reload(fleet, renewed)
+        self._keep_names()
+        self.asker.forget_changed(renewed)
+        self._health.tick()  # of what nothing is known any more, something soon is
+
+    def _keep_names(self) -> None:
+        self.client.keep_names(engine.spec for pool in self.router.pools.values() for engine in pool.engines)
 
     def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.
@@ -187,9 +234,29 @@ class InferenceFactory:
         return self.asker.run(call)
 
 
+def _refuse_unsendable_keys(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:
+    """Raise ValueError naming the variables whose text cannot be sent in a header; it never shows that text."""
+    names = {engine.api_key_env for model in fleet.models for engine in model.engines}
+    for name in sorted(name for name in names if name):
+        secret = secrets.get(name, "").strip()
+        if secret and not is_header_value(secret):
+            raise ValueError(f"{name}: an engine's key must be printable ASCII characters, without line breaks")
+
+
+def _log_crash(error: Exception, model: str, engine: str) -> None:
+    text = "an attempt at the engine %s of the model %s failed by an exception"
+    logging.getLogger("inference").error(text, engine, model, exc_info=error)
+
+
 def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _digests(fleet: FleetSpec, secrets: Mapping[str, str]) -> dict[str, bytes]:
+    """By the variable's name, what tells whether an engine's key is still the same."""
+    names = {engine.api_key_env for model in fleet.models for engine in model.engines if engine.api_key_env}
+    return {name: hashlib.sha256(secrets.get(name, "").encode("utf-8", "surrogatepass")).digest() for name in names}
 
 
 def _fleet_from(models: Mapping[str, Sequence[Union[str, EngineSpec]]]) -> FleetSpec:
@@ -203,7 +270,7 @@ def _request(messages: list[dict[str, Any]], model: Optional[str], options: dict
     return request
 
 
-def _events_in(lines: bytes) -> Iterator[dict[str, Any]]:
+def _events_in(lines: Union[bytes, bytearray]) -> Iterator[dict[str, Any]]:
     for line in lines.splitlines():
         if line.startswith(b"data:"):
             payload = line[5:].strip()

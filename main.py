@@ -1,31 +1,104 @@
-"""The command line: serve (default), check, mock, keys, usage, replay. Signals are handled here and nowhere else."""
+"""The command line: serve (default), check, mock, keys, usage, replay. Signals are handled here and nowhere else.
+
+Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
+which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
+when all has been closed in order: the interpreter's own way waits for stdout and stderr, which somebody may hold open
+and never read.
+"""
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import signal
-import socket
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Optional
+import time
 
-from gateway import __version__
-from gateway.app import Gateway
-from gateway.configuration import ConfigurationError
-from gateway.policy.starting import faults_of_named, roles_of
-from gateway.policy.statefile import StateDbError, holds_keys
-from gateway.settings import Settings, describe, load, reload
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+    from typing import Callable, Optional
+
+    from gateway.app import Gateway
+    from gateway.settings import Settings
 
 EXIT_CONFIGURATION = 2
-DOTENV = Path(".env")
+EXIT_INTERRUPTED = 130  # as a shell tells SIGINT
+DOTENV = ".env"
+OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
+STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run a command; returns the exit status: 0 well, 1 failed, 2 configured wrongly."""
+def run() -> int:
+    """The command as a process of its own: `main` with the signals handled from its first moment on.
+
+    Returns the exit status, but where a gateway has served: then it does not return.
+    """
+    signals = _Signals() if sys.argv[1:2] in ([], ["serve"]) else None
+    _open_missing()
+    if signals is not None and os.name == "posix":
+        signals.watch_start()
+    try:
+        status = main(signals=signals)
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    except Exception as error:
+        if signals is None:
+            raise
+        status = 1
+        sys.stderr = sys.__stderr__ or sys.stderr
+        what = (type(error), error, error.__traceback__)
+        _within(OUTPUT_S, lambda: sys.__excepthook__(*what))
+    if signals is not None:
+        _within(OUTPUT_S, _flush)
+        os._exit(status)
+    return status
+
+
+def _open_missing() -> None:
+    """Open what is closed of descriptors 0, 1 and 2: a client's socket would get the number, and what is printed."""
+    if os.name == "posix":
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+
+
+def _flush() -> None:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+
+
+def _within(limit_s: float, write: Callable[[], object]) -> None:
+    """Write on a thread of its own, and wait for that so long: nobody may read it, and nothing is to wait for that."""
+    import threading
+
+    def attempt() -> None:
+        try:
+            write()
+        except (OSError, ValueError):
+            pass  # closed, or full
+
+    thread = threading.Thread(target=attempt, name="output", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+
+
+def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = None) -> int:
+    """Run a command; returns the exit status: 0 well, 1 failed, 2 configured wrongly.
+
+    `signals`: those that are handled already, for `serve`.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    import argparse
+    from pathlib import Path
+
     if arguments[:1] == ["mock"]:
         from gateway.mock import main as mock_main
 
@@ -36,6 +109,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return replay_main(arguments[1:])
     if arguments[:1] in (["keys"], ["usage"]):
         return _state_command(arguments[0], arguments[1:])
+    from gateway import __version__
+    from gateway.configuration import ConfigurationError
+    from gateway.policy.starting import faults_of_named
+    from gateway.settings import load
+
     parser = argparse.ArgumentParser(
         prog="main.py", description="One OpenAI-style address in front of many inference engines."
     )
@@ -49,16 +127,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     commands.add_parser("usage", help="sums of the ledger", add_help=False)
     command = parser.parse_args(arguments).command or "serve"
     try:
-        settings = load(os.environ, DOTENV, faults_of_named)
+        settings = load(os.environ, Path(DOTENV), faults_of_named)
     except ConfigurationError as error:
         return _misconfigured(error.faults)
     if command == "check":
         return _check(settings)
-    return serve(settings)
+    return serve(settings, signals)
 
 
 def _check(settings: Settings) -> int:
     """Say what would run: loading has found what would not."""
+    from gateway.policy.statefile import StateDbError, holds_keys
+    from gateway.settings import describe
+
     try:
         state_keys = holds_keys(settings.state_db)
     except StateDbError as error:  # it was good a moment ago
@@ -69,12 +150,18 @@ def _check(settings: Settings) -> int:
 
 def _state_command(command: str, arguments: list[str]) -> int:
     """`keys` and `usage`: they work on STATE_DB, whether or not a gateway is running."""
+    from pathlib import Path
+
+    from gateway.configuration import ConfigurationError
     from gateway.policy.keyscommand import keys_command, state_db_at
+    from gateway.policy.starting import roles_of
+    from gateway.policy.statefile import StateDbError
+    from gateway.settings import load
     from gateway.telemetry.usage import usage_command
 
     try:
         # The first key is made before anybody could be recognised: an address that others can reach is no fault here.
-        settings = load({**os.environ, "AUTH": "off"}, DOTENV)
+        settings = load({**os.environ, "AUTH": "off"}, Path(DOTENV))
         roles = roles_of(settings)
         open_db = state_db_at(settings.state_db)
         if command == "usage":
@@ -88,14 +175,22 @@ def _state_command(command: str, arguments: list[str]) -> int:
 
 
 def _misconfigured(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    return EXIT_CONFIGURATION
+    return _failed([f"error: {fault}" for fault in faults], EXIT_CONFIGURATION)
 
 
-def serve(settings: Settings) -> int:
+def _failed(lines: Sequence[str], status: int) -> int:
+    stderr = sys.stderr
+    _within(OUTPUT_S, lambda: print(*lines, sep="\n", file=stderr, flush=True))
+    return status
+
+
+def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends the drain. SIGHUP reads the engines file again."""
-    signals = _Signals()
+    from gateway.app import Gateway
+    from gateway.configuration import ConfigurationError
+    from gateway.policy.statefile import StateDbError
+
+    signals = signals or _Signals()
     try:
         gateway = Gateway(settings)
     except ConfigurationError as error:
@@ -104,19 +199,36 @@ def serve(settings: Settings) -> int:
         return _misconfigured([f"STATE_DB: {error}"])
     except OSError as error:
         reason = error.strerror or error
-        print(f"error: cannot listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
-        return 1
+        return _failed([f"error: cannot listen on {settings.host}:{settings.port}: {reason}"], 1)
     _raise_descriptor_limit(gateway)
     _settle_memory()
+    signals.serve()  # from here on there may be requests to finish
     gateway.start()
-    print(f"inference gateway at {gateway.url}", flush=True)
+    stdout = sys.stdout
+    _within(OUTPUT_S, lambda: print(f"inference gateway at {gateway.url}", file=stdout, flush=True))
+    _divert_stderr(gateway)
     while True:
         number = signals.wait()
         if number == getattr(signal, "SIGHUP", None):
             _reload(gateway)
-        elif number in (signal.SIGINT, signal.SIGTERM):
+        elif number in _ENDS:
             break
     return _drain(gateway, signals)
+
+
+def _divert_stderr(gateway: Gateway) -> None:
+    """What others print to stderr (warnings, say) becomes lines of the log: for those nobody waits."""
+    import threading
+
+    from gateway.telemetry.diverted import DivertedStream
+
+    sys.stderr = DivertedStream(gateway.telemetry.log)
+
+    def crashed(what: threading.ExceptHookArgs) -> None:
+        if what.exc_value is not None:
+            gateway.pipeline.internal_error(what.exc_value, "-")
+
+    threading.excepthook = crashed
 
 
 def _raise_descriptor_limit(gateway: Gateway) -> None:
@@ -148,48 +260,122 @@ def _settle_memory() -> None:
 
 
 def _drain(gateway: Gateway, signals: _Signals) -> int:
+    """Returns the exit status: 0, or 1 when not everything could be ended, or a third signal did not wait for it."""
     import threading
 
-    stopper = threading.Thread(target=gateway.stop, name="stop")
+    stopper = threading.Thread(target=gateway.stop, name="stop", daemon=True)
     stopper.start()
-    while stopper.is_alive():
-        if signals.wait(0.05) in (signal.SIGINT, signal.SIGTERM):
+    settings = gateway.settings
+    deadline_s = time.monotonic() + settings.drain_delay_s + settings.drain_timeout_s + STOP_S
+    hurried = False
+    while stopper.is_alive() and time.monotonic() < deadline_s:
+        if signals.wait(0.05) in _ENDS:
+            if hurried:
+                return 1
+            hurried = True
             gateway.hurry()
-            break
-    stopper.join()
-    return 0
+            deadline_s = time.monotonic() + STOP_S
+    return 1 if stopper.is_alive() else 0
 
 
 def _reload(gateway: Gateway) -> None:
+    from pathlib import Path
+
+    from gateway.configuration import ConfigurationError
+    from gateway.settings import reload
+
     try:
-        settings = reload(gateway.settings, os.environ, DOTENV)
+        gateway.reload(reload(gateway.settings, os.environ, Path(DOTENV)))
     except ConfigurationError as error:
         gateway.telemetry.log("error", "reload_failed", faults=list(error.faults))
-    else:
-        gateway.reload(settings)
+    except Exception as error:  # whatever it is, it is no reason to stop serving
+        gateway.pipeline.internal_error(error, "-")
+
+
+_ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Signals:
-    """Signals as bytes on a socket: handlers that set an Event can deadlock with the thread that waits for it."""
+    """SIGTERM, SIGINT and SIGHUP, one after another. For the main thread.
+
+    Until `serve`, the first two end the process at once (nothing is under way: exit 0; Ctrl-C: 130), and SIGHUP is
+    kept: the engines file may have been read before it came. From then on `wait` gives each.
+    """
 
     def __init__(self) -> None:
-        self._receiver, self._sender = socket.socketpair()
-        self._sender.setblocking(False)
-        signal.set_wakeup_fd(self._sender.fileno())
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        self._serving = False
+        self._come: list[int] = []
+        self._receiver: Optional[socket.socket] = None
+        self._sender: Optional[socket.socket] = None
+        self._early: Optional[int] = None
+        for name in ("SIGHUP", "SIGINT", "SIGTERM"):
             number = getattr(signal, name, None)
             if number is not None:
-                signal.signal(number, lambda *_: None)
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if not self._serving and number in _ENDS:
+            self._end_early(number)
+        self._come.append(number)
+        self._wake()
+
+    @staticmethod
+    def _end_early(number: int) -> None:
+        os._exit(0 if number == signal.SIGTERM else EXIT_INTERRUPTED)
+
+    def watch_start(self) -> None:
+        """End at once also while the start stands still in one call (a file on a disk that hangs).
+
+        A handler runs when such a call returns, or when the signal comes in the middle of it; a thread need not wait.
+        """
+        import threading
+
+        reader, self._early = os.pipe()
+        os.set_blocking(self._early, False)
+        signal.set_wakeup_fd(self._early, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch_start, args=(reader,), name="start-signals", daemon=True).start()
+
+    def _watch_start(self, reader: int) -> None:
+        while not self._serving:
+            for number in os.read(reader, 64):
+                # Between this look and the end, `serve` may have come: nothing is under way yet all the same.
+                if number in _ENDS and not self._serving:
+                    self._end_early(number)
+
+    def _wake(self) -> None:
+        if self._sender is not None:
+            try:
+                self._sender.send(b"\0")
+            except OSError:
+                pass  # full: there is enough to wake up for
+
+    def serve(self) -> None:
+        """From now on signals are for `wait`."""
+        import socket
+
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        # So that `wait` wakes up for a signal that the system gives to another thread, or on Windows.
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._serving = True
+        if self._early is not None:
+            os.write(self._early, b"\0")  # ends the thread; the pipe stays: a handler may be about to write to it
+        if self._come:
+            self._wake()
 
     def wait(self, timeout_s: float = 3600.0) -> Optional[int]:
-        """The next signal's number, or None after `timeout_s`."""
-        self._receiver.settimeout(timeout_s)
-        try:
-            data = self._receiver.recv(1)
-        except (socket.timeout, InterruptedError):
-            return None
-        return data[0] if data else None
+        """The next signal's number, or None after `timeout_s`, or now and then before."""
+        # What the handler appends after this look wakes the receiver: it sends a byte itself. A storm of signals that
+        # fills the socket loses bytes, but none of those that have come.
+        assert self._receiver is not None
+        if not self._come:
+            self._receiver.settimeout(timeout_s)
+            try:
+                self._receiver.recv(4096)
+            except OSError:
+                return None
+        return self._come.pop(0) if self._come else None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -10,6 +10,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from random import Random
 from typing import Optional, TextIO
 
@@ -102,6 +103,9 @@ class Gateway:
             first_token_timeout_s=settings.first_token_timeout_s,
             stream_idle_timeout_s=settings.stream_idle_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
+            dns_ttl_s=settings.dns_ttl_s,
+            max_answer_bytes=settings.max_answer_bytes,
+            max_event_bytes=settings.max_event_bytes,
             breaker=_breaker_policy(settings),
             rng=Random(self.seed),
             recorder=None if self.decisions is None else self.decisions.record,
@@ -111,10 +115,12 @@ class Gateway:
             health_passes=settings.health_passes,
             secrets=settings.engine_keys,
             on_change=self._engine_changed,
+            on_crash=self._attempt_crashed,
         )
 
     def _bind_metrics(self) -> None:
         self.metrics.bind_engines(self._engine_gauges)
+        self.metrics.bind_surplus(self._surplus_counts)
         self.metrics.bind_breakers(self._breaker_gauges, self._waiting_gauges)
         self.metrics.bind_queue(lambda: self.workers.depth, lambda: self.workers.busy)
         self.metrics.bind_policy(self._limit_gauges, self._ledger_dropped, self._state_db_errors)
@@ -175,13 +181,17 @@ class Gateway:
         self.telemetry.log("info", "reloaded", models=sorted(self.factory.router.pools))
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
-        """Drain (None: DRAIN_TIMEOUT; 0: not at all) and stop; True when nothing had to be cut off."""
-        self.pipeline.draining = True
+        """Drain (None: DRAIN_TIMEOUT, after DRAIN_DELAY; 0: not at all) and stop; True when nothing was cut off."""
         if not self._stopping.acquire(blocking=False):
             self._hurry.set()
             return False
+        delay_s = self.settings.drain_delay_s if drain_timeout_s is None else 0.0
         limit_s = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        self.telemetry.log("info", "draining", in_flight=self.pipeline.in_flight)
+        self.pipeline.lingering = delay_s > 0  # before `draining`: nobody is refused in between
+        self.pipeline.draining = True
+        self.telemetry.log("info", "draining", in_flight=self.pipeline.in_flight, delay_s=delay_s)
+        self._hurry.wait(delay_s)
+        self.pipeline.lingering = False
         deadline_s = time.monotonic() + limit_s
         while self.pipeline.in_flight and time.monotonic() < deadline_s:
             if self._hurry.wait(DRAIN_POLL_S):
@@ -211,16 +221,20 @@ class Gateway:
     def _close_parts(self) -> None:
         self.relay.close(END_TIMEOUT_S)
         self.workers.close(END_TIMEOUT_S)
-        self.factory.close()
-        if self.decisions is not None:
-            self.decisions.close(END_TIMEOUT_S)
         self.telemetry.log("info", "stopped")
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
         self.guard.close(END_TIMEOUT_S)
+        self.factory.close()  # after what is to last: it waits for probes under way
+        if self.decisions is not None:
+            self.decisions.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
 
     def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
         return [(e.model, e.id, e.available, e.in_flight) for e in self.factory.engines()]
+
+    def _surplus_counts(self) -> list[tuple[tuple[str, str], float]]:
+        surplus = self.factory.client.surplus
+        return [((e.model, e.id), surplus((e.model, e.id))) for e in self.factory.engines()]
 
     def _breaker_gauges(self) -> list[tuple[tuple[str, str], int]]:
         return [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in self.factory.engines()]
@@ -242,6 +256,10 @@ class Gateway:
     def _engine_changed(self, change: StateChange) -> None:
         level = "info" if change.after == "up" else "warning"
         self.telemetry.log(level, "engine_state", **change._asdict())
+
+    def _attempt_crashed(self, error: Exception, model: str, engine: str) -> None:
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.telemetry.log("error", "attempt_crashed", model=model, engine=engine, traceback=trace)
 
     def _crashed(self, error: BaseException) -> None:
         self.pipeline.internal_error(error, "-")

@@ -11,25 +11,29 @@ import functools
 import json
 import threading
 import time
-from typing import Callable, NamedTuple, Optional, Union
+from collections.abc import Collection
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.deadlines import Watchdog
-from gateway.errors import ClientGone, EngineFailed, RequestRefused
+from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
 from gateway.hedging import Answer, Race, Tried
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool, StateChange
-from gateway.routing.retry import CANCELLED, OK, Outcome
+from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
 from gateway.upstream.attempt import Attempt, EngineFault
+from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.client import EngineClient
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.response import EngineResponse
+from gateway.upstream.fields import BY_PATH
+from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.sent import Sent
-from gateway.upstream.sse import EventStream
+from gateway.upstream.skim import LARGE_BYTES
+from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
 from gateway.upstream.stream import EngineStream
 
 HEDGE_TICK_S = 0.01
@@ -65,6 +69,19 @@ class TimeLimits(NamedTuple):
     place_s: float = 30.0
 
 
+class SizeLimits(NamedTuple):
+    """Bytes: of a complete answer, and of one event of a stream, or of what comes before the first one."""
+
+    answer_bytes: int = ANSWER_MAX_BYTES
+    event_bytes: int = EVENT_MAX_BYTES
+
+
+USUAL_SIZES = SizeLimits()
+
+OnCrash = Callable[[Exception, str, str], None]
+"""Told of what nobody had foreseen in an attempt: the exception, the model and the engine."""
+
+
 class Asker:
     """Runs calls. Thread-safe."""
 
@@ -75,12 +92,16 @@ class Asker:
         limits: TimeLimits,
         retry_attempts: int,
         on_change: Callable[[StateChange], None],
+        sizes: SizeLimits = USUAL_SIZES,
+        on_crash: OnCrash = lambda error, model, engine: None,
     ) -> None:
         self._router = router
         self._client = client
         self._limits = limits
         self._retry_attempts = retry_attempts
-        self._on_change = on_change
+        self._told = on_change
+        self._sizes = sizes
+        self._on_crash = on_crash
         self._endpoints: dict[Engine, Endpoint] = {}
         self._watchdog = Watchdog("engine-deadlines")
         self._watchdog.start()
@@ -100,14 +121,18 @@ class Asker:
             self._hedging = True
             self._hedges.start()
 
-    def forget_changed(self) -> None:
-        """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone."""
+    def forget_changed(self, renewed: Collection[str] = ()) -> None:
+        """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone.
+
+        `renewed` names the variables (`api_key_env`) whose secrets have changed.
+        """
         kept = {engine: engine.spec for pool in self._router.pools.values() for engine in pool.engines}
         old = dict(self._endpoints)
-        still = {e: p for e, p in old.items() if kept.get(e) == p.spec}
+        still = {e: p for e, p in old.items() if kept.get(e) == p.spec and p.spec.api_key_env not in renewed}
         used = {endpoint.spec for endpoint in still.values()}
-        self._endpoints = still  # from now on requests add to it
+        # First, so that who misses one in `still` gets one with the new key; in `old` it is found, closed or not.
         self._client.forget([p.spec for p in old.values() if p.spec not in used])
+        self._endpoints = still  # from now on requests add to it
         self._watch_hedges()
 
     # --- a call ----------------------------------------------------------------------------------------------------
@@ -140,10 +165,17 @@ class Asker:
         try:
             open_stream = functools.partial(self._open_stream, call, engine, None) if call.stream else None
             asking.sent = self._client.send(*self._prepare(call, pool, engine, attempt), open_stream)
-        except BaseException:
+        except GatewayError:
             self._over(call, attempt)
             pool.settle(lease, CANCELLED, 0.0)
             raise
+        except Exception as error:
+            self._over(call, attempt)
+            call.attempts += 1
+            outcome = self._outcome_of(error, pool, engine)
+            self._settle(call, pool, lease, outcome, 0.0, 0.0)
+            asking.tried = Tried(outcome, pool, engine)
+            return asking
         if asking.sent is None:
             self._over(call, attempt)
         else:
@@ -173,7 +205,7 @@ class Asker:
     def _plan(self, call: Call) -> Asking:
         limit_s = self._limits.first_token_s if call.stream else self._limits.request_s
         deadline_s = time.monotonic() + limit_s
-        asked = self._router.route(call.model, call.allow_fallback)
+        asked = self._router.route(call.model, call.allow_fallback, call.may_use)
         pools = self._that_fit(call, asked)
         may_use = call.may_use
         if may_use is not None:  # a key that may not ask a model does not fall back to it either
@@ -183,7 +215,9 @@ class Asker:
         affinity = b""
         if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
-        tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter)
+        accusers = self._router.accusers
+        avoid = accusers.avoided(call.caller) if accusers.told else ()
+        tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter, avoid)
         return Asking(call, tries, asked[0], deadline_s, limit_s)
 
     def _until_answered(self, asking: Asking) -> Union[Answer, EngineStream]:
@@ -227,7 +261,7 @@ class Asker:
                 raise RequestRefused(
                     "context_too_long",
                     f"the request takes about {tokens} tokens, {own.name} has room for {own.max_model_len}",
-                    param=next((key for key in ("messages", "prompt", "input") if key in call.request), None),
+                    param=BY_PATH[call.path].own,
                     details={"estimated_tokens": tokens, "max_model_len": own.max_model_len},
                 )
         limits = ((pool, pool.spec.max_model_len) for pool in pools)
@@ -307,7 +341,8 @@ class Asker:
             deadline_s = now_s + (deadline_s - now_s) / 2
         if limit_s is not None:
             deadline_s = min(deadline_s, now_s + limit_s)
-        return Attempt(deadline_s)
+        asked = ("", "") if step.lease is None else (step.pool.name, step.lease.engine.id)
+        return Attempt(deadline_s, asked)
 
     def _served_model(self, call: Call, pool: ModelPool) -> str:
         return (call.model or pool.name) if self._router.fleet.wildcard else pool.name
@@ -315,6 +350,7 @@ class Asker:
     def _adopt(self, call: Call, asked: ModelPool, tried: Tried) -> None:
         """What the client is told: the try that counts."""
         call.engine_id = tried.engine.id
+        call.context_tokens = tried.pool.spec.max_model_len
         call.served_model = self._served_model(call, tried.pool)
         call.fallback = None if tried.pool is asked else f"{asked.name}->{tried.pool.name}"
         if isinstance(tried.result, Answer):
@@ -363,15 +399,36 @@ class Asker:
             if isinstance(result, EngineStream):
                 stream = result
             return Tried(result, pool, lease.engine)
-        except EngineFault as fault:
-            outcome = fault.outcome
+        except GatewayError:
+            raise
+        except Exception as error:
+            outcome = self._outcome_of(error, pool, lease.engine)
             return Tried(outcome, pool, lease.engine)
         finally:
             took_s = time.monotonic() - started_s
             if stream is None:
                 self._settle(call, pool, lease, outcome, took_s, took_s)
             else:
+                change = pool.answered(lease, took_s)  # before anybody else can close the stream
+                if change is not None:
+                    self._on_change(change)
                 stream.on_close(self._settler(call, pool, lease, started_s, took_s))
+
+    def _on_change(self, change: StateChange) -> None:
+        """Tell of it; who cannot be told fails no attempt."""
+        try:
+            self._told(change)
+        except Exception as error:
+            self._on_crash(error, change.model, change.engine)
+
+    def _outcome_of(self, error: Exception, pool: ModelPool, engine: Engine) -> Outcome:
+        """How an attempt has failed. What nobody had foreseen is its failure, too: the engine's answer has brought it
+        about, or another engine may do without it."""
+        outcome = error.outcome if isinstance(error, EngineFault) else CRASHED
+        if outcome is CRASHED:
+            cause = error.__cause__ if isinstance(error, EngineFault) else error
+            self._on_crash(cause if isinstance(cause, Exception) else error, pool.name, engine.id)
+        return outcome
 
     def _settler(
         self, call: Call, pool: ModelPool, lease: Lease, started_s: float, first_s: float
@@ -387,7 +444,12 @@ class Asker:
         self, call: Call, pool: ModelPool, lease: Lease, outcome: Outcome, answer_s: float, total_s: float
     ) -> None:
         call.records.append(AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s))
-        change = pool.settle(lease, outcome, answer_s, total_s)
+        doubted = (
+            outcome.kind == "unauthorized"
+            and outcome.status == 403
+            and not self._router.accusers.believed(call.caller, lease.engine)
+        )
+        change = pool.settle(lease, outcome, answer_s, total_s, doubted)
         if change is not None:
             if change.after == "down":
                 endpoint = self._endpoints.get(lease.engine)
@@ -439,7 +501,7 @@ class Asker:
                 if stream is not None:
                     stream.wait_first()
                     return stream
-                body = response.read_all()
+                body = response.read_all(self._sizes.answer_bytes)
                 response.release()
             except BaseException:
                 response.close()
@@ -450,16 +512,16 @@ class Asker:
         finally:
             self._watchdog.forget(attempt)
         call.end(attempt)
-        return _complete(call, body, model)
+        return _complete(call, body, model, pool.spec.max_model_len, self._sizes.event_bytes)
 
-    @staticmethod
     def _open_stream(
-        call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse
+        self, call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse
     ) -> Optional[EngineStream]:
         """The answer as a stream, if it is one; `earlier` is what it goes on after."""
         if not call.stream or response.head.headers.get(b"content-type", b"").count(b"json"):
             return None
-        events = EventStream(not call.wants_usage(), call.choices(), engine.spec.resume and call.can_resume())
+        resumes = engine.spec.resume and call.can_resume()
+        events = EventStream(not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
             events.go_on(earlier)
         return EngineStream(response, events)
@@ -488,16 +550,22 @@ class Asker:
 
         race = Race(attempt, time.monotonic() + after_s, second)
         self._hedges.watch(race)
+        own: Optional[GatewayError] = None
         try:
             first = self._try(call, step, attempt)
-        except ClientGone:
+        except GatewayError as error:
             if call.cancelled:
                 race.close()
                 raise
+            if not isinstance(error, ClientGone):
+                own = error  # the gateway's own fault: only the second attempt may still have an answer
             first = Tried(CANCELLED, step.pool, step.lease.engine)  # type: ignore[union-attr]
         finally:
             self._hedges.forget(race)
-        return race.finish(first, deadline_s)
+        tried = race.finish(first, deadline_s)
+        if own is not None and tried is first:
+            raise own
+        return tried
 
     # --- going on --------------------------------------------------------------------------------------------------
 
@@ -524,7 +592,10 @@ class Asker:
             call.attempts += 1
             step = Step(pool, lease)
             began_s = time.monotonic()
-            tried = self._try(onward, step, self._attempt_for(step, deadline_s), broken.events)
+            try:
+                tried = self._try(onward, step, self._attempt_for(step, deadline_s), broken.events)
+            except EngineFailed:
+                return None  # the gateway itself has run short of something
             call.engine_s += time.monotonic() - began_s
             if isinstance(tried.result, EngineStream):
                 call.resumed += 1
@@ -535,13 +606,18 @@ class Asker:
         return None
 
 
-def _complete(call: Call, body: bytes, model: str) -> Answer:
-    """The engine's complete answer, as the client gets it. Raises EngineFault."""
+def _complete(
+    call: Call, body: Union[bytes, bytearray], model: str, context_tokens: Optional[int], event_bytes: int
+) -> Answer:
+    """The engine's complete answer, as the client gets it; `body` is no more than that afterwards. Raises
+    EngineFault."""
     try:
+        if len(body) > LARGE_BYTES:
+            large = body if isinstance(body, bytearray) else bytearray(body)
+            return _complete_large(call, large, model, context_tokens, event_bytes)
+        body = bytes(body)
         parsed = answers.parse_answer(body, call.path)
-        usage = answers.usage_of(parsed.get("usage"), 0, 0)
-        if usage.estimated:
-            usage = answers.usage_of(None, call.prompt_chars(), answers.completion_chars(parsed))
+        usage = _usage(call, parsed, context_tokens)
         complete = answers.complete(parsed, body, call.request_id, model, usage)
     except (answers.InvalidAnswer, ValueError) as error:  # ValueError: a number that JSON cannot say
         raise EngineFault(Outcome("invalid", str(error))) from error
@@ -550,8 +626,32 @@ def _complete(call: Call, body: bytes, model: str) -> Answer:
     return Answer(complete, usage)
 
 
+def _complete_large(call: Call, body: bytearray, model: str, context_tokens: Optional[int], event_bytes: int) -> Answer:
+    """The same without making objects of what may be millions of values."""
+    found = answers.outline_answer(body, call.path)
+    if call.stream and (len(body) > event_bytes or found.values > answers.STREAMED_VALUES_MAX):
+        raise answers.InvalidAnswer("the engine's answer is no stream, and too large to be made one")
+    usage = _usage(call, found.members, context_tokens)
+    body = answers.complete_large(found, body, call.request_id, model, usage)
+    if call.stream:
+        return Answer(answers.as_stream(json.loads(body), call.path), usage)
+    return Answer(body, usage)
+
+
+def _usage(call: Call, parsed: dict[str, Any], context_tokens: Optional[int]) -> answers.Usage:
+    """What the answer has taken, as far as that can be believed."""
+    usage = answers.usage_of(parsed.get("usage"), 0, 0, lambda: bounds_of(call, context_tokens))
+    if not usage.estimated:
+        return usage
+    estimate = answers.usage_of(None, call.prompt_chars(), answers.completion_chars(parsed))
+    return estimate._replace(rejected=usage.rejected)
+
+
 def _echo(call: Call, model: str) -> Answer:
-    answer = echo.answer(call.path, call.request, call.prompt_chars())
+    try:
+        answer = echo.answer(call.path, call.request, call.prompt_chars())
+    except echo.TooMuch as error:
+        raise EngineFault(Outcome("rejected", str(error), status=400)) from error
     answer["id"] = call.request_id
     answer["model"] = model
     reported = answer["usage"]

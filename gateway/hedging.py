@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Callable, Optional, Union
 
-from gateway.errors import ClientGone
+from gateway.errors import GatewayError
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, Outcome
@@ -22,11 +22,12 @@ LOSER_S = 0.05  # how long the answer may wait for a cancelled second attempt to
 
 
 class Answer:
-    """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once."""
+    """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once. (A large one is a
+    bytearray, so that it is held once; nobody changes it.)"""
 
     __slots__ = ("body", "usage")
 
-    def __init__(self, body: bytes, usage: answers.Usage) -> None:
+    def __init__(self, body: Union[bytes, bytearray], usage: answers.Usage) -> None:
         self.body = body
         self.usage = usage
 
@@ -90,8 +91,8 @@ class Race:
                     _discard(tried)
                 else:
                     self._first.abort("cancelled")
-        except ClientGone:
-            pass
+        except GatewayError:
+            pass  # the client has left, or the gateway itself has run short of something: no second answer
         finally:
             self._done.set()  # whatever went wrong here, nobody waits for it
 

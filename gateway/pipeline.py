@@ -12,13 +12,16 @@ HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipe
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gateway import validation
+from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
+from gateway.policy.addresses import address_group
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
 from gateway.policy.limits import Admission
@@ -27,7 +30,8 @@ from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
-from gateway.upstream.call import COMPLETIONS, EMBEDDINGS
+from gateway.upstream import answers
+from gateway.upstream.fields import BY_PATH
 from gateway.workers import Job, Overloaded, WorkerPool
 from inference import Call, InferenceFactory
 
@@ -36,8 +40,8 @@ PATHS = {
     "/v1/completions": "/completions",
     "/v1/embeddings": "/embeddings",
 }
-
-BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
+FEW_BYTES = 4096  # of a body that is looked through in no time
+USAGE_REJECTED_LOG_S = 10.0  # an engine that is wrong once is wrong with each answer
 
 
 class Pipeline:
@@ -57,8 +61,10 @@ class Pipeline:
         self.workers = workers
         self.telemetry = telemetry
         self.draining = False
-        self.started_unix_s = int(time.time())
+        self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
+        self.started_unix_s = int(unix_s())
         self._open: dict[Job, None] = {}
+        self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`."""
@@ -69,14 +75,24 @@ class Pipeline:
 
         `model` is what `servable` gives.
         """
-        router = self.factory.router
-        # Where one engine serves every name, the name asked for is the model.
-        named = (call.model or model) if router.fleet.wildcard else model
-        if not identity.may_use(named):
-            raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
-        if (identity.models or identity.rights.models) and not router.fleet.wildcard:
-            call.may_use = identity.may_use
+        call.caller = identity.name or str(address_group(address))
+        if not identity.may_use_all:
+            router = self.factory.router
+            named = call.model or model
+            # Where one engine serves every name, the name asked for is the model.
+            names = (named,) if router.fleet.wildcard else router.names_of(model)
+            if not identity.may_use(*names):
+                raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
         return self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
+
+    def allowed_to(self, identity: Optional[Identity]) -> Optional[Callable[[str], bool]]:
+        """Tells of a configured model whether the caller may use it, by the aliases of then; None: all may be used."""
+        if identity is None or identity.may_use_all:
+            return None
+        router = self.factory.router
+        if router.fleet.wildcard:
+            return None
+        return lambda model: identity.may_use(*router.names_of(model))
 
     def limit_headers(self, call: Optional[Call], identity: Identity, address: str) -> tuple[tuple[str, str], ...]:
         """What is left to the caller of a request that was not admitted. `call` None: it was not even valid."""
@@ -86,10 +102,9 @@ class Pipeline:
             model = ""
         return self.guard.limit_headers(identity, model, address)
 
-    @staticmethod
-    def parse(body: bytes) -> dict[str, Any]:
+    def parse(self, body: bytes) -> dict[str, Any]:
         """The JSON object of a request, which may still hold anything. Raises GatewayError."""
-        return validation.parse_json(body)
+        return validation.parse_json(body, self.settings.max_json_values)
 
     def validate(
         self,
@@ -106,7 +121,7 @@ class Pipeline:
         """
         engine_path = PATHS[path]
         validation.VALIDATOR_BY_PATH[engine_path](request)
-        return Call(
+        call = Call(
             engine_path,
             request,
             body,
@@ -116,13 +131,17 @@ class Pipeline:
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             priority=priority_of(headers, identity),
         )
+        if len(body) > FEW_BYTES:
+            call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
+        call.may_use = self.allowed_to(identity)
+        return call
 
     def servable(self, call: Call) -> str:
         """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
-        draining, and one for an unknown model."""
-        if self.draining:
+        draining (and no longer lingering), and one for an unknown model."""
+        if self.draining and not self.lingering:
             raise shutting_down()
-        return self.factory.router.route(call.model)[0].name
+        return self.factory.router.route(call.model, may_use=call.may_use)[0].name
 
     def enqueue(self, job: Job) -> bool:
         """True: a worker's place is free, run the job now and `leave` after it. False: it is queued. Raises
@@ -151,6 +170,13 @@ class Pipeline:
         """Requests queued and not yet concluded."""
         return len(self._open)
 
+    def is_concluding(self) -> bool:
+        """Whether some request has its answer, or most of it, and has not been reported yet. Never blocks."""
+        try:
+            return any(job.answered and not job.finished for job in list(self._open))
+        except RuntimeError:  # an interpreter whose list(dict) is not atomic
+            return True
+
     def cut_off(self) -> int:
         """End every request that is under way: each is told so. Returns how many have not begun their last write.
 
@@ -160,6 +186,13 @@ class Pipeline:
         for job in jobs:
             job.cut_off()
         return sum(not job.answered for job in jobs)
+
+    def usage_rejected(self, model: str, engine: str, figures: str) -> None:
+        """Log tokens that an engine has reported and that cannot be; once in a while for each engine."""
+        now_s = time.monotonic()
+        if now_s - self._rejected_at_s.get(engine, -math.inf) >= USAGE_REJECTED_LOG_S:
+            self._rejected_at_s[engine] = now_s  # two at once: at worst a line more
+            self.telemetry.log("warning", "usage_rejected", model=model[:256], engine=engine, figures=figures)
 
     def internal_error(self, error: BaseException, request_id: str) -> GatewayError:
         """Log an unexpected exception; what the client is told names nothing of it."""
@@ -178,15 +211,11 @@ def tokens_at_most(call: Call) -> TokensAtMost:
 
     Also of those that `best_of` has an engine make and throw away: they are counted and paid for.
     """
-    request = call.request
-    asked = request.get("max_completion_tokens") or request.get("max_tokens") or 0
-    choices = call.choices()
-    best_of = request.get("best_of")
-    if type(best_of) is int and call.path == COMPLETIONS:
-        count = request.get("n") or 1
-        choices = choices // count * max(count, min(best_of, BEST_OF_MAX))
-    prompt = call.estimated_tokens() - int(asked)
-    return TokensAtMost(prompt, 0 if call.path == EMBEDDINGS else int(asked) or None, choices)
+    row = BY_PATH[call.path]
+    prompt = answers.estimate_tokens(call.prompt_chars())
+    if not row.asked:  # nothing is generated
+        return TokensAtMost(prompt, 0)
+    return TokensAtMost(prompt, row.answer_tokens(call.request) or None, row.generated(call.request))
 
 
 def priority_of(headers: Mapping[bytes, bytes], identity: Optional[Identity]) -> str:

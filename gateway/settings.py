@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from typing import Any
 from gateway import dotenv
 from gateway.configuration import ConfigurationError
 from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
-from gateway.routing.checks import bracketed, quoted
+from gateway.routing.checks import bracketed, is_header_value, quoted
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec
 from gateway.settingvalues import (
     DAY_S,
@@ -113,7 +113,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("QUEUE_TIMEOUT", "queue_timeout_s", _TIMEOUT, "30",
             "Seconds a request may wait for a worker, then 503 `queue_timeout`", WORK),
     Setting("CONNECT_TIMEOUT", "connect_timeout_s", _TIMEOUT, "5",
-            "Seconds to connect to an engine", WORK),
+            "Seconds to connect to an engine (look-up, all addresses, TLS); at most half of a request's time", WORK),
     Setting("DNS_TTL", "dns_ttl_s", seconds(0.001, DAY_S, zero_is_off=True), "30",
             "Seconds that the addresses of an engine's name are kept; 0: looked up for each connection", WORK),
     Setting("REQUEST_TIMEOUT", "request_timeout_s", _TIMEOUT, "60",
@@ -152,7 +152,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MAX_HEADER_BYTES", "max_header_bytes", integer(256, 1 << 24), "32768",
             "Largest request line and headers together; larger ones get 431", CLIENTS),
     Setting("MAX_JSON_VALUES", "max_json_values", integer(100, 1 << 40), "1000000",
-            "Values in a body's JSON; more get 400 `invalid_json`: many small ones take much memory and time", CLIENTS),
+            "Values and keys in a body's JSON; more get 400 `invalid_json`: small ones take much memory and time", CLIENTS),  # noqa: E501
     Setting("CLIENT_TIMEOUT", "client_timeout_s", _TIMEOUT, "30",
             "Seconds a client may take to send a whole request", CLIENTS),
     Setting("KEEPALIVE_TIMEOUT", "keepalive_timeout_s", _TIMEOUT, "75",
@@ -323,9 +323,10 @@ def _is_there(path: Path | None) -> bool:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a listening address; of names, only localhost is."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # of mapped ones only 3.13 knows
 
 
 def load(
@@ -340,7 +341,7 @@ def load(
     once; no fault shows a secret.
     """
     faults: list[str] = []
-    texts, dotenv_faults = _texts(environ, dotenv_path)
+    texts, blank, dotenv_faults = _texts(environ, dotenv_path)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         try:
@@ -357,6 +358,8 @@ def load(
     faults.extend(_jwt_faults(values))
     faults.extend(_breaker_faults(values))
     fleet = _fleet(values, faults)
+    if fleet is not None:
+        faults.extend(_engine_key_faults(fleet, texts, blank))
     faults.extend(look(MappingProxyType(values)))
     if faults or fleet is None:
         raise ConfigurationError(faults)
@@ -372,16 +375,21 @@ def reload(settings: Settings, environ: Mapping[str, str], dotenv_path: Path | N
     """
     if settings.engines_file is None:
         return settings
-    texts, dotenv_faults = _texts(environ, dotenv_path)
+    texts, blank, dotenv_faults = _texts(environ, dotenv_path)
     faults = list(dotenv_faults)
     fleet = _fleet_of_file(settings.engines_file, settings.default_model, faults)
+    if fleet is not None and not dotenv_faults:
+        faults.extend(_engine_key_faults(fleet, texts, blank))
     if faults or fleet is None:
         raise ConfigurationError(faults)
     return replace(settings, fleet=fleet, engine_keys=_engine_keys(fleet, texts))
 
 
-def _texts(environ: Mapping[str, str], dotenv_path: Path | None) -> tuple[Mapping[str, str], tuple[str, ...]]:
-    """What is set, environment before `.env`, stripped and not empty; and the faults of `.env`."""
+def _texts(
+    environ: Mapping[str, str], dotenv_path: Path | None
+) -> tuple[Mapping[str, str], frozenset[str], tuple[str, ...]]:
+    """What is set, environment before `.env`, stripped and not empty; the names of what is set to nothing; and the
+    faults of `.env`."""
     from_file: Mapping[str, str] = {}
     faults: tuple[str, ...] = ()
     if dotenv_path is not None:
@@ -392,7 +400,8 @@ def _texts(environ: Mapping[str, str], dotenv_path: Path | None) -> tuple[Mappin
     texts: dict[str, str] = {}
     for source in (from_file, environ):
         texts.update((name, text.strip()) for name, text in source.items() if text.strip())
-    return MappingProxyType(texts), faults
+    blank = frozenset(from_file).union(environ).difference(texts)
+    return MappingProxyType(texts), blank, faults
 
 
 def _key_faults(values: Mapping[str, Any]) -> Iterator[str]:
@@ -496,6 +505,23 @@ def _with_default(fleet: FleetSpec, default_model: str | None, faults: list[str]
         known = ", ".join(model.name for model in fleet.models[:20])
         faults.append(f"DEFAULT_MODEL: there is no model {quoted(default_model)}; known: {known}")
         return None
+
+
+def _engine_key_faults(fleet: FleetSpec, texts: Mapping[str, str], blank: Container[str]) -> Iterator[str]:
+    """What is wrong with the engines' keys, which go into a header; no fault shows one. One that is not set is none:
+    the engine may need it for other gateways only."""
+    users: dict[str, list[str]] = {}
+    for model in fleet.models:
+        for engine in model.engines:
+            if engine.api_key_env:
+                users.setdefault(engine.api_key_env, []).append(f"{engine.id} of {model.name}")
+    for name, engines in users.items():
+        more = f" and {len(engines) - 3} more" if len(engines) > 3 else ""
+        whose = f"the key of engine {', '.join(engines[:3])}{more}"
+        if name in blank:
+            yield f"{name}: {whose} is empty; take the variable away if the engine needs no key"
+        elif not is_header_value(texts.get(name, "x")):
+            yield f"{name}: {whose} must be printable ASCII characters, without line breaks"
 
 
 def _engine_keys(fleet: FleetSpec, texts: Mapping[str, str]) -> Mapping[str, str]:

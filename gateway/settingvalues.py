@@ -68,7 +68,10 @@ def share(text: str) -> float:
 
 def jwt_secret(text: str) -> bytes:
     """Parse the secret of tokens; no fault shows it."""
-    secret = text.encode()
+    try:
+        secret = text.encode("utf-8", "surrogateescape")  # bytes of the environment that are no UTF-8, as they are
+    except UnicodeEncodeError:  # whose text would show a part of it
+        raise ValueError("must be text or bytes, without lone surrogates") from None
     if len(secret) < 32:
         raise ValueError(f"must have at least 32 bytes, not {len(secret)}")
     if secret.lstrip().startswith((b"-----BEGIN", b"ssh-", b"ecdsa-")):
@@ -85,14 +88,25 @@ def jwt_algorithm(text: str) -> str:
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Parse a comma list of addresses and networks."""
+    """Parse a comma list of addresses and networks; those of IPv4 written as IPv6 are those of IPv4.
+
+    A wider one such as `::/0` holds IPv6 addresses alone: nobody who writes it thinks of all of IPv4.
+    """
     found: list[Network] = []
     for part in (part.strip() for part in text.split(",") if part.strip()):
         try:
-            found.append(ipaddress.ip_network(part))
+            found.append(_unmapped(ipaddress.ip_network(part)))
         except ValueError as error:
             raise ValueError(f"must be addresses and networks such as 10.0.0.0/8: {error}") from None
     return tuple(found)
+
+
+def _unmapped(network: Network) -> Network:
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def choice(*choices: str) -> Parser:

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
+HOSTS = "gateway,g,x"  # what tests write for a Host, as if it were the gateway's name
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi there"}]}
 TIMEOUT_S = 20.0  # for what takes milliseconds, on a machine with other things to do; less than any default
 POLL_S = 0.005
@@ -88,7 +89,7 @@ def mock_engine(model: str = "13b", behaviour: str = "ok", **options: Any) -> Mo
 def load_settings(environment: Mapping[str, object]) -> Settings:
     """Settings from variables alone: port 0, no probes and no database unless they say otherwise, no `.env`."""
     nowhere = str(Path(tempfile.gettempdir()) / f"no-such-folder-{os.getpid()}" / "gateway.db")
-    texts = {"PORT": "0", "HEALTH_INTERVAL": "0", "STATE_DB": nowhere}
+    texts = {"PORT": "0", "HEALTH_INTERVAL": "0", "STATE_DB": nowhere, "ALLOWED_HOSTS": HOSTS}
     texts.update((name, str(value)) for name, value in environment.items())
     return gateway_settings.load(texts, None)
 
@@ -561,7 +562,7 @@ def gateway_process(
 
     With `wait` it listens when this gives it; without, it may end on its own (a refused start, a command).
     """
-    settings = {"PORT": "0", "HEALTH_INTERVAL": "0", **(environment or {}), **variables}
+    settings = {"PORT": "0", "HEALTH_INTERVAL": "0", "ALLOWED_HOSTS": HOSTS, **(environment or {}), **variables}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         for file_name, text in (files or {}).items():

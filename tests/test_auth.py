@@ -87,7 +87,28 @@ class SettingsKeysTest(AuthTest):
         self.assertEqual(self.identify(b"Bearer k-alice", None, frozenset((b"accept",))).name, "alice")
 
     def test_a_good_key_beside_a_wrong_one_does_not_help(self) -> None:
-        self.refusal(b"Bearer wrong", b"k-alice")
+        for authorization, x_api_key in (
+            (b"Bearer wrong", b"k-alice"),
+            (b"Bearer k-alice", b"wrong"),
+            (b"Api-Key k-alice", b"k-root"),
+            (b"Bearer k-alice", b"k-alice2"),
+        ):
+            with self.subTest(authorization=authorization, x_api_key=x_api_key):
+                self.refusal(authorization, x_api_key)
+
+    def test_the_same_key_in_both_headers_is_one_key(self) -> None:
+        for authorization in (b"Bearer k-alice", b"api-key k-alice "):
+            self.assertEqual(self.identify(authorization, b"k-alice").name, "alice")
+
+    def test_an_authorization_of_another_scheme_is_no_key_and_spoils_none(self) -> None:
+        others = (b"", b"Basic azphbGljZQ==", b'Digest username="alice"', b"Bearer", b"Bearer ", b"k-root", b"basic")
+        for authorization in others:
+            with self.subTest(authorization=authorization):
+                self.assertEqual(self.identify(authorization, b"k-alice").name, "alice")
+                self.refusal(authorization, b"wrong")
+                self.refusal(authorization, b"")
+        self.assertEqual(self.identify(b"Bearer k-alice", b"").name, "alice")
+        self.refusal(b"Basic eA==", b"k-alice", frozenset((b"authorization",)))
 
     def test_a_refusal_repeats_nothing_that_was_sent(self) -> None:
         for error in (self.refusal(b"Bearer s3cret-guess"), self.refusal(None, b"s3cret-guess")):
@@ -138,7 +159,7 @@ class StoreTest(AuthTest):
 
     def a_door(self, keys: tuple[ApiKey, ...] = (), **options: Any) -> Authenticator:
         verifier = TokenVerifier(SECRET.encode(), clock=self.clock)
-        door = Authenticator(keys, verifier=verifier, clock=self.clock, **options)
+        door = Authenticator(keys, verifier=verifier, clock=self.clock, monotonic=self.clock, **options)
         door.store = self.store
         return door
 
@@ -292,7 +313,9 @@ class TokenTest(StoreTest):
                 return self.good
 
         keys = Withdrawn()
-        self.door = Authenticator(verifier=TokenVerifier(keys, clock=self.clock), clock=self.clock)
+        self.door = Authenticator(
+            verifier=TokenVerifier(keys, clock=self.clock), clock=self.clock, monotonic=self.clock
+        )
         good = self.bearer(token(exp=NOON + 86_400))
         self.assertEqual(self.identify(good).name, "tina")
         keys.good = False
@@ -309,7 +332,9 @@ class TokenTest(StoreTest):
                 calls.append(signed)
                 return True
 
-        self.door = Authenticator(verifier=TokenVerifier(Counting(), clock=self.clock), clock=self.clock)
+        self.door = Authenticator(
+            verifier=TokenVerifier(Counting(), clock=self.clock), clock=self.clock, monotonic=self.clock
+        )
         for _ in range(5):
             self.identify(self.bearer(token(exp=NOON + 60)))
         self.assertEqual(len(calls), 1)

@@ -31,8 +31,12 @@ from tests.support import CHAT, eventually, load_settings
 NOTHING: frozenset[bytes] = frozenset()
 
 
+CODE_BY_STATUS = {200: None, 500: "internal_error", 502: "backend_error", 503: "overloaded", 504: "gateway_timeout"}
+
+
 def finished(status: int = 200, *, path: str = CHAT, attempts: int = 1, queue_s: float = 0.0) -> RequestEvent:
-    return RequestEvent(time.time(), "r", "POST", path, status, None, 0.1, queue_s, attempts=attempts, key="alice")
+    code = CODE_BY_STATUS.get(status, "backend_rejected")
+    return RequestEvent(time.time(), "r", "POST", path, status, code, 0.1, queue_s, attempts=attempts, key="alice")
 
 
 class GuardTest(unittest.TestCase):
@@ -217,6 +221,26 @@ class ConfigurationTest(GuardTest):
         self.create()
         guard = self.guard(AUTH="off", JWT_SECRET="x" * 32, API_KEYS="bob:key")
         self.assertEqual(self.identify(guard, "wrong").role, "admin")
+
+
+class WaitingTest(GuardTest):
+    def test_only_what_may_be_a_token_for_a_key_set_may_wait(self) -> None:
+        guard = self.guard(API_KEYS="alice:k-alice")
+        token = b"a.b.c"
+        self.assertFalse(guard.may_wait({b"authorization": b"Bearer " + token}))
+        guard._settings = replace(guard._settings, jwt_jwks="https://idp.example/keys")
+        for headers, waits in (
+            ({b"authorization": b"Bearer " + token}, True),
+            ({b"x-api-key": token}, True),
+            ({b"authorization": b"Basic dTpw", b"x-api-key": token}, True),
+            ({b"authorization": b"Bearer " + token, b"x-api-key": token}, True),
+            ({b"authorization": b"Bearer " + token, b"x-api-key": b"k-alice"}, False),  # refused at once
+            ({b"authorization": b"Basic " + token}, False),
+            ({b"authorization": b"Bearer k-alice"}, False),
+            ({}, False),
+        ):
+            with self.subTest(headers=headers):
+                self.assertIs(guard.may_wait(headers), waits)
 
 
 class AuditTest(GuardTest):

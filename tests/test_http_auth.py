@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unittest
 
 from tests.support import (
@@ -65,6 +66,36 @@ class Door(SocketTest):
     def test_a_key_sent_twice_is_refused(self) -> None:
         self.assert_refused([GOOD, GOOD])
         self.assert_refused([("X-API-Key", ALICE), ("X-API-Key", "other")])
+
+    def test_a_key_beside_an_authorization_of_another_scheme_counts(self) -> None:
+        for value in ("", "Basic dTpw", 'Digest username="u"', "Bearer ", "Negotiate YII="):
+            with self.subTest(authorization=value):
+                other = ("Authorization", value)
+                self.assertEqual(self.gateway.post(headers=[other, ("X-API-Key", ALICE)]).status, 200)
+                self.assertEqual(self.gateway.get("/v1/models", [("X-API-Key", ALICE), other]).status, 200)
+        for both in ([GOOD, ("X-API-Key", ALICE)], [("X-API-Key", ALICE), ("Authorization", f"Api-Key {ALICE}")]):
+            self.assertEqual(self.gateway.post(headers=both).status, 200)
+
+    def test_two_different_keys_are_refused_before_the_body_is_sent(self) -> None:
+        for both in (
+            [GOOD, ("X-API-Key", ROOT_KEY)],
+            [GOOD, ("X-API-Key", "wrong")],
+            [("X-API-Key", ALICE), ("Authorization", "Bearer wrong")],
+            [("Authorization", "Basic dTpw"), ("X-API-Key", "wrong")],
+            [("Authorization", "Basic dTpw"), ("Authorization", "Basic dTpw"), ("X-API-Key", ALICE)],
+        ):
+            with self.subTest(headers=both), self.gateway.connect() as client:
+                self.assert_refused(both)
+                client.send(request_bytes("POST", CHAT, None, [("Content-Length", "1000"), *both]))
+                self.assertEqual(client.read_response().status, 401)
+
+    def test_a_body_is_waited_for_when_a_key_stands_beside_another_scheme(self) -> None:
+        body = json.dumps(HI).encode()
+        headers = [("Authorization", "Basic dTpw"), ("X-API-Key", ALICE), ("Content-Length", str(len(body)))]
+        with self.gateway.connect() as client:
+            client.send(request_bytes("POST", CHAT, None, headers) + body[:5])
+            client.send(body[5:])
+            self.assertEqual(client.read_response().status, 200)
 
     def test_a_key_in_the_query_is_no_key(self) -> None:
         response = self.gateway.ask("POST", f"{CHAT}?api_key={ALICE}&key={ALICE}", HI)

@@ -6,7 +6,18 @@ import unittest
 from unittest import mock
 
 from gateway.server.server import GatewayServer
-from tests import test_http_chat, test_http_engine_answers, test_http_failover, test_http_parked, test_http_streams
+from tests import (
+    test_http_chat,
+    test_http_engine_answers,
+    test_http_failover,
+    test_http_parked,
+    test_http_replays,
+    test_http_shortage,
+    test_http_streams,
+    test_http_surplus,
+)
+from tests import test_http_names as names
+from tests import test_http_unforeseen as unforeseen
 from tests import test_http_wire as wire
 from tests.support import gateway
 
@@ -53,7 +64,23 @@ class WireConnections(Threaded, wire.Connections):
     pass
 
 
+class UnforeseenAttempts(Threaded, unforeseen.UnforeseenTest):
+    pass
+
+
+class UnforeseenEnds(Threaded, unforeseen.EndsTest):
+    pass
+
+
 class StreamsLive(Threaded, test_http_streams.LiveTest):
+    pass
+
+
+class NamesHang(Threaded, names.HangTest):
+    pass
+
+
+class NamesChange(Threaded, names.ChangeTest):
     pass
 
 
@@ -66,6 +93,22 @@ class EngineAnswers(Threaded, test_http_engine_answers.Answers):
 
 
 class EngineKeptConnections(Threaded, test_http_engine_answers.KeptConnections):
+    pass
+
+
+class EngineSurplus(Threaded, test_http_surplus.Surplus):
+    pass
+
+
+class EngineSurplusIdle(Threaded, test_http_surplus.Idle):
+    pass
+
+
+class EngineReplays(Threaded, test_http_replays.Replays):
+    pass
+
+
+class EngineShortages(Threaded, test_http_shortage.Shortages):
     pass
 
 

@@ -7,10 +7,11 @@ import unittest
 from random import Random
 from typing import Any, Union
 
-from gateway.policy.addresses import address_group, client_address, parse_networks
+from gateway.policy.addresses import address_group, client_address
 from gateway.policy.generations import Generations
 from gateway.policy.limits import Admission, KeyLimits, Limiter, RateLimits, Refusal, Subject
 from gateway.policy.scopes import ADDRESSES_MAX
+from gateway.settingvalues import networks
 
 try:
     import tracemalloc
@@ -468,7 +469,7 @@ class GenerationsTest(unittest.TestCase):
 
 
 class AddressTest(unittest.TestCase):
-    TRUSTED = parse_networks("10.0.0.0/8, 127.0.0.1,::1, fd00::/8")
+    TRUSTED = networks("10.0.0.0/8, 127.0.0.1,::1, fd00::/8")
 
     def test_forwarded_addresses_count_only_from_trusted_proxies(self) -> None:
         for peer, forwarded_for, expected in (
@@ -503,8 +504,8 @@ class AddressTest(unittest.TestCase):
     def test_faulty_networks_are_named(self) -> None:
         for text, named in (("10.0.0.0/8,nonsense", "nonsense"), ("10.0.0.1/8", "10.0.0.1/8"), ("1.2.3.4/33", "/33")):
             with self.subTest(text=text), self.assertRaisesRegex(ValueError, named):
-                parse_networks(text)
-        self.assertEqual(parse_networks(" "), ())
+                networks(text)
+        self.assertEqual(networks(" "), ())
 
     def test_groups(self) -> None:
         self.assertEqual(address_group("1.2.3.4"), "1.2.3.4")

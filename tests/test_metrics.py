@@ -208,6 +208,14 @@ class GatewayMetricsTest(unittest.TestCase):
             self.assertEqual(series.get(name), expected, name)
         self.assertFalse([name for name in series if name.startswith("gateway_time_to_first")])
 
+    def test_an_event_that_cannot_be_counted_takes_no_other_along(self) -> None:
+        with self.assertRaises(OverflowError):
+            self.metrics.observe([event(), event(prompt_tokens=0.5), event(prompt_tokens=10**400), event()])
+        requests = f'gateway_requests_total{{path="{CHAT}",model="13b",status="200"}}'
+        self.assertEqual(scrape(self.registry)[requests], 4)
+        attempts = 'gateway_engine_requests_total{model="13b",engine="a:1",outcome="ok"}'
+        self.assertEqual(scrape(self.registry)[attempts], 3)
+
     def test_stream_counts_first_token_and_no_overhead(self) -> None:
         series = self.observed(event(stream=True, ttft_s=0.5), event(stream=True, status=502))
         self.assertEqual(series['gateway_time_to_first_token_seconds_sum{model="13b"}'], 0.5)

@@ -35,6 +35,7 @@ from gateway.upstream.response import EngineResponse
 from gateway.upstream.sse import EventStream
 from gateway.upstream.stream import EngineStream
 from inference import Call, EngineSpec
+from tests.naming import Names
 from tests.parallel import alone
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
 from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, content_of, eventually, gateway
@@ -453,10 +454,10 @@ class TlsTest(unittest.TestCase):
         cls.context.load_cert_chain(str(cls.certificate), str(key))
 
     @contextlib.contextmanager
-    def running(self, trusted: bool = True) -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
+    def running(self, trusted: bool = True, name: str = "127.0.0.1") -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
         trust = {"SSL_CERT_FILE": str(self.certificate)} if trusted else {}
         with mock.patch.dict(os.environ, trust), ScriptedEngine(self.context) as engine:
-            with gateway(ENGINES=f"m={engine.url}", RETRY_ATTEMPTS=1) as running:
+            with gateway(ENGINES=f"m={engine.url.replace('127.0.0.1', name)}", RETRY_ATTEMPTS=1) as running:
                 yield running, engine
 
     def test_an_answer_over_tls_and_the_connection_is_kept(self) -> None:
@@ -471,6 +472,51 @@ class TlsTest(unittest.TestCase):
                 self.assertEqual(answer.status, 200)
                 self.assertEqual(len(answer.json()["choices"][0]["message"]["content"]), 100_000)
             self.assertTrue(engine.nobody_waits())
+
+    def test_an_engine_s_name_is_what_its_certificate_must_say(self) -> None:
+        for name, status in (("localhost", 200), ("other.localhost", 502)):
+            names = Names()
+            names.answers[name] = ["127.0.0.1"]
+            with mock.patch.object(socket, "getaddrinfo", names), self.running(name=name) as (running, engine):
+                with running.connect() as client:
+                    client.request("POST", CHAT, {**HI, "model": "m"})
+                    with contextlib.suppress(OSError):
+                        engine.take().answer(b'{"choices": [{"message": {"content": "fine"}}]}')
+                    self.assertEqual(client.read_response().status, status)
+
+    def assert_surplus(self, running: RunningGateway, count: int) -> None:
+        metrics = running.metrics()
+        self.assertEqual([v for k, v in metrics.items() if k.startswith("gateway_engine_surplus_total")], [count])
+
+    def test_what_comes_behind_an_answer_over_tls_is_not_the_next_one(self) -> None:
+        mine, other = (b'{"choices": [{"message": {"content": "%b"}}]}' % text for text in (b"mine", b"other"))
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+        answer, surplus = head % len(mine) + mine, head % len(other) + other
+        for name, pieces in (
+            ("one record", [answer + surplus]),
+            ("two", [answer, surplus]),
+            ("little", [answer, b"H"]),
+        ):
+            with self.subTest(name), self.running() as (running, engine), running.connect() as client:
+                client.request("POST", CHAT, {**HI, "model": "m"})
+                side = engine.take()
+                for piece in pieces:
+                    side.send(piece)
+                self.assertIn(b"mine", client.read_response().body)
+                client.request("POST", CHAT, {**HI, "model": "m"})
+                engine.take().send(answer)
+                self.assertIn(b"mine", client.read_response().body)
+                self.assert_surplus(running, 1)
+
+    def test_the_end_of_a_tls_connection_is_no_surplus(self) -> None:
+        with self.running() as (running, engine), running.connect() as client:
+            for end in ("close", "reset", "close"):
+                client.request("POST", CHAT, {**HI, "model": "m"})
+                side = engine.take()
+                side.answer(b'{"choices": [{"message": {"content": "mine"}}]}')
+                self.assertIn(b"mine", client.read_response().body)
+                getattr(side, end)()
+            self.assert_surplus(running, 0)
 
     def test_a_stream_over_tls_arrives_event_by_event(self) -> None:
         with self.running() as (running, engine), running.connect() as client:

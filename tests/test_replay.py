@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, Callable, Optional
@@ -95,6 +96,7 @@ class Turmoil:
             *(self.probe,) * 3,
             *(self.look,) * 3,
             *(self.serve,) * 2,
+            *(self.first_event,) * 3,
             self.hedge,
             self.leave,
             self.drain,
@@ -112,7 +114,8 @@ class Turmoil:
         route = self.router.route(self.rng.choice(list(self.router.pools)), self.rng.random() < 0.8)
         affinity = b"session-%d" % self.rng.randrange(20) if self.rng.random() < 0.8 else b""
         priority = self.rng.choice(("high", "normal", "low"))
-        tries = Tries(route, 3, affinity, priority, self.router.jitter)
+        avoid = tuple(self.rng.sample(route[0].engines, 1)) if self.rng.random() < 0.1 else ()
+        tries = Tries(route, 3, affinity, priority, self.router.jitter, avoid)
         self.follow(tries, tries.next())
 
     def follow(self, tries: Tries, step: Optional[Step]) -> None:
@@ -143,10 +146,19 @@ class Turmoil:
         assert one.lease is not None
         outcome = self.outcome(one.lease.engine.id)
         took_s = self.rng.random() * 3
-        one.pool.settle(one.lease, outcome, took_s, took_s * 2 if self.rng.random() < 0.5 else None)
+        doubted = outcome.kind == "unauthorized" and self.rng.random() < 0.5
+        one.pool.settle(one.lease, outcome, took_s, took_s * 2 if self.rng.random() < 0.5 else None, doubted)
         if outcome.kind not in ("ok", "rejected", "cancelled"):
             one.tries.failed(outcome)
             self.follow(one.tries, one.tries.next())
+
+    def first_event(self) -> None:
+        """A stream begins: its place stays taken until it ends."""
+        holding = [one for one in self.asking if one.lease is not None and one.lease.counted is None]
+        if holding:
+            one = self.rng.choice(holding)
+            assert one.lease is not None
+            one.pool.answered(one.lease, self.rng.random())
 
     def hedge(self) -> None:
         holding = [one for one in self.asking if one.lease is not None]
@@ -195,6 +207,13 @@ class Turmoil:
         """Some servers fail more, others less."""
         self.faulty[f"127.0.0.1:{9000 + self.rng.randrange(SERVERS)}"] = self.rng.choice((0.0, 0.1, 0.9))
 
+    def with_keys(self, spec: ModelSpec) -> ModelSpec:
+        """The model with engines that are asked otherwise: with other keys, by another name."""
+        if self.rng.random() < 0.5:
+            return spec
+        key, name = self.rng.choice((None, "KEY", "OTHER")), self.rng.choice((None, "named"))
+        return replace(spec, engines=tuple(replace(e, api_key_env=key, model=name) for e in spec.engines))
+
     def reload(self) -> None:
         models = []
         for spec in self.router.fleet.models:
@@ -205,7 +224,8 @@ class Turmoil:
         missing = {f"m{i}" for i in range(7)} - {spec.name for spec in models}
         models += [model(name, None, self.rng) for name in sorted(missing) if self.rng.random() < 0.4]
         if models:
-            self.router.reload(FleetSpec(tuple(models)))
+            models = [self.with_keys(spec) for spec in models]
+            self.router.reload(FleetSpec(tuple(models)), self.rng.choice(((), ("KEY",))))
             self.refresh()
 
 
@@ -276,7 +296,7 @@ class SameTest(ReplayCase):
         seen = {line["op"] for line in lines}
         self.assertEqual(
             seen - {"serve"},  # rare: see below
-            {"start", "acquire", "settle", "join", "leave", "last_resort", "probe", "retry", "drain"},
+            {"start", "acquire", "answered", "settle", "join", "leave", "last_resort", "probe", "retry", "drain"},
         )
         states = {candidate[1] for line in lines if line["op"] == "acquire" for candidate in line["candidates"]}
         self.assertEqual(states, {"up", "down", "resting", "misconfigured", "open", "half_open", "draining"})
@@ -296,9 +316,9 @@ class SameTest(ReplayCase):
         for seed in range(30, 50):
             with self.subTest(seed=seed):
                 lines = self.record(seed, 600, reloads=True)
-                seen |= {line["op"] for line in lines}
+                seen |= {line["op"] for line in lines} | {key for line in lines for key in line}
                 self.assertEqual(replay(self.path), (len(lines) - 1, None))
-        self.assertLessEqual({"reconfigure", "add"}, seen)
+        self.assertLessEqual({"reconfigure", "add", "forget", "avoid", "doubted", "counted"}, seen)
 
     def test_so_they_do_with_other_settings(self) -> None:
         for number, variables in enumerate(
@@ -398,7 +418,7 @@ class DifferentTest(ReplayCase):
 
     def test_lines_that_cannot_be_repeated_are_named(self) -> None:
         lines = self.record(5, 300)
-        calls = {(line["op"], line.get("verdict")): i for i, line in enumerate(lines)}
+        calls = {(line["op"], line.get("verdict")): i for i, line in enumerate(lines) if "counted" not in line}
         chosen, settled, probed = calls["acquire", None], calls["settle", "good"], calls["probe", None]
         reconfigure = {"op": "reconfigure", "model": "m0", "now_s": lines[-1]["now_s"], "strategy": "random", "out": []}
         broken: dict[str, Callable[[list[dict[str, Any]]], object]] = {

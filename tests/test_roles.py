@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.configuration import ConfigurationError
+from gateway.policy.auth import Identity
 from gateway.policy.roles import DEFAULT_ROLES, PERMISSIONS, Role, load_roles, model_allowed
 
 
@@ -45,6 +46,31 @@ class ModelAllowedTest(unittest.TestCase):
             with self.subTest(patterns=patterns, model=model):
                 self.assertIs(model_allowed(patterns, model), allowed)
                 self.assertIs(Role("r", frozenset(), patterns).allows_model(model), allowed)
+
+
+class NamesTest(unittest.TestCase):
+    def test_any_of_a_models_names_may_be_the_one_that_is_allowed(self) -> None:
+        for patterns, allowed in (
+            ((), True),
+            (("13b",), True),
+            (("default-chat",), True),
+            (("default-*",), True),
+            (("old-name", "x"), True),
+            (("13b-chat", "Default-Chat"), False),
+            (("7*",), False),
+        ):
+            with self.subTest(patterns=patterns):
+                self.assertIs(model_allowed(patterns, "13b", "default-chat", "old-name"), allowed)
+                self.assertIs(Role("r", frozenset(), patterns).allows_model("13b", "default-chat", "old-name"), allowed)
+
+    def test_a_role_and_a_key_may_each_know_the_model_by_another_name(self) -> None:
+        role = Role("r", frozenset(), ("13b",))
+        identity = Identity("alice", "r", role, ("default-chat",))
+        self.assertTrue(identity.may_use("13b", "default-chat"))
+        self.assertFalse(identity.may_use("13b"))
+        self.assertFalse(identity.may_use("7b", "default-chat"))
+        self.assertFalse(identity.may_use_all or identity._replace(models=()).may_use_all)
+        self.assertTrue(Identity("alice", "r", Role("r", frozenset())).may_use_all)
 
 
 class LoadRolesTest(unittest.TestCase):

@@ -617,6 +617,21 @@ class KeySetTest(TokensTest):
         self.assertEqual(verifier.verify(token), GOOD)
         provider.gate.set()
 
+    def test_a_fetch_that_has_had_its_time_is_not_waited_for(self) -> None:
+        key = self.private_key("ES256")
+        provider = self.provider(self.jwk("ES256", key))
+        provider.gate.clear()
+        keys = self.key_set(provider.url, timeout_s=TIMEOUT_S)
+        verifier = self.verifier(keys)
+        eventually(lambda: provider.requests == 1)
+        self.monotonic_s += TIMEOUT_S
+        assert keys._reading is not None
+        with mock.patch.object(keys._reading, "join") as join:
+            self.refusal(self.token("ES256", key), verifier)
+        join.assert_called_once_with(0.0)
+        provider.gate.set()
+        eventually(lambda: self.accepted(verifier, self.token("ES256", key)))
+
     def test_those_with_an_unknown_key_wait_for_one_fetch_together(self) -> None:
         key = self.private_key("ES256")
         provider = self.provider(self.jwk("ES256", key))

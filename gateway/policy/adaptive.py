@@ -23,7 +23,8 @@ CALM = 0.8
 
 
 class AdaptiveLimits:
-    """Factors for the limits of each priority, driven by how long requests wait and how many fail.
+    """Factors for the limits of each priority, driven by how long requests wait and how many fail (`shares.py`: what
+    of that counts, and that no one caller decides it).
 
     `target_queue_wait_s` and `target_error_rate` (0 ... 1): beyond either, one step down per `interval_s`, which gives
     the last step time to show; None: that signal counts for nothing. `floors`: the least factor of each priority, in

@@ -17,24 +17,25 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 HOPS_MAX = 32
 
 
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Networks from a comma list such as `10.0.0.0/8, 127.0.0.1, ::1`. Raises ValueError naming the faulty one."""
-    networks: list[Network] = []
-    for part in (part.strip() for part in text.split(",") if part.strip()):
-        try:
-            networks.append(ipaddress.ip_network(part))
-        except ValueError as error:
-            raise ValueError(f"must be addresses and networks such as 10.0.0.0/8: {error}") from None
-    return tuple(networks)
+def unmapped(address: str) -> str:
+    """An IPv4 address that is written as IPv6 (RFC 4291, 2.5.5.2), as a socket that listens to both tells it, as
+    itself; anything else as it is. 0.1 us."""
+    if not address.startswith("::ffff:"):
+        return address
+    parsed = _parse(address)
+    return address if parsed is None else str(parsed)
 
 
 def client_address(peer: str, forwarded_for: Optional[str], trusted: Sequence[Network]) -> str:
-    """The address that counts: `peer`, or whom trusted proxies say they speak for.
+    """The address that counts: `peer`, or whom trusted proxies say they speak for. IPv4 addresses are never mapped.
+
+    `trusted` is as `settingvalues.networks` reads it: the networks of IPv4 addresses are not mapped either.
 
     `forwarded_for` is the X-Forwarded-For header (several joined with commas) or None. Each proxy appends whom it heard
     from, so the list is read from its end and only as long as trusted proxies are speaking: the first hop that is not
     one of them is the client, and what stands before it is only what that client claims.
     """
+    peer = unmapped(peer)
     if not trusted or not forwarded_for or not _is_trusted(_parse(peer), trusted):
         return peer
     believed = peer

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Callable, NamedTuple, Optional
 
+from gateway.clock import unix_s
 from gateway.errors import RequestRefused
 from gateway.policy.keyrecord import KeyRecord
 from gateway.policy.keys import KeyStore
@@ -47,9 +48,17 @@ class Identity(NamedTuple):
         if not self.rights.allows(permission):
             raise RequestRefused("forbidden", f"this needs the permission {permission}")
 
-    def may_use(self, model: str) -> bool:
-        """Whether both the role and the key allow the model."""
-        return self.rights.allows_model(model) and model_allowed(self.models, model)
+    @property
+    def may_use_all(self) -> bool:
+        """Whether neither the role nor the key names the models that may be asked."""
+        return not (self.models or self.rights.models)
+
+    def may_use(self, *names: str) -> bool:
+        """Whether both the role and the key allow the model of these names: its own and its aliases, as they are now.
+
+        Each of both may do so by another name. So keys outlive a model's renaming where the old name stays an alias.
+        """
+        return self.rights.allows_model(*names) and model_allowed(self.models, *names)
 
 
 ANYONE = Identity(None, "admin")
@@ -58,7 +67,8 @@ ANYONE = Identity(None, "admin")
 class Authenticator:
     """Recognises keys and tokens. Without any, everybody is let in. Thread-safe.
 
-    `default_limits` are for keys without their own. `store` (keys of the state database) may be set later.
+    `default_limits` are for keys without their own. `store` (keys of the state database) may be set later. `clock`
+    gives Unix seconds, `monotonic` monotonic ones.
     """
 
     def __init__(
@@ -69,13 +79,15 @@ class Authenticator:
         default_limits: KeyLimits = NO_KEY_LIMITS,
         verifier: Optional[TokenVerifier] = None,
         enabled: bool = True,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_s,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roles = roles
         self._defaults = default_limits if any(default_limits) else NO_KEY_LIMITS
         self._verifier = verifier
         self._enabled = enabled
         self._clock = clock
+        self._monotonic = monotonic
         self.store: Optional[KeyStore] = None
         self._by_digest = {
             key.digest: (
@@ -86,7 +98,7 @@ class Authenticator:
         }
         self._by_name = {identity.name: identity for _, identity in self._by_digest.values()}
         self._by_record: dict[bytes, tuple[KeyRecord, Identity]] = {}
-        self._by_token: dict[bytes, tuple[float, bool, Identity]] = {}
+        self._by_token: dict[bytes, tuple[float, float, bool, Identity]] = {}
 
     @property
     def required(self) -> bool:
@@ -106,13 +118,7 @@ class Authenticator:
             return ANYONE
         if repeated and (b"authorization" in repeated or b"x-api-key" in repeated):
             raise _unauthorized("the key is sent twice")
-        key: Optional[bytes] = None
-        if authorization is not None:
-            scheme, _, rest = authorization.partition(b" ")
-            if scheme.lower() in (b"bearer", b"api-key"):
-                key = rest.strip()
-        elif x_api_key is not None:
-            key = x_api_key
+        key = shown_key(authorization, x_api_key)
         if not key or len(key) > KEY_MAX_BYTES:
             raise _unauthorized("a key is required: Authorization: Bearer <key>, or X-API-Key: <key>")
         digest = hashlib.sha256(key).digest()
@@ -125,6 +131,19 @@ class Authenticator:
         if identity is None:
             raise _unauthorized("the key is not known, or not valid any more")
         return identity
+
+    def must_wait(self, authorization: Optional[bytes], x_api_key: Optional[bytes]) -> bool:
+        """Whether `identify` would have to wait now, for keys to check a token with. Never waits itself."""
+        verifier = self._verifier
+        if verifier is None or not self._enabled:
+            return False
+        try:
+            token = shown_key(authorization, x_api_key)
+        except RequestRefused:
+            return False
+        if token.count(b".") != 2 or len(token) > KEY_MAX_BYTES:
+            return False
+        return self._kept(hashlib.sha256(token).digest()) is None and verifier.must_wait(token)
 
     def _from_store(self, digest: bytes) -> Optional[Identity]:
         record = None if self.store is None else self.store.find(digest)
@@ -159,10 +178,20 @@ class Authenticator:
             record.expires_unix_s,
         )
 
+    def _kept(self, digest: bytes) -> Optional[tuple[float, float, bool, Identity]]:
+        """What was found out about a token lately: verifying costs 19 us, and clients send the same one again.
+
+        The cache's time is monotonic, or a clock that is set back would keep a token from being looked at for years;
+        the token's own end is the wall clock's.
+        """
+        cached = self._by_token.get(digest)
+        if cached is None or self._monotonic() >= cached[0] or self._clock() >= cached[1]:
+            return None
+        return cached
+
     def _from_token(self, verifier: TokenVerifier, token: bytes, digest: bytes) -> Identity:
-        cached = self._by_token.get(digest)  # verifying costs 19 us, and clients send the same token again
-        now_unix_s = self._clock()
-        if cached is None or now_unix_s >= cached[0]:
+        cached = self._kept(digest)
+        if cached is None:
             try:
                 bearer = verifier.identify(token)
             except TokenRefused as error:
@@ -177,9 +206,9 @@ class Authenticator:
             )
             if len(self._by_token) >= CACHE_MAX:
                 self._by_token.clear()
-            until_unix_s = min(bearer.expires_unix_s, now_unix_s + TOKEN_CACHE_S)
-            cached = self._by_token[digest] = (until_unix_s, bearer.from_key, identity)
-        _, from_key, identity = cached
+            cached = (self._monotonic() + TOKEN_CACHE_S, bearer.expires_unix_s, bearer.from_key, identity)
+            self._by_token[digest] = cached
+        _, _, from_key, identity = cached
         return self._still_good(identity) if from_key else identity
 
     def _still_good(self, identity: Identity) -> Identity:
@@ -215,6 +244,24 @@ class Authenticator:
             )
         except ValueError:  # less than a second is left of it
             raise _unauthorized("the key is not valid any more") from None
+
+
+def shown_key(authorization: Optional[bytes], x_api_key: Optional[bytes]) -> bytes:
+    """The key or token that the headers show; b"": none. Raises `unauthorized` for two that differ.
+
+    An Authorization of another scheme shows none: it is for a proxy on the way, or a client's library adds it to all
+    that it sends. What shows an empty key shows none either.
+    """
+    key = b""
+    if authorization:
+        scheme, _, rest = authorization.partition(b" ")
+        if scheme.lower() in (b"bearer", b"api-key"):
+            key = rest.strip()
+    if not x_api_key:
+        return key
+    if key and not hmac.compare_digest(key, x_api_key):  # which of them counts could be judged otherwise elsewhere
+        raise _unauthorized("two different keys are sent: Authorization and X-API-Key")
+    return x_api_key
 
 
 def _unauthorized(message: str) -> RequestRefused:

@@ -14,6 +14,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Union
 
+from gateway.clock import JumpWatch, unix_s
 from gateway.policy.holding import Places
 from gateway.policy.keyrecord import BUDGET_PERIODS
 from gateway.policy.statedb import StateDb, StateDbError
@@ -25,6 +26,10 @@ WARN_AT = 0.8
 KEEP_S = 400 * 86_400.0
 """Past periods are kept for a year and a month, to be looked at."""
 PRUNE_INTERVAL_S = 3600.0
+STEADY_S = 3600.0
+"""For so long the wall clock must have run without a jump before periods are long past by it."""
+LEFT_MAX = 4
+"""Periods of a key that are remembered when they are over: the clock may be set back into them."""
 
 _ADD = """INSERT INTO budget (key, period_start_unix_s, spent_usd) VALUES (?, ?, ?)
     ON CONFLICT (key, period_start_unix_s) DO UPDATE SET spent_usd = spent_usd + excluded.spent_usd"""
@@ -107,6 +112,10 @@ class _Account:
         # What was beyond it when this process first looked has been reported by whoever spent it.
         self.warned = self.is_late()
 
+    def holds(self, unix_s: float) -> bool:
+        """Whether that is in its period: neither over nor, which a clock that was set back does, not begun."""
+        return self.start_unix_s <= unix_s < self.end_unix_s
+
     def is_late(self) -> bool:
         return self.spent_usd >= WARN_AT * self.budget_usd
 
@@ -115,25 +124,31 @@ class Budgets:
     """Counts what keys with a budget spend. Thread-safe.
 
     `db` is where the sums live (None: in memory, until the process ends). They are read now: raises StateDbError when
-    that is impossible. `clock` gives Unix seconds. `on_warning` is called once per key, period and process when
-    80 % of a budget are spent, from the thread that spent it or that calls `refresh`; what it raises, they raise.
+    that is impossible. `clock` gives Unix seconds, `monotonic` the seconds by which requests in flight are measured.
+    When the clock is set, forward or back, a key spends of the period that it is now, and what it has spent in either
+    stays; what other processes have is known within a second. `on_warning` is called once per key, period and process
+    when 80 % of a budget are spent, from the thread that spent it or that calls `refresh`; what it raises, they raise.
     Only what a key spends after its first `check` counts: a budget given in the middle of a period begins then.
     """
 
     def __init__(
         self,
         db: Optional[StateDb] = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_s,
         on_warning: Optional[Callable[[BudgetWarning], None]] = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
         self._clock = clock
+        self._monotonic = monotonic
         self._on_warning = on_warning
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
+        self._left: dict[str, dict[float, float]] = {}  # what was spent in a key's periods before, by their start
         self._unsaved: dict[Slot, float] = {}
         self._saving = False  # a write is submitted and has not yet taken what is unsaved
-        self._pruned_unix_s = clock()
+        self._jumps = JumpWatch(clock, monotonic)
+        self._pruned_s = monotonic()
         self._stored = self._read()
 
     def check(self, key: str, budget_usd: Optional[float], period: str, now_unix_s: float) -> Optional[float]:
@@ -144,7 +159,7 @@ class Budgets:
         if budget_usd is None:
             return None
         account = self._accounts.get(key)
-        if account is None or now_unix_s >= account.end_unix_s or account.period != period:
+        if account is None or account.period != period or not account.holds(now_unix_s):
             account = self._open(key, budget_usd, period, now_unix_s)
         elif account.budget_usd != budget_usd:
             with self._lock:
@@ -156,7 +171,7 @@ class Budgets:
         bounds = period_at(period, now_unix_s)
         with self._lock:
             account = self._accounts.get(key)
-            if account is None or account.period != period or now_unix_s >= account.end_unix_s:
+            if account is None or account.period != period or not account.holds(now_unix_s):
                 account = self._open_locked(key, budget_usd, period, bounds)
             return account
 
@@ -164,6 +179,13 @@ class Budgets:
         slot = (key, bounds.start_unix_s)
         spent_usd = self._stored.get(slot, 0.0) + self._unsaved.get(slot, 0.0)
         before = self._accounts.get(key)
+        if before is not None:
+            left = self._left.setdefault(key, {})
+            left.pop(before.start_unix_s, None)  # so that the latest comes last
+            left[before.start_unix_s] = before.spent_usd
+            spent_usd = max(spent_usd, left.get(bounds.start_unix_s, 0.0))
+            if len(left) > LEFT_MAX:
+                del left[next(iter(left))]
         in_flight = _InFlight() if before is None else before.in_flight  # spent when it ends, in the new period
         account = self._accounts[key] = _Account(period, bounds, budget_usd, spent_usd, in_flight)
         return account
@@ -174,21 +196,21 @@ class Budgets:
         It passes unless what is spent and what is in flight reach the budget already. So a key with something left may
         always send one request when none of it is in flight, whatever that costs, and overshoots by one at most.
         """
-        now_unix_s = self._clock()
+        now_s = self._monotonic()
         with self._lock:
             account = self._accounts[key]
             in_flight = account.in_flight
             if account.spent_usd + in_flight.reserved_usd >= account.budget_usd:
-                return in_flight.places.wait_s(now_unix_s)
+                return in_flight.places.wait_s(now_s)
             in_flight.reserved_usd += cost
-            return Reservation(self, in_flight, in_flight.places.take(now_unix_s), cost)
+            return Reservation(self, in_flight, in_flight.places.take(now_s), cost)
 
     def _release(self, reservation: Reservation) -> None:
-        now_unix_s = self._clock()
+        now_s = self._monotonic()
         with self._lock:
             in_flight, reservation._in_flight = reservation._in_flight, None
             if in_flight is not None:
-                in_flight.places.give_back(reservation._number, now_unix_s)
+                in_flight.places.give_back(reservation._number, now_s)
                 # Adding and taking away leaves a residue; nothing in flight is nothing reserved.
                 in_flight.reserved_usd = in_flight.reserved_usd - reservation._cost_usd if in_flight.places else 0.0
 
@@ -199,7 +221,7 @@ class Budgets:
         now_unix_s = self._clock()
         with self._lock:
             account = self._accounts[key]
-            if now_unix_s >= account.end_unix_s:
+            if not account.holds(now_unix_s):
                 bounds = period_at(account.period, now_unix_s)
                 account = self._open_locked(key, account.budget_usd, account.period, bounds)
             account.spent_usd += cost
@@ -214,7 +236,7 @@ class Budgets:
     def spent_usd(self, key: str) -> float:
         """What `key` has spent in its current period, as far as this process knows; 0 without a budget."""
         account = self._accounts.get(key)
-        return account.spent_usd if account is not None and self._clock() < account.end_unix_s else 0.0
+        return account.spent_usd if account is not None and account.holds(self._clock()) else 0.0
 
     def reset_unix_s(self, key: str) -> float:
         """When the current period of a key with a budget ends."""
@@ -280,9 +302,10 @@ class Budgets:
         return [(key, start, spent) for (key, start), spent in unsaved.items()]
 
     def _prune(self, db: StateDb) -> None:
-        now_unix_s = self._clock()
-        if now_unix_s - self._pruned_unix_s >= PRUNE_INTERVAL_S:
-            self._pruned_unix_s = now_unix_s
+        now_s = self._monotonic()
+        if self._jumps.steady_s() >= STEADY_S and now_s - self._pruned_s >= PRUNE_INTERVAL_S:
+            self._pruned_s = now_s
+            now_unix_s = self._clock()
             db.submit(lambda connection: connection.execute(_PRUNE, (now_unix_s - KEEP_S,)))
 
 

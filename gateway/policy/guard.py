@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable, Optional
 
+from gateway.clock import JumpWatch, unix_s
 from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError, RequestRefused
 from gateway.policy.adaptive import AdaptiveLimits
@@ -33,6 +34,7 @@ from gateway.policy.limits import (
 )
 from gateway.policy.prices import Price, TokensAtMost, cost_usd
 from gateway.policy.scopes import Header
+from gateway.policy.shares import Shares
 from gateway.policy.starting import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.policy.statedb import StateDb
 from gateway.policy.statefile import state_file_exists
@@ -43,7 +45,6 @@ from gateway.telemetry.ledger import Ledger
 
 REFUSALS_LOGGED_PER_S = 3  # per address
 ADDRESSES_LOGGED_MAX = 1000  # per second; a flood from everywhere is not worth more lines
-SAMPLES_MAX = 2000
 
 Log = Callable[..., None]
 
@@ -80,10 +81,10 @@ class Guard:
         self.ledger: Optional[Ledger] = None
         self.budgets = Budgets(on_warning=self._budget_warning)
         self.set_fleet(settings.fleet)
+        self._jumps = JumpWatch()
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._waits_s: list[float] = []
-        self._outcomes = [0, 0]  # requests, failures
+        self._shares = Shares()
         self._refused: dict[str, int] = {}
         self._refused_second = 0
         self._stop = threading.Event()
@@ -135,8 +136,13 @@ class Guard:
     # --- a request ---------------------------------------------------------------------------------------------------
 
     def may_wait(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether `identify` may have to wait: for the identity provider's keys, which are read over the network."""
-        return bool(self._settings.jwt_jwks) and headers.get(b"authorization", b"").count(b".") == 2
+        """Whether `identify` would have to wait now: for the identity provider's keys, which are read over the network.
+
+        Never waits; has them read where that is due. Asked again, it is False when they have come, or do not come.
+        """
+        if not self._settings.jwt_jwks:
+            return False
+        return self.authenticator.must_wait(headers.get(b"authorization"), headers.get(b"x-api-key"))
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`, which is audited."""
@@ -197,7 +203,7 @@ class Guard:
 
     def _reserve_budget(self, identity: Identity, name: str, model: str, tokens: TokensAtMost) -> Optional[Reservation]:
         """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
-        now_unix_s = time.time()
+        now_unix_s = unix_s()
         budgets = self.budgets
         reset_unix_s = budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
         budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
@@ -233,19 +239,17 @@ class Guard:
         """Learn from finished requests (an observer of Telemetry)."""
         with self._lock:
             for event in events:
-                # Also what never came as far as an engine: a full queue, and a wait in it that was too long.
-                if event.path in self._paths and (event.attempts or event.queue_s or event.status >= 500):
-                    self._outcomes[0] += 1
-                    broke = event.status < 400 and event.error is not None  # a stream, after its status
-                    self._outcomes[1] += event.status >= 500 or broke
-                    if len(self._waits_s) < SAMPLES_MAX:
-                        self._waits_s.append(event.queue_s)
+                if event.path in self._paths:
+                    self._shares.count(event)
         ledger = self.ledger
         if ledger is not None:
             ledger(events)
 
     def tick(self) -> None:
         """Look after everything; called by the thread twice a second."""
+        jump_s = self._jumps.look()
+        if jump_s:  # what is told and billed by the clock wants looking at
+            self._log("warning", "clock_jumped", by_s=round(jump_s, 1))
         if self.db is None:
             if state_file_exists(self._settings.state_db):  # the first key has been made
                 self.open_db()
@@ -254,12 +258,11 @@ class Guard:
             self.budgets.refresh()
         if self.ledger is not None:
             self.ledger.tick()
+        now_s = self.clock()
         with self._lock:
-            waits_s, self._waits_s = self._waits_s, []
-            (requests, failures), self._outcomes = self._outcomes, [0, 0]
-        wait_s = sorted(waits_s)[int(len(waits_s) * 0.95)] if waits_s else None
-        errors = failures / requests if requests else None
-        if self.adaptive.tick(self.clock(), wait_s, errors):
+            counts = self._shares.take()
+        measured = self._shares.measure(counts, now_s)
+        if self.adaptive.tick(now_s, measured.wait_s, measured.error_rate):
             self.limiter.set_factors(self.adaptive.factors())
 
     def start(self) -> None:
@@ -301,8 +304,10 @@ class _BudgetedAdmission(Admission):
         self._reservation = reservation
 
     def settle(self, real_tokens: int) -> None:
-        super().settle(real_tokens)
-        self._reservation.release()
+        try:
+            super().settle(real_tokens)
+        finally:
+            self._reservation.release()
 
 
 def _utc(unix_s: float) -> str:

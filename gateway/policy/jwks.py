@@ -105,6 +105,14 @@ class KeySet:
         except Exception:  # a signature of the wrong shape is a wrong signature
             return False
 
+    def must_wait(self, key_id: Optional[str]) -> bool:
+        """Whether `check` would wait now: for a reading that is under way, or is begun by this. Never waits itself."""
+        keys = self._keys
+        key = keys.only if key_id is None else keys.by_id.get(key_id)
+        if key is not None and self._clock() - keys.read_at_s < STALE_S:
+            return False
+        return self._read_again() is not None
+
     def close(self) -> None:
         """Wait for a reading under way to end, as long as it may take. Reads nothing afterwards."""
         with self._lock:
@@ -121,7 +129,8 @@ class KeySet:
             return key
         reading = self._read_again()
         if reading is not None and (key is None or age_s >= STALE_S):
-            reading.join(self._timeout_s)
+            # One that has taken longer hangs (in a look-up, say), and would cost each request these seconds.
+            reading.join(max(0.0, min(self._timeout_s, self._tried_at_s + self._timeout_s - self._clock())))
             keys = self._keys
             key = keys.only if key_id is None else keys.by_id.get(key_id)
         return key
@@ -135,9 +144,13 @@ class KeySet:
                 return None
             self._tried_at_s = self._clock()
             # Started under the lock, which costs no I/O: whoever is given the thread may join it.
-            self._reading = threading.Thread(target=self._run, name="jwks", daemon=True)
-            self._reading.start()
-            return self._reading
+            reading = threading.Thread(target=self._run, name="jwks", daemon=True)
+            try:
+                reading.start()
+            except RuntimeError:  # the system gives no more threads: the next attempt has its time
+                return None
+            self._reading = reading
+            return reading
 
     def _run(self) -> None:
         message = None

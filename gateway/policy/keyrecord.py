@@ -11,11 +11,11 @@ import hashlib
 import math
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
+from gateway.clock import unix_s
 from gateway.policy.roles import MODEL_PATTERN, NAME_PATTERN, model_allowed
 from gateway.routing.checks import quoted
 
@@ -128,7 +128,7 @@ def arguments_of(document: object) -> dict[str, Any]:
 
 def to_public(record: KeyRecord, now_unix_s: Optional[float] = None) -> dict[str, Any]:
     """What the admin API tells of a key: times in whole Unix seconds or None, an empty `models` for all; no digest."""
-    now_unix_s = time.time() if now_unix_s is None else now_unix_s
+    now_unix_s = unix_s() if now_unix_s is None else now_unix_s
     refusal = record.refusal(record.digest, now_unix_s)
     return {
         "name": record.name,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from gateway.clock import unix_s
 from gateway.policy.keyrecord import (
     KeyRecord,
     KeyRefused,
@@ -72,7 +72,7 @@ class KeyStore:
     def __init__(
         self,
         db: StateDb,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_s,
         *,
         roles: Collection[str] = tuple(DEFAULT_ROLES),
         reserved: Collection[str] = (),

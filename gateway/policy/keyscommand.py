@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from gateway.clock import unix_s
 from gateway.policy.keyrecord import BUDGET_PERIODS, PRIORITIES
 from gateway.policy.keys import KeyExists, KeyRefused, KeyStore, KeyUnknown, parse_duration, to_public
 from gateway.policy.roles import DEFAULT_ROLES
@@ -92,7 +92,7 @@ def _rotate(store: KeyStore, arguments: dict[str, Any], as_json: bool) -> None:
 
 
 def _list(store: KeyStore, arguments: dict[str, Any], as_json: bool) -> None:
-    now_unix_s = time.time()
+    now_unix_s = unix_s()
     _print_keys([to_public(record, now_unix_s) for record in store.list()], as_json)
 
 

@@ -40,9 +40,9 @@ class Role:
         """Whether its holders have that permission."""
         return permission in self.permissions
 
-    def allows_model(self, model: str) -> bool:
-        """Whether its holders may ask that model; a key's own patterns may forbid it all the same."""
-        return model_allowed(self.models, model)
+    def allows_model(self, *names: str) -> bool:
+        """Whether its holders may ask the model of these names; a key's own patterns may forbid it all the same."""
+        return model_allowed(self.models, *names)
 
 
 DEFAULT_ROLES: Mapping[str, Role] = MappingProxyType(
@@ -54,10 +54,13 @@ DEFAULT_ROLES: Mapping[str, Role] = MappingProxyType(
 )
 
 
-def model_allowed(patterns: tuple[str, ...], model: str) -> bool:
-    """Whether a model's name is, in its exact case, one of the patterns with `*`, `?`, `[abc]`; () allows all."""
+def model_allowed(patterns: tuple[str, ...], *names: str) -> bool:
+    """Whether one of a model's names (its own and its aliases) is, in its exact case, one of the patterns with `*`,
+    `?`, `[abc]`; () allows all."""
     # Most lists are plain names: looked up before any is taken for a pattern.
-    return not patterns or model in patterns or any(fnmatchcase(model, pattern) for pattern in patterns)
+    if not patterns or any(name in patterns for name in names):
+        return True
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def load_roles(path: Path) -> Mapping[str, Role]:

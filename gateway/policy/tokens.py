@@ -14,10 +14,10 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
 
+from gateway.clock import unix_s
 from gateway.policy.roles import MODEL_PATTERN
 
 HMAC_DIGESTS: Mapping[str, str] = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
@@ -97,7 +97,7 @@ class TokenVerifier:
         issuer: Optional[str] = None,
         audience: Optional[str] = None,
         leeway_s: float = 30.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_s,
     ) -> None:
         self._signature: SignatureCheck = HmacSignature(key, algorithm) if isinstance(key, bytes) else key
         self.algorithm = self._signature.algorithm
@@ -129,6 +129,20 @@ class TokenVerifier:
         self._check_times(claims)
         self._check_origin(claims)
         return claims
+
+    def must_wait(self, token: Union[str, bytes]) -> bool:
+        """Whether `verify` would have to wait for the keys that check this token's signature. Never waits itself."""
+        must_wait = getattr(self._signature, "must_wait", None)
+        if must_wait is None:
+            return False
+        try:
+            header = _object(_parts(token)[0], "header")
+        except TokenRefused:
+            return False
+        key_id = header.get("kid")
+        if header.get("alg") != self.algorithm or not (key_id is None or isinstance(key_id, str)):
+            return False
+        return bool(must_wait(key_id))
 
     def identify(self, token: Union[str, bytes]) -> Bearer:
         """Who a token speaks for, as `verify` accepts it. Raises TokenRefused, also for claims of the wrong shape."""

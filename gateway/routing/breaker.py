@@ -3,6 +3,11 @@
 It asks and tells, it never calls: `admit` gives a ticket, `record` takes it back with the outcome. A ticket from
 before the last change of state is ignored, so that a late outcome cannot overwrite newer knowledge. Guarded by the
 pool's lock; time comes in as monotonic seconds.
+
+Every request is one outcome. A complete answer or a failure counts when it has ended. A stream counts as good from its
+first event on (`answer`), also when it is the trial: it may go on for minutes, and what it has shown is known now. If
+it breaks later (`broke`), that counts as one failure at that moment, and what it was counted as good is taken back: an
+engine that breaks all its streams has failed every time, not every other time.
 """
 
 from __future__ import annotations
@@ -108,6 +113,29 @@ class Breaker:
                     self._change(CLOSED)
                 return
             self._count(failed, now_s)
+
+    def answer(self, ticket: int, now_s: float) -> tuple[int, int]:
+        """The first event of a stream has come: record a good outcome, and return what `broke` takes if it breaks.
+
+        That is a ticket of the state that this outcome led to, and the number of the bucket that counts it (-1: none).
+        """
+        counted = ticket == self.ticket and self.state == CLOSED
+        current = ticket == self.ticket
+        self.record(ticket, False, now_s)
+        return (self.ticket if current else ticket), (self._bucket if counted else -1)
+
+    def broke(self, ticket: int, bucket: int, now_s: float) -> None:
+        """A stream whose first event had come has broken: it failed now, and was not good then.
+
+        Ignored when the state has changed since that event. Until then it is closed: a good outcome closes it.
+        """
+        if ticket != self.ticket:
+            return
+        if bucket == self._bucket:
+            self._total -= 1
+        else:
+            self._buckets = [(n, total - (n == bucket), failures) for n, total, failures in self._buckets]
+        self._count(True, now_s)
 
     def _count(self, failed: bool, now_s: float) -> None:
         policy = self._policy

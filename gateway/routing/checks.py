@@ -92,6 +92,11 @@ def is_host(text: str) -> bool:
     return len(text) <= 253 and _HOST_NAME.fullmatch(text) is not None
 
 
+def is_header_value(text: str) -> bool:
+    """Whether `text` may be sent as a header's value: ASCII without control characters, and not blank."""
+    return re.fullmatch("[ -~]+", text) is not None and not text.isspace()
+
+
 def bracketed(host: str) -> str:
     """The host as it stands in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host

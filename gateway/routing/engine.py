@@ -39,6 +39,7 @@ class Engine:
         "out_until_s",
         "passes",
         "removed",
+        "since_ticket",
         "spec",
         "weight",
     )
@@ -54,6 +55,7 @@ class Engine:
         self.out_reason = ""
         self.removed = False
         self.draining = False  # by an operator: gets nothing new until it is enabled again
+        self.since_ticket = 0  # places with an older ticket were taken under another key: see `forget`
         self.breaker = Breaker(policy)
         self.fails = 0  # probes failed in a row
         self.passes = 0  # probes passed in a row
@@ -62,6 +64,21 @@ class Engine:
         self.ewma_s = 0.0
         self.ewma_at_s = -math.inf
         self.last_error: Optional[str] = None
+
+    def forget(self, policy: BreakerPolicy) -> None:
+        """Know nothing of it any more but what is in flight and what an operator said: its key or model is another.
+
+        What was sent before is settled without a word about the engine.
+        """
+        ticket = self.breaker.ticket + 1
+        self.breaker = Breaker(policy)
+        self.breaker.ticket = self.since_ticket = ticket
+        self.down = False
+        self.out_until_s = self.failed_at_s = self.ok_at_s = self.ewma_at_s = -math.inf
+        self.out_reason = ""
+        self.fails = self.passes = 0
+        self.ewma_s = 0.0
+        self.last_error = None
 
     def available(self, now_s: float) -> bool:
         """The one predicate that says whether balancing may choose this engine (a full one is skipped by the pool)."""

@@ -75,13 +75,15 @@ class ModelPool:
         self._service_s = 0.0  # average time a request holds its place
         self._apply(spec, strategy, ())
 
-    def _apply(self, spec: ModelSpec, strategy: str, kept: Sequence[Engine]) -> None:
+    def _apply(self, spec: ModelSpec, strategy: str, kept: Sequence[Engine], forget: Collection[str] = ()) -> None:
         known = {(engine.id, engine.spec.url): engine for engine in kept}
         engines = []
         for engine_spec in spec.engines:
             engine = known.get((engine_spec.id or "", engine_spec.url))
             if engine is None:
                 engine = Engine(engine_spec, spec.name, self._policy)
+            elif engine.id in forget:
+                engine.forget(self._policy)
             engine.spec, engine.weight = engine_spec, engine_spec.weight
             engines.append(engine)
         self.spec = spec
@@ -95,15 +97,16 @@ class ModelPool:
 
     # --- configuration ---------------------------------------------------------------------------------------------
 
-    def reconfigure(self, spec: ModelSpec, strategy: str) -> tuple[Engine, ...]:
+    def reconfigure(self, spec: ModelSpec, strategy: str, forget: Collection[str] = ()) -> tuple[Engine, ...]:
         """Take over a new configuration; returns the engines that are gone.
 
-        Engines with the same id and address keep their state. What is in flight on a removed engine goes on and is
-        settled as usual.
+        Engines with the same id and address keep their state, but for those whose id is in `forget`: they are asked
+        with another key or for another model, and nothing is held against them. What is in flight on a removed engine
+        goes on and is settled as usual.
         """
         with self._lock:
             before = self.engines
-            self._apply(spec, strategy, before)
+            self._apply(spec, strategy, before, forget)
             kept = set(self.engines)  # engines compare by identity; in a tuple, thousands would be compared with each
             gone = tuple(engine for engine in before if engine not in kept)
             for engine in gone:
@@ -111,7 +114,11 @@ class ModelPool:
             now_s = self._clock()
             served = self._serve_line_locked(now_s)
             if self._recorder is not None:
-                inputs = {"spec": model_json(spec), "strategy": strategy}
+                inputs = {
+                    "spec": model_json(spec),
+                    "strategy": strategy,
+                    **({"forget": list(forget)} if forget else {}),
+                }
                 self._record("reconfigure", now_s, inputs, [w.number for w in served])
         _wake(served)
         return gone
@@ -147,11 +154,12 @@ class ModelPool:
 
     # --- choosing --------------------------------------------------------------------------------------------------
 
-    def acquire(self, tried: Collection[Engine], affinity: bytes) -> Optional[Lease]:
+    def acquire(self, tried: Collection[Engine], affinity: bytes, avoid: Collection[Engine] = ()) -> Optional[Lease]:
         """Choose an engine that is in and take one place on it; None when none is in or all are full.
 
         `tried` engines are chosen again only when every engine that is in has been tried. The place is given back by
-        `settle`, exactly once. The first try of a request (nothing tried) counts towards the budget of retries.
+        `settle`, exactly once. The first try of a request (nothing tried) counts towards the budget of retries. Engines
+        to `avoid` are chosen only when no other is free.
         """
         with self._lock:
             now_s = self._clock()
@@ -159,29 +167,34 @@ class ModelPool:
                 self._budget.request(now_s)
             lease = None
             if not self._line.length:  # nobody overtakes those who wait
-                engine = self._choose_locked(tried, affinity, now_s)
+                engine = self._choose_locked(tried, affinity, now_s, avoid)
                 if engine is not None:
                     lease = self._lease_locked(engine, now_s)
             if self._recorder is not None:
                 inputs = {
                     "tried": ids_in(self.name, tried),
                     "affinity": affinity.hex(),
+                    **({"avoid": ids_in(self.name, avoid)} if avoid else {}),
                     "candidates": self._candidates(now_s),
                 }
                 self._record("acquire", now_s, inputs, id_of(lease.engine if lease else None))
             return lease
 
-    def _choose_locked(self, tried: Collection[Engine], affinity: bytes, now_s: float) -> Optional[Engine]:
+    def _choose_locked(
+        self, tried: Collection[Engine], affinity: bytes, now_s: float, avoid: Collection[Engine]
+    ) -> Optional[Engine]:
         engines = self._engines_in_locked(now_s)
         if not engines:
             return None
         request = RouteRequest(affinity, now_s)
-        if not tried:
+        if not (tried or avoid):
             engine = self._strategy.select(engines, request)
             if not engine.full():
                 return engine
         free = [e for e in engines if not e.full()]
         fresh = [e for e in free if e not in tried]
+        if avoid:
+            fresh = [e for e in fresh if e not in avoid] or fresh
         return self._retry.select(fresh or free, request) if free else None
 
     def _lease_locked(self, engine: Engine, now_s: float) -> Lease:
@@ -324,31 +337,67 @@ class ModelPool:
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
+    def answered(self, lease: Lease, duration_s: float) -> Optional[StateChange]:
+        """The first event of a stream has come, after `duration_s`: the engine has answered well, and a trial is over.
+
+        To be called at most once before `settle`, which then counts a failure if the stream breaks, nothing if it ends
+        well, and gives the place back: it is taken while the stream is open. Returns the change of state, if any.
+        """
+        engine = lease.engine
+        with self._lock:
+            now_s = self._clock()
+            ticket = lease.ticket
+            change = None
+            if ticket < engine.since_ticket:
+                lease.counted = -1
+            else:
+                change = self._apply_good_locked(lease, duration_s, now_s, first_event=True)
+            if self.spec.hedge_after_ms == "p95":
+                self._latencies_s.append(duration_s)
+            served = self._serve_line_locked(now_s) if self._line.length else ()
+            if self._recorder is not None:
+                inputs = {"engine": engine.id, "ticket": ticket, "duration_s": duration_s}
+                self._record("answered", now_s, inputs, [engine.state(now_s), [w.number for w in served]])
+        _wake(served)
+        return change
+
     def settle(
-        self, lease: Lease, outcome: Outcome, duration_s: float, held_s: Optional[float] = None
+        self,
+        lease: Lease,
+        outcome: Outcome,
+        duration_s: float,
+        held_s: Optional[float] = None,
+        doubted: bool = False,
     ) -> Optional[StateChange]:
         """Give a place back and apply the verdict on what happened there. Returns the change of state, if any.
 
         `duration_s` is how long the engine took until its answer (or first event); `held_s` how long the place was
-        held, None = the same.
+        held, None = the same. A stream that ends well after `answered` is not counted again: it only shows
+        that the engine is still there. `doubted`: the outcome is rather the caller's (`Accusers`), and is held against
+        nobody.
         """
         engine = lease.engine
-        blame = judge(outcome).blame
+        blame = "none" if doubted else judge(outcome).blame
         with self._lock:
             now_s = self._clock()
             engine.in_flight -= 1
+            if lease.ticket < engine.since_ticket:
+                blame = "none"
             change = self._apply_outcome_locked(lease, blame, outcome, duration_s, now_s)
             if blame == "good":
                 held_s = duration_s if held_s is None else held_s
                 self._service_s += SERVICE_WEIGHT * (held_s - self._service_s) if self._service_s else held_s
-                if self.spec.hedge_after_ms == "p95":
+                if self.spec.hedge_after_ms == "p95" and lease.counted is None:
                     self._latencies_s.append(duration_s)
             served = self._serve_line_locked(now_s) if self._line.length else ()
             if self._recorder is not None:
+                counted = {} if lease.counted is None else {"counted": lease.counted}
                 inputs = {
                     "engine": engine.id,
                     "ticket": lease.ticket,
+                    **counted,
                     "outcome": outcome.kind,
+                    **({"doubted": True} if doubted else {}),
                     "verdict": blame,
                     "duration_s": duration_s,
                     "held_s": held_s,
@@ -364,33 +413,60 @@ class ModelPool:
         engine = lease.engine
         breaker = engine.breaker
         if blame == "good":
-            engine.observe_latency(duration_s, now_s)
-            engine.ok_at_s = now_s
-            # Nothing to change on the usual way: comparisons instead of two state strings.
-            if breaker.state == CLOSED and not (engine.down or engine.fails) and engine.out_until_s <= now_s:
-                breaker.record(lease.ticket, False, now_s)
-                return None
+            if lease.counted is None:
+                return self._apply_good_locked(lease, duration_s, now_s)
+            return self._ended_well_locked(engine, now_s)
         before = engine.state(now_s)
         # A 429 or a refused key says nothing about the engine's health, and a refused connection has an end of its own
         # (the next good probe), which an open breaker would only put off: the breaker learns nothing from them.
-        failed = {"good": False, "failure": True}.get(blame)
+        failed = True if blame == "failure" else None
         state = breaker.state
-        breaker.record(lease.ticket, failed, now_s)
+        if lease.counted is None:
+            breaker.record(lease.ticket, failed, now_s)
+        elif failed:
+            breaker.broke(lease.ticket, lease.counted, now_s)
         if breaker.state != state or state == HALF_OPEN:
             self._stale = True
         self._apply_blame_locked(engine, blame, outcome, duration_s, now_s)
         return self._change_locked(engine, before, now_s, outcome.message)
 
+    def _apply_good_locked(
+        self, lease: Lease, duration_s: float, now_s: float, first_event: bool = False
+    ) -> Optional[StateChange]:
+        engine = lease.engine
+        breaker = engine.breaker
+        engine.observe_latency(duration_s, now_s)
+        engine.ok_at_s = now_s
+        # Nothing to change on the usual way: comparisons instead of two state strings.
+        usual = breaker.state == CLOSED and not (engine.down or engine.fails) and engine.out_until_s <= now_s
+        before = "" if usual else engine.state(now_s)
+        state = breaker.state
+        if first_event:
+            lease.ticket, lease.counted = breaker.answer(lease.ticket, now_s)
+        else:
+            breaker.record(lease.ticket, False, now_s)
+        if usual:
+            return None
+        if breaker.state != state or state == HALF_OPEN:
+            self._stale = True
+        engine.down = False
+        engine.fails = 0
+        if engine.out_reason == "misconfigured":
+            engine.out_until_s = min(engine.out_until_s, now_s)  # its key was put right
+        return self._change_locked(engine, before, now_s, "")
+
+    def _ended_well_locked(self, engine: Engine, now_s: float) -> Optional[StateChange]:
+        """A stream whose first event was counted has ended: the engine is there, which is all that is new."""
+        before = engine.state(now_s) if engine.down else ""
+        engine.ok_at_s = now_s
+        engine.down = False
+        engine.fails = 0
+        return self._change_locked(engine, before, now_s, "") if before else None
+
     def _apply_blame_locked(
         self, engine: Engine, blame: str, outcome: Outcome, duration_s: float, now_s: float
     ) -> None:
         if blame == "none":
-            return
-        if blame == "good":
-            engine.down = False
-            engine.fails = 0
-            if engine.out_reason == "misconfigured":
-                engine.out_until_s = min(engine.out_until_s, now_s)  # its key was put right
             return
         engine.last_error = outcome.message or outcome.kind
         if blame in ("rest", "misconfigured"):

@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
 
 OK = Outcome("ok")
 CANCELLED = Outcome("cancelled")
+CRASHED = Outcome("error", "the gateway could not make anything of the engine's answer")
+"""By an exception that nobody had foreseen; its text is for the log only."""
 
 
 class Verdict(NamedTuple):

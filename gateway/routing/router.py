@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Collection
 from random import Random
 from typing import Callable, Optional
 
 from gateway.errors import EngineFailed, GatewayError, RequestRefused
+from gateway.routing.accusers import Accusers
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.decisions import Recorder, model_json
 from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import BACKOFF_MAX_S, Outcome, backoff_ceiling_s
-from gateway.routing.specs import FleetSpec, ModelSpec
+from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 
 _CODE_BY_KIND = {
     "refused": "backend_unavailable",
@@ -56,12 +58,18 @@ class Router:
         self._clock = clock
         self._breaker = breaker
         self._recorder = recorder
+        self.accusers = Accusers(clock)
         self.pools: dict[str, ModelPool] = {}
         self.reload(fleet)
 
-    def reload(self, fleet: FleetSpec) -> tuple[Engine, ...]:
-        """Serve another fleet from now on; returns the engines that are gone. Call from one thread at a time."""
+    def reload(self, fleet: FleetSpec, renewed: Collection[str] = ()) -> tuple[Engine, ...]:
+        """Serve another fleet from now on; returns the engines that are gone. Call from one thread at a time.
+
+        `renewed` names the variables (`api_key_env`) whose secrets have changed. What was held against an engine is
+        forgotten when it is asked with another key, or for another model.
+        """
         gone: list[Engine] = []
+        forgotten: list[Engine] = []
         pools: dict[str, ModelPool] = {}
         for spec in fleet.models:
             pool = self.pools.get(spec.name)
@@ -70,11 +78,15 @@ class Router:
                 if self._recorder is not None and self.pools:
                     self._recorder({"op": "add", "model": spec.name, "spec": model_json(spec)})
             else:
-                gone.extend(pool.reconfigure(spec, self._strategy))
+                forget = _asked_otherwise(pool, spec, renewed)
+                gone.extend(pool.reconfigure(spec, self._strategy, [engine.id for engine in forget]))
+                forgotten.extend(forget)
             pools[spec.name] = pool
         for name, pool in self.pools.items():
             if name not in pools:
                 gone.extend(pool.retire())
+        if gone or forgotten:
+            self.accusers.forget([*gone, *forgotten])
         names = {alias: spec.name for spec in fleet.models for alias in spec.aliases}
         routes = {name: self._route(fleet, pools, name) for name in pools}
         for alias, name in names.items():
@@ -84,6 +96,7 @@ class Router:
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
         self._routes = routes
+        self._names_of = {spec.name: (spec.name, *spec.aliases) for spec in fleet.models}
         self.pools = pools
         return tuple(gone)
 
@@ -106,22 +119,40 @@ class Router:
         """Every name that requests may use: models in file order, then aliases."""
         return tuple(self._routes)
 
-    def route(self, model: Optional[str], allow_fallback: bool = True) -> tuple[ModelPool, ...]:
-        """The pools to ask for `model` (None: the default), first its own; raises `model_not_found`."""
+    def names_of(self, model: str) -> tuple[str, ...]:
+        """All names of a configured model, its own first; just the name for one that is (or has become) unknown."""
+        return self._names_of.get(model) or (model,)
+
+    def route(
+        self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None
+    ) -> tuple[ModelPool, ...]:
+        """The pools to ask for `model` (None: the default), first its own; raises `model_not_found`, which names those
+        models that the caller `may_use` (None: all)."""
         fleet = self.fleet
         if model is None or fleet.wildcard:
             route = self._routes.get(fleet.default_model or "") or next(iter(self._routes.values()))
         else:
             found = self._routes.get(model)
             if found is None:
-                known = ", ".join(sorted(self.pools)[:20])
+                known = ", ".join([name for name in sorted(self.pools) if may_use is None or may_use(name)][:20])
                 raise RequestRefused(
                     "model_not_found",
-                    f"the model {model[:200]!r} does not exist; known: {known}",
+                    f"the model {model[:200]!r} does not exist; known: {known or 'none to this key'}",
                     param="model",
                 )
             route = found
         return route if allow_fallback else route[:1]
+
+
+def _asked_otherwise(pool: ModelPool, spec: ModelSpec, renewed: Collection[str]) -> list[Engine]:
+    """The engines that stay, with the same address, but with another key or under another model's name."""
+
+    def identity(engine: EngineSpec) -> tuple[object, ...]:
+        return engine.id, engine.url, engine.model, engine.api_key_env
+
+    same = {identity(engine) for engine in spec.engines if engine.api_key_env not in renewed}
+    stay = {(engine.id, engine.url) for engine in spec.engines}
+    return [e for e in pool.engines if (e.spec.id, e.spec.url) in stay and identity(e.spec) not in same]
 
 
 class Step:
@@ -146,6 +177,7 @@ class Tries:
 
     __slots__ = (
         "_affinity",
+        "_avoid",
         "_failure",
         "_here",
         "_index",
@@ -167,10 +199,12 @@ class Tries:
         affinity: bytes,
         priority: str = "normal",
         jitter: Callable[[], float] = random.random,
+        avoid: tuple[Engine, ...] = (),
     ) -> None:
         self._pools = pools
         self._limit = attempts_per_model
         self._affinity = affinity
+        self._avoid = avoid
         self._priority = priority
         self._jitter = jitter
         self._index = 0
@@ -205,7 +239,7 @@ class Tries:
         while self._index < len(self._pools):
             pool = self._pools[self._index]
             if self._here < self._limit:
-                lease = pool.acquire(self._tried, self._affinity)
+                lease = pool.acquire(self._tried, self._affinity, self._avoid)
                 if lease is not None:
                     if not self._better_elsewhere(lease.engine):
                         return self._take(pool, self._untried_at_last(pool, lease))
@@ -243,7 +277,7 @@ class Tries:
         if self._index == len(self._pools):  # this is a last resort: no engine is in
             return None
         pool = self._pools[self._index]
-        lease = pool.acquire(self._tried, self._affinity)
+        lease = pool.acquire(self._tried, self._affinity, self._avoid)
         if lease is None:
             return None
         if lease.engine in self._tried:

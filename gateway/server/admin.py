@@ -21,7 +21,6 @@ from gateway.policy.statedb import StateDbError
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.usage import parse_usage_query, usage_csv, usage_rows
-from gateway.validation import parse_json
 
 ReadBody = Callable[[], bytes]
 NAME_CHARS = 200
@@ -97,7 +96,6 @@ class Admin:
         """Who is asking, and may. Raises `unauthorized` and `forbidden`, both audited."""
         identity: Optional[Identity] = None
         try:
-            self._refuse_foreign_pages(head)
             identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
             exchange.identity = identity
             if permission:
@@ -105,15 +103,21 @@ class Admin:
             return identity
         except RequestRefused as error:
             if error.code == "forbidden":
-                self._guard.audit_refusal(
-                    "permission_refused",
-                    exchange.client_address,
-                    key=None if identity is None else identity.name,
-                    method=head.method,
-                    path=head.path[:PATH_CHARS],
-                    reason=error.message,
-                )
+                self.audit_refusal(exchange, head, error, None if identity is None else identity.name)
             raise
+
+    def audit_refusal(self, exchange: Exchange, head: RequestHead, error: RequestRefused, key: Optional[str]) -> None:
+        """Say who was refused what, if it was something of this. `key` None: not known."""
+        if self.methods(head.path) is None:
+            return
+        self._guard.audit_refusal(
+            "permission_refused",
+            exchange.client_address,
+            key=key,
+            method=head.method,
+            path=head.path[:PATH_CHARS],
+            reason=error.message,
+        )
 
     def methods(self, path: str) -> Optional[str]:
         """The methods that a path takes, as in `Allow`; None when it is nothing of this."""
@@ -122,13 +126,6 @@ class Admin:
     def endpoints(self) -> dict[str, str]:
         """Every path with the methods it is for."""
         return {row.path: ", ".join(row.actions) for row in self._table}
-
-    def _refuse_foreign_pages(self, head: RequestHead) -> None:
-        """A page of another origin may not act here through somebody's browser: on loopback no key may be needed."""
-        origin = head.headers.get(b"origin")
-        allowed = self._pipeline.settings.cors_origins
-        if origin is not None and allowed != ("*",) and origin.decode("latin-1") not in allowed:
-            raise RequestRefused("forbidden", "pages of this origin may not administer the gateway (CORS_ORIGINS)")
 
     @contextlib.contextmanager
     def _audited(self, identity: Identity, action: str, **fields: object) -> Iterator[dict[str, object]]:
@@ -159,7 +156,7 @@ class Admin:
 
     def _create_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         with self._audited(identity, "create_key") as told, _KeyRefusals():
-            arguments = arguments_of(parse_json(read_body()))
+            arguments = arguments_of(self._pipeline.parse(read_body()))
             if is_name(arguments["name"]):  # else it may be anything, a secret in the wrong place too
                 told["name"] = arguments["name"]
             record, secret = self._guard.store.create(**arguments)
@@ -176,7 +173,7 @@ class Admin:
     def _rotate_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "rotate_key", name=name[:NAME_CHARS]), _KeyRefusals():
-            wanted = parse_json(read_body() or b"{}") if head.content_length or head.chunked else {}
+            wanted = self._pipeline.parse(read_body() or b"{}") if head.content_length or head.chunked else {}
             spans = _spans(wanted, grace="1h", expires=None)
             record, secret = self._guard.store.rotate(name, spans["grace"] or 0.0, spans["expires"])
         return json_reply({**to_public(record), "key": secret}, 200, ("Cache-Control", "no-store"))

@@ -1,7 +1,8 @@
 """One HTTP request and what becomes of it.
 
 At any moment exactly one thread may write to the client: the handler, unless the exchange is queued; then the worker
-that runs it; then the relay that has its stream. `answered` turns True just before the last write, `finished` after it.
+that runs it; then the relay that has its stream, or the loop that has what the client did not take. `answered` turns
+True just before the last write, `finished` after it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import time
 from typing import Callable, Optional, Protocol, Union
 
+from gateway.clock import unix_s
 from gateway.errors import ClientGone, GatewayError, HttpError
 from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.policy.auth import Identity
@@ -21,6 +23,7 @@ from gateway.server.parsing import RequestHead
 from gateway.telemetry.events import RequestEvent
 from gateway.upstream import answers
 from gateway.upstream.attempt import EngineFault
+from gateway.upstream.bounds import bounds_of
 from gateway.upstream.stream import EngineStream
 from gateway.workers import Job
 from inference import Answer, Asking, Call
@@ -37,9 +40,11 @@ class Client(Protocol):
         """When the connection is to be ended unless something happens before (monotonic seconds)."""
         ...
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
-        """Write the (rest of the) answer; False when the client is gone, None when another thread writes the rest and
-        calls `exchange.sent` then."""
+    def send_last(
+        self, exchange: Exchange, data: bytes, keep_alive: bool, body: responses.Text = b""
+    ) -> Optional[bool]:
+        """Write an answer's `data`, then `body`; False when the client is gone, None when another thread writes the
+        rest and calls `exchange.sent` then."""
         ...
 
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
@@ -192,11 +197,14 @@ class Exchange(Job):
     def about_to_finish(self) -> None:
         """Called before the last write: the caller's slot is free before it can know that the answer has ended."""
         stream, call = self.stream, self.call
-        if stream is not None and call is not None:
-            self._count(call, stream)
-            self._settle(call)
-        elif self.admission is not None:
-            self.admission.release_concurrency()
+        try:
+            if stream is not None and call is not None:
+                self._count(call, stream)
+                self._settle(call)
+            elif self.admission is not None:
+                self.admission.release_concurrency()
+        except Exception as error:  # the client gets its answer all the same
+            self._report(error)
 
     def queue_timed_out(self) -> None:
         """Answer after waiting too long for a worker. The caller holds the claim."""
@@ -262,10 +270,42 @@ class Exchange(Job):
             self._go_out(call, result)
 
     def _go_out(self, call: Call, result: Union[Answer, EngineStream]) -> None:
-        if isinstance(result, Answer):
-            self._answer(call, result)
-        else:
-            self._open(call, result)
+        try:
+            if isinstance(result, Answer):
+                self._answer(call, result)
+            else:
+                self._open(call, result)
+        except Exception as error:
+            if isinstance(result, EngineStream):
+                result.close(Outcome("cancelled"))
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """End the exchange though something went wrong that nobody had foreseen: with an error if nothing has been
+        written yet, else by closing the connection. Raises nothing."""
+        self._report(error)
+        if self.finished:
+            return
+        self.keep_alive = False
+        if not (self.status or self.answered):
+            self.error = "internal_error"
+            try:
+                failure = GatewayError(self.error, "the gateway failed; see its log for this request id")
+                body = responses.error_body(failure, self.pipeline.settings.error_format, self.request_id)
+                self.finish_with(500, refusal_headers(self, None), body)
+                return
+            except Exception as another:
+                self._report(another)
+        if not self.finished:
+            self.client.shut_writing()
+            self.conclude("internal_error", self.status or 500)
+
+    def _report(self, error: Exception) -> None:
+        """Log what nobody had foreseen. Raises nothing."""
+        try:
+            self.pipeline.internal_error(error, self.request_id)
+        except Exception:
+            pass  # then there is no log either
 
     def _fail_with(self, error: Exception) -> None:
         if isinstance(error, GatewayError):
@@ -277,7 +317,7 @@ class Exchange(Job):
         if call.stream:
             self.ttft_s = time.monotonic() - self.accepted_s
         if self.pipeline.settings.log_bodies:
-            self.logged_answer = answer.body
+            self.logged_answer = bytes(answer.body[:LOGGED_BYTES])
         kind = responses.EVENT_STREAM if call.stream else responses.JSON
         self._settle(call)
         if self.cost_usd is not None:
@@ -349,23 +389,43 @@ class Exchange(Job):
         """
         call = self.call
         assert call is not None
-        if not self.settled:
-            self._count(call, stream)
-        stream.close(outcome, keep_open)
+        try:
+            if not self.settled:
+                self._count(call, stream)
+        except Exception as error:
+            self._report(error)
+        try:
+            stream.close(outcome, keep_open)
+        except Exception as error:
+            self._report(error)
         self.sent(outcome.kind != "cancelled")
 
     def _count(self, call: Call, stream: EngineStream) -> None:
         """The tokens of a stream, as far as it has come."""
-        call.usage = answers.usage_of(stream.events.usage, call.prompt_chars(), stream.events.text_bytes)
         earlier = stream.events.earlier_chars
+        call.usage = answers.usage_of(
+            stream.events.usage,
+            call.prompt_chars(),
+            stream.events.text_bytes,
+            lambda: bounds_of(call, call.context_tokens, earlier),
+        )
         if earlier:  # an engine that went on with another's text counts that as prompt
             tokens = answers.estimate_tokens(earlier)
             usage = call.usage
             prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
-            call.usage = answers.Usage(prompt_tokens, usage.completion_tokens + tokens, estimated=True)
+            completion_tokens = usage.completion_tokens + tokens
+            call.usage = usage._replace(
+                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True
+            )
 
     def fail(self, error: GatewayError) -> None:
-        """Answer with an error (or with nothing, when the client has left) and conclude."""
+        """Answer with an error (or with nothing, when the client has left) and conclude. Raises nothing."""
+        try:
+            self._fail(error)
+        except Exception as another:
+            self._give_up(another)
+
+    def _fail(self, error: GatewayError) -> None:
         if isinstance(error, ClientGone) and self.cut:
             error = shutting_down()
         elif isinstance(error, ClientGone):
@@ -397,17 +457,21 @@ class Exchange(Job):
         if limits:
             self.limit_headers = responses.header_lines(limits)
 
-    def finish_with(self, status: int, headers: bytes, body: bytes) -> None:
-        """Send a complete response and conclude."""
+    def finish_with(self, status: int, headers: bytes, body: responses.Text) -> None:
+        """Send a complete response and conclude. A bytearray is not to be used afterwards."""
         self.status = status
         if self.pipeline.draining:
             self.keep_alive = False
         if self.keep_alive and not self.head.version_1_1:
             headers += b"Connection: keep-alive\r\n"  # HTTP/1.0 clients take silence for close
-        data = responses.whole(status, headers, body, self.keep_alive)
-        if self.head.method == "HEAD":
-            data = data[: len(data) - len(body)]
-        sent = self.client.send_last(self, data, self.keep_alive)
+        if len(body) > responses.LARGE_BYTES:  # not copied, so that who does not take it holds it once
+            data = responses.before_body(status, headers, len(body), self.keep_alive)
+            if self.head.method == "HEAD":
+                body = b""
+        else:
+            head_only = self.head.method == "HEAD"
+            data, body = responses.whole(status, headers, bytes(body), self.keep_alive, head_only), b""
+        sent = self.client.send_last(self, data, self.keep_alive, body)
         if sent is not None:
             self.sent(sent)
 
@@ -422,8 +486,33 @@ class Exchange(Job):
             self.conclude("client_closed_request", 499)
 
     def conclude(self, error: Optional[str], status: int) -> None:
-        """Report the finished request, once, after its last byte."""
+        """Report the finished request, once, after its last byte. Raises nothing: whatever goes wrong here, the
+        exchange has ended."""
+        if self.finished:
+            return
         self.answered = True
+        if self.call is not None:
+            self._settle(self.call)
+        try:
+            try:
+                event = self._event(error, status)
+            except Exception as unforeseen:
+                self._report(unforeseen)
+                event = self._least_event(error, status)
+            self.pipeline.concluded(self, event)
+        except Exception as unforeseen:
+            self._report(unforeseen)
+        finally:
+            self.finish()
+
+    def _least_event(self, error: Optional[str], status: int) -> RequestEvent:
+        """What can be told of a request in any case."""
+        head = self.head
+        latency_s = time.monotonic() - self.accepted_s
+        return RequestEvent(time.time(), self.request_id, head.method, head.path, status, error, latency_s)
+
+    def _event(self, error: Optional[str], status: int) -> RequestEvent:
+        """All that is told of a request."""
         now_s = time.monotonic()
         call = self.call
         identity = self.identity
@@ -431,8 +520,8 @@ class Exchange(Job):
         head = self.head
         latency_s = now_s - self.accepted_s
         if call is None:
-            event = RequestEvent(
-                time.time(),
+            return RequestEvent(
+                unix_s(),
                 self.request_id,
                 head.method,
                 head.path,
@@ -443,35 +532,32 @@ class Exchange(Job):
                 key=key,
                 client=self.client_address,
             )
-        else:
-            usage = call.usage
-            event = RequestEvent(
-                time.time(),
-                self.request_id,
-                head.method,
-                head.path,
-                status,
-                error,
-                latency_s,
-                self.queue_s + call.waited_s,
-                call.engine_s,
-                self.ttft_s,
-                call.stream,
-                _model_name(call.served_model if error is None else (call.model or call.served_model)),
-                call.engine_id,
-                call.attempts,
-                call.fallback,
-                usage.prompt_tokens if usage else None,
-                usage.completion_tokens if usage else None,
-                usage.estimated if usage else False,
-                key,
-                self.client_address,
-                tuple(call.records),
-                tuple(call.retries),
-                self._extra(call),
-            )
-        self.pipeline.concluded(self, event)
-        self.finish()
+        usage = call.usage
+        return RequestEvent(
+            unix_s(),
+            self.request_id,
+            head.method,
+            head.path,
+            status,
+            error,
+            latency_s,
+            self.queue_s + call.waited_s,
+            call.engine_s,
+            self.ttft_s,
+            call.stream,
+            _model_name(call.served_model if error is None else (call.model or call.served_model)),
+            call.engine_id,
+            call.attempts,
+            call.fallback,
+            usage.prompt_tokens if usage else None,
+            usage.completion_tokens if usage else None,
+            usage.estimated if usage else False,
+            key,
+            self.client_address,
+            tuple(call.records),
+            tuple(call.retries),
+            self._extra(call),
+        )
 
     def _cost(self, call: Call) -> Optional[float]:
         usage = call.usage
@@ -482,19 +568,30 @@ class Exchange(Job):
     def _settle(self, call: Call) -> None:
         """Give back what was reserved beyond the tokens really used, and charge for those; once.
 
-        Before the last write where the usage is known by then: the client's next request finds it done.
+        Before the last write where the usage is known by then: the client's next request finds it done. Raises nothing:
+        each step is taken whatever becomes of the others.
         """
         if self.settled:
             return
         self.settled = True
         usage = call.usage
-        self.cost_usd = self._cost(call)
-        if self.cost_usd:  # before what was reserved for it is given back
-            self.pipeline.guard.spend(self.identity, self.cost_usd)
+        try:
+            self.cost_usd = self._cost(call)
+            if self.cost_usd:  # before what was reserved for it is given back
+                self.pipeline.guard.spend(self.identity, self.cost_usd)
+        except Exception as error:
+            self._report(error)
         admission = self.admission
-        if admission is not None:
+        if admission is None:
+            return
+        try:
             admission.release_concurrency()
+        except Exception as error:
+            self._report(error)
+        try:
             admission.settle(0 if usage is None else usage.prompt_tokens + usage.completion_tokens)
+        except Exception as error:
+            self._report(error)
 
     def _extra(self, call: Call) -> Optional[dict[str, object]]:
         """Further keys of the log line, for what most requests do not have."""
@@ -502,6 +599,9 @@ class Exchange(Job):
         self._settle(call)
         if self.cost_usd is not None:
             extra["cost_usd"] = self.cost_usd
+        if call.usage is not None and call.usage.rejected:
+            extra["usage_rejected"] = call.usage.rejected
+            self.pipeline.usage_rejected(call.served_model or "", call.engine_id or "", call.usage.rejected)
         if call.hedged:
             extra["hedged"] = True
         if call.resumed:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.pipeline import PATHS
-from gateway.policy.addresses import client_address
+from gateway.policy.addresses import client_address, unmapped
 from gateway.server import responses
 from gateway.server.exchange import Exchange
 from gateway.server.headers import cors_headers
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.connections import DONTWAIT
-from gateway.upstream.framing import ChunkedBody, FramingError
+from gateway.upstream.framing import ChunkedBody, FramingError, TrailersTooLarge
 
 if TYPE_CHECKING:
     from gateway.server.server import GatewayServer
@@ -33,7 +33,10 @@ RECV_BYTES = 65536
 LOOK_S = 0.25  # how often a request under way is asked whether its client is still there
 LINGER_S = 2.0  # how long a connection that is being closed waits for its client to close
 READ_AHEAD_BYTES = 65536
-LARGE_BYTES = 65536
+SMALL_BODY_BYTES = 4096  # so much of a body that nobody wants is awaited and dropped; more closes the connection
+BLANK_LINES_MAX = 64  # before a request line
+TAKEN_BYTES = 1048576  # of a large answer that a client must take in each CLIENT_TIMEOUT, or what is left of it
+COUNT_TIMEOUT_S = 1.0  # until all that has finished is counted, before a scrape
 # An interpreter may not name it (PyPy 3.9); it is the same on every Linux.
 _POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform == "linux" else 0)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -61,6 +64,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._arrived_s = 0.0  # when the first byte of what is in `_buffer` came; 0 = not known
         self._running = False
         self._unread = False  # bytes of a refused request are still to come
+        self._blank_lines = 0  # before the request line that is due
         self.set_deadline(time.monotonic() + self.settings.keepalive_timeout_s)
         self.server.watchdog.watch(self)
 
@@ -152,6 +156,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 return self._await_close()
             self._body_due = head.chunked or bool(head.content_length)
             exchange = self._new_exchange(head)
+            self.server.context.routes.check_browser(exchange, head)
             if head.path in PATHS and head.method == "POST":
                 self._infer(exchange, head)
             else:
@@ -204,7 +209,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
     def _address_of(self, head: RequestHead) -> str:
         """The client's address; behind trusted proxies, the one that they name."""
         trusted = self.settings.trusted_proxies
-        peer = str(self.client_address[0])
+        peer = unmapped(str(self.client_address[0]))
         if not trusted:
             return peer
         forwarded = head.headers.get(b"x-forwarded-for")
@@ -239,6 +244,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
 
     def _serve_here(self, exchange: Exchange, head: RequestHead) -> None:
         """Answer what needs no engine, on this thread."""
+        if head.path == "/metrics":
+            self._count_finished()
         answer = self.server.context.routes.answer(exchange, head, lambda: self._take_body(head))
         self._skip_body(exchange, head)
         headers = b"%bX-Request-ID: %b\r\n%b" % (
@@ -248,6 +255,10 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         )
         exchange.finish_with(answer.status, headers, answer.body)
 
+    def _count_finished(self) -> None:
+        """Have what has finished counted before it is shown."""
+        self.pipeline.telemetry.flush(COUNT_TIMEOUT_S)
+
     def _take_body(self, head: RequestHead) -> bytes:
         check_media_type(head)
         body = self._read_body(head)
@@ -255,6 +266,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         return body
 
     def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
+        if isinstance(error, HttpError):
+            exchange.keep_alive = False
         self._skip_body(exchange, exchange.head)
         exchange.fail(error)
 
@@ -262,16 +275,19 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
 
     def _receive(self) -> bytes:
         """Block for more bytes; b"" when there will be none. A client that leaves cancels what is in flight."""
-        try:
-            data = self.sock.recv(RECV_BYTES)
-        except OSError:
-            data = b""
+        data = self._received()
         if not data:
             self._eof = True
             exchange = self._exchange
             if exchange is not None and not exchange.finished:
                 self._left(exchange)
         return data
+
+    def _received(self) -> bytes:
+        try:
+            return self.sock.recv(RECV_BYTES)
+        except OSError:
+            return b""
 
     def _left(self, exchange: Exchange) -> None:
         self._give_up(exchange)
@@ -289,44 +305,60 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 exchange.cancel()
 
     def _read_head(self) -> Optional[RequestHead]:
-        buffer = self._buffer
-        while buffer[:2] == b"\r\n":  # a client that ends its body with an extra line (RFC 9112, 2.2)
-            buffer = buffer[2:]
         self._first_byte_s = self._arrived_s or time.monotonic()
         self._arrived_s = 0.0
-        if buffer and b"\r\n\r\n" not in buffer:
+        self._drop_blank_lines()
+        buffer = self._buffer
+        if has_begun(buffer) and b"\r\n\r\n" not in buffer:
             buffer = self._begun(buffer)
         while True:
             end = buffer.find(b"\r\n\r\n")
             if end >= 0:
                 break
-            if len(buffer) > self.settings.max_header_bytes:
+            if len(buffer) > self.settings.max_header_bytes + 3:  # a part of the end may be among them
                 self._buffer = b""
                 raise HttpError("headers_too_large", "the request line and headers are too large")
-            fresh = not buffer
+            fresh = not has_begun(buffer)
             data = self._receive()
             if not data:
                 return self._no_head(buffer)
+            self._buffer = buffer + data
             if fresh:
-                if data[:2] == b"\r\n":
-                    data = data.lstrip(b"\r\n")
-                    if not data:  # nothing has begun: the connection is idle as before, and not for longer
-                        if self._expired:
-                            return None
-                        continue
+                self._drop_blank_lines()
+            buffer = self._buffer
+            if fresh:
+                if not has_begun(buffer):  # the connection is idle as before, and not for longer
+                    if self._expired:
+                        return None
+                    continue
                 self._first_byte_s = time.monotonic()
-            buffer += data
             exchange = self._exchange
             if exchange is not None and not exchange.answered:
-                self._buffer = buffer
                 self._await_turn()
                 buffer = self._buffer
             if fresh and buffer.find(b"\r\n\r\n") < 0:
                 self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
+        self._blank_lines = 0
         if end > self.settings.max_header_bytes:
             raise HttpError("headers_too_large", "the request line and headers are too large")
         self._buffer = buffer[end + 4 :]
         return parse_head(buffer[:end])
+
+    def _drop_blank_lines(self) -> None:
+        """Drop what a client sends between requests (RFC 9112, 2.2): empty lines, each ended by CRLF and nothing else.
+
+        Raises HttpError when there are too many.
+        """
+        buffer = self._buffer
+        if buffer[:2] != b"\r\n":
+            return
+        start, last = 2, 2 * (BLANK_LINES_MAX - self._blank_lines)
+        while buffer.startswith(b"\r\n", start) and start <= last:
+            start += 2
+        if start > last:
+            raise HttpError("bad_request", "there are too many empty lines before the request line")
+        self._buffer = buffer[start:]
+        self._blank_lines += start // 2
 
     def _begun(self, buffer: bytes) -> bytes:
         """A part of a head came behind the request before: the rest is due as if it had come alone."""
@@ -339,7 +371,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         return self._buffer
 
     def _no_head(self, buffer: bytes) -> Optional[RequestHead]:
-        if self._expired and buffer:
+        if self._expired and has_begun(buffer):
             raise HttpError("request_timeout", "the request was not sent in time")
         return None
 
@@ -371,7 +403,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _read_chunked(self, head: RequestHead, limit: int) -> bytes:
-        decoder = ChunkedBody()
+        decoder = ChunkedBody(self.settings.max_header_bytes)
         data, self._buffer = self._buffer, b""
         if not data:
             self._expect_more(head)
@@ -389,6 +421,8 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                     return b"".join(parts)
                 self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
                 data = self._receive_body()
+        except TrailersTooLarge as error:
+            raise HttpError("headers_too_large", f"the chunked body is refused: {error}") from error
         except FramingError as error:
             raise HttpError("bad_request", f"the chunked body is broken: {error}") from error
 
@@ -403,10 +437,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 raise ClientGone from error
 
     def _receive_body(self) -> bytes:
-        try:
-            data = self.sock.recv(RECV_BYTES)
-        except OSError:
-            data = b""
+        data = self._received()
         if data:
             return data
         self._eof = True
@@ -419,22 +450,25 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         if not self._body_due:
             return
         length = head.content_length or 0
-        if length <= len(self._buffer) and not head.chunked:
-            self._buffer = self._buffer[length:]
-        else:
+        if not exchange.keep_alive or not drops_body(head):
+            # Whether or not all of it is there: what becomes of the connection depends on no segment's border.
+            exchange.keep_alive = False
+            if head.chunked or length > len(self._buffer):
+                self._unread = True
+            else:
+                self._buffer = self._buffer[length:]
+            return
+        try:
+            while len(self._buffer) < length:
+                self.set_deadline(self._first_byte_s + self.settings.client_timeout_s)
+                self._buffer += self._receive_body()
+        except HttpError:
             exchange.keep_alive = False
             self._unread = True
+            return
+        self._buffer = self._buffer[length:]
 
     # --- writing ---------------------------------------------------------------------------------------------------
-
-    def send_part(self, exchange: Exchange, data: bytes) -> bool:
-        """Write, with more to follow; False when the client is gone."""
-        self.await_previous(exchange)
-        try:
-            self.sock.sendall(data)
-        except OSError:
-            return False
-        return True
 
     def await_previous(self, exchange: Exchange) -> None:
         """Wait until the answer before this one has been written."""
@@ -443,15 +477,32 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
             exchange.previous = None
             previous.wait(self.settings.client_timeout_s)
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
-        """Write the rest of an answer; False when the client is gone, None when another thread is to see to it.
+    def send_last(
+        self, exchange: Exchange, data: bytes, keep_alive: bool, body: responses.Text = b""
+    ) -> Optional[bool]:
+        """Write an answer's `data`, then `body`, which is not copied; False when the client is gone, None when another
+        thread is to see to it.
 
-        All is set before the write: as soon as the client has the answer, its next request may be under way.
+        All is set before the write: as soon as the client has the answer, its next request may be under way. A client
+        that does not take a large answer (TAKEN_BYTES of it in each CLIENT_TIMEOUT) is cut off.
         """
         self.before_last(exchange, keep_alive)
-        if len(data) > LARGE_BYTES and not keep_alive:
-            self.set_deadline(self._due_s + self.settings.client_timeout_s)
-        sent = self.send_part(exchange, data)
+        due_s = self._due_s - time.monotonic()
+        self.await_previous(exchange)
+        sent = True
+        try:
+            rest = memoryview(body)
+            if rest:
+                self.set_deadline(time.monotonic() + self.settings.client_timeout_s)
+            self.sock.sendall(data)
+            while rest:
+                self.set_deadline(time.monotonic() + self.settings.client_timeout_s)
+                self.sock.sendall(rest[:TAKEN_BYTES])
+                rest = rest[TAKEN_BYTES:]
+            if body:
+                self.set_deadline(time.monotonic() + due_s)
+        except OSError:
+            sent = False
         if not sent or not (keep_alive or self._running):
             self.shut_writing()  # this connection's own thread, where it is the writer, closes it right after
         return sent
@@ -518,8 +569,19 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 if not self._receive():
                     break
         self._await_turn()
-        if self._eof or not self._unread:
+        if self._eof or not (self._unread or self._buffer or self._more_has_come()):
             return False  # nothing more can come that closing would answer with a reset
+        return self._linger()
+
+    def _more_has_come(self) -> bool:
+        """Whether something waits behind the request that was the last."""
+        try:
+            return bool(DONTWAIT) and self.sock.recv(1, socket.MSG_PEEK | DONTWAIT) != b""
+        except OSError:
+            return False
+
+    def _linger(self) -> bool:
+        """Wait for the client to close, for a while; returns whether somebody else does."""
         self.shut_writing()
         self.set_deadline(min(self._due_s, time.monotonic() + LINGER_S))
         seen = 0
@@ -541,6 +603,19 @@ def _unreadable_head() -> RequestHead:
     head = RequestHead("-", "-", True)
     head.keep_alive = False
     return head
+
+
+def has_begun(buffer: bytes) -> bool:
+    """Whether there is more in a connection's buffer than what may become an empty line."""
+    return buffer != b"" and buffer != b"\r"
+
+
+def drops_body(head: RequestHead) -> bool:
+    """Whether the body of a request that is refused or needs none is awaited and dropped, so that the connection goes
+    on behind it. A client that waits to be told to continue may send it, or not."""
+    if head.expects_continue and head.version_1_1:
+        return False
+    return not head.chunked and head.keep_alive and (head.content_length or 0) <= SMALL_BODY_BYTES
 
 
 def check_media_type(head: RequestHead) -> None:

@@ -87,6 +87,13 @@ class Loop:
         """
         self._epoll.modify(descriptor, _EACH)
 
+    def watch_writing(self, descriptor: int, writing: bool) -> None:
+        """With `writing`, report a watched socket also when it takes something (again); now, if it does.
+
+        Only on the loop's thread, as `look`.
+        """
+        self._epoll.modify(descriptor, _EACH | (_WRITABLE if writing else 0))
+
     def forget(self, descriptor: int) -> None:
         """Call nothing for this socket any more. Before it is closed: its number may be another's right after."""
         self._targets.pop(descriptor, None)
@@ -204,6 +211,7 @@ class Threads:
     def _work(self, job: Job) -> None:
         while True:
             job()
+            job = nothing  # or what it refers to would live until the next one comes
             with self._lock:
                 if self._idle >= SPARE_THREADS or self._closed:
                     return

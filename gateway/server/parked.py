@@ -2,8 +2,11 @@
 
 An idle connection is *parked*: the loop's thread reads what arrives. A whole request of the usual kind is served right
 there: checked, sent to an engine, and answered when the engine has, or passed to the relay when a stream has begun.
-Everything else (a large body, a busy engine, a retry, a slow client) is passed to a thread, which runs the same code of
-`handler.py`, may block, and parks the connection again when it is idle or its stream is open.
+So is what needs no engine, and whatever is refused by its head, well-formed or not: who has no key gets no thread,
+whatever is sent and however slowly. What a client does not take of its answer is written here when it does, and what
+still comes behind a refusal is dropped here until the client has closed. The rest (of callers who are known: a large
+body, a busy engine, a retry, what needs the database) is passed to a thread, which runs the same code of `handler.py`,
+may block, and parks the connection again when it is idle or its stream is open.
 
 Measured (docs/PERFORMANCE.md): with a thread a connection, 32 busy ones hand the interpreter's lock over eight times a
 request, which costs more than the request itself; and an idle one takes 39 KB.
@@ -21,9 +24,21 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from gateway.errors import GatewayError, HttpError
+from gateway.jsonbounds import takes_long
 from gateway.pipeline import PATHS
+from gateway.policy.auth import Identity
+from gateway.server import responses
 from gateway.server.exchange import Exchange
-from gateway.server.handler import LOOK_S, RECV_BYTES, ClientConnection, check_media_type
+from gateway.server.handler import (
+    LINGER_S,
+    LOOK_S,
+    RECV_BYTES,
+    TAKEN_BYTES,
+    ClientConnection,
+    check_media_type,
+    drops_body,
+    has_begun,
+)
 from gateway.server.loop import HUNG_UP, nothing
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.connections import DONTWAIT
@@ -33,6 +48,15 @@ if TYPE_CHECKING:
     from gateway.server.parkingserver import ParkingServer
 
 DROPPED_MAX = 16  # reads of what is not wanted
+LINGER_READS = 2  # of the same, in a connection's turn
+FOR_THREAD, KEYS_LATER, COUNTS_LATER = -1, -2, -3  # instead of the bytes that a request has: it cannot be served here
+KEYS_LATER_S = 0.1  # until it is seen again whether an identity provider's keys have come
+COUNTS_LATER_S = 0.002  # until it is seen again whether what has finished can be counted
+COUNT_LOOKS = 20  # then it is shown as it is
+ALWAYS_OPEN = ("/healthz", "/readyz")
+_READING, _WAITING, _LINGERING = 0, 1, 2
+_dropped = bytearray(RECV_BYTES)  # nobody reads it
+MARKS_MAX = 4000  # commas and brackets in a body that is read here: a millisecond's work at most
 
 
 class ParkedConnection(ClientConnection):
@@ -51,6 +75,15 @@ class ParkedConnection(ClientConnection):
         self._parked = True
         self._watched = False  # by the loop
         self._more = False  # something has arrived behind the request under way
+        self._behind = False  # what is in `_buffer` has not been looked at
+        self._state = _READING  # or what this connection does instead
+        self._looks = 0  # at whether what has finished can be counted
+        self._dropped_bytes = 0
+        self._unsent: Optional[list[memoryview]] = None  # what the client has not taken of its last answer
+        self._unsent_is_large = False
+        self._has_place = False  # a worker's, for what is unsent
+        self._taken_bytes = 0  # since its deadline was set
+        self._thread_id = 0  # of the thread that has the connection
         self._asking: Optional[Asking] = None  # what an engine has been asked on the loop's thread
         self._head: Optional[RequestHead] = None  # of the request in `_buffer`, with `_head_bytes`
         self._head_bytes = 0  # 0: it has not been read
@@ -82,13 +115,23 @@ class ParkedConnection(ClientConnection):
         """What has come from the client meanwhile was reported to nobody, or too early."""
         if not self._parked:
             return
+        if self._unsent is not None:
+            self._watch_writing()
+            return
+        if self._state == _LINGERING:
+            self._exchange = None
+            self._drop_on()
+            return
         exchange = self._exchange
         if exchange is not None and exchange.finished:
             if not exchange.keep_alive:
                 self._drop()
                 return
-            self._exchange = None
-        if self._watched:
+            self._exchange = exchange = None
+        if exchange is None and self._buffer:
+            self._behind = True
+            self._loop.again(self.client_ready, HUNG_UP)
+        elif self._watched:
             self._loop.look(self._descriptor)
         else:
             self._watch()
@@ -101,14 +144,25 @@ class ParkedConnection(ClientConnection):
         if exchange is not None:
             if not exchange.finished:
                 self._more = True  # looked at when it has its answer, or its stream is over
-                if events & HUNG_UP and self._asking is None and not exchange.answered:
+                if self._unsent is not None:
+                    self._step(self._write_on)
+                elif events & HUNG_UP and self._asking is None and not exchange.answered:
                     exchange.cancel()  # (while an engine is asked, the watchdog sees it)
                 return
-            if not exchange.keep_alive:
+            if not exchange.keep_alive and self._state != _LINGERING:
                 self._drop()
                 return
             self._exchange = None
+        if self._state:
+            if self._state == _LINGERING:
+                self._drop_on()
+            return  # else it is looked at when its time has come
         self._more = bool(events & HUNG_UP)  # an end behind what is read now is not reported again
+        if self._behind:
+            self._behind = False
+            self._arrived_s = self._arrived_s or time.monotonic()
+            if self._see_to(self._expected_bytes(self._buffer)):
+                return
         while True:
             try:
                 data = self.sock.recv(RECV_BYTES, DONTWAIT)
@@ -119,21 +173,61 @@ class ParkedConnection(ClientConnection):
             except OSError:
                 data = b""
             if not data:
-                if self._buffer:
-                    break
-                self._end()
+                self._ended()
                 return
-            if not self._buffer:
+            if len(self._buffer) < 2:  # it has not begun before, but for what may become an empty line
                 self._arrived_s = time.monotonic()
             self._buffer = self._buffer + data if self._buffer else data
             expected = self._expected_bytes(self._buffer)
             if expected == len(self._buffer):
-                self._step(self._serve_one)
+                self._step(self._pass_on if expected > MARKS_MAX and self._takes_long(expected) else self._serve_one)
                 return
-            if expected < len(self._buffer):
-                break
-            self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
-        self._step(self._pass_on)
+            if self._see_to(expected):
+                return
+
+    def _see_to(self, expected: int) -> bool:
+        """Serve the request that begins the buffer, or see who does; False: more is to come."""
+        if expected > len(self._buffer):
+            if has_begun(self._buffer):
+                self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
+            return False
+        if expected >= 0:
+            self._more = True  # there may be more than one read has taken
+            self._step(self._pass_on if expected > MARKS_MAX and self._takes_long(expected) else self._serve_one)
+        elif expected == FOR_THREAD:
+            self._step(self._pass_on)
+        else:
+            self._look_later(KEYS_LATER_S if expected == KEYS_LATER else COUNTS_LATER_S)
+        return True
+
+    def _takes_long(self, expected: int) -> bool:
+        """Whether a body is one of many small values, which would hold everybody else up, and its caller is known."""
+        head = self._head
+        assert head is not None
+        if head.method != "POST" or head.path not in PATHS or not takes_long(self._buffer[:expected], MARKS_MAX):
+            return False
+        return not self._refused_by_head(head)
+
+    def _ended(self) -> None:
+        """The client sends nothing more, or had its time to."""
+        head = self._head if self._head_bytes else None
+        if not has_begun(self._buffer):
+            self._end()
+        elif head is not None and self._keys_are_awaited(head):
+            self._look_later(KEYS_LATER_S)
+        else:
+            self._step(self._serve_one)  # as far as it has come
+
+    def _look_later(self, delay_s: float) -> None:
+        self._state = _WAITING
+        self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
+        self._loop.later(delay_s, self._look_again)
+
+    def _look_again(self, events: int) -> None:
+        if self._parked and self._state == _WAITING:
+            self._state = _READING
+            self._behind = True
+            self.client_ready(HUNG_UP)
 
     def _drop(self) -> None:
         """The last answer has been written: what has come behind its request is void."""
@@ -163,7 +257,8 @@ class ParkedConnection(ClientConnection):
         try:
             stays = step()
             exchange = self._exchange
-            if stays and exchange is not None and self._job is None and self._asking is None:
+            under_way = self._job is not None or self._asking is not None or self._unsent is not None
+            if stays and exchange is not None and not under_way:
                 if exchange.finished:
                     stays = self._after(exchange)
                 elif exchange.stream is None:
@@ -181,56 +276,107 @@ class ParkedConnection(ClientConnection):
             pass
         elif not stays:
             self._end()
+        elif self._unsent is not None:
+            self._watch_writing()
         elif exchange is not None and exchange.stream is not None:
             self.park()
+        elif self._state == _LINGERING:
+            self._exchange = None
+            self._drop_on()
         else:
             self._exchange = None
-            if self._more:
+            if self._more or self._buffer:
+                self._behind = self._buffer != b""
                 self._loop.again(self.client_ready, HUNG_UP)  # which may have been behind it
             elif not self._watched:
                 self._watch()
 
     def _expected_bytes(self, buffer: bytes) -> int:
-        """The length of the request that begins the buffer, if it can be served here once it is complete.
+        """The bytes of the buffer's first request that must be there before it can be served or refused here.
 
-        0: it is for a thread to read. More than the buffer has: more is to come.
+        More than the buffer has: more is to come. Negative: FOR_THREAD, KEYS_LATER or COUNTS_LATER.
         """
-        if len(buffer) >= RECV_BYTES or buffer[:2] == b"\r\n":
-            return 0
+        if self._head_bytes and self._head is not None:
+            expected = self._head_bytes + (self._head.content_length or 0)  # more of the body has come
+            again = self.settings.jwt_jwks and expected <= len(buffer)  # since the head came, keys may be due again
+            return KEYS_LATER if again and self._keys_are_awaited(self._head) else expected
+        if buffer[:1] == b"\r":
+            try:
+                self._drop_blank_lines()
+            except HttpError:
+                return 0  # `_serve_one` refuses it
+            buffer = self._buffer
         end = buffer.find(b"\r\n\r\n")
         if end < 0:
-            return len(buffer) + 1 if len(buffer) <= self.settings.max_header_bytes else 0
+            return len(buffer) + 1 if len(buffer) <= self.settings.max_header_bytes + 3 else 0
         if end > self.settings.max_header_bytes:
             return 0
-        if self._head_bytes and self._head is not None:
-            return self._head_bytes + (self._head.content_length or 0)  # more of the body has come
         try:
             head = self._head = parse_head(buffer[:end])
         except HttpError:
             return 0
+        begins = end + 4
+        if self.settings.jwt_jwks and self._keys_are_awaited(head):
+            return KEYS_LATER
+        if head.method != "POST" or head.path not in PATHS:
+            return self._expected_elsewhere(head, begins)
         length = head.content_length
-        if head.method != "POST" or head.path not in PATHS or length is None or head.chunked or head.expects_continue:
-            return 0
-        expected = end + 4 + length
-        if expected >= RECV_BYTES or (self.settings.jwt_jwks and self.pipeline.guard.may_wait(head.headers)):
-            return 0
-        if expected > len(buffer) and self._refused_by_head(head, length):
-            return 0
-        self._head_bytes = end + 4
-        return expected
+        if length is None or begins + length >= RECV_BYTES or head.chunked or head.expects_continue:
+            return self._unread_body(head, begins) if self._refused_by_head(head) else FOR_THREAD
+        if begins + length > len(buffer) and self._refused_by_head(head):
+            return self._unread_body(head, begins)
+        self._head_bytes = begins
+        return begins + length
 
-    def _refused_by_head(self, head: RequestHead, length: int) -> bool:
-        """Whether there is no use in waiting for the body. (Who refuses looks again, and tells.)"""
+    def _unread_body(self, head: RequestHead, begins: int) -> int:
+        """As `_expected_bytes`, of a request whose body nobody reads."""
+        self._head_bytes = begins
+        length = head.content_length or 0
+        return begins + length if drops_body(head) and length <= self.settings.max_body_bytes else begins
+
+    def _expected_elsewhere(self, head: RequestHead, begins: int) -> int:
+        """As `_expected_bytes`, of a request that needs no engine."""
+        path = head.path
+        if path.startswith(("/admin/", "/auth/")):
+            if head.method != "OPTIONS" and self._is_known(head):
+                return FOR_THREAD  # it may wait for the database
+        elif path == "/metrics" and self._looks < COUNT_LOOKS:
+            # Who has just been answered by a thread finds that in the numbers, too.
+            if self.pipeline.is_concluding() or not self.pipeline.telemetry.flush(0.0):
+                self._looks += 1
+                return COUNTS_LATER
+        self._looks = 0
+        return self._unread_body(head, begins)
+
+    def _keys_are_awaited(self, head: RequestHead) -> bool:
+        """Whether looking at a token would have to wait for an identity provider's keys, which are being read now."""
+        return head.path not in ALWAYS_OPEN and self.pipeline.guard.may_wait(head.headers)
+
+    def _is_known(self, head: RequestHead) -> bool:
+        try:
+            self._identify(head)
+        except GatewayError:
+            return False
+        return not self.server.context.routes.is_foreign(head)
+
+    def _identify(self, head: RequestHead) -> Identity:
+        """Who is asking, unaudited. Raises GatewayError."""
         headers = head.headers
+        return self.pipeline.guard.authenticator.identify(
+            headers.get(b"authorization"), headers.get(b"x-api-key"), head.repeated
+        )
+
+    def _refused_by_head(self, head: RequestHead) -> bool:
+        """Whether there is no use in waiting for the body. (Who refuses looks again, and tells.)"""
+        length = head.content_length
         try:
             check_media_type(head)
-            identity = self.pipeline.guard.authenticator.identify(
-                headers.get(b"authorization"), headers.get(b"x-api-key"), head.repeated
-            )
-            identity.require("infer")
+            self._identify(head).require("infer")
         except GatewayError:
             return True
-        return length > self.settings.max_body_bytes
+        if not head.chunked and (length is None or length > self.settings.max_body_bytes):
+            return True
+        return self.server.context.routes.is_foreign(head)
 
     def _read_head(self) -> Optional[RequestHead]:
         end = self._head_bytes
@@ -238,6 +384,7 @@ class ParkedConnection(ClientConnection):
             return super()._read_head()
         # `_expected_bytes` has read it.
         self._head_bytes = 0
+        self._blank_lines = 0
         self._buffer = self._buffer[end:]
         self._first_byte_s = self._arrived_s
         self._arrived_s = 0.0
@@ -265,8 +412,81 @@ class ParkedConnection(ClientConnection):
             self._job = functools.partial(self._go_on, exchange, asking)
         return True
 
+    def _watch_writing(self) -> None:
+        """Have the rest of the answer written when the client takes something."""
+        if self._watched:
+            self._loop.watch_writing(self._descriptor, True)
+        else:
+            self._watched = True
+            self._loop.watch(self._descriptor, self.client_ready, writing=True)
+
+    def _write_on(self) -> bool:
+        """Write what the client takes of the rest of its answer; False when it has left or is cut off."""
+        exchange = self._exchange
+        unsent = self._unsent
+        assert exchange is not None
+        assert unsent is not None
+        try:
+            while unsent:
+                piece = unsent[0][:TAKEN_BYTES]
+                sent = self.sock.send(piece, DONTWAIT)
+                self._note_taken(sent)
+                unsent[0] = unsent[0][sent:]
+                if not unsent[0]:
+                    del unsent[0]
+                elif sent == len(piece):
+                    self._loop.again(self.client_ready, 0)  # others have their turn between
+                    return True
+        except BlockingIOError:
+            return True
+        except OSError:
+            self._give_up_writing()
+            return False
+        self._unsent = None
+        self._loop.watch_writing(self._descriptor, False)
+        self.set_deadline(time.monotonic() + (self.settings.keepalive_timeout_s if exchange.keep_alive else LINGER_S))
+        self._concluded(exchange, True)
+        return True
+
+    def _note_taken(self, size: int) -> None:
+        self._taken_bytes += size
+        if self._taken_bytes >= TAKEN_BYTES:
+            self._taken_bytes = 0
+            self.set_deadline(time.monotonic() + self.settings.client_timeout_s)
+
+    def _give_up_writing(self) -> None:
+        """The client has left before it had all of its answer, or has been cut off."""
+        exchange = self._exchange
+        if self._unsent is not None and exchange is not None:
+            self._unsent = None
+            self._concluded(exchange, False)
+
+    def _concluded(self, exchange: Exchange, complete: bool) -> None:
+        exchange.sent(complete)
+        if self._has_place:
+            self._has_place = False
+            self._leave(exchange)
+
+    def _drop_on(self) -> None:
+        """Drop what still comes behind the last answer, until the client has closed, or for long enough."""
+        try:
+            for _ in range(LINGER_READS):
+                size = self.sock.recv_into(_dropped, RECV_BYTES, DONTWAIT)
+                self._dropped_bytes += size
+                if not size or self._expired or self._dropped_bytes > self.settings.max_body_bytes:
+                    self._end()
+                    return
+        except BlockingIOError:
+            if not self._watched:
+                self._watch()
+        except OSError:
+            self._end()
+        else:
+            self._loop.again(self.client_ready, 0)
+
     def _end(self) -> None:
         self._parked = False
+        self._give_up_writing()
         self.finish()
         self._exchange = None  # it refers to this connection
         self._loop.forget(self._descriptor)
@@ -300,6 +520,9 @@ class ParkedConnection(ClientConnection):
                 self._loop.watch(connection.descriptor, self.engine_ready, writing=bool(asking.sent.unsent))
 
     def _leave(self, exchange: Exchange) -> None:
+        if self._unsent is not None and self._unsent_is_large:
+            self._has_place = True  # until the client has it all: so there are not more large answers than places
+            return
         workers = self.pipeline.workers
         if workers.depth and self._on_loop:
             # Who gives up a place that others wait for may have to run one of them.
@@ -308,44 +531,76 @@ class ParkedConnection(ClientConnection):
             workers.leave(exchange)
 
     def _await_close(self) -> bool:
+        if self._unsent is not None or self._state == _LINGERING:
+            return True
         if not self._on_loop:
             return super()._await_close()
         exchange = self._exchange
         if self._job is not None or self._asking is not None or (exchange is not None and not exchange.finished):
             return True  # not yet
-        if self._eof or not self._unread:
+        if self._eof or not (self._unread or self._buffer or self._more):
             return False
-        self._job = nothing  # a thread waits until the client has closed
+        return self._linger()
+
+    def _linger(self) -> bool:
+        # The loop drops what comes, once it has the connection.
+        if self._state != _LINGERING:
+            self._state = _LINGERING
+            self._buffer = b""
+            self.shut_writing()
+            self.set_deadline(min(self._due_s, time.monotonic() + LINGER_S))
         return True
 
-    def send_last(self, exchange: Exchange, data: bytes, keep_alive: bool) -> Optional[bool]:
-        if not self._on_loop:
-            return super().send_last(exchange, data, keep_alive)
+    def _received(self) -> bytes:
+        # What has not come when the loop serves a request does not come.
+        return b"" if self._on_loop else super()._received()
+
+    def _count_finished(self) -> None:
+        if not self._on_loop:  # else `_expected_elsewhere` has
+            super()._count_finished()
+
+    def send_last(
+        self, exchange: Exchange, data: bytes, keep_alive: bool, body: responses.Text = b""
+    ) -> Optional[bool]:
+        thread_id = threading.get_ident()
+        if thread_id != self._loop.thread_id and thread_id != self._thread_id:
+            return super().send_last(exchange, data, keep_alive, body)  # a worker, while a thread sees to the client
         self.before_last(exchange, keep_alive)
+        if exchange.previous is not None:
+            self.await_previous(exchange)  # never on the loop, where each is finished before the next begins
         try:
             sent = self.sock.send(data, DONTWAIT)
         except BlockingIOError:
             sent = 0
         except OSError:
             return False
-        if sent == len(data):
+        if sent == len(data) and not body:
             return True
+        # The loop writes the rest, at once where it is called here.
+        self._taken_bytes = 0
         self.set_deadline(time.monotonic() + self.settings.client_timeout_s)
-        self._job = functools.partial(self._send_rest, exchange, data[sent:])
+        self._unsent_is_large = body != b""
+        self._unsent = [memoryview(part) for part in (data[sent:], body) if part]
         return None
 
     # --- on a thread -----------------------------------------------------------------------------------------------
 
     def _on_thread(self, job: Callable[[], None]) -> None:
-        """Do `job` and whatever comes behind it, until the connection is idle (parked) or over (closed)."""
+        """Do `job` and whatever comes behind it, until the loop can see to the connection (parked) or it is over
+        (closed)."""
+        self._thread_id = threading.get_ident()
+        stays = False
         try:
-            if self._serve_until_idle(job):
-                self.park()
-                return
+            stays = self._serve_until_idle(job)
         except OSError:
             pass  # the client has gone while it was being answered here
         except Exception as error:
             self.pipeline.internal_error(error, "-")
+        self._thread_id = 0  # which may be another's later
+        if stays:
+            self.park()
+            return
+        self._give_up_writing()
         self._await_turn()
         self._end()
 
@@ -355,6 +610,8 @@ class ParkedConnection(ClientConnection):
         exchange = self._exchange
         stays = exchange is None or self._after(exchange)
         while stays:
+            if self._unsent is not None or self._state == _LINGERING:
+                return True
             exchange = self._exchange
             waits = exchange is not None and not exchange.finished and exchange.stream is None
             if not (self._buffer or self._eof or waits):
@@ -367,9 +624,3 @@ class ParkedConnection(ClientConnection):
             exchange.go_on(asking)
         finally:
             self._ran(exchange)
-
-    def _send_rest(self, exchange: Exchange, rest: bytes) -> None:
-        complete = self.send_part(exchange, rest)
-        if not complete or not exchange.keep_alive:
-            self.shut_writing()
-        exchange.sent(complete)

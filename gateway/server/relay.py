@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import Any, Callable, Optional
 
-from gateway.routing.retry import Outcome
+from gateway.routing.retry import CRASHED, Outcome
 from gateway.server.exchange import Exchange
 from gateway.server.poller import new_poller
 from gateway.server.wakeup import Wakeup
@@ -137,7 +137,7 @@ class Relay:
                 sweep_s = self._now_s + SWEEP_S
                 self._sweep(self._now_s)
         for relayed in list(self._streams):
-            self._end(relayed, Outcome("cancelled"))
+            self._guarded(relayed, self._cut_short)
         for stream in list(self._lingering):
             self._stop_lingering(stream)
         self._ended = True
@@ -165,9 +165,12 @@ class Relay:
                 return
             if what == "take":
                 self._streams[relayed] = None
-                self._end(relayed, Outcome("cancelled"))
+                self._guarded(relayed, self._cut_short)
             elif what == "onward" and relayed.onward is not None:
                 relayed.onward.close(Outcome("cancelled"))
+
+    def _cut_short(self, relayed: _Relayed) -> None:
+        self._end(relayed, Outcome("cancelled"))
 
     def _receive_inbox(self) -> None:
         self._wakeup.clear()
@@ -183,14 +186,38 @@ class Relay:
     def _guarded(self, relayed: _Relayed, step: Callable[[_Relayed], None]) -> None:
         """Run one step of one stream; whatever goes wrong ends that stream and no other."""
         try:
-            step(relayed)
-        except EngineFault as fault:
-            self._broken(relayed, fault)
-        except OSError:
-            self._end(relayed, Outcome("cancelled"))  # the client's socket: it has left
+            try:
+                step(relayed)
+            except EngineFault as fault:
+                if fault.outcome is CRASHED:
+                    self._on_error(fault.__cause__ or fault)
+                self._broken(relayed, fault)
+            except OSError:
+                self._end(relayed, Outcome("cancelled"))  # the client's socket: it has left
         except Exception as error:
             self._on_error(error)
-            self._end(relayed, Outcome("cancelled"))
+            self._abandon(relayed)
+
+    def _abandon(self, relayed: _Relayed) -> None:
+        """End a stream that could not be ended in good order: nothing more is written, and all that it holds is given
+        back."""
+        exchange = relayed.exchange
+        relayed.away = False
+        relayed.unsent = b""
+        exchange.keep_alive = False
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: self._streams.pop(relayed, None),
+            lambda: self._poller.unregister(relayed.stream.sock),
+            lambda: self._poller.unregister(exchange.client.fileno()),
+            exchange.client.shut_writing,
+            lambda: exchange.stream_ended(relayed.stream, Outcome("cancelled")),
+            exchange.client.stream_over,
+        )
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                self._on_error(error)
 
     def _begin(self, relayed: _Relayed) -> None:
         self._streams[relayed] = None
@@ -302,7 +329,10 @@ class Relay:
         relayed.fault = fault
 
         def look() -> None:
-            relayed.onward = exchange.resume(broken)
+            try:
+                relayed.onward = exchange.resume(broken)
+            except Exception as error:  # without another stream then
+                self._on_error(error)
             self._send("onward", relayed)
             if self._ended:
                 self._end_unbegun()  # as in `take`
@@ -403,7 +433,7 @@ class Relay:
     def _linger_step(self, stream: EngineStream) -> None:
         try:
             stream.pull()
-        except (EngineFault, OSError):
+        except Exception:  # also what nobody had foreseen: its answer is over, it has only to end well
             self._stop_lingering(stream)
             return
         if stream.drained:
@@ -417,13 +447,16 @@ class Relay:
     def _sweep(self, now_s: float) -> None:
         """End what has been silent for too long: an engine between events, or a client that takes nothing."""
         for relayed in [r for r in self._streams if now_s - r.active_s > self._idle_timeout_s and not r.away]:
-            if relayed.unsent:
-                self._end(relayed, Outcome("cancelled"))
-            else:
-                text = f"the engine sent nothing for {self._idle_timeout_s:g} s"
-                self._broken(relayed, EngineFault(Outcome("timeout", text)))
+            self._guarded(relayed, self._time_out)
         for stream in [s for s, until_s in self._lingering.items() if now_s > until_s]:
             self._stop_lingering(stream)
+
+    def _time_out(self, relayed: _Relayed) -> None:
+        if relayed.unsent:
+            self._end(relayed, Outcome("cancelled"))
+        else:
+            text = f"the engine sent nothing for {self._idle_timeout_s:g} s"
+            self._broken(relayed, EngineFault(Outcome("timeout", text)))
 
 
 def _end_of_event(relayed: _Relayed) -> bytes:

@@ -1,4 +1,4 @@
-"""Response bytes: one buffer per answer, so that one write sends it.
+"""Response bytes: one buffer per answer, so that one write sends it; a large body stays apart and is not copied.
 
 Pure but for the cached date line, which is replaced whole when the second changes (a racing thread at worst makes it
 twice).
@@ -11,8 +11,9 @@ import math
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Union
 
+from gateway.clock import unix_s
 from gateway.errors import GatewayError, openai_type
 
 _STATUS_LINES: dict[int, bytes] = {
@@ -24,6 +25,11 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 JSON = b"Content-Type: application/json\r\n"
 EVENT_STREAM = b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 
+LARGE_BYTES = 65536  # a body of more is written apart
+
+Text = Union[bytes, bytearray]
+"""A body: what is large may come as it was received."""
+
 _date_second = -1
 _date_line = b""
 
@@ -31,7 +37,7 @@ _date_line = b""
 def date_line() -> bytes:
     """The Date header of this second (RFC 9110, 5.6.7), independent of the locale."""
     global _date_line, _date_second
-    second = int(time.time())
+    second = int(unix_s())
     if second != _date_second:
         t = time.gmtime(second)
         text = (
@@ -49,15 +55,24 @@ def head(status: int, headers: bytes) -> bytes:
     return b"%b%b%b" % (line, date_line(), headers)
 
 
-def whole(status: int, headers: bytes, body: bytes, keep_alive: bool) -> bytes:
-    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF."""
+def before_body(status: int, headers: bytes, length: int, keep_alive: bool) -> bytes:
+    """A response up to a body of `length` bytes. `headers` are lines ending in CRLF."""
+    close = b"" if keep_alive else b"Connection: close\r\n"
+    return b"%b%bContent-Length: %d\r\n\r\n" % (head(status, headers), close, length)
+
+
+def whole(status: int, headers: bytes, body: bytes, keep_alive: bool, head_only: bool = False) -> bytes:
+    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF.
+
+    `head_only`: without the body, whose length it says (the answer to HEAD).
+    """
     if status == 204:
         return b"%b%b\r\n" % (head(status, headers), b"" if keep_alive else b"Connection: close\r\n")
     return b"%b%bContent-Length: %d\r\n\r\n%b" % (
         head(status, headers),
         b"" if keep_alive else b"Connection: close\r\n",
         len(body),
-        body,
+        b"" if head_only else body,
     )
 
 

@@ -5,19 +5,24 @@ One table of paths. Owns nothing; reads the factory's snapshot and the metrics' 
 
 from __future__ import annotations
 
+import functools
+import time
 import urllib.parse
 from typing import Any, Callable, Optional
 
 from gateway import __version__
 from gateway.errors import GatewayError, RequestRefused
 from gateway.pipeline import PATHS, Pipeline
+from gateway.policy.auth import Identity
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
+from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.registry import Registry
 
+LONG_RENDER_S = 0.02  # of CPU, as for some 300 engines: such a text is given to all who ask within
+SHARED_RENDERS = 20  # times as long
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-FLUSH_TIMEOUT_S = 1.0
 
 
 Handler = Callable[[RequestHead], Reply]
@@ -31,7 +36,10 @@ class Routes:
         self._pipeline = pipeline
         self._registry = registry
         self._settings = pipeline.settings
+        self._rendered = (0.0, b"")  # until when (monotonic seconds) it is given, and the text
+        self._browsers = BrowserRules(self._settings)
         self._open_paths = {"/healthz", "/readyz"}
+        self._metrics_local = self._settings.metrics_auth != "off"
         if self._settings.on_loopback or self._settings.metrics_auth == "off":
             self._open_paths.add("/metrics")
         self._gets: dict[str, Handler] = {
@@ -40,8 +48,23 @@ class Routes:
             "/readyz": self._readyz,
             "/health": self._health,
             "/metrics": self._metrics,
-            "/v1/models": self._models,
         }
+
+    def check_browser(self, exchange: Exchange, head: RequestHead) -> None:
+        """Raise `misdirected_request` or `forbidden` for what a page elsewhere may have had a browser send."""
+        try:
+            self._browsers.check(head)
+        except RequestRefused as error:
+            self._admin.audit_refusal(exchange, head, error, None)
+            raise
+
+    def is_foreign(self, head: RequestHead) -> bool:
+        """Whether `check_browser` raises; not audited."""
+        try:
+            self._browsers.check(head)
+        except RequestRefused:
+            return True
+        return False
 
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Reply:
         """The answer to anything but an inference request. Raises GatewayError."""
@@ -54,8 +77,8 @@ class Routes:
             if reply is not None:
                 return reply
         handler = self._gets.get(path)
-        if handler is None and path.startswith("/v1/models/"):
-            handler = self._model
+        if handler is None and (path == "/v1/models" or path.startswith("/v1/models/")):
+            handler = functools.partial(self._models, exchange)
         if handler is None and path not in PATHS and path != "*":
             raise RequestRefused("not_found", f"there is no {path[:200]}")
         allowed = "GET, HEAD, OPTIONS" if handler is not None else "POST, OPTIONS"
@@ -63,7 +86,7 @@ class Routes:
             return self._preflight(head, allowed)
         if handler is None or head.method not in ("GET", "HEAD"):
             raise RequestRefused("method_not_allowed", f"{path} takes {allowed}", headers=(("Allow", allowed),))
-        if path not in self._open_paths:
+        if path not in self._open_paths or (path == "/metrics" and self._metrics_local and is_forwarded(head)):
             identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
             exchange.identity = identity
             if path == "/metrics":
@@ -82,7 +105,7 @@ class Routes:
         return Reply(204, headers, b"")
 
     def _index(self, head: RequestHead) -> Reply:
-        gets = (*self._gets, "/v1/models/{id}")
+        gets = (*self._gets, "/v1/models", "/v1/models/{id}")
         endpoints = {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
         return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": endpoints})
 
@@ -115,26 +138,35 @@ class Routes:
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
 
     def _metrics(self, head: RequestHead) -> Reply:
-        self._pipeline.telemetry.flush(FLUSH_TIMEOUT_S)
-        return Reply(200, (("Content-Type", METRICS_TYPE),), self._registry.render())
+        until_s, body = self._rendered  # replaced whole
+        if time.monotonic() >= until_s:
+            began_s = time.thread_time()
+            body = self._registry.render()
+            took_s = time.thread_time() - began_s
+            if took_s > LONG_RENDER_S:  # who asks again and again shall not keep the loop from everything else
+                self._rendered = (time.monotonic() + SHARED_RENDERS * took_s, body)
+        return Reply(200, (("Content-Type", METRICS_TYPE),), body)
 
-    def _models(self, head: RequestHead) -> Reply:
-        names = self._pipeline.factory.router.names()
-        entries = [self._entry(name) for name in names]
-        return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
-
-    def _model(self, head: RequestHead) -> Reply:
+    def _models(self, exchange: Exchange, head: RequestHead) -> Reply:
+        """All models that the caller may use, or one of them: another does not exist for it."""
+        identity = exchange.identity
+        assert identity is not None  # these paths are not open
+        if head.path == "/v1/models":
+            entries = [self._entry(name, identity) for name in self._pipeline.factory.router.names()]
+            return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
         name = urllib.parse.unquote(head.path[len("/v1/models/") :])
-        entry = self._entry(name)
+        entry = self._entry(name, identity)
         if entry is None:
             raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
         return json_reply(entry)
 
-    def _entry(self, name: str) -> Optional[dict[str, Any]]:
+    def _entry(self, name: str, identity: Identity) -> Optional[dict[str, Any]]:
         router = self._pipeline.factory.router
         if name not in router.names():
             return None
-        pool = router.route(name)[0]
+        pool = router.route(name, may_use=identity.may_use)[0]
+        if not identity.may_use(*router.names_of(pool.name)):
+            return None
         entry: dict[str, Any] = {
             "id": name,
             "object": "model",

@@ -47,7 +47,7 @@ class RequestEvent(NamedTuple):
     """Everything that is told about one finished request. Immutable; safe to share."""
 
     finished_unix_s: float
-    """When the last byte was written (time.time())."""
+    """When the last byte was written (Unix seconds)."""
     request_id: str
     method: str
     path: str

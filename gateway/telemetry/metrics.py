@@ -100,6 +100,11 @@ class GatewayMetrics:
         self._cost = registry.counter(
             "gateway_cost_usd_total", "Cost of the answers, by the models' prices.", ("model",)
         )
+        self._usage_rejected = registry.counter(
+            "gateway_usage_rejected_total",
+            "Answers whose tokens, as the engine reported them, were not believed but estimated.",
+            ("model", "engine"),
+        )
         self._hedges = registry.counter(
             "gateway_hedges_total", "Requests for which a second engine was asked.", ("model",)
         )
@@ -127,6 +132,16 @@ class GatewayMetrics:
             "Requests the engine is working on.",
             ("model", "engine"),
             lambda: [((model, engine), in_flight) for model, engine, _, in_flight in engines()],
+        )
+
+    def bind_surplus(self, counts: Callable[[], Iterable[tuple[tuple[str, str], float]]]) -> None:
+        """Declares how often engines have sent more than they were asked for: ((model, engine), count)."""
+        self.registry.callback(
+            "gateway_engine_surplus_total",
+            "counter",
+            "Connections closed because the engine sent bytes behind an answer, or without a request.",
+            ("model", "engine"),
+            counts,
         )
 
     def bind_breakers(
@@ -198,17 +213,29 @@ class GatewayMetrics:
         )
 
     def observe(self, events: Sequence[RequestEvent]) -> None:
-        """Counts every event of the batch, under one hold of the registry's lock."""
+        """Counts every event of the batch, under one hold of the registry's lock.
+
+        Raises what the first one raised that cannot be counted, when all others have been.
+        """
         known = self._known_models()
+        failed: Exception | None = None
         with self.registry.lock:
             for event in events:
-                self._count_locked(event, known)
-                for record in event.attempt_records:
-                    self._count_attempt_locked(record)
-                if event.extra is not None:
-                    self._count_extra_locked(event, _model_label(event.model, known))
-                if event.retries or event.fallback is not None:
-                    self._count_detours_locked(event, known)
+                try:
+                    self._count_event_locked(event, known)
+                except Exception as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _count_event_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
+        self._count_locked(event, known)
+        for record in event.attempt_records:
+            self._count_attempt_locked(record)
+        if event.extra is not None:
+            self._count_extra_locked(event, _model_label(event.model, known))
+        if event.retries or event.fallback is not None:
+            self._count_detours_locked(event, known)
 
     def _count_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
         model = _model_label(event.model, known)
@@ -235,6 +262,8 @@ class GatewayMetrics:
 
     def _count_extra_locked(self, event: RequestEvent, model: str) -> None:
         extra = event.extra or {}
+        if extra.get("usage_rejected"):
+            self._usage_rejected.labels_locked(model, event.engine or "").value += 1
         if extra.get("hedged"):
             self._hedges.labels_locked(model).value += 1
         cost = extra.get("cost_usd")

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Callable, Optional, TextIO, Union
 
+from gateway.clock import unix_s
 from gateway.telemetry.events import LogRecord, RequestEvent
 from gateway.telemetry.logs import LEVELS, format_json, format_text, request_level
 from gateway.telemetry.metrics import GatewayMetrics
@@ -40,6 +41,8 @@ WRITTEN_AT_ONCE = 128
 """Lines, some 60 KB."""
 PAUSE_S = 0.0002
 """Between two turns: the interpreter's lock is taken back before anybody wakes up, unless its holder sleeps."""
+STUCK_S = 1.0
+"""Without a line written at the end: the stream is taken for blocked."""
 PAUSES_BELOW = 2_000
 """Entries waiting; with more of them, catching up comes first."""
 
@@ -77,6 +80,7 @@ class Telemetry:
         self._waiting: deque[_Entry] = deque()
         self._lines: deque[Union[_Entry, str]] = deque()  # as text where somebody has helped
         self._reported_drops: float = 0
+        self._written = 0  # batches
         self._drain_lock = threading.Lock()
         self._state = _AWAKE
         self._wake = threading.Event()
@@ -93,7 +97,7 @@ class Telemetry:
     def log(self, level: str, event: str, **fields: object) -> None:
         """Hands over a line of the gateway's own log; KeyError when `level` is unknown."""
         if LEVELS[level] >= self._least:
-            self._waiting.append(LogRecord(time.time(), level, event, fields))
+            self._waiting.append(LogRecord(unix_s(), level, event, fields))
             if self._state:
                 self._attend()
 
@@ -123,18 +127,30 @@ class Telemetry:
     def close(self, timeout_s: float) -> bool:
         """Counts and writes everything left and ends the thread; False when that took too long.
 
-        Everything emitted is then still counted, but a blocked stream keeps its lines (and
-        the daemon thread). May be called again, e.g. to write what was logged since.
+        That is `timeout_s`, or a second in which the stream took nothing. Everything emitted is
+        then still counted, but a blocked stream keeps its lines (and the daemon thread). May be
+        called again, e.g. to write what was logged since.
         """
         deadline_s = time.monotonic() + timeout_s
         self._closing = True
         self._wake.set()
-        self._thread.join(timeout_s)
+        self._join(self._thread, deadline_s)
         counted = self.flush(max(deadline_s - time.monotonic(), 0.0))
-        if self._thread.is_alive():
-            return False
-        self._write()
-        return counted
+        if not self._thread.is_alive() and self._lines:
+            # On a thread again: the stream may block now, and whoever closes must not.
+            late = threading.Thread(target=self._write, name="telemetry", daemon=True)
+            late.start()
+            self._join(late, deadline_s)
+            if late.is_alive():
+                self._thread = late
+        return counted and not self._thread.is_alive()
+
+    def _join(self, thread: threading.Thread, deadline_s: float) -> None:
+        """Waits for the end of a thread that writes, as long as it does."""
+        written = -1
+        while thread.is_alive() and written != self._written and time.monotonic() < deadline_s:
+            written = self._written
+            thread.join(min(STUCK_S, max(deadline_s - time.monotonic(), 0.0)))
 
     def _wake_sleeper(self) -> None:
         if self._state == _ASLEEP:
@@ -202,7 +218,7 @@ class Telemetry:
         self._failed_observers.add(index)
         name = getattr(observer, "__qualname__", type(observer).__qualname__)
         fields = {"observer": name, "error": f"{type(error).__name__}: {error}"}
-        self._keep_lines_locked([LogRecord(time.time(), "error", "observer_failed", fields)])
+        self._keep_lines_locked([LogRecord(unix_s(), "error", "observer_failed", fields)])
 
     def _keep_lines_locked(self, entries: list[_Entry], as_text: bool = False) -> None:
         least = self._least
@@ -236,7 +252,7 @@ class Telemetry:
         text = "".join(map(self._line, batch))
         if dropped > self._reported_drops and self._least <= LEVELS["warning"]:
             fields = {"lines": dropped - self._reported_drops}
-            text += self._line(LogRecord(time.time(), "warning", "log_lines_dropped", fields))
+            text += self._line(LogRecord(unix_s(), "warning", "log_lines_dropped", fields))
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -244,6 +260,7 @@ class Telemetry:
             self._dropped_total.inc(len(batch))
         else:
             self._reported_drops = dropped
+        self._written += 1
 
     def _line(self, entry: Union[_Entry, str]) -> str:
         if isinstance(entry, str):

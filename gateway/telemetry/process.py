@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Callable
 
+from gateway.clock import unix_s
 from gateway.telemetry.registry import LabelledNumber, Registry
 
-_IMPORTED_UNIX_S = time.time()
+_IMPORTED_UNIX_S = unix_s()
 
 
 def register_process_metrics(registry: Registry) -> None:

@@ -40,7 +40,7 @@ class _Replay:
     def __init__(self, first: dict[str, Any]) -> None:
         self._now_s = 0.0
         self.out: Optional[dict[str, Any]] = None
-        self._leases: dict[tuple[str, str, int], deque[Lease]] = {}
+        self._leases: dict[tuple[str, str, int, Optional[int]], deque[Lease]] = {}
         self._waiters: dict[tuple[str, int], Waiter] = {}
         self.router = Router(
             fleet_from(first["models"]),
@@ -57,6 +57,7 @@ class _Replay:
             "join": self._join,
             "leave": self._leave,
             "serve": self._serve,
+            "answered": self._answered,
             "settle": self._settle,
             "probe": self._probe,
             "retry": lambda pool, line: void(pool.take_retry()),
@@ -90,7 +91,7 @@ class _Replay:
         self._waiters = {key: waiter for key, waiter in self._waiters.items() if key[0] != spec.name}
 
     def _reconfigure(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        pool.reconfigure(model_from_json(pool.name, line["spec"]), line["strategy"])
+        pool.reconfigure(model_from_json(pool.name, line["spec"]), line["strategy"], line.get("forget", ()))
         self._served(pool)
 
     def _drain(self, pool: ModelPool, line: dict[str, Any]) -> None:
@@ -99,11 +100,12 @@ class _Replay:
 
     def _keep(self, pool: ModelPool, lease: Optional[Lease]) -> None:
         if lease is not None:
-            key = (pool.name, lease.engine.id, lease.ticket)
+            key = (pool.name, lease.engine.id, lease.ticket, lease.counted)
             self._leases.setdefault(key, deque()).append(lease)
 
     def _acquire(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        self._keep(pool, pool.acquire(_engines(pool, line["tried"]), bytes.fromhex(line["affinity"])))
+        tried, avoid = _engines(pool, line["tried"]), _engines(pool, line.get("avoid", ()))
+        self._keep(pool, pool.acquire(tried, bytes.fromhex(line["affinity"]), avoid))
 
     def _last_resort(self, pool: ModelPool, line: dict[str, Any]) -> None:
         self._keep(pool, pool.acquire_last_resort(_engines(pool, line["tried"])))
@@ -125,16 +127,27 @@ class _Replay:
         self._served(pool)
 
     def _settle(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        leases = self._leases.get((pool.name, line["engine"], line["ticket"]))
+        lease = self._held(pool, line)
+        outcome = Outcome(line["outcome"], retry_after_s=line["retry_after_s"])
+        pool.settle(lease, outcome, line["duration_s"], line["held_s"], line.get("doubted", False))
+        self._served(pool)
+
+    def _answered(self, pool: ModelPool, line: dict[str, Any]) -> None:
+        lease = self._held(pool, line)
+        pool.answered(lease, line["duration_s"])
+        self._keep(pool, lease)
+        self._served(pool)
+
+    def _held(self, pool: ModelPool, line: dict[str, Any]) -> Lease:
+        """Take out a place that a call is about: any of those with the same ticket that are counted alike."""
+        leases = self._leases.get((pool.name, line["engine"], line["ticket"], line.get("counted")))
         if not leases:
             raise ReplayError(f"no place is held on {line['engine']} with ticket {line['ticket']}")
         # After a reload an engine and its successor of the same name may both hold places.
         removed = line["out"][0] == "removed"
         lease = next((lease for lease in leases if lease.engine.removed == removed), leases[0])
         leases.remove(lease)
-        outcome = Outcome(line["outcome"], retry_after_s=line["retry_after_s"])
-        pool.settle(lease, outcome, line["duration_s"], line["held_s"])
-        self._served(pool)
+        return lease
 
     def _probe(self, pool: ModelPool, line: dict[str, Any]) -> None:
         engine = _engines(pool, [line["engine"]])[0]

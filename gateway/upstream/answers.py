@@ -6,12 +6,21 @@ Pure functions over bytes and dictionaries; no state.
 from __future__ import annotations
 
 import json
-import time
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
+from gateway.clock import unix_s
 from gateway.jsontext import decode_with
+from gateway.upstream.skim import NotJson, Outline, Span, outline
 
 CHARS_PER_TOKEN = 4
+PROMPT_BELIEVED = 16_384
+"""Tokens of a prompt that any engine may report: templates and tools of its own come on top of what was sent."""
+COMPLETION_BELIEVED = 1_024
+"""Tokens of an answer, likewise."""
+BEYOND_TOTAL = 10_000_000
+"""Tokens that a total may have beyond its parts: what a model thinks, where that is counted apart."""
+STREAMED_VALUES_MAX = 100_000
+"""Values in a large answer that becomes the one event of a stream: for that it has to be parsed."""
 
 _LIST_KEY_BY_PATH = {
     "/chat/completions": "choices",
@@ -21,11 +30,20 @@ _LIST_KEY_BY_PATH = {
 
 
 class Usage(NamedTuple):
-    """Tokens of one answer; `estimated` when the engine gave no figures."""
+    """Tokens of one answer; `estimated` when the engine gave no figures, or `rejected` ones that cannot be."""
 
     prompt_tokens: int
     completion_tokens: int
     estimated: bool
+    rejected: str = ""
+    """The figures that were not believed, in short; "": there were none."""
+
+
+class Bounds(NamedTuple):
+    """The most tokens that an answer is believed to have taken."""
+
+    prompt: int
+    completion: int
 
 
 class InvalidAnswer(Exception):
@@ -43,13 +61,28 @@ def parse_answer(body: bytes, path: str) -> dict[str, Any]:
         raise InvalidAnswer("the engine's answer is not JSON") from None
     if not isinstance(answer, dict):
         raise InvalidAnswer("the engine's answer is not a JSON object")
+    _check_answer(answer, path)
+    return answer
+
+
+def outline_answer(body: Union[bytes, bytearray], path: str) -> Outline:
+    """As `parse_answer`, for a large answer, of which no objects are made. Raises InvalidAnswer."""
+    try:
+        found = outline(body)
+    except NotJson:
+        raise InvalidAnswer("the engine's answer is not JSON, or not of a shape that answers have") from None
+    _check_answer(found.members, path)
+    return found
+
+
+def _check_answer(answer: dict[str, Any], path: str) -> None:
     error = answer.get("error")
     if error:
-        text = error.get("message") if isinstance(error, dict) else error
+        text = error.get("message") if isinstance(error, dict) else "" if isinstance(error, Span) else error
         raise InvalidAnswer(f"the engine reported an error: {str(text)[:500]}")
-    if not isinstance(answer.get(_LIST_KEY_BY_PATH[path]), list):
+    items = answer.get(_LIST_KEY_BY_PATH[path])
+    if not isinstance(items, list) and not (isinstance(items, Span) and items.kind == "["):
         raise InvalidAnswer(f"the engine's answer has no {_LIST_KEY_BY_PATH[path]}")
-    return answer
 
 
 _decode = decode_with(json.JSONDecoder())  # json.loads would guess the encoding first
@@ -64,25 +97,43 @@ def estimate_tokens(chars: int) -> int:
     return -(-chars // CHARS_PER_TOKEN)
 
 
-def usage_of(reported: object, prompt_chars: int, completion_chars: int) -> Usage:
-    """The engine's figures where they are usable, else estimates."""
+def usage_of(
+    reported: object, prompt_chars: int, completion_chars: int, bounds: Optional[Callable[[], Bounds]] = None
+) -> Usage:
+    """The engine's figures where they are usable and within `bounds` (None: whatever they are), else estimates."""
+    rejected = ""
     if isinstance(reported, dict):
         prompt = reported.get("prompt_tokens")
         completion = reported.get("completion_tokens", 0)
         if type(prompt) is int and type(completion) is int and prompt >= 0 and completion >= 0:
-            return Usage(prompt, completion, False)
-    return Usage(estimate_tokens(prompt_chars), estimate_tokens(completion_chars), True)
+            if prompt <= PROMPT_BELIEVED and completion <= COMPLETION_BELIEVED:
+                return Usage(prompt, completion, False)  # whatever was asked
+            limit = bounds() if bounds is not None else None
+            if limit is None or (prompt <= limit.prompt and completion <= limit.completion):
+                return Usage(prompt, completion, False)
+        if not (prompt is None and completion in (0, None)):
+            rejected = f"prompt {_figure(prompt)}, completion {_figure(completion)}"
+    return Usage(estimate_tokens(prompt_chars), estimate_tokens(completion_chars), True, rejected)
+
+
+def _figure(value: object) -> str:
+    if type(value) is not int:
+        return repr(value) if value is None or type(value) in (bool, float) else f"a {type(value).__name__}"
+    return str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
 
 
 def completion_chars(answer: dict[str, Any]) -> int:
-    """Characters that the engine generated in a complete answer."""
+    """Characters that the engine generated in a complete answer; about, where that is large."""
     total = 0
-    for choice in answer.get("choices") or ():
+    choices = answer.get("choices")
+    for choice in (choices,) if isinstance(choices, Span) else choices or ():
         if isinstance(choice, dict):
             message = choice.get("message")
-            text = message.get("content") if isinstance(message, dict) else choice.get("text")
-            if isinstance(text, str):
-                total += len(text)
+            choice = message.get("content") if isinstance(message, dict) else message or choice.get("text")
+            if isinstance(choice, str):
+                total += len(choice)
+        if isinstance(choice, Span):
+            total += choice.end - choice.start
     return total
 
 
@@ -92,13 +143,8 @@ def complete(answer: dict[str, Any], body: bytes, request_id: str, model: str, u
     Where id and model each stand in the bytes exactly once, unescaped, they are replaced there; else the object is
     written anew. (Patching 400 bytes costs 1.5 us, writing them anew 6.)
     """
-    reported = answer.get("usage")
-    if (
-        isinstance(reported, dict)
-        and type(reported.get("completion_tokens")) is int
-        and type(reported.get("total_tokens")) is int
-        and not usage.estimated
-    ):
+    told = _usage_to_tell(answer.get("usage"), usage)
+    if told is None:
         patched = _patch(body, b'"id"', answer.get("id"), request_id)
         if patched is not None:
             patched = _patch(patched, b'"model"', answer.get("model"), model)
@@ -106,14 +152,55 @@ def complete(answer: dict[str, Any], body: bytes, request_id: str, model: str, u
             return patched
     answer["id"] = request_id
     answer["model"] = model
-    kept = reported if isinstance(reported, dict) else {}
-    answer["usage"] = {
-        **kept,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+    if told is not None:
+        answer["usage"] = told
     return dump(answer)
+
+
+def _usage_to_tell(reported: object, usage: Usage) -> Optional[dict[str, Any]]:
+    """The usage of the body for the client; None: the engine's own is whole, and its parts agree."""
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    kept: dict[str, Any] = {}
+    if isinstance(reported, dict) and not usage.rejected:
+        total = reported.get("total_tokens")
+        agrees = _cached_agree(reported, usage.prompt_tokens)
+        if (
+            agrees
+            and not usage.estimated
+            and type(reported.get("completion_tokens")) is int
+            and type(total) is int
+            and tokens <= total <= tokens + BEYOND_TOTAL
+        ):
+            return None
+        kept = reported if agrees else {k: v for k, v in reported.items() if k != "prompt_tokens_details"}
+    figures = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    return {**kept, **figures, "total_tokens": tokens}
+
+
+def _cached_agree(reported: dict[str, Any], prompt_tokens: int) -> bool:
+    details = reported.get("prompt_tokens_details")
+    if not isinstance(details, dict):
+        return True
+    cached = details.get("cached_tokens")
+    return cached is None or (type(cached) is int and 0 <= cached <= prompt_tokens)
+
+
+def complete_large(found: Outline, body: bytearray, request_id: str, model: str, usage: Usage) -> bytearray:
+    """As `complete`, for an answer of which there is an outline: `body` itself, changed where id, model and usage
+    stand."""
+    values: dict[str, object] = {"id": request_id, "model": model}
+    told = _usage_to_tell(found.members.get("usage"), usage)
+    if told is not None:
+        values["usage"] = told
+    missing = b"".join(b"%b:%b," % (dump(name), dump(values[name])) for name in values if name not in found.places)
+    # From behind, so that the places before stay true.
+    for (start, end), name in sorted(
+        ((found.places[name], name) for name in values if name in found.places), reverse=True
+    ):
+        body[start:end] = dump(values[name])
+    start = body.index(b"{") + 1
+    body[start:start] = missing  # the object is known not to be empty
+    return body
 
 
 def _patch(body: bytes, key: bytes, old: object, new: str) -> Optional[bytes]:
@@ -169,4 +256,4 @@ def dump(value: object) -> bytes:
 
 def unix_now() -> int:
     """The `created` field of an answer made here."""
-    return int(time.time())
+    return int(unix_s())

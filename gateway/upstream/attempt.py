@@ -12,7 +12,8 @@ from typing import Optional
 
 from gateway.errors import ClientGone
 from gateway.routing.retry import Outcome
-from gateway.upstream.connections import Connection
+from gateway.upstream.connections import Asked, Connection
+from gateway.upstream.shortage import in_connecting, overloaded
 
 NO_ANSWER = "the engine closed the connection without an answer"
 NOT_ACCEPTED = "the engine did not accept a connection in time"
@@ -35,10 +36,13 @@ class Attempt:
     then looks at `aborted`, so at least one of them sees the other.
     """
 
-    __slots__ = ("_answer_s", "aborted", "connection", "deadline_s")
+    __slots__ = ("_answer_s", "aborted", "asked", "connection", "deadline_s", "may_replay", "replayed")
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, asked: Asked = ("", "")) -> None:
         self.deadline_s = deadline_s
+        self.asked = asked
+        self.may_replay = True  # else only a fresh connection will do, whose end without an answer means something
+        self.replayed = False  # a kept connection had died; the request has been sent once more
         self._answer_s: Optional[float] = None  # the deadline proper, while `deadline_s` is the connection's
         self.aborted: Optional[str] = None
         self.connection: Optional[Connection] = None
@@ -46,6 +50,7 @@ class Attempt:
     def attach(self, connection: Connection) -> None:
         """Run on `connection`; raises what `failure()` gives if the attempt has been ended meanwhile."""
         connection.own(self)
+        connection.asked = self.asked
         self.connection = connection
         if self.aborted is not None:
             connection.close()
@@ -60,9 +65,14 @@ class Attempt:
             connection.abort(self)
 
     def connecting(self, timeout_s: float) -> None:
-        """Until `connected`, the deadline is at most `timeout_s` seconds from now."""
+        """Until `connected`, the deadline is at most `timeout_s` seconds from now, and half of the time there is.
+
+        The other half is for another engine: neither a name that is not found nor a host that does not answer is to
+        cost a client the answer that another one has.
+        """
+        now_s = time.monotonic()
         self._answer_s = self.deadline_s
-        self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_s)
+        self.deadline_s = now_s + min(timeout_s, (self.deadline_s - now_s) / 2)
 
     def connected(self) -> None:
         """What may take time from now on is the answer."""
@@ -82,8 +92,11 @@ class Attempt:
         return EngineFault(Outcome("timeout", "the engine did not answer in time"))
 
 
-def not_connected(error: OSError) -> EngineFault:
-    """What it means that a connection could not be opened."""
+def not_connected(error: OSError) -> Exception:
+    """What it means that a connection could not be opened: EngineFault, or GatewayError if that is the gateway's own
+    fault."""
+    if in_connecting(error):
+        return overloaded(error)
     if isinstance(error, socket.timeout):
         return EngineFault(Outcome("connect_timeout", NOT_ACCEPTED))
     if isinstance(error, ConnectionResetError):

@@ -12,12 +12,11 @@ from typing import Any, Callable, Optional
 
 from gateway.errors import ClientGone
 from gateway.telemetry.events import AttemptRecord
-from gateway.upstream import answers, echo
+from gateway.upstream import answers
 from gateway.upstream.attempt import Attempt
+from gateway.upstream.fields import BY_PATH, Prompts
 
 CHAT = "/chat/completions"
-COMPLETIONS = "/completions"
-EMBEDDINGS = "/embeddings"
 AFFINITY_PREFIX_CHARS = 1024
 
 
@@ -27,11 +26,14 @@ class Call:
     __slots__ = (
         "_attempts",
         "_payloads",
+        "_prompts",
         "_waiting_on",
         "allow_fallback",
         "attempts",
         "body",
+        "caller",
         "cancelled",
+        "context_tokens",
         "engine_id",
         "engine_s",
         "fallback",
@@ -43,6 +45,7 @@ class Call:
         "path",
         "priority",
         "records",
+        "replayed",
         "request",
         "request_id",
         "resumed",
@@ -71,12 +74,13 @@ class Call:
         self.body = answers.dump(request) if body is None else body
         model = request.get("model")
         self.model: Optional[str] = model if model else None
-        self.stream = bool(request.get("stream"))
+        self.stream = bool(request.get("stream")) and BY_PATH[path].streams
         self.request_id = request_id or str(uuid.uuid4())
         self.session = session
         self.allow_fallback = allow_fallback
         self.idempotency_key = idempotency_key
         self.priority = priority
+        self.caller = ""  # who asks, as a name that only says whether it is the same one
         self.cancelled = False
         self.attempts = 0
         self.engine_s = 0.0
@@ -87,13 +91,16 @@ class Call:
         self.records: list[AttemptRecord] = []
         self.retries: list[tuple[str, str]] = []
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
+        self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
         self.hedged = False
+        self.replayed = False  # the one replay that a request has, whatever engine it goes to, is used up
         self.resumed = 0
         self.waited_s = 0.0
         self.origin: Optional[Call] = None  # whose stream this call goes on with
         self._attempts: dict[Attempt, None] = {}
         self._waiting_on: Optional[threading.Event] = None
         self._payloads: dict[Optional[str], bytes] = {}
+        self._prompts: Optional[Prompts] = None
 
     def cancel(self) -> None:
         """Give up: what waits for an engine is woken and its connection closed. Idempotent, never blocks."""
@@ -110,12 +117,17 @@ class Call:
         `cancel` sets the flag and then looks for attempts, this stores the attempt and then looks at the flag: one of
         the two sees the other.
         """
+        if self._attempts and any(other.replayed for other in list(self._attempts)):
+            (self.origin or self).replayed = True
+        attempt.may_replay = not (self.origin or self).replayed
         self._attempts[attempt] = None
         if self.cancelled or (self.origin is not None and self.origin.cancelled):
             raise ClientGone()
 
     def end(self, attempt: Attempt) -> None:
         """The attempt is over, or its connection has passed to a stream, which `cancel` still reaches."""
+        if attempt.replayed:
+            (self.origin or self).replayed = True
         self._attempts.pop(attempt, None)
 
     def wait(self, event: threading.Event, timeout_s: float) -> None:
@@ -136,7 +148,7 @@ class Call:
 
     def _build_payload(self, model: Optional[str]) -> bytes:
         request = self.request
-        ask_usage = self.stream and self.path != EMBEDDINGS
+        ask_usage = self.stream
         same_model = model is None or request.get("model") == model
         if same_model and not ask_usage:
             return self.body
@@ -159,12 +171,13 @@ class Call:
             request["messages"] = [*request["messages"], {"role": "assistant", "content": text}]
             request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
             request["continue_final_message"] = True
-        for key in ("max_tokens", "max_completion_tokens"):
+        for key in BY_PATH[self.path].asked:
             if request.get(key) is not None:
                 request[key] = max(1, request[key] - answers.estimate_tokens(len(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.
         call.origin = self
+        call.caller = self.caller
         call._attempts = self._attempts
         call.records = self.records
         return call
@@ -179,43 +192,35 @@ class Call:
         return not shaped and request["messages"][-1].get("role") != "assistant"
 
     def estimated_tokens(self) -> int:
-        """Tokens that the request may take of a model's context: the prompt's, estimated, and those asked for."""
-        asked = self.request.get("max_completion_tokens") or self.request.get("max_tokens") or 0
-        return answers.estimate_tokens(self.prompt_chars()) + int(asked)
+        """Tokens that the request may take of a model's context: the longest prompt's, estimated, and those asked for
+        after it."""
+        longest = answers.estimate_tokens(self.prompts().longest)
+        return longest + BY_PATH[self.path].answer_tokens(self.request)
 
     def wants_usage(self) -> bool:
         """Whether the client itself asked for a stream's usage event."""
-        options = self.request.get("stream_options")
+        options = self.request.get("stream_options") if self.stream else None
         return isinstance(options, dict) and options.get("include_usage") is True
 
     def choices(self) -> int:
         """How many choices a complete answer has: `n` for each prompt."""
-        prompt = self.request.get("prompt") if self.path == COMPLETIONS else None
-        several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
-        return (self.request.get("n") or 1) * (len(prompt or ()) if several else 1)
+        return BY_PATH[self.path].choices(self.request)
 
     def prompt_chars(self) -> int:
-        """Characters of the prompt, for estimates."""
-        messages = self.request.get("messages")
-        if not isinstance(messages, list):
-            return len(self._prompt_text())
-        chars = len(messages) - 1  # the line ends between them
-        for message in messages:
-            content = message.get("content")
-            chars += len(content) if type(content) is str else len(echo.content_text(content))
-        return chars
+        """Characters of the prompt, for estimates; a token number counts as many as a token has."""
+        return self.prompts().chars
+
+    def prompts(self) -> Prompts:
+        """How much engines are given to read, for estimates; looked at once."""
+        prompts = self._prompts
+        if prompts is None:  # (two threads would find the same)
+            prompts = self._prompts = BY_PATH[self.path].prompts(self.request)
+        return prompts
 
     def affinity(self) -> bytes:
         """What `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.
 
         A digest, because decisions are recorded with it, and no prompt is to stand in a file.
         """
-        text = self.session or self._prompt_text()[:AFFINITY_PREFIX_CHARS]
+        text = self.session or BY_PATH[self.path].text(self.request, AFFINITY_PREFIX_CHARS)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() if text else b""
-
-    def _prompt_text(self) -> str:
-        messages = self.request.get("messages")
-        if isinstance(messages, list):
-            return "\n".join(echo.content_text(m.get("content")) for m in messages)
-        value = self.request.get("prompt", self.request.get("input"))
-        return value if isinstance(value, str) else "".join(map(str, value or ()))

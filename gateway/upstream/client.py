@@ -1,31 +1,40 @@
 """One request to one engine, over a urllib opener with a keep-alive pool.
 
-Owns the opener and the map of endpoints, which the lock guards. Foreign exceptions become `EngineFault` or `ClientGone`
-here and in `response.py`, nowhere else. Never chooses an engine, never retries one (except once on a fresh connection
-when a kept one had died).
+Owns the opener, the resolver, the map of endpoints and the counts of surpluses; the lock guards the latter two. Foreign
+exceptions become `EngineFault`, `ClientGone` or `overloaded` here and in `response.py`, nowhere else. Never chooses an
+engine, never retries one, except for the replay: when a kept connection ends before one byte of an answer, the engine
+has mostly closed it while it was idle, and the request is sent once more, on a fresh connection. Once for a request,
+however many engines it is passed to, and it is no attempt.
 """
 
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, Optional
 
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connected
-from gateway.upstream.connections import DONTWAIT, Connection, ConnectionPool
+from gateway.upstream.connections import DONTWAIT, Asked, Connection, ConnectionPool, is_numeric
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
 from gateway.upstream.sent import OpenStream, Sent
+from gateway.upstream.shortage import is_shortage, overloaded
 from gateway.upstream.status import status_outcome
+
+AT_ONCE_BYTES = 65536  # of a request; between two such parts, a kept connection is looked at again
+ERROR_MAX_BYTES = 65_536  # of what an engine says to an error; one that says more is not heard out
 
 
 class _Stale(Exception):
-    """A kept connection had died before the first byte of an answer."""
+    """A kept connection has ended before the first byte of an answer."""
 
 
 class EngineRequest(urllib.request.Request):
@@ -43,43 +52,62 @@ class PooledHandler(urllib.request.BaseHandler):
 
     def http_open(self, request: EngineRequest) -> EngineResponse:
         pool = request.endpoint.pool
-        attempt = request.attempt
-        while True:
-            connection = pool.take()
-            if connection is None:
-                connection = self._connect(pool, attempt)
-            else:
-                connection.unwatch()
-            attempt.attach(connection)
+        connection = pool.take() if request.attempt.may_replay else None
+        if connection is not None:
+            connection.unwatch()
             try:
-                return _exchange(connection, pool, request)
+                return self._exchange_on(connection, request)
             except _Stale:
-                connection.close()  # the engine had closed an idle connection: not an attempt
-            except BaseException:
-                attempt.connection = None
-                connection.close()
-                raise
+                _replays(request.attempt)
+        return self._exchange_on(self._connect(request.endpoint, request.attempt), request)
 
     https_open = http_open
 
     @staticmethod
-    def _connect(pool: ConnectionPool, attempt: Attempt) -> Connection:
+    def _exchange_on(connection: Connection, request: EngineRequest) -> EngineResponse:
+        request.attempt.attach(connection)
         try:
-            return pool.connect(attempt.deadline_s - time.monotonic())
+            return _exchange(connection, request.endpoint.pool, request)
+        except BaseException:
+            request.attempt.connection = None
+            connection.close()
+            raise
+
+    @staticmethod
+    def _connect(endpoint: Endpoint, attempt: Attempt) -> Connection:
+        pool = endpoint.pool
+        attempt.connecting(pool.connect_timeout_s)
+        try:
+            connection = pool.connect(attempt.deadline_s - time.monotonic(), lambda: attempt.aborted is not None)
         except OSError as error:
+            if attempt.aborted is not None:
+                raise attempt.failure() from error
             raise not_connected(error) from error
+        attempt.connected()
+        return connection
+
+
+def _replays(attempt: Attempt) -> None:
+    """The request goes once more, on a fresh connection: there is no second time."""
+    attempt.replayed = True
+    attempt.may_replay = False
 
 
 def _exchange(connection: Connection, pool: ConnectionPool, request: EngineRequest) -> EngineResponse:
     """Send the request and read the head of its answer."""
     attempt = request.attempt
     try:
-        connection.sock.sendall(request.wire)
+        if not connection.used or len(request.wire) <= AT_ONCE_BYTES:
+            connection.sock.sendall(request.wire)
+        else:
+            _send_quietly(connection, request.wire)
         data = connection.sock.recv(RECV_BYTES)
     except OSError as error:
         if attempt.aborted is not None:
             raise attempt.failure() from error
-        if connection.used:
+        if is_shortage(error):
+            raise overloaded(error) from error
+        if connection.used and not _said_nonsense(error):
             raise _Stale from error
         data = _early_answer(connection)
         if not data:
@@ -93,6 +121,25 @@ def _exchange(connection: Connection, pool: ConnectionPool, request: EngineReque
     return read_head(data, connection, pool, attempt)
 
 
+def _send_quietly(connection: Connection, wire: bytes) -> None:
+    """Send a large request on a kept connection, as long as nothing comes. Raises _Stale, OSError.
+
+    What comes before the engine has the request is an early refusal, or what belongs to somebody else: on a fresh
+    connection there is no doubt.
+    """
+    unsent = memoryview(wire)
+    while unsent:
+        unsent = unsent[connection.sock.send(unsent[:AT_ONCE_BYTES]) :]
+        if unsent and not connection.quiet():
+            raise _Stale
+
+
+def _said_nonsense(error: OSError) -> bool:
+    """Whether something was heard, though not TLS: no mere end."""
+    ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ended)
+
+
 def _early_answer(connection: Connection) -> bytes:
     """What an engine said before it closed while the request was still being sent (a 413, say)."""
     try:
@@ -102,13 +149,21 @@ def _early_answer(connection: Connection) -> bytes:
 
 
 class EngineClient:
-    """Asks engines. Thread-safe."""
+    """Asks engines. Thread-safe. `resolver` is closed with it; None: a new one."""
 
-    def __init__(self, connect_timeout_s: float = 5.0, secrets: Optional[Mapping[str, str]] = None) -> None:
+    def __init__(
+        self,
+        connect_timeout_s: float = 5.0,
+        secrets: Optional[Mapping[str, str]] = None,
+        resolver: Optional[Resolver] = None,
+    ) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self.resolver = Resolver() if resolver is None else resolver
+        self.resolver.on_change = self._moved
         self.secrets = os.environ if secrets is None else secrets
         self._lock = threading.Lock()
         self._endpoints: dict[EngineSpec, Endpoint] = {}
+        self._surplus: Counter[Asked] = Counter()
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(PooledHandler())
 
@@ -119,9 +174,17 @@ class EngineClient:
             with self._lock:
                 endpoint = self._endpoints.get(spec)
                 if endpoint is None:
-                    endpoint = Endpoint(spec, self.secrets, self._connect_timeout_s)
+                    endpoint = Endpoint(spec, self.secrets, self._connect_timeout_s, self.resolver, self._note_surplus)
                     self._endpoints[spec] = endpoint
         return endpoint
+
+    def _note_surplus(self, asked: Asked) -> None:
+        with self._lock:
+            self._surplus[asked] += 1
+
+    def surplus(self, asked: Asked) -> int:
+        """How often more has come on a connection than this model had asked this engine for."""
+        return self._surplus.get(asked, 0)
 
     def ask(self, endpoint: Endpoint, path: str, attempt: Attempt, body: bytes, headers: bytes) -> EngineResponse:
         """POST `body` and wait for the head of the answer.
@@ -146,10 +209,7 @@ class EngineClient:
         ClientGone when the attempt was cancelled.
         """
         pool = endpoint.pool
-        connection = pool.take() if pool.plain and DONTWAIT else None
-        while connection is not None and connection.stale:
-            connection.close()
-            connection = pool.take()
+        connection = pool.take() if pool.plain and DONTWAIT and attempt.may_replay else None
         if connection is None:
             try:
                 connection = pool.begin_connect()
@@ -184,11 +244,12 @@ class EngineClient:
                     if not connection.used:
                         raise EngineFault(Outcome("reset", NO_ANSWER))
                     raise _Stale
-                response = read_head(sent.received, connection, sent.endpoint.pool, attempt)
+                response = read_head(bytes(sent.received), connection, sent.endpoint.pool, attempt)
             except BaseException as error:
                 attempt.connection = None
                 connection.close()
-                if isinstance(error, _Stale):  # the engine had closed an idle connection: not an attempt
+                if isinstance(error, _Stale):
+                    _replays(attempt)
                     return self._open(EngineRequest(sent.endpoint, sent.path, attempt, sent.wire))
                 raise
         elif sent.fault is not None:
@@ -204,14 +265,19 @@ class EngineClient:
     def _refused(response: EngineResponse) -> NoReturn:
         """Raise what an answer other than 2xx means."""
         try:
-            text = response.read_all()
+            text = response.read_up_to(ERROR_MAX_BYTES)
         except EngineFault:
             text = b""
         except BaseException:
             response.close()
             raise
+        try:
+            outcome = status_outcome(response.status, response.head.headers, text)
+        except BaseException:
+            response.close()
+            raise
         response.release()
-        raise EngineFault(status_outcome(response.status, response.head.headers, text))
+        raise EngineFault(outcome)
 
     def forget(self, specs: list[EngineSpec]) -> None:
         """Close the idle connections of engines that are gone; those in use are closed when they are given back."""
@@ -220,11 +286,23 @@ class EngineClient:
         for endpoint in gone:
             endpoint.pool.close()
 
+    def keep_names(self, specs: Iterable[EngineSpec]) -> None:
+        """Look up the names of these engines, now and whenever they get old; forget all others."""
+        self.resolver.keep(spec.host for spec in specs if not spec.is_echo and not is_numeric(spec.host))
+
+    def _moved(self, host: str) -> None:
+        """The addresses of a name have changed (on a thread of the resolver)."""
+        for endpoint in list(self._endpoints.values()):
+            if endpoint.spec.host == host:
+                endpoint.pool.let_go()
+
     def prune(self) -> None:
-        """Close connections that nobody has used for a minute."""
+        """Close connections that nobody has used for a minute; begin to look up names that are due."""
+        self.resolver.tick()
         for endpoint in list(self._endpoints.values()):
             endpoint.pool.prune()
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection, and the resolver."""
         self.forget(list(self._endpoints))
+        self.resolver.close()

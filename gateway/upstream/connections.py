@@ -3,32 +3,73 @@
 `ConnectionPool` owns the idle connections of one address; a deque whose single operations are atomic holds them, so it
 needs no lock. A `Connection` is used by one attempt at a time (`owner`); its `_lock` guards `owner`, so that aborting
 an attempt can never hit a connection that another attempt has taken over meanwhile.
+
+Nothing in HTTP/1.1 says which request an answer belongs to but its place on the connection. So each kept connection is
+looked at before something is sent on it, and one on which anything waits is closed: what waits would be taken for the
+next answer. Bytes that come between the look and the answer cannot be told from it by any means; an address that has
+sent more than it was asked for is therefore not trusted with kept connections for a while, after which such bytes can
+only come on a connection that looked good. (0.4 us a look; a MSG_PEEK, which mostly raises, takes 1.25.)
 """
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+import select
 import socket
 import ssl
 import threading
 import time
 from collections import deque
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
+
+from gateway.upstream.connecting import Ended, open_socket, shake_hands
+from gateway.upstream.resolver import Address, Resolver
 
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 IDLE_MAX_S = 60.0
 IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
+DISTRUST_S = 60.0  # how long no connection is kept to an address that has sent what nobody had asked for
+_CANNOT_BEGIN = (errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+# What some servers say on an idle connection before they close it (RFC 9110, 15.5.9): an end, not a surplus.
+_IDLE_TOO_LONG = (b"HTTP/1.1 408", b"HTTP/1.0 408")
+
+Asked = tuple[str, str]  # who has been asked: model and engine
+
+
+def nobody(asked: Asked) -> None:
+    """To tell of a surplus to nobody."""
+
+
+_HAS_POLL = hasattr(select, "poll")
 
 
 class Connection:
     """One TCP or TLS connection to an engine. Sockets block: deadlines come from a Watchdog through `abort`."""
 
-    __slots__ = ("_lock", "_unwatch", "descriptor", "idle_since_s", "owner", "sock", "stale", "used")
+    __slots__ = (
+        "_lock",
+        "_poll",
+        "_tls",
+        "_unwatch",
+        "address",
+        "asked",
+        "descriptor",
+        "idle_since_s",
+        "owner",
+        "sock",
+        "used",
+    )
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, address: Optional[Address] = None) -> None:
         self.sock = sock
+        self.address = address  # of the engine's name, it goes to; None: the engine has no name
         self.used = False  # an exchange has succeeded on it: the engine may have closed it since
         self.descriptor = -1  # the socket's, while a loop watches it
-        self.stale = False  # the engine has closed it, or said what nobody had asked
+        self.asked: Asked = ("", "")  # by whom it was used last
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._poll: Any = None  # made at the first look
         self._unwatch: Optional[Callable[[int], None]] = None
         self.idle_since_s = 0.0
         self.owner: Optional[object] = None
@@ -52,13 +93,31 @@ class Connection:
             self.descriptor = -1
 
     def arrived(self, events: int) -> None:
-        """Something has arrived at an idle connection: mostly its end. To be called by the loop that watches it."""
+        """Something has arrived at an idle connection: mostly its end. Whoever takes it next sees that.
+
+        To be called by the loop that watches it, which cannot know whether it is idle by now.
+        """
+
+    def quiet(self) -> bool:
+        """Whether nothing has arrived, not even an end. Never blocks; for the only user of an idle connection."""
+        if self._tls and self.sock.pending():  # type: ignore[attr-defined]
+            return False  # read already, with the last answer's record
+        if not _HAS_POLL:
+            return not select.select([self.sock], [], [], 0)[0]
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = select.poll()
+            poll.register(self.sock.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def surplus(self) -> bool:
+        """Whether what has arrived is bytes that nobody had asked for. Only when not `quiet`; close it afterwards."""
         try:
-            self.stale = self.stale or len(self.sock.recv(1, socket.MSG_PEEK | DONTWAIT)) >= 0
-        except BlockingIOError:
-            pass  # it has been taken already
+            self.sock.setblocking(False)  # what has arrived may be half of a TLS record
+            said = self.sock.recv(len(_IDLE_TOO_LONG[0]))
         except OSError:
-            self.stale = True
+            return False
+        return bool(said) and said not in _IDLE_TOO_LONG
 
     def abort(self, owner: object) -> None:
         """Wake whoever blocks on the socket and make it unusable, if `owner` still owns it. Never blocks."""
@@ -78,74 +137,135 @@ class Connection:
 
 
 class ConnectionPool:
-    """Idle connections to one address, the last used first. Thread-safe."""
+    """Idle connections to one host and port, the last used first. Thread-safe.
 
-    def __init__(self, host: str, port: int, tls: Optional[ssl.SSLContext], connect_timeout_s: float) -> None:
+    `resolver` knows the addresses of a host that is a name; None: it is looked up for each connection. `on_surplus` is
+    told who had asked last when bytes come that nobody asked for.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: Optional[ssl.SSLContext],
+        connect_timeout_s: float,
+        resolver: Optional[Resolver] = None,
+        on_surplus: Callable[[Asked], None] = nobody,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._host = host
         self._port = port
         self._tls = tls
         self.plain = tls is None
-        self._connect_timeout_s = connect_timeout_s
-        self._family = _address_family(host)
+        self.connect_timeout_s = connect_timeout_s
+        self._resolver = resolver or Resolver(0.0)
+        family = _address_family(host)
+        self._numeric: Optional[Address] = None if family is None else (family, (host, 0))
         self._idle: deque[Connection] = deque()
         self._closed = False
+        self._on_surplus = on_surplus
+        self._clock = clock
+        self._trusted_from_s = -math.inf
 
     def take(self) -> Optional[Connection]:
-        """An idle connection, or None. It may have died: the caller asks again on a fresh one then."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return None
+        """An idle connection on which nothing waits, or None. Those on which something does are closed.
 
-    def connect(self, timeout_s: float) -> Connection:
-        """Open a connection within min(`timeout_s`, the connect timeout) seconds. Raises OSError."""
-        timeout_s = max(0.001, min(timeout_s, self._connect_timeout_s))
-        if self._family is None:
-            sock = socket.create_connection((self._host, self._port), timeout_s)
+        It may die right after: the caller asks again on a fresh one then.
+        """
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if connection.quiet() and self._trusted():
+                return connection
+            self._drop(connection)
+
+    def _trusted(self) -> bool:
+        return self._trusted_from_s == -math.inf or self._clock() >= self._trusted_from_s
+
+    def _drop(self, connection: Connection) -> None:
+        """Close a connection that nobody uses; a surplus on it counts."""
+        if not connection.quiet() and connection.surplus():
+            self.note_surplus(connection)
+        connection.close()
+
+    def note_surplus(self, connection: Connection) -> None:
+        """More has come on the connection than was asked for: no connection is kept to this address for a while.
+
+        The caller closes it. Of two threads that note one each, either writes a time that is right.
+        """
+        self._trusted_from_s = self._clock() + DISTRUST_S
+        self._on_surplus(connection.asked)
+
+    def connect(self, timeout_s: float, ended: Ended = lambda: False) -> Connection:
+        """Open a connection within min(`timeout_s`, the connect timeout) seconds: the look-up, all addresses, TLS.
+
+        Raises OSError; socket.timeout also soon after `ended()` has become true.
+        """
+        deadline_s = time.monotonic() + max(0.001, min(timeout_s, self.connect_timeout_s))
+        numeric = self._numeric
+        if numeric is None:
+            addresses = self._resolver.addresses(self._host, deadline_s, ended)
+            try:
+                sock, address = open_socket(addresses, self._port, deadline_s, ended)
+            except OSError:
+                self._resolver.doubt(self._host)
+                raise
         else:
-            sock = socket.socket(self._family, socket.SOCK_STREAM)
+            sock, address = open_socket((numeric,), self._port, deadline_s, ended)
         try:
-            if self._family is not None:
-                sock.settimeout(timeout_s)
-                sock.connect((self._host, self._port))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+                sock = shake_hands(sock, self._tls, self._host, deadline_s, ended)
             sock.settimeout(None)
         except BaseException:
             sock.close()
             raise
-        return Connection(sock)
+        return Connection(sock, None if numeric is not None else address)
 
     def begin_connect(self) -> Optional[Connection]:
         """A connection that may still be under way: it can be written to once its socket says so, or says why not.
 
-        None where that cannot be had without waiting: the host is a name, or TLS has to shake hands. Raises OSError.
+        None where that cannot be had without waiting: TLS has to shake hands, or the host is a name that is to be
+        looked up, or has several addresses: a second one is tried when the first is slow, which takes a thread.
+        Raises OSError.
         """
-        if self._family is None or not self.plain or not DONTWAIT:
+        if not self.plain or not DONTWAIT:
             return None
-        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        address = self._numeric
+        if address is None:
+            known = self._resolver.known(self._host)
+            if known is None or len(known) != 1:
+                return None
+            address = known[0]
+        sock = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.connect_ex((self._host, self._port))  # what it says, writing says again
+            # What it says, writing says again, but for what this machine lacks.
+            code = sock.connect_ex((address[1][0], self._port, *address[1][2:]))
+            if code in _CANNOT_BEGIN:
+                raise OSError(code, os.strerror(code))
             sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException:
             sock.close()
             raise
-        return Connection(sock)
+        return Connection(sock, None if self._numeric is not None else address)
 
     def give(self, connection: Connection) -> None:
         """Keep a connection whose exchange is complete. Its owner is gone before anyone else can take it."""
         connection.own(None)
         connection.used = True
         connection.idle_since_s = time.monotonic()
-        if self._closed or len(self._idle) >= IDLE_MAX_COUNT:
-            connection.close()
+        if self._closed or len(self._idle) >= IDLE_MAX_COUNT or not self._trusted():
+            self._drop(connection)
             return
         self._idle.append(connection)
         if self._closed:
             self.close()
+        elif connection.address is not None and not self._resolver.holds(self._host, connection.address):
+            self.let_go()
 
     def prune(self, idle_max_s: float = IDLE_MAX_S) -> None:
         """Close what has been idle for longer than `idle_max_s` (the oldest are at the left)."""
@@ -158,7 +278,25 @@ class ConnectionPool:
             if connection.idle_since_s > oldest_s:
                 self._idle.appendleft(connection)
                 return
-            connection.close()
+            self._drop(connection)
+
+    def let_go(self) -> None:
+        """Close what is idle and goes to an address that the host's name no longer has.
+
+        The name has its new addresses before this looks through what is idle, and `give` adds to it before it looks at
+        the addresses: one of the two sees the other.
+        """
+        for _ in range(len(self._idle)):
+            try:
+                connection = self._idle.popleft()
+            except IndexError:
+                break
+            if connection.address is None or self._resolver.holds(self._host, connection.address):
+                self._idle.append(connection)
+            else:
+                connection.close()
+        if self._closed:  # meanwhile, perhaps without what was in hand here
+            self.close()
 
     def discard_idle(self) -> None:
         """Close every idle connection: the engine behind them has gone."""
@@ -182,3 +320,8 @@ def _address_family(host: str) -> Optional[int]:
         except (OSError, ValueError):
             continue
     return None
+
+
+def is_numeric(host: str) -> bool:
+    """Whether a host is an address, and no name that has to be looked up."""
+    return _address_family(host) is not None

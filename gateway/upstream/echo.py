@@ -11,6 +11,12 @@ from typing import Any
 from gateway.upstream.answers import estimate_tokens, unix_now
 
 EMBEDDING_DIMENSIONS = 16
+ANSWER_CHARS_MAX = 1 << 26  # a body of 32 MiB can be told once more; 128 times is not what this engine is for
+OUTPUTS_MAX = 16_384  # choices, embeddings, events: each takes a kilobyte or two
+
+
+class TooMuch(Exception):
+    """The answer would be larger than this engine's may be; says which field is to blame."""
 
 
 def last_user_text(messages: Any) -> str:
@@ -32,31 +38,37 @@ def content_text(content: Any) -> str:
 
 
 def answer(path: str, request: dict[str, Any], prompt_chars: int) -> dict[str, Any]:
-    """A complete answer to POST `path`."""
+    """A complete answer to POST `path`. Raises TooMuch."""
     created = unix_now()
     prompt_tokens = estimate_tokens(prompt_chars)
     if path == "/embeddings":
+        inputs = _inputs(request.get("input"))
+        _refuse_too_much("input", 0, len(inputs))
         return {
             "object": "list",
             "model": "echo",
             "data": [
                 {"object": "embedding", "index": index, "embedding": _embedding(text)}
-                for index, text in enumerate(_inputs(request.get("input")))
+                for index, text in enumerate(inputs)
             ],
             "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
         }
     chat = path == "/chat/completions"
     texts = [last_user_text(request.get("messages"))] if chat else _inputs(request.get("prompt"))
+    count = request.get("n") or 1
+    _refuse_too_much(
+        "n" if count > 1 else "messages" if chat else "prompt", sum(map(len, texts)) * count, len(texts) * count
+    )
     choices: list[dict[str, Any]] = []
     for text in texts:
-        for _ in range(request.get("n") or 1):
+        for _ in range(count):
             choice: dict[str, Any] = {"index": len(choices), "finish_reason": "stop", "logprobs": None}
             if chat:
                 choice["message"] = {"role": "assistant", "content": f"Echo: {text}"}
             else:
                 choice["text"] = f"Echo: {text}"
             choices.append(choice)
-    tokens = sum(estimate_tokens(len(f"Echo: {text}")) for text in texts) * (request.get("n") or 1)
+    tokens = sum(estimate_tokens(len(f"Echo: {text}")) for text in texts) * count
     return {
         "id": "echo",
         "object": "chat.completion" if chat else "text_completion",
@@ -78,10 +90,10 @@ def chunks(path: str, complete: dict[str, Any], include_usage: bool) -> list[dic
     common = {key: complete[key] for key in ("id", "created", "model")}
     common["object"] = kind
     events: list[dict[str, Any]] = []
+    most = max(1, OUTPUTS_MAX // len(complete["choices"]))
     for choice in complete["choices"]:
         text = choice["message"]["content"] if chat else choice["text"]
-        words = text.split(" ")
-        pieces = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
+        pieces = _pieces(text, most)
         deltas: list[tuple[dict[str, Any], Any]] = []
         if chat:
             deltas.append(({"delta": {"role": "assistant", "content": ""}}, None))
@@ -96,6 +108,21 @@ def chunks(path: str, complete: dict[str, Any], include_usage: bool) -> list[dic
     if include_usage:
         events.append({**common, "choices": [], "usage": complete["usage"]})
     return events
+
+
+def _pieces(text: str, most: int) -> list[str]:
+    """The words of a text, each with the space before it; equal parts of one that has more words than `most`."""
+    if text.count(" ") < most:
+        return [word if i == 0 else f" {word}" for i, word in enumerate(text.split(" "))]
+    size = -(-len(text) // most)
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def _refuse_too_much(field: str, chars: int, outputs: int) -> None:
+    if chars > ANSWER_CHARS_MAX or outputs > OUTPUTS_MAX:
+        raise TooMuch(
+            f"{field}: the echo engine answers with at most {ANSWER_CHARS_MAX} characters, {OUTPUTS_MAX} parts"
+        )
 
 
 def _inputs(value: Any) -> list[str]:

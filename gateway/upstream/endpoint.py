@@ -8,19 +8,35 @@ from __future__ import annotations
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from typing import Callable, Optional
 
 from gateway.routing.specs import EngineSpec
-from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.connections import Asked, ConnectionPool, nobody
+from gateway.upstream.resolver import Resolver
+from gateway.upstream.shortage import need_descriptor
 
 
 class Endpoint:
-    """What is prepared once per engine: connections, request heads, the engine's own name of the model."""
+    """What is prepared once per engine: connections, request heads, the engine's own name of the model.
 
-    def __init__(self, spec: EngineSpec, secrets: Mapping[str, str], connect_timeout_s: float) -> None:
+    Raises GatewayError when the gateway has run out of what that takes.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        secrets: Mapping[str, str],
+        connect_timeout_s: float,
+        resolver: Optional[Resolver] = None,
+        on_surplus: Callable[[Asked], None] = nobody,
+    ) -> None:
         self.spec = spec
-        tls = ssl.create_default_context() if spec.scheme == "https" else None
-        self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s)
-        self._secret = secrets.get(spec.api_key_env) if spec.api_key_env else None
+        tls: Optional[ssl.SSLContext] = None
+        if spec.scheme == "https":
+            need_descriptor()  # without one, the context would silently know no authority, for good
+            tls = ssl.create_default_context()
+        self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s, resolver, on_surplus)
+        self._secret = secrets.get(spec.api_key_env, "").strip() if spec.api_key_env else None
         self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}
 
     def prepare(self, path: str) -> tuple[bytes, dict[str, object]]:

@@ -18,32 +18,42 @@ from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.resolver import Resolver
+from gateway.upstream.shortage import Shortage, in_connecting
 
 MAX_PROBES_AT_ONCE = 64
 STATUS_LINE_MAX_BYTES = 4096
 
 
-def probe(spec: EngineSpec, timeout_s: float) -> Optional[str]:
+def probe(spec: EngineSpec, timeout_s: float, resolver: Optional[Resolver] = None) -> Optional[str]:
     """GET the engine's health path (default `/health` at the server's root). None when it is well, else what is wrong.
+    Raises Shortage when the engine could not be asked for want of something here.
 
     Any answer below 500 is a live server: many have no health path and say 404. `timeout_s` covers the whole probe, so
-    an engine that sends a byte now and then cannot hold one up.
+    neither a name that is not found nor an engine that sends a byte now and then can hold one up. `resolver` None: the
+    engine's name is looked up anew.
     """
     deadline_s = time.monotonic() + timeout_s
     tls = ssl.create_default_context() if spec.scheme == "https" else None
     try:
-        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s).connect(timeout_s)
+        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s)
         try:
             status = _ask_health(connection.sock, spec, deadline_s)
         finally:
             connection.close()
-    except socket.timeout:
-        return f"health check failed: no answer within {timeout_s:g} s"
-    except ssl.SSLError as error:
-        return f"health check: TLS failed: {error.reason}"
     except OSError as error:
-        return f"health check failed: {error.strerror or error}"
+        if in_connecting(error):
+            raise Shortage from error
+        return _what_is_wrong(error, timeout_s)
     return None if status < 500 else f"health check answered {status}"
+
+
+def _what_is_wrong(error: OSError, timeout_s: float) -> str:
+    if isinstance(error, socket.timeout):
+        return f"health check failed: no answer within {timeout_s:g} s"
+    if isinstance(error, ssl.SSLError):
+        return f"health check: TLS failed: {error.reason}"
+    return f"health check failed: {error.strerror or error}"
 
 
 def _ask_health(sock: socket.socket, spec: EngineSpec, deadline_s: float) -> int:
@@ -96,6 +106,7 @@ class HealthChecker:
         self._lock = threading.Lock()
         self._timer: Optional[threading.Timer] = None
         self._closed = False
+        self._ending = threading.Event()
         self._under_way: dict[Engine, threading.Thread] = {}
 
     def start(self) -> None:
@@ -103,20 +114,29 @@ class HealthChecker:
         self._arm(0.0)
 
     def _arm(self, delay_s: float) -> None:
+        """Raises RuntimeError when the system gives no more threads."""
         with self._lock:
             if self._closed:
                 return
             timer = threading.Timer(delay_s, self._fire)
             timer.name = "health"
             timer.daemon = True
-            self._timer = timer
             timer.start()  # under the lock, so that close() never joins a timer that has not started
+            self._timer = timer
 
     def _fire(self) -> None:
         try:
             self.tick()
         finally:
-            self._arm(self._interval_s if self._interval_s > 0 else 5.0)
+            self._rearm(self._interval_s if self._interval_s > 0 else 5.0)
+
+    def _rearm(self, delay_s: float) -> None:
+        while not self._ending.is_set():
+            try:
+                self._arm(delay_s)
+                return
+            except RuntimeError:  # no thread for the next tick: this one waits until there is
+                self._ending.wait(delay_s)
 
     def tick(self) -> None:
         """Start a probe of every engine that is due and not being probed; does not wait for them."""
@@ -135,7 +155,11 @@ class HealthChecker:
             if len(self._under_way) >= MAX_PROBES_AT_ONCE:
                 return  # the next tick gets to it
             self._under_way[engine] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more threads: a later tick gets to it
+            with self._lock:
+                self._under_way.pop(engine, None)
 
     def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
         try:
@@ -143,6 +167,8 @@ class HealthChecker:
             change = pool.record_probe(engine, error, self._fails, self._passes)
             if change is not None:
                 self._on_change(change)
+        except Shortage:
+            pass  # nothing has been learned
         finally:
             with self._lock:
                 self._under_way.pop(engine, None)
@@ -151,6 +177,7 @@ class HealthChecker:
         """Stop; waits for probes under way, each bounded by the probe's own time limit."""
         with self._lock:
             self._closed = True
+            self._ending.set()
             timer = self._timer
             probes = list(self._under_way.values())
         if timer is not None:

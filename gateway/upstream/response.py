@@ -6,6 +6,8 @@ lock. Never judges what a body says.
 
 from __future__ import annotations
 
+from typing import Union
+
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.connections import Connection, ConnectionPool
@@ -13,19 +15,25 @@ from gateway.upstream.framing import (
     HEAD_MAX_BYTES,
     BodyDecoder,
     FramingError,
+    LengthBody,
     ResponseHead,
     body_decoder,
     parse_response_head,
 )
+from gateway.upstream.shortage import is_shortage, overloaded
 
-BODY_MAX_BYTES = 268435456
+ANSWER_MAX_BYTES = 67_108_864
+EARLY_HEADS_MAX_BYTES = 65_536  # of answers 1xx, before the answer itself
 RECV_BYTES = 65536
+INTERIM_MAX = 32  # answers of 1xx before the answer proper
+
+Text = Union[bytes, bytearray]
 
 
 class EngineResponse:
     """An engine's answer: head read, body to come. Used by one thread at a time; ended by `release` or `close`."""
 
-    __slots__ = ("_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
+    __slots__ = ("_over", "_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
 
     def __init__(
         self,
@@ -39,17 +47,18 @@ class EngineResponse:
         self.status = head.status
         self.decoder: BodyDecoder = body_decoder(head)
         self._raw = raw
-        self._payload = b""  # decoded ahead
+        self._payload: Text = b""  # decoded ahead
         self.connection = connection
         self.pool = pool
         self.attempt = attempt
+        self._over = False
 
     def read_some(self) -> bytes:
         """Block for more payload; b"" at the end of a complete body. Raises EngineFault, ClientGone."""
         payload = self._payload
         if payload:
             self._payload = b""
-            return payload
+            return bytes(payload)
         decoder = self.decoder
         while not decoder.complete:
             raw = self._raw
@@ -66,27 +75,38 @@ class EngineResponse:
                 return payload
         return b""
 
-    def read_all(self) -> bytes:
-        """The whole body, at most BODY_MAX_BYTES. Raises EngineFault, ClientGone."""
+    def read_all(self, max_bytes: int = ANSWER_MAX_BYTES) -> Text:
+        """The whole body; one that came in parts is a bytearray, which the caller owns: a large one is held once.
+
+        Raises EngineFault, also for a body of more than `max_bytes`, and ClientGone.
+        """
         first = self.read_some()
-        if self.decoder.complete:
-            return first
-        parts = [first]
-        size = len(first)
-        while True:
+        decoder = self.decoder
+        size = len(first) + (decoder.left_bytes if isinstance(decoder, LengthBody) else 0)
+        body: Text = first if decoder.complete or size > max_bytes else self._read_on(first, max_bytes)
+        if size > max_bytes or len(body) > max_bytes:
+            raise EngineFault(Outcome("invalid", f"the engine's answer has more than {max_bytes} bytes"))
+        return body
+
+    def read_up_to(self, max_bytes: int) -> bytes:
+        """The body, or the begin of it; the connection can only be closed then. Raises EngineFault, ClientGone."""
+        body = self._read_on(self.read_some(), max_bytes)
+        return bytes(body[:max_bytes])
+
+    def _read_on(self, first: bytes, max_bytes: int) -> bytearray:
+        body = bytearray(first)
+        while len(body) <= max_bytes:
             part = self.read_some()
             if not part:
-                return b"".join(parts)
-            parts.append(part)
-            size += len(part)
-            if size > BODY_MAX_BYTES:
-                raise EngineFault(Outcome("invalid", "the engine's answer is too large"))
+                break
+            body += part
+        return body
 
     def take_buffered(self) -> bytes:
         """Payload that has arrived already, without reading; for who goes on reading without blocking."""
         raw, self._raw = self._raw, b""
         payload, self._payload = self._payload, b""
-        return payload + _feed(self.decoder, raw) if raw else payload
+        return bytes(payload + _feed(self.decoder, raw) if raw else payload)
 
     def add(self, raw: bytes) -> None:
         """Somebody else has read this from the connection."""
@@ -94,26 +114,44 @@ class EngineResponse:
 
     def is_whole(self) -> bool:
         """Whether the whole body has arrived: reading it will not block. Raises EngineFault."""
-        self._payload = self.take_buffered()
+        raw, self._raw = self._raw, b""
+        part = _feed(self.decoder, raw) if raw else b""
+        if not self._payload:
+            self._payload = part
+        elif part:
+            if not isinstance(self._payload, bytearray):
+                self._payload = bytearray(self._payload)  # added to, part by part, without copies
+            self._payload += part
         return self.decoder.complete
 
     def release(self) -> None:
-        """Give the connection back if the body ended cleanly, else close it. Idempotent."""
-        if self.decoder.complete and self.decoder.reusable and self.head.keep_alive:
-            if self._raw == b"":
-                self.attempt.connection = None
-                self.pool.give(self.connection)
-                return
+        """Give the connection back if the body ended cleanly, else close it. Idempotent, as `close` is.
+
+        What has come behind the body was not asked for, counts, and is dropped with the connection.
+        """
+        decoder = self.decoder
+        if self._over:
+            return
+        if decoder.surplus or (decoder.complete and self._raw):
+            self.pool.note_surplus(self.connection)
+        elif decoder.complete and decoder.reusable and self.head.keep_alive:
+            self._over = True
+            self.attempt.connection = None
+            self.pool.give(self.connection)
+            return
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the engine notices."""
-        self.attempt.connection = None
-        self.connection.close()
+        """Close the connection, unless it has been given back; the engine notices."""
+        if not self._over:
+            self._over = True
+            self.attempt.connection = None
+            self.connection.close()
 
 
 def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> EngineResponse:
     """The response that begins with `data`; blocks only while its head is not complete."""
+    interim = early_bytes = 0
     while True:
         end = data.find(b"\r\n\r\n")
         if end >= 0:
@@ -123,6 +161,10 @@ def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt
                     return EngineResponse(head, data[end + 4 :], connection, pool, attempt)
             except FramingError as error:
                 raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
+            interim += 1
+            early_bytes += end + 4
+            if head.status == 101 or interim > INTERIM_MAX or early_bytes > EARLY_HEADS_MAX_BYTES:
+                raise EngineFault(Outcome("invalid", "the engine's answer is broken: 1xx that nobody asked for"))
             data = data[end + 4 :]  # 1xx: the answer itself follows
             if data:
                 continue
@@ -148,6 +190,8 @@ def receive(connection: Connection, attempt: Attempt) -> bytes:
     except OSError as error:
         if attempt.aborted is not None:
             raise attempt.failure() from error
+        if is_shortage(error):
+            raise overloaded(error) from error
         # Part of an answer has come, else `_exchange` would be reading.
         raise EngineFault(Outcome("truncated", "the engine's answer was cut short")) from error
     if not data and attempt.aborted is not None:

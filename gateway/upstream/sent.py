@@ -6,13 +6,15 @@ at a time; never blocks.
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
+from gateway.errors import GatewayError
 from gateway.upstream.attempt import Attempt, EngineFault, not_connected
 from gateway.upstream.connections import DONTWAIT, Connection
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.framing import HEAD_MAX_BYTES
 from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
+from gateway.upstream.shortage import is_shortage, overloaded
 from gateway.upstream.stream import EngineStream
 
 AHEAD_MAX_BYTES = 262144  # of an answer, before a thread has to wait for the rest
@@ -59,12 +61,12 @@ class Sent:
         self.wire = wire
         self.unsent = wire
         self._open_stream = open_stream
-        self.received = b""  # until the answer's head is complete
+        self.received: Union[bytes, bytearray] = b""  # until the answer's head is complete
         self.size = 0
         self.response: Optional[EngineResponse] = None
         self.stream: Optional[EngineStream] = None
         self.ready = False
-        self.fault: Optional[EngineFault] = None
+        self.fault: Optional[Exception] = None  # an EngineFault, a GatewayError, or what nobody had foreseen
 
     def send(self) -> None:
         """Send what the connection takes without waiting. Raises OSError."""
@@ -85,14 +87,18 @@ class Sent:
                     return True
         except BlockingIOError:
             return False
-        except EngineFault as fault:
+        except (EngineFault, GatewayError) as fault:
             self.fault = fault
-        except OSError:
-            pass
+        except OSError as error:
+            if is_shortage(error):
+                self.fault = overloaded(error)
+        except Exception as error:  # whatever its answer has brought about: the attempt fails by it, nobody else
+            self.fault = error
         return True
 
     def _sent(self) -> bool:
-        """Whether nothing more is to be sent. Raises EngineFault when there is no connection."""
+        """Whether nothing more is to be sent. Raises EngineFault when there is no connection, GatewayError when that is
+        the gateway's own fault."""
         try:
             self.send()
         except OSError as error:
@@ -108,9 +114,17 @@ class Sent:
         if response is not None:
             response.add(data)
         else:
-            data = self.received = self.received + data if self.received else data
-            if not data.count(b"\r\n\r\n"):
+            received = self.received
+            if isinstance(received, bytearray):
+                looked_at = max(0, len(received) - 3)
+                received += data
+                if received.find(b"\r\n\r\n", looked_at) < 0:
+                    return len(received) > HEAD_MAX_BYTES
+                data = bytes(received)
+            elif not data.count(b"\r\n\r\n"):
+                self.received = bytearray(data)  # added to, part by part, without copies
                 return len(data) > HEAD_MAX_BYTES
+            self.received = data
             if not data.startswith(b"HTTP/1.1 200"):
                 return True
             response = self.response = read_head(data, self.connection, self.endpoint.pool, self.attempt)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
-LINE_MAX_BYTES = 16777216
+from gateway.upstream.skim import Span, outline
 
-# The text of a delta, still escaped. Only for estimating tokens when the engine reports none.
-_TEXT = re.compile(rb'"(?:content|text|arguments)":\s?"((?:[^"\\]|\\.)*)"')
+EVENT_MAX_BYTES = 8_388_608
+LARGE_BYTES = 262_144  # of one event: beyond, it is skimmed, since one thread relays all streams
+
+# The text of a delta, still escaped. Only for estimating tokens when the engine reports none. (Unrolled: an alternative
+# for each character would keep its place in memory.)
+_TEXT = re.compile(rb'"(?:content|text|arguments)":\s?"([^"\\]*(?:\\.[^"\\]*)*)"')
 
 # What of a delta a stream cannot go on with elsewhere.
 _NOT_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning")
@@ -31,11 +35,15 @@ class StreamBroken(Exception):
 
 class EventStream:
     """State of one stream. `started` = a first event has come; `finished` = every choice has its finish_reason;
-    `done` = `[DONE]` has been passed on; `inside` = the last line handed out leaves its event open; `usage` = the
-    engine's own figures or None; `text_bytes` = generated text."""
+    `done` = `[DONE]` has been passed on; `surplus` = something came behind it; `inside` = the last line handed out
+    leaves its event open; `usage` = the engine's own figures or None; `text_bytes` = generated text. No event, nor what
+    comes before the first one, may be larger than `event_max_bytes`."""
 
     __slots__ = (
+        "_before_bytes",
         "_choices",
+        "_event_bytes",
+        "_event_max_bytes",
         "_finished_choices",
         "_first_of_rest",
         "_hide_usage",
@@ -49,22 +57,33 @@ class EventStream:
         "inside",
         "stamp",
         "started",
+        "surplus",
         "text",
         "text_bytes",
         "usage",
     )
 
-    def __init__(self, hide_usage: bool, choices: int = 1, keep_text: bool = False) -> None:
+    def __init__(
+        self,
+        hide_usage: bool,
+        choices: int = 1,
+        keep_text: bool = False,
+        event_max_bytes: int = EVENT_MAX_BYTES,
+    ) -> None:
         self._hide_usage = hide_usage
         self._choices = choices
         self._finished_choices: set[object] = set()
-        self._partial = b""
+        self._event_max_bytes = event_max_bytes
+        self._event_bytes = 0  # of the event whose lines are coming
+        self._before_bytes = 0  # before the first event
+        self._partial = bytearray()  # of a line
         self._skip_blank = False
         # Around the text of the last event, if that was one delta with one text: between the same bytes, whatever does
         # not end the string is the text of another such delta.
         self.alike: Optional[tuple[bytes, bytes]] = None
         self.started = False
         self.done = False
+        self.surplus = False
         self.inside = False
         self.events = 0
         self.text_bytes = 0
@@ -102,19 +121,36 @@ class EventStream:
         self.alike = None
         end = data.rfind(b"\n") + 1
         if not end:
-            self._partial += data
-            if len(self._partial) > LINE_MAX_BYTES:
-                raise StreamBroken("the engine sent a line without an end")
+            self._keep_partial(data, b"")
             return b""
-        block = self._partial + data[:end] if self._partial else data[:end]
-        self._partial = data[end:]
-        return self._lines(block)
+        block = data[:end]
+        if self._partial:
+            self._partial += block
+            block = bytes(self._partial)
+            self._partial = bytearray()
+        lines = self._lines(block)
+        if end < len(data):
+            self._keep_partial(data[end:], lines)
+        return lines
+
+    def _keep_partial(self, data: bytes, lines: bytes) -> None:
+        if self.done:  # nothing of it goes to the client
+            self.surplus = self.surplus or bool(data.strip())
+            return
+        self._partial += data
+        if self._event_bytes + len(self._partial) > self._event_max_bytes:
+            self._partial = bytearray()
+            self._too_large([lines])
+
+    def _too_large(self, before: list[bytes]) -> NoReturn:
+        _break_off(StreamBroken(f"the engine sent more than {self._event_max_bytes} bytes for one event"), before)
 
     def _note_delta(self, data: bytes) -> None:
         spans = [text.span(1) for text in _TEXT.finditer(data)]
         self.events += 1
         self.text_bytes += sum(end - start for start, end in spans)
         self.inside = False
+        self._event_bytes = 0
         self.alike = (data[: spans[0][0]], data[spans[0][1] :]) if len(spans) == 1 else None
 
     def note_alike(self, text_bytes: int) -> None:
@@ -126,18 +162,28 @@ class EventStream:
         out: list[bytes] = []
         for line in block.splitlines(keepends=True):
             if self.done:
-                break
+                self.surplus = self.surplus or bool(line.strip())
+                continue
             if self._skip_blank and not line.strip():
                 self._skip_blank = False
+                self._event_bytes = 0
                 continue
             self._skip_blank = False
+            blank = line.isspace()
+            self._event_bytes = 0 if blank else self._event_bytes + len(line)
+            if self._event_bytes > self._event_max_bytes:
+                self._too_large(out)
             if line.startswith(b"data:") and not self._kept(line[5:].strip(), out):
                 self._skip_blank = True
                 continue
-            if self._restamped and line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
+            if self._restamped and line.startswith(b"data:") and not self.done and len(line) <= LARGE_BYTES:
                 line = b"data: %b\n" % json.dumps({**json.loads(line[5:]), **self.stamp}).encode()
+            if not self.started:
+                self._before_bytes += len(line)
+                if self._before_bytes > self._event_max_bytes:
+                    self._too_large(out)
             out.append(line)
-            self.inside = bool(line.strip())
+            self.inside = not blank
         if self.done and self.inside:
             # The blank line that ends [DONE] may come in a later block, after the end.
             out.append(b"\r\n" if out[-1].endswith(b"\r\n") else b"\n")
@@ -148,8 +194,7 @@ class EventStream:
         try:
             return self._keep(payload)
         except StreamBroken as broken:
-            broken.lines = b"".join(before)
-            raise
+            _break_off(broken, before)
 
     def _keep(self, payload: bytes) -> bool:
         """Note what one event says; False keeps it from the client."""
@@ -159,20 +204,23 @@ class EventStream:
             self.done = True
             return True
         try:
-            event = json.loads(payload)
+            large = len(payload) > LARGE_BYTES
+            event = outline(payload).members if large else json.loads(payload)
         except (ValueError, RecursionError):
             raise StreamBroken("the engine sent an event that is not JSON") from None
         if not isinstance(event, dict):
             raise StreamBroken("the engine sent an event that is not an object")
         error = event.get("error")
         if error:
-            text = error.get("message") if isinstance(error, dict) else error
+            text = error.get("message") if isinstance(error, dict) else "a long one" if large else error
             raise StreamBroken(f"the engine reported an error: {str(text)[:500]}")
         self.started = True
         self.events += 1
         usage = event.get("usage")
         if isinstance(usage, dict):
             self.usage = usage
+        if large:
+            self.text = None  # not kept, so nobody can go on from it
         if self.text is not None and not self.stamp:
             self.stamp = {key: event[key] for key in ("id", "created", "model") if key in event}
         choices = event.get("choices")
@@ -182,7 +230,10 @@ class EventStream:
             for choice in choices:
                 if isinstance(choice, dict) and choice.get("finish_reason") is not None:
                     self._finished_choices.add(choice.get("index", 0))
-            self.text_bytes += sum(len(text) for text in _TEXT.findall(payload))
+            if large:
+                self.text_bytes += _large_text_bytes(choices)
+            else:
+                self.text_bytes += sum(text.end(1) - text.start(1) for text in _TEXT.finditer(payload))
         return not (self._hide_usage and isinstance(usage, dict) and choices == [])
 
     def _note_text(self, choices: list[Any]) -> bool:
@@ -210,7 +261,7 @@ class EventStream:
         finished."""
         rest = b""
         if self._partial and not self.done:
-            partial, self._partial = self._partial, b""
+            partial, self._partial = bytes(self._partial), bytearray()
             rest = self._lines(partial + b"\n")
         if self.done:
             return rest
@@ -219,3 +270,21 @@ class EventStream:
         self.done = True
         closing = b"\n" if self.inside else b""
         return rest + closing + b"data: [DONE]\n\n"
+
+
+def _break_off(broken: StreamBroken, before: list[bytes]) -> NoReturn:
+    broken.lines = b"".join(before)
+    raise broken
+
+
+def _large_text_bytes(choices: list[Any]) -> int:
+    """About the bytes of text in the outlines of choices."""
+    total = 0
+    for choice in choices:
+        delta = choice.get("delta", choice) if isinstance(choice, dict) else choice
+        for value in delta.values() if isinstance(delta, dict) else (delta,):
+            if isinstance(value, Span):
+                total += value.end - value.start
+            elif isinstance(value, str):
+                total += len(value)
+    return total

@@ -4,51 +4,119 @@ from __future__ import annotations
 
 import email.utils
 import json
-import math
-import time
+import re
 from collections.abc import Mapping
-from typing import Optional
+from typing import Any, Optional
 
+from gateway.clock import unix_s
 from gateway.routing.retry import Outcome
+
+RETRY_AFTER_MAX_BYTES = 64  # a date has 29
+RETRY_AFTER_MAX_S = 1e9  # beyond 30 years it is no time
+
+# What providers call it that a prompt was not let through. In the fields meant for programs (`code`, `type`, `reason`):
+# OpenAI, Azure and their kin say content_policy_violation, content_filter, ResponsibleAIPolicyViolation.
+_MODERATION_CODE = re.compile(
+    r"content[ _-]?(policy|filter|moderat|violation|safety)|moderation|safety|responsible_?ai|policy[ _-]?violation"
+    r"|flagged|guardrail|prompt",
+    re.I,
+)
+# In the message, for people.
+_MODERATION_TEXT = re.compile(
+    r"\bprompts?\b|content[ _-]?(policy|filter)|moderation|\bsafety\b"
+    r"|\b(input|content|messages?|request|text)\b[^.]*\b(flagged|unsafe|harmful|inappropriate|violat\w+)\b",
+    re.I,
+)
+# A message that names one of these is about who asks, not about what was asked: "your account was flagged".
+_CREDENTIALS_TEXT = re.compile(
+    r"\b(api[ _-]?keys?|keys?|credentials?|authenticat\w+|authori[sz]\w+|accounts?|organi[sz]ations?|projects?"
+    r"|permissions?|billing|subscriptions?|regions?|country)\b",
+    re.I,
+)
 
 
 def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Outcome:
     """What an answer other than 2xx means. `body` is only read for the engine's message."""
     message = _engine_message(body)
-    wait_s = retry_after_s(headers.get(b"retry-after"))
+    wait_s = retry_after_s(headers.get(b"retry-after"), headers.get(b"date"))
     if status == 429:
         return Outcome("rate_limited", message or "the engine is rate limited", status, wait_s)
-    if status in (401, 403):
-        return Outcome("unauthorized", "the engine refuses the gateway's credentials", status)
+    if status == 401 or (status == 403 and not _is_moderation(body)):
+        what = "the gateway's credentials" if status == 401 else "the gateway's credentials, or the request (403)"
+        return Outcome("unauthorized", f"the engine refuses {what}", status)
     if 400 <= status < 500 and status != 408:
         return Outcome("rejected", message or f"the engine answered {status}", status)
     text = f"the engine answered {status}"
     return Outcome("error", f"{text}: {message}" if message else text, status, wait_s)
 
 
-def retry_after_s(value: Optional[bytes]) -> Optional[float]:
-    """Seconds in a Retry-After header: a number or an HTTP date; None when absent or unreadable."""
+def retry_after_s(value: Optional[bytes], date: Optional[bytes] = None) -> Optional[float]:
+    """Seconds in a Retry-After header: a number or an HTTP date; None when absent or unreadable.
+
+    A date counts from the answer's own `date`, by the same clock; where there is none, from now by ours.
+    """
     if not value:
         return None
-    text = value.decode("latin-1").strip()
+    text = value[:RETRY_AFTER_MAX_BYTES].decode("latin-1").strip()
     try:
         seconds = float(text)
-        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+        return seconds if 0 <= seconds <= RETRY_AFTER_MAX_S else None
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+        seconds = _http_date_unix_s(text) - _sent_unix_s(date)
+        return max(0.0, seconds) if seconds <= RETRY_AFTER_MAX_S else None
+    except Exception:  # the parser lets through whatever its numbers are too large, or too few, for
         return None
 
 
-def _engine_message(body: bytes) -> str:
+def _http_date_unix_s(text: str) -> float:
+    return email.utils.parsedate_to_datetime(text).timestamp()
+
+
+def _sent_unix_s(date: Optional[bytes]) -> float:
+    """When an answer was sent, by its sender's clock; by ours where it does not say so."""
+    try:
+        return unix_s() if date is None else _http_date_unix_s(date.decode("latin-1"))
+    except Exception:  # as above
+        return unix_s()
+
+
+def _is_moderation(body: bytes) -> bool:
+    """Whether a 403 is explained as one prompt's: by a code, by reasons for it (OpenRouter), or in its message."""
+    error = _error_in(body)
+    message = error
+    if isinstance(error, dict):
+        if any(_MODERATION_CODE.search(text) for text in _codes(error)):
+            return True
+        metadata = error.get("metadata")
+        if isinstance(metadata, dict) and ("flagged_input" in metadata or metadata.get("reasons")):
+            return True
+        message = error.get("message") or error.get("detail")
+    if not isinstance(message, str):
+        return False
+    message = message[:2000]
+    return bool(_MODERATION_TEXT.search(message)) and not _CREDENTIALS_TEXT.search(message)
+
+
+def _codes(error: dict[str, Any]) -> list[str]:
+    inner = error.get("innererror")
+    objects = [error, inner] if isinstance(inner, dict) else [error]
+    values = [each.get(key) for each in objects for key in ("code", "type", "reason", "status", "param")]
+    return [value[:200] for value in values if isinstance(value, str)]
+
+
+def _error_in(body: bytes) -> Any:
+    """What an error's JSON says was wrong: an object or a text; None when that cannot be read."""
     try:
         error = json.loads(body[:65536])
-        if isinstance(error, dict):
-            error = error.get("error", error)
-        if isinstance(error, dict):
-            error = error.get("message") or error.get("detail")
-        return str(error)[:500] if isinstance(error, str) else ""
     except (ValueError, RecursionError):
-        return ""
+        return None
+    return error.get("error", error) if isinstance(error, dict) else error
+
+
+def _engine_message(body: bytes) -> str:
+    error = _error_in(body)
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail")
+    return str(error)[:500] if isinstance(error, str) else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from typing import Callable, Optional
 
-from gateway.routing.retry import Outcome
+from gateway.routing.retry import CRASHED, Outcome
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.framing import FramingError
 from gateway.upstream.response import RECV_BYTES, EngineResponse
@@ -21,7 +21,7 @@ _BACKSLASH = 0x5C
 class EngineStream:
     """Lines of a stream in order. `done` = the client has everything; `drained` = so has the connection."""
 
-    __slots__ = ("_alike", "_behind", "_held", "_on_close", "_tls", "events", "first", "response", "sock")
+    __slots__ = ("_alike", "_behind", "_early", "_held", "_on_close", "_tls", "events", "first", "response", "sock")
 
     def __init__(self, response: EngineResponse, events: EventStream) -> None:
         self.response = response
@@ -29,6 +29,7 @@ class EngineStream:
         self.sock = response.connection.sock
         self._tls = isinstance(self.sock, ssl.SSLSocket)
         self.first = b""
+        self._early = bytearray()  # lines before the first event, until that is in `first` behind them
         self._alike: Optional[tuple[bytes, bytes]] = None  # what `events` says of the last delta, if a chunk comes next
         self._behind = b""  # its second part, with the chunk's end
         self._held = b""  # received, but not looked at by `pull` yet
@@ -52,18 +53,24 @@ class EngineStream:
         """Look at what has been received meanwhile: is the first event there? As `wait_first`, but without blocking."""
         payload = self.response.take_buffered()
         if payload:
-            self.first += self._events(payload)
+            self._early += self._events(payload)
         if self.drained and not self.events.started:
-            self.first += self._end()
-        return self.events.started or self.events.done
+            self._early += self._end()
+        return self._has_begun()
+
+    def _has_begun(self) -> bool:
+        if not (self.events.started or self.events.done):
+            return False
+        if self._early:
+            self.first += bytes(self._early)
+            self._early = bytearray()
+        return True
 
     def wait_first(self) -> None:
         """Block until the first event has come; it is in `first` then. Raises EngineFault, ClientGone."""
-        parts = [self.first]
-        while not (self.events.started or self.events.done):
+        while not self._has_begun():
             payload = self.response.read_some()
-            parts.append(self._events(payload) if payload else self._end())
-        self.first = b"".join(parts)
+            self._early += self._events(payload) if payload else self._end()
 
     def read(self) -> bytes:
         """Block for more lines; b"" only when the stream is done. Raises EngineFault, ClientGone."""
@@ -183,23 +190,35 @@ class EngineStream:
             return b""
         try:
             payload = decoder.feed(raw)
-            return self.events.feed(payload) if payload and not self.events.done else b""
+            if not self.events.done:
+                return self.events.feed(payload) if payload else b""
+            decoder.surplus = decoder.surplus or bool(payload.strip())
+            return b""
         except FramingError as error:
+            if self.events.done:  # instead of the body's end, which the client does not need
+                decoder.complete = decoder.surplus = True
+                return b""
             raise EngineFault(Outcome("invalid", f"the engine's stream is broken: {error}")) from error
         except StreamBroken as error:
             raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
+        except Exception as error:  # nobody had foreseen what it has sent
+            raise EngineFault(CRASHED) from error
 
     def _events(self, payload: bytes) -> bytes:
         try:
             return self.events.feed(payload)
         except StreamBroken as error:
             raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
+        except Exception as error:
+            raise EngineFault(CRASHED) from error
 
     def _end(self) -> bytes:
         try:
             return self.events.end()
         except StreamBroken as error:
             raise EngineFault(Outcome("truncated", str(error)), error.lines) from error
+        except Exception as error:
+            raise EngineFault(CRASHED) from error
 
     def close(self, outcome: Outcome, keep_open: bool = False) -> None:
         """End the stream: give the engine's place back, and the connection unless `keep_open`. Idempotent; the first
@@ -213,7 +232,9 @@ class EngineStream:
 
     def give_back(self) -> None:
         """Keep the connection for another request if its body has ended cleanly, else close it."""
-        if self.done and self.drained:
+        decoder = self.response.decoder
+        decoder.surplus = decoder.surplus or self.events.surplus
+        if self.done and (self.drained or decoder.surplus):
             try:
                 self.sock.setblocking(True)
                 self.response.release()

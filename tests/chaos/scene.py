@@ -25,6 +25,7 @@ from tests.support import GatewayProcess, eventually, gateway_process
 
 DECISIONS = "decisions.jsonl"
 DRAIN_S = 20.0
+CHUNKED = [("Transfer-Encoding", "chunked")]
 SPARES = 32  # connections that need a thread at once, after which the gateway keeps as many threads as it ever will
 
 
@@ -165,10 +166,11 @@ def _connect_at_once(gateway: GatewayProcess, count: int) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(gateway.connect()) for _ in range(count)]
         for client in clients:
-            client.send(b"\r\n")  # only a thread has the patience for the rest
+            client.request("POST", "/admin/keys", None, CHUNKED)  # a thread waits for the body
         eventually(lambda: observe.threads(gateway) >= count)  # else a few would do for all, one after the other
         for client in clients:
-            client.ask("GET", "/healthz")
+            client.send(b"0\r\n\r\n")
+            client.read_response()
 
 
 @contextlib.contextmanager

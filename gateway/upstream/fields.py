@@ -1,0 +1,364 @@
+"""Which fields a request has on each path, of which types, and what is estimated from them.
+
+One table, `BY_PATH`, that checks, limits and routing go by: what does not stand in a path's row, fields of other paths
+included, is passed on to engines and never read. Pure functions. The readers take requests that nobody has checked, too
+(a library's caller brings its own): what has another type than its field counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple, Optional
+
+from gateway.errors import RequestRefused
+from gateway.upstream.answers import CHARS_PER_TOKEN
+from gateway.upstream.echo import content_text
+
+TOKENS_MAX = 1_000_000
+CHOICES_MAX = 128
+STOPS_MAX = 4
+BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
+ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function"))
+
+Request = dict[str, Any]
+Check = Callable[[Any], Optional[tuple[str, str]]]
+"""Of a value that is not null: None, or the error's code and what the value must be."""
+
+
+class Prompts(NamedTuple):
+    """What a request gives engines to read, in characters; of tokens, each is as many as one is estimated to have.
+
+    `chars` of all of it, `longest` of the longest prompt (what a model's context must have room for).
+    """
+
+    chars: int
+    longest: int
+
+
+class PathFields(NamedTuple):
+    """What one path reads."""
+
+    own: str
+    """The field that the path is about."""
+    check: Callable[[Request], None]
+    """Of that field; raises RequestRefused."""
+    optional: tuple[tuple[str, Check], ...]
+    """The others that have a type; null counts as absent."""
+    prompts: Callable[[Request], Prompts]
+    texts: Callable[[Request], Iterator[str]]
+    """The prompts' text in pieces, without copying it."""
+    between: str
+    """What stands between two of these pieces."""
+    asked: tuple[str, ...]
+    """Fields that say how many tokens an answer may have; () where no tokens are generated."""
+    several: bool
+    """Whether there may be several prompts, each answered, and `best_of` has engines generate more than they give."""
+
+    def validate(self, request: Request) -> None:
+        """Raise RequestRefused naming the first faulty field."""
+        self.check(request)
+        for key, check in self.optional:
+            value = request.get(key)
+            if value is not None:
+                fault = check(value)
+                if fault is not None:
+                    code, text = fault
+                    raise RequestRefused(code, f"{key} {text}", param=key)
+
+    def answer_tokens(self, request: Request) -> int:
+        """Tokens that each choice may have, as asked for; 0: the request does not say, or none are generated.
+
+        Where two fields say it, engines differ in which one they read: the larger counts.
+        """
+        most = 0
+        for key in self.asked:
+            value = request.get(key)
+            if type(value) is int and value > most:
+                most = value
+        return most
+
+    def choices(self, request: Request) -> int:
+        """Choices in a complete answer: `n` for each prompt; 1 where there are none."""
+        return (_whole(request.get("n")) or 1) * self._count(request) if self.asked else 1
+
+    def generated(self, request: Request) -> int:
+        """Choices that are generated, those that `best_of` has an engine make and throw away included."""
+        if not self.several:
+            return self.choices(request)
+        count = _whole(request.get("n")) or 1
+        return self._count(request) * max(count, min(_whole(request.get("best_of")), BEST_OF_MAX))
+
+    def _count(self, request: Request) -> int:
+        return _count_of(request.get(self.own)) if self.several else 1
+
+    def text(self, request: Request, limit_chars: int) -> str:
+        """The first characters of what it gives engines to read; token numbers are written out."""
+        parts: list[str] = []
+        left = limit_chars
+        for text in self.texts(request):
+            if parts:
+                left -= len(self.between)
+            parts.append(text[: max(0, left)])
+            left -= len(text)
+            if left <= 0:
+                break
+        return self.between.join(parts)[:limit_chars]
+
+    @property
+    def streams(self) -> bool:
+        """Whether answers can be streamed, and `stream` and `stream_options` mean something."""
+        return bool(self.asked)
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int else 0
+
+
+# --- what is estimated ---------------------------------------------------------------------------------------------
+
+
+def _chat_prompts(request: Request) -> Prompts:
+    messages = request.get("messages")
+    chars = 0
+    if type(messages) is list and messages:
+        chars = len(messages) - 1  # the line ends between them
+        for message in messages:
+            if type(message) is dict:
+                content = message.get("content")
+                chars += len(content) if type(content) is str else len(content_text(content))
+                if len(message) > 2:  # more than role and content
+                    chars += sum(_chars(message[key]) for key in _BESIDE_CONTENT if message.get(key))
+    for key in _DEFINITIONS:
+        if request.get(key):
+            chars += _chars(request[key])
+    return Prompts(chars, chars)
+
+
+# What else of a message, and of a request, a model reads; engines write both into its prompt.
+_BESIDE_CONTENT = ("name", "tool_calls", "function_call", "refusal", "reasoning_content")
+_DEFINITIONS = ("tools", "functions")
+
+
+def _chars(value: Any) -> int:
+    """About as many characters as a JSON value has as text."""
+    chars = 0
+    left = [value]
+    while left:
+        item = left.pop()
+        if type(item) is str:
+            chars += len(item) + 2
+        elif type(item) is dict:
+            chars += sum(len(key) for key in item) + 4 * len(item) + 2
+            left.extend(item.values())
+        elif type(item) is list:
+            chars += len(item) + 2
+            left.extend(item)
+        else:
+            chars += 4
+    return chars
+
+
+def _texts_of_chat(request: Request) -> Iterator[str]:
+    messages = request.get("messages")
+    for message in messages if type(messages) is list else ():
+        yield content_text(message.get("content")) if type(message) is dict else ""
+
+
+def _completion_prompts(request: Request) -> Prompts:
+    value = request.get("prompt")
+    prompts = _prompts_of(value)
+    suffix = request.get("suffix")
+    if type(suffix) is not str or not suffix:
+        return prompts
+    return Prompts(prompts.chars + len(suffix) * _count_of(value), prompts.longest + len(suffix))
+
+
+def _count_of(value: Any) -> int:
+    """How many prompts a text, a list of texts or tokens, or a list of lists of tokens is."""
+    return len(value) if type(value) is list and value and type(value[0]) is not int else 1
+
+
+def _prompts_of(value: Any) -> Prompts:
+    """Of a text, a list of texts or tokens, or a list of lists of tokens: a token is one, whatever its number."""
+    if type(value) is str:
+        return Prompts(len(value), len(value))
+    if type(value) is not list or not value:
+        return Prompts(0, 0)
+    if type(value[0]) is int:
+        chars = len(value) * CHARS_PER_TOKEN
+        return Prompts(chars, chars)
+    total = longest = 0
+    for item in value:
+        # Each of several prompts is whole tokens, and at least one: engines begin each anew.
+        if type(item) is str:
+            chars = max(1, -(-len(item) // CHARS_PER_TOKEN)) * CHARS_PER_TOKEN
+        else:
+            chars = (len(item) if type(item) is list else 1) * CHARS_PER_TOKEN
+        total += chars
+        longest = max(longest, chars)
+    return Prompts(total, longest)
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    if type(value) is str:
+        yield value
+    elif type(value) is list:
+        for item in value:
+            if type(item) is list:
+                yield from map(str, item)
+            else:
+                yield item if type(item) is str else str(item)
+
+
+# --- types ---------------------------------------------------------------------------------------------------------
+
+
+def _check_messages(request: Request) -> None:
+    messages = request.get("messages")
+    if type(messages) is not list or not messages:
+        raise _refused("messages", "messages", "must be a non-empty list of messages")
+    for index, message in enumerate(messages):
+        if type(message) is not dict:
+            raise _refused("messages", f"messages[{index}]", "must be an object")
+        role = message.get("role")
+        if type(role) is not str or role not in ROLES:
+            raise _refused("messages", f"messages[{index}].role", f"must be one of {', '.join(sorted(ROLES))}")
+        if type(message.get("content")) is not str:
+            _check_content(message, f"messages[{index}]")
+
+
+def _check_content(message: dict[str, Any], where: str) -> None:
+    content = message.get("content")
+    if content is None:
+        if message["role"] == "assistant" and (message.get("tool_calls") or message.get("function_call")):
+            return
+        raise _refused("messages", f"{where}.content", "is missing; only an assistant with tool_calls may omit it")
+    if type(content) is not list or not content:
+        raise _refused("messages", f"{where}.content", "must be a text or a list of typed parts")
+    for index, part in enumerate(content):
+        if type(part) is not dict or type(part.get("type")) is not str:
+            raise _refused("messages", f"{where}.content[{index}]", "must be an object with a type")
+        if part["type"] == "text" and type(part.get("text")) is not str:
+            raise _refused("messages", f"{where}.content[{index}].text", "must be a text")
+
+
+def _check_prompt(request: Request) -> None:
+    if not _texts_or_tokens(request.get("prompt")):
+        raise _refused("prompt", "prompt", "must be a text, a non-empty list of texts, or a list of tokens")
+
+
+def _check_input(request: Request) -> None:
+    value = request.get("input")
+    if value == "" or not _texts_or_tokens(value):
+        raise _refused("input", "input", "must be a non-empty text, a non-empty list of texts, or of tokens")
+
+
+def _texts_or_tokens(value: Any) -> bool:
+    if type(value) is str:
+        return True
+    if type(value) is not list or not value:
+        return False
+    return (
+        all(type(item) is str for item in value)
+        or all(type(item) is int for item in value)
+        or all(type(i) is list and i and all(type(t) is int for t in i) for i in value)
+    )
+
+
+def _refused(kind: str, where: str, what: str) -> RequestRefused:
+    return RequestRefused(f"invalid_{kind}", f"{where} {what}", param=where)
+
+
+def _model(value: Any) -> Optional[tuple[str, str]]:
+    return None if type(value) is str else ("invalid_model", "must be a text")
+
+
+def _stream(value: Any) -> Optional[tuple[str, str]]:
+    return None if type(value) is bool else ("invalid_stream", "must be true or false")
+
+
+def _no_stream(value: Any) -> Optional[tuple[str, str]]:
+    return None if value is False else ("invalid_stream", "must be false: embeddings are not streamed")
+
+
+def _stream_options(value: Any) -> Optional[tuple[str, str]]:
+    return None if type(value) is dict else ("invalid_stream", "must be an object")
+
+
+def _max_tokens(value: Any) -> Optional[tuple[str, str]]:
+    if type(value) is int and 1 <= value <= TOKENS_MAX:
+        return None
+    return "invalid_max_tokens", f"must be an integer from 1 to {TOKENS_MAX}"
+
+
+def _temperature(value: Any) -> Optional[tuple[str, str]]:
+    if type(value) in (int, float) and 0 <= value <= 2:
+        return None
+    return "invalid_temperature", "must be a number from 0 to 2"
+
+
+def _top_p(value: Any) -> Optional[tuple[str, str]]:
+    if type(value) in (int, float) and 0 <= value <= 1:
+        return None
+    return "invalid_top_p", "must be a number from 0 to 1"
+
+
+def _stop(value: Any) -> Optional[tuple[str, str]]:
+    if type(value) is str:
+        return None
+    if type(value) is list and len(value) <= STOPS_MAX and all(type(s) is str for s in value):
+        return None
+    return "invalid_stop", f"must be a text or a list of at most {STOPS_MAX} texts"
+
+
+def _n(value: Any) -> Optional[tuple[str, str]]:
+    if type(value) is int and 1 <= value <= CHOICES_MAX:
+        return None
+    return "invalid_n", f"must be an integer from 1 to {CHOICES_MAX}"
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+_GENERATION: tuple[tuple[str, Check], ...] = (
+    ("model", _model),
+    ("stream", _stream),
+    ("stream_options", _stream_options),
+    ("max_tokens", _max_tokens),
+    ("temperature", _temperature),
+    ("top_p", _top_p),
+    ("stop", _stop),
+    ("n", _n),
+)
+
+BY_PATH: dict[str, PathFields] = {
+    "/chat/completions": PathFields(
+        "messages",
+        _check_messages,
+        (*_GENERATION, ("max_completion_tokens", _max_tokens)),
+        _chat_prompts,
+        _texts_of_chat,
+        "\n",
+        ("max_tokens", "max_completion_tokens"),
+        several=False,
+    ),
+    "/completions": PathFields(
+        "prompt",
+        _check_prompt,
+        _GENERATION,
+        _completion_prompts,
+        lambda request: _texts_of(request.get("prompt")),
+        "",
+        ("max_tokens",),
+        several=True,
+    ),
+    "/embeddings": PathFields(
+        "input",
+        _check_input,
+        (("model", _model), ("stream", _no_stream)),
+        lambda request: _prompts_of(request.get("input")),
+        lambda request: _texts_of(request.get("input")),
+        "",
+        (),
+        several=False,
+    ),
+}

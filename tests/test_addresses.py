@@ -1,0 +1,141 @@
+"""IPv4 addresses written as IPv6 are IPv4 addresses: as networks of proxies, as peers, in limits and in the log."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import unittest
+from unittest import mock
+
+from gateway.policy.addresses import address_group, client_address, unmapped
+from gateway.server.server import GatewayServer
+from gateway.settings import is_loopback
+from gateway.settingvalues import networks
+from tests.access import ADMIN_KEYS, AccessTest, bearer
+from tests.support import CHAT, HI, RunningGateway, request_bytes
+
+
+def listens_to_both() -> bool:
+    """Whether one socket takes IPv4 and IPv6 here."""
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+                return False
+            sock.bind(("::", 0))
+            return True
+    except (OSError, AttributeError):
+        return False
+
+
+class MappedTest(unittest.TestCase):
+    def test_networks_of_mapped_addresses_are_those_of_ipv4(self) -> None:
+        for text, same in (
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:127.0.0.1", "127.0.0.1"),
+            ("::FFFF:7f00:1/128", "127.0.0.1/32"),
+            ("0:0:0:0:0:ffff:c0a8:0/112", "192.168.0.0/16"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("fd00::/8", "fd00::/8"),
+            ("::1", "::1"),
+        ):
+            with self.subTest(text=text):
+                self.assertEqual(networks(text), (ipaddress.ip_network(same),))
+
+    def test_a_network_wider_than_ipv4_holds_no_ipv4(self) -> None:
+        for text in ("::/0", "::fffe:0:0/95", "::/64"):
+            self.assertEqual(client_address("::ffff:10.0.0.1", "1.1.1.1", networks(text)), "10.0.0.1")
+            self.assertEqual(client_address("10.0.0.1", "1.1.1.1", networks(text)), "10.0.0.1")
+        self.assertEqual(client_address("2001:db8::1", "1.1.1.1", networks("::/0")), "1.1.1.1")
+
+    def test_a_mapped_network_with_bits_behind_its_mask_is_refused_as_any_other(self) -> None:
+        with self.assertRaisesRegex(ValueError, "/104 has host bits"):
+            networks("::ffff:10.0.0.1/104")
+
+    def test_a_peer_is_trusted_however_it_and_its_network_are_written(self) -> None:
+        for trusted in ("10.0.0.0/8", "::ffff:10.0.0.0/104", "fd00::/8, ::ffff:a00:0/104"):
+            for peer in ("10.1.2.3", "::ffff:10.1.2.3", "::ffff:a01:203"):
+                with self.subTest(trusted=trusted, peer=peer):
+                    self.assertEqual(client_address(peer, "1.1.1.1", networks(trusted)), "1.1.1.1")
+                    self.assertEqual(client_address(peer, "::ffff:1.1.1.1", networks(trusted)), "1.1.1.1")
+                    self.assertEqual(client_address(peer, "1.1.1.1, ::ffff:10.9.9.9", networks(trusted)), "1.1.1.1")
+
+    def test_a_peer_that_is_not_trusted_is_told_as_ipv4(self) -> None:
+        for trusted in ("", "192.0.2.0/24"):
+            self.assertEqual(client_address("::ffff:10.1.2.3", "1.1.1.1", networks(trusted)), "10.1.2.3")
+
+    def test_only_mapped_addresses_change(self) -> None:
+        for address in (
+            "1.2.3.4",
+            "::1",
+            "2001:db8::1",
+            "fe80::1%eth0",
+            "::ffff:0:1",
+            "::ffff:nonsense",
+            "",
+            "::1.2.3.4",
+        ):
+            self.assertEqual(unmapped(address), address if address != "::ffff:0:1" else "0.0.0.1")
+        self.assertEqual(unmapped("::ffff:127.0.0.1"), "127.0.0.1")
+        self.assertEqual(address_group("::ffff:7f00:1"), address_group("127.0.0.1"))
+
+    def test_a_mapped_loopback_address_is_on_loopback(self) -> None:
+        self.assertTrue(is_loopback("::ffff:127.0.0.1"))
+        self.assertFalse(is_loopback("::ffff:0.0.0.0"))
+        self.assertFalse(is_loopback("::ffff:10.0.0.1"))
+
+
+@unittest.skipUnless(listens_to_both(), "no socket here takes IPv4 and IPv6")
+class BothFamiliesTest(AccessTest):
+    """A gateway that listens to both, asked over IPv4: its sockets tell the peer as ::ffff:127.0.0.1."""
+
+    def serve_both(self, **variables: object) -> RunningGateway:
+        return self.serve(HOST="::", ADMIN_KEYS=ADMIN_KEYS, API_KEYS="alice:sk-alice-0123456789", **variables)
+
+    def clients(self, running: RunningGateway, headers: list[tuple[str, str]]) -> set[str]:
+        """Which client the log names: of requests served on the loop, on a thread (chunked), and refused."""
+        seen = []
+        whole = running.post(headers=[*bearer("sk-alice-0123456789"), *headers])
+        with running.connect() as client:
+            chunked = [*bearer("sk-alice-0123456789"), *headers, ("Transfer-Encoding", "chunked")]
+            client.send(request_bytes("POST", CHAT, None, chunked))
+            body = b'{"messages":[{"role":"user","content":"x"}]}'
+            client.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+            seen.append(client.read_response())
+        seen += [whole, running.post(HI, headers=[*bearer("wrong"), *headers])]
+        self.assertEqual([answer.status for answer in seen], [200, 200, 401])
+        return {running.request_line(answer.request_id)["client"] for answer in seen}
+
+    def test_the_peer_is_its_ipv4_address_in_log_and_audit(self) -> None:
+        running = self.serve_both()
+        self.assertEqual(self.clients(running, []), {"127.0.0.1"})
+        self.assertEqual([line["client"] for line in self.audit(running, "authentication_refused")], ["127.0.0.1"])
+
+    def test_the_peer_is_a_trusted_proxy_by_either_name(self) -> None:
+        for trusted in ("127.0.0.1", "::ffff:127.0.0.0/104"):
+            running = self.serve_both(TRUSTED_PROXIES=trusted)
+            self.assertEqual(self.clients(running, [("X-Forwarded-For", "::ffff:203.0.113.7")]), {"203.0.113.7"})
+            running.stop()
+
+    def test_both_families_share_the_limit_of_an_address(self) -> None:
+        running = self.serve_both(RATE_LIMIT_IP_RPM=20, TRUSTED_PROXIES="127.0.0.1")
+        self.freeze(running)
+        key = bearer("sk-alice-0123456789")
+        statuses = [
+            running.post(headers=[*key, ("X-Forwarded-For", address)]).status
+            for address in ("203.0.113.7", "::ffff:203.0.113.7", "::ffff:cb00:7107", "203.0.113.7")
+        ]
+        self.assertEqual(statuses, [200, 200, 429, 429])
+
+
+class BothFamiliesThreadedTest(BothFamiliesTest):
+    """The same where each connection has a thread."""
+
+    def setUp(self) -> None:
+        patcher = mock.patch("gateway.app.new_server", GatewayServer)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        super().setUp()
+
+
+if __name__ == "__main__":
+    unittest.main()

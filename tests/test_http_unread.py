@@ -1,0 +1,192 @@
+"""Large answers to clients that do not read them: one copy of each, no thread, and an end."""
+
+from __future__ import annotations
+
+import re
+import select
+import sys
+import unittest
+from typing import Any, Optional
+
+from gateway.server.handler import TAKEN_BYTES
+from tests.parking import ParkingTest, completion
+from tests.resilience import ask, fleet
+from tests.scripted import EngineSide
+from tests.support import CHAT, RawClient, RunningGateway, eventually, gateway_process, request_bytes
+from tests.test_http_parked import narrow
+from tests.test_http_threaded import Threaded
+
+MIB = 1 << 20
+FIRST = 3  # clients, until the allocator has what it keeps for the work on an answer
+CLIENTS = 8
+ANSWER_MIB = 16
+HAS_EPOLL = hasattr(select, "epoll")
+
+
+class CutOff(ParkingTest):
+    def begin_large(
+        self, size: int = 4 * MIB, **variables: object
+    ) -> tuple[RunningGateway, RawClient, str, EngineSide]:
+        """A client whose answer of that size is on its way, and is not being read."""
+        running, engine = self.one_engine(**variables)
+        side = self.kept(running, engine)
+        client = self.enter(narrow(running))
+        client.request("POST", CHAT, ask(), [("X-Request-ID", "large")])
+        text = "".join(map(str, range(100_000))) * (size // 488_890 + 1)
+        side.read_request().answer(completion(text[:size]))
+        return running, client, text[:size], side
+
+    def test_who_takes_nothing_is_cut_off_and_counted(self) -> None:
+        for size in (300_000, 4 * MIB):
+            with self.subTest(size=size):
+                running, client, _, _ = self.begin_large(size, CLIENT_TIMEOUT="0.3", WORKERS=1)
+                line = running.request_line("large")
+                self.assertEqual((line["status"], line["error"]), (499, "client_closed_request"))
+                client.wait_until_ended()
+                self.wait_for_connections(running, 1)
+                self.assert_nothing_held(running)
+                eventually(lambda running=running: running.app.workers.busy == 0)
+
+    def test_who_reads_late_gets_all_of_it_and_the_connection_goes_on(self) -> None:
+        for size in (300_000, 4 * MIB):
+            running, client, text, side = self.begin_large(size)
+            eventually(lambda client=client: select.select([client.sock], [], [], 0)[0])
+            self.assertEqual(running.request_lines("large"), [])
+            self.assert_says(client, text)
+            client.request("POST", CHAT, ask())
+            side.read_request().answer(completion())
+            self.assert_says(client, "fine")
+
+    def test_who_leaves_is_forgotten(self) -> None:
+        running, client, _, _ = self.begin_large(WORKERS=1)
+        eventually(lambda: select.select([client.sock], [], [], 0)[0])
+        client.close()
+        self.assertEqual(running.request_line("large")["error"], "client_closed_request")
+        self.wait_for_connections(running, 1)
+        eventually(lambda: running.app.workers.busy == 0)
+
+    def test_the_time_begins_anew_with_each_mebibyte_and_not_with_less(self) -> None:
+        running, client, _, _ = self.begin_large()
+        connection = self.writing(running)
+        self.wait_until_stuck(connection)
+        begun_s = connection._due_s
+        for _ in range(20):
+            client.sock.recv(1000)
+            self.wait_until_stuck(connection)
+        self.assertEqual(connection._due_s, begun_s)
+        taken = 0
+        while connection._due_s == begun_s:
+            taken += len(client.sock.recv(65_536))
+        # What the system keeps comes before that which the gateway sees taken.
+        self.assertGreater(taken, TAKEN_BYTES // 2)
+        self.assertGreater(connection._due_s, begun_s)
+
+    def writing(self, running: RunningGateway) -> Any:
+        """The connection of the client that does not read."""
+        server = running.app.server
+
+        def found() -> Optional[Any]:
+            for item in list(server.watchdog._items):
+                exchange = item._exchange  # type: ignore[attr-defined]
+                if exchange is not None and exchange.answered and not exchange.finished:
+                    return item
+            return None
+
+        return eventually(found)
+
+    def wait_until_stuck(self, connection: Any) -> None:
+        """Until the client has room for nothing more."""
+        eventually(lambda: not select.select([], [connection.sock], [], 0)[1])
+
+    def test_a_second_request_waits_for_the_end_of_the_first_answer(self) -> None:
+        _, client, text, side = self.begin_large(4 * MIB)
+        client.request("GET", "/healthz")
+        client.request("POST", CHAT, ask())
+        eventually(lambda: select.select([client.sock], [], [], 0)[0])
+        self.assert_says(client, text)
+        self.assertEqual(client.read_response().status, 200)
+        side.read_request().answer(completion())
+        self.assert_says(client, "fine")
+
+    def test_a_large_answer_that_closes_its_connection_is_complete(self) -> None:
+        running, engine = self.one_engine()
+        side = self.kept(running, engine)
+        client = self.enter(narrow(running))
+        client.request("POST", CHAT, ask(), [("Connection", "close")])
+        text = "x" * (4 * MIB)
+        side.read_request().answer(completion(text))
+        eventually(lambda: select.select([client.sock], [], [], 0)[0])
+        client.send(request_bytes("GET", "/healthz"))  # void
+        self.assert_says(client, text)
+        client.assert_closed()
+        self.wait_for_connections(running, 1)
+
+
+@unittest.skipUnless(HAS_EPOLL, "needs epoll")
+class Threads(ParkingTest):
+    def test_clients_that_do_not_read_hold_no_thread_each(self) -> None:
+        running, engine = self.one_engine()
+        clients, sides = [], []
+        for _ in range(5):
+            clients.append(self.begin(running))
+            sides.append(engine.take())
+        for side in sides:
+            side.answer(completion("x" * (12 * MIB)))
+        eventually(lambda: self.unsent(running) == 5)
+        self.assertEqual(running.app.workers.busy, 5)  # there are not more such answers than places
+        eventually(lambda: self.running_jobs(running) == 0)
+        for client in clients:
+            self.assert_says(client, "x" * (12 * MIB))
+        eventually(lambda: running.app.workers.busy == 0)
+
+    def unsent(self, running: RunningGateway) -> int:
+        return sum(c._unsent is not None for c in list(running.app.server._open.values()))  # type: ignore[attr-defined]
+
+    def running_jobs(self, running: RunningGateway) -> int:
+        """Threads that have a connection just now."""
+        return sum(c._thread_id != 0 for c in list(running.app.server._open.values()))  # type: ignore[attr-defined]
+
+
+@unittest.skipUnless(sys.platform.startswith("linux"), "reads the resident memory from /proc")
+@unittest.skipUnless(sys.implementation.name == "cpython", "what is not used any more is not freed at once")
+class Memory(ParkingTest):
+    def test_an_answer_that_is_not_read_is_held_once(self) -> None:
+        engine = self.scripted()
+        models = fleet({"m": {"engines": [engine.url]}})
+        process = self.enter(
+            gateway_process(ENGINES_FILE="engines.json", files={"engines.json": models}, LOG_LEVEL="error")
+        )
+
+        def resident_bytes() -> int:
+            with open(f"/proc/{process.process.pid}/status") as file:
+                found = re.search(r"VmRSS:\s+(\d+) kB", file.read())
+            assert found is not None
+            return int(found[1]) * 1024
+
+        warm = self.enter(process.connect())
+        body = completion("x" * (ANSWER_MIB * MIB))
+        warm.request("POST", CHAT, ask())
+        side = engine.take()
+        side.answer(body)
+        self.assertEqual(warm.read_response().status, 200)
+        rest = 0
+        for number in range(FIRST + CLIENTS):
+            if number == FIRST:
+                rest = resident_bytes()
+            client = self.enter(process.connect())
+            client.request("POST", CHAT, ask())
+            side.read_request().answer(body)
+            eventually(lambda client=client: select.select([client.sock], [], [], 0)[0])
+        total = CLIENTS * len(body)
+        eventually(lambda: resident_bytes() < rest + 1.3 * total)
+        self.assertGreater(resident_bytes(), rest + 0.5 * total)  # else they are not held, and this tells nothing
+
+
+class CutOffWithoutEpoll(Threaded, CutOff):
+    pass
+
+
+del Threaded
+
+if __name__ == "__main__":
+    unittest.main()
