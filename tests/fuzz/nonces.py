@@ -71,6 +71,7 @@ class Run:
     def __init__(self, report: Report, seed: int) -> None:
         self._report = report
         self._seed = seed
+        self._asked = 0  # requests
         self._foreign: list[tuple[bytes, str]] = []  # the request's nonce, and what it got
 
     def run(self, count: int, trusting: bool, end_s: float) -> None:
@@ -84,11 +85,9 @@ class Run:
             with _engines(self._seed, certificate, directory) as engines:
                 with _gateway(directory, engines.urls, certificate, trusting) as gateway:
                     began_s = time.monotonic()
-                    asked = 0
-                    while asked < count and time.monotonic() < end_s:
-                        some = min(count - asked, BETWEEN_RESTS)
-                        Talks(AT_ONCE).run(self._talks(gateway.port, some, asked))
-                        asked += some
+                    while self._asked < count and time.monotonic() < end_s:
+                        some = min(count - self._asked, BETWEEN_RESTS)
+                        Talks(AT_ONCE).run(self._talks(gateway.port, some))
                         engines.rest()
                     report.count("seconds asking", round(time.monotonic() - began_s))
                     self._look_at(gateway)
@@ -116,8 +115,8 @@ class Run:
             if line["event"] == "internal_error":
                 self._report.note(f"an exception in the log: {line['traceback'].strip().splitlines()[-1][:160]}")
 
-    def _talks(self, port: int, count: int, asked: int) -> Iterator[tuple[int, Talk]]:
-        rng = random.Random(f"{self._seed}/{asked}")
+    def _talks(self, port: int, count: int) -> Iterator[tuple[int, Talk]]:
+        rng = random.Random(f"{self._seed}/{self._asked}")
         begun = 0
         while begun < count:
             some = min(count - begun, rng.randint(1, PER_CONNECTION))
@@ -130,6 +129,7 @@ class Run:
             nonce = f"n-{rng.getrandbits(48):012x}".encode()
             stream = rng.random() < 0.4
             yield request(rng, nonce, stream)
+            self._asked += 1
             self._report.count("requests")
             if rng.random() < 0.005:
                 self._report.count("clients that left")
