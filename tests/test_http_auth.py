@@ -86,7 +86,7 @@ class Door(SocketTest):
         ):
             with self.subTest(headers=both), self.gateway.connect() as client:
                 self.assert_refused(both)
-                client.send(request_bytes("POST", CHAT, None, [("Content-Length", "1000"), *both]))
+                client.send(request_bytes("POST", CHAT, None, [("Content-Length", "5000"), *both]))
                 self.assertEqual(client.read_response().status, 401)
 
     def test_a_body_is_waited_for_when_a_key_stands_beside_another_scheme(self) -> None:

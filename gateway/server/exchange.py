@@ -509,7 +509,7 @@ class Exchange(Job):
         """What can be told of a request in any case."""
         head = self.head
         latency_s = time.monotonic() - self.accepted_s
-        return RequestEvent(time.time(), self.request_id, head.method, head.path, status, error, latency_s)
+        return RequestEvent(unix_s(), self.request_id, head.method, head.path, status, error, latency_s)
 
     def _event(self, error: Optional[str], status: int) -> RequestEvent:
         """All that is told of a request."""
