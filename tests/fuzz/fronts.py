@@ -54,6 +54,7 @@ REQUIRED = "REQUIRE_FRONTS"
 HAPROXY = """
 global
     maxconn 2000
+    nbthread 1
     log stdout format raw local0
 defaults
     mode http
@@ -304,7 +305,8 @@ def _serving(front: Front, gateway_port: int, directory: Path) -> Iterator[tuple
     configuration.write_text(text, "ascii")
     program = _program(front.program) or front.program
     arguments = ["-db", "-f"] if front.program == "haproxy" else ["-p", str(directory), "-c"]
-    with open(directory / "stdout", "wb") as stdout, open(directory / "stderr", "wb") as stderr:
+    # One thread, appending: of two lines written at once one would be lost, and count as not sent.
+    with open(directory / "stdout", "ab") as stdout, open(directory / "stderr", "ab") as stderr:
         process = subprocess.Popen([program, *arguments, str(configuration)], stdout=stdout, stderr=stderr)
     try:
         _wait_for(port, process, directory)
