@@ -68,6 +68,7 @@ HEADERS = (
 )
 # fmt: on
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "post", "X-Y", "POST\t", "GPOST", "CONNECT")
+AIMED_SHARE = 0.4  # of the cases
 PATH = "/v1/chat/completions"
 
 
@@ -75,24 +76,13 @@ def case(rng: random.Random, number: int, nonce: str) -> list[bytes]:
     """The segments of one connection. The hidden request asks for /smuggled-<number>, the last for /last-<number>."""
     hidden = f"GET /smuggled-{number} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-ID: s-{number}\r\n\r\n".encode()
     content = json.dumps({"messages": [{"role": "user", "content": nonce}], "stream": rng.random() < 0.1}).encode()
-    body, coded = _body(rng, content, hidden)
     fields = ["Host: 127.0.0.1", f"X-Request-ID: c-{number}", "Content-Type: application/json"]
-    framing = rng.random()
-    if coded or framing < 0.15:
-        name = mostly(rng, "Transfer-Encoding", *CODING_NAMES, share=0.8)
-        fields.append(f"{name}: {mostly(rng, 'chunked', *CODINGS, share=0.7)}")
-        if rng.random() < 0.1:
-            fields.append(f"Transfer-Encoding: {rng.choice(CODINGS)}")
-    if not coded or framing > 0.7:
-        for _ in range(mostly(rng, 1, 2, share=0.9)):
-            length = (
-                rng.choice((len(body), len(content), len(body) - len(hidden), 0, 4, len(body) + 10))
-                if coded
-                else len(body)
-            )
-            name = mostly(rng, "Content-Length", *LENGTH_NAMES, share=0.85)
-            fields.append(f"{name}: " + mostly(rng, "{0}", *LENGTHS, share=0.8).format(max(0, length), length + 1))
-    if rng.random() < 0.2:
+    if rng.random() < AIMED_SHARE:
+        body, aimed = _aimed(rng, hidden)
+    else:
+        body, aimed = _anyhow(rng, content, hidden)
+    fields += aimed
+    if rng.random() < 0.1:
         fields.append("Connection: " + rng.choice(CONNECTIONS))
     fields += rng.sample(HEADERS, mostly(rng, 0, 1, 2, share=0.75))
     rng.shuffle(fields)
@@ -110,6 +100,40 @@ def case(rng: random.Random, number: int, nonce: str) -> list[bytes]:
     data = before + head + body + behind + last
     cut = rng.randrange(len(data)) if rng.random() < 0.4 else 0
     return [data[:cut], data[cut:]] if cut else [data]
+
+
+def _aimed(rng: random.Random, hidden: bytes) -> tuple[bytes, list[str]]:
+    """A body that is whole by a good framing line, and ends before the hidden request by an odd second one."""
+    if rng.random() < 0.7:
+        body = b"0\r\n\r\n" + hidden
+        odd = (
+            (rng.choice(CODING_NAMES), "chunked") if rng.random() < 0.5 else ("Transfer-Encoding", rng.choice(CODINGS))
+        )
+        return body, [f"Content-Length: {len(body)}", ": ".join(odd)]
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden)
+    size = body.index(b"\r\n") + 2  # by this length, the hidden request is what follows
+    odd = (rng.choice(LENGTH_NAMES), str(size)) if rng.random() < 0.5 else ("Content-Length", rng.choice(LENGTHS))
+    return body, ["Transfer-Encoding: chunked", ": ".join(odd).format(size, size + 1)]
+
+
+def _anyhow(rng: random.Random, content: bytes, hidden: bytes) -> tuple[bytes, list[str]]:
+    """A body and framing lines that may or may not fit."""
+    fields = []
+    body, coded = _body(rng, content, hidden)
+    framing = rng.random()
+    if coded or framing < 0.15:
+        name = mostly(rng, "Transfer-Encoding", *CODING_NAMES, share=0.8)
+        fields.append(f"{name}: {mostly(rng, 'chunked', *CODINGS, share=0.7)}")
+        if rng.random() < 0.1:
+            fields.append(f"Transfer-Encoding: {rng.choice(CODINGS)}")
+    if not coded or framing > 0.7:
+        guesses = (len(body), len(content), len(body) - len(hidden), 0, 4, len(body) + 10)
+        for _ in range(mostly(rng, 1, 2, share=0.9)):
+            length = rng.choice(guesses) if coded else len(body)
+            name = mostly(rng, "Content-Length", *LENGTH_NAMES, share=0.85)
+            value = mostly(rng, "{0}", *LENGTHS, share=0.8).format(max(0, length), length + 1)
+            fields.append(f"{name}: {value}")
+    return body, fields
 
 
 def _body(rng: random.Random, content: bytes, hidden: bytes) -> tuple[bytes, bool]:

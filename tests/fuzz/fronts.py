@@ -13,7 +13,9 @@ lines, one for each request that it read or refused. Rules:
 * no client gets the nonce of another
 
 It fails for a gateway that ignores `Transfer-Encoding` (tests/test_fuzz_fronts.py breaks one so and sees it found),
-that ends a chunk elsewhere, or that takes `Transfer_Encoding`, which a lenient front passes on, for a coding.
+that ends a chunk elsewhere, or that takes `Transfer_Encoding`, which both fronts pass on, for a coding. What they
+refuse or rewrite themselves (`xchunked`, both lengths) never comes so far; heads.py and bodies.py try that
+directly.
 
 HAProxy is run as it comes, with `http-server-close`, and with what it calls accept-invalid-http-request; nginx with
 and without buffering of requests, passing on header names that it would drop. All keep few connections to the
