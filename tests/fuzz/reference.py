@@ -60,7 +60,9 @@ def read(data: bytes, start: int) -> Reading:
     method, target, version = lines[0].split(b" ")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         return Reading(REFUSED, end + 4, "version")
-    if not (target.startswith(b"/") or target == b"*" or b"://" in target):
+    scheme, _, rest = target.partition(b"://")
+    absolute = scheme.lower() in (b"http", b"https") and rest[:1] not in (b"", b"/", b"?")
+    if not (target.startswith(b"/") or target == b"*" or absolute):
         return Reading(UNSURE, end + 4, "target")
     fields = [(name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines[1:])]
     fault = _framing_fault(fields, version == b"HTTP/1.1")
