@@ -33,6 +33,15 @@ FINE = (200, "fine")
 BROKEN = (502, "backend_error")
 
 
+def with_head(size: int) -> bytes:
+    """A whole answer whose head, without the blank line behind it, has so many bytes."""
+    return answer(extra=f"X-Padding: {'x' * (size - len(with_padding('')))}\r\n")
+
+
+def with_padding(text: str) -> bytes:
+    return answer(extra=f"X-Padding: {text}\r\n").partition(b"\r\n\r\n")[0]
+
+
 class Case(NamedTuple):
     """What an engine sends, piece by piece, and what the client gets: status, and the text or the error's code.
 
@@ -53,6 +62,11 @@ CASES = [
     Case("cut in the head", cut(answer(), 20)),
     Case("cut in the end of the head", cut(answer(), HEAD_BYTES - 2)),
     Case("cut in the body", cut(answer(), HEAD_BYTES + 5)),
+    Case("the largest head", [with_head(65536)]),
+    Case("the largest head, cut before its end", cut(with_head(65536), 65536 + 3)),
+    Case("too large a head", [with_head(65537)], BROKEN, reused=False),
+    Case("too large a head, cut", cut(with_head(65537), 30_000), BROKEN, reused=False),
+    Case("too large a head, cut before its end", cut(with_head(65537), 65537 + 3), BROKEN, reused=False),
     Case("another reason", [answer(status="HTTP/1.1 200 Fine")]),
     Case("201", [answer(status="HTTP/1.1 201 Created")]),
     Case("chunked", [CHUNKED]),

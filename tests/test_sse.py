@@ -144,6 +144,13 @@ class EndTest(SseTest):
         seen = self.seen(GOOD)
         self.assertEqual((seen.lines, seen.error, seen.done), (GOOD + DONE, None, True))
 
+    def test_a_choice_whose_number_is_none_is_the_first(self) -> None:
+        for index in ({}, [], "0", None, 1.5, True):
+            with self.subTest(index=index):
+                end = delta(finish="stop")
+                end["choices"][0]["index"] = index
+                self.assertIsNone(self.seen(event(ROLE) + event(end)).error)
+
     def test_an_added_done_is_an_event_of_its_own(self) -> None:
         for cut in (1, 2):  # without the blank line, and without the line's own end
             events = self.events(self.seen(GOOD[:-cut]).lines)

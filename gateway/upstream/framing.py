@@ -11,6 +11,7 @@ import re
 from typing import Optional
 
 HEAD_MAX_BYTES = 65536
+UNFINISHED_MAX_BYTES = HEAD_MAX_BYTES + 3  # of a head that may yet end: all of its end but one byte
 KNOWN_HEADS = 256  # parsed last, kept to be used again (a look-up takes 0.3 us, parsing 5)
 KNOWN_BYTES = 2048  # of a head that is kept
 

@@ -154,6 +154,8 @@ def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt
     interim = early_bytes = 0
     while True:
         end = data.find(b"\r\n\r\n")
+        if (end if end >= 0 else len(data) - 3) > HEAD_MAX_BYTES:  # however it was cut
+            raise EngineFault(Outcome("invalid", "the engine's answer has no end of its head"))
         if end >= 0:
             try:
                 head = parse_response_head(data[:end])
@@ -168,8 +170,6 @@ def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt
             data = data[end + 4 :]  # 1xx: the answer itself follows
             if data:
                 continue
-        elif len(data) > HEAD_MAX_BYTES:
-            raise EngineFault(Outcome("invalid", "the engine's answer has no end of its head"))
         more = receive(connection, attempt)
         if not more:
             raise EngineFault(Outcome("truncated", "the engine's answer was cut short"))

@@ -12,7 +12,7 @@ from gateway.errors import GatewayError
 from gateway.upstream.attempt import Attempt, EngineFault, not_connected
 from gateway.upstream.connections import DONTWAIT, Connection
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.framing import HEAD_MAX_BYTES
+from gateway.upstream.framing import UNFINISHED_MAX_BYTES
 from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
 from gateway.upstream.shortage import is_shortage, overloaded
 from gateway.upstream.stream import EngineStream
@@ -119,11 +119,11 @@ class Sent:
                 looked_at = max(0, len(received) - 3)
                 received += data
                 if received.find(b"\r\n\r\n", looked_at) < 0:
-                    return len(received) > HEAD_MAX_BYTES
+                    return len(received) > UNFINISHED_MAX_BYTES
                 data = bytes(received)
             elif not data.count(b"\r\n\r\n"):
                 self.received = bytearray(data)  # added to, part by part, without copies
-                return len(data) > HEAD_MAX_BYTES
+                return len(data) > UNFINISHED_MAX_BYTES
             self.received = data
             if not data.startswith(b"HTTP/1.1 200"):
                 return True

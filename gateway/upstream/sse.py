@@ -229,7 +229,8 @@ class EventStream:
         if isinstance(choices, list):
             for choice in choices:
                 if isinstance(choice, dict) and choice.get("finish_reason") is not None:
-                    self._finished_choices.add(choice.get("index", 0))
+                    index = choice.get("index")
+                    self._finished_choices.add(index if type(index) is int else 0)
             if large:
                 self.text_bytes += _large_text_bytes(choices)
             else:
