@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import select
+import socket
 import sys
 import unittest
 from typing import Any, Optional
@@ -21,6 +22,29 @@ FIRST = 3  # clients, until the allocator has what it keeps for the work on an a
 CLIENTS = 8
 ANSWER_MIB = 16
 HAS_EPOLL = hasattr(select, "epoll")
+
+
+class FullOnce:
+    """A socket that has no room for what is written first."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._full = True
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self._sock
+
+    def __hash__(self) -> int:
+        return hash(self._sock)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        if self._full:
+            self._full = False
+            raise BlockingIOError
+        return self._sock.send(data, flags)
 
 
 class CutOff(ParkingTest):
@@ -138,6 +162,31 @@ class Threads(ParkingTest):
         for client in clients:
             self.assert_says(client, "x" * (12 * MIB))
         eventually(lambda: running.app.workers.busy == 0)
+
+    def test_who_waited_too_long_and_cannot_be_told_at_once_is_told_when_it_can_be(self) -> None:
+        running, engine = self.one_engine(WORKERS=1, QUEUE_TIMEOUT="0.3")
+        self.begin(running)
+        engine.take()
+        for sent in (b"", b"GET / HTTP/1.1\r\n"):  # behind the request that waits
+            client = self.enter(running.connect())
+            client.request("POST", CHAT, ask(), [("X-Request-ID", "queued")])
+            client.send(sent)
+            connection = eventually(lambda: self.queued(running))
+            connection.sock = FullOnce(connection.sock)
+            response = client.read_response()
+            self.assertEqual((response.status, response.json()["error"]), (503, "queue_timeout"))
+            client.assert_closed()
+        eventually(lambda: len(running.request_lines("queued")) == 2)
+        self.wait_for_connections(running, 1)
+
+    def queued(self, running: RunningGateway) -> Optional[Any]:
+        """The connection whose request waits for a worker."""
+        connections: list[Any] = list(running.app.server._open.values())
+        for connection in connections:
+            exchange = connection._exchange
+            if exchange is not None and exchange.queued:
+                return connection
+        return None
 
     def unsent(self, running: RunningGateway) -> int:
         return sum(c._unsent is not None for c in list(running.app.server._open.values()))  # type: ignore[attr-defined]

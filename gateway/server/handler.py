@@ -65,6 +65,9 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._running = False
         self._unread = False  # bytes of a refused request are still to come
         self._blank_lines = 0  # before the request line that is due
+        self._unsent: Optional[list[memoryview]] = (
+            None  # of the last answer: what the loop is to write, if there is one
+        )
         self.set_deadline(time.monotonic() + self.settings.keepalive_timeout_s)
         self.server.watchdog.watch(self)
 
@@ -536,9 +539,9 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
 
     def _await_turn(self) -> None:
         """Wait until the exchange in flight has finished; goes on noticing a client that leaves (pipelining is rare,
-        so it may poll)."""
+        so it may poll). What the loop is to write, it writes only when this thread has left the connection to it."""
         exchange = self._exchange
-        while exchange is not None and not exchange.wait(0.25):
+        while exchange is not None and self._unsent is None and not exchange.wait(0.25):
             if self._expired:
                 self._give_up(exchange)
             if self._eof or not DONTWAIT or len(self._buffer) > READ_AHEAD_BYTES:

@@ -79,7 +79,6 @@ class ParkedConnection(ClientConnection):
         self._state = _READING  # or what this connection does instead
         self._looks = 0  # at whether what has finished can be counted
         self._dropped_bytes = 0
-        self._unsent: Optional[list[memoryview]] = None  # what the client has not taken of its last answer
         self._unsent_is_large = False
         self._has_place = False  # a worker's, for what is unsent
         self._taken_bytes = 0  # since its deadline was set
@@ -620,7 +619,7 @@ class ParkedConnection(ClientConnection):
             if not (self._buffer or self._eof or waits):
                 return True
             stays = self._serve_one()
-        return False
+        return self._unsent is not None
 
     def _go_on(self, exchange: Exchange, asking: Asking) -> None:
         try:
