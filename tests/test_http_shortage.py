@@ -17,6 +17,7 @@ from unittest import mock
 from gateway.errors import GatewayError
 from gateway.routing.pool import ModelPool
 from gateway.routing.specs import EngineSpec, model_from
+from gateway.server.parkingserver import ParkingServer
 from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.prober import HealthChecker, probe
@@ -98,6 +99,26 @@ class Shortages(ParkingTest):
                     self.assert_own(running, answer)
                 self.assertEqual(running.post(ask()).status, 200)
                 self.assertEqual([engine.stats()["requests"] for engine in engines].count(0), 1)
+
+    def test_an_engine_s_socket_that_cannot_be_watched_is_no_fault_of_the_engine(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        server = running.app.server
+        if not isinstance(server, ParkingServer):
+            self.skipTest("there is no loop")
+        watch = server.loop.watch
+
+        def no_more(descriptor: int, target: Callable[[int], None], each: bool = True, writing: bool = False) -> None:
+            if target.__name__ == "engine_ready":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            watch(descriptor, target, each, writing)
+
+        for stream in (False, True):
+            with self.subTest(stream=stream):
+                with mock.patch.object(server.loop, "watch", no_more):
+                    answer = running.post(ask(**({"stream": True} if stream else {})))
+                self.assert_own(running, answer)
+        self.assertEqual(running.post(ask()).status, 200)
 
     def test_what_is_the_engine_s_fault_still_is(self) -> None:
         for number in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):

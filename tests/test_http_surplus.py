@@ -272,6 +272,28 @@ class Idle(ParkingTest):
         self.assertEqual({k.split('"')[1]: v for k, v in counts.items()}, {"m": 0, "n": 1})
 
 
+class Distrust(unittest.TestCase):
+    def test_an_address_that_is_trusted_again_in_vain_is_distrusted_for_longer(self) -> None:
+        now_s = 1000.0
+        pool = ConnectionPool("127.0.0.1", 1, None, 1.0, clock=lambda: now_s)
+
+        def kept() -> bool:
+            ours, engine = socket.socketpair()
+            with ours, engine:
+                pool.give(Connection(ours))
+                return pool.take() is not None
+
+        self.assertTrue(kept())
+        for seconds in (60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0):
+            for _ in range(2):  # what comes meanwhile only makes it begin anew
+                with socket.socket() as sock:
+                    pool.note_surplus(Connection(sock))
+            now_s += seconds - 1.0
+            self.assertFalse(kept(), seconds)
+            now_s += 1.0
+            self.assertTrue(kept(), seconds)
+
+
 class GivingBack(unittest.TestCase):
     def test_an_answer_gives_its_connection_back_once(self) -> None:
         ours, engine = socket.socketpair()

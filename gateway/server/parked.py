@@ -42,6 +42,7 @@ from gateway.server.handler import (
 from gateway.server.loop import HUNG_UP, nothing
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.connections import DONTWAIT
+from gateway.upstream.shortage import overloaded
 from inference import Asking
 
 if TYPE_CHECKING:
@@ -519,7 +520,13 @@ class ParkedConnection(ClientConnection):
                 self._loop.retarget(connection.descriptor, self.engine_ready)
             else:
                 connection.watched_by(self._loop.unwatch)
-                self._loop.watch(connection.descriptor, self.engine_ready, writing=bool(asking.sent.unsent))
+                try:
+                    self._loop.watch(connection.descriptor, self.engine_ready, writing=bool(asking.sent.unsent))
+                except OSError as error:  # the system lets nobody watch more: the gateway's own fault
+                    connection.unwatch()
+                    asking.sent.fault = overloaded(error)
+                    self._asking = None
+                    self._job = functools.partial(self._go_on, exchange, asking)
 
     def _leave(self, exchange: Exchange) -> None:
         if self._unsent is not None and self._unsent_is_large:

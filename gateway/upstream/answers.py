@@ -112,7 +112,7 @@ def usage_of(
             limit = bounds() if bounds is not None else None
             if limit is None or (prompt <= limit.prompt and completion <= limit.completion):
                 return Usage(prompt, completion, False)
-        if not (prompt is None and completion in (0, None)):
+        if prompt is not None and completion is not None:  # else there is none, which is nothing odd
             rejected = f"prompt {_figure(prompt)}, completion {_figure(completion)}"
     return Usage(estimate_tokens(prompt_chars), estimate_tokens(completion_chars), True, rejected)
 

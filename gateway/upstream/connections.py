@@ -31,6 +31,7 @@ DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 IDLE_MAX_S = 60.0
 IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
 DISTRUST_S = 60.0  # how long no connection is kept to an address that has sent what nobody had asked for
+DISTRUST_MAX_S = 3600.0  # doubled up to that each time when it has been trusted again in vain
 _CANNOT_BEGIN = (errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 # What some servers say on an idle connection before they close it (RFC 9110, 15.5.9): an end, not a surplus.
 _IDLE_TOO_LONG = (b"HTTP/1.1 408", b"HTTP/1.0 408")
@@ -160,6 +161,7 @@ class ConnectionPool:
         self._on_surplus = on_surplus
         self._clock = clock
         self._distrusted = False  # ever
+        self._distrust_s = DISTRUST_S
         self._trusted_from_s = -math.inf
 
     def take(self) -> Optional[Connection]:
@@ -191,7 +193,10 @@ class ConnectionPool:
 
         The caller closes it. Of two threads that note one each, either writes a time that is right.
         """
-        self._trusted_from_s = self._clock() + DISTRUST_S
+        now_s = self._clock()
+        if now_s >= self._trusted_from_s:
+            self._distrust_s = min(2 * self._distrust_s, DISTRUST_MAX_S) if self._distrusted else DISTRUST_S
+        self._trusted_from_s = now_s + self._distrust_s
         self._distrusted = True
         self._on_surplus(connection.asked)
 
