@@ -78,8 +78,11 @@ class Shares:
     def count(self, event: RequestEvent) -> None:
         """Take note of a finished request of inference."""
         error = event.error
-        if error not in FAILURES and (error not in (None, LEFT) or not (event.attempts or event.queue_s)):
-            return  # the caller's doing or the gateway's own, or it was never let in (a preflight, say)
+        if error is None or error == LEFT:
+            if not (event.attempts or event.queue_s):
+                return  # it was never let in (a preflight, say)
+        elif error not in FAILURES:
+            return  # the caller's doing, or the gateway's own
         caller: Caller = address_group(event.client) if event.key is None else (event.key,)
         counts = self._counts.get(caller)
         if counts is None:

@@ -7,7 +7,7 @@ included, is passed on to engines and never read. Pure functions. The readers ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.errors import RequestRefused
@@ -42,7 +42,7 @@ class PathFields(NamedTuple):
     """The field that the path is about."""
     check: Callable[[Request], None]
     """Of that field; raises RequestRefused."""
-    optional: tuple[tuple[str, Check], ...]
+    optional: Mapping[str, Check]
     """The others that have a type; null counts as absent."""
     prompts: Callable[[Request], Prompts]
     texts: Callable[[Request], Iterator[str]]
@@ -55,11 +55,12 @@ class PathFields(NamedTuple):
     """Whether there may be several prompts, each answered, and `best_of` has engines generate more than they give."""
 
     def validate(self, request: Request) -> None:
-        """Raise RequestRefused naming the first faulty field."""
+        """Raise RequestRefused naming a faulty field: the path's own, else the request's first."""
         self.check(request)
-        for key, check in self.optional:
-            value = request.get(key)
-            if value is not None:
+        check_of = self.optional.get
+        for key, value in request.items():
+            check = check_of(key)
+            if check is not None and value is not None:
                 fault = check(value)
                 if fault is not None:
                     code, text = fault
@@ -319,22 +320,22 @@ def _n(value: Any) -> Optional[tuple[str, str]]:
 
 # --- the table -----------------------------------------------------------------------------------------------------
 
-_GENERATION: tuple[tuple[str, Check], ...] = (
-    ("model", _model),
-    ("stream", _stream),
-    ("stream_options", _stream_options),
-    ("max_tokens", _max_tokens),
-    ("temperature", _temperature),
-    ("top_p", _top_p),
-    ("stop", _stop),
-    ("n", _n),
-)
+_GENERATION: Mapping[str, Check] = {
+    "model": _model,
+    "stream": _stream,
+    "stream_options": _stream_options,
+    "max_tokens": _max_tokens,
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "stop": _stop,
+    "n": _n,
+}
 
 BY_PATH: dict[str, PathFields] = {
     "/chat/completions": PathFields(
         "messages",
         _check_messages,
-        (*_GENERATION, ("max_completion_tokens", _max_tokens)),
+        {**_GENERATION, "max_completion_tokens": _max_tokens},
         _chat_prompts,
         _texts_of_chat,
         "\n",
@@ -354,7 +355,7 @@ BY_PATH: dict[str, PathFields] = {
     "/embeddings": PathFields(
         "input",
         _check_input,
-        (("model", _model), ("stream", _no_stream)),
+        {"model": _model, "stream": _no_stream},
         lambda request: _prompts_of(request.get("input")),
         lambda request: _texts_of(request.get("input")),
         "",

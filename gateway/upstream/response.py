@@ -80,8 +80,12 @@ class EngineResponse:
 
         Raises EngineFault, also for a body of more than `max_bytes`, and ClientGone.
         """
-        first = self.read_some()
         decoder = self.decoder
+        first = self._payload
+        if decoder.complete and type(first) is bytes and len(first) <= max_bytes and not self._raw:
+            self._payload = b""
+            return first  # all of it has come already: the usual
+        first = self.read_some()
         size = len(first) + (decoder.left_bytes if isinstance(decoder, LengthBody) else 0)
         body: Text = first if decoder.complete or size > max_bytes else self._read_on(first, max_bytes)
         if size > max_bytes or len(body) > max_bytes:
