@@ -573,6 +573,7 @@ class ParkedConnection(ClientConnection):
         except BlockingIOError:
             sent = 0
         except OSError:
+            self._eof = True  # it has left: what it had sent behind this is not served to nobody
             return False
         if sent == len(data) and not body:
             return True
