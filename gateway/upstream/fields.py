@@ -86,7 +86,7 @@ class PathFields(NamedTuple):
         if not self.several:
             return self.choices(request)
         count = _whole(request.get("n")) or 1
-        return self._count(request) * max(count, min(_whole(request.get("best_of")), BEST_OF_MAX))
+        return self._count(request) * max(count, min(_taken_for_whole(request.get("best_of")), BEST_OF_MAX))
 
     def _count(self, request: Request) -> int:
         return _count_of(request.get(self.own)) if self.several else 1
@@ -112,6 +112,17 @@ class PathFields(NamedTuple):
 
 def _whole(value: Any) -> int:
     return value if type(value) is int else 0
+
+
+def _taken_for_whole(value: Any) -> int:
+    """As what number engines may read a field that nobody has checked: many take 5.0 and "5" for 5."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is str:
+        digits = value.strip().lstrip("+0").partition(".")[0]
+        if digits.isdecimal():
+            return int(digits) if len(digits) <= len(str(BEST_OF_MAX)) else BEST_OF_MAX
+    return _whole(value)
 
 
 # --- what is estimated ---------------------------------------------------------------------------------------------
