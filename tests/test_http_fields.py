@@ -38,6 +38,25 @@ class LimitsTest(AccessTest):
             with self.subTest(path=path, body=str(body)[-60:]):
                 self.assert_error(running.post(body, path, key), 400, "request_exceeds_limit")
 
+    def test_a_field_in_other_letters_is_refused_since_some_engines_would_read_it(self) -> None:
+        running = self.serve({"m": {"engines": ["echo:"]}})
+        for path, body in HI_BY_PATH.items():
+            for key in (
+                "MODEL",
+                "Model",
+                "\u017ftream",
+                "Stream",
+                *(field.upper() for field in body if field != "model"),
+            ):
+                with self.subTest(path=path, key=key):
+                    answer = running.post({**body, key: "other"}, path)
+                    self.assert_error(answer, 400, "invalid_body")
+                    self.assertEqual(answer.json()["param"], key)
+        self.assert_error(running.post({"prompt": "hi", "Best_Of": 20}, COMPLETIONS), 400, "invalid_body")
+        # What is not read here may be spelled as it likes to be.
+        for path, body in HI_BY_PATH.items():
+            self.assertEqual(running.post({**body, "User": "x", "userId": 1, "topK": 2}, path).status, 200)
+
     def test_a_large_field_of_another_path_costs_nothing(self) -> None:
         running = self.serve({"m": {"engines": ["echo:"]}})
         self.freeze(running)

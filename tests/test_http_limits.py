@@ -247,6 +247,9 @@ class TokensTest(LimitsTest):
             ({"best_of": 5, "n": 2}, 500),
             ({"best_of": 1, "n": 2}, 200),
             ({"best_of": 3, "prompt": ["hi", "hi"]}, 600),
+            ({"best_of": 5.0}, 500),
+            ({"best_of": "5"}, 500),
+            ({"best_of": 0.5}, 100),
             ({"best_of": "x"}, 100),
             ({"best_of": -1}, 100),
         ):

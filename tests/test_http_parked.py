@@ -23,7 +23,7 @@ from gateway.server.loop import SPARE_THREADS
 from tests.access import b64
 from tests.parking import ParkingTest, client_threads, completion
 from tests.resilience import ask
-from tests.support import CHAT, HI, RawClient, RunningGateway, eventually, gateway, request_bytes
+from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, eventually, gateway, request_bytes
 
 WHOLE = request_bytes("POST", CHAT, ask())
 HEAD_BYTES = WHOLE.index(b"\r\n\r\n") + 4
@@ -360,6 +360,28 @@ class Leaving(ParkingTest):
                 self.assert_says(first, "fine")
                 self.assertEqual(self.states(running), ["up"])
                 self.wait_for_connections(running, 1)
+
+    @unittest.skipUnless(HAS_EPOLL, "needs epoll")
+    def test_what_a_client_that_has_left_had_sent_behind_its_request_is_not_served(self) -> None:
+        running, _ = self.one_engine()
+        routes = running.app.server.context.routes
+        answer = routes.answer
+        served: list[object] = []
+        left = threading.Event()
+
+        def answered(*arguments: Any) -> Any:
+            served.append(None)
+            left.wait(TIMEOUT_S)
+            return answer(*arguments)
+
+        with mock.patch.object(routes, "answer", answered):
+            client = self.enter(running.connect())
+            client.send(request_bytes("GET", "/healthz") * 100)
+            eventually(lambda: served)
+            reset(client)
+            left.set()
+            self.wait_for_connections(running, 0)
+        self.assertLess(len(served), 4)  # the first write may have gone out before the reset was seen
 
 
 @unittest.skipUnless(HAS_EPOLL, "needs epoll")

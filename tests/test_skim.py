@@ -125,6 +125,46 @@ class SkimTest(unittest.TestCase):
         self.assertEqual((found.members["choices"].kind, found.members["id"]), ("[", 1))
         self.assertIsNone(skimmed(b"{" + b",".join(b'"%d":0' % i for i in range(5_000)) + b"}"))
 
+    def test_lists_with_too_many_members_in_each_other_are_gone_through_once(self) -> None:
+        body = b"[0" + b",0" * 500_000 + b"]"
+        for _ in range(skim.LOOK_MAX - 2):
+            body = b"[" + body + b",0" * (skim.MEMBERS_MAX + 1) + b"]"
+        text = b'{"choices":' + body + b',"id":1}'
+        seen = 0
+        piece = skim._Skim._piece
+
+        def counted(self: skim._Skim, position: int, size: int) -> bytes:
+            nonlocal seen
+            found = piece(self, position, size)
+            seen += len(found)
+            return found
+
+        with mock.patch.object(skim._Skim, "_piece", counted):
+            found = outline(text)
+        self.assertEqual((found.members["choices"].kind, found.members["id"]), ("[", 1))
+        start, end = found.places["choices"]
+        self.assertEqual(text[start:end], body)
+        self.assertLess(seen, len(text) + 8 * skim.SLICE_BYTES)
+
+    def test_what_is_given_up_on_half_way_is_judged_as_by_the_standard_library(self) -> None:
+        rng = random.Random(11)
+        self.small_slices()
+        with mock.patch.object(skim, "MEMBERS_MAX", 2):
+            for _ in range(4000):
+                delta = {"message": random_value(rng, 3)}
+                value = {"choices": [random_value(rng, 4) for _ in range(4)], "delta": delta}
+                text = json.dumps({"choices": value, "message": [value, 0, [value]]}, ensure_ascii=False)
+                if rng.random() < 0.7:
+                    text = mutated(rng, text)
+                data = text.encode()
+                good = is_object(data)
+                if skimmed(data) is not None:
+                    self.assertTrue(good, text)
+                elif good:
+                    pairs: list[list[tuple[str, Any]]] = []
+                    json.loads(text, object_pairs_hook=pairs.append)
+                    self.assertTrue(any(len(dict(found)) < len(found) for found in pairs), text)
+
     def test_depth_is_bounded(self) -> None:
         for depth, good in ((skim.DEPTH_MAX - 2, True), (skim.DEPTH_MAX + 9, False), (200_000, False)):
             with self.subTest(depth=depth):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import unittest
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Optional
 
-from gateway.upstream.sse import EventStream, StreamBroken
+from gateway.upstream.sse import KEPT_MAX_CHARS, EventStream, StreamBroken
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
@@ -93,6 +94,51 @@ class SseTest(unittest.TestCase):
                 data = []
         self.assertEqual(data, [], "the last event was not ended")
         return events
+
+
+class BoundedTest(unittest.TestCase):
+    """What a stream has its gateway keep does not grow with it."""
+
+    def test_of_choices_that_have_finished_no_more_are_kept_than_were_asked_for(self) -> None:
+        stream = EventStream(True, choices=2)
+        stream.feed(event(delta("a")))
+        for index in range(100):
+            choice = {"index": f"{index}{'x' * 1000}", "delta": {}, "finish_reason": "stop"}
+            stream.feed(event({"choices": [choice, {**choice, "index": 5 + index}, {**choice, "index": [index]}]}))
+        self.assertTrue(stream.finished)
+        self.assertEqual(len(stream._finished_choices), 2)
+        self.assertTrue(all(isinstance(index, int) for index in stream._finished_choices))
+
+    def test_a_text_to_go_on_from_is_kept_up_to_a_bound_and_in_linear_time(self) -> None:
+        stream = EventStream(True, keep_text=True)
+        took_s = []
+        for _ in range(2):
+            began_s = time.thread_time()
+            for _ in range(1000):
+                stream.feed(event(delta("x" * 500)))
+            took_s.append(time.thread_time() - began_s)
+        self.assertEqual(stream.text, "x" * 1_000_000)
+        self.assertLess(took_s[1], 4 * took_s[0] + 0.1)
+        for _ in range(100):
+            stream.feed(event(delta("x" * 500)))
+        self.assertIsNone(stream.text)
+        self.assertFalse(stream.keeps_text)
+        onward = EventStream(True, keep_text=True)
+        onward.go_on(stream)
+        self.assertFalse(onward.keeps_text)
+
+    def test_a_stream_that_goes_on_counts_the_earlier_text(self) -> None:
+        earlier = EventStream(True, keep_text=True)
+        for size in (*[1 << 17] * 7, (1 << 17) - 10):
+            earlier.feed(event(delta("x" * size)))
+        earlier.feed(b"".join(event(delta("y")) for _ in range(4)))
+        onward = EventStream(True, keep_text=True)
+        onward.go_on(earlier)
+        self.assertEqual(onward.earlier_chars, KEPT_MAX_CHARS - 6)
+        onward.feed(event(delta("123456")))
+        self.assertEqual((onward.text or "")[-10:], "yyyy123456")
+        onward.feed(event(delta("7")))
+        self.assertIsNone(onward.text)
 
 
 class PassedOnTest(SseTest):

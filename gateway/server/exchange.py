@@ -59,7 +59,7 @@ class Client(Protocol):
         """Wait until the answer before this one has been written."""
         ...
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: Union[bytes, memoryview]) -> int:
         """Write what the socket takes without waiting; returns its length. Raises OSError."""
         ...
 

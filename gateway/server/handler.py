@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.pipeline import PATHS
@@ -517,7 +517,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         exchange.about_to_finish()
         exchange.answered = True
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: Union[bytes, memoryview]) -> int:
         """Write what the socket takes without waiting; raises BlockingIOError when that is nothing, else OSError."""
         return self.sock.send(data, DONTWAIT)
 

@@ -228,6 +228,9 @@ class ParkedConnection(ClientConnection):
 
     def _look_again(self, events: int) -> None:
         if self._parked and self._state == _WAITING:
+            if self._expired:
+                self._end()  # what it waited for has not come in time
+                return
             self._state = _READING
             self._behind = True
             self.client_ready(HUNG_UP)
@@ -582,6 +585,7 @@ class ParkedConnection(ClientConnection):
         except BlockingIOError:
             sent = 0
         except OSError:
+            self._eof = True  # it has left: what it had sent behind this is not served to nobody
             return False
         if sent == len(data) and not body:
             return True

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.server.exchange import Exchange
@@ -55,7 +55,7 @@ class _Relayed:
         self.chunks = exchange.head.version_1_1  # the client takes an engine's chunks as they are
         self.stream = stream
         self.active_s = now_s
-        self.unsent = b""
+        self.unsent: Union[bytes, memoryview] = b""
         self.paused = False  # the engine is not read until the client has taken what is buffered
         self.ending = False  # everything has been read; `unsent` is the rest
         self.outcome = Outcome("ok")
@@ -264,7 +264,7 @@ class Relay:
         if data:
             relayed.active_s = self._now_s
             if relayed.unsent:  # of a stream that this one goes on with
-                relayed.unsent += data
+                relayed.unsent = bytes(relayed.unsent) + data
                 return
             try:
                 sent = exchange.client.send_now(data)
@@ -276,7 +276,7 @@ class Relay:
         if relayed.ending:
             self._end(relayed, relayed.outcome)
 
-    def _buffer(self, relayed: _Relayed, rest: bytes) -> None:
+    def _buffer(self, relayed: _Relayed, rest: Union[bytes, memoryview]) -> None:
         """The client is slower than its engine: keep the rest, and read on only when it is gone."""
         relayed.unsent = rest
         if relayed.ending:
@@ -293,7 +293,7 @@ class Relay:
         except BlockingIOError:
             return
         relayed.active_s = self._now_s
-        relayed.unsent = relayed.unsent[sent:]
+        relayed.unsent = memoryview(relayed.unsent)[sent:]  # a copy each time would take as long as the rest is large
         if relayed.unsent:
             return
         exchange = relayed.exchange
@@ -315,7 +315,7 @@ class Relay:
             self._cancelled(relayed, fault.lines)
             return
         rest = fault.lines + _end_of_event(relayed)
-        if relayed.stream.events.text is not None and not relayed.stream.events.finished:
+        if relayed.stream.events.keeps_text and not relayed.stream.events.finished:
             self._send_away(relayed, fault, rest)
         else:
             self._fail(relayed, fault, rest)
@@ -393,7 +393,7 @@ class Relay:
     def _transmit(self, relayed: _Relayed, data: bytes) -> bool:
         """Send what the client takes and keep the rest; True when nothing is left."""
         if relayed.unsent:
-            relayed.unsent += data
+            relayed.unsent = bytes(relayed.unsent) + data
             return False
         try:
             sent = relayed.client.send_now(data)

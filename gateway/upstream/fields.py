@@ -60,11 +60,25 @@ class PathFields(NamedTuple):
         check_of = self.optional.get
         for key, value in request.items():
             check = check_of(key)
-            if check is not None and value is not None:
+            if check is None:
+                if key != self.own:
+                    self._refuse_double(key)
+            elif value is not None:
                 fault = check(value)
                 if fault is not None:
                     code, text = fault
                     raise RequestRefused(code, f"{key} {text}", param=key)
+
+    def _refuse_double(self, key: str) -> None:
+        """Raise RequestRefused for a key that some engines take for a field that is read here, and others do not.
+
+        Those written in Go do not look at the case of keys (encoding/json): a second `MODEL` would pass by all that
+        goes by `model`.
+        """
+        folded = key.casefold()
+        read = folded in self.optional or folded == self.own or (self.several and folded == "best_of")
+        if read and folded != key:
+            raise RequestRefused("invalid_body", f"{key[:100]} is spelled {folded}", param=key[:100])
 
     def answer_tokens(self, request: Request) -> int:
         """Tokens that each choice may have, as asked for; 0: the request does not say, or none are generated.
@@ -87,7 +101,7 @@ class PathFields(NamedTuple):
         if not self.several:
             return self.choices(request)
         count = _whole(request.get("n")) or 1
-        return self._count(request) * max(count, min(_whole(request.get("best_of")), BEST_OF_MAX))
+        return self._count(request) * max(count, min(_taken_for_whole(request.get("best_of")), BEST_OF_MAX))
 
     def _count(self, request: Request) -> int:
         return _count_of(request.get(self.own)) if self.several else 1
@@ -113,6 +127,17 @@ class PathFields(NamedTuple):
 
 def _whole(value: Any) -> int:
     return value if type(value) is int else 0
+
+
+def _taken_for_whole(value: Any) -> int:
+    """As what number engines may read a field that nobody has checked: many take 5.0 and "5" for 5."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is str:
+        digits = value.strip().lstrip("+0").partition(".")[0]
+        if digits.isdecimal():
+            return int(digits) if len(digits) <= len(str(BEST_OF_MAX)) else BEST_OF_MAX
+    return _whole(value)
 
 
 # --- what is estimated ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Union
 
 LARGE_BYTES = 1_048_576
 """Texts of up to this size are parsed as a whole: the worst of them take 25 ms and 25 MiB."""
@@ -78,7 +78,7 @@ def outline(text: Text) -> Outline:
     if text[start : start + 1] != b"{":
         raise NotJson("not a JSON object")
     found = skim.object(start, LOOK_MAX)
-    if found is None:
+    if isinstance(found, int):
         raise NotJson("too many members")
     members, places, end = found
     if _next(text, end) >= 0:
@@ -127,8 +127,9 @@ class _Skim:
 
     # --- what is looked into -----------------------------------------------------------------------------------------
 
-    def object(self, start: int, look: int) -> Optional[tuple[dict[str, Any], dict[str, tuple[int, int]], int]]:
-        """The object that begins at `start`, its values' places, and its end; None: it has too many members.
+    def object(self, start: int, look: int) -> Union[tuple[dict[str, Any], dict[str, tuple[int, int]], int], int]:
+        """The object that begins at `start`, its values' places, and its end; a number: it has too many members, and
+        this is where looking at them has ended.
 
         `look`: how many levels may be looked into, this one included; 0: none.
         """
@@ -152,7 +153,7 @@ class _Skim:
             if mark != b",":
                 raise NotJson("an object without an end")
             if not self._may_go_on(len(members)):
-                return None
+                return position
             position = self.next(position + 1)
 
     def _key(self, position: int) -> tuple[str, int]:
@@ -167,7 +168,7 @@ class _Skim:
             raise NotJson("a key without a value")
         return str(key), colon + 1
 
-    def _list(self, start: int, look: int) -> Optional[tuple[list[Any], int]]:
+    def _list(self, start: int, look: int) -> Union[tuple[list[Any], int], int]:
         text = self._text
         items: list[Any] = []
         position = self.next(start + 1)
@@ -183,7 +184,7 @@ class _Skim:
             if mark != b",":
                 raise NotJson("a list without an end")
             if not self._may_go_on(len(items)):
-                return None
+                return position
             position = self.next(position + 1)
 
     def _may_go_on(self, seen: int) -> bool:
@@ -193,18 +194,21 @@ class _Skim:
     def _value(self, start: int, look: int) -> tuple[Any, int]:
         """The value that begins at `start`, read if it is small or, with `look`, looked into; and its end."""
         kind = self._text[start : start + 1]
+        seen, still_open = start, b""  # how far it has been looked at, and what is open there
         if look > 0 and kind == b"{":
             found = self.object(start, look)
-            if found is not None:
+            if not isinstance(found, int):
                 return found[0], found[2]
+            seen, still_open = found, b"<m"
         elif look > 0 and kind == b"[":
             items = self._list(start, look)
-            if items is not None:
+            if not isinstance(items, int):
                 return items
+            seen, still_open = items, b"(0"
         if kind == b'"':
             end = self._string_end(start)
         elif kind in (b"[", b"{"):
-            end = self._container_end(start)
+            end = self._container_end(seen, still_open)
         else:
             word = _WORD.match(self._text, start, start + WORD_MAX_BYTES)
             if word is None:
@@ -250,9 +254,11 @@ class _Skim:
             position += len(piece)
             size = min(4 * size, SLICE_BYTES)
 
-    def _container_end(self, start: int) -> int:
+    def _container_end(self, start: int, still_open: bytes) -> int:
+        """The end of the list or object that begins at `start` or, with something `still_open`, goes on there: nothing
+        is gone through twice, however many of them are in each other."""
         position, size = start, min(1024, SLICE_BYTES)
-        still_open, word, in_string = b"", b"", False
+        word, in_string = b"", False
         while True:
             piece = self._piece(position, size)
             tokens, next_word, ends_in_string = _tokens(word, piece, in_string)

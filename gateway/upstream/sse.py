@@ -15,6 +15,8 @@ from gateway.upstream.skim import Span, outline
 
 EVENT_MAX_BYTES = 8_388_608
 LARGE_BYTES = 262_144  # of one event: beyond, it is skimmed, since one thread relays all streams
+KEPT_MAX_CHARS = 1_048_576  # of text to go on from; a stream with more of it ends where its engine does
+KEPT_PIECES = 1_000  # of that text, until they are made one
 
 # The text of a delta, still escaped. Only for estimating tokens when the engine reports none. (Unrolled: an alternative
 # for each character would keep its place in memory.)
@@ -47,6 +49,8 @@ class EventStream:
         "_finished_choices",
         "_first_of_rest",
         "_hide_usage",
+        "_kept_chars",
+        "_kept_text",
         "_partial",
         "_restamped",
         "_skip_blank",
@@ -58,7 +62,6 @@ class EventStream:
         "stamp",
         "started",
         "surplus",
-        "text",
         "text_bytes",
         "usage",
     )
@@ -72,7 +75,7 @@ class EventStream:
     ) -> None:
         self._hide_usage = hide_usage
         self._choices = choices
-        self._finished_choices: set[object] = set()
+        self._finished_choices: set[int] = set()
         self._event_max_bytes = event_max_bytes
         self._event_bytes = 0  # of the event whose lines are coming
         self._before_bytes = 0  # before the first event
@@ -87,10 +90,12 @@ class EventStream:
         self.inside = False
         self.events = 0
         self.text_bytes = 0
-        self.text: Optional[str] = "" if keep_text else None  # what the client has been given, to go on from
+        # What the client has been given, to go on from, in pieces: adding to one text would copy it each time.
+        self._kept_text: Optional[list[str]] = [] if keep_text else None
+        self._kept_chars = 0
         self.earlier_chars = 0  # of `text`, given by an earlier stream
         self._first_of_rest = False
-        self.stamp: dict[str, Any] = {}  # with `text`: what all events of one stream have in common
+        self.stamp: dict[str, Any] = {}  # with a kept text: what all events of one stream have in common
         self._restamped = False
         self.usage: Optional[dict[str, Any]] = None
 
@@ -98,6 +103,16 @@ class EventStream:
     def finished(self) -> bool:
         """Whether every choice has its `finish_reason`."""
         return len(self._finished_choices) >= self._choices
+
+    @property
+    def text(self) -> Optional[str]:
+        """What the client has been given, to go on from; None: it is not kept, or more than can be gone on from."""
+        return None if self._kept_text is None else "".join(self._kept_text)
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether there is such a text."""
+        return self._kept_text is not None
 
     def feed(self, data: bytes) -> bytes:
         """Take payload, return the whole lines that the client gets. Raises StreamBroken."""
@@ -112,7 +127,7 @@ class EventStream:
             and not data.count(b'"error"')
             and (not data.count(b'"usage"') or data.count(b'"usage":null'))
             and self.started
-            and self.text is None
+            and self._kept_text is None
             and not self._restamped
             and not (self._partial or self._skip_blank or self.done)
         ):
@@ -220,15 +235,15 @@ class EventStream:
         if isinstance(usage, dict):
             self.usage = usage
         if large:
-            self.text = None  # not kept, so nobody can go on from it
-        if self.text is not None and not self.stamp:
+            self._kept_text = None  # so nobody can go on from it
+        if self._kept_text is not None and not self.stamp:
             self.stamp = {key: event[key] for key in ("id", "created", "model") if key in event}
         choices = event.get("choices")
-        if self.text is not None and isinstance(choices, list) and not self._note_text(choices):
+        if self._kept_text is not None and isinstance(choices, list) and not self._note_text(choices):
             return False
         if isinstance(choices, list):
             for choice in choices:
-                if isinstance(choice, dict) and choice.get("finish_reason") is not None:
+                if isinstance(choice, dict) and choice.get("finish_reason") is not None and not self.finished:
                     index = choice.get("index")
                     self._finished_choices.add(index if type(index) is int else 0)
             if large:
@@ -243,16 +258,29 @@ class EventStream:
         delta = choice.get("delta")
         content = delta.get("content") if isinstance(delta, dict) else None
         first, self._first_of_rest = self._first_of_rest, self._first_of_rest and not choice
-        if isinstance(content, str) and self.text is not None:
-            self.text += content
+        if isinstance(content, str) and content:
+            self._keep_text(content)
         if isinstance(delta, dict) and any(delta.get(key) for key in _NOT_TEXT):
-            self.text = None  # cannot be continued as text
+            self._kept_text = None  # cannot be continued as text
         return not (first and choice and not content and choice.get("finish_reason") is None)
+
+    def _keep_text(self, text: str) -> None:
+        kept = self._kept_text
+        if kept is None:
+            return
+        self._kept_chars += len(text)
+        if self._kept_chars > KEPT_MAX_CHARS:
+            self._kept_text = None
+            return
+        kept.append(text)
+        if len(kept) >= KEPT_PIECES:
+            kept[:] = ["".join(kept)]
 
     def go_on(self, earlier: EventStream) -> None:
         """This stream goes on where `earlier` has broken off. Before its first event."""
-        self.text = earlier.text
-        self.earlier_chars = len(earlier.text or "")
+        text = earlier.text
+        self._kept_text = None if text is None else [text]
+        self._kept_chars = self.earlier_chars = len(text or "")
         self.stamp = earlier.stamp
         self._restamped = True
         self._first_of_rest = True
