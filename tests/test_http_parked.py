@@ -361,7 +361,6 @@ class Leaving(ParkingTest):
                 self.assertEqual(self.states(running), ["up"])
                 self.wait_for_connections(running, 1)
 
-    @unittest.skipUnless(HAS_EPOLL, "needs epoll")
     def test_what_a_client_that_has_left_had_sent_behind_its_request_is_not_served(self) -> None:
         running, _ = self.one_engine()
         routes = running.app.server.context.routes

@@ -506,6 +506,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 self.set_deadline(time.monotonic() + due_s)
         except OSError:
             sent = False
+            exchange.keep_alive = False  # its client has left: nothing of what it had sent behind this is served
         if not sent or not (keep_alive or self._running):
             self.shut_writing()  # this connection's own thread, where it is the writer, closes it right after
         return sent
