@@ -260,6 +260,9 @@ class _Crew:
     def _replay(self, worker: _Worker) -> None:
         """Tell the result what the worker told."""
         for method, name, part, *details in worker.told:
+            if method == "printed":
+                self._print(*details, in_test=worker.told[0][0] == "startTest")
+                continue
             test = worker.tests.get(name) or _ErrorHolder(name)
             target = test if part is None else _subtest(test, part)
             if method in WITH_ERROR:
@@ -271,6 +274,17 @@ class _Crew:
             if method == "stopTest":
                 worker.tests.pop(name, None)
         worker.told.clear()
+
+    def _print(self, out: str, err: str, in_test: bool) -> None:
+        """With -b: print what a failed test, class or module has printed, for the result to show."""
+        setup, restore = (getattr(self.result, name, None) for name in ("_setupStdout", "_restoreStdout"))
+        if setup is not None and restore is not None:
+            setup()
+            self.result._mirrorOutput = True  # type: ignore[attr-defined]  # another test may have begun since the error
+            sys.stdout.write(out)
+            sys.stderr.write(err)
+            if not in_test:  # else stopTest does
+                restore()
 
 
 def _deadline_s() -> float:

@@ -60,6 +60,13 @@ class _Reporter(unittest.TestResult):
         if self._parent_gone.is_set():
             self.stop()
 
+    def _restoreStdout(self) -> None:  # unittest's, called when a test, a class or a module ends
+        # With -b unittest shows what a failed one printed. Shown from here it would fall into the parent's lines.
+        if self.buffer and self._mirrorOutput:
+            self.tell("printed", None, self._stdout_buffer.getvalue(), self._stderr_buffer.getvalue())
+            self._mirrorOutput = False
+        super()._restoreStdout()  # type: ignore[misc]
+
     def addSuccess(self, test: unittest.TestCase) -> None:
         super().addSuccess(test)
         self.tell("addSuccess", test)

@@ -117,6 +117,29 @@ MODULE_FIXTURES = """
             seen.append("second")
 """
 
+PRINTING = """
+    import sys
+    import unittest
+
+    class Printing(unittest.TestCase):
+        def test_ends_a_line(self):
+            print("out")
+            print("err", file=sys.stderr)
+            raise OSError
+
+        def test_passes(self):
+            print("of a passing one")
+
+    class Fixture(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls):
+            print("of the class")
+            raise OSError
+
+        def test_passes(self):
+            pass
+"""
+
 PASSING = """
     import unittest
 
@@ -290,6 +313,15 @@ class ReportTest(ProjectTest):
         self.assertIn("ModuleNotFoundError: No module named 'no_such_module'", here)
         self.maxDiff = None
         self.assertEqual(aside, here)
+
+    def test_with_b_what_failed_has_printed_follows_its_own_line(self) -> None:
+        self.module("outcomes", OUTCOMES)
+        self.module("printing", PRINTING)
+        _, output = self.unittest(3, "-v", "-b", PYTHONUNBUFFERED="1")
+        self.assertRegex(output, r"test_fails \(.*\) \.\.\. FAIL\n\nStdout:\nprinted by the failing test\n")
+        self.assertRegex(output, r"test_ends_a_line \(.*\) \.\.\. ERROR\n\nStdout:\nout\n\nStderr:\nerr\n")
+        self.assertEqual(output.count("\nStdout:\nof the class\n"), 2, output)  # beside its error, and in the report
+        self.assertNotIn("of a passing one", output)
 
     @unittest.skipUnless(sys.version_info >= (3, 12), "unittest has no --durations before 3.12")
     def test_durations_are_those_of_the_tests(self) -> None:
