@@ -9,7 +9,6 @@ here changes after loading. Never prints or keeps a client's key (only its diges
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -21,14 +20,13 @@ from typing import Any
 from gateway import dotenv
 from gateway.configuration import ConfigurationError
 from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
-from gateway.routing.checks import bracketed, is_header_value, quoted
+from gateway.routing.checks import Network, bracketed, is_header_value, parse_address, quoted
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec
 from gateway.settingvalues import (
     DAY_S,
     KEY_SET_ALGORITHMS,
     SECRET_ALGORITHMS,
     ApiKey,
-    Network,
     Parser,
     api_keys,
     choice,
@@ -322,11 +320,8 @@ def _is_there(path: Path | None) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a listening address; of names, only localhost is."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host.lower() == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # of mapped ones only 3.13 knows
+    address = parse_address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 def load(

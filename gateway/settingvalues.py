@@ -10,17 +10,16 @@ import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Union
+from typing import Any, Callable
 
 from gateway.configuration import ConfigurationError
 from gateway.routing import checks
-from gateway.routing.checks import is_host, quoted
+from gateway.routing.checks import Network, is_host, quoted
 
 # Takes a variable's text (unset: its default, which is "" where it has none); raises ValueError, or ConfigurationError
 # for several faults, saying what the value must be.
 Parser = Callable[[str], Any]
 
-Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 DAY_S = 86_400.0
 SECRET_ALGORITHMS = ("HS256", "HS384", "HS512")
 KEY_SET_ALGORITHMS = ("RS256", "ES256", "EdDSA")

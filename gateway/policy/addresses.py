@@ -5,13 +5,11 @@ Which of the addresses that a request names is believed, and which addresses cou
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Sequence
 from typing import Optional, Union
 
-Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-_Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+from gateway.routing.checks import Address, Network, parse_address
 
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 HOPS_MAX = 32
@@ -65,17 +63,11 @@ def address_group(address: str) -> Union[str, bytes]:
     return packed[:8]
 
 
-def _parse(text: str) -> Optional[_Address]:
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+def _parse(text: str) -> Optional[Address]:
+    return parse_address(text.partition("%")[0])
 
 
-def _is_trusted(address: Optional[_Address], trusted: Sequence[Network]) -> bool:
+def _is_trusted(address: Optional[Address], trusted: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in trusted)
 
 

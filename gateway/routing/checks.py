@@ -9,10 +9,13 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional, Union
 
 ECHO_URL = "echo:"
 DEFAULT_PORT_BY_SCHEME = {"http": 80, "https": 443}
+
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 # A check yields one text for each fault, made to be appended to the path of the value it looked at:
 # `: must be ...` or, for a member, `[2]: must be ...`.
@@ -90,6 +93,15 @@ def is_host(text: str) -> bool:
             return False
         return "%" not in text  # a zone would have to be encoded in URLs and in the Host header
     return len(text) <= 253 and _HOST_NAME.fullmatch(text) is not None
+
+
+def parse_address(text: str) -> Optional[Address]:
+    """An IP address, and an IPv4 one that is written as IPv6 (RFC 4291, 2.5.5.2) as itself; None: it is none."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def is_header_value(text: str) -> bool:

@@ -14,10 +14,10 @@ what it does. Owns the names that have passed, a set whose single operations are
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Optional, Union
+from typing import Optional
 
 from gateway.errors import RequestRefused
+from gateway.routing.checks import Address, parse_address
 from gateway.server.parsing import RequestHead
 from gateway.settings import Settings
 
@@ -26,7 +26,6 @@ PROBED = ("/healthz", "/readyz")
 """Probes may ask for them by any name: they do nothing, and tell nothing but that something is served here."""
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via", b"x-forwarded-host", b"x-forwarded-proto")
-_Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 _DEFAULT_PORT = {b"http": b":80", b"https": b":443"}
 
 
@@ -99,16 +98,11 @@ def _name_in(host: bytes) -> str:
     return text[1 : text.index("]")] if text.startswith("[") else text.partition(":")[0]
 
 
-def _canonical(name: str) -> tuple[str, Optional[_Address]]:
+def _canonical(name: str) -> tuple[str, Optional[Address]]:
     """A name as it is compared, and the address that it is, if it is one."""
     text = name.lower()
-    try:
-        address: _Address = ipaddress.ip_address(text)
-    except ValueError:
-        return text[:-1] if text.endswith(".") else text, None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return str(address), address
+    address = parse_address(text)
+    return text.removesuffix(".") if address is None else str(address), address
 
 
 def _is_own(origin: bytes, host: Optional[bytes]) -> bool:

@@ -65,9 +65,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
         self._running = False
         self._unread = False  # bytes of a refused request are still to come
         self._blank_lines = 0  # before the request line that is due
-        self._unsent: Optional[list[memoryview]] = (
-            None  # of the last answer: what the loop is to write, if there is one
-        )
+        self._unsent: Optional[list[memoryview]] = None  # of the last answer: what the loop is to write
         self.set_deadline(time.monotonic() + self.settings.keepalive_timeout_s)
         self.server.watchdog.watch(self)
 

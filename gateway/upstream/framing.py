@@ -17,9 +17,9 @@ KNOWN_BYTES = 2048  # of a head that is kept
 
 # A header line, in a head or behind a body, a client's or an engine's (RFC 9112, 5): whatever two parsers might read
 # differently is none.
-FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t \x21-\x7e\x80-\xff]*"
-_FIELD = re.compile(FIELD)
-_FIELDS = re.compile(rb"(?:\r\n" + FIELD + rb")*")
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+FIELD = re.compile(TOKEN + rb":[\t \x21-\x7e\x80-\xff]*")
+FIELDS = re.compile(rb"(?:\r\n" + FIELD.pattern + rb")*")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t \x21-\x7e\x80-\xff]*)?")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t \x21-\x7e\x80-\xff]*)?")
 _CHUNK_LINE_MAX_BYTES = 4096
@@ -63,7 +63,7 @@ def _parse(block: bytes) -> ResponseHead:
     lines = block.split(b"\r\n")
     first = lines.pop(0)
     status = 200 if first == b"HTTP/1.1 200 OK" else _status(first)
-    if not _FIELDS.fullmatch(block, len(first)):
+    if not FIELDS.fullmatch(block, len(first)):
         raise FramingError("a header line that is none")
     headers: dict[bytes, bytes] = {}
     for line in lines:
@@ -242,7 +242,7 @@ class ChunkedBody(BodyDecoder):
             self._after = False
         elif self._trailers:
             self._trailer_bytes += len(line) + 2
-            if line and not _FIELD.fullmatch(line):
+            if line and not FIELD.fullmatch(line):
                 raise FramingError("a trailer that is no header line")
             self.complete = not line
         else:
