@@ -21,7 +21,7 @@ from gateway.server.parkingserver import ParkingServer
 from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.prober import HealthChecker, probe
-from gateway.upstream.shortage import Shortage, in_connecting, reaches
+from gateway.upstream.shortage import Shortage, in_connecting, need_descriptor, reaches
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
 from tests.scripted import STREAM_HEAD, chunked, delta
@@ -253,6 +253,17 @@ class Probes(unittest.TestCase):
         with socket.create_server(("127.0.0.1", 0)) as listener, no_descriptors():
             with self.assertRaises(Shortage):
                 probe(EngineSpec(f"http://127.0.0.1:{listener.getsockname()[1]}/v1"), 1.0)
+
+    @unittest.skipIf(resource is None, "the system knows no limits")
+    def test_a_probe_that_could_read_no_authorities_blames_no_certificate(self) -> None:
+        def none_left() -> None:
+            with no_descriptors():
+                need_descriptor()
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            spec = EngineSpec(f"https://127.0.0.1:{listener.getsockname()[1]}/v1")
+            with mock.patch("gateway.upstream.connecting.need_descriptor", none_left), self.assertRaises(Shortage):
+                probe(spec, 1.0)
 
     def test_an_engine_that_could_not_be_probed_stays_what_it_was(self) -> None:
         pool = self.pool()

@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 from typing import Callable, Optional
 
 from gateway.upstream.resolver import SLICE_S, Address
-from gateway.upstream.shortage import is_shortage, reaches
+from gateway.upstream.shortage import is_shortage, need_descriptor, reaches
 
 ATTEMPT_DELAY_S = 0.25
 """How long an address is waited for before the next one is tried beside it (RFC 8305, section 5)."""
@@ -118,6 +118,13 @@ class _Race:
 def _weight(failure: OSError) -> int:
     """How much a failure says: localhost, say, is refused at 127.0.0.1 and cannot be reached at ::1 without IPv6."""
     return 2 if is_shortage(failure) else 1 if isinstance(failure, ConnectionError) else 0
+
+
+def client_tls() -> ssl.SSLContext:
+    """What engines' certificates are checked with. Raises GatewayError when there is no descriptor to read the
+    authorities with: without, it would silently know none."""
+    need_descriptor()
+    return ssl.create_default_context()
 
 
 def shake_hands(sock: socket.socket, tls: ssl.SSLContext, host: str, deadline_s: float, ended: Ended) -> ssl.SSLSocket:

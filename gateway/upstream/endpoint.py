@@ -5,15 +5,14 @@ Owns an engine's connections and the parts of its requests that never change; ma
 
 from __future__ import annotations
 
-import ssl
 import urllib.request
 from collections.abc import Mapping
 from typing import Callable, Optional
 
 from gateway.routing.specs import EngineSpec
+from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import Asked, ConnectionPool, nobody
 from gateway.upstream.resolver import Resolver
-from gateway.upstream.shortage import need_descriptor
 
 
 class Endpoint:
@@ -31,10 +30,7 @@ class Endpoint:
         on_surplus: Callable[[Asked], None] = nobody,
     ) -> None:
         self.spec = spec
-        tls: Optional[ssl.SSLContext] = None
-        if spec.scheme == "https":
-            need_descriptor()  # without one, the context would silently know no authority, for good
-            tls = ssl.create_default_context()
+        tls = client_tls() if spec.scheme == "https" else None
         self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s, resolver, on_surplus)
         self._secret = secrets.get(spec.api_key_env, "").strip() if spec.api_key_env else None
         self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}

@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterable
 from typing import Callable, Optional
 
+from gateway.errors import EngineFailed
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.specs import EngineSpec
+from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.shortage import Shortage, in_connecting
@@ -34,13 +36,15 @@ def probe(spec: EngineSpec, timeout_s: float, resolver: Optional[Resolver] = Non
     engine's name is looked up anew.
     """
     deadline_s = time.monotonic() + timeout_s
-    tls = ssl.create_default_context() if spec.scheme == "https" else None
     try:
+        tls = client_tls() if spec.scheme == "https" else None
         connection = ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s)
         try:
             status = _ask_health(connection.sock, spec, deadline_s)
         finally:
             connection.close()
+    except EngineFailed as error:
+        raise Shortage from error
     except OSError as error:
         if in_connecting(error):
             raise Shortage from error
