@@ -21,7 +21,7 @@ from tests.fuzz import cuts
 from tests.fuzz.asking import Asked, Asking, Case, nonces, plain_text
 from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, text_of
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.talk import Answer, End
 
 # fmt: off
@@ -311,11 +311,5 @@ def _only(report: Report, number: int, kind: type[Exception], data: bytes, parse
 
 def run(report: Report, numbers: Iterator[int]) -> None:
     """Put these cases to a gateway."""
-
-    def each() -> Iterator[int]:
-        for number in numbers:
-            for other in (number, *range((number + 1) * 1_000_000, (number + 1) * 1_000_000 + 10)):
-                pure(report, other)
-            yield number
-
-    Asking(report, lambda number: make(report, number), judge, verdict).run(each())
+    asking = Asking(report, lambda number: make(report, number), judge, verdict)
+    asking.run(after_pure(report, numbers, pure, 10))

@@ -23,7 +23,7 @@ from tests.fuzz.answers import FIGURES
 from tests.fuzz.asking import Asked, Asking, Case, nonces
 from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, chunk, text_of
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.talk import End
 
 # fmt: off
@@ -271,11 +271,5 @@ def read(segments: Sequence[bytes], hide_usage: bool) -> tuple[str, object, byte
 
 def run(report: Report, numbers: Iterator[int]) -> None:
     """Put these cases to a gateway."""
-
-    def each() -> Iterator[int]:
-        for number in numbers:
-            for other in (number, *range((number + 1) * 1_000_000, (number + 1) * 1_000_000 + 3)):
-                pure(report, other)
-            yield number
-
-    Asking(report, lambda number: make(report, number), judge, verdict).run(each())
+    asking = Asking(report, lambda number: make(report, number), judge, verdict)
+    asking.run(after_pure(report, numbers, pure, 3))
