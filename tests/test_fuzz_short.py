@@ -138,6 +138,14 @@ class ToolTest(unittest.TestCase):
         self.assertEqual(list(numbers(60.0, 7)), [7])
         self.assertEqual(list(numbers(0.0)), [0])
 
+    def test_a_report_says_how_to_see_a_finding_again(self) -> None:
+        report = Report("nonces", 3)
+        report.found("own answer", 7, "x")
+        report.found("own answer", "n-000000000001", "x")
+        again = [line.strip() for line in report.lines() if "again:" in line]
+        usual = "again: python -m tests.fuzz nonces --seed 3"
+        self.assertEqual(again, [f"{usual} --case 7", usual])
+
     def test_segments_hold_all_of_the_bytes(self) -> None:
         rng = random.Random(SEED)
         data = bytes(range(256)) * 5

@@ -67,7 +67,8 @@ class Report:
             seen[finding.rule] += 1
             if seen[finding.rule] <= per_rule:
                 lines.append(f"  FOUND {finding.rule}: case {finding.case}: {finding.detail}")
-                lines.append(f"    again: python -m tests.fuzz {self.name} --seed {self.seed} --case {finding.case}")
+                only = f" --case {finding.case}" if finding.case.isdigit() else ""  # else a nonce, or no case by itself
+                lines.append(f"    again: python -m tests.fuzz {self.name} --seed {self.seed}{only}")
                 lines += [f"    {line}" for line in finding.repro.splitlines()]
         lines += [f"  {rule}: {number} in all" for rule, number in seen.items() if number > per_rule]
         return lines
