@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -227,17 +228,16 @@ class HostileGateway:
         self._engine.kind = kind
         Path(self._status.parent / "clear_refs").write_text("5")  # the peak begins anew
         done = threading.Event()
-        slowest_s = [0.0]
-        prober = threading.Thread(target=self._probe, args=(done, slowest_s), name="prober", daemon=True)
-        prober.start()
-        began_s = time.monotonic()
-        try:
-            status, size = self._ask(kind)
-        finally:
-            done.set()
-            prober.join(60)
-        took_s = time.monotonic() - began_s
-        return Measured(status, size, self._memory("VmHWM") - self._rest_bytes, took_s, slowest_s[0])
+        with ThreadPoolExecutor(1, "prober") as pool:
+            probing = pool.submit(self._probe, done)
+            began_s = time.monotonic()
+            try:
+                status, size = self._ask(kind)
+            finally:
+                done.set()
+            took_s = time.monotonic() - began_s
+            health_s = probing.result()
+        return Measured(status, size, self._memory("VmHWM") - self._rest_bytes, took_s, health_s)
 
     def _ask(self, kind: Hostile) -> tuple[int, int]:
         field = "input" if kind.path == EMBEDDINGS else "messages"
@@ -254,11 +254,14 @@ class HostileGateway:
                 head = head or data[:12]
                 size += len(data)
 
-    def _probe(self, done: threading.Event, slowest_s: list[float]) -> None:
+    def _probe(self, done: threading.Event) -> float:
+        """The slowest `/healthz` until then, in seconds."""
+        slowest_s = 0.0
         while not done.wait(0.01):
             began_s = time.monotonic()
             assert self._process.ask("GET", "/healthz").status == 200
-            slowest_s[0] = max(slowest_s[0], time.monotonic() - began_s)
+            slowest_s = max(slowest_s, time.monotonic() - began_s)
+        return slowest_s
 
 
 @contextlib.contextmanager
