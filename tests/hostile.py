@@ -6,12 +6,12 @@ that many MiB as MAX_ANSWER_BYTES (default: 64). Linux only: the peak is read fr
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
 import random
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -285,7 +285,12 @@ def hostile_gateway(answer_bytes: int, event_bytes: int, **variables: object) ->
 
 
 def main() -> None:
-    answer_bytes = int(sys.argv[1]) * MIB if len(sys.argv) > 1 else 64 * MIB
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.hostile", description="What engines that send as much as they can cost a gateway."
+    )
+    parser.add_argument("mib", nargs="?", type=int, default=64, help="MAX_ANSWER_BYTES in MiB (default 64)")
+    answer_bytes = parser.parse_args().mib * MIB
     event_bytes = answer_bytes // 8
     with hostile_gateway(answer_bytes, event_bytes) as running:
         print(f"{'engine':40} status   sent MiB   peak MiB   seconds   /healthz ms")
