@@ -80,7 +80,8 @@ def text_answer(size: int) -> Pieces:
 
 def embeddings(size: int) -> Pieces:
     """What a lawful engine says of 2 048 texts."""
-    vector = json.dumps([random.Random(1).uniform(-1, 1) for _ in range(1536)]).encode()
+    rng = random.Random(1)
+    vector = json.dumps([rng.uniform(-1, 1) for _ in range(1536)]).encode()
     one = b'{"object":"embedding","index":0,"embedding":' + vector + b"}"
     count = size // (len(one) + 1) - 1
     body = b'{"object":"list","data":[' + b",".join([one] * count) + b'],"usage":{"prompt_tokens":1,"total_tokens":1}}'
