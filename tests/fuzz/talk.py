@@ -87,7 +87,6 @@ class _Line:
         self.step: Optional[Step] = None
         self.due_s = 0.0
         self.fresh = False  # something has come since it was last looked at
-        self.scan = 0  # responses before this length of `buffer` are known not to be whole
 
 
 class Talks:
