@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import sys
 import unittest
 from typing import Callable
@@ -11,7 +12,7 @@ from unittest import mock
 from gateway.server import parsing
 from gateway.upstream import sse
 from gateway.upstream.framing import ChunkedBody
-from tests.fuzz import bodies, cuts, heads, nonces, reference, streams, wire
+from tests.fuzz import bodies, cuts, heads, nonces, reference, streams, talk, wire
 from tests.fuzz.__main__ import FUZZERS
 from tests.fuzz.checks import heads_read_by
 from tests.fuzz.finding import Report, numbers, rng_of
@@ -159,6 +160,17 @@ class ToolTest(unittest.TestCase):
             self.assertEqual(verdicts(chunked + bad), ["refused"], bad)
         for bad in (b"Content-Length: +2\r\n", b"X : y\r\n", b" X: y\r\n", b"X: a\rb\r\n", b"Host: b\r\n"):
             self.assertEqual(verdicts(start + bad + b"\r\n"), ["refused"], bad)
+
+    def test_a_conversation_with_a_server_that_reads_nothing_ends(self) -> None:
+        heard: list[object] = []
+
+        def talking() -> talk.Talk:
+            yield bytes(64 << 20)
+            heard.append((yield talk.Await(due_s=0.1)))
+
+        with socket.create_server(("127.0.0.1", 0)) as listener, mock.patch.object(talk, "SEND_S", 0.1):
+            talk.Talks().run(iter([(listener.getsockname()[1], talking())]))
+        self.assertEqual(heard, [talk.End("late")])
 
     def test_a_response_is_read_in_one_way_only(self) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
