@@ -30,7 +30,7 @@ from typing import Any, Optional
 
 from tests.fuzz.finding import Report
 from tests.fuzz.talk import Answer, Await, End, Talk, Talks
-from tests.support import ROOT, GatewayProcess, eventually, process_environment
+from tests.support import MAIN, ROOT, GatewayProcess, eventually, gateway_process
 
 ENGINES = 4
 AT_ONCE = 40
@@ -38,6 +38,7 @@ BETWEEN_RESTS = 600  # requests; then all are let end, and engines say on idle c
 PER_CONNECTION = 30  # requests at most
 UNCHANGED_SHARE = 0.15  # of the requests go to a gateway that is as it is
 NONCE = re.compile(rb"n-[0-9a-f]{12}")
+TRUSTING = ("-m", "tests.fuzz.trusting")
 ERRORS = frozenset((400, 404, 413, 422, 429, 502, 503, 504))
 ANSWER_S = 40.0
 SETTINGS: dict[str, object] = {
@@ -50,9 +51,7 @@ SETTINGS: dict[str, object] = {
     "RATE_LIMIT_TARGET_WAIT": 0,
     "RATE_LIMIT_TARGET_ERRORS": 0,
     "ENGINES_FILE": "engines.json",
-    "HEALTH_INTERVAL": 0,
-    "ALLOWED_HOSTS": "gateway",
-    "PORT": 0,
+    "PYTHONPATH": ROOT,
 }
 
 
@@ -83,7 +82,10 @@ class Run:
             if certificate is None:
                 report.note("no openssl: all engines speak plainly")
             with _engines(self._seed, certificate, directory) as engines:
-                with _gateway(directory, engines.urls, certificate, trusting) as gateway:
+                files = {"engines.json": json.dumps({"models": {"m": {"engines": engines.urls}}})}
+                variables = {"SSL_CERT_FILE": certificate[0]} if certificate else {}
+                program = TRUSTING if trusting else MAIN
+                with gateway_process({**SETTINGS, **variables}, program=program, files=files) as gateway:
                     began_s = time.monotonic()
                     while self._asked < count and time.monotonic() < end_s:
                         some = min(count - self._asked, BETWEEN_RESTS)
@@ -241,36 +243,6 @@ def _engines(seed: int, certificate: Optional[tuple[str, str]], directory: Path)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-
-
-@contextlib.contextmanager
-def _gateway(
-    directory: Path, urls: list[str], certificate: Optional[tuple[str, str]], trusting: bool
-) -> Iterator[GatewayProcess]:
-    models = {"m": {"engines": urls}}
-    (directory / "engines.json").write_text(json.dumps({"models": models}), "utf-8")
-    own = {**SETTINGS, "PYTHONPATH": ROOT, **({"SSL_CERT_FILE": certificate[0]} if certificate else {})}
-    module = ["-m", "tests.fuzz.trusting"] if trusting else [str(ROOT / "main.py")]
-    with open(directory / "stdout", "wb") as stdout, open(directory / "stderr", "wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, *module],
-            cwd=directory,
-            env=process_environment(own),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-        )
-    running = GatewayProcess(process, directory)
-    try:
-        running.wait_for_url()
-        yield running
-    finally:
-        process.terminate()
-        try:
-            process.wait(10.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10.0)
 
 
 def make_certificate(directory: Path) -> Optional[tuple[str, str]]:
