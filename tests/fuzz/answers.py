@@ -23,6 +23,7 @@ from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, text_of
 from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.talk import Answer, End
+from tests.scripted import chunked
 
 # fmt: off
 STATUSES = (
@@ -85,7 +86,7 @@ def body_of(rng: random.Random, nonce: bytes) -> bytes:
         )
     elif odd < 0.27:
         answer["choices"] *= rng.choice((2, 3, 1000))
-    data = _dump(answer)
+    data = json.dumps(answer).encode()
     odd = rng.random()
     if odd < 0.05:
         data = rng.choice(
@@ -115,11 +116,6 @@ def body_of(rng: random.Random, nonce: bytes) -> bytes:
         padding = rng.choice((65536, 65535, 65537, 131072, 262144, 300000, 1048576, 1048577)) - len(data) - 8
         data = data[:-1] + b',"p":"' + b"p" * max(0, padding) + b'"}'
     return data
-
-
-def _dump(value: object) -> bytes:
-    """JSON, with numbers of any size."""
-    return json.dumps(value).encode()
 
 
 def wire_of(rng: random.Random, nonce: bytes) -> tuple[bytes, str, bool]:
@@ -180,7 +176,7 @@ def wire_of(rng: random.Random, nonce: bytes) -> tuple[bytes, str, bool]:
         )
     elif framed < 0.9:
         lines.append("Transfer-Encoding: " + mostly(rng, "chunked", "Chunked", "chunked, gzip", "x", "", share=0.93))
-        payload = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in cuts.some(body, rng)) if body else b""
+        payload = b"".join(map(chunked, cuts.some(body, rng))) if body else b""
         payload += mostly(
             rng,
             b"0\r\n\r\n",

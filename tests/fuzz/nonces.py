@@ -28,7 +28,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from tests.fuzz.engine import text_of
 from tests.fuzz.finding import Report
+from tests.fuzz.nonceengines import NONCE
 from tests.fuzz.talk import Answer, Await, End, Talk, Talks
 from tests.support import MAIN, ROOT, GatewayProcess, eventually, gateway_process
 
@@ -37,7 +39,6 @@ AT_ONCE = 40
 BETWEEN_RESTS = 600  # requests; then all are let end, and engines say on idle connections what nobody asked for
 PER_CONNECTION = 30  # requests at most
 UNCHANGED_SHARE = 0.15  # of the requests go to a gateway that is as it is
-NONCE = re.compile(rb"n-[0-9a-f]{12}")
 TRUSTING = ("-m", "tests.fuzz.trusting")
 ERRORS = frozenset((400, 404, 413, 422, 429, 502, 503, 504))
 ANSWER_S = 40.0
@@ -165,7 +166,7 @@ def outcome(nonce: bytes, got: Answer) -> str:
     if got.header(b"content-type").startswith(b"text/event-stream"):
         text = b"".join(re.findall(rb'"content": ?"([^"]*)"', got.body))
         if got.body.rstrip().endswith(b"data: [DONE]"):
-            return "200" if text == b"yours is " + nonce and got.whole else "bad stream"
+            return "200" if text == text_of(nonce).encode() and got.whole else "bad stream"
         last = got.body.rstrip().rpartition(b"\n")[2]
         return "error event" if last.startswith(b'data: {"error"') else "bad end of a stream"
     if not got.whole:
@@ -173,7 +174,7 @@ def outcome(nonce: bytes, got: Answer) -> str:
     try:
         body = json.loads(got.body)
         if got.status == 200:
-            own = body["choices"][0]["message"]["content"] == f"yours is {nonce.decode()}"
+            own = body["choices"][0]["message"]["content"] == text_of(nonce)
             return "200" if own and body["id"] == nonce.decode() else "bad answer"
         return f"{got.status} {body['error']}" if got.status in ERRORS else f"bad status {got.status}"
     except (ValueError, KeyError, IndexError, TypeError):

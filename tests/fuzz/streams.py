@@ -22,9 +22,10 @@ from tests.fuzz import cuts
 from tests.fuzz.answers import FIGURES
 from tests.fuzz.asking import Asked, Asking, Case, nonces
 from tests.fuzz.cuts import mostly, spoil
-from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, chunk, text_of
+from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, text_of
 from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.talk import End
+from tests.scripted import chunked
 
 # fmt: off
 COMMENTS = (
@@ -110,7 +111,7 @@ def wire_of(rng: random.Random, payload: bytes, how: random.Random) -> tuple[byt
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n"
     framed = rng.random()
     if framed < 0.7:
-        body = b"".join(chunk(part) for part in cuts.some(payload, how, 10) if part)
+        body = b"".join(chunked(part) for part in cuts.some(payload, how, 10) if part)
         ending = mostly(rng, b"0\r\n\r\n", b"0\r\nX: 1\r\n\r\n", b"", b"0\r\n", b"x", b"5\r\nab", share=0.85)
         head += "Transfer-Encoding: chunked\r\n\r\n"
         end = (
