@@ -19,6 +19,7 @@ import contextlib
 import json
 import random
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ UNCHANGED_SHARE = 0.15  # of the requests go to a gateway that is as it is
 TRUSTING = ("-m", "tests.fuzz.trusting")
 ERRORS = frozenset((400, 404, 413, 422, 429, 502, 503, 504))
 ANSWER_S = 40.0
+LINE_S = 30.0  # of the engines' process, for what takes it two seconds
 SETTINGS: dict[str, object] = {
     "BREAKER_MIN_REQUESTS": 1_000_000,
     "REQUEST_TIMEOUT": 20,
@@ -214,15 +216,22 @@ class Engines:
 
     def rest(self) -> None:
         """No request is under way: let engines send what nobody asked for."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self._process.stdout.readline()
+        line_of(self._process)
 
     def end(self) -> Any:
         """Let it end; returns what it did."""
         out, _ = self._process.communicate("", timeout=60.0)
         return json.loads(out.splitlines()[-1])
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that it prints, the only one so far."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], LINE_S)[0], f"the engines have said nothing within {LINE_S:g} s"
+    return process.stdout.readline()
 
 
 @contextlib.contextmanager
@@ -233,8 +242,7 @@ def _engines(seed: int, certificate: Optional[tuple[str, str]], directory: Path)
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
     try:
-        assert process.stdout is not None
-        ports = json.loads(process.stdout.readline())
+        ports = json.loads(line_of(process))
         schemes = ["http"] * (len(ports) - 1) + ["https" if certificate else "http"]
         yield Engines(process, [f"{scheme}://127.0.0.1:{port}/v1" for scheme, port in zip(schemes, ports)])
     finally:
