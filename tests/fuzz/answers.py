@@ -18,7 +18,7 @@ from typing import Any, Optional
 from gateway.upstream.answers import InvalidAnswer, complete, parse_answer, usage_of
 from gateway.upstream.framing import FramingError, parse_response_head
 from tests.fuzz import cuts
-from tests.fuzz.asking import Asked, Asking, Case, nonces, plain_text
+from tests.fuzz.asking import Asked, Asking, Case, no_surplus, nonces, plain_text
 from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, text_of
 from tests.fuzz.finding import Report, after_pure, rng_of, shown
@@ -248,6 +248,7 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
     answer = asked.answer
     if isinstance(answer, End):
         return
+    yield from no_surplus(answer)
     if answer.status == 200:
         if text_of(asked.nonce) not in plain_text(answer) and asked.attempts > 1:
             yield "own answer", f"{answer}"[:500]

@@ -23,7 +23,7 @@ from tests.fuzz.finding import ODD_MAX, Report, look_again, rng_of, shown
 from tests.fuzz.talk import Answer, Await, End, Talk, Talks
 
 MODELS = 3000
-SURPLUS = b"SURPLUS"  # stands in whatever an engine sends and nobody may get
+SURPLUS = b"SURPLUS"  # stands in what an engine sends behind an answer's end
 AT_ONCE = 48
 ANSWER_S = 7.0  # more than any of the timeouts below
 SETTINGS: Mapping[str, object] = {
@@ -185,16 +185,24 @@ class Asking:
             return
         if answer.status == 500:
             yield "no 500", f"{answer.body[:300]!r}"
-        seen = answer.body + b" ".join(value for _, value in answer.headers)
-        if SURPLUS in seen:
-            yield "own answer", f"bytes behind an answer reached a client: {answer}"[:600]
-        if self._issued.intersection(NONCE.findall(seen)) - {asked.nonce}:
+        if self._issued.intersection(NONCE.findall(seen(answer))) - {asked.nonce}:
             yield "own answer", f"another's nonce: {answer}"[:600]
 
     def _tell(self, case: Case, faults: list[tuple[str, str]], asked: list[Asked]) -> None:
         repro = "\n".join(f"{one.script.end}: {shown(one.script.segments)}" for one in asked[:3])
         for rule, detail in dict(faults).items():
             self._report.found(rule, case.number, detail, repro)
+
+
+def no_surplus(answer: Answer) -> Iterator[tuple[str, str]]:
+    """Nothing that an engine has sent behind an answer is in what a client got."""
+    if SURPLUS in seen(answer):
+        yield "own answer", f"bytes behind an answer reached a client: {answer}"[:600]
+
+
+def seen(answer: Answer) -> bytes:
+    """All that a client sees of an answer."""
+    return answer.body + b" ".join(value for _, value in answer.headers)
 
 
 def nonces(report: Report, number: int, count: int) -> list[bytes]:

@@ -11,6 +11,7 @@ Without sockets: `EventStream` says the same for every single cut, and raises no
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -20,7 +21,7 @@ from typing import Any
 from gateway.upstream.sse import EventStream, StreamBroken
 from tests.fuzz import cuts
 from tests.fuzz.answers import FIGURES
-from tests.fuzz.asking import Asked, Asking, Case, nonces
+from tests.fuzz.asking import SURPLUS, Asked, Asking, Case, no_surplus, nonces
 from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, text_of
 from tests.fuzz.finding import Report, after_pure, rng_of, shown
@@ -163,7 +164,14 @@ def all_json(payload: bytes) -> bool:
 def judge(asked: Asked) -> Iterator[tuple[str, str]]:
     """What does not hold of one way."""
     answer = asked.answer
-    if isinstance(answer, End) or answer.status != 200:
+    if isinstance(answer, End):
+        return
+    payload = b"".join(asked.script.segments)
+    if b"chunked" in payload[:200]:
+        payload = _dechunked(payload)
+    if SURPLUS not in b"".join(until_done(payload)):  # else it may stand before the end
+        yield from no_surplus(answer)
+    if answer.status != 200:
         return
     if not answer.header(b"content-type").startswith(b"text/event-stream"):
         yield "a stream", f"200 with {answer.headers}"
@@ -179,13 +187,10 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
             yield "one end", f"[DONE] is not the end, or the body has none: {answer.body[-600:]!r}"
     elif not last.startswith(b'data: {"error":'):
         yield "one end", f"neither [DONE] nor an error: whole {answer.whole}, {answer.body[-600:]!r}"
-    payload = b"".join(asked.script.segments)
     own = [line for line in lines if line.strip()]
     if not done and own:
         own = own[:-1]
     position = 0
-    if b"chunked" in payload[:200]:
-        payload = _dechunked(payload)
     for line in own:
         if line.strip() in done:
             continue
@@ -196,6 +201,12 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
             yield "nothing invented", f"{line[:300]!r} is not what the engine sent, or not in its order"
             return
         position = found + len(line.strip())
+
+
+def until_done(payload: bytes) -> list[bytes]:
+    """The lines before `[DONE]`."""
+    lines = payload.splitlines(keepends=True)
+    return list(itertools.takewhile(lambda line: line[:5] != b"data:" or line[5:].strip() != b"[DONE]", lines))
 
 
 def _dechunked(data: bytes) -> bytes:
