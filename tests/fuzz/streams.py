@@ -201,6 +201,27 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
             yield "nothing invented", f"{line[:300]!r} is not what the engine sent, or not in its order"
             return
         position = found + len(line.strip())
+    if done and b"application/json" not in payload[:200]:
+        for sent, got in itertools.zip_longest(events_in(payload), events_in(answer.body)):
+            if sent != got:
+                yield "nothing left out", f"the engine sent {sent!r:.300}, the client got {got!r:.300}"
+                return
+
+
+def events_in(payload: bytes) -> Iterator[bytes]:
+    """The events before `[DONE]`, but for those that only tell usage, which not every client wants."""
+    for line in until_done(payload):
+        if line.startswith(b"data:") and not only_usage(line[5:]):
+            yield line[5:].strip()
+
+
+def only_usage(event: bytes) -> bool:
+    """Whether an event tells nothing but usage."""
+    try:
+        told = json.loads(event)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.get("choices") == [] and isinstance(told.get("usage"), dict)
 
 
 def until_done(payload: bytes) -> list[bytes]:
