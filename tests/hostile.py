@@ -6,15 +6,16 @@ that many MiB as MAX_ANSWER_BYTES (default: 64). Linux only: the peak is read fr
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
 import random
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -79,7 +80,8 @@ def text_answer(size: int) -> Pieces:
 
 def embeddings(size: int) -> Pieces:
     """What a lawful engine says of 2 048 texts."""
-    vector = json.dumps([random.Random(1).uniform(-1, 1) for _ in range(1536)]).encode()
+    rng = random.Random(1)
+    vector = json.dumps([rng.uniform(-1, 1) for _ in range(1536)]).encode()
     one = b'{"object":"embedding","index":0,"embedding":' + vector + b"}"
     count = size // (len(one) + 1) - 1
     body = b'{"object":"list","data":[' + b",".join([one] * count) + b'],"usage":{"prompt_tokens":1,"total_tokens":1}}'
@@ -227,17 +229,16 @@ class HostileGateway:
         self._engine.kind = kind
         Path(self._status.parent / "clear_refs").write_text("5")  # the peak begins anew
         done = threading.Event()
-        slowest_s = [0.0]
-        prober = threading.Thread(target=self._probe, args=(done, slowest_s), name="prober", daemon=True)
-        prober.start()
-        began_s = time.monotonic()
-        try:
-            status, size = self._ask(kind)
-        finally:
-            done.set()
-            prober.join(60)
-        took_s = time.monotonic() - began_s
-        return Measured(status, size, self._memory("VmHWM") - self._rest_bytes, took_s, slowest_s[0])
+        with ThreadPoolExecutor(1, "prober") as pool:
+            probing = pool.submit(self._probe, done)
+            began_s = time.monotonic()
+            try:
+                status, size = self._ask(kind)
+            finally:
+                done.set()
+            took_s = time.monotonic() - began_s
+            health_s = probing.result()
+        return Measured(status, size, self._memory("VmHWM") - self._rest_bytes, took_s, health_s)
 
     def _ask(self, kind: Hostile) -> tuple[int, int]:
         field = "input" if kind.path == EMBEDDINGS else "messages"
@@ -254,11 +255,14 @@ class HostileGateway:
                 head = head or data[:12]
                 size += len(data)
 
-    def _probe(self, done: threading.Event, slowest_s: list[float]) -> None:
+    def _probe(self, done: threading.Event) -> float:
+        """The slowest `/healthz` until then, in seconds."""
+        slowest_s = 0.0
         while not done.wait(0.01):
             began_s = time.monotonic()
             assert self._process.ask("GET", "/healthz").status == 200
-            slowest_s[0] = max(slowest_s[0], time.monotonic() - began_s)
+            slowest_s = max(slowest_s, time.monotonic() - began_s)
+        return slowest_s
 
 
 @contextlib.contextmanager
@@ -282,7 +286,12 @@ def hostile_gateway(answer_bytes: int, event_bytes: int, **variables: object) ->
 
 
 def main() -> None:
-    answer_bytes = int(sys.argv[1]) * MIB if len(sys.argv) > 1 else 64 * MIB
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.hostile", description="What engines that send as much as they can cost a gateway."
+    )
+    parser.add_argument("mib", nargs="?", type=int, default=64, help="MAX_ANSWER_BYTES in MiB (default 64)")
+    answer_bytes = parser.parse_args().mib * MIB
     event_bytes = answer_bytes // 8
     with hostile_gateway(answer_bytes, event_bytes) as running:
         print(f"{'engine':40} status   sent MiB   peak MiB   seconds   /healthz ms")

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import unittest
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 
@@ -30,6 +30,7 @@ from gateway.mock import MockEngine
 from gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+MAIN = (str(ROOT / "main.py"),)
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -556,6 +557,7 @@ def gateway_process(
     *arguments: str,
     files: Optional[Mapping[str, str]] = None,
     wait: bool = True,
+    program: Sequence[str] = MAIN,
     **variables: object,
 ) -> Iterator[GatewayProcess]:
     """`python main.py [arguments]` on a free port, in a directory with only `files` (name to text); killed at the end.
@@ -569,7 +571,7 @@ def gateway_process(
             (directory / file_name).write_text(text, "utf-8")
         with open(directory / "stdout", "wb") as stdout, open(directory / "stderr", "wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / "main.py"), *arguments],
+                [sys.executable, *program, *arguments],
                 cwd=name,
                 env=process_environment(settings),
                 stdin=subprocess.DEVNULL,

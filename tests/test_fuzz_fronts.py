@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import unittest
-from unittest import mock
 
 from gateway.server import parsing
 from tests.fuzz import fronts
+from tests.fuzz.checks import heads_read_by
 from tests.fuzz.finding import Report
 
 MISSING = fronts.missing()
@@ -42,10 +42,8 @@ class FrontsTest(unittest.TestCase):
             read_framing(head)
 
         report = Report("fronts", 1)
-        parsing._parse_known.cache_clear()
-        with mock.patch.object(parsing, "_read_framing", ignore):
+        with heads_read_by("_read_framing", ignore):
             fronts.run(report, CASES, fronts=fronts.FRONTS[:1])
-        parsing._parse_known.cache_clear()
         self.assertIn("no request that the front did not send", {finding.rule for finding in report.findings})
 
 

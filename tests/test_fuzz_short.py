@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import socket
 import sys
 import unittest
+from typing import Callable
 from unittest import mock
 
 from gateway.server import parsing
 from gateway.upstream import sse
 from gateway.upstream.framing import ChunkedBody
-from tests.fuzz import answers, bodies, cuts, fields, heads, nonces, reference, streams, wire
+from tests.fuzz import bodies, cuts, heads, nonces, reference, streams, talk, wire
+from tests.fuzz.__main__ import FUZZERS
+from tests.fuzz.checks import heads_read_by
 from tests.fuzz.finding import Report, numbers, rng_of
 from tests.fuzz.talk import Answer, Malformed, take_response
 
@@ -23,37 +27,28 @@ class ShortTest(unittest.TestCase):
     def assert_holds(self, report: Report) -> None:
         self.assertEqual([finding.rule for finding in report.findings], [], "\n".join(report.lines()))
 
-    def test_heads_of_requests(self) -> None:
-        report = Report("heads", SEED)
-        heads.run(report, iter(range(CASES)))
+    def tried(self, name: str) -> Report:
+        """A fuzzer's first cases, in which everything has to hold."""
+        report = Report(name, SEED)
+        FUZZERS[name](report, iter(range(CASES)))
         self.assert_holds(report)
         self.assertEqual(report.counts["cases"], CASES)
+        return report
+
+    def test_heads_of_requests(self) -> None:
+        self.tried("heads")
 
     def test_chunked_bodies_of_requests(self) -> None:
-        report = Report("bodies", SEED)
-        bodies.run(report, iter(range(CASES)))
-        self.assert_holds(report)
-        self.assertEqual(report.counts["cases"], CASES)
+        self.tried("bodies")
 
     def test_event_streams_of_engines(self) -> None:
-        report = Report("streams", SEED)
-        streams.run(report, iter(range(CASES)))
-        self.assert_holds(report)
-        self.assertEqual(report.counts["cases"], CASES)
-        self.assertGreater(report.counts["status 200"], CASES)
+        self.assertGreater(self.tried("streams").counts["status 200"], CASES)
 
     def test_answers_of_engines(self) -> None:
-        report = Report("answers", SEED)
-        answers.run(report, iter(range(CASES)))
-        self.assert_holds(report)
-        self.assertEqual(report.counts["cases"], CASES)
-        self.assertGreater(report.counts["status 200"], CASES)
+        self.assertGreater(self.tried("answers").counts["status 200"], CASES)
 
     def test_json_requests_by_path(self) -> None:
-        report = Report("fields", SEED)
-        fields.run(report, iter(range(CASES)))
-        self.assert_holds(report)
-        self.assertEqual(report.counts["cases"], CASES)
+        self.tried("fields")
 
     @unittest.skipUnless(sys.platform == "linux", "the engines' process is written for Linux")
     def test_nonces_over_engines_that_misbehave(self) -> None:
@@ -67,51 +62,39 @@ class ShortTest(unittest.TestCase):
 class SeenTest(unittest.TestCase):
     """What is broken on purpose is found."""
 
-    def rules(self, report: Report) -> set[str]:
+    def rules(self, name: str, pure: Callable[[Report, int], None], cases: int) -> set[str]:
+        """The rules that a fuzzer's cases without a socket find broken."""
+        report = Report(name, SEED)
+        for number in range(cases):
+            pure(report, number)
         return {finding.rule for finding in report.findings}
 
     def test_a_head_that_another_parser_reads_differently(self) -> None:
         def lenient(head: parsing.RequestHead) -> None:
             head.headers.pop(b"transfer-encoding", None)
 
-        report = Report("heads", SEED)
-        parsing._parse_known.cache_clear()
-        with mock.patch.object(parsing, "_read_framing", lenient):
-            for number in range(600):
-                heads.pure(report, number)
-        parsing._parse_known.cache_clear()
-        self.assertIn("two readings", self.rules(report))
+        with heads_read_by("_read_framing", lenient):
+            self.assertIn("two readings", self.rules("heads", heads.pure, 600))
 
     def test_an_exception_that_is_no_refusal(self) -> None:
-        report = Report("heads", SEED)
-        parsing._parse_known.cache_clear()
-        with mock.patch.object(parsing, "_read_fields", side_effect=KeyError("x")):
-            for number in range(20):
-                heads.pure(report, number)
-        parsing._parse_known.cache_clear()
-        self.assertIn("nothing but HttpError", self.rules(report))
+        with heads_read_by("_read_fields", mock.Mock(side_effect=KeyError("x"))):
+            self.assertIn("nothing but HttpError", self.rules("heads", heads.pure, 20))
 
     def test_a_chunked_body_whose_end_depends_on_the_segments(self) -> None:
         class Forgetful(ChunkedBody):
             def feed(self, data: bytes) -> bytes:
                 return super().feed(data.replace(b";", b"") if data.endswith(b"\r\n") else data)
 
-        report = Report("bodies", SEED)
         with mock.patch.object(bodies, "ChunkedBody", Forgetful):
-            for number in range(200):
-                bodies.pure(report, number)
-        self.assertIn("same verdict", self.rules(report))
+            self.assertIn("same verdict", self.rules("bodies", bodies.pure, 200))
 
     def test_a_stream_that_loses_a_line_at_a_cut(self) -> None:
         class Lossy(sse.EventStream):
             def feed(self, data: bytes) -> bytes:
                 return super().feed(data[1:] if data.startswith(b"\n") else data)
 
-        report = Report("streams", SEED)
         with mock.patch.object(streams, "EventStream", Lossy):
-            for number in range(50):
-                streams.pure(report, number)
-        self.assertIn("same verdict", self.rules(report))
+            self.assertIn("same verdict", self.rules("streams", streams.pure, 50))
 
     def test_a_500_and_a_verdict_that_depends_on_the_segments(self) -> None:
         case = wire.Case(1, b"")
@@ -137,6 +120,14 @@ class ToolTest(unittest.TestCase):
         self.assertNotEqual(heads.make(rng_of("heads", 3, 7), "n"), heads.make(rng_of("heads", 4, 7), "n"))
         self.assertEqual(list(numbers(60.0, 7)), [7])
         self.assertEqual(list(numbers(0.0)), [0])
+
+    def test_a_report_says_how_to_see_a_finding_again(self) -> None:
+        report = Report("nonces", 3)
+        report.found("own answer", 7, "x")
+        report.found("own answer", "n-000000000001", "x")
+        again = [line.strip() for line in report.lines() if "again:" in line]
+        usual = "again: python -m tests.fuzz nonces --seed 3"
+        self.assertEqual(again, [f"{usual} --case 7", usual])
 
     def test_segments_hold_all_of_the_bytes(self) -> None:
         rng = random.Random(SEED)
@@ -169,6 +160,17 @@ class ToolTest(unittest.TestCase):
             self.assertEqual(verdicts(chunked + bad), ["refused"], bad)
         for bad in (b"Content-Length: +2\r\n", b"X : y\r\n", b" X: y\r\n", b"X: a\rb\r\n", b"Host: b\r\n"):
             self.assertEqual(verdicts(start + bad + b"\r\n"), ["refused"], bad)
+
+    def test_a_conversation_with_a_server_that_reads_nothing_ends(self) -> None:
+        heard: list[object] = []
+
+        def talking() -> talk.Talk:
+            yield bytes(64 << 20)
+            heard.append((yield talk.Await(due_s=0.1)))
+
+        with socket.create_server(("127.0.0.1", 0)) as listener, mock.patch.object(talk, "SEND_S", 0.1):
+            talk.Talks().run(iter([(listener.getsockname()[1], talking())]))
+        self.assertEqual(heard, [talk.End("late")])
 
     def test_a_response_is_read_in_one_way_only(self) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"

@@ -18,11 +18,12 @@ from typing import Any, Optional
 from gateway.upstream.answers import InvalidAnswer, complete, parse_answer, usage_of
 from gateway.upstream.framing import FramingError, parse_response_head
 from tests.fuzz import cuts
-from tests.fuzz.asking import Asked, Asking, Case, nonces, plain_text
+from tests.fuzz.asking import Asked, Asking, Case, no_surplus, nonces, plain_text
 from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, text_of
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.talk import Answer, End
+from tests.scripted import chunked
 
 # fmt: off
 STATUSES = (
@@ -85,7 +86,7 @@ def body_of(rng: random.Random, nonce: bytes) -> bytes:
         )
     elif odd < 0.27:
         answer["choices"] *= rng.choice((2, 3, 1000))
-    data = _dump(answer)
+    data = json.dumps(answer).encode()
     odd = rng.random()
     if odd < 0.05:
         data = rng.choice(
@@ -115,11 +116,6 @@ def body_of(rng: random.Random, nonce: bytes) -> bytes:
         padding = rng.choice((65536, 65535, 65537, 131072, 262144, 300000, 1048576, 1048577)) - len(data) - 8
         data = data[:-1] + b',"p":"' + b"p" * max(0, padding) + b'"}'
     return data
-
-
-def _dump(value: object) -> bytes:
-    """JSON, with numbers of any size."""
-    return json.dumps(value).encode()
 
 
 def wire_of(rng: random.Random, nonce: bytes) -> tuple[bytes, str, bool]:
@@ -180,7 +176,7 @@ def wire_of(rng: random.Random, nonce: bytes) -> tuple[bytes, str, bool]:
         )
     elif framed < 0.9:
         lines.append("Transfer-Encoding: " + mostly(rng, "chunked", "Chunked", "chunked, gzip", "x", "", share=0.93))
-        payload = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in cuts.some(body, rng)) if body else b""
+        payload = b"".join(map(chunked, cuts.some(body, rng))) if body else b""
         payload += mostly(
             rng,
             b"0\r\n\r\n",
@@ -252,6 +248,7 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
     answer = asked.answer
     if isinstance(answer, End):
         return
+    yield from no_surplus(answer)
     if answer.status == 200:
         if text_of(asked.nonce) not in plain_text(answer) and asked.attempts > 1:
             yield "own answer", f"{answer}"[:500]
@@ -311,11 +308,5 @@ def _only(report: Report, number: int, kind: type[Exception], data: bytes, parse
 
 def run(report: Report, numbers: Iterator[int]) -> None:
     """Put these cases to a gateway."""
-
-    def each() -> Iterator[int]:
-        for number in numbers:
-            for other in (number, *range((number + 1) * 1_000_000, (number + 1) * 1_000_000 + 10)):
-                pure(report, other)
-            yield number
-
-    Asking(report, lambda number: make(report, number), judge, verdict).run(each())
+    asking = Asking(report, lambda number: make(report, number), judge, verdict)
+    asking.run(after_pure(report, numbers, pure, 10))

@@ -13,23 +13,18 @@ import itertools
 import json
 import re
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from tests.fuzz.checks import Watched, watched
 from tests.fuzz.engine import NONCE, Script, ScriptEngine, text_of
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import ODD_MAX, Report, look_again, rng_of, shown
 from tests.fuzz.talk import Answer, Await, End, Talk, Talks
 
 MODELS = 3000
-SURPLUS = b"SURPLUS"  # stands in whatever an engine sends and nobody may get
+SURPLUS = b"SURPLUS"  # stands in what an engine sends behind an answer's end
 AT_ONCE = 48
-LOOKED_AT_AGAIN = 12
-LOOKS = 3
-LOOKED_S = 20.0  # this takes at most about so long
-ODD_MAX = 60  # no more cases are made then
 ANSWER_S = 7.0  # more than any of the timeouts below
 SETTINGS: Mapping[str, object] = {
     "RETRY_ATTEMPTS": 2,
@@ -98,16 +93,11 @@ class Asking:
             self._ask(running, engine, map(self._make, some), AT_ONCE, lambda case, found, asked: odd.append(case))
         self._models = list(range(MODELS))
         with self._gateway() as (running, engine):
-            end_s = time.monotonic() + LOOKED_S
-            for case in odd[:LOOKED_AT_AGAIN]:
-                before = len(self._report.findings)
-                for _ in range(LOOKS):
-                    if len(self._report.findings) == before and time.monotonic() < end_s:
-                        self._ask(running, engine, iter([case]), len(case.scripts), self._tell)
-                if len(self._report.findings) == before:
-                    self._report.note("odd once only, when much was going on")
-        if len(odd) > LOOKED_AT_AGAIN:
-            self._report.note(f"{len(odd) - LOOKED_AT_AGAIN} more cases were odd and not looked at again")
+
+            def look(case: Case) -> None:
+                self._ask(running, engine, iter([case]), len(case.scripts), self._tell)
+
+            look_again(self._report, odd, look)
 
     @contextlib.contextmanager
     def _gateway(self) -> Iterator[tuple[Watched, ScriptEngine]]:
@@ -195,16 +185,24 @@ class Asking:
             return
         if answer.status == 500:
             yield "no 500", f"{answer.body[:300]!r}"
-        seen = answer.body + b" ".join(value for _, value in answer.headers)
-        if SURPLUS in seen:
-            yield "own answer", f"bytes behind an answer reached a client: {answer}"[:600]
-        if self._issued.intersection(NONCE.findall(seen)) - {asked.nonce}:
+        if self._issued.intersection(NONCE.findall(seen(answer))) - {asked.nonce}:
             yield "own answer", f"another's nonce: {answer}"[:600]
 
     def _tell(self, case: Case, faults: list[tuple[str, str]], asked: list[Asked]) -> None:
         repro = "\n".join(f"{one.script.end}: {shown(one.script.segments)}" for one in asked[:3])
         for rule, detail in dict(faults).items():
             self._report.found(rule, case.number, detail, repro)
+
+
+def no_surplus(answer: Answer) -> Iterator[tuple[str, str]]:
+    """Nothing that an engine has sent behind an answer is in what a client got."""
+    if SURPLUS in seen(answer):
+        yield "own answer", f"bytes behind an answer reached a client: {answer}"[:600]
+
+
+def seen(answer: Answer) -> bytes:
+    """All that a client sees of an answer."""
+    return answer.body + b" ".join(value for _, value in answer.headers)
 
 
 def nonces(report: Report, number: int, count: int) -> list[bytes]:

@@ -14,7 +14,7 @@ from typing import Optional
 from gateway.upstream.framing import ChunkedBody, FramingError
 from tests.fuzz import cuts, reference
 from tests.fuzz.cuts import mostly, spoil
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.wire import Wire, chat, nonce
 
 # fmt: off
@@ -130,13 +130,4 @@ def decoded(segments: Sequence[bytes]) -> tuple[str, object, bytes]:
 
 def run(report: Report, numbers: Iterator[int]) -> None:
     """Send these cases."""
-    wire = Wire(report, make)
-    with wire.gateways():
-        wire.run(_each(report, numbers))
-
-
-def _each(report: Report, numbers: Iterator[int]) -> Iterator[int]:
-    for number in numbers:
-        for other in (number, *range((number + 1) * 1_000_000, (number + 1) * 1_000_000 + 3)):
-            pure(report, other)
-        yield number
+    Wire(report, make).run(after_pure(report, numbers, pure, 3))

@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 from unittest import mock
 
 from gateway.app import Gateway
+from gateway.server import parsing
 from gateway.server.server import GatewayServer
 from tests.fuzz.finding import Report
 from tests.support import eventually, load_settings
@@ -106,6 +107,17 @@ def watched(
         running.check()
     finally:
         app.stop(0)
+
+
+@contextlib.contextmanager
+def heads_read_by(name: str, other: Callable[..., None]) -> Iterator[None]:
+    """The gateway reads heads with this in place of its function of that name, also those that it has read before."""
+    parsing._parse_known.cache_clear()
+    try:
+        with mock.patch.object(parsing, name, other):
+            yield
+    finally:
+        parsing._parse_known.cache_clear()
 
 
 def resident_bytes() -> int:

@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
+from tests.scripted import STREAM_HEAD, chunked
+
 TURN_S = 0.0007
 NONCE = re.compile(rb"ask-[0-9a-f]{12}")
 KEEP, CLOSE, RESET = "keep", "close", "reset"
@@ -37,9 +39,9 @@ def text_of(nonce: bytes) -> str:
     return f"yours is {nonce.decode()}"
 
 
-def good_answer(nonce: bytes, stream: bool, usage: object = None) -> bytes:
+def good_answer(nonce: bytes, stream: bool) -> bytes:
     """The whole response that a well-behaved engine gives, head included."""
-    figures = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8} if usage is None else usage
+    figures = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     if not stream:
         choice = {"index": 0, "message": {"role": "assistant", "content": text_of(nonce)}, "finish_reason": "stop"}
         body = json.dumps({"id": "e", "object": "chat.completion", "model": "m", "choices": [choice], "usage": figures})
@@ -50,15 +52,8 @@ def good_answer(nonce: bytes, stream: bool, usage: object = None) -> bytes:
     parts = [{"role": "assistant", "content": ""}, *({"content": word} for word in re.split("(?<= )", text_of(nonce)))]
     events = [{"choices": [{"index": 0, "delta": part, "finish_reason": None}]} for part in parts]
     events += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": figures}]
-    wire = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    for event in (*map(json.dumps, events), "[DONE]"):
-        wire += chunk(f"data: {event}\n\n".encode())
-    return wire + b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    """`data` as one chunk."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    payloads = (f"data: {event}\n\n".encode() for event in (*map(json.dumps, events), "[DONE]"))
+    return STREAM_HEAD + b"".join(map(chunked, payloads)) + b"0\r\n\r\n"
 
 
 class _Side:

@@ -18,7 +18,7 @@ from typing import Any
 from gateway.errors import RequestRefused
 from gateway.validation import VALIDATOR_BY_PATH, parse_json
 from tests.fuzz.cuts import mostly, spoil
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.wire import Wire, nonce
 from tests.support import mock_engine
 
@@ -176,13 +176,4 @@ def run(report: Report, numbers: Iterator[int]) -> None:
             path = folder / f"{number}.json"
             path.write_text(json.dumps({"models": models}), "utf-8")
             settings.append({"ENGINES_FILE": path, "RATE_LIMIT_GLOBAL_TPM": 10**9, "BREAKER_MIN_REQUESTS": 10**6})
-        wire = Wire(report, make, settings)
-        stack.enter_context(wire.gateways())
-        wire.run(_each(report, numbers))
-
-
-def _each(report: Report, numbers: Iterator[int]) -> Iterator[int]:
-    for number in numbers:
-        for other in (number, *range((number + 1) * 1_000_000, (number + 1) * 1_000_000 + 20)):
-            pure(report, other)
-        yield number
+        Wire(report, make, settings).run(after_pure(report, numbers, pure, 20))

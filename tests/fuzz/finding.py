@@ -12,9 +12,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, TypeVar
 
 SHOWN_BYTES = 3000  # of a repro's bytes
+ODD_MAX = 60  # no more cases are made when so many were odd
+LOOKED_AT_AGAIN = 12
+LOOKS = 3
+LOOKED_S = 20.0  # this takes at most about so long
+
+T = TypeVar("T")
 
 
 class Finding(NamedTuple):
@@ -61,7 +67,8 @@ class Report:
             seen[finding.rule] += 1
             if seen[finding.rule] <= per_rule:
                 lines.append(f"  FOUND {finding.rule}: case {finding.case}: {finding.detail}")
-                lines.append(f"    again: python -m tests.fuzz {self.name} --seed {self.seed} --case {finding.case}")
+                only = f" --case {finding.case}" if finding.case.isdigit() else ""  # else a nonce, or no case by itself
+                lines.append(f"    again: python -m tests.fuzz {self.name} --seed {self.seed}{only}")
                 lines += [f"    {line}" for line in finding.repro.splitlines()]
         lines += [f"  {rule}: {number} in all" for rule, number in seen.items() if number > per_rule]
         return lines
@@ -99,3 +106,26 @@ def numbers(seconds: float, case: Optional[int] = None) -> Iterator[int]:
         yield number
         if time.monotonic() >= end_s:
             return
+
+
+def after_pure(report: Report, cases: Iterator[int], pure: Callable[[Report, int], None], more: int) -> Iterator[int]:
+    """The cases' numbers, each after `pure` for it and for `more` numbers of its own that no socket sees."""
+    for number in cases:
+        first = (number + 1) * 1_000_000
+        for other in (number, *range(first, first + more)):
+            pure(report, other)
+        yield number
+
+
+def look_again(report: Report, odd: Sequence[T], look: Callable[[T], None]) -> None:
+    """Put odd cases again, each by itself: `look` does it, and reports what does not hold then either."""
+    end_s = time.monotonic() + LOOKED_S
+    for case in odd[:LOOKED_AT_AGAIN]:
+        before = len(report.findings)
+        for _ in range(LOOKS):
+            if len(report.findings) == before and time.monotonic() < end_s:
+                look(case)
+        if len(report.findings) == before:
+            report.note("odd once only, when much was going on")
+    if len(odd) > LOOKED_AT_AGAIN:
+        report.note(f"{len(odd) - LOOKED_AT_AGAIN} more cases were odd and not looked at again")

@@ -224,15 +224,14 @@ class Through:
         sent = account()
         if len(read) > len(sent) + self._known:
             return f"the front sent {len(sent)}, the gateway read {len(read)}; last {read[-6:]}, sent last {sent[-3:]}"
-        hidden = Counter(SMUGGLED.findall(" ".join(read))) - Counter(SMUGGLED.findall(" ".join(sent)))
-        new = {path: number for path, number in hidden.items() if path not in self._told}
+        new = {path: number for path, number in never_sent(read, sent).items() if path not in self._told}
         return f"never sent: {new}" if new else ""
 
     def _forget(self, account: Account) -> None:
         """What there is now has been told."""
         read, sent = list(self._seen), account()
         self._known = max(0, len(read) - len(sent))
-        self._told |= set(Counter(SMUGGLED.findall(" ".join(read))) - Counter(SMUGGLED.findall(" ".join(sent))))
+        self._told |= set(never_sent(read, sent))
 
     def _look_at_each(self, port: int, batch: Sequence[int], account: Account) -> None:
         """The accounts differ: by which case?"""
@@ -251,19 +250,19 @@ class Through:
             self._tell(batch[0], f"only among the {len(batch)} cases from this one on: {first}")
 
     def _tell(self, number: int, what: str) -> None:
-        segments = frontcorpus.case(*self._made(number))
+        _, segments = self._made(number)
         self._report.found(
             "no request that the front did not send", number, f"{self._front.name}: {what}", shown(segments)
         )
 
-    def _made(self, number: int) -> tuple[Any, int, str]:
+    def _made(self, number: int) -> tuple[bytes, list[bytes]]:
+        """A case's nonce and its segments."""
         nonce = f"case-{rng_of('nonce', self._report.seed, number).getrandbits(48):012x}"
         self._issued.add(nonce.encode())
-        return rng_of("fronts", self._report.seed, number), number, nonce
+        return nonce.encode(), frontcorpus.case(rng_of("fronts", self._report.seed, number), number, nonce)
 
     def _talk(self, number: int) -> Talk:
-        rng, _, nonce = self._made(number)
-        segments = frontcorpus.case(rng, number, nonce)
+        nonce, segments = self._made(number)
         for segment in segments:
             yield segment
             yield PAUSE
@@ -272,9 +271,14 @@ class Through:
             self._report.count(f"status {status.decode()}")
         if b"HTTP/1.1 500" in got:
             self._report.found("no 500", number, f"{got[:300]!r}", shown(segments))
-        foreign = self._issued.intersection(NONCE.findall(got)) - {nonce.encode()}
+        foreign = self._issued.intersection(NONCE.findall(got)) - {nonce}
         if foreign:
             self._report.found("own answer", number, f"{self._front.name}: {foreign} in {got[:600]!r}", shown(segments))
+
+
+def never_sent(read: Sequence[str], sent: Sequence[str]) -> Counter[str]:
+    """The hidden requests that the gateway has read more often than the front has sent them."""
+    return Counter(SMUGGLED.findall(" ".join(read))) - Counter(SMUGGLED.findall(" ".join(sent)))
 
 
 # --- the fronts' processes ------------------------------------------------------------------------------------------

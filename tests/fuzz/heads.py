@@ -13,7 +13,7 @@ from gateway.errors import HttpError
 from gateway.server.parsing import parse_head
 from tests.fuzz import reference
 from tests.fuzz.cuts import mostly, spoil
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.wire import Wire, chat, nonce
 
 # fmt: off
@@ -160,14 +160,4 @@ def _verdict(report: Report, number: int, block: bytes) -> str:
 
 def run(report: Report, numbers: Iterator[int]) -> None:
     """Send these cases."""
-    wire = Wire(report, make)
-    with wire.gateways():
-        wire.run(_each(report, numbers))
-
-
-def _each(report: Report, numbers: Iterator[int]) -> Iterator[int]:
-    """The numbers, each after cases that need no socket: of its own number and of 20 that no socket sees."""
-    for number in numbers:
-        for other in (number, *range((number + 1) * 1_000_000, (number + 1) * 1_000_000 + 20)):
-            pure(report, other)
-        yield number
+    Wire(report, make).run(after_pure(report, numbers, pure, 20))

@@ -32,6 +32,9 @@ import time
 from collections import Counter
 from typing import Optional
 
+from tests.fuzz.engine import text_of, wants_stream
+from tests.scripted import STREAM_HEAD, chunked
+
 TAINTED_S = 0.25  # a gateway's thread may wait so long between its look and its sending, on a busy machine
 REST_S = 2.0
 REST_POLL_S = 0.25
@@ -98,7 +101,7 @@ class Counts:
 def answer(nonce: bytes, stream: bool, total: int = 0, status: str = "200 OK", shift: int = 0) -> bytes:
     """A whole response with the nonce. `total`: its length in bytes, head included (0: as it comes); `shift`: how much
     its Content-Length is wrong."""
-    text = f"yours is {nonce.decode()}"
+    text = text_of(nonce)
     if status != "200 OK":
         body = json.dumps({"error": {"message": text}}).encode()
     elif stream:
@@ -115,22 +118,17 @@ def answer(nonce: bytes, stream: bool, total: int = 0, status: str = "200 OK", s
 
 
 def _streamed(text: str, total: int) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     end = b"0\r\n\r\n"
     words = re.split("(?<= )", text)
     events = [{"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]} for word in words]
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-    chunks = [_chunk(f"data: {json.dumps(event)}\n\n".encode()) for event in (*events, last)]
-    chunks.append(_chunk(b"data: [DONE]\n\n"))
-    missing = total - len(head) - len(end) - sum(map(len, chunks))
+    chunks = [chunked(f"data: {json.dumps(event)}\n\n".encode()) for event in (*events, last)]
+    chunks.append(chunked(b"data: [DONE]\n\n"))
+    missing = total - len(STREAM_HEAD) - len(end) - sum(map(len, chunks))
     if missing > 20:
         digits = len(f"{missing - 6:x}")
-        chunks.insert(1, _chunk(b":" + b"p" * (missing - digits - 4 - 3) + b"\n\n"))
-    return head + b"".join(chunks) + end
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
+        chunks.insert(1, chunked(b":" + b"p" * (missing - digits - 4 - 3) + b"\n\n"))
+    return STREAM_HEAD + b"".join(chunks) + end
 
 
 class Rests:
@@ -198,7 +196,7 @@ class Connection:
             return
         body = self._take(size)
         self._did(kind, nonce)
-        self._answer(kind, nonce, b'"stream": true' in body or b'"stream":true' in body)
+        self._answer(kind, nonce, wants_stream(body))
 
     def _rest(self) -> None:
         """Wait for a request; when all connections are at rest, say something that nobody asked for."""

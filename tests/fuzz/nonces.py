@@ -19,6 +19,7 @@ import contextlib
 import json
 import random
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -28,18 +29,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from tests.fuzz.engine import text_of
 from tests.fuzz.finding import Report
+from tests.fuzz.nonceengines import NONCE
 from tests.fuzz.talk import Answer, Await, End, Talk, Talks
-from tests.support import ROOT, GatewayProcess, eventually, process_environment
+from tests.support import MAIN, ROOT, GatewayProcess, eventually, gateway_process
 
 ENGINES = 4
 AT_ONCE = 40
 BETWEEN_RESTS = 600  # requests; then all are let end, and engines say on idle connections what nobody asked for
 PER_CONNECTION = 30  # requests at most
 UNCHANGED_SHARE = 0.15  # of the requests go to a gateway that is as it is
-NONCE = re.compile(rb"n-[0-9a-f]{12}")
+TRUSTING = ("-m", "tests.fuzz.trusting")
 ERRORS = frozenset((400, 404, 413, 422, 429, 502, 503, 504))
 ANSWER_S = 40.0
+LINE_S = 30.0  # of the engines' process, for what takes it two seconds
 SETTINGS: dict[str, object] = {
     "BREAKER_MIN_REQUESTS": 1_000_000,
     "REQUEST_TIMEOUT": 20,
@@ -50,9 +54,7 @@ SETTINGS: dict[str, object] = {
     "RATE_LIMIT_TARGET_WAIT": 0,
     "RATE_LIMIT_TARGET_ERRORS": 0,
     "ENGINES_FILE": "engines.json",
-    "HEALTH_INTERVAL": 0,
-    "ALLOWED_HOSTS": "gateway",
-    "PORT": 0,
+    "PYTHONPATH": ROOT,
 }
 
 
@@ -83,7 +85,10 @@ class Run:
             if certificate is None:
                 report.note("no openssl: all engines speak plainly")
             with _engines(self._seed, certificate, directory) as engines:
-                with _gateway(directory, engines.urls, certificate, trusting) as gateway:
+                files = {"engines.json": json.dumps({"models": {"m": {"engines": engines.urls}}})}
+                variables = {"SSL_CERT_FILE": certificate[0]} if certificate else {}
+                program = TRUSTING if trusting else MAIN
+                with gateway_process({**SETTINGS, **variables}, program=program, files=files) as gateway:
                     began_s = time.monotonic()
                     while self._asked < count and time.monotonic() < end_s:
                         some = min(count - self._asked, BETWEEN_RESTS)
@@ -163,7 +168,7 @@ def outcome(nonce: bytes, got: Answer) -> str:
     if got.header(b"content-type").startswith(b"text/event-stream"):
         text = b"".join(re.findall(rb'"content": ?"([^"]*)"', got.body))
         if got.body.rstrip().endswith(b"data: [DONE]"):
-            return "200" if text == b"yours is " + nonce and got.whole else "bad stream"
+            return "200" if text == text_of(nonce).encode() and got.whole else "bad stream"
         last = got.body.rstrip().rpartition(b"\n")[2]
         return "error event" if last.startswith(b'data: {"error"') else "bad end of a stream"
     if not got.whole:
@@ -171,7 +176,7 @@ def outcome(nonce: bytes, got: Answer) -> str:
     try:
         body = json.loads(got.body)
         if got.status == 200:
-            own = body["choices"][0]["message"]["content"] == f"yours is {nonce.decode()}"
+            own = body["choices"][0]["message"]["content"] == text_of(nonce)
             return "200" if own and body["id"] == nonce.decode() else "bad answer"
         return f"{got.status} {body['error']}" if got.status in ERRORS else f"bad status {got.status}"
     except (ValueError, KeyError, IndexError, TypeError):
@@ -211,15 +216,22 @@ class Engines:
 
     def rest(self) -> None:
         """No request is under way: let engines send what nobody asked for."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self._process.stdout.readline()
+        line_of(self._process)
 
     def end(self) -> Any:
         """Let it end; returns what it did."""
         out, _ = self._process.communicate("", timeout=60.0)
         return json.loads(out.splitlines()[-1])
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that it prints, the only one so far."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], LINE_S)[0], f"the engines have said nothing within {LINE_S:g} s"
+    return process.stdout.readline()
 
 
 @contextlib.contextmanager
@@ -230,8 +242,7 @@ def _engines(seed: int, certificate: Optional[tuple[str, str]], directory: Path)
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
     try:
-        assert process.stdout is not None
-        ports = json.loads(process.stdout.readline())
+        ports = json.loads(line_of(process))
         schemes = ["http"] * (len(ports) - 1) + ["https" if certificate else "http"]
         yield Engines(process, [f"{scheme}://127.0.0.1:{port}/v1" for scheme, port in zip(schemes, ports)])
     finally:
@@ -241,36 +252,6 @@ def _engines(seed: int, certificate: Optional[tuple[str, str]], directory: Path)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-
-
-@contextlib.contextmanager
-def _gateway(
-    directory: Path, urls: list[str], certificate: Optional[tuple[str, str]], trusting: bool
-) -> Iterator[GatewayProcess]:
-    models = {"m": {"engines": urls}}
-    (directory / "engines.json").write_text(json.dumps({"models": models}), "utf-8")
-    own = {**SETTINGS, "PYTHONPATH": ROOT, **({"SSL_CERT_FILE": certificate[0]} if certificate else {})}
-    module = ["-m", "tests.fuzz.trusting"] if trusting else [str(ROOT / "main.py")]
-    with open(directory / "stdout", "wb") as stdout, open(directory / "stderr", "wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, *module],
-            cwd=directory,
-            env=process_environment(own),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-        )
-    running = GatewayProcess(process, directory)
-    try:
-        running.wait_for_url()
-        yield running
-    finally:
-        process.terminate()
-        try:
-            process.wait(10.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10.0)
 
 
 def make_certificate(directory: Path) -> Optional[tuple[str, str]]:

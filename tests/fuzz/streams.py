@@ -11,6 +11,7 @@ Without sockets: `EventStream` says the same for every single cut, and raises no
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -20,11 +21,12 @@ from typing import Any
 from gateway.upstream.sse import EventStream, StreamBroken
 from tests.fuzz import cuts
 from tests.fuzz.answers import FIGURES
-from tests.fuzz.asking import Asked, Asking, Case, nonces
+from tests.fuzz.asking import SURPLUS, Asked, Asking, Case, no_surplus, nonces
 from tests.fuzz.cuts import mostly, spoil
-from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, chunk, text_of
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.engine import CLOSE, KEEP, RESET, Script, text_of
+from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.talk import End
+from tests.scripted import chunked
 
 # fmt: off
 COMMENTS = (
@@ -110,7 +112,7 @@ def wire_of(rng: random.Random, payload: bytes, how: random.Random) -> tuple[byt
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n"
     framed = rng.random()
     if framed < 0.7:
-        body = b"".join(chunk(part) for part in cuts.some(payload, how, 10) if part)
+        body = b"".join(chunked(part) for part in cuts.some(payload, how, 10) if part)
         ending = mostly(rng, b"0\r\n\r\n", b"0\r\nX: 1\r\n\r\n", b"", b"0\r\n", b"x", b"5\r\nab", share=0.85)
         head += "Transfer-Encoding: chunked\r\n\r\n"
         end = (
@@ -131,9 +133,11 @@ def make(report: Report, number: int) -> Case:
     """The case of that number."""
     scripts = []
     sure = False
+    said = set()  # by the ways, but for their nonces
     for way, name in enumerate(nonces(report, number, 4)):
         rng = rng_of(report.name, report.seed, number)
         payload = events_of(rng, name)
+        said.add(payload.replace(name, b"NONCE"))
         how = rng_of("ways", report.seed, number * 10 + way)
         data, end, sure = wire_of(rng, payload, how)
         sure = sure and all_json(payload)
@@ -145,7 +149,7 @@ def make(report: Report, number: int) -> Case:
         ][way]
         scripts.append((name, Script(segments or [data], end, always=True)))
     options = {"stream_options": {"include_usage": True}} if rng_of("usage", report.seed, number).random() < 0.3 else {}
-    return Case(number, True, tuple(scripts), sure, options)
+    return Case(number, True, tuple(scripts), sure and len(said) == 1, options)  # more: a nonce was spoilt
 
 
 def all_json(payload: bytes) -> bool:
@@ -162,7 +166,14 @@ def all_json(payload: bytes) -> bool:
 def judge(asked: Asked) -> Iterator[tuple[str, str]]:
     """What does not hold of one way."""
     answer = asked.answer
-    if isinstance(answer, End) or answer.status != 200:
+    if isinstance(answer, End):
+        return
+    payload = b"".join(asked.script.segments)
+    if b"chunked" in payload[:200]:
+        payload = _dechunked(payload)
+    if SURPLUS not in b"".join(until_done(payload)):  # else it may stand before the end
+        yield from no_surplus(answer)
+    if answer.status != 200:
         return
     if not answer.header(b"content-type").startswith(b"text/event-stream"):
         yield "a stream", f"200 with {answer.headers}"
@@ -178,13 +189,10 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
             yield "one end", f"[DONE] is not the end, or the body has none: {answer.body[-600:]!r}"
     elif not last.startswith(b'data: {"error":'):
         yield "one end", f"neither [DONE] nor an error: whole {answer.whole}, {answer.body[-600:]!r}"
-    payload = b"".join(asked.script.segments)
     own = [line for line in lines if line.strip()]
     if not done and own:
         own = own[:-1]
     position = 0
-    if b"chunked" in payload[:200]:
-        payload = _dechunked(payload)
     for line in own:
         if line.strip() in done:
             continue
@@ -195,6 +203,33 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
             yield "nothing invented", f"{line[:300]!r} is not what the engine sent, or not in its order"
             return
         position = found + len(line.strip())
+    if done and b"application/json" not in payload[:200]:
+        for sent, got in itertools.zip_longest(events_in(payload), events_in(answer.body)):
+            if sent != got:
+                yield "nothing left out", f"the engine sent {sent!r:.300}, the client got {got!r:.300}"
+                return
+
+
+def events_in(payload: bytes) -> Iterator[bytes]:
+    """The events before `[DONE]`, but for those that only tell usage, which not every client wants."""
+    for line in until_done(payload):
+        if line.startswith(b"data:") and not only_usage(line[5:]):
+            yield line[5:].strip()
+
+
+def only_usage(event: bytes) -> bool:
+    """Whether an event tells nothing but usage."""
+    try:
+        told = json.loads(event)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.get("choices") == [] and isinstance(told.get("usage"), dict)
+
+
+def until_done(payload: bytes) -> list[bytes]:
+    """The lines before `[DONE]`."""
+    lines = payload.splitlines(keepends=True)
+    return list(itertools.takewhile(lambda line: line[:5] != b"data:" or line[5:].strip() != b"[DONE]", lines))
 
 
 def _dechunked(data: bytes) -> bytes:
@@ -271,11 +306,5 @@ def read(segments: Sequence[bytes], hide_usage: bool) -> tuple[str, object, byte
 
 def run(report: Report, numbers: Iterator[int]) -> None:
     """Put these cases to a gateway."""
-
-    def each() -> Iterator[int]:
-        for number in numbers:
-            for other in (number, *range((number + 1) * 1_000_000, (number + 1) * 1_000_000 + 3)):
-                pure(report, other)
-            yield number
-
-    Asking(report, lambda number: make(report, number), judge, verdict).run(each())
+    asking = Asking(report, lambda number: make(report, number), judge, verdict)
+    asking.run(after_pure(report, numbers, pure, 3))

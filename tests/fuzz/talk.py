@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 TURN_S = 0.0007  # of a turn, when somebody pauses: another thread reads meanwhile what has been sent
 RECV_BYTES = 1 << 18
+SEND_S = 10.0  # what a server has not taken by then is not sent
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2}) [\t\x20-\x7e]*")
 _FIELD = re.compile(
@@ -87,7 +88,6 @@ class _Line:
         self.step: Optional[Step] = None
         self.due_s = 0.0
         self.fresh = False  # something has come since it was last looked at
-        self.scan = 0  # responses before this length of `buffer` are known not to be whole
 
 
 class Talks:
@@ -176,13 +176,15 @@ class Talks:
             self._resume(line, End(line.ended or "late", line.buffer))
 
     def _flush(self, line: _Line) -> bool:
-        """Send what is left; True when nothing is."""
+        """Send what is left; True when nothing is, or when it is given up."""
         if not line.unsent:
             return True
         try:
             line.unsent = line.unsent[line.sock.send(line.unsent) :]
         except BlockingIOError:
-            return False
+            if time.monotonic() < line.due_s:
+                return False
+            line.unsent = b""
         except OSError:
             line.unsent = b""  # the server has closed: what it said before is still read
         return not line.unsent
@@ -199,6 +201,7 @@ class Talks:
             if isinstance(step, bytes):
                 line.unsent = step
                 line.step = None
+                line.due_s = time.monotonic() + SEND_S
                 if not self._flush(line):
                     return
                 continue

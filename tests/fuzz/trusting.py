@@ -8,6 +8,7 @@ used, which is what such a run is there to try.
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
 import main
 from gateway.upstream import connections
@@ -15,9 +16,8 @@ from gateway.upstream import connections
 
 def run() -> int:
     """Serve; returns the exit status."""
-    if hasattr(connections, "DISTRUST_S"):
-        connections.DISTRUST_S = 0.0
-    return main.main([])
+    with mock.patch.object(connections, "DISTRUST_S", 0.0):
+        return main.main([])
 
 
 if __name__ == "__main__":

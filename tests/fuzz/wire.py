@@ -22,23 +22,18 @@ import itertools
 import json
 import random
 import re
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from tests.fuzz import cuts, reference
 from tests.fuzz.checks import Watched, watched
-from tests.fuzz.finding import Report, rng_of, shown
+from tests.fuzz.finding import ODD_MAX, Report, look_again, rng_of, shown
 from tests.fuzz.talk import PAUSE, Answer, Await, End, Quiet, Talk, Talks
 
 PROBE_HOST = b"127.0.0.1"
 CLIENT_TIMEOUT_S = 3.0
 WHERE = ("loop", "threads")
 AT_ONCE = 96
-LOOKED_AT_AGAIN = 12
-LOOKED_S = 20.0  # this takes at most about so long
-ODD_MAX = 60  # no more cases are made then
-LOOKS = 3
 EACH_BYTE_SHARE = 0.25  # of cases also go byte by byte: such a one takes a third of a second
 NONCE = re.compile(rb"(?:case|probe)-[0-9a-f]{12}")
 MARKS = (b"\r\n", b"\r\n\r\n", b": ", b"0\r\n", b";")
@@ -110,7 +105,7 @@ class Wire:
         self._issued: set[bytes] = set()  # nonces: a spoilt one is nobody's
 
     @contextlib.contextmanager
-    def gateways(self) -> Iterator[Wire]:
+    def _serving(self) -> Iterator[None]:
         """The gateways are there meanwhile."""
         usual = {"CLIENT_TIMEOUT": CLIENT_TIMEOUT_S, "KEEPALIVE_TIMEOUT": 20, "MAX_HEADER_BYTES": 8192}
         with contextlib.ExitStack() as stack:
@@ -118,7 +113,7 @@ class Wire:
                 for where in WHERE:
                     running = watched(self._report, {**usual, **own}, where == "threads")
                     self._gateways[number, where] = stack.enter_context(running)
-            yield self
+            yield
 
     def case(self, number: int) -> Case:
         """The case of that number."""
@@ -129,17 +124,9 @@ class Wire:
         """Send these cases, and look again at what is odd."""
         odd: list[Case] = []
         some = itertools.takewhile(lambda number: len(odd) < ODD_MAX, numbers)
-        self._send(map(self.case, some), AT_ONCE, lambda case, runs: odd.append(case))
-        end_s = time.monotonic() + LOOKED_S
-        for case in odd[:LOOKED_AT_AGAIN]:
-            before = len(self._report.findings)
-            for _ in range(LOOKS):
-                if len(self._report.findings) == before and time.monotonic() < end_s:
-                    self._send(iter([case]), 8, self._tell)
-            if len(self._report.findings) == before:
-                self._report.note("odd once only, when much was going on")
-        if len(odd) > LOOKED_AT_AGAIN:
-            self._report.note(f"{len(odd) - LOOKED_AT_AGAIN} more cases were odd and not looked at again")
+        with self._serving():
+            self._send(map(self.case, some), AT_ONCE, lambda case, runs: odd.append(case))
+            look_again(self._report, odd, lambda case: self._send(iter([case]), 8, self._tell))
 
     def _send(self, cases: Iterator[Case], at_once: int, tell: Tell) -> None:
         """Send every case in every way; `tell` is called for those that break a rule."""
