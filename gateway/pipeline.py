@@ -120,7 +120,7 @@ class Pipeline:
         `request` is what `parse` has found in `body`.
         """
         engine_path = PATHS[path]
-        validation.VALIDATOR_BY_PATH[engine_path](request)
+        BY_PATH[engine_path].validate(request)
         call = Call(
             engine_path,
             request,

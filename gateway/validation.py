@@ -1,19 +1,18 @@
-"""From a body's bytes to a request that engines may see; every refusal names the faulty field.
+"""From a body's bytes to the JSON object of a request.
 
 Pure functions. JSON is read strictly: UTF-8 only, no NaN, no infinities, no duplicate keys, bounded depth, digits and
-number of values, so that an engine's parser cannot read something else than was checked here. Which fields there are is
-said by the table in upstream/fields.py.
+number of values, so that an engine's parser cannot read something else than was checked here. Which fields it may
+have is said, and checked, by the table in upstream/fields.py.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Callable
+from typing import Any
 
 from gateway import jsonbounds
 from gateway.errors import RequestRefused
 from gateway.jsontext import decode_with
-from gateway.upstream.fields import BY_PATH
 
 DEPTH_MAX = 128
 DIGITS_MAX = 1000
@@ -77,7 +76,3 @@ def _constant(name: str) -> Any:
 _decode = decode_with(
     json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
 )
-
-
-VALIDATOR_BY_PATH: dict[str, Callable[[dict[str, Any]], None]] = {path: row.validate for path, row in BY_PATH.items()}
-"""Checks a request that came to this path of engines. Raises RequestRefused naming the field."""

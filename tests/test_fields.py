@@ -12,7 +12,6 @@ from gateway.pipeline import tokens_at_most
 from gateway.upstream import echo
 from gateway.upstream.call import Call
 from gateway.upstream.fields import BY_PATH
-from gateway.validation import VALIDATOR_BY_PATH
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/chat/completions", "/completions", "/embeddings"
 TEXT = "what is python " * 9
@@ -80,7 +79,7 @@ class ForeignFieldsTest(unittest.TestCase):
 
     def test_the_examples_are_valid(self) -> None:
         for path, request in self.valid():
-            VALIDATOR_BY_PATH[path](request)
+            BY_PATH[path].validate(request)
 
     def test_a_field_of_another_path_changes_nothing_whatever_it_holds(self) -> None:
         for path, request in self.valid():
@@ -89,7 +88,7 @@ class ForeignFieldsTest(unittest.TestCase):
                 for value in VALUES:
                     with self.subTest(path=path, key=key, value=str(value)[:20]):
                         added = {**request, key: value}
-                        VALIDATOR_BY_PATH[path](added)
+                        BY_PATH[path].validate(added)
                         self.assertEqual(estimates(path, added), told)
 
     def test_a_field_of_any_type_is_refused_or_read(self) -> None:
@@ -102,7 +101,7 @@ class ForeignFieldsTest(unittest.TestCase):
                         changed = {**request, **more, key: value}
                         with self.subTest(path=path, request=str(changed)[:200]):
                             try:
-                                VALIDATOR_BY_PATH[path](changed)
+                                BY_PATH[path].validate(changed)
                             except RequestRefused as refusal:
                                 self.assertEqual(refusal.status, 400)
                                 self.assertLess(len(refusal.message), 500)

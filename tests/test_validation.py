@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from gateway.errors import RequestRefused
-from gateway.validation import VALIDATOR_BY_PATH, parse_json
+from gateway.upstream.fields import BY_PATH
+from gateway.validation import parse_json
 
 ROOT = Path(__file__).resolve().parent.parent
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
-validate_chat = VALIDATOR_BY_PATH["/chat/completions"]
-validate_completion = VALIDATOR_BY_PATH["/completions"]
-validate_embedding = VALIDATOR_BY_PATH["/embeddings"]
+validate_chat = BY_PATH["/chat/completions"].validate
+validate_completion = BY_PATH["/completions"].validate
+validate_embedding = BY_PATH["/embeddings"].validate
 
 
 class RefusalTest(unittest.TestCase):
@@ -318,7 +319,7 @@ class EmbeddingTest(RefusalTest):
 
 class TableTest(unittest.TestCase):
     def test_every_inference_path_has_its_validator(self) -> None:
-        self.assertEqual(set(VALIDATOR_BY_PATH), {"/chat/completions", "/completions", "/embeddings"})
+        self.assertEqual(set(BY_PATH), {"/chat/completions", "/completions", "/embeddings"})
 
 
 if __name__ == "__main__":

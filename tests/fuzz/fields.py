@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import RequestRefused
-from gateway.validation import VALIDATOR_BY_PATH, parse_json
+from gateway.upstream.fields import BY_PATH
+from gateway.validation import parse_json
 from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.wire import Wire, nonce
@@ -158,7 +159,7 @@ def pure(report: Report, number: int) -> None:
         value = parse_json(body)
         if value != json.loads(body):
             report.found("as json.loads", number, f"{value!r:.300}", shown([body]))
-        VALIDATOR_BY_PATH[path[3:]](value)
+        BY_PATH[path[3:]].validate(value)
     except RequestRefused:
         pass
     except Exception as error:
