@@ -164,7 +164,7 @@ class Threads(ParkingTest):
         eventually(lambda: running.app.workers.busy == 0)
 
     def test_who_waited_too_long_and_cannot_be_told_at_once_is_told_when_it_can_be(self) -> None:
-        running, engine = self.one_engine(WORKERS=1, QUEUE_TIMEOUT="0.3")
+        running, engine = self.one_engine(WORKERS=1, QUEUE_TIMEOUT="1")
         self.begin(running)
         engine.take()
         for sent in (b"", b"GET / HTTP/1.1\r\n"):  # behind the request that waits
