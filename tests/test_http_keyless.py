@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import select
 import socket
 import sys
 import threading
-import time
 import unittest
 from collections.abc import Iterator
 from unittest import mock
 
 from gateway.server.parkingserver import ParkingServer
-from tests.access import b64
 from tests.parking import ParkingTest, client_threads
 from tests.resilience import ask
 from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, eventually, gateway, request_bytes
-from tests.test_http_parked import narrow
+from tests.test_http_parked import narrow, unknown_token
 
 HAS_EPOLL = hasattr(select, "epoll")
 KEY = "sk-alice-0123456789abcdef"
@@ -240,16 +237,12 @@ class LargeMetrics(ParkingTest):
 class UnknownTokens(ParkingTest):
     """A token that only an identity provider's keys can tell of, while it does not answer."""
 
-    def token(self) -> str:
-        parts = ({"alg": "RS256", "kid": "one"}, {"sub": "tina", "exp": int(time.time()) + 60})
-        return ".".join([*(b64(json.dumps(part).encode()) for part in parts), b64(b"signature")])
-
     def test_keys_that_are_due_again_when_the_body_has_come_do_not_stop_the_loop(self) -> None:
         provider = self.scripted()
         self.enter(mock.patch("gateway.policy.jwks._implementation"))
         running = self.enter(gateway(JWT_JWKS=provider.url.replace("/v1", "/keys"), JWT_ALGORITHM="RS256"))
         provider.accept().close()
-        headers = [("Authorization", f"Bearer {self.token()}")]
+        headers = [("Authorization", f"Bearer {unknown_token()}")]
         self.assertEqual(running.post(HI, headers=headers).status, 401)
         data = request_bytes("POST", CHAT, HI, headers)
         late = self.enter(running.connect())
@@ -273,7 +266,7 @@ class UnknownTokens(ParkingTest):
             API_KEYS=f"alice:{KEY}",
         )
         side = provider.accept()  # it will say nothing
-        token = self.token()
+        token = unknown_token()
         with self.no_thread(running):
             clients = []
             for headers in ([("Authorization", f"Bearer {token}")], [("X-API-Key", token)]):
