@@ -261,10 +261,12 @@ class Probes(unittest.TestCase):
             raise Shortage
 
         checker = self.checker(pool, no_probe)
-        for _ in range(3):
-            checker.tick()
-            self.assertTrue(asked.acquire(timeout=TIMEOUT_S))
-            eventually(lambda: not checker._under_way)
+        with mock.patch.object(threading, "excepthook") as crashed:
+            for _ in range(3):
+                checker.tick()
+                self.assertTrue(asked.acquire(timeout=TIMEOUT_S))
+                eventually(lambda: not checker._under_way)
+        crashed.assert_not_called()
         engine = pool.engines[0]
         self.assertEqual((engine.state(0.0), engine.fails, engine.last_error), ("up", 0, None))
 
