@@ -103,6 +103,7 @@ class CutOff(ParkingTest):
             taken += len(client.sock.recv(65_536))
         # What the system keeps comes before that which the gateway sees taken.
         self.assertGreater(taken, TAKEN_BYTES // 2)
+        self.assertLess(taken, 2 * TAKEN_BYTES)
         self.assertGreater(connection._due_s, begun_s)
 
     def writing(self, running: RunningGateway) -> Any:
