@@ -393,10 +393,10 @@ class TokenTest(ClockTest):
             ({"exp": NOON + 1e6, "iat": NOON}, -30.0, None),
         ):
             text = token(**claims)
-            for now_s, good in ((first_s, True), (last_s, True), (0.0, True)):
+            for now_s in (first_s, last_s, 0.0):
                 if now_s is not None:
                     self.now_s = NOON + now_s
-                    self.assertIs(bool(verifier.verify(text)), good)
+                    self.assertTrue(verifier.verify(text))
             for edge_s, by_s in ((first_s, -1.0), (last_s, 1.0)):
                 if edge_s is not None:
                     self.now_s = NOON + edge_s + by_s

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 import unittest
+from collections.abc import Iterator
 from typing import Callable, Optional
 from unittest import mock
 
@@ -153,7 +154,7 @@ class OpenTest(SocketTest):
                 self.assertEqual(raised.exception.errno, code)
 
     @contextlib.contextmanager
-    def without(self, lacking: int, code: int):  # type: ignore[no-untyped-def]
+    def without(self, lacking: int, code: int) -> Iterator[None]:
         real = socket.socket
 
         def make(family: int, kind: int) -> socket.socket:
@@ -182,11 +183,10 @@ class OpenTest(SocketTest):
 
     @unittest.skipUnless(CAN_HANG, "a full queue refuses here")
     def test_who_gives_up_is_heard(self) -> None:
-        ended = threading.Event()
+        looks = iter((False, False, True))
         deadline_s = soon()
         with deaf() as port, self.assertRaises(socket.timeout):
-            threading.Timer(0.0, ended.set).start()
-            self.open(port, "127.0.0.1", ended=ended.is_set, deadline_s=deadline_s)
+            self.open(port, "127.0.0.1", ended=lambda: next(looks), deadline_s=deadline_s)
         self.assertLess(time.monotonic(), deadline_s)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unittest
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any
 
 from gateway.errors import RequestRefused
 from gateway.pipeline import tokens_at_most
@@ -177,9 +177,8 @@ class EstimateTest(unittest.TestCase):
 
 class EchoTest(unittest.TestCase):
     def refused(self, path: str, **request: Any) -> str:
-        answer: Callable[[], object] = lambda: echo.answer(path, request, 1)  # noqa: E731
         with self.assertRaises(echo.TooMuch) as caught:
-            answer()
+            echo.answer(path, request, 1)
         return str(caught.exception)
 
     def test_an_answer_that_would_be_out_of_proportion_is_refused(self) -> None:

@@ -23,6 +23,7 @@ from tests.support import (
     eventually,
     gateway,
     load_settings,
+    request_bytes,
 )
 from tests.test_http_threaded import Threaded
 
@@ -34,13 +35,11 @@ def request(
     method: str, path: str, body: Any = None, headers: Iterable[Header] = (), *, host: str = "", kind: str = ""
 ) -> bytes:
     """A request with that Host and, with a body, that Content-Type; "": without one."""
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}"]
-    payload = b""
-    if body is not None:
-        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines += [f"Content-Type: {kind}"] * bool(kind) + [f"Content-Length: {len(payload)}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + payload
+    if body is None:
+        return request_bytes(method, path, None, headers, host=host)
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    own = [*[("Content-Type", kind)] * bool(kind), ("Content-Length", str(len(payload)))]
+    return request_bytes(method, path, None, [*own, *headers], host=host) + payload
 
 
 class BrowserTest(AccessTest):

@@ -54,13 +54,6 @@ __import__(__name__)
 """
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def full_pipe() -> Iterator[int]:
     """The writing end of a pipe that takes nothing more, and that nobody reads."""
@@ -83,7 +76,17 @@ def full_pipe() -> Iterator[int]:
 class ExitTest(SocketTest):
     def setUp(self) -> None:
         self.directory = Path(self.enter(tempfile.TemporaryDirectory()))
-        self.port = free_port()
+        self.port = self.free_port()
+
+    def free_port(self) -> int:
+        """A port for the process, which cannot always say which it got: with Linux nobody else gets it meanwhile."""
+        sock = self.enter(socket.socket())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        if not LINUX:  # elsewhere nobody could listen on it
+            sock.close()
+        return port
 
     def start(
         self, stdout: Any = None, stderr: Any = None, command: Optional[list[str]] = None, **variables: Any

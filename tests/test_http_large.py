@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import select
@@ -15,7 +16,7 @@ from gateway.upstream.response import EngineResponse
 from gateway.upstream.sse import EventStream, StreamBroken
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
-from tests.support import EMBEDDINGS, RunningGateway, chunk_of
+from tests.support import EMBEDDINGS, RunningGateway, chunk_of, eventually
 
 MIB = 1 << 20
 
@@ -36,10 +37,8 @@ class LargeTest(ResilienceTest):
         """Send on a thread of its own: the gateway may not take all of it."""
 
         def run() -> None:
-            try:
+            with contextlib.suppress(OSError):
                 side.send(data)
-            except OSError:
-                pass
 
         thread = threading.Thread(target=run, name="engine")
         thread.start()
@@ -205,11 +204,13 @@ class LargeTest(ResilienceTest):
                 client = self.begin(running, ask(text, stream=True))
                 side = engine.take()
                 side.send(STREAM_HEAD)
-                try:
-                    while not select.select([side.sock], [], [], 0.01)[0]:  # until the gateway leaves
-                        side.send(chunked(b": wait\n\n"))
-                except OSError:
-                    pass
+
+                def left(side: EngineSide = side) -> bool:
+                    side.send(chunked(b": wait\n\n"))
+                    return bool(select.select([side.sock], [], [], 0)[0])
+
+                with contextlib.suppress(OSError):
+                    eventually(left)
                 self.assert_error(client.read_response(), 504, "gateway_timeout")
                 self.assert_nothing_held(running)
 

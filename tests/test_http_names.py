@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import unittest
-from typing import Any
+from typing import Any, Union
 from unittest import mock
 
+from gateway.mock import MockEngine
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.prober import probe
 from gateway.upstream.resolver import Resolver
@@ -15,7 +16,7 @@ from tests.naming import Names, deaf, resolver_threads
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import TIMEOUT_S, RunningGateway, chunk_of, eventually, load_settings
+from tests.support import CHAT, TIMEOUT_S, RunningGateway, chunk_of, eventually, load_settings
 from tests.test_connecting import several
 
 NAME = "engine.test"
@@ -36,7 +37,7 @@ class NamesTest(ParkingTest):
         self.names.release()
         super().tearDown()
 
-    def url(self, engine: ScriptedEngine, name: str = NAME) -> str:
+    def url(self, engine: Union[ScriptedEngine, MockEngine], name: str = NAME) -> str:
         return f"http://{name}:{engine.port}/v1"
 
     def serve_named(self, *urls: str, **variables: object) -> RunningGateway:
@@ -64,9 +65,9 @@ class HangTest(NamesTest):
     def test_a_resolver_that_hangs_costs_nobody_the_answer_of_another_engine(self) -> None:
         # Without CONNECT_TIMEOUT, half of the request's time is what remains for the other one.
         for body, variables in (
-            (ask(), {"REQUEST_TIMEOUT": 2}),
-            (ask(), {"CONNECT_TIMEOUT": 0.1}),
-            (STREAM, {"CONNECT_TIMEOUT": 0.1}),
+            (ask(), {"REQUEST_TIMEOUT": 4}),
+            (ask(), {"CONNECT_TIMEOUT": 0.5}),
+            (STREAM, {"CONNECT_TIMEOUT": 0.5}),
         ):
             with self.subTest(**variables, stream="stream" in body):
                 engine = self.scripted()
@@ -132,11 +133,9 @@ class HangTest(NamesTest):
         eventually(lambda: not resolver._under_way)
 
     def test_a_probe_that_fails_by_a_name_takes_the_engine_out(self) -> None:
-        engine = self.scripted()
+        engine = self.engine()
         self.names.answers[OTHER] = socket.gaierror(socket.EAI_NONAME, "no such name")
-        running = self.serve_named(
-            self.url(engine, OTHER), engine.url, HEALTH_INTERVAL=0.05, HEALTH_FAILS=1, HEALTH_TIMEOUT=0.05
-        )
+        running = self.serve_named(self.url(engine, OTHER), engine.url, HEALTH_INTERVAL=0.05, HEALTH_FAILS=1)
         eventually(lambda: self.states(running)[0] == "down")
         self.assertIn("no such name", running.app.factory.engines()[0].last_error or "")
 
@@ -166,24 +165,28 @@ class KeptTest(NamesTest):
         self.wait_until_known(running)
         with running.connect() as client, self.no_thread(running):
             self.settle(running)
-            client.request("POST", "/v1/chat/completions", ask())
+            client.request("POST", CHAT, ask())
             engine.take().answer(completion("on the loop"))
             self.assert_says(client, "on the loop")
 
     def test_the_last_good_answer_survives_failures(self) -> None:
+        self.enter(mock.patch("gateway.upstream.resolver.RETRY_S", 0.0))
         engine = self.scripted()
         running = self.serve_named(self.url(engine), DNS_TTL=0.001)
         eventually(lambda: self.resolver(running)._names[NAME].answer)
         for failure in (socket.gaierror(socket.EAI_AGAIN, "try again"), OSError(5, "broken")):
             self.names.answers[NAME] = failure
-            running.app.factory.client.prune()  # housekeeping: it looks up what is due
+            eventually(lambda failure=failure: self.has_failed(running, failure))
             for _ in range(3):
                 client = self.begin(running)
                 engine.take().answer(completion("still"))
                 self.assert_says(client, "still")
                 self.drop_kept(running)
-            self.assertIsNotNone(self.resolver(running)._names[NAME].failure)
         self.assertEqual(self.states(running), ["up"])
+
+    def has_failed(self, running: RunningGateway, failure: OSError) -> bool:
+        running.app.factory.client.prune()  # housekeeping: it looks up what is due
+        return self.resolver(running)._names[NAME].failure is failure
 
     def test_with_no_time_to_live_a_name_is_looked_up_for_each_connection(self) -> None:
         engine = self.scripted()
@@ -227,7 +230,7 @@ class ChangeTest(NamesTest):
         side = self.kept(running, engine)
         self.look_again(running)
         with running.connect() as client:
-            client.request("POST", "/v1/chat/completions", ask())
+            client.request("POST", CHAT, ask())
             side.read_request().answer(completion("kept"))  # the same addresses: the same connection
             self.assert_says(client, "kept")
         self.names.answers[NAME] = ["127.0.0.2"]
@@ -302,8 +305,7 @@ class LocalhostTest(ParkingTest):
 
     def test_a_probe_of_an_engine_at_localhost(self) -> None:
         engine = self.engine()
-        port = engine.url.split(":")[2].split("/")[0]
-        self.assertIsNone(probe(EngineSpec(f"http://localhost:{port}/v1"), TIMEOUT_S))
+        self.assertIsNone(probe(EngineSpec(f"http://localhost:{engine.port}/v1"), TIMEOUT_S))
 
 
 if __name__ == "__main__":

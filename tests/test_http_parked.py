@@ -663,6 +663,12 @@ class Slow(ParkingTest):
         self.assert_nothing_held(running)
 
 
+def unknown_token() -> str:
+    """A token that only an identity provider's keys can tell of."""
+    parts = ({"alg": "RS256", "kid": "one"}, {"sub": "tina", "exp": int(time.time()) + 60})
+    return ".".join([*(b64(json.dumps(part).encode()) for part in parts), b64(b"signature")])
+
+
 class KeySets(ParkingTest):
     def test_who_waits_for_the_keys_of_an_identity_provider_delays_nobody(self) -> None:
         provider = self.scripted()
@@ -677,9 +683,7 @@ class KeySets(ParkingTest):
         )
         side = provider.accept()  # it will say nothing
         self.assertEqual(running.post(ask(), headers=[key]).status, 200)
-        parts = ({"alg": "RS256", "kid": "one"}, {"sub": "tina", "exp": int(time.time()) + 60})
-        token = ".".join([*(b64(json.dumps(part).encode()) for part in parts), b64(b"signature")])
-        waiting = self.begin(running, headers=[("Authorization", f"Bearer {token}")])
+        waiting = self.begin(running, headers=[("Authorization", f"Bearer {unknown_token()}")])
         self.settle(running)
         with running.connect() as client:
             for _ in range(3):

@@ -82,7 +82,6 @@ class Shortages(ParkingTest):
             running = self.serve({"m": {"engines": [self.engine().url]}}, BREAKER_MIN_REQUESTS=1, RETRY_ATTEMPTS=3)
             with self.subTest(stream=stream), running.connect() as client:
                 self.assertEqual(client.ask("GET", "/healthz").status, 200)
-                client.send(b"")
                 with no_descriptors():
                     answer = client.ask("POST", CHAT, ask(**({"stream": True} if stream else {})))
                 self.assert_own(running, answer)
@@ -131,8 +130,7 @@ class Shortages(ParkingTest):
     def test_a_trial_that_could_not_be_made_leaves_the_breaker_as_it_was(self) -> None:
         engine = self.engine("error")
         running = self.serve({"m": {"engines": [engine.url]}}, RETRY_ATTEMPTS=1)
-        while self.states(running) == ["up"]:
-            running.post(ask())
+        eventually(lambda: running.post(ask()) and self.states(running) != ["up"])
         pool = self.pool(running)
         with mock.patch.object(pool, "_clock", lambda: pool.engines[0].breaker.until_s + 1.0):
             running.app.factory.client.endpoint(pool.engines[0].spec).pool.discard_idle()
@@ -274,10 +272,12 @@ class Probes(unittest.TestCase):
             raise Shortage
 
         checker = self.checker(pool, no_probe)
-        for _ in range(3):
-            checker.tick()
-            self.assertTrue(asked.acquire(timeout=TIMEOUT_S))
-            eventually(lambda: not checker._under_way)
+        with mock.patch.object(threading, "excepthook") as crashed:
+            for _ in range(3):
+                checker.tick()
+                self.assertTrue(asked.acquire(timeout=TIMEOUT_S))
+                eventually(lambda: not checker._under_way)
+        crashed.assert_not_called()
         engine = pool.engines[0]
         self.assertEqual((engine.state(0.0), engine.fails, engine.last_error), ("up", 0, None))
 

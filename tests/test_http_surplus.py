@@ -92,6 +92,10 @@ HARMLESS = [
 ]
 
 
+def sample(engine: ScriptedEngine, model: str = "m") -> str:
+    return f'gateway_engine_surplus_total{{model="{model}",engine="127.0.0.1:{engine.port}"}}'
+
+
 class Surplus(ParkingTest):
     """Each case has a model and an engine of its own."""
 
@@ -100,11 +104,7 @@ class Surplus(ParkingTest):
         models = {f"m{index}": {"engines": [engine.url]} for index, engine in enumerate(engines)}
         return self.serve(models, RETRY_ATTEMPTS=1, FALLBACK="off", **variables), engines
 
-    def surplus(self, running: RunningGateway, model: str, engine: ScriptedEngine) -> float:
-        name = f'gateway_engine_surplus_total{{model="{model}",engine="127.0.0.1:{engine.port}"}}'
-        return running.metrics()[name]
-
-    def play(self, case: Case, running: RunningGateway, client: RawClient, model: str, side: EngineSide) -> None:
+    def play(self, case: Case, running: RunningGateway, client: RawClient, side: EngineSide) -> None:
         """The request that the case is about, until the client has its answer and the engine has said everything."""
         side.send(case.at_once)
         if case.stream:
@@ -136,7 +136,7 @@ class Surplus(ParkingTest):
                 self.assert_says(client, "before")
             client.request("POST", CHAT, ask(model=model, **({"stream": True} if case.stream else {})))
             side = side.read_request() if kept else engine.take()
-            self.play(case, running, client, model, side)
+            self.play(case, running, client, side)
             other.request("POST", CHAT, ask("next", model=model))
             new = engine.take()
             self.assertEqual(new.json["messages"][0]["content"], "next")
@@ -145,8 +145,7 @@ class Surplus(ParkingTest):
             self.assertTrue(side.wait_until_left())
             client.assert_quiet()
             # The text of many metrics may be one of a moment ago.
-            name = f'gateway_engine_surplus_total{{model="{model}",engine="127.0.0.1:{engine.port}"}}'
-            self.assertEqual(running.wait_for_metric(name, 1), 1)
+            self.assertEqual(running.wait_for_metric(sample(engine, model), 1), 1)
 
     def test_the_next_client_gets_its_own_answer_and_the_surplus_counts(self) -> None:
         for kept in (False, True):
@@ -162,25 +161,21 @@ class Surplus(ParkingTest):
             with self.subTest(case.name), running.connect() as client, running.connect() as other:
                 client.request("POST", CHAT, ask(model=model, **({"stream": True} if case.stream else {})))
                 side = engine.take()
-                self.play(case, running, client, model, side)
+                self.play(case, running, client, side)
                 endpoint = running.app.factory.client.endpoint(running.app.factory.router.pools[model].engines[0].spec)
                 eventually(lambda: len(endpoint.pool) == 1)  # noqa: B023
                 self.next_is_answered(other, model, side)
-                self.assertEqual(self.surplus(running, model, engine), 0)
+                self.assertEqual(running.metrics()[sample(engine, model)], 0)
                 self.assertTrue(engine.nobody_waits())
 
 
 class Idle(ParkingTest):
     """What comes on a connection that nobody uses."""
 
-    def surplus(self, running: RunningGateway, engine: ScriptedEngine) -> float:
-        return running.metrics()[f'gateway_engine_surplus_total{{model="m",engine="127.0.0.1:{engine.port}"}}']
-
     def assert_surplus(self, running: RunningGateway, engine: ScriptedEngine, count: int) -> None:
-        name = f'gateway_engine_surplus_total{{model="m",engine="127.0.0.1:{engine.port}"}}'
         if count:
-            running.wait_for_metric(name, count)
-        self.assertEqual(self.surplus(running, engine), count)
+            running.wait_for_metric(sample(engine), count)
+        self.assertEqual(running.metrics()[sample(engine)], count)
 
     def test_what_comes_together_with_a_request_is_not_its_answer(self) -> None:
         for end in (False, True):
@@ -210,7 +205,7 @@ class Idle(ParkingTest):
         side = engine.take()
         side.answer(completion("yours"))
         self.assert_says(client, "yours")
-        self.assertEqual(self.surplus(running, engine), 0)
+        self.assert_surplus(running, engine, 0)
         client.request("POST", CHAT, ask())
         side.read_request().answer(completion("again"))  # kept: it is trusted
         self.assert_says(client, "again")
@@ -228,7 +223,7 @@ class Idle(ParkingTest):
         sides[0].read_request().answer(completion("yours"))
         self.assert_says(clients[0], "yours")
         self.assertTrue(engine.nobody_waits())
-        self.assertEqual(self.surplus(running, engine), 0)
+        self.assert_surplus(running, engine, 0)
 
     def test_an_address_that_has_sent_more_than_it_should_gets_one_connection_a_request_for_a_while(self) -> None:
         running, engine = self.one_engine()

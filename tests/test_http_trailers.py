@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import unittest
 
-from gateway.mock import MockEngine
-from tests.support import CHAT, HI, RawClient, RunningGateway, SocketTest, engines, gateway, mock_engine, request_bytes
+from tests import test_http_wire as wire
+from tests.support import CHAT, HI, RawClient, request_bytes
 
-BODY = b'{"messages":[{"role":"user","content":"hi there"}]}'
-HEAD = (
-    f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-)
-CHUNK = b"%x\r\n%b\r\n" % (len(BODY), BODY)
+HEAD = wire.post(wire.CHUNKED, body=b"")
+CHUNK = wire.chunked(wire.BODY, end=b"")
 
 # Name, what stands behind the last chunk's line, status, code.
 REFUSED = [
@@ -27,24 +24,13 @@ REFUSED = [
 ]
 
 
-class TrailersTest(SocketTest):
-    engine: MockEngine
-    gateway: RunningGateway
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.engine = mock_engine()
-        cls.addClassCleanup(cls.engine.close)
-        manager = gateway(ENGINES=engines(_13b=cls.engine.url))
-        cls.gateway = manager.__enter__()
-        cls.addClassCleanup(manager.__exit__, None, None, None)
-
+class TrailersTest(wire.WireTest):
     def send_in_pieces(self, client: RawClient, *pieces: bytes) -> None:
         """Each as a segment of its own: what is sent after the gateway has answered another request is not yet there
         when it reads."""
         for piece in pieces:
             client.send(piece)
-            self.assertEqual(self.gateway.get("/healthz").status, 200)
+            self.assert_works()
 
     def assert_refused(self, status: int, code: str, *pieces: bytes) -> None:
         before = self.engine.stats()["requests"]
@@ -62,10 +48,9 @@ class TrailersTest(SocketTest):
                 self.assert_refused(status, code, HEAD + CHUNK + b"0\r\n", trailers[:9], trailers[9:] + b"\r\n")
 
     def test_header_lines_are_dropped(self) -> None:
-        with self.gateway.connect() as client:
-            for _ in range(2):
-                client.send(HEAD + CHUNK + b"0\r\nX-Sum: 1\r\nAuthorization: none\r\n\r\n")
-                self.assertEqual(client.read_response().status, 200)
+        for _ in range(2):
+            self.client.send(HEAD + CHUNK + b"0\r\nX-Sum: 1\r\nAuthorization: none\r\n\r\n")
+            self.assertEqual(self.client.read_response().status, 200)
 
     def test_a_size_with_0x_is_refused_however_it_comes(self) -> None:
         chunk = b"0x%b" % CHUNK

@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.ledger import Ledger
@@ -17,7 +17,7 @@ from gateway.upstream.bounds import PART_TOKENS, TOKENS_UNKNOWN, bounds_of
 from gateway.upstream.call import Call
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import RunningGateway, chunk_of, eventually
+from tests.support import CHAT, RunningGateway, chunk_of, eventually
 
 KEY = [("Authorization", "Bearer sk-one")]
 HUGE = 10**12
@@ -123,7 +123,7 @@ class HttpUsageTest(ResilienceTest):
             for stream in (False, True):
                 for bad in ODD:
                     with self.subTest(stream=stream, bad=str(bad)[:30]):
-                        client.request("POST", "/v1/chat/completions", ask(stream=stream, max_tokens=9), KEY)
+                        client.request("POST", CHAT, ask(stream=stream, max_tokens=9), KEY)
                         side = engine.take()
                         if stream:
                             last = b'data: {"choices":[],"usage":' + json.dumps(usage(bad, bad)).encode() + b"}\n\n"
@@ -191,15 +191,20 @@ class Rows:
         return True
 
 
-def event(request_id: str, prompt: Optional[int] = 1, cost: Union[float, None] = 0.5) -> RequestEvent:
-    plain = RequestEvent(1.0, request_id, "POST", "/v1/chat/completions", 200, None, 0.1)
+def event(request_id: str, prompt: Optional[int] = 1, cost: Optional[float] = 0.5) -> RequestEvent:
+    plain = RequestEvent(1.0, request_id, "POST", CHAT, 200, None, 0.1)
     return plain._replace(model="m", prompt_tokens=prompt, completion_tokens=1, extra={"cost_usd": cost})
 
 
 class LedgerTest(unittest.TestCase):
-    def test_a_row_that_cannot_be_kept_is_counted_and_takes_no_other_along(self) -> None:
+    def rows(self) -> Rows:
         rows = Rows()
-        ledger = Ledger(rows, ("/v1/chat/completions",))
+        self.addCleanup(rows.connection.close)
+        return rows
+
+    def test_a_row_that_cannot_be_kept_is_counted_and_takes_no_other_along(self) -> None:
+        rows = self.rows()
+        ledger = Ledger(rows, (CHAT,))
         ledger([event("a"), event("b", 10**30), event("c", cost=math.inf), event("d", cost=math.nan), event("e")])
         self.assertEqual(ledger.dropped_total, 3)
         for write in rows.writes:
@@ -208,8 +213,8 @@ class LedgerTest(unittest.TestCase):
         self.assertEqual(kept, [("a",), ("e",)])
 
     def test_a_row_that_only_the_database_refuses_is_counted_once(self) -> None:
-        rows = Rows()
-        ledger = Ledger(rows, ("/v1/chat/completions",))
+        rows = self.rows()
+        ledger = Ledger(rows, (CHAT,))
         ledger([event("a"), event("\ud800"), event("b")])
         for _ in range(2):  # as after a rollback
             for write in rows.writes:

@@ -103,6 +103,8 @@ class SharesTest(unittest.TestCase):
         self.assertEqual(self.measured(*some).wait_s, 0.1)  # exactly 5 % of each: not exceeded
         more = [finished(f"k{n}", wait_s=wait_s) for n in range(4) for wait_s in [0.1] * 36 + [4.0] * 4]
         self.assertEqual(self.measured(*more).wait_s, 4.0)
+        once = [finished("a", wait_s=wait_s) for wait_s in [0.1] * 39 + [100.0]]
+        self.assertEqual(self.measured(*once, finished("b", wait_s=5.0)).wait_s, 0.1)  # b is left out
         alone = [finished("a", wait_s=n / 10) for n in range(20)]
         self.shares = Shares()
         self.assertEqual(self.measured(*alone).wait_s, 1.9)
