@@ -119,7 +119,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FIRST_TOKEN_TIMEOUT", "first_token_timeout_s", _TIMEOUT, "60",
             "Seconds until the first event of a stream", WORK),
     Setting("STREAM_IDLE_TIMEOUT", "stream_idle_timeout_s", _TIMEOUT, "60",
-            "Seconds between two events of a stream", WORK),
+            "Seconds that a stream may be silent", WORK),
+    Setting("STREAM_END_GRACE", "stream_end_grace_s", _TIMEOUT, "1",
+            "Seconds that the engine of a finished stream gets for its usage and `[DONE]`; then the gateway ends it", WORK),  # noqa: E501
     Setting("MAX_ANSWER_BYTES", "max_answer_bytes", integer(1024, 1 << 40), "67108864",
             "Largest complete answer taken from an engine (64 MiB); a larger one is the engine's failure", WORK),
     Setting("MAX_EVENT_BYTES", "max_event_bytes", integer(1024, 1 << 40), "8388608",
@@ -201,7 +203,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("RATE_LIMIT_GLOBAL_TPM", "rate_limit_global_tpm", optional(integer(0, 10**9)), "",
             "Tokens a minute of everybody together", LIMITS),
     Setting("RATE_LIMIT_BURST", "rate_limit_burst", ratio, "0.1",
-            "Share of a minute's amount that may pass at once; at least one request", LIMITS),
+            "Share of a minute's requests that may pass at once; at least one", LIMITS),
+    Setting("RATE_LIMIT_TOKEN_BURST", "rate_limit_token_burst", ratio, "1.0",
+            "Share of a minute's tokens that may pass at once; at least those of the largest request that can pass", LIMITS),  # noqa: E501
     Setting("RATE_LIMIT_TARGET_WAIT", "limit_target_wait_s", seconds(0.001, DAY_S, zero_is_off=True), "2",
             "When requests wait longer for a worker or an engine, keys' limits shrink, low priorities first; 0: never", LIMITS),  # noqa: E501
     Setting("RATE_LIMIT_TARGET_ERRORS", "limit_target_errors", share, "0.5",
@@ -252,6 +256,7 @@ class Settings:
     request_timeout_s: float
     first_token_timeout_s: float
     stream_idle_timeout_s: float
+    stream_end_grace_s: float
     max_answer_bytes: int
     max_event_bytes: int
     health_interval_s: float
@@ -287,6 +292,7 @@ class Settings:
     rate_limit_global_rpm: int | None
     rate_limit_global_tpm: int | None
     rate_limit_burst: float
+    rate_limit_token_burst: float
     limit_target_wait_s: float
     limit_target_errors: float
     trusted_proxies: tuple[Network, ...]

@@ -85,6 +85,7 @@ class TableTest(SettingsCase):
             "limit_target_errors": 0.5, "trusted_proxies": (), "ledger": "auto", "ledger_days": 90,
             "drain_delay_s": 0.0, "allowed_hosts": (), "dns_ttl_s": 30.0,
             "max_answer_bytes": 67108864, "max_event_bytes": 8388608, "max_json_values": 1000000,
+            "stream_end_grace_s": 1.0, "rate_limit_token_burst": 1.0,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
@@ -106,7 +107,8 @@ class TableTest(SettingsCase):
             BREAKER_MIN_REQUESTS BREAKER_FAILURE_RATIO BREAKER_OPEN_SECONDS BREAKER_MAX_OPEN_SECONDS
             STATE_DB ROLES_FILE METRICS_AUTH JWT_SECRET JWT_ALGORITHM JWT_ISSUER JWT_AUDIENCE JWT_JWKS
             RATE_LIMIT_RPM RATE_LIMIT_TPM RATE_LIMIT_CONCURRENCY RATE_LIMIT_IP_RPM RATE_LIMIT_GLOBAL_RPM
-            RATE_LIMIT_GLOBAL_TPM RATE_LIMIT_BURST TRUSTED_PROXIES LEDGER_DAYS"""
+            RATE_LIMIT_GLOBAL_TPM RATE_LIMIT_BURST RATE_LIMIT_TOKEN_BURST STREAM_END_GRACE
+            TRUSTED_PROXIES LEDGER_DAYS"""
         self.assertLessEqual(set(contract.split()), set(names))
 
     def test_every_row_fills_a_field_and_explains_itself(self) -> None:
