@@ -99,7 +99,7 @@ class Call:
         self.origin: Optional[Call] = None  # whose stream this call goes on with
         self._attempts: dict[Attempt, None] = {}
         self._waiting_on: Optional[threading.Event] = None
-        self._payloads: dict[Optional[str], bytes] = {}
+        self._payloads: dict[tuple[Optional[str], bool], bytes] = {}
         self._prompts: Optional[Prompts] = None
 
     def cancel(self) -> None:
@@ -135,20 +135,23 @@ class Call:
         if self.cancelled:
             raise ClientGone()
 
-    def payload(self, model: Optional[str]) -> bytes:
-        """The body to send to an engine that knows the model as `model` (None: leave it as it is)."""
-        payload = self._payloads.get(model)
+    def payload(self, model: Optional[str], ask_usage: bool = False) -> bytes:
+        """The body to send to an engine that knows the model as `model` (None: leave it as it is).
+
+        `ask_usage`: ask for a stream's usage, which the client has not.
+        """
+        key = (model, ask_usage)
+        payload = self._payloads.get(key)
         if payload is None:
-            payload = self._payloads[model] = self._build_payload(model)
+            payload = self._payloads[key] = self._build_payload(model, ask_usage)
         return payload
 
-    def _build_payload(self, model: Optional[str]) -> bytes:
+    def _build_payload(self, model: Optional[str], ask_usage: bool) -> bytes:
         request = self.request
-        ask_usage = self.stream
-        same_model = model is None or request.get("model") == model
-        if same_model and not ask_usage:
+        same = model is None or request.get("model") == model
+        if same and not ask_usage:
             return self.body
-        if same_model and "stream_options" not in request:
+        if same and "stream_options" not in request:
             # The object is known to be valid and not empty: the key goes in front, the rest stays as it came.
             start = self.body.index(b"{") + 1
             return b'{"stream_options":{"include_usage":true},' + self.body[start:]
