@@ -148,7 +148,11 @@ class Call:
 
     def _build_payload(self, model: Optional[str], ask_usage: bool) -> bytes:
         request = self.request
-        same = model is None or request.get("model") == model
+        # "No limit", which not every engine takes. In a chat engines understand the same by its absence; not in a
+        # completion, where many then stop after 16 tokens: there -1 goes to the engine.
+        limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
+        unlimited = self.path == CHAT and -1 in limits
+        same = not unlimited and (model is None or request.get("model") == model)
         if same and not ask_usage:
             return self.body
         if same and "stream_options" not in request:
@@ -156,6 +160,10 @@ class Call:
             start = self.body.index(b"{") + 1
             return b'{"stream_options":{"include_usage":true},' + self.body[start:]
         changed = dict(request)
+        if unlimited:
+            for key in BY_PATH[CHAT].asked:
+                if changed.get(key) == -1:
+                    del changed[key]
         if model is not None:
             changed["model"] = model
         if ask_usage:
@@ -171,7 +179,7 @@ class Call:
             request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
             request["continue_final_message"] = True
         for key in BY_PATH[self.path].asked:
-            if request.get(key) is not None:
+            if (request.get(key) or -1) > 0:  # -1: no limit
                 request[key] = max(1, request[key] - answers.estimate_tokens(len(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.
