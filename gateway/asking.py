@@ -528,8 +528,7 @@ class Asker:
                 return self._client.ask(*self._prepare(call, pool, engine, attempt))
             return self._client.answer(sent)
         except UsageRefused:
-            if not attempt.asks_usage:
-                raise  # it is the client's own wish, or none
+            pass
         (call.origin or call).attempts += 1
         prepared = self._prepare(call, pool, engine, attempt, ask_usage=False)
         response = self._client.ask(*prepared)

@@ -29,7 +29,7 @@ class EngineFault(Exception):
 
 
 class UsageRefused(EngineFault):
-    """The engine refuses the request, by what it says because it is asked for a stream's usage."""
+    """The engine refuses the request, by what it says because the gateway has asked it for a stream's usage."""
 
 
 class Attempt:

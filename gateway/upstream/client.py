@@ -283,7 +283,8 @@ class EngineClient:
             response.close()
             raise
         response.release()
-        if outcome.kind in ("rejected", "error") and _NAMES_USAGE.search(text):  # some answer 500
+        # Some answer 500.
+        if response.attempt.asks_usage and outcome.kind in ("rejected", "error") and _NAMES_USAGE.search(text):
             raise UsageRefused(outcome)
         raise EngineFault(outcome)
 
