@@ -27,6 +27,10 @@ EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as a shell tells SIGINT
 DOTENV = ".env"
 OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
+OWN_DESCRIPTORS = 256  # the listening sockets, the database, pipes, kept connections to engines
+# What systems usually allow a process at most, should there be no limit, or one of a billion: what is started from here
+# inherits it, and some programs close every descriptor that there may be, one by one.
+DESCRIPTORS_MAX = 1_048_576
 STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
 
 
@@ -232,22 +236,41 @@ def _divert_stderr(gateway: Gateway) -> None:
 
 
 def _raise_descriptor_limit(gateway: Gateway) -> None:
-    """Allow as many descriptors as connections need (a client's and an engine's each), where the system lets us."""
+    """Allow as many descriptors as the system lets us, and say so where clients' connections cannot have them all.
+
+    A client's connection takes one, and one more while an engine works for it: the requests of all workers are counted,
+    streams, which need no worker, are not (each takes a second one; that can be known only when they come).
+    """
     try:
         import resource
     except ImportError:
         return
-    wanted = 2 * gateway.settings.max_connections + 256
+    settings = gateway.settings
+    own = settings.workers + OWN_DESCRIPTORS
+    wanted = settings.max_connections + own
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    if soft == resource.RLIM_INFINITY:
         return
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    except (OSError, ValueError):
-        allowed = soft
+    most = max(DESCRIPTORS_MAX, 2 * settings.max_connections + own)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    allowed, refused, asked = soft, most + 1, most
+    while asked > allowed:  # macOS lets a process have less than its hard limit says, and nobody knows how much
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (asked, hard))
+            allowed = asked
+        except (OSError, ValueError):
+            refused = asked
+        asked = (allowed + refused) // 2
     if allowed < wanted:
-        gateway.telemetry.log("warning", "few_descriptors", allowed=allowed, wanted=wanted)
+        gateway.telemetry.log(
+            "warning",
+            "few_descriptors",
+            allowed=allowed,
+            wanted=wanted,
+            max_connections=settings.max_connections,
+            possible_connections=max(0, allowed - own),
+            message="raise the limit of open files (ulimit -Hn, LimitNOFILE) to `wanted`, or lower MAX_CONNECTIONS",
+        )
 
 
 def _settle_memory() -> None:

@@ -24,7 +24,7 @@ from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
-from gateway.upstream.attempt import Attempt, EngineFault
+from gateway.upstream.attempt import Attempt, EngineFault, UsageRefused
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.client import EngineClient
@@ -458,9 +458,12 @@ class Asker:
             self._on_change(change)
 
     def _prepare(
-        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt
+        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, ask_usage: bool = True
     ) -> tuple[Endpoint, str, Attempt, bytes, bytes]:
-        """What EngineClient is to be told; the attempt is watched from now on, until `_over`. Raises ClientGone."""
+        """What EngineClient is to be told; the attempt is watched from now on, until `_over`. Raises ClientGone.
+
+        `ask_usage` False: not for a stream's usage, unless the client does.
+        """
         endpoints = self._endpoints  # before `spec`: one that a reload has changed meanwhile must not get into the new
         endpoint = endpoints.get(engine)
         if endpoint is None:
@@ -469,7 +472,8 @@ class Asker:
         headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
         if call.idempotency_key:
             headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
-        payload = call.payload(engine.spec.model or self._wire_model(call, pool))
+        attempt.asks_usage = ask_usage and call.stream and endpoint.asks_usage and not call.wants_usage()
+        payload = call.payload(engine.spec.model or self._wire_model(call, pool), attempt.asks_usage)
         self._watchdog.watch(attempt)
         return endpoint, call.path, attempt, payload, headers
 
@@ -490,10 +494,7 @@ class Asker:
         if engine.spec.is_echo:
             return _echo(call, model)
         try:
-            if sent is None:
-                response = self._client.ask(*self._prepare(call, pool, engine, attempt))
-            else:
-                response = self._client.answer(sent)
+            response = self._head(call, pool, engine, attempt, sent)
             try:
                 stream = None if sent is None else sent.stream
                 if stream is None:
@@ -513,6 +514,26 @@ class Asker:
             self._watchdog.forget(attempt)
         call.end(attempt)
         return _complete(call, body, model, pool.spec.max_model_len, self._sizes.event_bytes)
+
+    def _head(
+        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, sent: Optional[Sent]
+    ) -> EngineResponse:
+        """The engine's answer, whose body is still to be read. Raises EngineFault.
+
+        An engine that refuses to be asked for a stream's usage, which is the gateway's own wish, is asked again at once
+        without, as part of the same attempt; one that answers then is not asked for it any more.
+        """
+        try:
+            if sent is None:
+                return self._client.ask(*self._prepare(call, pool, engine, attempt))
+            return self._client.answer(sent)
+        except UsageRefused:
+            pass
+        (call.origin or call).attempts += 1
+        prepared = self._prepare(call, pool, engine, attempt, ask_usage=False)
+        response = self._client.ask(*prepared)
+        prepared[0].asks_usage = False
+        return response
 
     def _open_stream(
         self, call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse

@@ -99,6 +99,7 @@ ENGINE_KEYS = (
     Key("api_key_env", as_is, "api_key_env"),
     Key("health_path", as_is, "health_path"),
     Key("resume", as_is, "resume"),
+    Key("usage_in_streams", as_is, "usage_in_streams"),
 )
 MODEL_KEYS = (
     Key("engines", as_engines, "engines", required=True),

@@ -92,7 +92,7 @@ class EngineSpecTest(unittest.TestCase):
         with self.assertRaises(ValueError) as caught:
             EngineSpec(
                 "x", id="a b", weight=0, max_concurrency=0, model="", api_key_env="sk-secret",
-                health_path="health", resume=1,  # type: ignore[arg-type]
+                health_path="health", resume=1, usage_in_streams=1,  # type: ignore[arg-type]
             )  # fmt: skip
         faults = str(caught.exception).split("; ")
         names = [fault.split(":")[0] for fault in faults]
@@ -222,14 +222,14 @@ class EnginesFileTest(unittest.TestCase):
         self.assertEqual((small.aliases, small.fallbacks), (("default-chat",), None))
 
     def test_what_happens_to_a_slow_engine_and_a_long_prompt_is_read(self) -> None:
-        engine = {"url": "http://a", "resume": True}
+        engine = {"url": "http://a", "resume": True, "usage_in_streams": False}
         model = {"engines": [engine], "attempt_timeout": 2.5, "hedge_after_ms": "p95", "hedge_ratio": 0.05}
         fleet = self.load({"models": {"a": {**model, "context_fallbacks": ["b"]}, "b": {"engines": ["http://b"]}}})
         small, large = fleet.models
-        self.assertTrue(small.engines[0].resume)
+        self.assertEqual((small.engines[0].resume, small.engines[0].usage_in_streams), (True, False))
         self.assertEqual((small.attempt_timeout_s, small.hedge_after_ms, small.hedge_ratio), (2.5, "p95", 0.05))
         self.assertEqual(small.context_fallbacks, ("b",))
-        self.assertFalse(large.engines[0].resume)
+        self.assertEqual((large.engines[0].resume, large.engines[0].usage_in_streams), (False, True))
         self.assertEqual((large.attempt_timeout_s, large.hedge_after_ms, large.hedge_ratio), (None, None, 0.1))
 
     def test_one_server_may_serve_several_models(self) -> None:

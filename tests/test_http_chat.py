@@ -77,6 +77,7 @@ FAULTY_CHATS: list[tuple[Any, str, Any]] = [
     (said(content=[{"type": "text", "text": 1}]), "invalid_messages", "messages[0].content[0].text"),
     (said(role="assistant", content=None), "invalid_messages", "messages[0].content"),
     (said(role="assistant", content=None, tool_calls=[]), "invalid_messages", "messages[0].content"),
+    (said(role="assistant", content=[]), "invalid_messages", "messages[0].content"),
     (said(role="tool", content=None, tool_calls=CALLS), "invalid_messages", "messages[0].content"),
     (chat(model=7), "invalid_model", "model"),
     (chat(model=["13b"]), "invalid_model", "model"),
@@ -86,13 +87,13 @@ FAULTY_CHATS: list[tuple[Any, str, Any]] = [
     (chat(stream=True, stream_options="usage"), "invalid_stream", "stream_options"),
 ]
 for _field in ("max_tokens", "max_completion_tokens"):
-    for _value in (0, -1, 1_000_001, 1.5, "10", True, [1]):
+    for _value in (0, -2, 1_000_001, 1.5, "10", True, [1]):
         FAULTY_CHATS.append((chat(**{_field: _value}), "invalid_max_tokens", _field))
 for _value in (-0.1, 2.1, "1", True, [1], {}):
     FAULTY_CHATS.append((chat(temperature=_value), "invalid_temperature", "temperature"))
 for _value in (-0.1, 1.1, "1", False):
     FAULTY_CHATS.append((chat(top_p=_value), "invalid_top_p", "top_p"))
-for _value in (7, ["a"] * 5, ["a", 1], {"a": 1}, True):
+for _value in (7, ["a"] * 65, ["a", 1], {"a": 1}, True):
     FAULTY_CHATS.append((chat(stop=_value), "invalid_stop", "stop"))
 for _value in (0, -1, 129, 1.0, "1", True):
     FAULTY_CHATS.append((chat(n=_value), "invalid_n", "n"))
@@ -101,7 +102,8 @@ GOOD_CHATS: list[dict[str, Any]] = [
     chat(model="13b", stream=False, max_tokens=1, temperature=0, top_p=0, stop="x", n=1),
     chat(max_tokens=1_000_000, temperature=2, top_p=1, stop=["a", "b", "c", "d"]),
     chat(max_completion_tokens=1_000_000, temperature=1.5, top_p=0.5, stop=[]),
-    chat(n=128),
+    chat(n=128, stop=["a"] * 64),
+    chat(max_tokens=-1, max_completion_tokens=-1),
     chat(
         model=None,
         stream=None,
@@ -119,6 +121,8 @@ GOOD_CHATS: list[dict[str, Any]] = [
     {"messages": [{"role": role, "content": "x", "tool_call_id": "c1"} for role in ("tool", "function")] + [USER]},
     {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": CALLS}, USER]},
     {"messages": [USER, {"role": "assistant", "tool_calls": CALLS}, USER]},
+    {"messages": [USER, {"role": "assistant", "content": [], "tool_calls": CALLS}, USER]},
+    {"messages": [USER, {"role": "assistant", "content": None, "reasoning_content": "hm"}, USER]},
     chat(unknown={"deep": [[[[1]]]]}, seed=7, tools=[], response_format={"type": "text"}),
 ]
 

@@ -223,6 +223,11 @@ class ChatTest(RefusalTest):
             ({"role": "user", "content": None, "tool_calls": [{}]}, "messages[1].content"),
             ({"role": "assistant", "content": None}, "messages[1].content"),
             ({"role": "assistant", "content": None, "tool_calls": []}, "messages[1].content"),
+            ({"role": "assistant", "content": [], "tool_calls": []}, "messages[1].content"),
+            ({"role": "assistant", "content": [], "refusal": None, "audio": {}}, "messages[1].content"),
+            ({"role": "user", "content": []}, "messages[1].content"),
+            ({"role": "tool", "content": [], "reasoning": "hm"}, "messages[1].content"),
+            ({"role": "user", "content": None, "reasoning_content": "hm"}, "messages[1].content"),
             ({"role": "user", "content": ["hi"]}, "messages[1].content[0]"),
             ({"role": "user", "content": [{"type": "text", "text": "a"}, {}]}, "messages[1].content[1]"),
             ({"role": "user", "content": [{"type": 1}]}, "messages[1].content[0]"),
@@ -233,18 +238,55 @@ class ChatTest(RefusalTest):
             with self.subTest(message=message):
                 self.assert_refused({"messages": [good, message]}, "invalid_messages", param)
 
+    def test_an_assistant_says_something_in_any_of_the_fields_that_answers_have(self) -> None:
+        calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+        for key, value in (
+            ("tool_calls", calls),
+            ("function_call", {"name": "f", "arguments": "{}"}),
+            ("refusal", "no"),
+            ("audio", {"id": "a1"}),
+            ("reasoning_content", "hm"),
+            ("reasoning_content", ""),
+            ("reasoning", "hm"),
+        ):
+            for content in ({}, {"content": None}, {"content": ""}, {"content": []}):
+                with self.subTest(key=key, content=content):
+                    validate_chat({"messages": [{"role": "assistant", key: value, **content}]})
+
+    def test_what_sdks_make_of_an_answer_passes_when_it_is_sent_back(self) -> None:
+        dumped = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+        for message in (
+            {**dumped, "role": "assistant", "content": "hi"},
+            {**dumped, "role": "assistant", "content": "hi", "tool_calls": []},
+            {**dumped, "role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+            {**dumped, "role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {**dumped, "role": "assistant", "content": None, "refusal": "no"},
+            {**dumped, "role": "assistant", "content": None, "reasoning_content": "cut off in its thou"},
+            {**dumped, "role": "assistant", "content": ""},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]},
+            {"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]},
+        ):
+            with self.subTest(message=message):
+                validate_chat({"messages": [message]})
+
+    def test_an_assistant_that_says_nothing_is_told_what_it_may_say(self) -> None:
+        error = self.refusal(lambda: validate_chat({"messages": [{"role": "assistant", "content": None}]}))
+        for key in ("tool_calls", "function_call", "refusal", "audio", "reasoning_content", "reasoning"):
+            self.assertIn(key, error.message)
+
     def test_each_optional_field_has_its_range_and_its_code(self) -> None:
-        whole = ["1", 1.0, 0, -1, True, [], {}]
+        whole = ["1", 1.0, 0, True, [], {}]
         cases: dict[str, tuple[str, list[Any]]] = {
             "model": ("invalid_model", [1, [], {}, True, 0]),
             "stream": ("invalid_stream", ["true", 1, 0, [], {}]),
             "stream_options": ("invalid_stream", [True, [], "x", 0]),
-            "max_tokens": ("invalid_max_tokens", [*whole, 1_000_001, 10**100]),
-            "max_completion_tokens": ("invalid_max_tokens", [*whole, 1_000_001]),
+            "max_tokens": ("invalid_max_tokens", [*whole, -2, 1_000_001, 10**100]),
+            "max_completion_tokens": ("invalid_max_tokens", [*whole, -2, -1.0, 1_000_001]),
             "temperature": ("invalid_temperature", ["1", -0.1, 2.1, True, [], 10**400]),
             "top_p": ("invalid_top_p", ["1", -0.1, 1.1, 2, False, []]),
-            "stop": ("invalid_stop", [1, ["a", 1], ["a"] * 5, {}, [None], True]),
-            "n": ("invalid_n", [*whole, 129]),
+            "stop": ("invalid_stop", [1, ["a", 1], ["a"] * 65, {}, [None], True]),
+            "n": ("invalid_n", [*whole, -1, 129]),
         }
         for key, (code, values) in cases.items():
             for value in values:
@@ -253,10 +295,11 @@ class ChatTest(RefusalTest):
 
     def test_the_ends_of_each_range_pass(self) -> None:
         cases: dict[str, list[Any]] = {
-            "max_tokens": [1, 1_000_000],
+            "max_tokens": [1, 1_000_000, -1],
+            "max_completion_tokens": [1, 1_000_000, -1],
             "temperature": [0, 2, 0.0, 2.0],
             "top_p": [0, 1, 0.5],
-            "stop": ["", "x", [], ["a"]],
+            "stop": ["", "x", [], ["a"], ["a"] * 64],
             "n": [1, 128],
             "stream": [True, False],
             "model": ["", "x"],

@@ -59,6 +59,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "api_key_env": checks.optional(checks.env_name),
     "health_path": checks.optional(checks.path),
     "resume": checks.boolean,
+    "usage_in_streams": checks.boolean,
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": checks.name,
@@ -93,7 +94,8 @@ class EngineSpec:
     requests may be in flight here, None for no limit. `model` is the name sent to this engine, None
     for the gateway's own. `api_key_env` is the NAME of the environment variable that holds this
     engine's key, None for no key. `health_path` is what probes ask for, None for the default. `resume`: this engine
-    continues a trailing assistant message, so a broken stream may go on here.
+    continues a trailing assistant message, so a broken stream may go on here. `usage_in_streams`: this engine can be
+    asked for the usage of a stream (`stream_options`); False: it refuses that, and never is.
     """
 
     url: str
@@ -104,6 +106,7 @@ class EngineSpec:
     api_key_env: str | None = None
     health_path: str | None = None
     resume: bool = False
+    usage_in_streams: bool = True
     address: EngineAddress = field(init=False, repr=False, compare=False)
     is_echo: bool = field(init=False, repr=False, compare=False)
     """Whether this is the built-in echo engine, which has no host."""

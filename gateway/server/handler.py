@@ -415,7 +415,7 @@ class ClientConnection(http.server.BaseHTTPRequestHandler):
                 part = decoder.feed(data)
                 parts.append(part)
                 size += len(part)
-                if size > limit:
+                if size + decoder.left_bytes > limit:  # what a chunk announces need not be awaited
                     raise _too_large(limit)
                 if decoder.complete:
                     self._buffer = decoder.rest

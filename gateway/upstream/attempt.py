@@ -28,6 +28,10 @@ class EngineFault(Exception):
         self.lines = lines
 
 
+class UsageRefused(EngineFault):
+    """The engine refuses the request, by what it says because the gateway has asked it for a stream's usage."""
+
+
 class Attempt:
     """One try of one engine, and the owner of the connection it runs on.
 
@@ -36,11 +40,12 @@ class Attempt:
     then looks at `aborted`, so at least one of them sees the other.
     """
 
-    __slots__ = ("_answer_s", "aborted", "asked", "connection", "deadline_s", "replays")
+    __slots__ = ("_answer_s", "aborted", "asked", "asks_usage", "connection", "deadline_s", "replays")
 
     def __init__(self, deadline_s: float, asked: Asked = ("", "")) -> None:
         self.deadline_s = deadline_s
         self.asked = asked
+        self.asks_usage = False  # whether the gateway has added to the request that a stream's usage be told
         # What is left of the one replay of a request, shared by all of its attempts: whoever takes it out may send once
         # more when a kept connection has died. Without it only a fresh one will do, whose end means something.
         self.replays = [True]

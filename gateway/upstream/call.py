@@ -99,7 +99,7 @@ class Call:
         self.origin: Optional[Call] = None  # whose stream this call goes on with
         self._attempts: dict[Attempt, None] = {}
         self._waiting_on: Optional[threading.Event] = None
-        self._payloads: dict[Optional[str], bytes] = {}
+        self._payloads: dict[tuple[Optional[str], bool], bytes] = {}
         self._prompts: Optional[Prompts] = None
 
     def cancel(self) -> None:
@@ -135,24 +135,35 @@ class Call:
         if self.cancelled:
             raise ClientGone()
 
-    def payload(self, model: Optional[str]) -> bytes:
-        """The body to send to an engine that knows the model as `model` (None: leave it as it is)."""
-        payload = self._payloads.get(model)
+    def payload(self, model: Optional[str], ask_usage: bool = False) -> bytes:
+        """The body to send to an engine that knows the model as `model` (None: leave it as it is).
+
+        `ask_usage`: ask for a stream's usage, which the client has not.
+        """
+        key = (model, ask_usage)
+        payload = self._payloads.get(key)
         if payload is None:
-            payload = self._payloads[model] = self._build_payload(model)
+            payload = self._payloads[key] = self._build_payload(model, ask_usage)
         return payload
 
-    def _build_payload(self, model: Optional[str]) -> bytes:
+    def _build_payload(self, model: Optional[str], ask_usage: bool) -> bytes:
         request = self.request
-        ask_usage = self.stream
-        same_model = model is None or request.get("model") == model
-        if same_model and not ask_usage:
+        # "No limit", which not every engine takes. In a chat engines understand the same by its absence; not in a
+        # completion, where many then stop after 16 tokens: there -1 goes to the engine.
+        limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
+        unlimited = self.path == CHAT and -1 in limits
+        same = not unlimited and (model is None or request.get("model") == model)
+        if same and not ask_usage:
             return self.body
-        if same_model and "stream_options" not in request:
+        if same and "stream_options" not in request:
             # The object is known to be valid and not empty: the key goes in front, the rest stays as it came.
             start = self.body.index(b"{") + 1
             return b'{"stream_options":{"include_usage":true},' + self.body[start:]
         changed = dict(request)
+        if unlimited:
+            for key in BY_PATH[CHAT].asked:
+                if changed.get(key) == -1:
+                    del changed[key]
         if model is not None:
             changed["model"] = model
         if ask_usage:
@@ -168,7 +179,7 @@ class Call:
             request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
             request["continue_final_message"] = True
         for key in BY_PATH[self.path].asked:
-            if request.get(key) is not None:
+            if (request.get(key) or -1) > 0:  # -1: no limit
                 request[key] = max(1, request[key] - answers.estimate_tokens(len(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.

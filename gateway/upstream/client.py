@@ -10,6 +10,7 @@ however many engines it is passed to, and it is no attempt.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import NoReturn, Optional
 
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
-from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connected
+from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, UsageRefused, not_connected
 from gateway.upstream.connections import DONTWAIT, Asked, Connection, ConnectionPool, is_numeric
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.resolver import Resolver
@@ -31,6 +32,9 @@ from gateway.upstream.status import status_outcome
 
 AT_ONCE_BYTES = 65536  # of a request; between two such parts, a kept connection is looked at again
 ERROR_MAX_BYTES = 65_536  # of what an engine says to an error; one that says more is not heard out
+# What refuses `"stream_options": {"include_usage": true}` names one of the two somewhere: in a message, in `param`, in
+# FastAPI's `loc`. (An error that repeats the request does, too: the request is sent once more then, to no avail.)
+_NAMES_USAGE = re.compile(rb"stream[ _]?options|include[ _]?usage", re.I)
 
 
 class _Stale(Exception):
@@ -279,6 +283,9 @@ class EngineClient:
             response.close()
             raise
         response.release()
+        # Some answer 500.
+        if response.attempt.asks_usage and outcome.kind in ("rejected", "error") and _NAMES_USAGE.search(text):
+            raise UsageRefused(outcome)
         raise EngineFault(outcome)
 
     def forget(self, specs: list[EngineSpec]) -> None:

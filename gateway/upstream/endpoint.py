@@ -30,6 +30,9 @@ class Endpoint:
         on_surplus: Callable[[Asked], None] = nobody,
     ) -> None:
         self.spec = spec
+        # Whether the gateway asks for a stream's usage on its own; False once it has been refused (see `Asker`). Set by
+        # any thread, to False only: who has read it before asks once too often.
+        self.asks_usage = spec.usage_in_streams
         tls = client_tls() if spec.scheme == "https" else None
         self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s, resolver, on_surplus)
         self._secret = secrets.get(spec.api_key_env, "").strip() if spec.api_key_env else None

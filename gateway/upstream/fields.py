@@ -16,7 +16,7 @@ from gateway.upstream.echo import content_text
 
 TOKENS_MAX = 1_000_000
 CHOICES_MAX = 128
-STOPS_MAX = 4
+STOPS_MAX = 64  # OpenAI itself takes 4, other engines more
 BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
 ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function"))
 
@@ -255,10 +255,15 @@ def _check_messages(request: Request) -> None:
 
 def _check_content(message: dict[str, Any], where: str) -> None:
     content = message.get("content")
-    if content is None:
-        if message["role"] == "assistant" and (message.get("tool_calls") or message.get("function_call")):
+    if content is None or content == []:
+        instead = map(message.get, _FOR_CONTENT) if message["role"] == "assistant" else ()
+        if any(value or value == "" for value in instead):
             return
-        raise _refused("messages", f"{where}.content", "is missing; only an assistant with tool_calls may omit it")
+        if content is None:
+            what = (
+                f"is missing; only an assistant with {', '.join(_FOR_CONTENT[:-1])} or {_FOR_CONTENT[-1]} may omit it"
+            )
+            raise _refused("messages", f"{where}.content", what)
     if type(content) is not list or not content:
         raise _refused("messages", f"{where}.content", "must be a text or a list of typed parts")
     for index, part in enumerate(content):
@@ -266,6 +271,11 @@ def _check_content(message: dict[str, Any], where: str) -> None:
             raise _refused("messages", f"{where}.content[{index}]", "must be an object with a type")
         if part["type"] == "text" and type(part.get("text")) is not str:
             raise _refused("messages", f"{where}.content[{index}].text", "must be a text")
+
+
+# What an assistant may say instead of content: OpenAI's fields, and the thoughts that engines give, which clients send
+# back with what else an answer has had (an answer may have been cut off before it came to its content).
+_FOR_CONTENT = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content", "reasoning")
 
 
 def _check_prompt(request: Request) -> None:
@@ -312,9 +322,9 @@ def _stream_options(value: Any) -> Optional[tuple[str, str]]:
 
 
 def _max_tokens(value: Any) -> Optional[tuple[str, str]]:
-    if type(value) is int and 1 <= value <= TOKENS_MAX:
+    if type(value) is int and (1 <= value <= TOKENS_MAX or value == -1):
         return None
-    return "invalid_max_tokens", f"must be an integer from 1 to {TOKENS_MAX}"
+    return "invalid_max_tokens", f"must be an integer from 1 to {TOKENS_MAX}, or -1 for no limit"
 
 
 def _temperature(value: Any) -> Optional[tuple[str, str]]:

@@ -183,6 +183,11 @@ class ChunkedBody(BodyDecoder):
         self._trailer_bytes = 0
 
     @property
+    def left_bytes(self) -> int:
+        """What is still to come of the chunk under way."""
+        return self._left
+
+    @property
     def between_chunks(self) -> bool:
         return not (self._pending or self._left or self._after or self._trailers or self.complete)
 
