@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from random import Random
 from typing import Callable, Optional
 
@@ -27,6 +27,7 @@ _CODE_BY_KIND = {
     "connect_timeout": "backend_unavailable",
     "reset": "backend_unavailable",
     "timeout": "gateway_timeout",
+    "hung": "backend_unavailable",
 }
 
 
@@ -182,6 +183,7 @@ class Tries:
         "_here",
         "_index",
         "_jitter",
+        "_left",
         "_limit",
         "_orphaned",
         "_pauses_s",
@@ -214,6 +216,7 @@ class Tries:
         self._failure: Optional[Outcome] = None
         self._proven = False  # of the last try's lease
         self._orphaned = False
+        self._left: list[Engine] = []  # while they hung
         self.sent = 0
 
     def next(self) -> Optional[Step]:
@@ -314,9 +317,32 @@ class Tries:
         self._proven = lease.proven
         return Step(pool, lease, None, delay_s)
 
+    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
+        """Whether the request may leave the engines on which it waits, those of all its tries under way, which hang.
+
+        Only for one that is in, that has a place for it at once or in less than `place_s` seconds, and that it has not
+        left before: else waiting on is the better hope. True has taken the retry from the budget, which those need that
+        leave an engine that had not answered well. For another thread than the one that waits.
+        """
+        left = [*self._left, *(lease.engine for lease in leases)]
+        here = self._here
+        for pool in self._pools[self._index :]:
+            if here < self._limit and pool.takes_over(left, place_s):
+                break
+            here = 0
+        else:
+            again = self.sent < self._limit  # as a last resort, wherever one has come in meanwhile
+            if not (again and any(pool.takes_over([*left, *self._tried], 0.0) for pool in self._pools)):
+                return False
+        if not (all(lease.proven for lease in leases) or self._pools[0].take_retry()):
+            return False
+        self._left = left
+        return True
+
     def failed(self, outcome: Outcome) -> None:
         """Remember why the last try failed. A 429 gives way to any other failure in what the client is told."""
-        self._orphaned = self._proven and outcome.kind in _ENGINE_DIED
+        # What a hung try needs of the budget has been taken before it was ended (`may_leave`).
+        self._orphaned = outcome.kind == "hung" or (self._proven and outcome.kind in _ENGINE_DIED)
         if self._tried and outcome.retry_after_s is not None:
             self._pauses_s[self._tried[-1]] = outcome.retry_after_s
         if outcome.kind != "rate_limited" or self._failure is None:
