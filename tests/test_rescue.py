@@ -140,6 +140,31 @@ class MayLeaveTest(RoutingTest):
             left += 1
         self.assertEqual(left, 9)  # one was taken, not two
 
+    def test_what_has_been_taken_for_it_is_there_however_the_try_ends(self) -> None:
+        router = self.router(model("m", 2))
+        tries, pool = self.tries(router), router.pools["m"]
+        lease = self.hangs(tries, pool)
+        self.assertTrue(tries.may_leave([lease], PLACE_S))
+        self.no_budget(pool)
+        pool.settle(lease, OK, 0.1)
+        tries.failed(Outcome("timeout", "the engine did not answer in time"))
+        self.goes_to(tries)
+        tries.failed(Outcome("timeout", "the engine did not answer in time"))
+        self.assertIsNone(tries.next())
+
+    def test_who_looks_for_a_retry_in_vain_leaves_no_trace_in_the_decisions(self) -> None:
+        router = self.router(model("m", 2))
+        tries, pool = self.tries(router), router.pools["m"]
+        lease = self.hangs(tries, pool)
+        self.no_budget(pool)
+        records: list[object] = []
+        pool._recorder = records.append
+        self.assertFalse(tries.may_leave([lease], PLACE_S))
+        self.assertEqual(records, [])
+        self.now_s += 11
+        self.assertTrue(tries.may_leave([lease], PLACE_S))
+        self.assertEqual(len(records), 1)
+
     def test_what_an_engine_held_that_had_answered_well_moves_beyond_the_budget(self) -> None:
         router = self.router(model("m", 2))
         pool = router.pools["m"]

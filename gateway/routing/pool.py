@@ -319,6 +319,11 @@ class ModelPool:
                 self._record("retry", now_s, {}, granted)
             return granted
 
+    def has_retry(self) -> bool:
+        """Whether `take_retry` would take one; for who looks often, and in vain without a trace."""
+        with self._lock:
+            return self._budget.left(self._clock())
+
     def hedge_after_s(self) -> Optional[float]:
         """Seconds after which a second engine is to be asked; None: not (yet). For a hedging model's request, once."""
         after_ms = self.spec.hedge_after_ms

@@ -186,6 +186,7 @@ class Tries:
         "_left",
         "_limit",
         "_orphaned",
+        "_paid",
         "_pauses_s",
         "_pools",
         "_priority",
@@ -217,13 +218,15 @@ class Tries:
         self._proven = False  # of the last try's lease
         self._orphaned = False
         self._left: list[Engine] = []  # while they hung
+        self._paid = False  # the next retry has been taken from the budget, or needs none
         self.sent = 0
 
     def next(self) -> Optional[Step]:
         """The next step, or None when nothing is left to try. A place is taken on the lease's engine."""
         # An engine that answered well until it died leaves at once all that it held, which may be more than the budget
         # has: those requests move without it. They are a load that comes once; the budget is against one that stays.
-        retrying = self.sent > 0 and not self._orphaned
+        retrying = self.sent > 0 and not (self._orphaned or self._paid)
+        self._paid = False
         step = self._find()
         # Asked last: what is never tried takes nothing from the budget.
         if step is None or not retrying or self._pools[0].take_retry():
@@ -334,15 +337,15 @@ class Tries:
             again = self.sent < self._limit  # as a last resort, wherever one has come in meanwhile
             if not (again and any(pool.takes_over([*left, *self._tried], 0.0) for pool in self._pools)):
                 return False
-        if not (all(lease.proven for lease in leases) or self._pools[0].take_retry()):
+        budget = self._pools[0]
+        if not (all(lease.proven for lease in leases) or (budget.has_retry() and budget.take_retry())):
             return False
-        self._left = left
+        self._left, self._paid = left, True
         return True
 
     def failed(self, outcome: Outcome) -> None:
         """Remember why the last try failed. A 429 gives way to any other failure in what the client is told."""
-        # What a hung try needs of the budget has been taken before it was ended (`may_leave`).
-        self._orphaned = outcome.kind == "hung" or (self._proven and outcome.kind in _ENGINE_DIED)
+        self._orphaned = self._proven and outcome.kind in _ENGINE_DIED
         if self._tried and outcome.retry_after_s is not None:
             self._pauses_s[self._tried[-1]] = outcome.retry_after_s
         if outcome.kind != "rate_limited" or self._failure is None:
