@@ -99,7 +99,8 @@ class Onward:
 
     def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
         """As `Tries.may_leave`; it waits in no line."""
-        if self._pool.takes_over(self._others, 0.0):
-            proven = all(lease.proven for lease in leases)
-            self._paid = proven or (self._pool.has_retry() and self._pool.take_retry())
+        pool = self._pool
+        if not pool.takes_over(self._others, 0.0):
+            return False
+        self._paid = all(lease.proven for lease in leases) or (pool.has_retry() and pool.take_retry())
         return self._paid
