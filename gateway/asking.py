@@ -17,6 +17,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from gateway.deadlines import Watchdog
 from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
 from gateway.hedging import Answer, Race, Tried
+from gateway.rescue import Leaver, Onward, Rescue
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool, StateChange
@@ -24,7 +25,7 @@ from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, echo
-from gateway.upstream.attempt import Attempt, EngineFault, UsageRefused
+from gateway.upstream.attempt import HUNG, Attempt, EngineFault, UsageRefused
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.client import EngineClient
@@ -104,6 +105,8 @@ class Asker:
         self._on_crash = on_crash
         self._endpoints: dict[Engine, Endpoint] = {}
         self._watchdog = Watchdog("engine-deadlines")
+        self._rescue = Rescue(limits.place_s)
+        self._watchdog.watch(self._rescue)
         self._watchdog.start()
         # Of its own: a hedge wants finer ticks than a deadline, and only where a model hedges.
         self._hedges = Watchdog("hedges", tick_s=HEDGE_TICK_S)
@@ -161,7 +164,7 @@ class Asker:
         if engine.spec.is_echo:
             return asking
         asking.began_s = time.monotonic()
-        attempt = self._attempt_for(step, asking.deadline_s)
+        attempt = self._attempt_for(asking.tries, step, asking.deadline_s)
         try:
             open_stream = functools.partial(self._open_stream, call, engine, None) if call.stream else None
             asking.sent = self._client.send(*self._prepare(call, pool, engine, attempt), open_stream)
@@ -331,18 +334,22 @@ class Asker:
 
     # --- one try ---------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _attempt_for(step: Step, deadline_s: float) -> Attempt:
+    def _attempt_for(self, request: Leaver, step: Step, deadline_s: float) -> Attempt:
+        """The attempt at the engine that a step has a place on; it may be ended for another one until `_over`, or the
+        end of `_try`."""
         limit_s = step.pool.spec.attempt_timeout_s
+        lease = step.lease
+        assert lease is not None
         now_s = time.monotonic()
-        if step.lease is not None and step.lease.others:
+        if lease.others:
             # The engine may still hang: half of the time is left for another, so that no trial costs a client its
             # answer.
             deadline_s = now_s + (deadline_s - now_s) / 2
         if limit_s is not None:
             deadline_s = min(deadline_s, now_s + limit_s)
-        asked = ("", "") if step.lease is None else (step.pool.name, step.lease.engine.id)
-        return Attempt(deadline_s, asked)
+        attempt = Attempt(deadline_s, (step.pool.name, lease.engine.id))
+        self._rescue.enter(attempt, request, lease)
+        return attempt
 
     def _served_model(self, call: Call, pool: ModelPool) -> str:
         return (call.model or pool.name) if self._router.fleet.wildcard else pool.name
@@ -359,7 +366,7 @@ class Asker:
     def _try_step(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Tried:
         began_s = time.monotonic()
         if step.pool.spec.hedge_after_ms is None:
-            tried = self._try(call, step, self._attempt_for(step, deadline_s))
+            tried = self._try(call, step, self._attempt_for(tries, step, deadline_s))
         else:
             tried = self._try_hedged(call, tries, step, deadline_s)
         call.engine_s += time.monotonic() - began_s
@@ -395,9 +402,14 @@ class Asker:
         stream: Optional[EngineStream] = None
         try:
             result = self._ask(call, pool, lease.engine, attempt, earlier, None if asking is None else asking.sent)
-            outcome = OK
             if isinstance(result, EngineStream):
+                if not self._rescue.leave(attempt):  # moved in the moment of its first event, its connection is shut
+                    attempt.abort(HUNG)
+                    call.end(attempt)
+                    result.response.close()
+                    raise attempt.failure()
                 stream = result
+            outcome = OK
             return Tried(result, pool, lease.engine)
         except GatewayError:
             raise
@@ -405,6 +417,7 @@ class Asker:
             outcome = self._outcome_of(error, pool, lease.engine)
             return Tried(outcome, pool, lease.engine)
         finally:
+            self._rescue.leave(attempt)
             took_s = time.monotonic() - started_s
             if stream is None:
                 self._settle(call, pool, lease, outcome, took_s, took_s)
@@ -478,6 +491,7 @@ class Asker:
         return endpoint, call.path, attempt, payload, headers
 
     def _over(self, call: Call, attempt: Attempt) -> None:
+        self._rescue.leave(attempt)
         self._watchdog.forget(attempt)
         call.end(attempt)
 
@@ -530,6 +544,7 @@ class Asker:
         except UsageRefused:
             pass
         (call.origin or call).attempts += 1
+        attempt.begun = False  # its answer is to come still
         prepared = self._prepare(call, pool, engine, attempt, ask_usage=False)
         response = self._client.ask(*prepared)
         prepared[0].asks_usage = False
@@ -545,6 +560,7 @@ class Asker:
         events = EventStream(not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
             events.go_on(earlier)
+        response.attempt.begun = False  # until its first event
         return EngineStream(response, events)
 
     def _wire_model(self, call: Call, pool: ModelPool) -> Optional[str]:
@@ -558,7 +574,7 @@ class Asker:
     def _try_hedged(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Tried:
         """Try one engine, and a second one too when the first has not answered in time; the first answer wins."""
         after_s = step.pool.hedge_after_s()
-        attempt = self._attempt_for(step, deadline_s)
+        attempt = self._attempt_for(tries, step, deadline_s)
         if after_s is None:
             return self._try(call, step, attempt)
 
@@ -567,7 +583,7 @@ class Asker:
             if other is None:
                 return None
             call.hedged = True
-            return self._try(call, other, race.enter(self._attempt_for(other, deadline_s)))
+            return self._try(call, other, race.enter(self._attempt_for(tries, other, deadline_s)))
 
         race = Race(attempt, time.monotonic() + after_s, second)
         self._hedges.watch(race)
@@ -602,7 +618,8 @@ class Asker:
         onward = call.continuation(text)
         deadline_s = time.monotonic() + self._limits.first_token_s
         others = [engine for engine in pool.engines if not engine.spec.resume or engine.id == call.engine_id]
-        while time.monotonic() < deadline_s and pool.take_retry():
+        request = Onward(pool, others)
+        while time.monotonic() < deadline_s and request.take_retry():
             lease = pool.acquire(others, b"")
             if lease is None:
                 return None
@@ -614,7 +631,7 @@ class Asker:
             step = Step(pool, lease)
             began_s = time.monotonic()
             try:
-                tried = self._try(onward, step, self._attempt_for(step, deadline_s), broken.events)
+                tried = self._try(onward, step, self._attempt_for(request, step, deadline_s), broken.events)
             except EngineFailed:
                 return None  # the gateway itself has run short of something
             call.engine_s += time.monotonic() - began_s

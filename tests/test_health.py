@@ -7,9 +7,11 @@ import threading
 import unittest
 from random import Random
 from typing import Optional
+from unittest import mock
 
 from gateway.mock import MockEngine
 from gateway.routing.engine import Engine
+from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec, model_from
@@ -73,8 +75,13 @@ class CheckerTest(unittest.TestCase):
         self.probes.seen.clear()
         checker.tick()
         expected = self.engine_names if probed is None else probed
-        eventually(lambda: not [t for t in threading.enumerate() if t.name in {f"probe-{n}" for n in expected}])
+        self.wait_for_probes()
         self.assertEqual(sorted(self.probes.seen), sorted(expected))
+
+    def wait_for_probes(self) -> None:
+        """Until none is under way."""
+        names = {f"probe-{name}" for name in self.engine_names}
+        eventually(lambda: not [thread for thread in threading.enumerate() if thread.name in names])
 
     def states(self) -> list[str]:
         return [engine.state for engine in self.pool.snapshot()]
@@ -177,6 +184,54 @@ class CheckerTest(unittest.TestCase):
         self.probes.failing = {"a"}
         self.probes.held["a"].set()
         eventually(lambda: self.states()[0] == "down")
+
+    def take(self, name: str) -> Lease:
+        """A place on that engine."""
+        lease = self.pool.acquire([engine for engine in self.pool.engines if engine.id != name], b"")
+        assert lease is not None
+        return lease
+
+    def test_a_failed_probe_is_soon_repeated_where_requests_wait(self) -> None:
+        lease = self.take("b")
+        self.probes.failing = {"b", "c"}
+        with mock.patch.object(prober, "AGAIN_S", 0.0):
+            self.checker(fails=3).tick()
+            eventually(lambda: self.states() == ["up", "down", "up"])
+            self.wait_for_probes()
+        self.assertEqual(sorted(self.probes.seen), ["a", "b", "b", "b", "c"])  # nobody waits at c
+        self.pool.settle(lease, Outcome("cancelled"), 0.0)
+
+    def test_it_is_not_repeated_once_the_engine_has_answered_or_nobody_waits_any_more(self) -> None:
+        for outcome in (Outcome("ok"), Outcome("cancelled")):
+            with self.subTest(outcome.kind):
+                lease = self.take("b")
+                self.now_s += INTERVAL_S
+                self.probes.failing = {"b"}
+                self.probes.seen.clear()
+                checker = self.checker(fails=3)
+                pause = mock.Mock()  # in which the request ends
+
+                def wait(delay_s: float, lease: Lease = lease, outcome: Outcome = outcome) -> bool:
+                    self.pool.settle(lease, outcome, 0.1)
+                    return False
+
+                pause.wait.side_effect = wait
+                with mock.patch.object(checker, "_ending", pause):
+                    checker.tick()
+                    self.wait_for_probes()
+                pause.wait.assert_called_once_with(prober.AGAIN_S)
+                self.assertEqual(sorted(self.probes.seen), ["a", "b", "c"])
+                self.engine("b").fails = 0
+
+    def test_closing_ends_a_pause_before_a_repeated_probe(self) -> None:
+        self.take("b")
+        self.probes.failing = {"b"}
+        checker = self.checker(fails=9, interval_s=60.0)
+        with mock.patch.object(prober, "AGAIN_S", 60.0):
+            checker.tick()
+            eventually(lambda: self.engine("b").fails == 1)
+            checker.close()
+        self.assertEqual(self.probes.seen.count("b"), 1)
 
     def test_an_interval_of_zero_probes_nothing_but_keeps_house(self) -> None:
         checker = self.checker(interval_s=0)

@@ -14,6 +14,7 @@ from tests import (
     test_http_failover,
     test_http_parked,
     test_http_replays,
+    test_http_rescue,
     test_http_shortage,
     test_http_streams,
     test_http_surplus,
@@ -71,6 +72,10 @@ class WirePipelining(Threaded, wire.Pipelining):
 
 
 class WireConnections(Threaded, wire.Connections):
+    pass
+
+
+class Rescues(Threaded, test_http_rescue.RescueTest):
     pass
 
 

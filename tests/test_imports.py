@@ -25,7 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.settingvalues",),
     ("gateway.configuration",),
     ("gateway.asking",),
-    ("gateway.hedging",),
+    ("gateway.hedging", "gateway.rescue"),
     ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
     ("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.telemetry", "gateway"),

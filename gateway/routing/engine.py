@@ -33,6 +33,7 @@ class Engine:
         "id",
         "in_flight",
         "last_error",
+        "misses",
         "model_name",
         "ok_at_s",
         "out_reason",
@@ -59,6 +60,7 @@ class Engine:
         self.breaker = Breaker(policy)
         self.fails = 0  # probes failed in a row
         self.passes = 0  # probes passed in a row
+        self.misses = 0  # failed probes and refused connections, ever: what has shown that it is gone
         self.failed_at_s = -math.inf
         self.ok_at_s = -math.inf
         self.ewma_s = 0.0

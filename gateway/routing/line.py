@@ -21,11 +21,11 @@ class Lease:
 
     `trial`: with this request an open breaker has become half-open. `others`: it tries out a half-open engine while
     other engines are in, so it has to leave time for them. `proven`: when the place was taken, the engine's last
-    outcome was a good answer. `counted`: None until the first event of a stream has come (`ModelPool.answered`), then
-    where the breaker counts it.
+    outcome was a good answer; `misses`: what its count was then. `counted`: None until the first event of a stream has
+    come (`ModelPool.answered`), then where the breaker counts it.
     """
 
-    __slots__ = ("counted", "engine", "others", "proven", "ticket", "trial")
+    __slots__ = ("counted", "engine", "misses", "others", "proven", "ticket", "trial")
 
     def __init__(self, engine: Engine, ticket: int, trial: bool = False, others: bool = False) -> None:
         self.engine = engine
@@ -33,6 +33,7 @@ class Lease:
         self.trial = trial
         self.others = others
         self.proven = engine.ok_at_s > engine.failed_at_s
+        self.misses = engine.misses
         self.counted: Optional[int] = None
 
 

@@ -319,6 +319,11 @@ class ModelPool:
                 self._record("retry", now_s, {}, granted)
             return granted
 
+    def has_retry(self) -> bool:
+        """Whether `take_retry` would take one; for who looks often, and in vain without a trace."""
+        with self._lock:
+            return self._budget.left(self._clock())
+
     def hedge_after_s(self) -> Optional[float]:
         """Seconds after which a second engine is to be asked; None: not (yet). For a hedging model's request, once."""
         after_ms = self.spec.hedge_after_ms
@@ -481,6 +486,7 @@ class ModelPool:
         if blame == "down":
             engine.down = True
             engine.passes = 0
+            engine.misses += 1
 
     def record_probe(
         self, engine: Engine, error: Optional[str], fails_to_down: int, passes_to_up: int
@@ -498,6 +504,7 @@ class ModelPool:
                     engine.down = False
             else:
                 engine.passes = 0
+                engine.misses += 1
                 engine.fails += 1
                 engine.last_error = error
                 if engine.fails >= fails_to_down:
@@ -532,6 +539,17 @@ class ModelPool:
         with self._lock:
             engines = self._look_locked(self._clock())
             return bool(engines) and all(engine.full() for engine in engines)
+
+    def takes_over(self, left: Collection[Engine], place_s: float) -> bool:
+        """Whether an engine other than those `left` is in, and a request that came now would have a place at once, or
+        in less than `place_s` seconds."""
+        with self._lock:
+            engines = [engine for engine in self._look_locked(self._clock()) if engine not in left]
+            if not engines:
+                return False
+            if not self._line.length and not all(engine.full() for engine in engines):
+                return True
+            return self._predicted_wait_s_locked(None) < place_s
 
     @property
     def waiting(self) -> int:

@@ -53,6 +53,9 @@ _VERDICTS: dict[str, Verdict] = {
     "connect_timeout": Verdict("failure", True),
     "reset": Verdict("failure", True),
     "timeout": Verdict("failure", True),
+    # The timeout that it would have become: the engine is out already, but one that only answers its probes between two
+    # such failures is to be left alone for longer, and is not taken for one that answers well until it dies.
+    "hung": Verdict("failure", True),
     "error": Verdict("failure", True),
     "invalid": Verdict("failure", True),
     "truncated": Verdict("failure", True),

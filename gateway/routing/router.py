@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from random import Random
 from typing import Callable, Optional
 
@@ -27,6 +27,7 @@ _CODE_BY_KIND = {
     "connect_timeout": "backend_unavailable",
     "reset": "backend_unavailable",
     "timeout": "gateway_timeout",
+    "hung": "backend_unavailable",
 }
 
 
@@ -182,8 +183,10 @@ class Tries:
         "_here",
         "_index",
         "_jitter",
+        "_left",
         "_limit",
         "_orphaned",
+        "_paid",
         "_pauses_s",
         "_pools",
         "_priority",
@@ -214,13 +217,16 @@ class Tries:
         self._failure: Optional[Outcome] = None
         self._proven = False  # of the last try's lease
         self._orphaned = False
+        self._left: list[Engine] = []  # while they hung
+        self._paid = False  # the next retry has been taken from the budget, or needs none
         self.sent = 0
 
     def next(self) -> Optional[Step]:
         """The next step, or None when nothing is left to try. A place is taken on the lease's engine."""
         # An engine that answered well until it died leaves at once all that it held, which may be more than the budget
         # has: those requests move without it. They are a load that comes once; the budget is against one that stays.
-        retrying = self.sent > 0 and not self._orphaned
+        retrying = self.sent > 0 and not (self._orphaned or self._paid)
+        self._paid = False
         step = self._find()
         # Asked last: what is never tried takes nothing from the budget.
         if step is None or not retrying or self._pools[0].take_retry():
@@ -313,6 +319,29 @@ class Tries:
         self._tried.append(lease.engine)
         self._proven = lease.proven
         return Step(pool, lease, None, delay_s)
+
+    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
+        """Whether the request may leave the engines on which it waits, those of all its tries under way, which hang.
+
+        Only for one that is in, that has a place for it at once or in less than `place_s` seconds, and that it has not
+        left before: else waiting on is the better hope. True has taken the retry from the budget, which those need that
+        leave an engine that had not answered well. For another thread than the one that waits.
+        """
+        left = [*self._left, *(lease.engine for lease in leases)]
+        here = self._here
+        for pool in self._pools[self._index :]:
+            if here < self._limit and pool.takes_over(left, place_s):
+                break
+            here = 0
+        else:
+            again = self.sent < self._limit  # as a last resort, wherever one has come in meanwhile
+            if not (again and any(pool.takes_over([*left, *self._tried], 0.0) for pool in self._pools)):
+                return False
+        budget = self._pools[0]
+        if not (all(lease.proven for lease in leases) or (budget.has_retry() and budget.take_retry())):
+            return False
+        self._left, self._paid = left, True
+        return True
 
     def failed(self, outcome: Outcome) -> None:
         """Remember why the last try failed. A 429 gives way to any other failure in what the client is told."""

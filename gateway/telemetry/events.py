@@ -18,6 +18,7 @@ OUTCOMES: frozenset[str] = frozenset(
         "connect_timeout",
         "reset",
         "timeout",
+        "hung",
         "error",
         "invalid",
         "truncated",

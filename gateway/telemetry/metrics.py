@@ -97,6 +97,11 @@ class GatewayMetrics:
             "Attempts repeated on an engine of the same model.",
             ("model", "reason"),
         )
+        self._rescued = registry.counter(
+            "gateway_rescued_total",
+            "Attempts without an answer ended because the engine had gone out: the requests were passed to another.",
+            ("model", "engine"),
+        )
         self._cost = registry.counter(
             "gateway_cost_usd_total", "Cost of the answers, by the models' prices.", ("model",)
         )
@@ -295,6 +300,8 @@ class GatewayMetrics:
             )
         found[0].value += 1
         found[1].observe_locked(duration_s)
+        if outcome == "hung":
+            self._rescued.labels_locked(model, engine).value += 1
 
     def _count_detours_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
         for model, reason in event.retries:

@@ -17,6 +17,7 @@ from gateway.upstream.shortage import in_connecting, overloaded
 
 NO_ANSWER = "the engine closed the connection without an answer"
 NOT_ACCEPTED = "the engine did not accept a connection in time"
+HUNG = "hung"  # why an attempt is ended whose request goes to another engine
 
 
 class EngineFault(Exception):
@@ -40,7 +41,7 @@ class Attempt:
     then looks at `aborted`, so at least one of them sees the other.
     """
 
-    __slots__ = ("_answer_s", "aborted", "asked", "asks_usage", "connection", "deadline_s", "replays")
+    __slots__ = ("_answer_s", "aborted", "asked", "asks_usage", "begun", "connection", "deadline_s", "replays")
 
     def __init__(self, deadline_s: float, asked: Asked = ("", "")) -> None:
         self.deadline_s = deadline_s
@@ -50,6 +51,7 @@ class Attempt:
         # more when a kept connection has died. Without it only a fresh one will do, whose end means something.
         self.replays = [True]
         self._answer_s: Optional[float] = None  # the deadline proper, while `deadline_s` is the connection's
+        self.begun = False  # there is something of the answer: its head, or of a stream the first event
         self.aborted: Optional[str] = None
         self.connection: Optional[Connection] = None
 
@@ -63,7 +65,7 @@ class Attempt:
             raise self.failure()
 
     def abort(self, reason: str) -> None:
-        """End the attempt: `cancelled` or `timeout`. From any thread; never blocks; the first reason stays."""
+        """End the attempt: `cancelled`, `timeout` or `hung`. From any thread; never blocks; the first reason stays."""
         if self.aborted is None:
             self.aborted = reason
         connection = self.connection
@@ -91,6 +93,8 @@ class Attempt:
 
     def failure(self) -> Exception:
         """The exception for an attempt that was ended early."""
+        if self.aborted == HUNG:
+            return EngineFault(Outcome("hung", "the engine has stopped answering"))
         if self.aborted != "timeout":
             return ClientGone()
         if self._answer_s is not None:

@@ -24,6 +24,7 @@ from gateway.upstream.resolver import Resolver
 from gateway.upstream.shortage import Shortage, in_connecting
 
 MAX_PROBES_AT_ONCE = 64
+AGAIN_S = 1.0  # until a failed probe is repeated where requests wait
 STATUS_LINE_MAX_BYTES = 4096
 
 
@@ -82,6 +83,11 @@ def _ask_health(sock: socket.socket, spec: EngineSpec, deadline_s: float) -> int
     if found is None:
         raise OSError("no HTTP answer" if line else "the connection was closed without an answer")
     return int(found[1])
+
+
+def _in_doubt(engine: Engine) -> bool:
+    """Whether requests wait at an engine whose last probe has failed, and that is not out for it."""
+    return bool(engine.fails and engine.in_flight and not (engine.down or engine.removed))
 
 
 class HealthChecker:
@@ -167,10 +173,14 @@ class HealthChecker:
 
     def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
         try:
-            error = self._probe(engine.spec, self._timeout_s)
-            change = pool.record_probe(engine, error, self._fails, self._passes)
-            if change is not None:
-                self._on_change(change)
+            while True:
+                error = self._probe(engine.spec, self._timeout_s)
+                change = pool.record_probe(engine, error, self._fails, self._passes)
+                if change is not None:
+                    self._on_change(change)
+                # What waits there moves once it is out: that is to be known sooner than an interval later.
+                if not _in_doubt(engine) or self._ending.wait(min(AGAIN_S, self._interval_s)) or not _in_doubt(engine):
+                    return
         except Shortage:
             pass  # nothing has been learned
         finally:

@@ -51,6 +51,7 @@ class EngineResponse:
         self.connection = connection
         self.pool = pool
         self.attempt = attempt
+        attempt.begun = True
         self._over = False
 
     def read_some(self) -> bytes:

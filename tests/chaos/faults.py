@@ -15,6 +15,7 @@ from tests.chaos.scene import Fault, Scene, Seen, Setup, last_for
 BROKEN_OFF = ("error event",)  # a stream that has begun and whose engine fails can only be ended honestly
 HUNG = {"REQUEST_TIMEOUT": 2, "FIRST_TOKEN_TIMEOUT": 2, "STREAM_IDLE_TIMEOUT": 2}
 TIMED_OUT = ("504 gateway_timeout",)
+FOUND_OUT_S = 9.0  # with an interval of 1 s and probes of 2 s
 LATE_S = 0.25  # between a timeout and the log line's clock on a busy machine
 
 
@@ -72,6 +73,15 @@ def hung_cost(seen: Seen) -> Iterator[str]:
         yield "the hung engine was never taken out"
     if late:
         yield f"{len(late)} requests failed that were asked after the hung engine was out: {late[0]}"
+
+
+def moved_on(seen: Seen) -> Iterator[str]:
+    """What waits for a stopped engine is moved when its probes take it out: after two intervals at most until the first
+    of them, two probes, and the pause between them."""
+    slowest_s = max(result.took_s for result in seen.results)
+    seen.notes["slowest"] = f"{slowest_s:.2f} s"
+    if slowest_s > FOUND_OUT_S:
+        yield f"a request took {slowest_s:.2f} s"
 
 
 def unix_s(timestamp: str) -> float:
@@ -141,6 +151,14 @@ FAULTS = (
         streams=(*TIMED_OUT, *BROKEN_OFF),
         rule=hung_cost,
         seconds=9.0,
+    ),
+    Fault(
+        "SIGSTOP (usual time limits)",
+        stopped,
+        Setup(environment={"STREAM_IDLE_TIMEOUT": 2}),
+        streams=BROKEN_OFF,
+        rule=moved_on,
+        seconds=12.0,
     ),
     Fault("SIGSTOP (attempt_timeout 0.5)", stopped, _MOVES_ON, streams=BROKEN_OFF),
     Fault("kill and restart (3 engines)", killed, streams=BROKEN_OFF, seconds=60.0, scales=True),
