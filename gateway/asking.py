@@ -34,7 +34,7 @@ from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.sent import Sent
 from gateway.upstream.skim import LARGE_BYTES
 from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
-from gateway.upstream.stream import EngineStream
+from gateway.upstream.stream import GRACE_S, EngineStream
 
 HEDGE_TICK_S = 0.01
 LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
@@ -62,11 +62,13 @@ class Asking:
 
 
 class TimeLimits(NamedTuple):
-    """Seconds: for all attempts of a complete answer, until a stream's first event, for a place on an engine."""
+    """Seconds: for all attempts of a complete answer, until a stream's first event, for a place on an engine, for the
+    end of a complete stream."""
 
     request_s: float = 60.0
     first_token_s: float = 60.0
     place_s: float = 30.0
+    stream_end_s: float = GRACE_S
 
 
 class SizeLimits(NamedTuple):
@@ -524,7 +526,7 @@ class Asker:
         events = EventStream(not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
             events.go_on(earlier)
-        return EngineStream(response, events)
+        return EngineStream(response, events, self._limits.stream_end_s)
 
     def _wire_model(self, call: Call, pool: ModelPool) -> Optional[str]:
         fleet = self._router.fleet

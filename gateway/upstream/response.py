@@ -184,7 +184,8 @@ def _feed(decoder: BodyDecoder, raw: bytes) -> bytes:
     try:
         return decoder.feed(raw)
     except FramingError as error:
-        raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
+        outcome = Outcome("invalid", f"the engine's answer is broken: {error}")
+        raise EngineFault(outcome, error.payload) from error
 
 
 def receive(connection: Connection, attempt: Attempt) -> bytes:
