@@ -23,7 +23,7 @@ from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
-from gateway.upstream import answers, echo
+from gateway.upstream import answers, assembly, echo
 from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
@@ -33,6 +33,7 @@ from gateway.upstream.fields import BY_PATH
 from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.sent import Sent
 from gateway.upstream.skim import LARGE_BYTES
+from gateway.upstream.sniff import BOM, EMPTY, EVENTS, OTHER
 from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
 from gateway.upstream.stream import GRACE_S, EngineStream
 
@@ -498,13 +499,18 @@ class Asker:
                 response = self._client.answer(sent)
             try:
                 stream = None if sent is None else sent.stream
-                if stream is None:
+                if stream is None and (sent is None or not sent.ready):
+                    response.await_kind()
                     stream = self._open_stream(call, engine, earlier, response)
-                if stream is not None:
+                if stream is None:
+                    body = response.read_all(self._sizes.answer_bytes)
+                    response.release()
+                elif call.stream:
                     stream.wait_first()
                     return stream
-                body = response.read_all(self._sizes.answer_bytes)
-                response.release()
+                else:
+                    body = assembly.assemble(stream, call.path, self._sizes.answer_bytes)
+                    stream.give_back()
             except BaseException:
                 response.close()
                 raise
@@ -519,11 +525,20 @@ class Asker:
     def _open_stream(
         self, call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse
     ) -> Optional[EngineStream]:
-        """The answer as a stream, if it is one; `earlier` is what it goes on after."""
-        if not call.stream or response.head.headers.get(b"content-type", b"").count(b"json"):
+        """The answer as a stream, if it is one, as far as can be told yet; `earlier` is what it goes on after. Raises
+        EngineFault for what cannot be one though one was asked for.
+
+        One that nobody asked for is to be put together.
+        """
+        kind = response.kind()
+        if call.stream and kind == EMPTY:
+            raise EngineFault(Outcome("truncated", "the engine's answer is empty"))
+        if call.stream and kind == OTHER:
+            kind = _kind_by_label(response)
+        if kind != EVENTS:
             return None
         resumes = engine.spec.resume and call.can_resume()
-        events = EventStream(not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
+        events = EventStream(call.stream and not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
             events.go_on(earlier)
         return EngineStream(response, events, self._limits.stream_end_s)
@@ -608,11 +623,23 @@ class Asker:
         return None
 
 
+def _kind_by_label(response: EngineResponse) -> str:
+    """What the answer to a call for a stream is, if not even its beginning tells: a stream whose fields nobody knows,
+    where it says so or nothing. Raises EngineFault."""
+    label = response.head.headers.get(b"content-type", b"").decode("latin-1")[:100]
+    if label and not label.lower().startswith("text/event-stream"):
+        text = f"the engine's answer is neither JSON nor an event stream, but {label}"
+        raise EngineFault(Outcome("invalid", text))
+    return EVENTS
+
+
 def _complete(
     call: Call, body: Union[bytes, bytearray], model: str, context_tokens: Optional[int], event_bytes: int
 ) -> Answer:
     """The engine's complete answer, as the client gets it; `body` is no more than that afterwards. Raises
     EngineFault."""
+    if body.startswith(BOM):
+        body = body[len(BOM) :]
     try:
         if len(body) > LARGE_BYTES:
             large = body if isinstance(body, bytearray) else bytearray(body)

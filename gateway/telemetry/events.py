@@ -21,6 +21,7 @@ OUTCOMES: frozenset[str] = frozenset(
         "error",
         "invalid",
         "truncated",
+        "unasked_stream",
         "rate_limited",
         "unauthorized",
         "rejected",

@@ -6,7 +6,7 @@ lock. Never judges what a body says.
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Optional, Union
 
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import Attempt, EngineFault
@@ -21,6 +21,7 @@ from gateway.upstream.framing import (
     parse_response_head,
 )
 from gateway.upstream.shortage import is_shortage, overloaded
+from gateway.upstream.sniff import kind_of
 
 ANSWER_MAX_BYTES = 67_108_864
 EARLY_HEADS_MAX_BYTES = 65_536  # of answers 1xx, before the answer itself
@@ -127,6 +128,20 @@ class EngineResponse:
                 self._payload = bytearray(self._payload)  # added to, part by part, without copies
             self._payload += part
         return self.decoder.complete
+
+    def kind(self) -> Optional[str]:
+        """What the body is, by how it begins (`sniff`); None: too little has come. Raises EngineFault."""
+        whole = self.is_whole()
+        return kind_of(self._payload, whole)
+
+    def await_kind(self) -> None:
+        """Block until `kind` can tell, or the connection has ended. Raises EngineFault, ClientGone."""
+        while self.kind() is None:
+            raw = receive(self.connection, self.attempt)
+            if raw:
+                self._raw += raw
+            elif not self.decoder.end():
+                return  # cut short: who reads on is told
 
     def release(self) -> None:
         """Give the connection back if the body ended cleanly, else close it. Idempotent, as `close` is.
