@@ -567,10 +567,13 @@ class TlsTest(unittest.TestCase):
         cls.context.load_cert_chain(str(cls.certificate), str(key))
 
     @contextlib.contextmanager
-    def running(self, trusted: bool = True, name: str = "127.0.0.1") -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
+    def running(
+        self, trusted: bool = True, name: str = "127.0.0.1", **variables: object
+    ) -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
         trust = {"SSL_CERT_FILE": str(self.certificate)} if trusted else {}
         with mock.patch.dict(os.environ, trust), ScriptedEngine(self.context) as engine:
-            with gateway(ENGINES=f"m={engine.url.replace('127.0.0.1', name)}", RETRY_ATTEMPTS=1) as running:
+            urls = f"m={engine.url.replace('127.0.0.1', name)}"
+            with gateway(ENGINES=urls, RETRY_ATTEMPTS=1, **variables) as running:
                 yield running, engine
 
     def test_an_answer_over_tls_and_the_connection_is_kept(self) -> None:
@@ -650,6 +653,29 @@ class TlsTest(unittest.TestCase):
                 self.assertEqual(client.read_event(), event(str(number)))
             side.send(chunked(delta("", "stop") + DONE) + b"0\r\n\r\n")
             self.assertEqual(client.read_events()[-1], DONE_EVENT)
+
+    def test_a_complete_stream_over_tls_ends_well_whatever_its_engine_does(self) -> None:
+        for end in ("close", "reset", "nothing"):
+            with self.subTest(end), self.running(STREAM_END_GRACE="0.05") as (running, engine):
+                with running.connect() as client:
+                    client.request("POST", CHAT, STREAM)
+                    side = engine.take()
+                    side.send(STREAM_HEAD + chunked(delta("a") + delta("b", "stop")))
+                    client.read_head()
+                    self.assertEqual([client.read_event(), client.read_event()][0], event("a"))
+                    if end != "nothing":
+                        getattr(side, end)()
+                    self.assertEqual(client.read_events(), [DONE_EVENT])
+                    eventually(lambda: running.app.factory.engines()[0].in_flight == 0)
+                    self.assertIsNone(running.app.factory.engines()[0].last_error)
+
+    def test_events_over_tls_that_nobody_asked_for_are_put_together(self) -> None:
+        with self.running() as (running, engine), running.connect() as client:
+            client.request("POST", CHAT, {**HI, "model": "m"})
+            side = engine.take()
+            side.send(STREAM_HEAD + chunked(delta("a")))
+            side.send(chunked(delta("b", "stop") + DONE) + b"0\r\n\r\n")
+            self.assertEqual(client.read_response().json()["choices"][0]["message"]["content"], "ab")
 
     @alone
     def test_a_client_that_leaves_closes_a_tls_engine_s_connection(self) -> None:

@@ -20,7 +20,8 @@ NOT_ACCEPTED = "the engine did not accept a connection in time"
 
 
 class EngineFault(Exception):
-    """An attempt failed; `outcome` says how. `lines` are whole lines of a stream that had come before."""
+    """An attempt failed; `outcome` says how. `lines` are whole lines of a stream that had come before; from the reading
+    of a body, the payload before what is wrong with it."""
 
     def __init__(self, outcome: Outcome, lines: bytes = b"") -> None:
         super().__init__(outcome.message)

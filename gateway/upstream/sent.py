@@ -26,8 +26,8 @@ OpenStream = Callable[[EngineResponse], Optional[EngineStream]]  # None: the ans
 class Sent:
     """A request that nobody blocks for yet: sent, or to be sent once its connection is open. For one thread at a time.
 
-    `ready`: the answer's status is 200, and all of it has been received, or of an event stream the first event: going
-    on with it will not block. `stream` is that event stream.
+    `ready`: the answer's status is 200, and all of it has been received (or what breaks it), or of an event stream the
+    first event: going on with it will not block. `stream` is that event stream.
     """
 
     __slots__ = (
