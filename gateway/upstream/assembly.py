@@ -1,15 +1,15 @@
 """One answer, put together from the event stream of an engine that was not asked for one: several ignore `stream`.
 
 `assemble` reads the stream to its end and gives the body that the engine should have sent. What is kept of an event is
-its texts, and of everything else its JSON as text: so the memory that is taken grows with the bytes that have come,
-whatever they say, and their number is bounded. No state of its own; one thread at a time, which it blocks.
+pieces of that body, JSON already, which are put one behind the other at last: so what is held grows with the bytes that
+have come, whatever they say, and their number is bounded. No state of its own; one thread at a time, which it blocks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, Optional, Union
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional
 
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import EngineFault
@@ -28,11 +28,14 @@ _FIRST = ("id", "created", "model", "system_fingerprint")  # said by the first e
 _TEXTS = ("content", "text", "refusal", "reasoning_content", "reasoning", "arguments", "name")
 
 
+Pieces = list[bytes]  # of JSON
+
+
 class Unfit(Exception):
     """These events make no answer."""
 
 
-def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytes:
+def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
     """The body of the answer to POST `path`, of which nothing has been read yet; the stream is read to its end.
 
     `max_bytes` of events may come. Raises ClientGone, and EngineFault: as a stream that breaks would, or
@@ -84,43 +87,41 @@ class _Reader:
 
 
 class _Kept:
-    """What is kept of one object in many events: its texts and lists in pieces, all else as JSON."""
+    """What is kept of one object in many events: its texts and lists in pieces, all else as a whole."""
 
     __slots__ = ("items", "texts", "values")
 
     def __init__(self) -> None:
-        self.texts: dict[str, list[str]] = {}
-        self.items: dict[str, list[str]] = {}
-        self.values: dict[str, str] = {}
+        self.texts: dict[str, Pieces] = {}
+        self.items: dict[str, Pieces] = {}
+        self.values: dict[str, bytes] = {}
 
     def add(self, key: str, value: Any, joined: bool) -> None:
         """Another value of a key; `joined` with those before if it is a text, as lists are; else it replaces them."""
         if value is None:
             return
         if joined and isinstance(value, str):
-            self.texts.setdefault(key, []).append(value)
+            _add_inside(self.texts.setdefault(key, []), value)
         elif isinstance(value, list):
-            items = self.items.setdefault(key, [])
-            if value:
-                items.append(_dump(value)[1:-1])
+            _add_inside(self.items.setdefault(key, []), value)
         else:
             self.values[key] = _dump(value)
         if len(self.texts) + len(self.items) + len(self.values) > KEYS_MAX:
             raise Unfit("its objects have too many keys")
 
-    def text(self, key: str) -> str:
-        """The pieces of a text, joined; "": there are none."""
-        return "".join(self.texts.get(key, ()))
+    def says(self, key: str, text: str) -> bool:
+        """Whether the text of a key is this, in one piece."""
+        return self.texts.get(key) == [_dump(text)[1:-1]]
 
-    def members(self) -> dict[str, str]:
-        """Each key's value as JSON."""
-        members = dict(self.values)
+    def members(self) -> dict[str, Pieces]:
+        """Each key's value."""
+        members = {key: [value] for key, value in self.values.items()}
         for key, items in self.items.items():
-            members[key] = f"[{','.join(items)}]"
+            members[key] = _list([item] for item in items)
         for key, pieces in self.texts.items():
             if key in members:
                 raise Unfit(f"{key} is a text and something else")
-            members[key] = _dump("".join(pieces))
+            members[key] = [b'"', *pieces, b'"']
         return members
 
 
@@ -150,11 +151,11 @@ class _ToolCall:
         named = isinstance(function, dict) and bool(function.get("name"))
         return named and bool(self.id) and bool(part.get("id")) and part.get("id") != self.id
 
-    def json(self) -> str:
+    def pieces(self) -> Pieces:
         """The call, as a complete answer has it."""
-        members = {"type": '"function"', **self.kept.members()}
+        members = {"type": [b'"function"'], **self.kept.members()}
         if self.id:
-            members = {"id": _dump(self.id), **members}
+            members = {"id": [_dump(self.id)], **members}
         return _object({**members, "function": _function(self.function)})
 
 
@@ -214,26 +215,26 @@ class _Choice:
         call.add(part)
         return int(began)
 
-    def json(self, index: int, path: str) -> str:
+    def pieces(self, index: int, path: str) -> Pieces:
         """The choice, as a complete answer has it."""
-        members = {"index": str(index), "logprobs": "null"}
-        kept = self.kept.members()
+        members = {"index": [_dump(index)], "logprobs": [b"null"]}
         if path == "/chat/completions":
             members["message"] = self._message()
         else:
-            members["text"] = '""'
+            members["text"] = [b'""']
         if self._logprobs is not None:
             members["logprobs"] = _object(self._logprobs.members())
-        return _object({**members, **kept, "finish_reason": _dump(self.finish_reason)})
+        return _object({**members, **self.kept.members(), "finish_reason": [_dump(self.finish_reason)]})
 
-    def _message(self) -> str:
-        members = {"role": '"assistant"', "content": "null", **self.message.members()}
+    def _message(self) -> Pieces:
+        called = bool(self._calls) or self.function is not None
+        members = {"role": [b'"assistant"'], "content": [b"null"], **self.message.members()}
+        if called and members["content"] == [b'"', b'"']:
+            members["content"] = [b"null"]
         if self._calls:
-            members["tool_calls"] = f"[{','.join(call.json() for call in self._calls)}]"
+            members["tool_calls"] = _list(call.pieces() for call in self._calls)
         if self.function is not None:
             members["function_call"] = _function(self.function)
-        if (self._calls or self.function is not None) and members["content"] == '""':
-            members["content"] = "null"
         return _object(members)
 
 
@@ -242,8 +243,8 @@ class _Answer:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._first: dict[str, str] = {}
-        self._last: dict[str, str] = {}
+        self._first: dict[str, Pieces] = {}
+        self._last: dict[str, Pieces] = {}
         self._choices: dict[int, _Choice] = {}
         self._calls = 0
 
@@ -259,9 +260,9 @@ class _Answer:
             elif value is None or key in ("object", "error"):
                 continue
             elif key in _FIRST:
-                self._first.setdefault(key, _dump(value))
+                self._first.setdefault(key, [_dump(value)])
             else:
-                self._last[key] = _dump(value)
+                self._last[key] = [_dump(value)]
         if len(self._last) > KEYS_MAX:
             raise Unfit("its objects have too many keys")
 
@@ -277,11 +278,14 @@ class _Answer:
         if len(self._choices) > CHOICES_MAX or self._calls > CHOICES_MAX:
             raise Unfit("it has too many choices or tool calls")
 
-    def body(self) -> bytes:
+    def body(self) -> bytearray:
         """The whole answer."""
-        choices = ",".join(choice.json(index, self._path) for index, choice in sorted(self._choices.items()))
-        members = {**self._first, "object": _dump(_OBJECTS[self._path]), "choices": f"[{choices}]", **self._last}
-        return _object(members).encode()
+        choices = _list(choice.pieces(index, self._path) for index, choice in sorted(self._choices.items()))
+        kind = [_dump(_OBJECTS[self._path])]
+        body = bytearray()
+        for piece in _object({**self._first, "object": kind, "choices": choices, **self._last}):
+            body += piece
+        return body
 
 
 def _add_function(kept: _Kept, value: Any) -> None:
@@ -289,19 +293,35 @@ def _add_function(kept: _Kept, value: Any) -> None:
         return
     for key, part in value.items():
         if key == "arguments" and isinstance(part, dict):
-            part = _dump(part)
-        if key == "name" and part == kept.text(key):  # said once more, not gone on with
+            part = json.dumps(part, separators=(",", ":"), allow_nan=False)
+        if key == "name" and isinstance(part, str) and kept.says(key, part):  # once more, not gone on with
             continue
         kept.add(key, part, joined=key in _TEXTS)
 
 
-def _function(kept: _Kept) -> str:
-    return _object({"name": '""', "arguments": '""', **kept.members()})
+def _function(kept: _Kept) -> Pieces:
+    return _object({"name": [b'""'], "arguments": [b'""'], **kept.members()})
 
 
-def _object(members: dict[str, str]) -> str:
-    return "{" + ",".join(f"{_dump(key)}:{value}" for key, value in members.items()) + "}"
+def _add_inside(pieces: Pieces, value: Any) -> None:
+    """Add what stands between the quotes or brackets of a value."""
+    if value:
+        pieces.append(_dump(value)[1:-1])
 
 
-def _dump(value: Union[str, object]) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+def _list(items: Iterable[Pieces]) -> Pieces:
+    pieces: Pieces = []
+    for item in items:
+        pieces += (b",", *item)
+    return [b"[", *pieces[1:], b"]"]
+
+
+def _object(members: dict[str, Pieces]) -> Pieces:
+    pieces: Pieces = []
+    for key, value in members.items():
+        pieces += (b",", _dump(key), b":", *value)
+    return [b"{", *pieces[1:], b"}"]
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
