@@ -14,7 +14,7 @@ from inference import GatewayError, InferenceFactory
 from tests.parking import ParkingTest
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
-from tests.support import CHAT, COMPLETIONS, TIMEOUT_S, RawClient, RunningGateway, chunk_of, request_bytes
+from tests.support import CHAT, COMPLETIONS, TIMEOUT_S, RawClient, RunningGateway, chunk_of, eventually, request_bytes
 
 STREAM = ask(stream=True)
 DONE_EVENT = "data: [DONE]"
@@ -100,6 +100,7 @@ class EndsTest(ParkingTest):
             self.assertEqual((line["completion_tokens"], line["usage_estimated"]), (tokens, False))
         self.assertEqual(self.states(running), ["up"])
         self.assertIsNone(running.app.factory.engines()[0].last_error)
+        eventually(lambda: running.app.pipeline.in_flight == 0)
         attempts = {k: v for k, v in running.metrics().items() if k.startswith("gateway_engine_requests_total")}
         self.assertEqual([(k.count('outcome="ok"'), v) for k, v in attempts.items()], [(1, 1)], attempts)
         self.assert_nothing_held(running)

@@ -13,7 +13,7 @@ EMPTY = "empty"
 OTHER = "other"
 
 BOM = b"\xef\xbb\xbf"
-BLANK_MAX_BYTES = 4096  # before that by which it is judged
+BLANK_MAX_BYTES = 65_536  # before that by which it is judged
 BLANK = b" \t\r\n"
 
 # How a line of an event stream begins: with one of the fields that there are, or as a comment.
