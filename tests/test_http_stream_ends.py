@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import unittest
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
@@ -453,21 +454,28 @@ class LibraryTest(ParkingTest):
 
     def test_who_takes_its_time_still_gets_what_has_come(self) -> None:
         engine = self.scripted()
-        factory = self.enter(InferenceFactory({"m": [engine.url]}, stream_end_grace_s=0.001, health_interval_s=0))
+        factory = self.enter(InferenceFactory({"m": [engine.url]}, stream_end_grace_s=FOR_EVER_S, health_interval_s=0))
         options = {"stream_options": {"include_usage": True}}
-        sent = threading.Event()
+        more, sent = threading.Event(), threading.Event()
 
-        def usage(side: EngineSide) -> None:
+        def end(side: EngineSide) -> None:
+            side.send(chunked(delta("")))
+            more.wait(TIMEOUT_S)
             side.send(chunked(USAGE))
             sent.set()
 
-        with self.answering(engine, usage):
+        with self.answering(engine, end):
             stream = factory.stream([{"role": "user", "content": "hi"}], **options)
             chunks = [next(stream), next(stream)]
             self.ready.set()
+            chunks.append(next(stream))  # from now on the engine's time counts
+            more.set()
             self.assertTrue(sent.wait(TIMEOUT_S))
-            chunks += list(stream)
-        self.assertEqual(chunks[-1].get("usage", {}).get("completion_tokens"), 5)
+            late = mock.Mock(monotonic=lambda: time.monotonic() + 2 * FOR_EVER_S)
+            with mock.patch("gateway.upstream.stream.time", late):
+                chunks += list(stream)
+        self.assertEqual(len(chunks), 4)
+        self.assertEqual(chunks[-1]["usage"]["completion_tokens"], 5)
 
     def test_before_the_reason_an_end_is_an_error(self) -> None:
         engine = self.scripted()
