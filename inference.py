@@ -37,7 +37,7 @@ from gateway.upstream.prober import HealthChecker, probe
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import ANSWER_MAX_BYTES
 from gateway.upstream.sse import EVENT_MAX_BYTES
-from gateway.upstream.stream import EngineStream
+from gateway.upstream.stream import GRACE_S, EngineStream
 
 __all__ = ["Answer", "Asking", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
 
@@ -49,11 +49,12 @@ class InferenceFactory:
 
     `models` maps names to engine URLs or `EngineSpec`s (or is a `FleetSpec`). Times are seconds. `health_interval_s` 0
     switches probes off; `dns_ttl_s` is how long the addresses of engines' names are kept, 0 looks them up for each
-    connection. A complete answer of more than `max_answer_bytes` is its engine's failure, and so is an event of more
-    than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of exceptions that nobody had
-    foreseen, with the model and the engine whose attempt fails by them (None: they are logged). Thread-safe; close it,
-    or use it as a context manager. Raises ValueError for an unknown `strategy` or `fallback`, or an engine's key that
-    cannot be sent.
+    connection; `stream_end_grace_s` what an engine gets for usage and `[DONE]` when every choice of a stream has its
+    reason, before it is ended without them. A complete answer of more than `max_answer_bytes` is its engine's failure,
+    and so is an event of more than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of
+    exceptions that nobody had foreseen, with the model and the engine whose attempt fails by them (None: they are
+    logged). Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
+    `fallback`, or an engine's key that cannot be sent.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class InferenceFactory:
         request_timeout_s: float = 60.0,
         first_token_timeout_s: float = 60.0,
         stream_idle_timeout_s: float = 60.0,
+        stream_end_grace_s: float = GRACE_S,
         queue_timeout_s: float = 30.0,
         dns_ttl_s: float = 30.0,
         max_answer_bytes: int = ANSWER_MAX_BYTES,
@@ -94,7 +96,7 @@ class InferenceFactory:
         self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
         self._keys = _digests(fleet, self.client.secrets)
         self._keep_names()
-        limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s)
+        limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s, stream_end_grace_s)
         sizes = SizeLimits(max_answer_bytes, max_event_bytes)
         self.asker = Asker(self.router, self.client, limits, retry_attempts, self._on_change, sizes, self._on_crash)
         self._health = HealthChecker(
@@ -170,6 +172,9 @@ class InferenceFactory:
                 raise
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             self._on_crash(cause, call.served_model or "", call.engine_id or "")
+            if stream.events.complete:
+                stream.finish()
+                return []
             raise EngineFault(CRASHED) from error
 
     def engines(self) -> list[EngineSnapshot]:

@@ -103,6 +103,7 @@ class Gateway:
             request_timeout_s=settings.request_timeout_s,
             first_token_timeout_s=settings.first_token_timeout_s,
             stream_idle_timeout_s=settings.stream_idle_timeout_s,
+            stream_end_grace_s=settings.stream_end_grace_s,
             queue_timeout_s=settings.queue_timeout_s,
             dns_ttl_s=settings.dns_ttl_s,
             max_answer_bytes=settings.max_answer_bytes,

@@ -24,7 +24,7 @@ from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
 from gateway.telemetry.events import AttemptRecord
-from gateway.upstream import answers, echo
+from gateway.upstream import answers, assembly, echo
 from gateway.upstream.attempt import HUNG, Attempt, EngineFault, UsageRefused
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
@@ -34,8 +34,9 @@ from gateway.upstream.fields import BY_PATH
 from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.sent import Sent
 from gateway.upstream.skim import LARGE_BYTES
+from gateway.upstream.sniff import BOM, EMPTY, EVENTS, OTHER
 from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
-from gateway.upstream.stream import EngineStream
+from gateway.upstream.stream import GRACE_S, EngineStream
 
 HEDGE_TICK_S = 0.01
 LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
@@ -63,11 +64,13 @@ class Asking:
 
 
 class TimeLimits(NamedTuple):
-    """Seconds: for all attempts of a complete answer, until a stream's first event, for a place on an engine."""
+    """Seconds: for all attempts of a complete answer, until a stream's first event, for a place on an engine, for the
+    end of a complete stream."""
 
     request_s: float = 60.0
     first_token_s: float = 60.0
     place_s: float = 30.0
+    stream_end_s: float = GRACE_S
 
 
 class SizeLimits(NamedTuple):
@@ -511,13 +514,20 @@ class Asker:
             response = self._head(call, pool, engine, attempt, sent)
             try:
                 stream = None if sent is None else sent.stream
-                if stream is None:
+                if stream is None and (sent is None or not sent.ready):
+                    if call.stream:
+                        attempt.begun = False  # nobody knows yet of what
+                    response.await_kind()
                     stream = self._open_stream(call, engine, earlier, response)
-                if stream is not None:
+                if stream is None:
+                    body = response.read_all(self._sizes.answer_bytes)
+                    response.release()
+                elif call.stream:
                     stream.wait_first()
                     return stream
-                body = response.read_all(self._sizes.answer_bytes)
-                response.release()
+                else:
+                    body = assembly.assemble(stream, call.path, self._sizes.answer_bytes)
+                    stream.give_back()
             except BaseException:
                 response.close()
                 raise
@@ -553,15 +563,25 @@ class Asker:
     def _open_stream(
         self, call: Call, engine: Engine, earlier: Optional[EventStream], response: EngineResponse
     ) -> Optional[EngineStream]:
-        """The answer as a stream, if it is one; `earlier` is what it goes on after."""
-        if not call.stream or response.head.headers.get(b"content-type", b"").count(b"json"):
+        """The answer as a stream, if it is one, as far as can be told yet; `earlier` is what it goes on after. Raises
+        EngineFault for what cannot be one though one was asked for.
+
+        One that nobody asked for is to be put together.
+        """
+        kind = response.kind()
+        if call.stream and kind == EMPTY:
+            raise EngineFault(Outcome("truncated", "the engine's answer is empty"))
+        if call.stream and kind == OTHER:
+            kind = _kind_by_label(response)
+        # Of a stream, there is nothing until its first event.
+        response.attempt.begun = not call.stream or kind not in (None, EVENTS)
+        if kind != EVENTS:
             return None
         resumes = engine.spec.resume and call.can_resume()
-        events = EventStream(not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
+        events = EventStream(call.stream and not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
             events.go_on(earlier)
-        response.attempt.begun = False  # until its first event
-        return EngineStream(response, events)
+        return EngineStream(response, events, self._limits.stream_end_s)
 
     def _wire_model(self, call: Call, pool: ModelPool) -> Optional[str]:
         fleet = self._router.fleet
@@ -644,11 +664,23 @@ class Asker:
         return None
 
 
+def _kind_by_label(response: EngineResponse) -> str:
+    """What the answer to a call for a stream is, if not even its beginning tells: a stream whose fields nobody knows,
+    where it says so or nothing. Raises EngineFault."""
+    label = response.head.headers.get(b"content-type", b"").decode("latin-1")[:100]
+    if label and not label.lower().startswith("text/event-stream"):
+        text = f"the engine's answer is neither JSON nor an event stream, but {label}"
+        raise EngineFault(Outcome("invalid", text))
+    return EVENTS
+
+
 def _complete(
     call: Call, body: Union[bytes, bytearray], model: str, context_tokens: Optional[int], event_bytes: int
 ) -> Answer:
     """The engine's complete answer, as the client gets it; `body` is no more than that afterwards. Raises
     EngineFault."""
+    if body.startswith(BOM):
+        body = body[len(BOM) :]
     try:
         if len(body) > LARGE_BYTES:
             large = body if isinstance(body, bytearray) else bytearray(body)

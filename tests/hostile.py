@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import random
@@ -106,6 +107,19 @@ def event(unit: bytes, size: int) -> Pieces:
     yield chunked(unit[:-1] + b']},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n') + b"0\r\n\r\n"
 
 
+def unasked(choice: Callable[[int], object], size: int) -> Pieces:
+    """A whole stream of about `size` bytes, of events whose one choice is what `choice` gives for its number."""
+    yield STREAM_HEAD
+    sent = 0
+    for number in itertools.count():
+        event = chunked(b"data: %b\n\n" % json.dumps({"choices": [choice(number)]}, separators=(",", ":")).encode())
+        sent += len(event)
+        if sent > size:
+            break
+        yield event
+    yield chunked(b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n') + b"0\r\n\r\n"
+
+
 def streamed(unit: bytes) -> Pieces:
     yield STREAM_HEAD
     for piece in repeated(unit):
@@ -155,8 +169,23 @@ def hostile(answer_bytes: int, event_bytes: int) -> list[Hostile]:
         Hostile(
             "a large event of texts", lambda: event(b'"' + b"x" * 9000 + b'",', event_bytes), stream=True, status=200
         ),
+        *unasked_streams(large),
         Hostile("an event too large", lambda: event(b"{},", 2 * event_bytes), stream=True, status=200),
     ]
+
+
+def unasked_streams(size: int) -> Iterator[Hostile]:
+    """Streams that are to be put together, though nobody asked for them."""
+    kinds: list[tuple[str, Callable[[int], object], int]] = [
+        ("small texts", lambda number: {"delta": {"content": "ab"}}, 200),
+        ("small objects", lambda number: {"delta": {}, "logprobs": {"content": [{}] * 9_000}}, 200),
+        ("choices without end", lambda number: {"index": number, "delta": {}, "finish_reason": "x"}, 502),
+        ("calls without end", lambda number: {"delta": {"tool_calls": [{"index": number}]}}, 502),
+        ("keys without end", lambda number: {"delta": {f"key{number}": 1}}, 502),
+    ]
+    for name, choice, status in kinds:
+        pieces = functools.partial(unasked, choice, size)
+        yield Hostile(f"unasked events of {name}", pieces, status=status)
 
 
 def many(unit: bytes, size: int, kind: str) -> Hostile:

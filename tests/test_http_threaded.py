@@ -16,6 +16,8 @@ from tests import (
     test_http_replays,
     test_http_rescue,
     test_http_shortage,
+    test_http_stream_ends,
+    test_http_stream_kinds,
     test_http_streams,
     test_http_surplus,
 )
@@ -52,6 +54,18 @@ class AllowedModels(Threaded, test_http_allowed_models.AliasTest):
 
 
 class ChatAnswers(Threaded, test_http_chat.Answers):
+    pass
+
+
+class GoodEnds(Threaded, test_http_stream_ends.GoodEndTest):
+    pass
+
+
+class AskedForStreams(Threaded, test_http_stream_kinds.AskedTest):
+    pass
+
+
+class UnaskedStreams(Threaded, test_http_stream_kinds.NotAskedTest):
     pass
 
 

@@ -42,6 +42,7 @@ from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, conten
 
 STREAM: dict[str, Any] = {**HI, "model": "m", "stream": True}
 DONE_EVENT = "data: [DONE]"
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}\n\n'
 BIG = chunked(delta("x" * 60_000))
 BUFFERS_MAX_BYTES = 64 << 20  # more than the sockets' buffers on both sides of a gateway ever hold
 
@@ -316,7 +317,7 @@ class Relayed:
     """One stream between a fake client and a socket pair; `outcome` is how it counts for its engine, once it has
     ended."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, hide_usage: bool = True) -> None:
         self.client = FakeClient()
         self.pipeline = FakePipeline()
         head = RequestHead("POST", CHAT, False)  # HTTP/1.0: the stream as it is, without chunks
@@ -332,7 +333,7 @@ class Relayed:
         answer = ResponseHead(200, {b"transfer-encoding": b"chunked"}, True)
         pool = ConnectionPool("127.0.0.1", 1, None, 1.0)
         response = EngineResponse(answer, b"", Connection(ours), pool, Attempt(math.inf))
-        self.stream = EngineStream(response, EventStream(hide_usage=True))
+        self.stream = EngineStream(response, EventStream(hide_usage))
         self.engine.sendall(chunked(delta("first")))
         self.stream.wait_first()
         self.stream.on_close(self._closed)
@@ -364,9 +365,9 @@ class RelayTest(unittest.TestCase):
         self.relay = Relay(60.0, self.errors.append, clock=lambda: self.now_s)
         self.addCleanup(self.relay.close, TIMEOUT_S)
 
-    def relayed(self) -> Relayed:
+    def relayed(self, hide_usage: bool = True) -> Relayed:
         """A stream after its first event, not yet handed over."""
-        relayed = Relayed(self.relay)
+        relayed = Relayed(self.relay, hide_usage)
         self.addCleanup(relayed.close)
         return relayed
 
@@ -440,6 +441,100 @@ class RelayTest(unittest.TestCase):
         self.assert_ended(relayed, "ok", 200, None)
         self.assertLess(relayed.client.deadline_s, math.inf)
 
+    def test_an_event_that_comes_drop_by_drop_is_no_silence(self) -> None:
+        relayed, silent = self.take(), self.take()
+        event_bytes = chunked(delta("a"))
+        for place in range(len(event_bytes) - 3):
+            self.now_s += 50.0
+            seen_s = self.now_s
+            relayed.engine.sendall(event_bytes[place : place + 1])
+            eventually(lambda seen_s=seen_s: self.active_s(relayed) == seen_s)  # type: ignore[misc]
+        eventually(lambda: silent.ended)
+        self.assertFalse(relayed.ended)
+        self.now_s += 61.0
+        self.assert_ended(relayed, "timeout", 200, "backend_error")
+
+    def active_s(self, relayed: Relayed) -> float:
+        """When the relay has last seen something of a stream."""
+        streams = list(self.relay._streams)
+        return next((one.active_s for one in streams if one.exchange is relayed.exchange), -1.0)
+
+    def test_a_complete_stream_is_ended_after_its_grace_and_not_before(self) -> None:
+        relayed, other = self.take(), self.take()
+        relayed.engine.sendall(chunked(delta("b", "stop")))
+        eventually(lambda: relayed.client.taken == delta("b", "stop"))
+        self.now_s = 0.9
+        self.swept()
+        relayed.engine.sendall(chunked(b": more\n\n"))  # does not make it longer
+        eventually(lambda: relayed.client.taken.endswith(b": more\n\n"))
+        self.assertFalse(relayed.ended)
+        self.now_s = 1.1
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual(relayed.client.taken, delta("b", "stop") + b": more\n\n" + DONE)
+        self.assertEqual(relayed.engine.recv(1), b"")  # not kept
+        self.assertFalse(other.ended)
+
+    def swept(self) -> None:
+        """Wait until the relay has looked for what is over, at the time that it is now."""
+        sweep, seen_s = self.relay._sweep, []
+
+        def noted(now_s: float) -> None:
+            sweep(now_s)
+            seen_s.append(now_s)
+
+        with mock.patch.object(self.relay, "_sweep", noted):
+            eventually(lambda: self.now_s in seen_s)
+
+    def test_the_grace_is_its_engine_s_and_a_slow_client_gets_all(self) -> None:
+        for behind in (b"", USAGE, USAGE + DONE):
+            with self.subTest(behind):
+                relayed = self.relayed(hide_usage=False)
+                relayed.client.room = 3
+                self.relay.take(relayed.exchange, relayed.stream)
+                relayed.engine.sendall(chunked(delta("b", "stop")))
+                eventually(lambda relayed=relayed: relayed.client.room == 0)  # type: ignore[misc]
+                if behind:  # not read while the client is slow
+                    relayed.engine.sendall(chunked(behind))
+                self.now_s += 1.1
+                eventually(lambda relayed=relayed: relayed.client.last_due)  # type: ignore[misc]
+                self.assertFalse(relayed.ended)
+                eventually(lambda relayed=relayed: relayed.client.deadline_s == math.inf)  # type: ignore[misc]
+                relayed.client.room = None
+                self.assert_ended(relayed, "ok", 200, None)
+                self.assertEqual(relayed.client.taken, delta("b", "stop") + behind.replace(DONE, b"") + DONE)
+                self.assertEqual(relayed.stream.events.usage is not None, bool(behind))
+
+    def test_a_slow_client_is_given_up_in_the_grace_as_ever(self) -> None:
+        relayed = self.relayed()
+        relayed.client.room = 3
+        self.relay.take(relayed.exchange, relayed.stream)
+        relayed.engine.sendall(chunked(delta("b", "stop")))
+        eventually(lambda: relayed.client.room == 0)
+        self.now_s = 61.0
+        self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+
+    def test_a_client_of_http_1_0_that_is_slow_from_the_start_loses_nothing(self) -> None:
+        relayed = self.relayed()
+        relayed.client.room = 0
+        relayed.engine.sendall(chunked(delta("b", "stop") + DONE) + b"0\r\n\r\n")
+        lines = relayed.stream.read()
+        self.relay.take(relayed.exchange, relayed.stream, lines)
+        eventually(lambda: relayed.client.last_due)
+        relayed.client.room = None
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual(relayed.client.taken, delta("b", "stop") + DONE)
+
+    def test_an_unforeseen_exception_behind_the_last_reason_is_told_and_costs_nobody_the_answer(self) -> None:
+        relayed = self.take()
+        relayed.engine.sendall(chunked(delta("b", "stop")))
+        eventually(lambda: relayed.client.taken)
+        bug = RuntimeError("a bug")
+        with mock.patch.object(EventStream, "feed", side_effect=bug):
+            relayed.engine.sendall(chunked(USAGE))
+            self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual(relayed.client.taken, delta("b", "stop") + DONE)
+        self.assertEqual(self.errors, [bug])
+
     def test_closing_ends_streams_that_are_open_or_come_too_late(self) -> None:
         relayed, late = self.take(), self.relayed()
         self.relay.close(TIMEOUT_S)
@@ -472,10 +567,13 @@ class TlsTest(unittest.TestCase):
         cls.context.load_cert_chain(str(cls.certificate), str(key))
 
     @contextlib.contextmanager
-    def running(self, trusted: bool = True, name: str = "127.0.0.1") -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
+    def running(
+        self, trusted: bool = True, name: str = "127.0.0.1", **variables: object
+    ) -> Iterator[tuple[RunningGateway, ScriptedEngine]]:
         trust = {"SSL_CERT_FILE": str(self.certificate)} if trusted else {}
         with mock.patch.dict(os.environ, trust), ScriptedEngine(self.context) as engine:
-            with gateway(ENGINES=f"m={engine.url.replace('127.0.0.1', name)}", RETRY_ATTEMPTS=1) as running:
+            urls = f"m={engine.url.replace('127.0.0.1', name)}"
+            with gateway(ENGINES=urls, RETRY_ATTEMPTS=1, **variables) as running:
                 yield running, engine
 
     def test_an_answer_over_tls_and_the_connection_is_kept(self) -> None:
@@ -555,6 +653,29 @@ class TlsTest(unittest.TestCase):
                 self.assertEqual(client.read_event(), event(str(number)))
             side.send(chunked(delta("", "stop") + DONE) + b"0\r\n\r\n")
             self.assertEqual(client.read_events()[-1], DONE_EVENT)
+
+    def test_a_complete_stream_over_tls_ends_well_whatever_its_engine_does(self) -> None:
+        for end in ("close", "reset", "nothing"):
+            with self.subTest(end), self.running(STREAM_END_GRACE="0.05") as (running, engine):
+                with running.connect() as client:
+                    client.request("POST", CHAT, STREAM)
+                    side = engine.take()
+                    side.send(STREAM_HEAD + chunked(delta("a") + delta("b", "stop")))
+                    client.read_head()
+                    self.assertEqual([client.read_event(), client.read_event()][0], event("a"))
+                    if end != "nothing":
+                        getattr(side, end)()
+                    self.assertEqual(client.read_events(), [DONE_EVENT])
+                    eventually(lambda: running.app.factory.engines()[0].in_flight == 0)
+                    self.assertIsNone(running.app.factory.engines()[0].last_error)
+
+    def test_events_over_tls_that_nobody_asked_for_are_put_together(self) -> None:
+        with self.running() as (running, engine), running.connect() as client:
+            client.request("POST", CHAT, {**HI, "model": "m"})
+            side = engine.take()
+            side.send(STREAM_HEAD + chunked(delta("a")))
+            side.send(chunked(delta("b", "stop") + DONE) + b"0\r\n\r\n")
+            self.assertEqual(client.read_response().json()["choices"][0]["message"]["content"], "ab")
 
     @alone
     def test_a_client_that_leaves_closes_a_tls_engine_s_connection(self) -> None:

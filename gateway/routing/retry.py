@@ -59,6 +59,8 @@ _VERDICTS: dict[str, Verdict] = {
     "error": Verdict("failure", True),
     "invalid": Verdict("failure", True),
     "truncated": Verdict("failure", True),
+    # It answers, in a way of its own: no open breaker mends that, and its haste is no merit. Another one may do better.
+    "unasked_stream": Verdict("none", True),
     "rate_limited": Verdict("rest", True),
     "unauthorized": Verdict("misconfigured", True),
     "rejected": Verdict("good", False),  # the caller's fault, and proof that the engine is alive

@@ -22,6 +22,7 @@ OUTCOMES: frozenset[str] = frozenset(
         "error",
         "invalid",
         "truncated",
+        "unasked_stream",
         "rate_limited",
         "unauthorized",
         "rejected",

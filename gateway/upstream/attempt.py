@@ -21,7 +21,8 @@ HUNG = "hung"  # why an attempt is ended whose request goes to another engine
 
 
 class EngineFault(Exception):
-    """An attempt failed; `outcome` says how. `lines` are whole lines of a stream that had come before."""
+    """An attempt failed; `outcome` says how. `lines` are whole lines of a stream that had come before; from the reading
+    of a body, the payload before what is wrong with it."""
 
     def __init__(self, outcome: Outcome, lines: bytes = b"") -> None:
         super().__init__(outcome.message)

@@ -6,7 +6,7 @@ lock. Never judges what a body says.
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Optional, Union
 
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import Attempt, EngineFault
@@ -21,6 +21,7 @@ from gateway.upstream.framing import (
     parse_response_head,
 )
 from gateway.upstream.shortage import is_shortage, overloaded
+from gateway.upstream.sniff import kind_of
 
 ANSWER_MAX_BYTES = 67_108_864
 EARLY_HEADS_MAX_BYTES = 65_536  # of answers 1xx, before the answer itself
@@ -33,7 +34,7 @@ Text = Union[bytes, bytearray]
 class EngineResponse:
     """An engine's answer: head read, body to come. Used by one thread at a time; ended by `release` or `close`."""
 
-    __slots__ = ("_over", "_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
+    __slots__ = ("_fault", "_over", "_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class EngineResponse:
         self.decoder: BodyDecoder = body_decoder(head)
         self._raw = raw
         self._payload: Text = b""  # decoded ahead
+        self._fault: Optional[EngineFault] = None  # behind that
         self.connection = connection
         self.pool = pool
         self.attempt = attempt
@@ -62,6 +64,8 @@ class EngineResponse:
             return bytes(payload)
         decoder = self.decoder
         while not decoder.complete:
+            if self._fault is not None:
+                raise self._fault
             raw = self._raw
             if raw:
                 self._raw = b""
@@ -108,9 +112,15 @@ class EngineResponse:
         return body
 
     def take_buffered(self) -> bytes:
-        """Payload that has arrived already, without reading; for who goes on reading without blocking."""
+        """Payload that has arrived already, without reading; for who goes on reading without blocking.
+
+        Raises EngineFault, whose `lines` are the payload before what is wrong.
+        """
         raw, self._raw = self._raw, b""
         payload, self._payload = self._payload, b""
+        if self._fault is not None:
+            self._fault.lines = bytes(payload)
+            raise self._fault
         return bytes(payload + _feed(self.decoder, raw) if raw else payload)
 
     def add(self, raw: bytes) -> None:
@@ -118,16 +128,36 @@ class EngineResponse:
         self._raw += raw
 
     def is_whole(self) -> bool:
-        """Whether the whole body has arrived: reading it will not block. Raises EngineFault."""
+        """Whether the whole body has arrived, or what breaks it: reading it will not block."""
         raw, self._raw = self._raw, b""
-        part = _feed(self.decoder, raw) if raw else b""
+        part: bytes = b""
+        if raw:
+            try:
+                part = _feed(self.decoder, raw)
+            except EngineFault as fault:
+                part, fault.lines = fault.lines, b""
+                self._fault = fault
         if not self._payload:
             self._payload = part
         elif part:
             if not isinstance(self._payload, bytearray):
                 self._payload = bytearray(self._payload)  # added to, part by part, without copies
             self._payload += part
-        return self.decoder.complete
+        return self.decoder.complete or self._fault is not None
+
+    def kind(self) -> Optional[str]:
+        """What the body is, by how it begins (`sniff`); None: too little has come."""
+        whole = self.is_whole()
+        return kind_of(self._payload, whole)
+
+    def await_kind(self) -> None:
+        """Block until `kind` can tell, or the connection has ended. Raises EngineFault, ClientGone."""
+        while self.kind() is None:
+            raw = receive(self.connection, self.attempt)
+            if raw:
+                self._raw += raw
+            elif not self.decoder.end():
+                return  # cut short: who reads on is told
 
     def release(self) -> None:
         """Give the connection back if the body ended cleanly, else close it. Idempotent, as `close` is.
@@ -182,10 +212,12 @@ def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt
 
 
 def _feed(decoder: BodyDecoder, raw: bytes) -> bytes:
+    """Raises EngineFault, whose `lines` are the payload before what is wrong."""
     try:
         return decoder.feed(raw)
     except FramingError as error:
-        raise EngineFault(Outcome("invalid", f"the engine's answer is broken: {error}")) from error
+        outcome = Outcome("invalid", f"the engine's answer is broken: {error}")
+        raise EngineFault(outcome, error.payload) from error
 
 
 def receive(connection: Connection, attempt: Attempt) -> bytes:

@@ -15,18 +15,19 @@ from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.framing import UNFINISHED_MAX_BYTES
 from gateway.upstream.response import RECV_BYTES, EngineResponse, read_head
 from gateway.upstream.shortage import is_shortage, overloaded
+from gateway.upstream.sniff import EVENTS
 from gateway.upstream.stream import EngineStream
 
 AHEAD_MAX_BYTES = 262144  # of an answer, before a thread has to wait for the rest
 
-OpenStream = Callable[[EngineResponse], Optional[EngineStream]]  # None: the answer is no stream
+OpenStream = Callable[[EngineResponse], Optional[EngineStream]]  # None: the answer is no stream, or not yet
 
 
 class Sent:
     """A request that nobody blocks for yet: sent, or to be sent once its connection is open. For one thread at a time.
 
-    `ready`: the answer's status is 200, and all of it has been received, or of an event stream the first event: going
-    on with it will not block. `stream` is that event stream.
+    `ready`: the answer's status is 200, and all of it has been received (or what breaks it), or of an event stream the
+    first event: going on with it will not block. `stream` is that event stream.
     """
 
     __slots__ = (
@@ -128,7 +129,13 @@ class Sent:
             if not data.startswith(b"HTTP/1.1 200"):
                 return True
             response = self.response = read_head(data, self.connection, self.endpoint.pool, self.attempt)
-            if self._open_stream is not None:
+        if self._open_stream is None:
+            self.ready = response.is_whole()
+            if response.kind() == EVENTS:  # which nobody asked for: a thread puts them together
+                self.ready = False
+                return True
+        else:
+            if self.stream is None:
                 self.stream = self._open_stream(response)
-        self.ready = response.is_whole() if self.stream is None else self.stream.begin()
+            self.ready = response.is_whole() if self.stream is None else self.stream.begin()
         return self.ready or self.size > AHEAD_MAX_BYTES

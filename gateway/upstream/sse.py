@@ -105,6 +105,11 @@ class EventStream:
         return len(self._finished_choices) >= self._choices
 
     @property
+    def complete(self) -> bool:
+        """Whether as many choices as were asked for have it: the stream is over, whatever its engine does next."""
+        return len(self._finished_choices) >= self._choices
+
+    @property
     def text(self) -> Optional[str]:
         """What the client has been given, to go on from; None: it is not kept, or more than can be gone on from."""
         return None if self._kept_text is None else "".join(self._kept_text)
@@ -243,7 +248,7 @@ class EventStream:
             return False
         if isinstance(choices, list):
             for choice in choices:
-                if isinstance(choice, dict) and choice.get("finish_reason") is not None and not self.finished:
+                if isinstance(choice, dict) and is_finish(choice.get("finish_reason")) and not self.finished:
                     index = choice.get("index")
                     self._finished_choices.add(index if type(index) is int else 0)
             if large:
@@ -299,6 +304,20 @@ class EventStream:
         self.done = True
         closing = b"\n" if self.inside else b""
         return rest + closing + b"data: [DONE]\n\n"
+
+    def finish(self) -> bytes:
+        """End a complete stream here and now: what is due to the client. An event that has begun is over, a line that
+        has no end yet is dropped, and so is whatever comes later."""
+        closing = b"\n" if self.inside else b""
+        self._partial = bytearray()
+        self.inside = False
+        self.done = True
+        return closing + b"data: [DONE]\n\n"
+
+
+def is_finish(reason: object) -> bool:
+    """Whether a `finish_reason` says that its choice is finished."""
+    return isinstance(reason, str) and reason.strip() != ""
 
 
 def _break_off(broken: StreamBroken, before: list[bytes]) -> NoReturn:

@@ -1,5 +1,8 @@
 """An engine's open event stream: the bytes of its connection on one side, whole lines for the client on the other.
 
+A stream is over for its client when it is complete (every choice has its reason), whatever its engine does then: what
+breaks it is no fault any more, and for `[DONE]` and usage the engine gets `grace_s`.
+
 Owns the response (and with it the connection) until `close`. Used by one thread at a time: the worker that waits for
 the first event, then whoever relays. Blocking and non-blocking reading meet in `_take`.
 """
@@ -7,6 +10,7 @@ the first event, then whoever relays. Blocking and non-blocking reading meet in 
 from __future__ import annotations
 
 import ssl
+import time
 from typing import Callable, Optional
 
 from gateway.routing.retry import CRASHED, Outcome
@@ -16,16 +20,35 @@ from gateway.upstream.response import RECV_BYTES, EngineResponse
 from gateway.upstream.sse import EventStream, StreamBroken
 
 _BACKSLASH = 0x5C
+GRACE_S = 1.0
 
 
 class EngineStream:
-    """Lines of a stream in order. `done` = the client has everything; `drained` = so has the connection."""
+    """Lines of a stream in order. `done` = the client has everything; `drained` = so has the connection; `finished` =
+    the gateway has ended it."""
 
-    __slots__ = ("_alike", "_behind", "_early", "_held", "_on_close", "_tls", "events", "first", "response", "sock")
+    __slots__ = (
+        "_alike",
+        "_behind",
+        "_early",
+        "_end_s",
+        "_held",
+        "_on_close",
+        "_tls",
+        "events",
+        "finished",
+        "first",
+        "grace_s",
+        "response",
+        "sock",
+    )
 
-    def __init__(self, response: EngineResponse, events: EventStream) -> None:
+    def __init__(self, response: EngineResponse, events: EventStream, grace_s: float = GRACE_S) -> None:
         self.response = response
         self.events = events
+        self.grace_s = grace_s
+        self.finished = False
+        self._end_s: Optional[float] = None  # when `read` ends it
         self.sock = response.connection.sock
         self._tls = isinstance(self.sock, ssl.SSLSocket)
         self.first = b""
@@ -51,11 +74,14 @@ class EngineStream:
 
     def begin(self) -> bool:
         """Look at what has been received meanwhile: is the first event there? As `wait_first`, but without blocking."""
-        payload = self.response.take_buffered()
-        if payload:
-            self._early += self._events(payload)
-        if self.drained and not self.events.started:
-            self._early += self._end()
+        try:
+            payload = self._payload(self.response.take_buffered)
+            if payload:
+                self._early += self._events(payload)
+            if self.drained and not self.events.started:
+                self._early += self._end()
+        except EngineFault as fault:
+            self._early += self._finish_or_raise(fault)
         return self._has_begun()
 
     def _has_begun(self) -> bool:
@@ -69,23 +95,65 @@ class EngineStream:
     def wait_first(self) -> None:
         """Block until the first event has come; it is in `first` then. Raises EngineFault, ClientGone."""
         while not self._has_begun():
-            payload = self.response.read_some()
-            self._early += self._events(payload) if payload else self._end()
+            try:
+                payload = self._payload(self.response.read_some)
+                self._early += self._events(payload) if payload else self._end()
+            except EngineFault as fault:
+                self._early += self._finish_or_raise(fault)
 
     def read(self) -> bytes:
         """Block for more lines; b"" only when the stream is done. Raises EngineFault, ClientGone."""
         while not self.events.done:
-            payload = self.response.read_some()
-            lines = self._events(payload) if payload else self._end()
+            try:
+                if self.events.complete and not self.drained:
+                    self._limit_wait()
+                payload = self._payload(self.response.read_some)
+                lines = self._events(payload) if payload else self._end()
+            except EngineFault as fault:
+                lines = self._finish_or_raise(fault)
             if lines:
                 return lines
         return b""
 
+    def _limit_wait(self) -> None:
+        """Before each reading of a complete stream. Raises EngineFault when its engine has had its time."""
+        now_s = time.monotonic()
+        if self._end_s is None:
+            self._end_s = now_s + self.grace_s
+        elif self._end_s < 0:
+            raise EngineFault(Outcome("timeout", "the engine did not end its stream"))
+        left_s = self._end_s - now_s
+        if left_s <= 0:  # what has come while nobody was reading is still taken, once
+            left_s, self._end_s = 0.0, -1.0
+        self.sock.settimeout(left_s)
+
+    def finish(self, lines: bytes = b"") -> bytes:
+        """End a complete stream, whatever its engine does: `lines`, then what is still due to the client. Nothing is to
+        be read any more, and the connection is closed with the stream unless its body has ended."""
+        if self.done:
+            return lines
+        self.finished = True
+        return lines + self.events.finish()
+
+    def _finish_or_raise(self, fault: EngineFault) -> bytes:
+        if fault.outcome is CRASHED or not self.events.complete:
+            raise fault
+        return self.finish(fault.lines)
+
     def detach(self) -> bytes:
-        """Make reading non-blocking from now on; returns lines that had been received already."""
+        """Make reading non-blocking from now on; returns lines that had been received already. Raises EngineFault."""
         self.sock.setblocking(False)
-        payload = self.response.take_buffered()
+        payload = self._payload(self.response.take_buffered)
         return self._with_end(self._events(payload) if payload else b"")
+
+    def _payload(self, receive: Callable[[], bytes]) -> bytes:
+        """What `receive` gives. Raises EngineFault, with the lines that came before."""
+        try:
+            return receive()
+        except EngineFault as fault:
+            if fault.lines:
+                fault.lines = self._events(fault.lines)
+            raise
 
     def pull_chunk(self) -> bytes:
         """What has arrived, without blocking, if that is one whole chunk that the client may get as it is; else b"".
@@ -185,7 +253,7 @@ class EngineStream:
             decoder.complete = True
             if self.done:
                 return b""
-            if not closed_well and not self.events.finished:
+            if not closed_well:
                 raise EngineFault(Outcome("truncated", "the engine's stream was cut short"))
             return b""
         try:
@@ -195,10 +263,11 @@ class EngineStream:
             decoder.surplus = decoder.surplus or bool(payload.strip())
             return b""
         except FramingError as error:
+            lines = self._events(error.payload) if error.payload and not self.events.done else b""
             if self.events.done:  # instead of the body's end, which the client does not need
                 decoder.complete = decoder.surplus = True
-                return b""
-            raise EngineFault(Outcome("invalid", f"the engine's stream is broken: {error}")) from error
+                return lines
+            raise EngineFault(Outcome("invalid", f"the engine's stream is broken: {error}"), lines) from error
         except StreamBroken as error:
             raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
         except Exception as error:  # nobody had foreseen what it has sent
