@@ -49,6 +49,7 @@ class Endpoint:
                 f"Host: {host}",
                 "Content-Type: application/json",
                 "Accept: application/json, text/event-stream",
+                "Accept-Encoding: identity",
                 "User-Agent: inference-gateway",
             ]
             if self._secret:
