@@ -612,6 +612,7 @@ def _complete(
     """The engine's complete answer, as the client gets it; `body` is no more than that afterwards. Raises
     EngineFault."""
     try:
+        body = answers.readable(body)
         if len(body) > LARGE_BYTES:
             large = body if isinstance(body, bytearray) else bytearray(body)
             return _complete_large(call, large, model, context_tokens, event_bytes)
