@@ -238,7 +238,7 @@ class Asker:
             if not isinstance(result, Outcome):
                 return result
             if result.kind == "rejected":
-                raise RequestRefused("backend_rejected", result.message, status=result.status)
+                raise RequestRefused("backend_rejected", result.message, status=result.status, engine=result.details)
             tries.failed(result)
             failed = (tried.pool.name, result.kind)
             if time.monotonic() >= deadline_s:
@@ -428,7 +428,8 @@ class Asker:
         if outcome is CRASHED:
             cause = error.__cause__ if isinstance(error, EngineFault) else error
             self._on_crash(cause if isinstance(cause, Exception) else error, pool.name, engine.id)
-        return outcome
+        endpoint = self._endpoints.get(engine)
+        return outcome if endpoint is None else endpoint.masked(outcome)
 
     def _settler(
         self, call: Call, pool: ModelPool, lease: Lease, started_s: float, first_s: float
@@ -620,7 +621,9 @@ def _complete(
         parsed = answers.parse_answer(body, call.path)
         usage = _usage(call, parsed, context_tokens)
         complete = answers.complete(parsed, body, call.request_id, model, usage)
-    except (answers.InvalidAnswer, ValueError) as error:  # ValueError: a number that JSON cannot say
+    except answers.InvalidAnswer as error:
+        raise EngineFault(Outcome("invalid", str(error), details=error.details)) from error
+    except ValueError as error:  # more digits than Python writes
         raise EngineFault(Outcome("invalid", str(error))) from error
     if call.stream:
         return Answer(answers.as_stream(json.loads(complete), call.path), usage)

@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
-from tests.scripted import DONE, STREAM_HEAD, EngineSide, chunked, delta
+from tests.scripted import DONE, STREAM_HEAD, chunked, delta
 from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, TIMEOUT_S, eventually
 from tests.test_codings import raw_deflate
 from tests.test_http_threaded import Threaded

@@ -12,6 +12,7 @@ from gateway.clock import unix_s
 from gateway.jsontext import decode_with
 from gateway.upstream.nonfinite import has_nonfinite, pieces_with_nulls, with_nulls
 from gateway.upstream.skim import LARGE_BYTES, NotJson, Outline, Span, outline
+from gateway.upstream.words import words_of
 
 CHARS_PER_TOKEN = 4
 PROMPT_BELIEVED = 16_384
@@ -51,7 +52,9 @@ class Bounds(NamedTuple):
 
 
 class InvalidAnswer(Exception):
-    """An engine's 200 is not an answer to what was asked."""
+    """An engine's 200 is not an answer to what was asked. `details`: what it says of an error, as an `Outcome` has it."""
+
+    details: Optional[dict[str, object]] = None
 
 
 def readable(body: Text) -> Text:
@@ -94,8 +97,10 @@ def outline_answer(body: Text, path: str) -> Outline:
 def _check_answer(answer: dict[str, Any], path: str) -> None:
     error = answer.get("error")
     if error:
-        text = error.get("message") if isinstance(error, dict) else "" if isinstance(error, Span) else error
-        raise InvalidAnswer(f"the engine reported an error: {str(text)[:500]}")
+        words = words_of({"error": error})
+        invalid = InvalidAnswer(f"the engine reported an error: {words.message or 'of no known shape'}")
+        invalid.details = words.details
+        raise invalid
     items = answer.get(_LIST_KEY_BY_PATH[path])
     if not isinstance(items, list) and not (isinstance(items, Span) and items.kind == "["):
         raise InvalidAnswer(f"the engine's answer has no {_LIST_KEY_BY_PATH[path]}")

@@ -122,7 +122,7 @@ class _Coding:
 
     def piece(self) -> bytes:
         """The next `PIECE_BYTES` at most of what `held` stands for. Raises FramingError."""
-        out = b""
+        out: bytes = b""
         for _ in range(MEMBERS_AT_ONCE):
             if self._inflate is None and not self._begin():
                 self.pending = False
