@@ -173,7 +173,12 @@ def hostile(answer_bytes: int, event_bytes: int) -> list[Hostile]:
         Hostile(
             "a large event of texts", lambda: event(b'"' + b"x" * 9000 + b'",', event_bytes), stream=True, status=200
         ),
-        Hostile("compressed events without an end", lambda: compressed(STREAM_HEAD, FIRST, b"data: {},"), True, 200),
+        Hostile(
+            "a compressed event without an end",
+            lambda: compressed(STREAM_HEAD, FIRST + b'data: {"x":"', b" "),
+            True,
+            200,
+        ),
         Hostile("an event too large", lambda: event(b"{},", 2 * event_bytes), stream=True, status=200),
     ]
 
