@@ -52,7 +52,7 @@ class Bounds(NamedTuple):
 
 
 class InvalidAnswer(Exception):
-    """An engine's 200 is not an answer to what was asked. `details`: what it says of an error, as an `Outcome` has it."""
+    """An engine's 200 is not an answer to what was asked. `details` as those of an `Outcome`."""
 
     details: Optional[dict[str, object]] = None
 

@@ -8,7 +8,7 @@ answer and one thread at a time. What is wrong raises `FramingError`.
 from __future__ import annotations
 
 import zlib
-from typing import Any, Optional
+from typing import Any
 
 from gateway.upstream.framing import BodyDecoder, FramingError, ResponseHead, body_decoder
 
