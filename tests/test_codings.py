@@ -154,6 +154,17 @@ class CodingTest(unittest.TestCase):
                 read(decoder(coding, f"Content-Length: {len(wrong)}"), [wrong])
             self.assertNotIsInstance(caught.exception, CutShort)
 
+    def test_what_came_before_a_broken_chunk_is_given_first(self) -> None:
+        coded = gzip.compress(TEXT)
+        body = decoder("gzip", "Transfer-Encoding: chunked")
+        got = body.feed(chunked(coded[:-9]) + b"zz\r\n")
+        with self.assertRaises(FramingError) as caught:
+            while body.pending:
+                got += body.feed(b"")
+        self.assertGreater(len(got), 3 * PIECE_BYTES - 1_000)
+        self.assertEqual(got, TEXT[: len(got)])
+        self.assertEqual(caught.exception.payload, b"")
+
     def test_an_unknown_coding_is_named_once_there_is_a_body(self) -> None:
         for coding, name in (
             ("br", "br"),

@@ -8,7 +8,7 @@ answer and one thread at a time. What is wrong raises `FramingError`.
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, Optional
 
 from gateway.upstream.framing import BodyDecoder, FramingError, ResponseHead, body_decoder
 
@@ -51,7 +51,12 @@ class UnknownBody(BodyDecoder):
         self._name = name
 
     def feed(self, data: bytes) -> bytes:
-        if self._framed.feed(data):
+        try:
+            coded = self._framed.feed(data)
+        except FramingError as error:
+            error.payload = b""  # nobody could read it
+            raise
+        if coded:
             raise FramingError(f"a content coding that was not asked for, and is not known here ({self._name})")
         self.complete, self.reusable = self._framed.complete, self._framed.reusable
         return b""
@@ -68,21 +73,30 @@ class CodedBody(BodyDecoder):
     def __init__(self, framed: BodyDecoder, codings: list[_Coding]) -> None:
         self._framed = framed
         self._codings = codings
+        self._fault: Optional[FramingError] = None  # raised once all that came before it has been given
 
     def feed(self, data: bytes) -> bytes:
         framed = self._framed
-        if data:
-            self._codings[0].held += framed.feed(data)
+        if data and self._fault is None:
+            try:
+                coded = framed.feed(data)
+            except FramingError as error:
+                coded, error.payload = error.payload, b""
+                self._fault = error
+            self._codings[0].held += coded
             self.reusable, self.surplus, self.rest = framed.reusable, framed.surplus, framed.rest
         payload = self._piece()
         self.pending = any(coding.pending for coding in self._codings)
-        if framed.complete and not self.pending:
-            if self._ended():
-                self.complete = True
-            elif payload:
-                self.pending = True  # first what has come
-            else:
-                raise CutShort("a compressed body that was cut short")
+        if self.pending:
+            return payload
+        if self._fault is None and framed.complete:
+            self.complete = self._ended()
+            if not self.complete:
+                self._fault = CutShort("a compressed body that was cut short")
+        if self._fault is not None:
+            if not payload:
+                raise self._fault
+            self.pending = True
         return payload
 
     def _piece(self) -> bytes:

@@ -29,8 +29,10 @@ _HEX_DIGITS = b"0123456789abcdefABCDEF"
 
 
 class FramingError(Exception):
-    """The bytes are not the HTTP they claim to be. `kind`: of the outcome of an attempt that meets it."""
+    """The bytes are not the HTTP they claim to be. `payload` came in the same piece, before what is wrong. `kind`: of
+    the outcome of an attempt that meets it."""
 
+    payload = b""
     kind = "invalid"
 
 
@@ -208,6 +210,14 @@ class ChunkedBody(BodyDecoder):
             if whole:
                 return whole
         out: list[bytes] = []
+        try:
+            self._take(data, out)
+        except FramingError as error:
+            error.payload = b"".join(out)
+            raise
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _take(self, data: bytes, out: list[bytes]) -> None:
         position = 0
         size = len(data)
         while position < size and not self.complete:
@@ -229,7 +239,6 @@ class ChunkedBody(BodyDecoder):
             self.reusable = False
             self.surplus = True
             self.rest = data[position:]
-        return out[0] if len(out) == 1 else b"".join(out)
 
     def _check_size(self, size: int) -> None:
         """Whether a line may be as long as this, its end not counted."""
