@@ -126,7 +126,7 @@ class EngineResponse:
     def is_whole(self) -> bool:
         """Whether the whole body has arrived: reading it will not block. Raises EngineFault."""
         raw, self._raw = self._raw, b""
-        part = _feed(self.decoder, raw) if raw or self.decoder.pending else b""
+        part = _feed(self.decoder, raw) if raw else b""
         if not self._payload:
             self._payload = part
         elif part:
