@@ -97,7 +97,7 @@ class CodingTest(unittest.TestCase):
             self.assertTrue(body.complete and body.reusable)
 
     def test_no_coding_costs_no_decoder(self) -> None:
-        for coding in ("", "identity", " Identity , ", ","):
+        for coding in ("", "identity", " Identity , ", ",", "none", "UTF-8"):
             self.assertNotIsInstance(decoder(coding, "Content-Length: 3"), CodedBody)
         for body in (decoder("gzip", status=204), decoder("br", "Content-Length: 0"), decoder("gzip", status=304)):
             self.assertTrue(body.complete)

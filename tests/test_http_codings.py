@@ -6,11 +6,13 @@ import gzip
 import json
 import unittest
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 from unittest import mock
 
 from gateway.upstream.codings import PIECE_BYTES
 from gateway.upstream.stream import EngineStream
+from inference import InferenceFactory
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, chunked, delta
@@ -292,6 +294,24 @@ class ThreadedComplete(Threaded, Complete):
 
 class ThreadedStreams(Threaded, Streams):
     pass
+
+
+class LibraryTest(ParkingTest):
+    def test_the_library_reads_them(self) -> None:
+        engine = self.scripted()
+        messages = [{"role": "user", "content": "hi"}]
+        with InferenceFactory({"m": [engine.url]}, health_interval_s=0) as factory, ThreadPoolExecutor(1) as pool:
+            asking: Any = pool.submit(factory.generate, "hi")
+            side = engine.take()
+            side.send(answer(gzip.compress(completion("fine" * 50_000)), "gzip"))
+            self.assertEqual(asking.result(), "fine" * 50_000)
+            asking = pool.submit(lambda: list(factory.stream(messages)))
+            body = Flushing()
+            events = b"".join(delta("z" * 500) for _ in range(500))
+            side.read_request().send(
+                stream_head() + body.part(events) + body.part(delta("", "stop") + DONE) + body.end()
+            )
+            self.assertEqual(len(asking.result()), 501)
 
 
 if __name__ == "__main__":

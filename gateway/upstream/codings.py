@@ -19,7 +19,8 @@ NAME_MAX_CHARS = 40
 
 _GZIP_BITS, _ZLIB_BITS, _RAW_BITS = 31, 15, -15
 _MEMBER = b"\x1f\x8b"
-_GZIP, _DEFLATE, _NONE = (b"gzip", b"x-gzip"), b"deflate", (b"", b"identity")
+_GZIP, _DEFLATE = (b"gzip", b"x-gzip"), b"deflate"
+_NONE = (b"", b"identity", b"none", b"utf-8", b"utf8")  # the last ones by mistake, and seen
 
 
 class CutShort(FramingError):
