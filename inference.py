@@ -157,7 +157,7 @@ class InferenceFactory:
         except EngineFault as fault:
             outcome = fault.outcome
             yield from _events_in(fault.lines)
-            raise EngineFailed("backend_error", outcome.message) from fault
+            raise EngineFailed("backend_error", outcome.message, engine=outcome.details) from fault
         finally:
             answer.close(outcome)
 

@@ -34,7 +34,7 @@ from gateway.upstream.fields import BY_PATH
 from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.sent import Sent
 from gateway.upstream.skim import LARGE_BYTES
-from gateway.upstream.sniff import BOM, EMPTY, EVENTS, OTHER
+from gateway.upstream.sniff import EMPTY, EVENTS, OTHER
 from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
 from gateway.upstream.stream import GRACE_S, EngineStream
 
@@ -244,7 +244,7 @@ class Asker:
             if not isinstance(result, Outcome):
                 return result
             if result.kind == "rejected":
-                raise RequestRefused("backend_rejected", result.message, status=result.status)
+                raise RequestRefused("backend_rejected", result.message, status=result.status, engine=result.details)
             tries.failed(result)
             failed = (tried.pool.name, result.kind)
             if time.monotonic() >= deadline_s:
@@ -444,7 +444,8 @@ class Asker:
         if outcome is CRASHED:
             cause = error.__cause__ if isinstance(error, EngineFault) else error
             self._on_crash(cause if isinstance(cause, Exception) else error, pool.name, engine.id)
-        return outcome
+        endpoint = self._endpoints.get(engine)
+        return outcome if endpoint is None else endpoint.masked(outcome)
 
     def _settler(
         self, call: Call, pool: ModelPool, lease: Lease, started_s: float, first_s: float
@@ -679,9 +680,8 @@ def _complete(
 ) -> Answer:
     """The engine's complete answer, as the client gets it; `body` is no more than that afterwards. Raises
     EngineFault."""
-    if body.startswith(BOM):
-        body = body[len(BOM) :]
     try:
+        body = answers.readable(body)
         if len(body) > LARGE_BYTES:
             large = body if isinstance(body, bytearray) else bytearray(body)
             return _complete_large(call, large, model, context_tokens, event_bytes)
@@ -689,7 +689,9 @@ def _complete(
         parsed = answers.parse_answer(body, call.path)
         usage = _usage(call, parsed, context_tokens)
         complete = answers.complete(parsed, body, call.request_id, model, usage)
-    except (answers.InvalidAnswer, ValueError) as error:  # ValueError: a number that JSON cannot say
+    except answers.InvalidAnswer as error:
+        raise EngineFault(Outcome("invalid", str(error), details=error.details)) from error
+    except ValueError as error:  # more digits than Python writes
         raise EngineFault(Outcome("invalid", str(error))) from error
     if call.stream:
         return Answer(answers.as_stream(json.loads(complete), call.path), usage)

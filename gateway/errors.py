@@ -64,8 +64,9 @@ class GatewayError(Exception):
     """Ends a request with `code`; `str(error)` is what the client reads and never holds a secret.
 
     `param` is the JSON path of the faulty field or None. `retry_after_s` becomes `Retry-After` (rounded up to whole
-    seconds, at least 1); None sends none. `details` are further keys of the error object. `status` overrides the code's
-    own status (an engine's 4xx is passed on with its status).
+    seconds, at least 1); None sends none. `details` are further keys of the error object. `engine` is the engine's own
+    `code`, `type` and `param`, as far as it gave them; None: it is no engine's error. `status` overrides the code's own
+    status (an engine's 4xx is passed on with its status).
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class GatewayError(Exception):
         retry_after_s: Optional[float] = None,
         status: Optional[int] = None,
         details: Optional[Mapping[str, object]] = None,
+        engine: Optional[Mapping[str, object]] = None,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__(message)
@@ -86,6 +88,7 @@ class GatewayError(Exception):
         self.retry_after_s = retry_after_s
         self.status = STATUS_BY_CODE[code] if status is None else status
         self.details = details
+        self.engine = engine
         self.headers = headers
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gzip
 import itertools
 import json
 import random
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.support import CHAT, EMBEDDINGS, GatewayProcess, gateway_process, req
 MIB = 1 << 20
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 PIECE = 65_536
+FIRST = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 ENDLESS = 1 << 40
 
 Pieces = Iterator[bytes]
@@ -100,8 +103,7 @@ def logprobs(size: int) -> Pieces:
 def event(unit: bytes, size: int) -> Pieces:
     """A stream with one large event, then its end."""
     yield STREAM_HEAD
-    first = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
-    yield chunked(first + b'data: {"choices":[{"index":0,"delta":{"content":"b","x":[')
+    yield chunked(FIRST + b'data: {"choices":[{"index":0,"delta":{"content":"b","x":[')
     for piece in repeated(unit, size - 2 * PIECE):
         yield chunked(piece)
     yield chunked(unit[:-1] + b']},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n') + b"0\r\n\r\n"
@@ -131,6 +133,16 @@ def after_head(head: bytes, unit: bytes, size: int = ENDLESS) -> Pieces:
     yield from repeated(unit, size)
 
 
+def compressed(head: bytes, begin: bytes, unit: bytes, size: int = ENDLESS, codings: int = 1) -> Pieces:
+    """A body of `begin`, then `unit` again and again, compressed: a thousandth of what it stands for, or less."""
+    yield head.replace(b"\r\n", b"\r\nContent-Encoding: %b\r\n" % b",".join([b"gzip"] * codings), 1)
+    compressors = [zlib.compressobj(wbits=31) for _ in range(codings)]
+    for piece in itertools.chain((begin,), repeated(unit, size)):
+        for compressor in compressors:
+            piece = compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        yield chunked(piece)
+
+
 def drip(size: int) -> Pieces:
     """An answer in chunks of one byte each."""
     body = b'{"choices":[{"message":{"content":"' + b"x" * size + b'"}}]}'
@@ -153,7 +165,13 @@ def hostile(answer_bytes: int, event_bytes: int) -> list[Hostile]:
         Hostile("logprobs", lambda: logprobs(large), status=200),
         Hostile("too large, by length", lambda: after_head(JSON_HEAD + b"Content-Length: 99999999999\r\n\r\n", b"{},")),
         Hostile("without end, in chunks", lambda: after_head(chunks, chunked(b"x" * 9000))),
+        Hostile("compressed without end", lambda: compressed(chunks, b"{", b" ")),
+        Hostile("compressed twice without end", lambda: compressed(chunks, b"{", b" ", codings=2)),
+        Hostile("an error compressed without end", lambda: compressed(chunks.replace(b"200", b"500"), b"{", b" ")),
+        Hostile("compressed empty members", lambda: compressed(chunks, b"", gzip.compress(b""), large, 2)),
         Hostile("without end, by close", lambda: after_head(JSON_HEAD + b"\r\n", b"[[{")),
+        many(b"NaN,", large // 2, "chunks"),
+        many(b'"NaN",-Infinity,', large, "length"),
         Hostile("chunks of one byte", lambda: drip(answer_bytes // 16), status=200),
         Hostile("no JSON", lambda: answer(b"{[},", large, b"")),
         Hostile("nested", lambda: answer(b"[", large, b"")),
@@ -168,6 +186,12 @@ def hostile(answer_bytes: int, event_bytes: int) -> list[Hostile]:
         Hostile("a large event of {},", lambda: event(b"{},", event_bytes), stream=True, status=200),
         Hostile(
             "a large event of texts", lambda: event(b'"' + b"x" * 9000 + b'",', event_bytes), stream=True, status=200
+        ),
+        Hostile(
+            "a compressed event without an end",
+            lambda: compressed(STREAM_HEAD, FIRST + b'data: {"x":"', b" "),
+            True,
+            200,
         ),
         *unasked_streams(large),
         Hostile("an event too large", lambda: event(b"{},", 2 * event_bytes), stream=True, status=200),

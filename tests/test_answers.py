@@ -17,6 +17,7 @@ from gateway.upstream.answers import (
     dump,
     estimate_tokens,
     parse_answer,
+    readable,
     usage_of,
 )
 from gateway.upstream.sse import EventStream
@@ -41,6 +42,7 @@ def chat(**changes: Any) -> dict[str, Any]:
 
 def served(body: bytes, model: str = "13b", request_id: str = "req-1", path: str = CHAT) -> Any:
     """What a client reads when an engine sent `body`."""
+    body = bytes(readable(body))
     answer = parse_answer(body, path)
     usage = usage_of(answer.get("usage"), 40, completion_chars(answer))
     return json.loads(complete(answer, body, request_id, model, usage))
@@ -59,11 +61,36 @@ class ParseTest(unittest.TestCase):
             with self.subTest(body=body[:10]), self.assertRaises(InvalidAnswer):
                 parse_answer(body, CHAT)
 
-    def test_numbers_that_json_cannot_say_are_invalid_not_a_crash(self) -> None:
+    def test_numbers_that_json_cannot_say_are_null(self) -> None:
         for number in ("NaN", "Infinity", "-Infinity"):
-            body = f'{{"data":[{{"embedding":[0.5,{number}]}}]}}'.encode()
-            with self.subTest(number=number), self.assertRaises(InvalidAnswer):
-                parse_answer(body, "/embeddings")
+            body = f'{{"data":[{{"embedding":[0.5,{number}]}}],"usage":{{"prompt_tokens":{number}}}}}'.encode()
+            answer = served(body, path="/embeddings")
+            self.assertEqual(answer["data"], [{"embedding": [0.5, None]}])
+            self.assertEqual(answer["usage"]["prompt_tokens"], 10)
+
+    def test_only_such_numbers_are_changed(self) -> None:
+        usual = json.dumps(chat(logprobs={"content": [{"logprob": -1.5}]}), indent=1).encode()
+        odd = usual.replace(b"-1.5", b"-Infinity")
+        usage = Usage(3, 2, False)
+        for body, expected in ((usual, usual), (odd, usual.replace(b"-1.5", b"null"))):
+            body = bytes(readable(body))
+            patched = complete(parse_answer(body, CHAT), body, "chatcmpl-1", "llama-13b.gguf", usage)
+            self.assertEqual(patched, expected)
+
+    def test_a_number_too_large_stays_or_is_null_where_it_is_written_anew(self) -> None:
+        for changes in ({"id": ...}, {"usage": ...}, {"usage": {"prompt_tokens": 3, "x": "1e999"}}):
+            body = json.dumps(chat(logprobs="1e999", **changes)).replace('"1e999"', "1e999").encode()
+            answer = served(body)
+            self.assertIsNone(answer["logprobs"])
+            self.assertIsNone(answer["usage"].get("x"))
+            self.assertIn(b'"logprobs":null', as_stream(json.loads(body), CHAT))
+        whole = json.dumps(chat(logprobs="1e999")).replace('"1e999"', "1e999").encode()
+        self.assertEqual(served(whole)["logprobs"], float("inf"))
+
+    def test_a_byte_order_mark_is_dropped(self) -> None:
+        body = json.dumps(chat()).encode()
+        for kind in (bytes, bytearray):
+            self.assertEqual(readable(kind(b"\xef\xbb\xbf" + body)), body)
 
     def test_the_words_for_such_numbers_may_stand_in_a_text(self) -> None:
         body = json.dumps(chat(choices=[{"message": {"content": "NaN is not Infinity"}}])).encode()

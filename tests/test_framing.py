@@ -268,6 +268,22 @@ class ChunkedTest(unittest.TestCase):
                 result = self.assert_same_however_fed(size + b"\r\nabc\r\n0\r\n\r\n")
                 self.assertEqual(result[0], "refused")
 
+    def test_white_space_behind_a_size_is_read_from_engines_only(self) -> None:
+        body = b"%b\r\nabc\r\n%b\r\n\r\n"
+        for pad in (b" ", b"\t", b"  \t ", b" ;a", b" ; a=b ", b";a  ", b" " * 4000):
+            wire = body % (b"3" + pad, b"0" + pad)
+            for at in range(0, len(wire) + 1, 1 if len(wire) < 100 else 997):
+                decoder = body_decoder(parse_response_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"))
+                with self.subTest(pad=pad[:9], at=at):
+                    self.assertEqual(decoder.feed(wire[:at]) + decoder.feed(wire[at:]), b"abc")
+                    self.assertTrue(decoder.complete and decoder.reusable)
+            if not pad.count(b";"):
+                with self.assertRaises(FramingError):
+                    ChunkedBody().feed(wire)
+        for size in (b" 3", b"3 x", b"3 3", b"3 \x0b", b"3\xa0", b"+3 ", b"0x3 ", b" ", b"3" + b" " * 4097):
+            with self.subTest(size=size[:9]), self.assertRaises(FramingError):
+                ChunkedBody(padded=True).feed(body % (size, b"0"))
+
     def test_sizes_have_1_to_16_hexadecimal_digits_also_when_a_chunk_comes_alone(self) -> None:
         for size in (b"0x3", b"0X3", b"0o3", b"+3", b"3_0", b"3L", b"\xb3", b"0" * 16 + b"3"):
             for data in (b"abc", b"a" * 0x30):

@@ -71,6 +71,8 @@ CASES = [
     Case("201", [answer(status="HTTP/1.1 201 Created")]),
     Case("chunked", [CHUNKED]),
     Case("chunked, in pieces", cut(CHUNKED, len(CHUNKED_HEAD), len(CHUNKED_HEAD) + 5, len(CHUNKED) - 3)),
+    Case("padded chunk sizes", [CHUNKED_HEAD + b"%x   \r\n%b\r\n0  \r\n\r\n" % (len(GOOD), GOOD)]),
+    Case("padded chunk sizes, cut", cut(CHUNKED_HEAD + b"%x \t;a\r\n%b\r\n0 \r\n\r\n" % (len(GOOD), GOOD), 49, 52, 55)),
     Case("connection: close", [answer(extra="Connection: close\r\n")], reused=False),
     Case("HTTP/1.0", [answer(status="HTTP/1.0 200 OK")], reused=False),
     Case("HTTP/1.0 until the end", [b"HTTP/1.0 200 OK\r\n\r\n" + GOOD], reused=False, closes=True),

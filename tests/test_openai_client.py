@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
 import os
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tests.scripted import ScriptedEngine
 from tests.support import RunningGateway, engines, eventually, gateway, mock_engine
 
 MISSING = importlib.util.find_spec("openai") is None
@@ -149,6 +152,31 @@ class ErrorsTest(OpenAICase):
         self.assertIn("from 0 to 2", error.message)
         self.assertTrue(error.request_id)
         self.assertEqual(self.engine.requests, [])
+
+    def test_what_an_engine_says_of_a_request_has_its_own_code(self) -> None:
+        words = {
+            "message": "This model's maximum context length is 4096 tokens",
+            "type": "invalid_request_error",
+            "param": "messages",
+            "code": "context_length_exceeded",
+        }
+        with ScriptedEngine() as engine:
+            with gateway(ENGINES=f"m={engine.url}", ERROR_FORMAT="openai") as running, ThreadPoolExecutor(1) as pool:
+                url = f"{running.url}/v1"
+                client = self.openai.OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=10)
+                for stream in (False, True):
+                    asking = pool.submit(client.chat.completions.create, model="m", messages=MESSAGES, stream=stream)
+                    side = engine.take()
+                    side.answer(json.dumps({"error": words}).encode(), status="400 Bad Request")
+                    with self.assertRaises(self.openai.BadRequestError) as caught:
+                        asking.result()
+                    side.close()
+                    error = caught.exception
+                    self.assertEqual((error.code, error.param), ("context_length_exceeded", "messages"))
+                    self.assertEqual(error.type, "invalid_request_error")
+                    self.assertIn("maximum context length", error.message)
+                    self.assertEqual(error.body["gateway_code"], "backend_rejected")
+                client.close()
 
     def test_resting_engine_is_a_rate_limit_error(self) -> None:
         self.engine.control("rate_limit", retry_after=7)

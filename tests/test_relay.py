@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
@@ -599,6 +600,26 @@ class TlsTest(unittest.TestCase):
                     with contextlib.suppress(OSError):
                         engine.take().answer(b'{"choices": [{"message": {"content": "fine"}}]}')
                     self.assertEqual(client.read_response().status, status)
+
+    def test_a_compressed_stream_over_tls_stands_for_much(self) -> None:
+        events = b"".join(delta(f"{number} " + "z" * 500) for number in range(2_000)) + delta("", "stop") + DONE
+        head = STREAM_HEAD.replace(b"\r\n", b"\r\nContent-Encoding: gzip\r\n", 1)
+        coded = gzip.compress(delta("first")) + gzip.compress(events)
+        with self.running() as (running, engine), running.connect() as client:
+            for cut in (len(gzip.compress(delta("first"))), 0):
+                client.request("POST", CHAT, {**HI, "model": "m", "stream": True})
+                side = engine.take()
+                if cut:
+                    side.send(head + chunked(coded[:cut]))
+                    client.read_head()
+                    self.assertIn("first", client.read_event() or "")
+                    side.send(chunked(coded[cut:]) + b"0\r\n\r\n")
+                else:
+                    side.send(head + chunked(coded) + b"0\r\n\r\n")
+                    client.read_head()
+                got = client.read_events()
+                self.assertEqual((len(got), got[-1]), (2_002 + (not cut), "data: [DONE]"))
+                side.close()
 
     def assert_surplus(self, running: RunningGateway, count: int) -> None:
         metrics = running.metrics()

@@ -5,11 +5,13 @@ One pure function over one table. Owns no state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Optional
 
 REST_DEFAULT_S = 1.0  # a 429 without Retry-After
 REST_MAX_S = 3600.0
 MISCONFIGURED_S = 60.0
+RATE_LIMITED = "the engine is rate limited"  # where it says no more than that
 
 
 BACKOFF_FIRST_S = 0.1
@@ -25,12 +27,14 @@ def backoff_ceiling_s(tries_before: int) -> float:
 
 
 class Outcome(NamedTuple):
-    """How one attempt ended. `kind` is one of telemetry's OUTCOMES; `retry_after_s` as the engine sent it, or None."""
+    """How one attempt ended. `kind` is one of telemetry's OUTCOMES; `retry_after_s` as the engine sent it, or None;
+    `details`: the engine's own `code`, `type` and `param`, where it has answered with an error; None: it has not."""
 
     kind: str
     message: str = ""
     status: Optional[int] = None
     retry_after_s: Optional[float] = None
+    details: Optional[Mapping[str, object]] = None
 
 
 OK = Outcome("ok")

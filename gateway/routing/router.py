@@ -19,7 +19,7 @@ from gateway.routing.decisions import Recorder, model_json
 from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
-from gateway.routing.retry import BACKOFF_MAX_S, Outcome, backoff_ceiling_s
+from gateway.routing.retry import BACKOFF_MAX_S, RATE_LIMITED, Outcome, backoff_ceiling_s
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 
 _CODE_BY_KIND = {
@@ -357,11 +357,13 @@ class Tries:
         if failure is None or failure.kind == "rate_limited":
             waits = [w for w in (pool.shortest_rest_s() for pool in self._pools) if w is not None]
             if waits or failure is not None:
+                said = "" if failure is None or failure.message in ("", RATE_LIMITED) else f": {failure.message}"
                 return EngineFailed(
                     "backend_rate_limited",
-                    "every engine of the model asks for a pause",
+                    f"every engine of the model asks for a pause{said}",
                     retry_after_s=min(waits, default=1.0),
+                    engine=None if failure is None else failure.details,
                 )
             return EngineFailed("backend_unavailable", "no engine of the model is available")
         code = _CODE_BY_KIND.get(failure.kind, "backend_error")
-        return EngineFailed(code, failure.message or "the engine failed")
+        return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)

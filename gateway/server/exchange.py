@@ -377,7 +377,9 @@ class Exchange(Job):
             error = shutting_down()
             self.keep_alive = False
         else:
-            error = GatewayError("backend_error", fault.outcome.message or "the engine failed")
+            error = GatewayError(
+                "backend_error", fault.outcome.message or "the engine failed", engine=fault.outcome.details
+            )
         self.error = error.code
         body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
         return b"data: %b\n\n" % body

@@ -83,6 +83,7 @@ class Relay:
         self._wakeup = Wakeup()
         self._poller.register(self._wakeup.receiver, None)
         self._streams: dict[_Relayed, None] = {}
+        self._ripe: dict[_Relayed, None] = {}  # to be pulled in the next round, whatever their sockets say
         self._lingering: dict[EngineStream, float] = {}
         self._completed: dict[_Relayed, float] = {}  # and when they are ended
         self._now_s = clock()  # of the round under way
@@ -128,13 +129,18 @@ class Relay:
     def _run(self) -> None:
         sweep_s = self._clock() + SWEEP_S
         while not self._closing:
-            for relayed in self._wait():
+            ready, ripe = self._wait(), self._ripe
+            if ripe:
+                self._ripe = {}
+            for relayed in ready:
                 if relayed is None:
                     self._receive_inbox()
                 elif isinstance(relayed, _Relayed):
                     self._step(relayed)
                 else:
                     self._linger_step(relayed)
+            if ripe:
+                self._pull_ripe(ripe)
             if self._now_s >= sweep_s:
                 sweep_s = self._now_s + SWEEP_S
                 self._sweep(self._now_s)
@@ -149,7 +155,7 @@ class Relay:
 
     def _wait(self) -> list[Any]:
         """What is ready; while events come fast, after the pause that lets more of them be taken together."""
-        ready = self._poller.wait(SWEEP_S)
+        ready = self._poller.wait(0.0 if self._ripe else SWEEP_S)
         last_s, self._now_s = self._now_s, self._clock()
         early_s = last_s + TURN_S - self._now_s
         if early_s > 0 and len(ready) < TOGETHER:
@@ -241,6 +247,12 @@ class Relay:
         elif relayed in self._streams:  # not ended by an earlier event of the same round
             self._guarded(relayed, self._pull)
 
+    def _pull_ripe(self, ripe: dict[_Relayed, None]) -> None:
+        """One turn for each that has more to give than one turn takes; what others have got was between."""
+        for relayed in ripe:
+            if relayed in self._streams and not (relayed.unsent or relayed.away or relayed.ending):
+                self._guarded(relayed, self._pull)
+
     def _pull(self, relayed: _Relayed) -> None:
         stream = relayed.stream
         relayed.active_s = self._now_s  # also by a part of an event
@@ -281,6 +293,8 @@ class Relay:
                 return
         if relayed.ending:
             self._end(relayed, relayed.outcome)
+        elif relayed.stream.ripe:
+            self._ripe[relayed] = None
 
     def _add_unsent(self, relayed: _Relayed, data: bytes) -> None:
         """Behind what waits for the client already."""
@@ -318,6 +332,8 @@ class Relay:
         relayed.paused = False
         if not relayed.away:
             self._poller.register(relayed.stream.sock, relayed)
+            if relayed.stream.ripe:
+                self._ripe[relayed] = None
 
     def _broken(self, relayed: _Relayed, fault: EngineFault) -> None:
         """The engine failed mid-stream: one error event, and no `[DONE]`."""

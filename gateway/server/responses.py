@@ -97,10 +97,16 @@ def error_body(error: GatewayError, error_format: str, request_id: str) -> bytes
             "code": error.code,
         }
         detail.update(error.details or {})
+        if error.code == "backend_rejected":  # the engine's verdict on the request: what clients of OpenAI's look for
+            detail.update(error.engine or {}, gateway_code=error.code)
+        elif error.engine:
+            detail["details"] = dict(error.engine)
         body = {"error": detail, "request_id": request_id}
     else:
         body = {"error": error.code, "message": error.message, "param": error.param}
         body.update(error.details or {})
+        if error.engine:
+            body["details"] = dict(error.engine)
         body["request_id"] = request_id
     return json.dumps(body, separators=(",", ":")).encode()
 

@@ -10,7 +10,9 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.clock import unix_s
 from gateway.jsontext import decode_with
-from gateway.upstream.skim import NotJson, Outline, Span, outline
+from gateway.upstream.nonfinite import has_nonfinite, pieces_with_nulls, with_nulls
+from gateway.upstream.skim import LARGE_BYTES, NotJson, Outline, Span, outline
+from gateway.upstream.words import words_of
 
 CHARS_PER_TOKEN = 4
 PROMPT_BELIEVED = 16_384
@@ -22,6 +24,9 @@ BEYOND_TOTAL = 10_000_000
 STREAMED_VALUES_MAX = 100_000
 """Values in a large answer that becomes the one event of a stream: for that it has to be parsed."""
 
+Text = Union[bytes, bytearray]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LIST_KEY_BY_PATH = {
     "/chat/completions": "choices",
     "/completions": "choices",
@@ -47,17 +52,30 @@ class Bounds(NamedTuple):
 
 
 class InvalidAnswer(Exception):
-    """An engine's 200 is not an answer to what was asked."""
+    """An engine's 200 is not an answer to what was asked. `details` as those of an `Outcome`."""
+
+    details: Optional[dict[str, object]] = None
+
+
+def readable(body: Text) -> Text:
+    """An engine's answer as the client is to read it: with null for numbers that JSON has no words for, and without a
+    byte order mark. A large one that has to be changed is another bytearray then."""
+    if body.startswith(_BYTE_ORDER_MARK):
+        body = body[len(_BYTE_ORDER_MARK) :]
+    if not has_nonfinite(body):
+        return body
+    if len(body) <= LARGE_BYTES:
+        return with_nulls(body)
+    changed = bytearray()
+    for piece in pieces_with_nulls(body):
+        changed += piece
+    return changed
 
 
 def parse_answer(body: bytes, path: str) -> dict[str, Any]:
-    """The JSON object of an engine's answer to POST `path`. Raises InvalidAnswer."""
+    """The JSON object of an engine's (`readable`) answer to POST `path`. Raises InvalidAnswer."""
     try:
-        # Looked for first: a hook costs a decoder a call. (`in` would raise and drop an exception each time.)
-        if body.find(b"NaN") >= 0 or body.find(b"Infinity") >= 0:
-            answer = json.loads(body, parse_constant=_refuse_constant)
-        else:
-            answer = _decode(body.decode())
+        answer = _decode(body.decode())
     except (ValueError, RecursionError):
         raise InvalidAnswer("the engine's answer is not JSON") from None
     if not isinstance(answer, dict):
@@ -66,7 +84,7 @@ def parse_answer(body: bytes, path: str) -> dict[str, Any]:
     return answer
 
 
-def outline_answer(body: Union[bytes, bytearray], path: str) -> Outline:
+def outline_answer(body: Text, path: str) -> Outline:
     """As `parse_answer`, for a large answer, of which no objects are made. Raises InvalidAnswer."""
     try:
         found = outline(body)
@@ -79,18 +97,16 @@ def outline_answer(body: Union[bytes, bytearray], path: str) -> Outline:
 def _check_answer(answer: dict[str, Any], path: str) -> None:
     error = answer.get("error")
     if error:
-        text = error.get("message") if isinstance(error, dict) else "" if isinstance(error, Span) else error
-        raise InvalidAnswer(f"the engine reported an error: {str(text)[:500]}")
+        words = words_of({"error": error})
+        invalid = InvalidAnswer(f"the engine reported an error: {words.message or 'of no known shape'}")
+        invalid.details = words.details
+        raise invalid
     items = answer.get(_LIST_KEY_BY_PATH[path])
     if not isinstance(items, list) and not (isinstance(items, Span) and items.kind == "["):
         raise InvalidAnswer(f"the engine's answer has no {_LIST_KEY_BY_PATH[path]}")
 
 
 _decode = decode_with(json.JSONDecoder())  # json.loads would guess the encoding first
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def estimate_tokens(chars: int) -> int:
@@ -155,7 +171,7 @@ def complete(answer: dict[str, Any], body: bytes, request_id: str, model: str, u
     answer["model"] = model
     if told is not None:
         answer["usage"] = told
-    return dump(answer)
+    return _dump_answer(answer)
 
 
 def _usage_to_tell(reported: object, usage: Usage) -> Optional[dict[str, Any]]:
@@ -193,12 +209,14 @@ def complete_large(found: Outline, body: bytearray, request_id: str, model: str,
     told = _usage_to_tell(found.members.get("usage"), usage)
     if told is not None:
         values["usage"] = told
-    missing = b"".join(b"%b:%b," % (dump(name), dump(values[name])) for name in values if name not in found.places)
+    missing = b"".join(
+        b"%b:%b," % (dump(name), _dump_answer(values[name])) for name in values if name not in found.places
+    )
     # From behind, so that the places before stay true.
     for (start, end), name in sorted(
         ((found.places[name], name) for name in values if name in found.places), reverse=True
     ):
-        body[start:end] = dump(values[name])
+        body[start:end] = _dump_answer(values[name])
     start = body.index(b"{") + 1
     body[start:start] = missing  # the object is known not to be empty
     return body
@@ -231,7 +249,7 @@ def as_stream(answer: dict[str, Any], path: str) -> bytes:
     if path == "/chat/completions":
         chunk["object"] = "chat.completion.chunk"
         chunk["choices"] = [_as_delta(choice) for choice in answer.get("choices") or ()]
-    return b"data: " + dump(chunk) + b"\n\ndata: [DONE]\n\n"
+    return b"data: " + _dump_answer(chunk) + b"\n\ndata: [DONE]\n\n"
 
 
 def _as_delta(choice: Any) -> Any:
@@ -253,6 +271,14 @@ def _as_delta(choice: Any) -> Any:
 def dump(value: object) -> bytes:
     """Compact JSON, ASCII only. Raises ValueError for what JSON cannot say."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _dump_answer(value: object) -> bytes:
+    """The same for what an engine has said: 1e999 is JSON, and no number that could be written again; null, then."""
+    try:
+        return dump(value)
+    except ValueError:
+        return with_nulls(json.dumps(value, separators=(",", ":")).encode())
 
 
 def unix_now() -> int:

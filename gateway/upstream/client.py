@@ -272,12 +272,6 @@ class EngineClient:
         """Raise what an answer other than 2xx means."""
         try:
             text = response.read_up_to(ERROR_MAX_BYTES)
-        except EngineFault:
-            text = b""
-        except BaseException:
-            response.close()
-            raise
-        try:
             outcome = status_outcome(response.status, response.head.headers, text)
         except BaseException:
             response.close()

@@ -9,10 +9,12 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Callable, Optional
 
+from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import Asked, ConnectionPool, nobody
 from gateway.upstream.resolver import Resolver
+from gateway.upstream.words import details_without, without
 
 
 class Endpoint:
@@ -52,6 +54,7 @@ class Endpoint:
                 f"Host: {host}",
                 "Content-Type: application/json",
                 "Accept: application/json, text/event-stream",
+                "Accept-Encoding: identity",
                 "User-Agent: inference-gateway",
             ]
             if self._secret:
@@ -60,6 +63,14 @@ class Endpoint:
             template = urllib.request.Request(f"{spec.scheme}://{host}{target}", method="POST")
             prepared = self._prepared[path] = (head, dict(template.__dict__))
         return prepared
+
+    def masked(self, outcome: Outcome) -> Outcome:
+        """The outcome as others may read it: an engine may have repeated the key that it was asked with."""
+        secret = self._secret
+        if not secret:
+            return outcome
+        details = None if outcome.details is None else details_without(secret, outcome.details)
+        return outcome._replace(message=without(secret, outcome.message), details=details)
 
     def wire(self, path: str, body: bytes, headers: bytes) -> bytes:
         """The bytes of a request."""

@@ -22,14 +22,18 @@ FIELD = re.compile(TOKEN + rb":[\t \x21-\x7e\x80-\xff]*")
 FIELDS = re.compile(rb"(?:\r\n" + FIELD.pattern + rb")*")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t \x21-\x7e\x80-\xff]*)?")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t \x21-\x7e\x80-\xff]*)?")
+# From an engine: some servers pad the size to a fixed width (RFC 9112, 7.1.1: BWS).
+_PADDED_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[\t ]*(?:;[\t \x21-\x7e\x80-\xff]*)?")
 _CHUNK_LINE_MAX_BYTES = 4096
 _HEX_DIGITS = b"0123456789abcdefABCDEF"
 
 
 class FramingError(Exception):
-    """The bytes are not the HTTP they claim to be. `payload` came in the same piece, before what is wrong."""
+    """The bytes are not the HTTP they claim to be. `payload` came in the same piece, before what is wrong. `kind`: of
+    the outcome of an attempt that meets it."""
 
     payload = b""
+    kind = "invalid"
 
 
 class TrailersTooLarge(FramingError):
@@ -96,22 +100,24 @@ def _status(line: bytes) -> int:
 
 
 def _join_repeated(headers: dict[bytes, bytes], lines: list[bytes]) -> None:
-    """Some header is repeated: a length must say the same each time, a coding is said once, any `close` counts."""
+    """Some header is repeated: a length must say the same each time, a transfer coding is said once, any `close`
+    counts, and so does each content coding."""
     fields = [(name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]
     if len({value for name, value in fields if name == b"content-length"}) > 1:
         raise FramingError("two different lengths")
     if sum(name == b"transfer-encoding" for name, _ in fields) > 1:
         raise FramingError("two transfer codings")
-    options = [value for name, value in fields if name == b"connection"]
-    if options:
-        headers[b"connection"] = b", ".join(options)
+    for name in (b"connection", b"content-encoding"):
+        if name in headers:
+            headers[name] = b", ".join(value for each, value in fields if each == name)
 
 
 class BodyDecoder:
     """Payload of one body. `complete` = the framing says it has ended; `reusable` = nothing followed it; `surplus` =
-    something did."""
+    something did; `pending` = `feed(b"")` tells more, so that nothing is to be received before."""
 
     complete = False
+    pending = False
     reusable = True
     surplus = False
     rest = b""  # what came behind the end
@@ -173,11 +179,13 @@ class CloseBody(BodyDecoder):
 class ChunkedBody(BodyDecoder):
     """A body in chunks (RFC 9112, 7.1); extensions and trailers are dropped.
 
-    Trailers are header lines and keep to the same rules, in `trailers_max_bytes` at most, like a head.
+    Trailers are header lines and keep to the same rules, in `trailers_max_bytes` at most, like a head. `padded`: white
+    space may follow a chunk's size, which from a client would be one more way to be read differently by two.
     """
 
-    def __init__(self, trailers_max_bytes: int = HEAD_MAX_BYTES) -> None:
+    def __init__(self, trailers_max_bytes: int = HEAD_MAX_BYTES, padded: bool = False) -> None:
         self._trailers_max_bytes = trailers_max_bytes
+        self._chunk_line = _PADDED_CHUNK_LINE if padded else _CHUNK_LINE
         self._pending = b""
         self._left = 0  # payload bytes still to come of the chunk under way
         self._after = False  # the CRLF behind a chunk is due
@@ -260,7 +268,7 @@ class ChunkedBody(BodyDecoder):
                 raise FramingError("a trailer that is no header line")
             self.complete = not line
         else:
-            found = _CHUNK_LINE.fullmatch(line)
+            found = self._chunk_line.fullmatch(line)
             if found is None:
                 raise FramingError("a chunk size that is no number")
             self._left = int(found[1], 16)
@@ -291,7 +299,7 @@ def body_decoder(head: ResponseHead) -> BodyDecoder:
     if coding is not None:
         if coding.lower() != b"chunked":
             raise FramingError("an unknown transfer coding")
-        return ChunkedBody()
+        return ChunkedBody(padded=True)
     if b"content-length" not in head.headers:
         return CloseBody()
     raise FramingError("a Content-Length that is no number")

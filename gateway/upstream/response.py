@@ -10,6 +10,7 @@ from typing import Optional, Union
 
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import Attempt, EngineFault
+from gateway.upstream.codings import decoder_of
 from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.framing import (
     HEAD_MAX_BYTES,
@@ -17,7 +18,6 @@ from gateway.upstream.framing import (
     FramingError,
     LengthBody,
     ResponseHead,
-    body_decoder,
     parse_response_head,
 )
 from gateway.upstream.shortage import is_shortage, overloaded
@@ -46,7 +46,7 @@ class EngineResponse:
     ) -> None:
         self.head = head
         self.status = head.status
-        self.decoder: BodyDecoder = body_decoder(head)
+        self.decoder: BodyDecoder = decoder_of(head)
         self._raw = raw
         self._payload: Text = b""  # decoded ahead
         self._fault: Optional[EngineFault] = None  # behind that
@@ -69,6 +69,9 @@ class EngineResponse:
             raw = self._raw
             if raw:
                 self._raw = b""
+            elif decoder.pending:
+                if self.attempt.aborted is not None:  # it may be pending for long, and no socket would tell
+                    raise self.attempt.failure()
             else:
                 raw = receive(self.connection, self.attempt)
                 if not raw:
@@ -92,18 +95,22 @@ class EngineResponse:
             return first  # all of it has come already: the usual
         first = self.read_some()
         size = len(first) + (decoder.left_bytes if isinstance(decoder, LengthBody) else 0)
-        body: Text = first if decoder.complete or size > max_bytes else self._read_on(first, max_bytes)
+        body: Text = first if decoder.complete or size > max_bytes else self._read_on(bytearray(first), max_bytes)
         if size > max_bytes or len(body) > max_bytes:
             raise EngineFault(Outcome("invalid", f"the engine's answer has more than {max_bytes} bytes"))
         return body
 
     def read_up_to(self, max_bytes: int) -> bytes:
-        """The body, or the begin of it; the connection can only be closed then. Raises EngineFault, ClientGone."""
-        body = self._read_on(self.read_some(), max_bytes)
+        """The body, or as much of its begin as can be had; the connection can only be closed then. Raises
+        ClientGone."""
+        body = bytearray()
+        try:
+            self._read_on(body, max_bytes)
+        except EngineFault:
+            pass  # what has come before may tell enough
         return bytes(body[:max_bytes])
 
-    def _read_on(self, first: bytes, max_bytes: int) -> bytearray:
-        body = bytearray(first)
+    def _read_on(self, body: bytearray, max_bytes: int) -> bytearray:
         while len(body) <= max_bytes:
             part = self.read_some()
             if not part:
@@ -146,13 +153,16 @@ class EngineResponse:
         return self.decoder.complete or self._fault is not None
 
     def kind(self) -> Optional[str]:
-        """What the body is, by how it begins (`sniff`); None: too little has come."""
+        """What the body is, by how it begins (`sniff`); None: too little has come. Raises EngineFault for what breaks
+        before."""
         whole = self.is_whole()
+        if self._fault is not None and not self._payload:
+            raise self._fault
         return kind_of(self._payload, whole)
 
     def await_kind(self) -> None:
         """Block until `kind` can tell, or the connection has ended. Raises EngineFault, ClientGone."""
-        while self.kind() is None:
+        while self.kind() is None and not self.decoder.pending:
             raw = receive(self.connection, self.attempt)
             if raw:
                 self._raw += raw
@@ -216,7 +226,7 @@ def _feed(decoder: BodyDecoder, raw: bytes) -> bytes:
     try:
         return decoder.feed(raw)
     except FramingError as error:
-        outcome = Outcome("invalid", f"the engine's answer is broken: {error}")
+        outcome = Outcome(error.kind, f"the engine's answer is broken: {error}")
         raise EngineFault(outcome, error.payload) from error
 
 

@@ -138,4 +138,5 @@ class Sent:
             if self.stream is None:
                 self.stream = self._open_stream(response)
             self.ready = response.is_whole() if self.stream is None else self.stream.begin()
-        return self.ready or self.size > AHEAD_MAX_BYTES
+        # What is pending comes from no socket: a thread takes it.
+        return self.ready or self.size > AHEAD_MAX_BYTES or response.decoder.pending

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Optional
 
 from gateway.clock import unix_s
-from gateway.routing.retry import Outcome
+from gateway.routing.retry import RATE_LIMITED, Outcome
+from gateway.upstream.words import words_in
 
 RETRY_AFTER_MAX_BYTES = 64  # a date has 29
 RETRY_AFTER_MAX_S = 1e9  # beyond 30 years it is no time
@@ -36,18 +36,19 @@ _CREDENTIALS_TEXT = re.compile(
 
 
 def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Outcome:
-    """What an answer other than 2xx means. `body` is only read for the engine's message."""
-    message = _engine_message(body)
+    """What an answer other than 2xx means. `body` is only read for the engine's words."""
+    words = words_in(body)
+    message, details = words.message, words.details
     wait_s = retry_after_s(headers.get(b"retry-after"), headers.get(b"date"))
     if status == 429:
-        return Outcome("rate_limited", message or "the engine is rate limited", status, wait_s)
-    if status == 401 or (status == 403 and not _is_moderation(body)):
+        return Outcome("rate_limited", message or RATE_LIMITED, status, wait_s, details)
+    if status == 401 or (status == 403 and not _is_moderation(words.error)):
         what = "the gateway's credentials" if status == 401 else "the gateway's credentials, or the request (403)"
         return Outcome("unauthorized", f"the engine refuses {what}", status)
     if 400 <= status < 500 and status != 408:
-        return Outcome("rejected", message or f"the engine answered {status}", status)
+        return Outcome("rejected", message or f"the engine answered {status}", status, None, details)
     text = f"the engine answered {status}"
-    return Outcome("error", f"{text}: {message}" if message else text, status, wait_s)
+    return Outcome("error", f"{text}: {message}" if message else text, status, wait_s, details)
 
 
 def retry_after_s(value: Optional[bytes], date: Optional[bytes] = None) -> Optional[float]:
@@ -82,9 +83,8 @@ def _sent_unix_s(date: Optional[bytes]) -> float:
         return unix_s()
 
 
-def _is_moderation(body: bytes) -> bool:
+def _is_moderation(error: Any) -> bool:
     """Whether a 403 is explained as one prompt's: by a code, by reasons for it (OpenRouter), or in its message."""
-    error = _error_in(body)
     message = error
     if isinstance(error, dict):
         if any(_MODERATION_CODE.search(text) for text in _codes(error)):
@@ -104,19 +104,3 @@ def _codes(error: dict[str, Any]) -> list[str]:
     objects = [error, inner] if isinstance(inner, dict) else [error]
     values = [each.get(key) for each in objects for key in ("code", "type", "reason", "status", "param")]
     return [value[:200] for value in values if isinstance(value, str)]
-
-
-def _error_in(body: bytes) -> Any:
-    """What an error's JSON says was wrong: an object or a text; None when that cannot be read."""
-    try:
-        error = json.loads(body[:65536])
-    except (ValueError, RecursionError):
-        return None
-    return error.get("error", error) if isinstance(error, dict) else error
-
-
-def _engine_message(body: bytes) -> str:
-    error = _error_in(body)
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail")
-    return str(error)[:500] if isinstance(error, str) else ""

@@ -72,6 +72,11 @@ class EngineStream:
         """Whether the connection's body has ended, so that the connection can be used again."""
         return self.response.decoder.complete
 
+    @property
+    def ripe(self) -> bool:
+        """Whether `pull` gives more although no selector would tell."""
+        return self.response.decoder.pending or (self._tls and self.sock.pending() > 0)  # type: ignore[attr-defined]
+
     def begin(self) -> bool:
         """Look at what has been received meanwhile: is the first event there? As `wait_first`, but without blocking."""
         try:
@@ -193,7 +198,7 @@ class EngineStream:
             return self._pull_tls()
         raw, self._held = self._held, b""
         try:
-            raw = raw or self.sock.recv(RECV_BYTES)
+            raw = raw or (b"" if self.response.decoder.pending else self.sock.recv(RECV_BYTES))
         except BlockingIOError:
             return b""
         except OSError as error:
@@ -211,7 +216,7 @@ class EngineStream:
         out = b""
         while True:
             try:
-                raw = self.sock.recv(RECV_BYTES)
+                raw = b"" if self.response.decoder.pending else self.sock.recv(RECV_BYTES)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return out
             except OSError as error:
@@ -247,7 +252,7 @@ class EngineStream:
 
     def _lines(self, raw: bytes) -> bytes:
         decoder = self.response.decoder
-        if not raw:
+        if not (raw or decoder.pending):
             closed_well = decoder.end()
             decoder.reusable = False
             decoder.complete = True
@@ -267,7 +272,7 @@ class EngineStream:
             if self.events.done:  # instead of the body's end, which the client does not need
                 decoder.complete = decoder.surplus = True
                 return lines
-            raise EngineFault(Outcome("invalid", f"the engine's stream is broken: {error}"), lines) from error
+            raise EngineFault(Outcome(error.kind, f"the engine's stream is broken: {error}"), lines) from error
         except StreamBroken as error:
             raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
         except Exception as error:  # nobody had foreseen what it has sent
