@@ -15,6 +15,7 @@ from tests import (
     test_http_parked,
     test_http_replays,
     test_http_shortage,
+    test_http_sse,
     test_http_streams,
     test_http_surplus,
 )
@@ -147,6 +148,22 @@ class Draining(Threaded, test_http_parked.Draining):
 
 
 class Queue(Threaded, test_http_parked.Queue):
+    pass
+
+
+class SseReasons(Threaded, test_http_sse.ReasonTest):
+    pass
+
+
+class SseChoices(Threaded, test_http_sse.ChoicesTest):
+    pass
+
+
+class SseLines(Threaded, test_http_sse.LinesTest):
+    pass
+
+
+class SseUsage(Threaded, test_http_sse.UsageTest):
     pass
 
 

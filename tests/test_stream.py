@@ -117,6 +117,7 @@ class ChunkTest(unittest.TestCase):
             "leading zeros": b"00%x\r\n%b\r\n" % (len(event), event),
             "a second line": chunked(event[:-1] + b"data: 1\n\n"),
             "a line break in the text": chunked(delta("a-b").replace(b"a-b", b"a\nb")),
+            "another one": chunked(delta("a-b").replace(b"a-b", b"a\rb")),
             "an end": LAST,
             "an end that is as long as none": chunked(delta("word", "ok")),
             "an error": chunked(b'data: {"error":{"message":"broken"}}\n\n'),

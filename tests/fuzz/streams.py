@@ -1,11 +1,11 @@
 """Event streams of engines: events, comments, line ends, ends and errors in every order, cut anywhere.
 
 Rules, besides those of `checks.py`: a client that got a 200 gets whole lines that the engine sent, in their order,
-none left out (but events that only tell usage) and with nothing changed (but usage that it did not ask for, and numbers
-that are none), then `[DONE]` and the body's end, or one error event and no `[DONE]`; never `[DONE]` where the engine has
-given no reason; nothing behind the engine's end reaches it; what it gets does not depend on how the stream was cut (but
-for events that look like the usual delta and are not JSON: those are not parsed where they come alone); the next
-request on its connection gets its own answer.
+none left out (but events that only tell usage) and with nothing changed (but usage that it did not ask for, and
+numbers that are none), then `[DONE]` and the body's end, or one error event and no `[DONE]`; never `[DONE]` where the
+engine has given no reason; nothing behind the engine's end reaches it; what it gets does not depend on how the stream
+was cut (but for events that look like the usual delta and are not JSON: those are not parsed where they come alone);
+the next request on its connection gets its own answer.
 
 Without sockets: `EventStream` says the same for every single cut, and raises nothing but StreamBroken.
 """
