@@ -18,6 +18,8 @@ TEXT = re.compile(
 )
 NUMBER = re.compile(rb'"index"\s*:\s*(-?[0-9]+)')
 """Of a choice, or of a call in one."""
+OTHER_NUMBER = re.compile(rb'"index"(?!: ?0[,}])')
+"""Stands where one may be another than 0."""
 
 _USAGE = re.compile(rb'"usage"\s*:\s*')
 _SPACE = b" \t\n\r"

@@ -13,6 +13,7 @@ from typing import Any, Optional
 from gateway.jsontext import decode_with
 from gateway.upstream.deltas import (
     NUMBER,
+    OTHER_NUMBER,
     TEXT,
     error_in,
     is_finish,
@@ -123,8 +124,8 @@ class EventStream(EventLines):
 
     def feed(self, data: bytes) -> bytes:
         """Take payload, return the whole lines that the client gets. Raises StreamBroken."""
-        # The usual payload is one delta, and like the one before: nothing to decide, so it is not parsed (1 or 3.5 us
-        # instead of 8). (`in` would raise and drop an exception each time, before it looks for bytes in bytes.)
+        # The usual payload is one delta, and like the one before: nothing to decide, so it is not parsed (0.8 or 3 us
+        # instead of 5). (`in` would raise and drop an exception each time, before it looks for bytes in bytes.)
         alike = self.alike
         if alike is not None:
             before, behind = alike
@@ -168,10 +169,17 @@ class EventStream(EventLines):
 
     def _note_delta(self, data: bytes) -> bool:
         """Note what a delta says; False: it has to be parsed for that."""
-        numbers = NUMBER.findall(data)
-        if not self._numbers.issuperset(numbers or (b"0",)):
+        if OTHER_NUMBER.search(data) is None:
+            known = b"0" in self._numbers
+        else:
+            known = self._numbers.issuperset(NUMBER.findall(data) or (b"0",))
+        if not known:  # a choice that has not come before
             return False
-        spans = [text.span(1) for text in TEXT.finditer(data)]
+        spans = []
+        text = TEXT.search(data)
+        while text is not None:  # (finditer takes longer to begin)
+            spans.append(text.span(1))
+            text = TEXT.search(data, text.end())
         said = spans if len(spans) < 2 else [span for span in spans if span[0] < span[1]]
         if len(said) > 1:
             return False
