@@ -306,6 +306,8 @@ class FinishTest(SseTest):
             self.assertTrue(stream.complete)
             stream.feed(event(delta("", finish="stop")))
             self.assertTrue(stream.complete)
+            stream.feed(event(delta("b", index=1)) + event(delta(finish="stop", index=1)))
+            self.assertFalse(stream.complete)  # until it tells the usage of that, too
 
     def test_it_is_ended_for_the_client_whatever_has_begun(self) -> None:
         for begun in (b"", b": ping", b"event: error\n", b"data: {", b'data: {"a":\ndata: 1\n', b"id: 7\r", b"da"):

@@ -274,6 +274,7 @@ class EventStream(EventLines):
                 self._ended.add(number)
             else:
                 self._under_way.add(number)
+                self._told = False
         self.finished = bool(self._ended) and not self._under_way
         self.complete = self.finished and (self._told or len(self._ended) >= self._choices)
 
