@@ -213,6 +213,12 @@ class AsStreamTest(unittest.TestCase):
         self.assertEqual(choice["finish_reason"], "stop")
         self.assertNotIn("message", choice)
 
+    def test_a_reason_that_is_none_is_given_one(self) -> None:
+        for reason in ("", "null", None, False, 0, "FINISH_REASON_UNSPECIFIED"):
+            choice = {"index": 0, "message": {"content": "a"}, "finish_reason": reason}
+            (chunk,) = self.read(as_stream(chat(choices=[choice]), CHAT))
+            self.assertEqual(chunk["choices"][0]["finish_reason"], "stop")
+
     def test_tool_calls_are_numbered_as_chunks_need_it(self) -> None:
         calls = [{"id": "a", "function": {}}, {"id": "b", "function": {}}]
         choice = {"index": 0, "message": {"content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}

@@ -103,6 +103,11 @@ class ResumeTest(ResilienceTest):
             "no JSON": lambda side: side.send(chunked(b"data: {nonsense\n\n")),
             "half an event": lambda side: (side.send(chunked(event(" a ti")[:-30])), side.close()),
             "an event left open": lambda side: (side.send(chunked(event("").rstrip() + b"\n")), side.close()),
+            "a reason that is none": lambda side: (
+                side.send(chunked(event("", "") + event(None, "null"))),
+                side.close(),
+            ),
+            "an event called error": lambda side: side.send(chunked(b"event: error\ndata: out of memory\n\n")),
         }
         for name, break_off in breaks.items():
             with self.subTest(name):

@@ -16,6 +16,7 @@ from tests import (
     test_http_replays,
     test_http_rescue,
     test_http_shortage,
+    test_http_sse,
     test_http_stream_ends,
     test_http_stream_kinds,
     test_http_streams,
@@ -166,6 +167,22 @@ class Draining(Threaded, test_http_parked.Draining):
 
 
 class Queue(Threaded, test_http_parked.Queue):
+    pass
+
+
+class SseReasons(Threaded, test_http_sse.ReasonTest):
+    pass
+
+
+class SseChoices(Threaded, test_http_sse.ChoicesTest):
+    pass
+
+
+class SseLines(Threaded, test_http_sse.LinesTest):
+    pass
+
+
+class SseUsage(Threaded, test_http_sse.UsageTest):
     pass
 
 

@@ -16,6 +16,7 @@ from gateway.routing.specs import FleetSpec, model_from
 from gateway.upstream.stream import EngineStream
 from inference import Answer, Call, EngineSpec, InferenceFactory, ModelSpec
 from tests.parallel import alone
+from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
 from tests.support import dead_url, eventually
 
 HI = [{"role": "user", "content": "hi there"}]
@@ -559,6 +560,19 @@ class LifeTest(LibraryTest):
         self.assertEqual(self.states(factory)[other.url], "up")
         engine.control("ok")
         eventually(lambda: self.states(factory)[engine.url] == "up")
+
+    def test_an_event_of_several_lines_is_one_chunk(self) -> None:
+        lines = "".join(f"data: {line}\n" for line in json.dumps({"choices": [], "x": 1}, indent=1).splitlines())
+        wire = b"\xef\xbb\xbf" + lines.encode() + b"\ndata:\n\n" + delta("a") + delta("", "stop")[:-1] + DONE
+        with ScriptedEngine() as engine:
+            factory = self.factory({"13b": [engine.url]})
+            got: list[dict[str, Any]] = []
+            reader = threading.Thread(target=lambda: got.extend(factory.stream(HI, "13b")), name="reader")
+            reader.start()
+            engine.take().send(STREAM_HEAD + chunked(wire) + b"0\r\n\r\n")
+            reader.join(10)
+        self.assertEqual(got[0], {"choices": [], "x": 1})
+        self.assertEqual([chunk["choices"][0]["finish_reason"] for chunk in got[1:]], [None, "stop"])
 
     def test_another_fleet_takes_over_and_what_is_in_flight_goes_on(self) -> None:
         old, new = self.engine(), self.engine()

@@ -24,6 +24,7 @@ from gateway.telemetry.events import RequestEvent
 from gateway.upstream import answers
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.bounds import bounds_of
+from gateway.upstream.estimates import tokens_of
 from gateway.upstream.stream import EngineStream
 from gateway.workers import Job
 from inference import Answer, Asking, Call
@@ -408,11 +409,11 @@ class Exchange(Job):
         call.usage = answers.usage_of(
             stream.events.usage,
             call.prompt_chars(),
-            stream.events.text_bytes,
+            stream.events.weight,
             lambda: bounds_of(call, call.context_tokens, earlier),
         )
         if earlier:  # an engine that went on with another's text counts that as prompt
-            tokens = answers.estimate_tokens(earlier)
+            tokens = tokens_of(stream.events.earlier_weight)
             usage = call.usage
             prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
             completion_tokens = usage.completion_tokens + tokens

@@ -10,8 +10,10 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.clock import unix_s
 from gateway.jsontext import decode_with
-from gateway.upstream.nonfinite import has_nonfinite, pieces_with_nulls, with_nulls
+from gateway.upstream.deltas import is_finish
+from gateway.upstream.nonfinite import dump_with_nulls, has_nonfinite, pieces_with_nulls, with_nulls
 from gateway.upstream.skim import LARGE_BYTES, NotJson, Outline, Span, outline
+from gateway.upstream.sniff import BOM
 from gateway.upstream.words import words_of
 
 CHARS_PER_TOKEN = 4
@@ -26,7 +28,6 @@ STREAMED_VALUES_MAX = 100_000
 
 Text = Union[bytes, bytearray]
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LIST_KEY_BY_PATH = {
     "/chat/completions": "choices",
     "/completions": "choices",
@@ -60,8 +61,8 @@ class InvalidAnswer(Exception):
 def readable(body: Text) -> Text:
     """An engine's answer as the client is to read it: with null for numbers that JSON has no words for, and without a
     byte order mark. A large one that has to be changed is another bytearray then."""
-    if body.startswith(_BYTE_ORDER_MARK):
-        body = body[len(_BYTE_ORDER_MARK) :]
+    if body.startswith(BOM):
+        body = body[len(BOM) :]
     if not has_nonfinite(body):
         return body
     if len(body) <= LARGE_BYTES:
@@ -171,7 +172,7 @@ def complete(answer: dict[str, Any], body: bytes, request_id: str, model: str, u
     answer["model"] = model
     if told is not None:
         answer["usage"] = told
-    return _dump_answer(answer)
+    return dump_with_nulls(answer)
 
 
 def _usage_to_tell(reported: object, usage: Usage) -> Optional[dict[str, Any]]:
@@ -210,13 +211,13 @@ def complete_large(found: Outline, body: bytearray, request_id: str, model: str,
     if told is not None:
         values["usage"] = told
     missing = b"".join(
-        b"%b:%b," % (dump(name), _dump_answer(values[name])) for name in values if name not in found.places
+        b"%b:%b," % (dump(name), dump_with_nulls(values[name])) for name in values if name not in found.places
     )
     # From behind, so that the places before stay true.
     for (start, end), name in sorted(
         ((found.places[name], name) for name in values if name in found.places), reverse=True
     ):
-        body[start:end] = _dump_answer(values[name])
+        body[start:end] = dump_with_nulls(values[name])
     start = body.index(b"{") + 1
     body[start:start] = missing  # the object is known not to be empty
     return body
@@ -249,7 +250,7 @@ def as_stream(answer: dict[str, Any], path: str) -> bytes:
     if path == "/chat/completions":
         chunk["object"] = "chat.completion.chunk"
         chunk["choices"] = [_as_delta(choice) for choice in answer.get("choices") or ()]
-    return b"data: " + _dump_answer(chunk) + b"\n\ndata: [DONE]\n\n"
+    return b"data: " + dump_with_nulls(chunk) + b"\n\ndata: [DONE]\n\n"
 
 
 def _as_delta(choice: Any) -> Any:
@@ -264,21 +265,14 @@ def _as_delta(choice: Any) -> Any:
             {"index": i, **call} if isinstance(call, dict) else call for i, call in enumerate(calls)
         ]
     delta.setdefault("index", 0)
-    delta["finish_reason"] = delta.get("finish_reason") or "stop"
+    if not is_finish(delta.get("finish_reason")):
+        delta["finish_reason"] = "stop"
     return delta
 
 
 def dump(value: object) -> bytes:
     """Compact JSON, ASCII only. Raises ValueError for what JSON cannot say."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _dump_answer(value: object) -> bytes:
-    """The same for what an engine has said: 1e999 is JSON, and no number that could be written again; null, then."""
-    try:
-        return dump(value)
-    except ValueError:
-        return with_nulls(json.dumps(value, separators=(",", ":")).encode())
 
 
 def unix_now() -> int:

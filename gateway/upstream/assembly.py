@@ -7,15 +7,14 @@ have come, whatever they say, and their number is bounded. No state of its own; 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Optional
 
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import EngineFault
-from gateway.upstream.nonfinite import has_nonfinite, with_nulls
-from gateway.upstream.sniff import BOM
-from gateway.upstream.sse import is_finish
+from gateway.upstream.deltas import is_finish
+from gateway.upstream.eventlines import events_in
+from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.upstream.stream import EngineStream
 
 CHOICES_MAX = 4_096  # and as many tool calls
@@ -44,7 +43,6 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
     if path not in _OBJECTS:
         raise EngineFault(Outcome("unasked_stream", f"{PREFIX}, and there is none for {path}"))
     answer = _Answer(path)
-    reader = _Reader()
     stream.wait_first()
     lines, stream.first = stream.first, b""
     size = 0
@@ -53,37 +51,13 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
             size += len(lines)
             if size > max_bytes:
                 raise EngineFault(Outcome("invalid", f"the engine's answer has more than {max_bytes} bytes"))
-            for data in reader.events(lines):
-                answer.add(data)
+            for event in events_in(lines, EVENT_MAX_BYTES):
+                answer.add(event)
             lines = stream.read()
         return answer.body()
-    except (Unfit, ValueError, RecursionError) as error:  # ValueError: a number that JSON cannot say
-        text = str(error) if isinstance(error, Unfit) else "one of its events is no JSON"
+    except (Unfit, ValueError, RecursionError) as error:  # ValueError: see `events_in`
+        text = str(error) if isinstance(error, Unfit) else "one of its events is no JSON, or too large"
         raise EngineFault(Outcome("unasked_stream", f"{PREFIX}, and it makes no answer: {text}")) from error
-
-
-class _Reader:
-    """Tells events from lines (whole ones, as they come)."""
-
-    def __init__(self) -> None:
-        self._data: list[bytes] = []
-        self._size = 0
-
-    def events(self, lines: bytes) -> Iterator[bytes]:
-        """The data of the events that end here, but for `[DONE]`."""
-        if lines.startswith(BOM):
-            lines = lines[len(BOM) :]
-        for line in lines.splitlines():
-            if line.startswith(b"data:"):
-                self._size += len(line)
-                if self._size > EVENT_MAX_BYTES:
-                    raise Unfit("one of its events is too large")
-                self._data.append(line[5:].strip())
-            elif not line and self._data:
-                data = b"\n".join(self._data)
-                self._data, self._size = [], 0
-                if data and data != b"[DONE]":
-                    yield data
 
 
 class _Kept:
@@ -105,13 +79,13 @@ class _Kept:
         elif isinstance(value, list):
             _add_inside(self.items.setdefault(key, []), value)
         else:
-            self.values[key] = _dump(value)
+            self.values[key] = dump_with_nulls(value)
         if len(self.texts) + len(self.items) + len(self.values) > KEYS_MAX:
             raise Unfit("its objects have too many keys")
 
     def says(self, key: str, text: str) -> bool:
         """Whether the text of a key is this, in one piece."""
-        return self.texts.get(key) == [_dump(text)[1:-1]]
+        return self.texts.get(key) == [dump_with_nulls(text)[1:-1]]
 
     def members(self) -> dict[str, Pieces]:
         """Each key's value."""
@@ -155,7 +129,7 @@ class _ToolCall:
         """The call, as a complete answer has it."""
         members = {"type": [b'"function"'], **self.kept.members()}
         if self.id:
-            members = {"id": [_dump(self.id)], **members}
+            members = {"id": [dump_with_nulls(self.id)], **members}
         return _object({**members, "function": _function(self.function)})
 
 
@@ -217,14 +191,14 @@ class _Choice:
 
     def pieces(self, index: int, path: str) -> Pieces:
         """The choice, as a complete answer has it."""
-        members = {"index": [_dump(index)], "logprobs": [b"null"]}
+        members = {"index": [dump_with_nulls(index)], "logprobs": [b"null"]}
         if path == "/chat/completions":
             members["message"] = self._message()
         else:
             members["text"] = [b'""']
         if self._logprobs is not None:
             members["logprobs"] = _object(self._logprobs.members())
-        return _object({**members, **self.kept.members(), "finish_reason": [_dump(self.finish_reason)]})
+        return _object({**members, **self.kept.members(), "finish_reason": [dump_with_nulls(self.finish_reason)]})
 
     def _message(self) -> Pieces:
         called = bool(self._calls) or self.function is not None
@@ -248,9 +222,8 @@ class _Answer:
         self._choices: dict[int, _Choice] = {}
         self._calls = 0
 
-    def add(self, data: bytes) -> None:
-        """The data of the next event. Raises Unfit, ValueError, RecursionError."""
-        event = json.loads(with_nulls(data) if has_nonfinite(data) else data)
+    def add(self, event: Any) -> None:
+        """The next event. Raises Unfit."""
         if not isinstance(event, dict):
             raise Unfit("one of its events is no object")
         for key, value in event.items():
@@ -260,9 +233,9 @@ class _Answer:
             elif value is None or key in ("object", "error"):
                 continue
             elif key in _FIRST:
-                self._first.setdefault(key, [_dump(value)])
+                self._first.setdefault(key, [dump_with_nulls(value)])
             else:
-                self._last[key] = [_dump(value)]
+                self._last[key] = [dump_with_nulls(value)]
         if len(self._last) > KEYS_MAX:
             raise Unfit("its objects have too many keys")
 
@@ -281,7 +254,7 @@ class _Answer:
     def body(self) -> bytearray:
         """The whole answer."""
         choices = _list(choice.pieces(index, self._path) for index, choice in sorted(self._choices.items()))
-        kind = [_dump(_OBJECTS[self._path])]
+        kind = [dump_with_nulls(_OBJECTS[self._path])]
         body = bytearray()
         for piece in _object({**self._first, "object": kind, "choices": choices, **self._last}):
             body += piece
@@ -293,7 +266,7 @@ def _add_function(kept: _Kept, value: Any) -> None:
         return
     for key, part in value.items():
         if key == "arguments" and isinstance(part, dict):
-            part = json.dumps(part, separators=(",", ":"), allow_nan=False)
+            part = dump_with_nulls(part).decode()
         if key == "name" and isinstance(part, str) and kept.says(key, part):  # once more, not gone on with
             continue
         kept.add(key, part, joined=key in _TEXTS)
@@ -306,7 +279,7 @@ def _function(kept: _Kept) -> Pieces:
 def _add_inside(pieces: Pieces, value: Any) -> None:
     """Add what stands between the quotes or brackets of a value."""
     if value:
-        pieces.append(_dump(value)[1:-1])
+        pieces.append(dump_with_nulls(value)[1:-1])
 
 
 def _list(items: Iterable[Pieces]) -> Pieces:
@@ -319,9 +292,5 @@ def _list(items: Iterable[Pieces]) -> Pieces:
 def _object(members: dict[str, Pieces]) -> Pieces:
     pieces: Pieces = []
     for key, value in members.items():
-        pieces += (b",", _dump(key), b":", *value)
+        pieces += (b",", dump_with_nulls(key), b":", *value)
     return [b"{", *pieces[1:], b"}"]
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

@@ -7,6 +7,7 @@ interpreter's lock between.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Union
@@ -38,6 +39,12 @@ def has_nonfinite(text: Text) -> bool:
 def with_nulls(text: Text) -> bytes:
     """The JSON text with null for each such number; all else stays as it is, byte for byte."""
     return b"".join(pieces_with_nulls(text))
+
+
+def dump_with_nulls(value: object) -> bytes:
+    """Compact JSON of what an engine has said: 1e999 is JSON, but no number that could be written again; null, then."""
+    text = json.dumps(value, separators=(",", ":")).encode()
+    return with_nulls(text) if has_nonfinite(text) else text
 
 
 def pieces_with_nulls(text: Text) -> Iterator[bytes]:
