@@ -11,6 +11,7 @@ import json
 import re
 from typing import Any, NoReturn, Optional
 
+from gateway.upstream.estimates import weigh
 from gateway.upstream.skim import Span, outline
 
 EVENT_MAX_BYTES = 8_388_608
@@ -57,6 +58,7 @@ class EventStream:
         "alike",
         "done",
         "earlier_chars",
+        "earlier_weight",
         "events",
         "inside",
         "stamp",
@@ -94,6 +96,7 @@ class EventStream:
         self._kept_text: Optional[list[str]] = [] if keep_text else None
         self._kept_chars = 0
         self.earlier_chars = 0  # of `text`, given by an earlier stream
+        self.earlier_weight = 0
         self._first_of_rest = False
         self.stamp: dict[str, Any] = {}  # with a kept text: what all events of one stream have in common
         self._restamped = False
@@ -281,6 +284,7 @@ class EventStream:
         text = earlier.text
         self._kept_text = None if text is None else [text]
         self._kept_chars = self.earlier_chars = len(text or "")
+        self.earlier_weight = weigh(text or "")
         self.stamp = earlier.stamp
         self._restamped = True
         self._first_of_rest = True
