@@ -33,6 +33,7 @@ from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, 
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient
+from gateway.upstream.eventlines import events_in
 from gateway.upstream.prober import HealthChecker, probe
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import ANSWER_MAX_BYTES
@@ -143,18 +144,18 @@ class InferenceFactory:
         call = Call(CHAT, request)
         answer = self.run(call)
         if isinstance(answer, Answer):
-            yield from _events_in(answer.body)
+            yield from events_in(answer.body)
             return
         outcome = Outcome("cancelled")
         answer.sock.settimeout(self.stream_idle_timeout_s)
         try:
-            yield from _events_in(answer.first)
+            yield from events_in(answer.first)
             while not answer.done:
                 yield from self._read_events(call, answer)
             outcome = Outcome("ok")
         except EngineFault as fault:
             outcome = fault.outcome
-            yield from _events_in(fault.lines)
+            yield from events_in(fault.lines)
             raise EngineFailed("backend_error", outcome.message) from fault
         finally:
             answer.close(outcome)
@@ -162,7 +163,7 @@ class InferenceFactory:
     def _read_events(self, call: Call, stream: EngineStream) -> list[dict[str, Any]]:
         """The next events. Raises EngineFault, also for what nobody had foreseen."""
         try:
-            return list(_events_in(stream.read()))
+            return list(events_in(stream.read()))
         except GatewayError:
             raise
         except Exception as error:
@@ -268,11 +269,3 @@ def _request(messages: list[dict[str, Any]], model: Optional[str], options: dict
     if model is not None:
         request["model"] = model
     return request
-
-
-def _events_in(lines: Union[bytes, bytearray]) -> Iterator[dict[str, Any]]:
-    for line in lines.splitlines():
-        if line.startswith(b"data:"):
-            payload = line[5:].strip()
-            if payload != b"[DONE]":
-                yield json.loads(payload)

@@ -267,7 +267,7 @@ class EventBoundTest(unittest.TestCase):
             with mock.patch.object(sse, "LARGE_BYTES", limit):
                 stream = EventStream(False, 3)
                 self.assertEqual(stream.feed(data), data)
-                found.append((stream.finished, stream.usage, stream.text_bytes, stream.events))
+                found.append((stream.finished, stream.usage, stream.weight, stream.events))
         self.assertEqual(found[0], found[1])
         with mock.patch.object(sse, "LARGE_BYTES", 10):
             for bad in (b'data: {"error":{"message":"no"}}\n\n', b'data: {"a":[}\n\n', b"data: [[[[[[[[]]]]]]]]\n\n"):

@@ -69,7 +69,7 @@ class Seen:
             self.payload,
             self.fault,
             events.events,
-            events.text_bytes,
+            events.weight,
             events.usage,
             events.done,
             self.stream.drained,

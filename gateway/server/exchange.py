@@ -407,7 +407,7 @@ class Exchange(Job):
         call.usage = answers.usage_of(
             stream.events.usage,
             call.prompt_weight(),
-            stream.events.text_bytes,
+            stream.events.weight,
             lambda: bounds_of(call, call.context_tokens, earlier),
         )
         if earlier:  # an engine that went on with another's text counts that as prompt

@@ -461,4 +461,4 @@ class Relay:
 
 def _end_of_event(relayed: _Relayed) -> bytes:
     """What ends the event that the engine broke off inside of: what follows is to be an event of its own."""
-    return b"\n" if relayed.stream.events.inside else b""
+    return relayed.stream.events.closing

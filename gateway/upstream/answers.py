@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.clock import unix_s
 from gateway.jsontext import decode_with
+from gateway.upstream.deltas import is_finish
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.skim import NotJson, Outline, Span, outline
 
@@ -227,7 +228,8 @@ def _as_delta(choice: Any) -> Any:
             {"index": i, **call} if isinstance(call, dict) else call for i, call in enumerate(calls)
         ]
     delta.setdefault("index", 0)
-    delta["finish_reason"] = delta.get("finish_reason") or "stop"
+    if not is_finish(delta.get("finish_reason")):
+        delta["finish_reason"] = "stop"
     return delta
 
 

@@ -111,10 +111,11 @@ class EngineStream:
             and raw.endswith(behind)
             and raw.find(b'"', first, last) < 0
             and raw.find(b"\n", first, last) < 0
+            and raw.find(b"\r", first, last) < 0
             and raw[last - 1] != _BACKSLASH
             and raw.startswith(b"%x\r\n" % (len(raw) - start - 2))
         ):
-            self.events.note_alike(last - first)
+            self.events.note_alike(raw[first:last])
             return raw
         self._held = raw
         return b""

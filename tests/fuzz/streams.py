@@ -1,8 +1,9 @@
 """Event streams of engines: events, comments, line ends, ends and errors in every order, cut anywhere.
 
 Rules, besides those of `checks.py`: a client that got a 200 gets whole lines that the engine sent, in their order,
-none left out (but events that only tell usage), then `[DONE]` and the body's end, or one error event and no
-`[DONE]`; nothing behind the engine's end reaches it; what it gets does not depend on how the stream was cut (but
+none left out (but events that only tell usage) and with nothing changed (but usage that it did not ask for, and numbers
+that are none), then `[DONE]` and the body's end, or one error event and no `[DONE]`; never `[DONE]` where the engine has
+given no reason; nothing behind the engine's end reaches it; what it gets does not depend on how the stream was cut (but
 for events that look like the usual delta and are not JSON: those are not parsed where they come alone); the next
 request on its connection gets its own answer.
 
@@ -31,7 +32,8 @@ from tests.scripted import chunked
 # fmt: off
 COMMENTS = (
     b": ping\n\n", b":\n", b"\n", b"\n\n\n", b": \xff\xfe\n", b"event: x\n", b"id: 7\n", b"retry: 5\n", b"data\n\n",
-    b":" + b"c" * 3000 + b"\n\n", b"\r\n", b"\r", b"\0\n",
+    b":" + b"c" * 3000 + b"\n\n", b"\r\n", b"\r", b"\0\n", b"data:\n\n", b"data: \r", b"id\n", b"event\n\n", b" \n",
+    b"event: error\n",
 )
 ODD_EVENTS = (
     b"data: {}", b"data: []", b"data: null", b"data: 7", b'data: "x"', b"data: {", b"data: NaN", b"data:",
@@ -44,7 +46,10 @@ ODD_EVENTS = (
     b'data: {"choices": [{"index": 1, "delta": {"content": "other"}, "finish_reason": null}]}', b"data: [DONE] ",
     b"data: [done]", b"data:[DONE]",
     b'data: {"choices": [{"index": 0, "delta": {"content": "big' + b"x" * 20_000 + b'"}, "finish_reason": null}]}',
-    b'data: {"choices": [], "n": ' + b"9" * 5000 + b"}",
+    b'data: {"choices": [], "n": ' + b"9" * 5000 + b"}", b"event: error\ndata: no", b'error: {"message": "no"}',
+    b'data: {"choices": [\ndata: ],\r\ndata: "x": 1\rdata: }', b'data: {"a":\ndata: 1', b'id: 7\ndata: {}\nid: 8',
+    b'event: u\ndata: {"choices": null, "usage": {"prompt_tokens": 1}}', b'data: {"usage": {}, "timings": {}}',
+    b'data: {"choices": [{"index": 0, "delta": {"content": "NaN"}, "finish_reason": null, "logprobs": [-Infinity]}]}',
 )
 BEHIND = (
     b"data: SURPLUS\n\n", b'data: {"choices": [{"delta": {"content": "SURPLUS"}}]}\n\n', b"SURPLUS", b"\n",
@@ -55,9 +60,10 @@ BEHIND = (
 
 def events_of(rng: random.Random, nonce: bytes) -> bytes:
     """A stream's payload, mostly good."""
-    line_end = mostly(rng, b"\n", b"\r\n", share=0.85)
+    line_end = mostly(rng, b"\n", b"\r\n", b"\r", share=0.8)
     words = text_of(nonce).replace(" ", " \n").split("\n") * mostly(rng, 1, 3, 10, share=0.8)
-    out = [rng.choice(COMMENTS)] if rng.random() < 0.1 else []
+    out = ["\ufeff".encode()] if rng.random() < 0.03 else []
+    out += [rng.choice(COMMENTS)] if rng.random() < 0.1 else []
     prefix = mostly(rng, b"data: ", b"data:", share=0.9)
     for word in words:
         out.append(prefix + _delta(word, None, rng) + line_end * 2)
@@ -65,7 +71,7 @@ def events_of(rng: random.Random, nonce: bytes) -> bytes:
             out.append(rng.choice(COMMENTS))
         if rng.random() < 0.03:
             out.append(rng.choice(ODD_EVENTS) + line_end * 2)
-    finish: Any = mostly(rng, "stop", "length", None, 7, "", {}, share=0.85)
+    finish: Any = mostly(rng, "stop", "length", None, 7, "", {}, "null", "REASON_UNSPECIFIED", share=0.85)
     out.append(prefix + _delta("", finish, rng) + line_end * 2)
     if rng.random() < 0.6:
         usage: Any = {
@@ -154,12 +160,19 @@ def make(report: Report, number: int) -> Case:
 
 def all_json(payload: bytes) -> bool:
     """Whether every event is JSON."""
-    for line in payload.splitlines():
-        if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-            try:
-                json.loads(line[5:])
-            except (ValueError, RecursionError):
-                return False
+    waiting = b""  # the data of an event of several lines
+    for line in (*payload.splitlines(), b""):
+        data = line[5:].strip() if line.startswith(b"data:") else b""
+        if not line and waiting:
+            return False
+        if data in (b"", b"[DONE]"):
+            continue
+        waiting += data
+        try:
+            json.loads(waiting)
+        except (ValueError, RecursionError):
+            continue
+        waiting = b""
     return True
 
 
@@ -192,17 +205,17 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
     own = [line for line in lines if line.strip()]
     if not done and own:
         own = own[:-1]
-    position = 0
+    sent = iter([told(line.strip()) for line in payload.splitlines()])
     for line in own:
         if line.strip() in done:
             continue
-        found = payload.find(line.strip(), position)
-        if found < 0:
+        if told(line.strip()) not in sent:  # those before are not looked at again
             if b'"chat.completion.chunk"' in line and b"application/json" in payload[:200]:
                 return
             yield "nothing invented", f"{line[:300]!r} is not what the engine sent, or not in its order"
             return
-        position = found + len(line.strip())
+    if done and not any(is_end(line.strip()) for line in payload.splitlines()):
+        yield "no end invented", f"[DONE] without a reason: {answer.body[-600:]!r}"
     if done and b"application/json" not in payload[:200]:
         for sent, got in itertools.zip_longest(events_in(payload), events_in(answer.body)):
             if sent != got:
@@ -213,17 +226,30 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
 def events_in(payload: bytes) -> Iterator[bytes]:
     """The events before `[DONE]`, but for those that only tell usage, which not every client wants."""
     for line in until_done(payload):
-        if line.startswith(b"data:") and not only_usage(line[5:]):
-            yield line[5:].strip()
+        line = told(line.strip())
+        if line.startswith(b"data:") and line not in USAGE_ONLY:
+            yield line
 
 
-def only_usage(event: bytes) -> bool:
-    """Whether an event tells nothing but usage."""
+USAGE_ONLY = (b"data: {}", b'data: {"choices": []}', b'data: {"choices": null}')  # or an event that says nothing
+
+
+def told(line: bytes) -> bytes:
+    """A line without what the client need not get of it: usage, and numbers that are none."""
+    line = line.removeprefix(b"\xef\xbb\xbf")
     try:
-        told = json.loads(event)
+        event = json.loads(line[5:], parse_constant=lambda name: None) if line.startswith(b"data:") else None
     except (ValueError, RecursionError):
-        return False
-    return isinstance(told, dict) and told.get("choices") == [] and isinstance(told.get("usage"), dict)
+        return line
+    if not isinstance(event, dict):
+        return line
+    event.pop("usage", None)
+    return b"data: " + json.dumps(event).encode()
+
+
+def is_end(line: bytes) -> bool:
+    """Whether a line gives the reason of a choice's end."""
+    return re.search(rb'"finish_reason": ?"(?!"|null"|REASON_UN)', line) is not None
 
 
 def until_done(payload: bytes) -> list[bytes]:

@@ -1,0 +1,140 @@
+"""What one event of an engine's stream says: why a choice ended, how much was generated, its usage, its error.
+
+Pure functions over an event's JSON, and over what has been read of it (of a large one an outline; see `skim.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Optional
+
+from gateway.upstream.estimates import weigh, weigh_escaped
+from gateway.upstream.skim import Span
+
+# The text of a delta, still escaped. (Unrolled: an alternative for each character would keep its place in memory.)
+TEXT = re.compile(
+    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments|name)":\s?"([^"\\]*(?:\\.[^"\\]*)*)"'
+)
+NUMBER = re.compile(rb'"index"\s*:\s*(-?[0-9]+)')
+"""Of a choice, or of a call in one."""
+
+_USAGE = re.compile(rb'"usage"\s*:\s*')
+_SPACE = b" \t\n\r"
+_BACKSLASH = 0x5C
+
+# What servers write where OpenAI has null: a key's empty value, a word for nothing, the zero of an enumeration.
+_NO_REASONS = frozenset(("", "null", "none", "nil", "undefined", "not_finished"))
+_NO_REASON_END = "unspecified"  # FINISH_REASON_UNSPECIFIED
+
+# What an event without choices has besides usage, and a client can do without: what all events of a stream have in
+# common, and padding.
+# fmt: off
+_USUAL = frozenset((
+    "id", "object", "created", "model", "choices", "usage",
+    "system_fingerprint", "service_tier", "provider", "obfuscation",
+))
+# fmt: on
+
+_decode = json.JSONDecoder().raw_decode
+
+
+def is_finish(value: object) -> bool:
+    """Whether a choice with this `finish_reason` has ended."""
+    if value is None or not isinstance(value, str):
+        return False
+    word = value.strip().lower()
+    return word not in _NO_REASONS and not word.endswith(_NO_REASON_END)
+
+
+def is_text(data: bytes, first: int, last: int) -> bool:
+    """Whether what stands between these places can be the rest of a JSON string, whose end comes next."""
+    return (
+        data.find(b'"', first, last) < 0
+        and data.find(b"\n", first, last) < 0
+        and data.find(b"\r", first, last) < 0
+        and data[last - 1] != _BACKSLASH
+    )
+
+
+def number_of(choice: dict[str, Any]) -> int:
+    """A choice's `index`; 0 for one that has none."""
+    index = choice.get("index")
+    return index if type(index) is int else 0
+
+
+def weight_of(payload: bytes, choices: object) -> int:
+    """The weight of what an event's choices generate; of a large one about."""
+    texts = [text for text in TEXT.findall(payload) if text]
+    if len(texts) > 1:  # not all of them need count: some engines say the same in two places
+        return weight_of_choices(payload, choices)
+    return weigh_escaped(texts[0]) if texts else 0
+
+
+def weight_of_choices(payload: bytes, choices: object) -> int:
+    """As `weight_of`, by what has been read of the choices."""
+    return sum(_weight_of_choice(payload, choice) for choice in choices) if isinstance(choices, list) else 0
+
+
+def _weight_of_choice(payload: bytes, choice: Any) -> int:
+    if not isinstance(choice, dict):
+        return _weight(payload, choice)
+    said = next((choice[key] for key in ("delta", "message") if key in choice), choice)
+    if not isinstance(said, dict):
+        return _weight(payload, said)
+    calls = said.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    texts = [said.get(key) for key in ("content", "text", "refusal")]
+    texts.append(said.get("reasoning_content") or said.get("reasoning"))  # those who send both send the same
+    for function in (*functions, said.get("function_call")):
+        texts += [function.get("name"), function.get("arguments")] if isinstance(function, dict) else [function]
+    return sum(_weight(payload, text) for text in (*texts, calls if isinstance(calls, Span) else None))
+
+
+def _weight(payload: bytes, value: object) -> int:
+    """The weight of a text, of a list of parts with texts, or of what has not been read."""
+    if isinstance(value, str):
+        return weigh(value)
+    if isinstance(value, Span):
+        size = value.end - value.start
+        return weigh_escaped(payload[value.start + 1 : value.end - 1]) if value.kind == '"' else size
+    if isinstance(value, list):
+        return sum(_weight(payload, part.get("text")) for part in value if isinstance(part, dict))
+    return 0
+
+
+def only_usage(members: dict[str, Any]) -> bool:
+    """Whether an event that has `usage` says nothing else that a client could want."""
+    if members.get("choices") not in (None, []):
+        return False
+    return all(key in _USUAL or value is None for key, value in members.items())
+
+
+def without_usage(payload: bytes, members: dict[str, Any], place: Optional[tuple[int, int]]) -> bytes:
+    """An event that has `usage`, without it: all else as it came.
+
+    `place`: where its value stands, if that is known. Where it is not and cannot be told, the event is written anew.
+    """
+    if place is None and payload.count(b'"usage"') == 1:
+        # Quotes are escaped in strings: the only such key is the event's own, if its value is the same.
+        key = _USAGE.search(payload)
+        if key is not None:
+            rest = payload[key.end() :].decode()
+            value, size = _decode(rest)
+            if value == members["usage"]:
+                place = key.end(), key.end() + len(rest[:size].encode())
+    if place is None:
+        return json.dumps({key: value for key, value in members.items() if key != "usage"}).encode()
+    begin = payload.rfind(b'"', 0, payload.rfind(b'"', 0, place[0]))
+    before, behind = payload[:begin], payload[place[1] :].lstrip(_SPACE)
+    if behind.startswith(b","):
+        return before + behind[1:].lstrip(_SPACE)
+    return before.rstrip(_SPACE).removesuffix(b",") + behind
+
+
+def error_in(event: Any) -> str:
+    """An engine's own words for the error that an event reports, or is; bounded."""
+    error = event.get("error") or event if isinstance(event, dict) else event
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or json.dumps(error)
+    return "a long one" if isinstance(error, Span) else str(error)[:500]
