@@ -30,6 +30,7 @@ from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.client import EngineClient
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.estimates import weight_of_choices
 from gateway.upstream.fields import BY_PATH
 from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.sent import Sent
@@ -687,7 +688,7 @@ def _complete(
             return _complete_large(call, large, model, context_tokens, event_bytes)
         body = bytes(body)
         parsed = answers.parse_answer(body, call.path)
-        usage = _usage(call, parsed, context_tokens)
+        usage = _usage(call, parsed, body, context_tokens)
         complete = answers.complete(parsed, body, call.request_id, model, usage)
     except answers.InvalidAnswer as error:
         raise EngineFault(Outcome("invalid", str(error), details=error.details)) from error
@@ -703,25 +704,27 @@ def _complete_large(call: Call, body: bytearray, model: str, context_tokens: Opt
     found = answers.outline_answer(body, call.path)
     if call.stream and (len(body) > event_bytes or found.values > answers.STREAMED_VALUES_MAX):
         raise answers.InvalidAnswer("the engine's answer is no stream, and too large to be made one")
-    usage = _usage(call, found.members, context_tokens)
+    usage = _usage(call, found.members, body, context_tokens)
     body = answers.complete_large(found, body, call.request_id, model, usage)
     if call.stream:
         return Answer(answers.as_stream(json.loads(body), call.path), usage)
     return Answer(body, usage)
 
 
-def _usage(call: Call, parsed: dict[str, Any], context_tokens: Optional[int]) -> answers.Usage:
-    """What the answer has taken, as far as that can be believed."""
+def _usage(
+    call: Call, parsed: dict[str, Any], body: Union[bytes, bytearray], context_tokens: Optional[int]
+) -> answers.Usage:
+    """What the answer in `body` has taken, as far as that can be believed."""
     usage = answers.usage_of(parsed.get("usage"), 0, 0, lambda: bounds_of(call, context_tokens))
     if not usage.estimated:
         return usage
-    estimate = answers.usage_of(None, call.prompt_chars(), answers.completion_chars(parsed))
+    estimate = answers.usage_of(None, call.prompt_weight(), weight_of_choices(body, parsed.get("choices")))
     return estimate._replace(rejected=usage.rejected)
 
 
 def _echo(call: Call, model: str) -> Answer:
     try:
-        answer = echo.answer(call.path, call.request, call.prompt_chars())
+        answer = echo.answer(call.path, call.request, call.prompt_weight())
     except echo.TooMuch as error:
         raise EngineFault(Outcome("rejected", str(error), status=400)) from error
     answer["id"] = call.request_id

@@ -30,7 +30,7 @@ from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
-from gateway.upstream import answers
+from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH
 from gateway.workers import Job, Overloaded, WorkerPool
 from inference import Call, InferenceFactory
@@ -213,7 +213,7 @@ def tokens_at_most(call: Call) -> TokensAtMost:
     Also of those that `best_of` has an engine make and throw away: they are counted and paid for.
     """
     row = BY_PATH[call.path]
-    prompt = answers.estimate_tokens(call.prompt_chars())
+    prompt = tokens_of(call.prompt_weight())
     if not row.asked:  # nothing is generated
         return TokensAtMost(prompt, 0)
     return TokensAtMost(prompt, row.answer_tokens(call.request) or None, row.generated(call.request))

@@ -13,13 +13,12 @@ from gateway.upstream.answers import (
     Usage,
     as_stream,
     complete,
-    completion_chars,
     dump,
-    estimate_tokens,
     parse_answer,
     readable,
     usage_of,
 )
+from gateway.upstream.estimates import weight_of_choices
 from gateway.upstream.sse import EventStream
 
 CHAT = "/chat/completions"
@@ -44,7 +43,7 @@ def served(body: bytes, model: str = "13b", request_id: str = "req-1", path: str
     """What a client reads when an engine sent `body`."""
     body = bytes(readable(body))
     answer = parse_answer(body, path)
-    usage = usage_of(answer.get("usage"), 40, completion_chars(answer))
+    usage = usage_of(answer.get("usage"), 40, weight_of_choices(body, answer.get("choices")))
     return json.loads(complete(answer, body, request_id, model, usage))
 
 
@@ -183,15 +182,9 @@ class UsageTest(unittest.TestCase):
                     self.usage(reported), {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
                 )
 
-    def test_estimates_are_marked_and_take_four_characters_a_token(self) -> None:
+    def test_estimates_are_marked(self) -> None:
         self.assertEqual(usage_of(None, 8, 9), Usage(2, 3, True))
         self.assertEqual(usage_of(USAGE, 8, 9), Usage(3, 2, False))
-        self.assertEqual([estimate_tokens(n) for n in (0, 1, 4, 5)], [0, 1, 1, 2])
-
-    def test_generated_text_is_counted_over_all_choices(self) -> None:
-        choices = [{"message": {"content": "abc"}}, {"text": "de"}, {"message": {"content": None}}, {}, "x", None]
-        self.assertEqual(completion_chars({"choices": choices}), 5)
-        self.assertEqual(completion_chars({"data": []}), 0)
 
 
 class AsStreamTest(unittest.TestCase):

@@ -57,7 +57,7 @@ VALUES: list[Any] = [
 def estimates(path: str, request: dict[str, Any]) -> tuple[Any, ...]:
     """All that the gateway reads of a request, but for its checks."""
     call = Call(path, request)
-    told = (call.prompt_chars(), call.estimated_tokens(), call.choices(), call.affinity(), call.wants_usage())
+    told = (call.prompt_weight(), call.estimated_tokens(), call.choices(), call.affinity(), call.wants_usage())
     return (*told, call.stream, call.can_resume(), tokens_at_most(call), told_by_echo(path, request))
 
 
@@ -116,7 +116,7 @@ class ForeignFieldsTest(unittest.TestCase):
             for value in VALUES:
                 for key in (row.own, "n", *row.asked):
                     call = Call(path, {row.own: "x", key: value})
-                    call.prompt_chars(), call.estimated_tokens(), call.affinity(), call.choices()
+                    call.prompt_weight(), call.estimated_tokens(), call.affinity(), call.choices()
 
 
 class EstimateTest(unittest.TestCase):

@@ -39,13 +39,14 @@ class Log:
 class Schedule:
     """A random limit and random arrivals, at times that floats hold exactly."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, whole_minute: bool = False) -> None:
         self.random = random = Random(seed)
         self.rate_per_minute = random.choice((1, 6, 7, 60, 100, 600, 977))
-        self.burst = random.randint(1, 12)
-        self.largest = self.burst + random.choice((0, 0, 5, 20))
+        self.burst = self.rate_per_minute if whole_minute else random.randint(1, 12)
+        self.largest = self.burst + random.choice((0, 0, 5, 20)) * (not whole_minute)
         # So that arrivals come about as fast as they are paid off.
-        self.mean_gap_64ths = max(int(64 * 60 / self.rate_per_minute * random.choice((0.1, 1.0, 3.0))), 1)
+        usual = self.rate_per_minute / 4 if whole_minute else 1
+        self.mean_gap_64ths = max(int(64 * 60 * usual / self.rate_per_minute * random.choice((0.1, 1.0, 3.0))), 1)
         self.now_64ths = random.choice((0, 12_345, 640_000_001))
 
     def advance(self) -> int:
@@ -233,9 +234,13 @@ class SettlementTest(unittest.TestCase):
         refused = sum(self.compare(seed, 100) for seed in range(1_000))
         self.assertGreater(refused, 1_000)
 
-    def compare(self, seed: int, steps: int) -> int:
+    def test_bursts_of_a_whole_minute(self) -> None:
+        refused = sum(self.compare(seed, 40, whole_minute=True) for seed in range(2_000))
+        self.assertGreater(refused, 10_000)
+
+    def compare(self, seed: int, steps: int, whole_minute: bool = False) -> int:
         """Run a schedule against the log; returns how many were refused."""
-        schedule = Schedule(seed)
+        schedule = Schedule(seed, whole_minute)
         random = schedule.random
         limit, log = schedule.both()
         in_flight: list[tuple[int, int, int]] = []  # number, entry in the log, amount

@@ -309,7 +309,7 @@ class AdmissionTest(GuardTest):
         for _ in range(20):
             headers = dict(guard.limit_headers(self.ALICE, "echo", "10.0.0.1"))
         self.assertEqual(headers["x-ratelimit-remaining-requests"], "6")
-        self.assertEqual(headers["x-ratelimit-remaining-tokens"], "100")
+        self.assertEqual(headers["x-ratelimit-remaining-tokens"], "1000")
         self.assertEqual(dict(self.admit(guard).headers())["x-ratelimit-remaining-requests"], "5")
 
     def test_a_request_that_a_limit_refuses_reserves_nothing_of_a_budget(self) -> None:

@@ -12,6 +12,7 @@ from gateway.policy.generations import Generations
 from gateway.policy.limits import Admission, KeyLimits, Limiter, RateLimits, Refusal, Subject
 from gateway.policy.scopes import ADDRESSES_MAX
 from gateway.settingvalues import networks
+from tests.test_gcra import Log
 
 try:
     import tracemalloc
@@ -127,29 +128,78 @@ class TokenLimitTest(LimiterTest):
 
     def test_tokens_are_reserved_before_and_settled_after(self) -> None:
         limiter = self.limiter()
-        first = self.admitted(limiter, self.alice(600))
+        first = self.admitted(limiter, self.alice(6000))
         refusal = self.refused(limiter, self.alice(300))
         self.assertEqual((refusal.limit_name, refusal.limit), ("key tokens per minute", 6000))
         self.assertAlmostEqual(refusal.retry_after_s, 3.0)
-        first.settle(300)
+        first.settle(5700)
         self.admitted(limiter, self.alice(300))
         self.refused(limiter, self.alice(1))
+
+    def test_a_minutes_tokens_pass_at_once_and_come_back_when_they_were_not_used(self) -> None:
+        limiter = self.limiter()
+        found = [limiter.admit(self.alice(400, tpm=2000), self.now_s) for _ in range(30)]
+        admitted = [one for one in found if isinstance(one, Admission)]
+        self.assertEqual(len(admitted), 5)
+        self.assertEqual({round(one.retry_after_s, 6) for one in found if isinstance(one, Refusal)}, {12.0})
+        for admission in admitted:
+            admission.settle(5)
+        self.assertEqual(self.passes(limiter, self.alice(400, tpm=2000), 30), 4)  # 1975 are left
+        self.assertAlmostEqual(self.refused(limiter, self.alice(400, tpm=2000)).retry_after_s, 0.75)
+
+    def test_who_has_used_nearly_all_waits_for_what_is_lacking(self) -> None:
+        limiter = self.limiter()
+        self.admitted(limiter, self.alice(12_000, tpm=12_000)).settle(11_910)
+        self.assertAlmostEqual(self.refused(limiter, self.alice(500, tpm=12_000)).retry_after_s, 2.05)
+        self.admitted(limiter, self.alice(90, tpm=12_000))
+
+    def test_the_burst_of_tokens_is_a_share_of_its_own(self) -> None:
+        limiter = self.limiter(burst_share=0.001, token_burst_share=0.5)
+        self.assertEqual(self.passes(limiter, self.alice(1000), 10), 3)
+        self.assertEqual(self.passes(limiter, Subject("bob", KeyLimits(rpm=60)), 10), 1)
+
+    def test_everybody_and_models_have_the_burst_of_tokens_too(self) -> None:
+        for limiter, subject in (
+            (self.limiter(RateLimits(tpm=2000)), Subject("alice", tokens_estimate=400)),
+            (self.limiter(), Subject("alice", model="m", model_limits=RateLimits(tpm=2000), tokens_estimate=400)),
+        ):
+            self.assertEqual(self.passes(limiter, subject, 30), 5)
+
+    def test_a_request_that_says_no_length_locks_nobody_out(self) -> None:
+        limiter = self.limiter()
+        for _ in range(5):  # it reserves its prompt only, and is charged with what it has used
+            self.admitted(limiter, self.alice(2, tpm=2000)).settle(300)
+        self.assertEqual(self.passes(limiter, self.alice(250, tpm=2000), 5), 2)
 
     def test_settling_twice_counts_once(self) -> None:
         limiter = self.limiter()
         first = self.admitted(limiter, self.alice(300))
-        self.admitted(limiter, self.alice(300))
+        self.admitted(limiter, self.alice(5700))
         for _ in range(3):
             first.settle(0)
         self.assertEqual(self.passes(limiter, self.alice(100), 10), 3)
 
     def test_more_than_was_reserved_is_paid_off_later(self) -> None:
         limiter = self.limiter()
-        self.admitted(limiter, self.alice(100)).settle(1800)
-        self.assertAlmostEqual(self.refused(limiter, self.alice(600)).retry_after_s, 18.0)
+        self.admitted(limiter, self.alice(100)).settle(7800)
+        self.assertAlmostEqual(self.refused(limiter, self.alice(0)).retry_after_s, 18.0)
+        self.assertAlmostEqual(self.refused(limiter, self.alice(600)).retry_after_s, 24.0)
+
+    def test_what_runs_long_is_charged_though_its_key_asks_nothing_meanwhile(self) -> None:
+        limiter = self.limiter()
+        admission = self.admitted(limiter, self.alice(100))
+        for _ in range(9):
+            self.now_s += 100.0
+            self.admitted(limiter, Subject("bob", KeyLimits(tpm=6000))).settle(0)
+        admission.settle(6100)
+        self.assertAlmostEqual(self.refused(limiter, self.alice(100)).retry_after_s, 1.0)
+        for _ in range(3):
+            self.now_s += 100.0
+            self.admitted(limiter, Subject("bob", KeyLimits(tpm=6000))).settle(0)
+        self.assertEqual(set(limiter._keys._old) | set(limiter._keys._young), {"bob"})
 
     def test_a_request_larger_than_the_burst_passes_alone(self) -> None:
-        limiter = self.limiter()
+        limiter = self.limiter(token_burst_share=0.1)
         self.admitted(limiter, self.alice(6000))
         self.assertAlmostEqual(self.refused(limiter, self.alice(6000)).retry_after_s, 60.0)
 
@@ -157,7 +207,7 @@ class TokenLimitTest(LimiterTest):
         limiter = self.limiter()
         refusal = self.refused(limiter, self.alice(6001))
         self.assertEqual((refusal.never, refusal.limit_name, refusal.limit), (True, "key tokens per minute", 6000))
-        self.assertEqual(self.passes(limiter, self.alice(600), 2), 1)
+        self.assertEqual(self.passes(limiter, self.alice(6000), 2), 1)
 
     def test_all_scopes_of_tokens_are_settled(self) -> None:
         limiter = self.limiter(RateLimits(tpm=6000))
@@ -260,7 +310,7 @@ class QuotaTest(LimiterTest):
                 ("x-ratelimit-remaining-requests", "5"),
                 ("x-ratelimit-reset-requests", "1"),
                 ("x-ratelimit-limit-tokens", "2000"),
-                ("x-ratelimit-remaining-tokens", "150"),
+                ("x-ratelimit-remaining-tokens", "1950"),
                 ("x-ratelimit-reset-tokens", "2"),
             ),
         )
@@ -277,7 +327,7 @@ class QuotaTest(LimiterTest):
         limiter = self.limiter(RateLimits(rpm=60, tpm=600))
         quotas = self.admitted(limiter, Subject("alice", KeyLimits(rpm=6000), tokens_estimate=10)).quotas
         assert quotas.requests is not None and quotas.tokens is not None
-        self.assertEqual((quotas.requests.limit, quotas.tokens), (6000, (600, 50, 1.0)))
+        self.assertEqual((quotas.requests.limit, quotas.tokens), (6000, (600, 590, 1.0)))
 
     def test_a_refusal_tells_them_too(self) -> None:
         limiter, alice = self.limiter(), Subject("alice", KeyLimits(rpm=60))
@@ -291,6 +341,45 @@ class QuotaTest(LimiterTest):
         self.assertIn(("x-ratelimit-remaining-requests", "5"), first.headers())
 
 
+class LedgerTest(LimiterTest):
+    """Tokens of a key, its model and everybody, against a ledger of what was really used."""
+
+    def test_passes_what_the_ledger_of_real_use_lets_pass(self) -> None:
+        refused = sum(self.compare(seed) for seed in range(1_000))
+        self.assertGreater(refused, 5_000)
+
+    def compare(self, seed: int) -> int:
+        random = Random(seed)
+        amounts = [random.choice((600, 997, 2_000, 12_000)) for _ in range(4)]
+        everybody, model, *keys = [Log(amount, amount, amount) for amount in amounts]
+        limiter = self.limiter(RateLimits(tpm=amounts[0]))
+        limits = [KeyLimits(tpm=amount) for amount in amounts[2:]]
+        open_: list[tuple[Admission, int, list[tuple[Log, int]]]] = []
+        now_64ths, refused = 64_000, 0
+        for _ in range(60):
+            now_64ths += random.choice((0, 0, random.randrange(64), random.randrange(1_200)))
+            self.now_s = now_64ths / 64
+            if open_ and random.random() < 0.45:
+                admission, tokens, entries = open_.pop(random.randrange(len(open_)))
+                real = random.choice((0, 5, tokens, random.randint(0, tokens), tokens + random.randint(0, 300)))
+                admission.settle(real)
+                for log, entry in entries:
+                    log.taken[entry][1] = min(real, tokens)
+                    log.take(max(real - tokens, 0), now_64ths)
+                continue
+            who = random.randrange(2)
+            tokens = random.choice((2, 400, random.randint(1, 700)))
+            logs = [everybody, model, keys[who]]
+            subject = Subject(f"key{who}", limits[who], "", "m", RateLimits(tpm=amounts[1]), tokens)
+            found = limiter.admit(subject, self.now_s)
+            may_pass = all(log.may_pass(tokens, now_64ths) for log in logs)
+            self.assertEqual(isinstance(found, Admission), may_pass, f"seed {seed}")
+            if isinstance(found, Admission):
+                open_.append((found, tokens, [(log, log.take(tokens, now_64ths)) for log in logs]))
+            refused += not may_pass
+        return refused
+
+
 class RetryAfterTest(LimiterTest):
     def test_the_same_request_passes_after_it_whatever_limits_there_are(self) -> None:
         refused = 0
@@ -300,7 +389,8 @@ class RetryAfterTest(LimiterTest):
             def some(*values: int, random: Random = random) -> Union[int, None]:
                 return random.choice((None, *values))
 
-            limiter = self.limiter(RateLimits(some(60, 997), some(3000)), some(7, 60), random.choice((0.01, 0.1, 1.0)))
+            bursts = random.choice((0.01, 0.1, 1.0)), random.choice((0.1, 0.5, 1.0, 1.0))
+            limiter = self.limiter(RateLimits(some(60, 997), some(3000)), some(7, 60), *bursts)
             limiter.set_factors({"low": random.uniform(0.1, 1.0)})
             limits = [KeyLimits(some(7, 60, 100), some(2000, 9999)) for _ in range(2)]
             model_limits = RateLimits(some(30, 120), some(5000))
@@ -355,7 +445,7 @@ class ThreadsTest(unittest.TestCase):
             admission.settle(real)
 
     def test_no_window_holds_more_than_the_limits_and_nobody_starves_after(self) -> None:
-        limiter = Limiter(clock=lambda: self.now_s)
+        limiter = Limiter(token_burst_share=0.1, clock=lambda: self.now_s)
         threads = [
             threading.Thread(target=self.ask, args=(limiter, n, 300), name=f"asker-{n}") for n in range(self.THREADS)
         ]

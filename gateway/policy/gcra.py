@@ -100,13 +100,14 @@ class Gcra:
 
 
 class _Mark:
-    """The TAT of all reservations from number `first` on. `open_count`: those open from there up to the next mark."""
+    """A TAT, that of all reservations from number `first` on. `gap_s`: how much later it is than that of the next mark.
+    `open_count`: those open from there up to the next mark."""
 
-    __slots__ = ("first", "open_count", "tat_s")
+    __slots__ = ("first", "gap_s", "open_count")
 
-    def __init__(self, first: int, tat_s: float, open_count: int) -> None:
+    def __init__(self, first: int, open_count: int) -> None:
         self.first = first
-        self.tat_s = tat_s
+        self.gap_s = 0.0
         self.open_count = open_count
 
 
@@ -117,21 +118,23 @@ class TokenGcra(Gcra):
     would not do: had a reservation been smaller, the limit might have been idle since, and what cannot be saved up
     would be handed out again. A refund goes down to the TAT that those after the reservation would have made alone,
     and no further. That is what marks are for. They differ only where arrivals outran the rate, so there is mostly one;
-    there are never more than open reservations and one.
+    there are never more than open reservations and one. What is taken moves them all, and a refund those up to one, so
+    only their gaps are kept: with a thousand open reservations, too, either touches but one or two.
     """
 
-    __slots__ = ("_marks", "_next", "_offset_s")
+    __slots__ = ("_last_s", "_marks", "_next", "open_count")
 
     def __init__(self, rate_per_minute: float, burst: float, largest: Optional[float] = None) -> None:
         super().__init__(rate_per_minute, burst, largest)
+        self.open_count = 0  # reservations that are not settled yet; the owner may not forget them
         self._next = 0
-        self._marks: list[_Mark] = []  # the first one's TAT is that of the whole; they fall strictly
-        self._offset_s = 0.0  # to be added to every mark's TAT: what is taken moves them all
+        self._marks: list[_Mark] = []  # the first one's TAT is that of the whole; they fall strictly ...
+        self._last_s = 0.0  # ... to this one of the last
 
     def _stretch(self, ratio: float, now_s: float) -> None:
         for mark in self._marks:
-            mark.tat_s = now_s + (mark.tat_s + self._offset_s - now_s) * ratio
-        self._offset_s = 0.0
+            mark.gap_s *= ratio
+        self._last_s = now_s + (self._last_s - now_s) * ratio
         super()._stretch(ratio, now_s)
 
     def take(self, amount: float, now_s: float) -> None:
@@ -140,71 +143,86 @@ class TokenGcra(Gcra):
 
     def reserve(self, amount: float, now_s: float) -> int:
         """Let `amount` pass for the time being, whatever `wait_s` says; the number returned is for `settle`."""
+        self.open_count += 1
         return self._add(amount, now_s, 1)
 
     def _add(self, amount: float, now_s: float, open_count: int) -> int:
         number = self._next
         self._next = number + 1
         marks = self._marks
+        amount_s = amount * self._interval_s
         if self.tat_s <= now_s:  # nothing is left of the past
-            self.tat_s = now_s + amount * self._interval_s
-            self._offset_s = 0.0
+            self.tat_s = self._last_s = now_s + amount_s
             if len(marks) == 1:
                 mark = marks[0]
-                mark.first, mark.tat_s, mark.open_count = number, self.tat_s, open_count
+                mark.first, mark.open_count = number, open_count
             else:
-                marks[:] = (_Mark(number, self.tat_s, open_count),)
+                marks[:] = (_Mark(number, open_count),)
             return number
-        behind_s = now_s - self._offset_s
-        while len(marks) > 1 and marks[-1].tat_s <= behind_s:
-            marks[-2].open_count += marks[-1].open_count
-            marks.pop()
-        self._offset_s += amount * self._interval_s
-        if marks[-1].open_count:
-            marks.append(_Mark(number, behind_s, open_count))
+        while len(marks) > 1 and self._last_s <= now_s:
+            marks[-2].open_count += marks.pop().open_count
+            self._last_s += marks[-1].gap_s
+        last = marks[-1]
+        if last.open_count:
+            last.gap_s = self._last_s - now_s
+            self._last_s = now_s + amount_s
+            marks.append(_Mark(number, open_count))
         else:  # there is no refund that would have to stop here
-            marks[-1].open_count = open_count
-        self.tat_s = marks[0].tat_s + self._offset_s
+            last.open_count = open_count
+            self._last_s += amount_s
+        self.tat_s += amount_s
         return number
 
     def settle(self, number: int, reserved: float, real: float, now_s: float) -> None:
-        """Correct the reservation `number` of `reserved` units to `real` ones; at most once each.
+        """Correct the reservation `number` of `reserved` units to `real` ones; once each.
 
         Units beyond the estimate count as taken at `now_s`, and may make others wait longer than the burst.
         """
+        self.open_count -= 1
         marks = self._marks
-        at = len(marks) - 1
-        while at >= 0 and marks[at].first > number:
-            at -= 1
-        if at >= 0:
+        low, high = 0, len(marks)
+        while low < high:
+            middle = (low + high) // 2
+            if marks[middle].first <= number:
+                low = middle + 1
+            else:
+                high = middle
+        at = low - 1
+        if at >= 0:  # else nothing is left of it
             marks[at].open_count -= 1
             if real < reserved:
-                self._lower(at, (reserved - real) * self._interval_s)
-            elif not marks[at].open_count:
+                at = self._lower(at, (reserved - real) * self._interval_s)
+            if at >= 0 and not marks[at].open_count:
                 self._merge(at)
         if real > reserved:
             self.take(real - reserved, now_s)
 
-    def _lower(self, at: int, by_s: float) -> None:
-        """Lower the marks up to `at`, but the TAT not below that of the next mark."""
+    def _lower(self, at: int, by_s: float) -> int:
+        """Lower the marks up to `at`, but the TAT not below that of the next mark; returns where `at` is then."""
         marks = self._marks
-        if len(marks) == 1:
-            marks[0].tat_s -= by_s
+        if at == len(marks) - 1:
+            self._last_s -= by_s
             self.tat_s -= by_s
-            return
-        for mark in marks[: at + 1]:
-            mark.tat_s -= by_s
-        floor_s = marks[at + 1].tat_s if at + 1 < len(marks) else -math.inf
-        while at >= 0 and marks[at].tat_s <= floor_s:
-            if at:
-                marks[at - 1].open_count += marks[at].open_count
-            del marks[at]
+            return at
+        while at >= 0 and marks[at].gap_s <= by_s:
+            lowered = marks.pop(at)
+            by_s -= lowered.gap_s
+            self.tat_s -= lowered.gap_s
             at -= 1
-        if at >= 0 and not marks[at].open_count:
-            self._merge(at)
-        self.tat_s = marks[0].tat_s + self._offset_s
+            if at >= 0:
+                marks[at].open_count += lowered.open_count
+        if at >= 0:
+            marks[at].gap_s -= by_s
+            self.tat_s -= by_s
+        return at
 
     def _merge(self, at: int) -> None:
         """Drop the mark after `at`, where no refund has to stop any more."""
-        if at + 1 < len(self._marks):
-            self._marks[at].open_count = self._marks.pop(at + 1).open_count
+        marks = self._marks
+        if at + 1 < len(marks):
+            dropped = marks.pop(at + 1)
+            marks[at].open_count = dropped.open_count
+            if at + 1 < len(marks):
+                marks[at].gap_s += dropped.gap_s
+            else:
+                self._last_s += marks[at].gap_s

@@ -73,7 +73,8 @@ class Guard:
             enabled=settings.auth != "off",
         )
         everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
-        self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, settings.rate_limit_burst, clock)
+        bursts = settings.rate_limit_burst, settings.rate_limit_token_burst
+        self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, *bursts, clock)
         self._limits_everybody = bool(any(everybody) or settings.rate_limit_ip_rpm)
         self._counts_tokens_globally = bool(settings.rate_limit_global_tpm)
         self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)

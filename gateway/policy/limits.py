@@ -20,6 +20,7 @@ from gateway.policy.scopes import (
     EVERYBODY,
     NOTHING_READ,
     AddressScopes,
+    Bursts,
     Header,
     KeyLimits,
     Quota,
@@ -128,8 +129,9 @@ class Limiter:
     """Admits requests within all limits. Thread-safe.
 
     `everybody` limits all requests together, `address_rpm` each client's address (None and 0: no limit), IPv6 addresses
-    by their /64. `burst_share` of a minute's amount may pass at once, at least one request. `clock` is monotonic, the
-    one behind `admit`'s `now_s`; it is read when more tokens were used than reserved.
+    by their /64. `burst_share` of a minute's requests may pass at once, at least one, and `token_burst_share` of its
+    tokens (see `Bursts`). `clock` is monotonic, the one behind `admit`'s `now_s`; it is read when more tokens were used
+    than reserved.
     """
 
     def __init__(
@@ -137,20 +139,21 @@ class Limiter:
         everybody: RateLimits = NO_RATE_LIMITS,
         address_rpm: Optional[int] = None,
         burst_share: float = 0.1,
+        token_burst_share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lock = threading.Lock()
         self.clock = clock
-        self._burst_share = burst_share
+        self._bursts = bursts = Bursts(burst_share, token_burst_share)
         self._factors: Mapping[str, float] = {}
         self._keys: Generations[Optional[str], Scope] = Generations(KEY_LIFETIME_S, KEYS_MAX, Scope.is_active)
         self._models: dict[str, Scope] = {}
-        self._addresses = AddressScopes(address_rpm, burst_share) if address_rpm else None
+        self._addresses = AddressScopes(address_rpm, bursts) if address_rpm else None
         self._everybody: Optional[Scope] = None
         self._usual_s = 0.0  # how long any key's request holds its place, for keys of which nothing is known yet
         if any(everybody):
             self._everybody = Scope(EVERYBODY)
-            self._everybody.set(everybody, 1.0, burst_share, 0.0)
+            self._everybody.set(everybody, 1.0, bursts, 0.0)
         self._for_keys_and_models_only = self._addresses is None and self._everybody is None
         self._unlimited = Admission(self, NOTHING_READ, None, (), 0)
 
@@ -205,7 +208,7 @@ class Limiter:
         factor = self._factors.get(subject.priority, 1.0)
         limits = subject.key_limits
         if scope.factor != factor or (scope.limits is not limits and scope.limits != limits):
-            scope.set(limits, factor, self._burst_share, now_s)
+            scope.set(limits, factor, self._bursts, now_s)
         return scope
 
     def _model_locked(self, subject: Subject, now_s: float) -> Scope:
@@ -213,7 +216,7 @@ class Limiter:
         if scope is None:
             scope = self._models[subject.model] = Scope("model")
         if scope.limits != subject.model_limits:
-            scope.set(subject.model_limits, 1.0, self._burst_share, now_s)
+            scope.set(subject.model_limits, 1.0, self._bursts, now_s)
         return scope
 
     def _admit_locked(self, scopes: list[Scope], subject: Subject, now_s: float) -> Admission:

@@ -44,6 +44,18 @@ class KeyLimits(NamedTuple):
     concurrency: Optional[int] = None
 
 
+class Bursts(NamedTuple):
+    """Which shares of a minute's amount may pass at once.
+
+    Of tokens usually all: a request reserves what it may take, mostly far more than it uses. With a smaller share, what
+    one request may take is no less than before, up to the minute's amount; beyond the share it passes alone, when all
+    before it is paid off, and those after it wait until it is.
+    """
+
+    requests: float
+    tokens: float
+
+
 class Quota(NamedTuple):
     """One limit as its caller sees it: the minute's amount, how much may pass at once now, seconds until all may."""
 
@@ -78,12 +90,12 @@ class Scope:
         self.requests: Optional[Gcra] = None
         self.tokens: Optional[TokenGcra] = None
 
-    def set(self, limits: Union[RateLimits, KeyLimits], factor: float, burst_share: float, now_s: float) -> None:
+    def set(self, limits: Union[RateLimits, KeyLimits], factor: float, bursts: Bursts, now_s: float) -> None:
         """Make `limits` times `factor` the limits; what has passed and is not paid off yet stays so."""
         self.limits = limits
         self.factor = factor
-        self.requests = _sized(self.requests, Gcra(1, 1), limits.rpm, factor, burst_share, now_s)
-        self.tokens = _sized(self.tokens, TokenGcra(1, 1), limits.tpm, factor, burst_share, now_s)
+        self.requests = _sized(self.requests, Gcra(1, 1), limits.rpm, factor, bursts.requests, now_s)
+        self.tokens = _sized(self.tokens, TokenGcra(1, 1), limits.tpm, factor, bursts.tokens, now_s)
 
     @property
     def in_flight(self) -> int:
@@ -96,16 +108,16 @@ class Scope:
         return (
             self.in_flight > 0
             or (requests is not None and requests.tat_s > now_s)
-            or (tokens is not None and tokens.tat_s > now_s)
+            or (tokens is not None and (tokens.open_count > 0 or tokens.tat_s > now_s))
         )
 
 
 class AddressScopes:
     """The requests a minute of each address: one Scope, and one number per address that is loaded into it."""
 
-    def __init__(self, rpm: int, burst_share: float) -> None:
+    def __init__(self, rpm: int, bursts: Bursts) -> None:
         self._scope = Scope("address")
-        self._scope.set(RateLimits(rpm), 1.0, burst_share, 0.0)
+        self._scope.set(RateLimits(rpm), 1.0, bursts, 0.0)
         gcra = self._scope.requests
         assert gcra is not None
         self._gcra = gcra

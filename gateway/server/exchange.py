@@ -405,15 +405,15 @@ class Exchange(Job):
 
     def _count(self, call: Call, stream: EngineStream) -> None:
         """The tokens of a stream, as far as it has come."""
-        earlier = stream.events.earlier_chars
+        earlier = stream.events.earlier_weight
         call.usage = answers.usage_of(
             stream.events.usage,
-            call.prompt_chars(),
+            call.prompt_weight(),
             stream.events.weight,
             lambda: bounds_of(call, call.context_tokens, earlier),
         )
         if earlier:  # an engine that went on with another's text counts that as prompt
-            tokens = tokens_of(stream.events.earlier_weight)
+            tokens = tokens_of(earlier)
             usage = call.usage
             prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
             completion_tokens = usage.completion_tokens + tokens

@@ -77,7 +77,7 @@ class RequestEvent(NamedTuple):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     usage_estimated: bool = False
-    """True when the engine gave no usage and the tokens were counted at 4 characters each."""
+    """True when the engine gave no usage and the tokens were estimated by the texts."""
     key: str | None = None
     """The name of the caller's key, never the key."""
     client: str = ""

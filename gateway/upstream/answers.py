@@ -11,12 +11,12 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from gateway.clock import unix_s
 from gateway.jsontext import decode_with
 from gateway.upstream.deltas import is_finish
+from gateway.upstream.estimates import tokens_of
 from gateway.upstream.nonfinite import dump_with_nulls, has_nonfinite, pieces_with_nulls, with_nulls
 from gateway.upstream.skim import LARGE_BYTES, NotJson, Outline, Span, outline
 from gateway.upstream.sniff import BOM
 from gateway.upstream.words import words_of
 
-CHARS_PER_TOKEN = 4
 PROMPT_BELIEVED = 16_384
 """Tokens of a prompt that any engine may report: templates and tools of its own come on top of what was sent."""
 COMPLETION_BELIEVED = 1_024
@@ -110,15 +110,11 @@ def _check_answer(answer: dict[str, Any], path: str) -> None:
 _decode = decode_with(json.JSONDecoder())  # json.loads would guess the encoding first
 
 
-def estimate_tokens(chars: int) -> int:
-    """Tokens in a text of `chars` characters, at 4 characters a token; at least 1 for any text."""
-    return -(-chars // CHARS_PER_TOKEN)
-
-
 def usage_of(
-    reported: object, prompt_chars: int, completion_chars: int, bounds: Optional[Callable[[], Bounds]] = None
+    reported: object, prompt_weight: int, completion_weight: int, bounds: Optional[Callable[[], Bounds]] = None
 ) -> Usage:
-    """The engine's figures where they are usable and within `bounds` (None: whatever they are), else estimates."""
+    """The engine's figures where they are usable and within `bounds` (None: whatever they are), else estimates by the
+    weights of the texts (see `estimates.py`)."""
     rejected = ""
     if isinstance(reported, dict):
         prompt = reported.get("prompt_tokens")
@@ -131,28 +127,13 @@ def usage_of(
                 return Usage(prompt, completion, False)
         if prompt is not None and completion is not None:  # else there is none, which is nothing odd
             rejected = f"prompt {_figure(prompt)}, completion {_figure(completion)}"
-    return Usage(estimate_tokens(prompt_chars), estimate_tokens(completion_chars), True, rejected)
+    return Usage(tokens_of(prompt_weight), tokens_of(completion_weight), True, rejected)
 
 
 def _figure(value: object) -> str:
     if type(value) is not int:
         return repr(value) if value is None or type(value) in (bool, float) else f"a {type(value).__name__}"
     return str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
-
-
-def completion_chars(answer: dict[str, Any]) -> int:
-    """Characters that the engine generated in a complete answer; about, where that is large."""
-    total = 0
-    choices = answer.get("choices")
-    for choice in (choices,) if isinstance(choices, Span) else choices or ():
-        if isinstance(choice, dict):
-            message = choice.get("message")
-            choice = message.get("content") if isinstance(message, dict) else message or choice.get("text")
-            if isinstance(choice, str):
-                total += len(choice)
-        if isinstance(choice, Span):
-            total += choice.end - choice.start
-    return total
 
 
 def complete(answer: dict[str, Any], body: bytes, request_id: str, model: str, usage: Usage) -> bytes:

@@ -18,12 +18,13 @@ PART_TOKENS = 65_536
 """Of an image, a sound or a film that a message refers to."""
 
 
-def bounds_of(call: Call, context_tokens: Optional[int] = None, earlier_chars: int = 0) -> Bounds:
+def bounds_of(call: Call, context_tokens: Optional[int] = None, earlier_weight: int = 0) -> Bounds:
     """The most that an answer to `call` may say, of a model with so large a context (None: unknown).
 
-    `earlier_chars`: characters that an earlier stream has given, and that this one has gone on from.
+    `earlier_weight`: of the text that an earlier stream has given, and that this one has gone on from (see
+    `estimates.py`; no character has more bytes than twice its weight).
     """
-    prompt = len(call.body) + PROMPT_BELIEVED + 4 * earlier_chars + PART_TOKENS * _parts(call)
+    prompt = len(call.body) + PROMPT_BELIEVED + 2 * earlier_weight + PART_TOKENS * _parts(call)
     return Bounds(min(prompt, TOKENS_UNKNOWN), _completion(call, context_tokens))
 
 

@@ -14,6 +14,7 @@ from gateway.errors import ClientGone
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers
 from gateway.upstream.attempt import Attempt
+from gateway.upstream.estimates import tokens_of, weigh
 from gateway.upstream.fields import BY_PATH, Prompts
 
 CHAT = "/chat/completions"
@@ -180,7 +181,7 @@ class Call:
             request["continue_final_message"] = True
         for key in BY_PATH[self.path].asked:
             if (request.get(key) or -1) > 0:  # -1: no limit
-                request[key] = max(1, request[key] - answers.estimate_tokens(len(text)))
+                request[key] = max(1, request[key] - tokens_of(weigh(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.
         call.origin = self
@@ -202,7 +203,7 @@ class Call:
     def estimated_tokens(self) -> int:
         """Tokens that the request may take of a model's context: the longest prompt's, estimated, and those asked for
         after it."""
-        longest = answers.estimate_tokens(self.prompts().longest)
+        longest = tokens_of(self.prompts().longest)
         return longest + BY_PATH[self.path].answer_tokens(self.request)
 
     def wants_usage(self) -> bool:
@@ -214,9 +215,9 @@ class Call:
         """How many choices a complete answer has: `n` for each prompt."""
         return BY_PATH[self.path].choices(self.request)
 
-    def prompt_chars(self) -> int:
-        """Characters of the prompt, for estimates; a token number counts as many as a token has."""
-        return self.prompts().chars
+    def prompt_weight(self) -> int:
+        """The weight of the prompt, for estimates (see `estimates.py`); a token number has that of a token."""
+        return self.prompts().weight
 
     def prompts(self) -> Prompts:
         """How much engines are given to read, for estimates; looked at once."""

@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any, Optional
 
-from gateway.upstream.estimates import weigh, weigh_escaped
+from gateway.upstream.estimates import weigh_escaped, weight_of_choices
 from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.upstream.skim import Span
 
@@ -72,38 +72,6 @@ def weight_of(payload: bytes, choices: object) -> int:
     if len(texts) > 1:  # not all of them need count: some engines say the same in two places
         return weight_of_choices(payload, choices)
     return weigh_escaped(texts[0]) if texts else 0
-
-
-def weight_of_choices(payload: bytes, choices: object) -> int:
-    """As `weight_of`, by what has been read of the choices."""
-    return sum(_weight_of_choice(payload, choice) for choice in choices) if isinstance(choices, list) else 0
-
-
-def _weight_of_choice(payload: bytes, choice: Any) -> int:
-    if not isinstance(choice, dict):
-        return _weight(payload, choice)
-    said = next((choice[key] for key in ("delta", "message") if key in choice), choice)
-    if not isinstance(said, dict):
-        return _weight(payload, said)
-    calls = said.get("tool_calls")
-    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    texts = [said.get(key) for key in ("content", "text", "refusal")]
-    texts.append(said.get("reasoning_content") or said.get("reasoning"))  # those who send both send the same
-    for function in (*functions, said.get("function_call")):
-        texts += [function.get("name"), function.get("arguments")] if isinstance(function, dict) else [function]
-    return sum(_weight(payload, text) for text in (*texts, calls if isinstance(calls, Span) else None))
-
-
-def _weight(payload: bytes, value: object) -> int:
-    """The weight of a text, of a list of parts with texts, or of what has not been read."""
-    if isinstance(value, str):
-        return weigh(value)
-    if isinstance(value, Span):
-        size = value.end - value.start
-        return weigh_escaped(payload[value.start + 1 : value.end - 1]) if value.kind == '"' else size
-    if isinstance(value, list):
-        return sum(_weight(payload, part.get("text")) for part in value if isinstance(part, dict))
-    return 0
 
 
 def only_usage(members: dict[str, Any]) -> bool:

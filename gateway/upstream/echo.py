@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from gateway.upstream.answers import estimate_tokens, unix_now
+from gateway.upstream.answers import unix_now
+from gateway.upstream.estimates import tokens_of, weigh
 
 EMBEDDING_DIMENSIONS = 16
 ANSWER_CHARS_MAX = 1 << 26  # a body of 32 MiB can be told once more; 128 times is not what this engine is for
@@ -37,10 +38,10 @@ def content_text(content: Any) -> str:
     return ""
 
 
-def answer(path: str, request: dict[str, Any], prompt_chars: int) -> dict[str, Any]:
-    """A complete answer to POST `path`. Raises TooMuch."""
+def answer(path: str, request: dict[str, Any], prompt_weight: int) -> dict[str, Any]:
+    """A complete answer to POST `path`, of whose prompt this is the weight. Raises TooMuch."""
     created = unix_now()
-    prompt_tokens = estimate_tokens(prompt_chars)
+    prompt_tokens = tokens_of(prompt_weight)
     if path == "/embeddings":
         inputs = _inputs(request.get("input"))
         _refuse_too_much("input", 0, len(inputs))
@@ -68,7 +69,7 @@ def answer(path: str, request: dict[str, Any], prompt_chars: int) -> dict[str, A
             else:
                 choice["text"] = f"Echo: {text}"
             choices.append(choice)
-    tokens = sum(estimate_tokens(len(f"Echo: {text}")) for text in texts) * count
+    tokens = sum(tokens_of(weigh(f"Echo: {text}")) for text in texts) * count
     return {
         "id": "echo",
         "object": "chat.completion" if chat else "text_completion",

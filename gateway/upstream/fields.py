@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.errors import RequestRefused
-from gateway.upstream.answers import CHARS_PER_TOKEN
 from gateway.upstream.echo import content_text
+from gateway.upstream.estimates import WEIGHT_PER_TOKEN, tokens_of, weigh
 
 TOKENS_MAX = 1_000_000
 CHOICES_MAX = 128
@@ -26,12 +26,12 @@ Check = Callable[[Any], Optional[tuple[str, str]]]
 
 
 class Prompts(NamedTuple):
-    """What a request gives engines to read, in characters; of tokens, each is as many as one is estimated to have.
+    """What a request gives engines to read, by its weight (see `estimates.py`).
 
-    `chars` of all of it, `longest` of the longest prompt (what a model's context must have room for).
+    `weight` of all of it, `longest` of the longest prompt (what a model's context must have room for).
     """
 
-    chars: int
+    weight: int
     longest: int
 
 
@@ -145,43 +145,43 @@ def _taken_for_whole(value: Any) -> int:
 
 def _chat_prompts(request: Request) -> Prompts:
     messages = request.get("messages")
-    chars = 0
+    weight = 0
     if type(messages) is list and messages:
-        chars = len(messages) - 1  # the line ends between them
+        weight = len(messages) - 1  # the line ends between them
         for message in messages:
             if type(message) is dict:
                 content = message.get("content")
-                chars += len(content) if type(content) is str else len(content_text(content))
+                weight += weigh(content if type(content) is str else content_text(content))
                 if len(message) > 2:  # more than role and content
-                    chars += sum(_chars(message[key]) for key in _BESIDE_CONTENT if message.get(key))
+                    weight += sum(_weight(message[key]) for key in _BESIDE_CONTENT if message.get(key))
     for key in _DEFINITIONS:
         if request.get(key):
-            chars += _chars(request[key])
-    return Prompts(chars, chars)
+            weight += _weight(request[key])
+    return Prompts(weight, weight)
 
 
 # What else of a message, and of a request, a model reads; engines write both into its prompt.
-_BESIDE_CONTENT = ("name", "tool_calls", "function_call", "refusal", "reasoning_content")
+_BESIDE_CONTENT = ("name", "tool_calls", "function_call", "refusal", "reasoning_content", "reasoning")
 _DEFINITIONS = ("tools", "functions")
 
 
-def _chars(value: Any) -> int:
-    """About as many characters as a JSON value has as text."""
-    chars = 0
+def _weight(value: Any) -> int:
+    """About the weight that a JSON value has as text."""
+    weight = 0
     left = [value]
     while left:
         item = left.pop()
         if type(item) is str:
-            chars += len(item) + 2
+            weight += weigh(item) + 2
         elif type(item) is dict:
-            chars += sum(len(key) for key in item) + 4 * len(item) + 2
+            weight += sum(map(weigh, item)) + 4 * len(item) + 2
             left.extend(item.values())
         elif type(item) is list:
-            chars += len(item) + 2
+            weight += len(item) + 2
             left.extend(item)
         else:
-            chars += 4
-    return chars
+            weight += 4
+    return weight
 
 
 def _texts_of_chat(request: Request) -> Iterator[str]:
@@ -196,7 +196,8 @@ def _completion_prompts(request: Request) -> Prompts:
     suffix = request.get("suffix")
     if type(suffix) is not str or not suffix:
         return prompts
-    return Prompts(prompts.chars + len(suffix) * _count_of(value), prompts.longest + len(suffix))
+    more = weigh(suffix)
+    return Prompts(prompts.weight + more * _count_of(value), prompts.longest + more)
 
 
 def _count_of(value: Any) -> int:
@@ -207,21 +208,22 @@ def _count_of(value: Any) -> int:
 def _prompts_of(value: Any) -> Prompts:
     """Of a text, a list of texts or tokens, or a list of lists of tokens: a token is one, whatever its number."""
     if type(value) is str:
-        return Prompts(len(value), len(value))
+        weight = weigh(value)
+        return Prompts(weight, weight)
     if type(value) is not list or not value:
         return Prompts(0, 0)
     if type(value[0]) is int:
-        chars = len(value) * CHARS_PER_TOKEN
-        return Prompts(chars, chars)
+        weight = len(value) * WEIGHT_PER_TOKEN
+        return Prompts(weight, weight)
     total = longest = 0
     for item in value:
         # Each of several prompts is whole tokens, and at least one: engines begin each anew.
         if type(item) is str:
-            chars = max(1, -(-len(item) // CHARS_PER_TOKEN)) * CHARS_PER_TOKEN
+            weight = max(1, tokens_of(weigh(item))) * WEIGHT_PER_TOKEN
         else:
-            chars = (len(item) if type(item) is list else 1) * CHARS_PER_TOKEN
-        total += chars
-        longest = max(longest, chars)
+            weight = (len(item) if type(item) is list else 1) * WEIGHT_PER_TOKEN
+        total += weight
+        longest = max(longest, weight)
     return Prompts(total, longest)
 
 

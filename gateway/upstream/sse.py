@@ -21,10 +21,9 @@ from gateway.upstream.deltas import (
     number_of,
     only_usage,
     weight_of,
-    weight_of_choices,
     without_usage,
 )
-from gateway.upstream.estimates import weigh, weigh_escaped
+from gateway.upstream.estimates import weigh, weigh_escaped, weight_of_choices
 from gateway.upstream.eventlines import UNDECIDED, EventLines
 from gateway.upstream.eventlines import StreamBroken as StreamBroken
 from gateway.upstream.nonfinite import dump_with_nulls, has_nonfinite, with_nulls

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from . import load
 from .payloads import EVENTS_PER_S
 from .sections import ENGINE_COUNTS, STRATEGIES, Row
 
@@ -68,6 +69,13 @@ _COLUMNS = {
         _Column("ns_10000", "ns/choice, 10 000 engines", 0, False),
         _Column("ratio", "ratio", 2, False),
     ),
+    "estimates": (
+        _Column("chars_o200k_base", "characters/token, o200k_base", 2, False),
+        _Column("ratio_o200k_base", "estimate/real", 2, False),
+        _Column("chars_cl100k_base", "characters/token, cl100k_base", 2, False),
+        _Column("ratio_cl100k_base", "estimate/real", 2, False),
+        _Column("ms_per_million", "ms/million characters", 2, False),
+    ),
     "authtiming": (
         _Column("mean_ns", "ns/refusal", 0, False),
         _Column("t", "t", 2, False),
@@ -83,6 +91,7 @@ _TITLES = {
     "startup": "Start-up",
     "memory": "Memory under 50 000 requests (to hold: under 40 MB at rest, less than 5 MB growth)",
     "authtiming": "Refusing wrong keys and tokens (to hold: |t| ≤ 4.5 against wrong in the first place)",
+    "estimates": "Estimates of tokens",
     "routing": "Choosing an engine (to hold: ratio ≤ 2 for round_robin, random, power_of_two)",
 }
 _DIRECT = "direct"
@@ -104,7 +113,9 @@ def machine() -> dict[str, str]:
     """Returns what the figures depend on: processor, cores, kernel, memory, tools."""
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     total = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
-    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, timeout=10).stdout
+    wrk = ""
+    if load.available():
+        wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, timeout=10).stdout
     return {
         "processor": model.group(1) if model else platform.machine(),
         "cores": str(os.cpu_count()),

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import authtiming, client, load, measure, peers, routing, streams
+from . import authtiming, client, estimates, load, measure, peers, routing, streams
 from .processes import BenchError
 from .running import Target, Usage, running, with_engines
 from .upstream import Upstream
 
-SECTIONS = ("requests", "connections", "streams", "idle", "startup", "engines", "memory", "routing", "authtiming")
+SECTIONS = (
+    *("requests", "connections", "streams", "idle", "startup", "engines", "memory"),
+    *("routing", "authtiming", "estimates"),
+)
 STRATEGIES = ("round_robin", "random", "power_of_two", "least_connections")
 ENGINE_COUNTS = (1, 10, 100, 1000)
 _REQUEST_CONNECTIONS = (1, 32)
@@ -145,6 +148,14 @@ def measure_authtiming() -> list[Row]:
             leaks = abs(times["t"]) > authtiming.LEAK_T
             error = f"the time tells where it is wrong: t = {times['t']:.1f}" if leaks else ""
             rows.append(Row("authtiming", variant, "gateway", times, error))
+    return rows
+
+
+def measure_estimates() -> list[Row]:
+    """Compares estimates of tokens with the real numbers, in this process, for texts of many kinds."""
+    rows: list[Row] = []
+    with _collecting(rows, "estimates", "all", "gateway"):
+        rows += [Row("estimates", kind, "gateway", found) for kind, found in estimates.estimate_errors().items()]
     return rows
 
 
