@@ -179,7 +179,7 @@ class Asker:
         except Exception as error:
             self._over(call, attempt)
             call.attempts += 1
-            outcome = self._outcome_of(error, pool, engine)
+            outcome = self._outcome_of(error, attempt, pool, engine)
             self._settle(call, pool, lease, outcome, 0.0, 0.0)
             asking.tried = Tried(outcome, pool, engine)
             return asking
@@ -418,7 +418,7 @@ class Asker:
         except GatewayError:
             raise
         except Exception as error:
-            outcome = self._outcome_of(error, pool, lease.engine)
+            outcome = self._outcome_of(error, attempt, pool, lease.engine)
             return Tried(outcome, pool, lease.engine)
         finally:
             self._rescue.leave(attempt)
@@ -438,15 +438,14 @@ class Asker:
         except Exception as error:
             self._on_crash(error, change.model, change.engine)
 
-    def _outcome_of(self, error: Exception, pool: ModelPool, engine: Engine) -> Outcome:
+    def _outcome_of(self, error: Exception, attempt: Attempt, pool: ModelPool, engine: Engine) -> Outcome:
         """How an attempt has failed. What nobody had foreseen is its failure, too: the engine's answer has brought it
         about, or another engine may do without it."""
         outcome = error.outcome if isinstance(error, EngineFault) else CRASHED
         if outcome is CRASHED:
             cause = error.__cause__ if isinstance(error, EngineFault) else error
             self._on_crash(cause if isinstance(cause, Exception) else error, pool.name, engine.id)
-        endpoint = self._endpoints.get(engine)
-        return outcome if endpoint is None else endpoint.masked(outcome)
+        return attempt.masked(outcome)
 
     def _settler(
         self, call: Call, pool: ModelPool, lease: Lease, started_s: float, first_s: float
@@ -486,6 +485,7 @@ class Asker:
         endpoint = endpoints.get(engine)
         if endpoint is None:
             endpoint = endpoints[engine] = self._client.endpoint(engine.spec)
+        attempt.masked = endpoint.masked
         call.begin(attempt)
         headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
         if call.idempotency_key:

@@ -11,8 +11,8 @@ from gateway.errors import RequestRefused
 from inference import EngineSpec, InferenceFactory
 from tests.parking import ParkingTest
 from tests.resilience import ask
-from tests.scripted import EngineSide
-from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, Response, RunningGateway, gateway
+from tests.scripted import STREAM_HEAD, EngineSide, chunked, delta
+from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, Response, RunningGateway, chunk_of, content_of, gateway
 from tests.test_http_threaded import Threaded
 from tests.test_words import FASTAPI, FOUND, LENGTH, OPENAI, ROLE, SHAPES
 
@@ -156,6 +156,23 @@ class Words(ParkingTest):
                 running.request_line(response.request_id)
                 told = response.body.decode() + running.log.getvalue() + running.get("/health").body.decode()
                 self.assertNotIn(SECRET, told)
+
+    def test_an_error_inside_a_stream_carries_them_too(self) -> None:
+        error = b'data: {"error": {"message": "no memory with %b", "type": "oom", "code": 7}}\n\n' % SECRET.encode()
+        for begun in (False, True):
+            with self.subTest(begun=begun):
+                running, engine = self.keyed()
+                client = self.begin(running, ask(stream=True))
+                side = engine.take()
+                side.send(STREAM_HEAD + chunked(delta("a") if begun else b": soon\n\n"))
+                if begun:
+                    self.assertEqual(client.read_head().status, 200)
+                    self.assertEqual(content_of([client.read_event() or ""]), "a")
+                side.send(chunked(error))
+                body = chunk_of(client.read_event() or "") if begun else client.read_response().json()
+                self.assertEqual(body["error"], "backend_error")
+                self.assertIn("no memory with ***", body["message"])
+                self.assertEqual(body["details"], {"code": 7, "type": "oom"})
 
 
 class ThreadedWords(Threaded, Words):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from typing import Optional
+from typing import Callable, Optional
 
 from gateway.errors import ClientGone
 from gateway.routing.retry import Outcome
@@ -34,6 +34,10 @@ class UsageRefused(EngineFault):
     """The engine refuses the request, by what it says because the gateway has asked it for a stream's usage."""
 
 
+def _as_it_is(outcome: Outcome) -> Outcome:
+    return outcome
+
+
 class Attempt:
     """One try of one engine, and the owner of the connection it runs on.
 
@@ -42,7 +46,17 @@ class Attempt:
     then looks at `aborted`, so at least one of them sees the other.
     """
 
-    __slots__ = ("_answer_s", "aborted", "asked", "asks_usage", "begun", "connection", "deadline_s", "replays")
+    __slots__ = (
+        "_answer_s",
+        "aborted",
+        "asked",
+        "asks_usage",
+        "begun",
+        "connection",
+        "deadline_s",
+        "masked",
+        "replays",
+    )
 
     def __init__(self, deadline_s: float, asked: Asked = ("", "")) -> None:
         self.deadline_s = deadline_s
@@ -53,6 +67,8 @@ class Attempt:
         self.replays = [True]
         self._answer_s: Optional[float] = None  # the deadline proper, while `deadline_s` is the connection's
         self.begun = False  # there is something of the answer: its head, or of a stream the first event
+        # What became of it as others may read it: without the key that the engine was asked with.
+        self.masked: Callable[[Outcome], Outcome] = _as_it_is
         self.aborted: Optional[str] = None
         self.connection: Optional[Connection] = None
 

@@ -12,6 +12,7 @@ from typing import Any, Optional
 from gateway.upstream.estimates import weigh_escaped, weight_of_choices
 from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.upstream.skim import Span
+from gateway.upstream.words import Words, tidy, words_of
 
 # The text of a delta, still escaped. (Unrolled: an alternative for each character would keep its place in memory.)
 TEXT = re.compile(
@@ -103,9 +104,10 @@ def without_usage(payload: bytes, members: dict[str, Any], place: Optional[tuple
     return before.rstrip(_SPACE).removesuffix(b",") + behind
 
 
-def error_in(event: Any) -> str:
-    """An engine's own words for the error that an event reports, or is; bounded."""
+def error_in(event: Any) -> Words:
+    """An engine's own words for the error that an event reports, or is."""
     error = event.get("error") or event if isinstance(event, dict) else event
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or json.dumps(error)
-    return "a long one" if isinstance(error, Span) else str(error)[:500]
+    if isinstance(error, Span):
+        return Words("a long one", {}, None)
+    words = words_of(event if isinstance(event, dict) else {"error": error})
+    return words if words.message else words._replace(message=tidy(json.dumps(error)))

@@ -18,10 +18,11 @@ UNDECIDED = b""
 class StreamBroken(Exception):
     """The stream cannot go on: it holds an error, is not an event stream, or ended without finishing.
 
-    `lines` are the whole lines before that, still due to the client.
+    `lines` are the whole lines before that, still due to the client; `details` as those of an `Outcome`.
     """
 
     lines = b""
+    details: Optional[dict[str, object]] = None
 
 
 class EventLines:

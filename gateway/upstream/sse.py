@@ -230,7 +230,10 @@ class EventStream(EventLines):
                 raise StreamBroken("the engine sent an event that is not JSON") from None
             event = payload[:500].decode("utf-8", "replace")
         if self._kind == b"error" or (isinstance(event, dict) and event.get("error")):
-            raise StreamBroken(f"the engine reported an error: {error_in(event)}")
+            words = error_in(event)
+            broken = StreamBroken(f"the engine reported an error: {words.message}")
+            broken.details = words.details
+            raise broken
         if not isinstance(event, dict):
             raise StreamBroken("the engine sent an event that is not an object")
         self.started = True

@@ -275,7 +275,7 @@ class EngineStream:
                 return lines
             raise EngineFault(Outcome(error.kind, f"the engine's stream is broken: {error}"), lines) from error
         except StreamBroken as error:
-            raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
+            raise self._fault("invalid", error) from error
         except Exception as error:  # nobody had foreseen what it has sent
             raise EngineFault(CRASHED) from error
 
@@ -283,7 +283,7 @@ class EngineStream:
         try:
             return self.events.feed(payload)
         except StreamBroken as error:
-            raise EngineFault(Outcome("invalid", str(error)), error.lines) from error
+            raise self._fault("invalid", error) from error
         except Exception as error:
             raise EngineFault(CRASHED) from error
 
@@ -291,9 +291,13 @@ class EngineStream:
         try:
             return self.events.end()
         except StreamBroken as error:
-            raise EngineFault(Outcome("truncated", str(error)), error.lines) from error
+            raise self._fault("truncated", error) from error
         except Exception as error:
             raise EngineFault(CRASHED) from error
+
+    def _fault(self, kind: str, broken: StreamBroken) -> EngineFault:
+        outcome = Outcome(kind, str(broken), details=broken.details)
+        return EngineFault(self.response.attempt.masked(outcome), broken.lines)
 
     def close(self, outcome: Outcome, keep_open: bool = False) -> None:
         """End the stream: give the engine's place back, and the connection unless `keep_open`. Idempotent; the first
