@@ -1,14 +1,14 @@
 """One answer, put together from the event stream of an engine that was not asked for one: several ignore `stream`.
 
 `assemble` reads the stream to its end and gives the body that the engine should have sent. What is kept of an event is
-pieces of that body, JSON already, which are put one behind the other at last: so what is held grows with the bytes that
-have come, whatever they say, and their number is bounded. No state of its own; one thread at a time, which it blocks.
+parts of that body, JSON already: so what is held grows with the bytes that have come, whatever they say. No state of
+its own; one thread at a time, which it blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import EngineFault
@@ -27,7 +27,7 @@ _FIRST = ("id", "created", "model", "system_fingerprint")  # said by the first e
 _TEXTS = ("content", "text", "refusal", "reasoning_content", "reasoning", "arguments", "name")
 
 
-Pieces = list[bytes]  # of JSON
+Pieces = list[Union[bytes, bytearray]]  # of JSON
 
 
 class Unfit(Exception):
@@ -53,6 +53,7 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
                 raise EngineFault(Outcome("invalid", f"the engine's answer has more than {max_bytes} bytes"))
             for event in events_in(lines, EVENT_MAX_BYTES):
                 answer.add(event)
+                del event  # before there is another one: as objects, each may be 25 times as large
             lines = stream.read()
         return answer.body()
     except (Unfit, ValueError, RecursionError) as error:  # ValueError: see `events_in`
@@ -61,13 +62,13 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
 
 
 class _Kept:
-    """What is kept of one object in many events: its texts and lists in pieces, all else as a whole."""
+    """What is kept of one object in many events, as JSON: its texts and lists without what stands around them."""
 
     __slots__ = ("items", "texts", "values")
 
     def __init__(self) -> None:
-        self.texts: dict[str, Pieces] = {}
-        self.items: dict[str, Pieces] = {}
+        self.texts: dict[str, bytearray] = {}
+        self.items: dict[str, bytearray] = {}
         self.values: dict[str, bytes] = {}
 
     def add(self, key: str, value: Any, joined: bool) -> None:
@@ -75,27 +76,29 @@ class _Kept:
         if value is None:
             return
         if joined and isinstance(value, str):
-            _add_inside(self.texts.setdefault(key, []), value)
+            self.texts.setdefault(key, bytearray()).extend(dump_with_nulls(value)[1:-1])
         elif isinstance(value, list):
-            _add_inside(self.items.setdefault(key, []), value)
+            items = self.items.setdefault(key, bytearray())
+            if items and value:
+                items += b","
+            items += dump_with_nulls(value)[1:-1]
         else:
             self.values[key] = dump_with_nulls(value)
         if len(self.texts) + len(self.items) + len(self.values) > KEYS_MAX:
             raise Unfit("its objects have too many keys")
 
     def says(self, key: str, text: str) -> bool:
-        """Whether the text of a key is this, in one piece."""
-        return self.texts.get(key) == [dump_with_nulls(text)[1:-1]]
+        """Whether the text of a key is this."""
+        return self.texts.get(key, bytearray()) == dump_with_nulls(text)[1:-1]
 
     def members(self) -> dict[str, Pieces]:
         """Each key's value."""
-        members = {key: [value] for key, value in self.values.items()}
-        for key, items in self.items.items():
-            members[key] = _list([item] for item in items)
-        for key, pieces in self.texts.items():
+        members: dict[str, Pieces] = {key: [value] for key, value in self.values.items()}
+        members.update((key, [b"[", items, b"]"]) for key, items in self.items.items())
+        for key, text in self.texts.items():
             if key in members:
                 raise Unfit(f"{key} is a text and something else")
-            members[key] = [b'"', *pieces, b'"']
+            members[key] = [b'"', text, b'"']
         return members
 
 
@@ -127,7 +130,7 @@ class _ToolCall:
 
     def pieces(self) -> Pieces:
         """The call, as a complete answer has it."""
-        members = {"type": [b'"function"'], **self.kept.members()}
+        members: dict[str, Pieces] = {"type": [b'"function"'], **self.kept.members()}
         if self.id:
             members = {"id": [dump_with_nulls(self.id)], **members}
         return _object({**members, "function": _function(self.function)})
@@ -191,7 +194,7 @@ class _Choice:
 
     def pieces(self, index: int, path: str) -> Pieces:
         """The choice, as a complete answer has it."""
-        members = {"index": [dump_with_nulls(index)], "logprobs": [b"null"]}
+        members: dict[str, Pieces] = {"index": [dump_with_nulls(index)], "logprobs": [b"null"]}
         if path == "/chat/completions":
             members["message"] = self._message()
         else:
@@ -202,8 +205,8 @@ class _Choice:
 
     def _message(self) -> Pieces:
         called = bool(self._calls) or self.function is not None
-        members = {"role": [b'"assistant"'], "content": [b"null"], **self.message.members()}
-        if called and members["content"] == [b'"', b'"']:
+        members: dict[str, Pieces] = {"role": [b'"assistant"'], "content": [b"null"], **self.message.members()}
+        if called and self.message.texts.get("content") == bytearray():
             members["content"] = [b"null"]
         if self._calls:
             members["tool_calls"] = _list(call.pieces() for call in self._calls)
@@ -254,11 +257,8 @@ class _Answer:
     def body(self) -> bytearray:
         """The whole answer."""
         choices = _list(choice.pieces(index, self._path) for index, choice in sorted(self._choices.items()))
-        kind = [dump_with_nulls(_OBJECTS[self._path])]
-        body = bytearray()
-        for piece in _object({**self._first, "object": kind, "choices": choices, **self._last}):
-            body += piece
-        return body
+        kind: Pieces = [dump_with_nulls(_OBJECTS[self._path])]
+        return bytearray().join(_object({**self._first, "object": kind, "choices": choices, **self._last}))
 
 
 def _add_function(kept: _Kept, value: Any) -> None:
@@ -274,12 +274,6 @@ def _add_function(kept: _Kept, value: Any) -> None:
 
 def _function(kept: _Kept) -> Pieces:
     return _object({"name": [b'""'], "arguments": [b'""'], **kept.members()})
-
-
-def _add_inside(pieces: Pieces, value: Any) -> None:
-    """Add what stands between the quotes or brackets of a value."""
-    if value:
-        pieces.append(dump_with_nulls(value)[1:-1])
 
 
 def _list(items: Iterable[Pieces]) -> Pieces:

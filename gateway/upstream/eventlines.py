@@ -59,8 +59,8 @@ class EventLines:
         self._partial = bytearray()  # of a line
         self._first_line = True  # comes next
         self._begins = True  # the client's stream; else it goes on after another
-        self._held: list[bytes] = []  # lines of an event of which it is not known yet whether the client gets it
-        self._data: list[bytes] = []  # what its lines of data say, where one did not tell
+        self._held = bytearray()  # lines of an event of which it is not known yet whether the client gets it
+        self._data: Optional[bytearray] = None  # what its lines of data say, where one did not tell
         self._kind = b""  # its `event:`
         self._dropped = False  # the event whose lines are coming is kept from the client
         self._last_cr = False  # the last line ended with a CR; a LF behind it is of the same line's end
@@ -113,7 +113,7 @@ class EventLines:
         try:
             if _field(partial) == b"data":
                 self._line(partial + b"\n", out)
-            if self._data or self._kind == b"error":
+            if self._data is not None or self._kind == b"error":
                 self._end_event(out)
         except StreamBroken as broken:
             broken.lines = b"".join(out)
@@ -146,7 +146,7 @@ class EventLines:
         if self.done:
             return
         if self._held:
-            self._held[-1] += b"\n"
+            self._held += b"\n"
         elif self._gave:
             out.append(b"\n")
             self._gave_cr = False
@@ -170,7 +170,7 @@ class EventLines:
             self._too_large()
         if text.startswith(b"data:"):
             payload = text[5:].strip()
-            if payload == b"[DONE]" and not self._data and self._kind != b"error":
+            if payload == b"[DONE]" and self._data is None and self._kind != b"error":
                 self._last(line, behind_cr, out)
             else:
                 self._data_line(line, payload, out)
@@ -184,24 +184,24 @@ class EventLines:
         elif self._held or name in (b"event", b"id"):
             if name == b"event":
                 self._kind = value.strip()
-            self._held.append(line)
+            self._held += line
         else:
             self._give(line, out)
 
     def _data_line(self, line: bytes, payload: bytes, out: list[bytes]) -> None:
-        if self._data or not payload:  # what one line does not tell; or nothing, unless more follows
-            self._held.append(line)
-            if self._data:
-                self._data.append(payload)
+        if self._data is not None or not payload:  # what one line does not tell; or nothing, unless more follows
+            self._held += line
+            if self._data is not None:
+                self._data += b"\n" + payload
             return
         shown = self._judge(payload, False)
         if shown is payload and not self._held:  # the usual event
             self._dropped = False
             self._give(line, out)
             return
-        self._held.append(line)
+        self._held += line
         if shown == UNDECIDED:
-            self._data.append(payload)
+            self._data = bytearray(payload)
         else:
             self._decided(payload, shown, out)
 
@@ -230,8 +230,8 @@ class EventLines:
 
     def _end_event(self, out: list[bytes]) -> None:
         """Decide on the event whose lines have come."""
-        if self._data:
-            payload = b"\n".join(self._data)
+        if self._data is not None:
+            payload = bytes(self._data)
             self._decided(payload, self._judge(payload, True), out)
         elif self._kind == b"error":
             raise StreamBroken("the engine reported an error")
@@ -241,27 +241,25 @@ class EventLines:
     def _decided(self, payload: bytes, shown: Optional[bytes], out: list[bytes]) -> None:
         """Hand out the lines held, with `shown` as their data instead of `payload`; None: but for what is not of the
         event itself."""
-        held = self._held[:]
-        self._held.clear()
-        self._data.clear()
+        held, self._held, self._data = bytes(self._held), bytearray(), None
         self._kind = b""
         self._dropped = shown is None
         if shown is None:
-            held = [line for line in held if line.startswith((b":", b"retry:"))]
+            held = b"".join(line for line in held.splitlines(keepends=True) if line.startswith((b":", b"retry:")))
         elif shown is not payload:
-            held = _with_data(held, payload, shown)
-        for line in held:
-            self._give(line, out)
+            held = b"".join(_with_data(held.splitlines(keepends=True), payload, shown))
+        if held:
+            self._give(held, out)
         self._gave = shown is not None
 
-    def _give(self, line: bytes, out: list[bytes]) -> None:
+    def _give(self, lines: bytes, out: list[bytes]) -> None:
         if not self.started:
-            self._before_bytes += len(line.rstrip(b"\r\n")) + 1
+            self._before_bytes += len(lines.replace(b"\r\n", b"\n"))  # however a line's end was cut
             if self._before_bytes > self._event_max_bytes:
                 self._too_large()
-        out.append(line)
+        out.append(lines)
         self._gave = self.inside = True
-        self._gave_cr = self._last_cr and line.endswith(b"\r")
+        self._gave_cr = self._last_cr and lines.endswith(b"\r")
 
 
 def events_in(lines: Union[bytes, bytearray], max_bytes: Optional[int] = None) -> Iterator[Any]:
@@ -279,11 +277,9 @@ def events_in(lines: Union[bytes, bytearray], max_bytes: Optional[int] = None) -
             begun.append(payload)
         elif name == b"data" and payload not in (b"", b"[DONE]"):
             try:
-                event = json.loads(payload)
+                yield json.loads(payload)  # kept here no longer: as objects, an event may be 25 times as large
             except ValueError:
                 begun.append(payload)
-            else:
-                yield event
         elif not line and begun:
             yield json.loads(b"\n".join(begun))
             begun.clear()

@@ -336,8 +336,7 @@ class EventStream(EventLines):
     def finish(self) -> bytes:
         """End the stream for the client, whatever the engine has begun to say: `[DONE]` behind what it has got."""
         self._partial = bytearray()
-        self._held.clear()
-        self._data.clear()
+        self._held, self._data = bytearray(), None
         closing, self.inside = self.closing, False
         self.done = True
         return closing + b"data: [DONE]\n\n"

@@ -217,10 +217,14 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
     if done and not any(is_end(line.strip()) for line in payload.splitlines()):
         yield "no end invented", f"[DONE] without a reason: {answer.body[-600:]!r}"
     if done and b"application/json" not in payload[:200]:
+        ended = False  # the answer is whole: what breaks the stream from here on only ends it
         for sent, got in itertools.zip_longest(events_in(payload), events_in(answer.body)):
             if sent != got:
+                if got is None and ended and (broken(sent) or asked.script.end != KEEP):
+                    return
                 yield "nothing left out", f"the engine sent {sent!r:.300}, the client got {got!r:.300}"
                 return
+            ended = ended or is_end(got)
 
 
 def events_in(payload: bytes) -> Iterator[bytes]:
@@ -245,6 +249,15 @@ def told(line: bytes) -> bytes:
         return line
     event.pop("usage", None)
     return b"data: " + json.dumps(event).encode()
+
+
+def broken(line: bytes) -> bool:
+    """Whether no event is like this, or one that tells of an error."""
+    try:
+        event = json.loads(line[5:])
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(event, dict) or bool(event.get("error"))
 
 
 def is_end(line: bytes) -> bool:
