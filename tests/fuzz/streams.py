@@ -235,7 +235,8 @@ def events_in(payload: bytes) -> Iterator[bytes]:
             yield line
 
 
-USAGE_ONLY = (b"data: {}", b'data: {"choices": []}', b'data: {"choices": null}')  # or an event that says nothing
+# Or an event that says nothing.
+USAGE_ONLY = (b"data:", b"data: {}", b'data: {"choices": []}', b'data: {"choices": null}')
 
 
 def told(line: bytes) -> bytes:
