@@ -515,11 +515,15 @@ class WeightTest(SseTest):
 
     def test_a_delta_like_the_one_before_counts_its_text(self) -> None:
         stream = EventStream(True)
-        stream.feed(event(ROLE) + event(delta("abc")))
+        before, behind = event(delta("abc")).split(b"abc")
+        stream.feed(event(ROLE) + event(delta("abc")) + event(delta("abc")))
+        stream.feed(before + b"abc" + behind)
         for text, weight in ((b"abc", 3), (b"\\n", 1), ("é".encode(), 1), ("你".encode(), 4), (b"\\u4f60", 4)):
-            before = stream.weight
-            stream.note_alike(text)
-            self.assertEqual(stream.weight - before, weight)
+            with self.subTest(text):
+                counted = stream.weight
+                self.assertEqual(stream.alike, (before, behind))
+                stream.feed(before + text + behind)
+                self.assertEqual(stream.weight - counted, weight)
 
     def test_the_text_that_a_stream_goes_on_after_is_weighed(self) -> None:
         earlier = EventStream(True, keep_text=True)

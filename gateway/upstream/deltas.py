@@ -23,6 +23,8 @@ NUMBER = re.compile(rb'"index"\s*:\s*(-?[0-9]+)')
 OTHER_NUMBER = re.compile(rb'"index"(?!: ?0[,}])')
 """Stands where one may be another than 0."""
 
+_PLAIN = re.compile(rb'[^"\\\n\r\x80-\xff]*')
+_NO_TEXT = re.compile(rb'["\n\r]')
 _USAGE = re.compile(rb'"usage"\s*:\s*')
 _SPACE = b" \t\n\r"
 _BACKSLASH = 0x5C
@@ -51,14 +53,14 @@ def is_finish(value: object) -> bool:
     return word not in _NO_REASONS and not word.endswith(_NO_REASON_END)
 
 
-def is_text(data: bytes, first: int, last: int) -> bool:
-    """Whether what stands between these places can be the rest of a JSON string, whose end comes next."""
-    return (
-        data.find(b'"', first, last) < 0
-        and data.find(b"\n", first, last) < 0
-        and data.find(b"\r", first, last) < 0
-        and data[last - 1] != _BACKSLASH
-    )
+def text_weight(data: bytes, first: int, last: int) -> int:
+    """The weight of what stands between these places, if that can be the rest of a JSON string, whose end comes next;
+    -1: it cannot."""
+    if _PLAIN.fullmatch(data, first, last) is not None:  # the usual, told at once
+        return last - first
+    if _NO_TEXT.search(data, first, last) is not None or data[last - 1] == _BACKSLASH:
+        return -1
+    return weigh_escaped(data[first:last])
 
 
 def number_of(choice: dict[str, Any]) -> int:

@@ -17,9 +17,9 @@ from gateway.upstream.deltas import (
     TEXT,
     error_in,
     is_finish,
-    is_text,
     number_of,
     only_usage,
+    text_weight,
     weight_of,
     without_usage,
 )
@@ -129,9 +129,11 @@ class EventStream(EventLines):
         if alike is not None:
             before, behind = alike
             first, last = len(before), len(data) - len(behind)
-            if first < last and data.startswith(before) and data.endswith(behind) and is_text(data, first, last):
-                self.note_alike(data[first:last])
-                return data
+            if first < last and data.startswith(before) and data.endswith(behind):
+                weight = text_weight(data, first, last)
+                if weight >= 0:
+                    self.note_alike(weight)
+                    return data
         if (
             self._plain
             and data.startswith(b"data: {")
@@ -193,13 +195,10 @@ class EventStream(EventLines):
             self.alike = None
         return True
 
-    def note_alike(self, text: bytes) -> None:
-        """Another delta has been passed on without `feed`: `alike` with this text between, still escaped."""
+    def note_alike(self, weight: int) -> None:
+        """Another delta has been passed on without `feed`: `alike` with a text of this weight between."""
         self.events += 1
-        if text.isascii() and text.find(b"\\") < 0:
-            self.weight += len(text)
-        else:
-            self.weight += weigh_escaped(text)
+        self.weight += weight
 
     # --- what an event says ------------------------------------------------------------------------------------------
 

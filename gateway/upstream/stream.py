@@ -15,11 +15,11 @@ from typing import Callable, Optional
 
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.upstream.attempt import EngineFault
+from gateway.upstream.deltas import text_weight
 from gateway.upstream.framing import FramingError
 from gateway.upstream.response import RECV_BYTES, EngineResponse
 from gateway.upstream.sse import EventStream, StreamBroken
 
-_BACKSLASH = 0x5C
 GRACE_S = 1.0
 
 
@@ -182,14 +182,12 @@ class EngineStream:
             first < last
             and raw.startswith(before, start)
             and raw.endswith(behind)
-            and raw.find(b'"', first, last) < 0
-            and raw.find(b"\n", first, last) < 0
-            and raw.find(b"\r", first, last) < 0
-            and raw[last - 1] != _BACKSLASH
             and raw.startswith(b"%x\r\n" % (len(raw) - start - 2))
         ):
-            self.events.note_alike(raw[first:last])
-            return raw
+            weight = text_weight(raw, first, last)
+            if weight >= 0:
+                self.events.note_alike(weight)
+                return raw
         self._held = raw
         return b""
 
