@@ -170,25 +170,26 @@ class EventStream(EventLines):
 
     def _note_delta(self, data: bytes) -> bool:
         """Note what a delta says; False: it has to be parsed for that."""
-        if OTHER_NUMBER.search(data) is None:
+        choices = data.find(b'"choices"')  # what stands before takes time to look through, and tells nothing
+        if OTHER_NUMBER.search(data, choices) is None:
             known = b"0" in self._numbers
         else:
             known = self._numbers.issuperset(NUMBER.findall(data) or (b"0",))
         if not known:  # a choice that has not come before
             return False
-        spans = []
-        text = TEXT.search(data)
-        while text is not None:  # (finditer takes longer to begin)
-            spans.append(text.span(1))
-            text = TEXT.search(data, text.end())
-        said = spans if len(spans) < 2 else [span for span in spans if span[0] < span[1]]
-        if len(said) > 1:
-            return False
+        text = TEXT.search(data, choices)
+        another = None if text is None else TEXT.search(data, text.end())
+        if text is not None and another is not None and not text[1]:  # some say each time what they do not say
+            text, another = another, TEXT.search(data, another.end())
+        while another is not None:
+            if another[1]:
+                return False
+            another = TEXT.search(data, another.end())
         self.events += 1
         self.inside = False
         self._event_bytes = 0
-        if said:
-            start, end = said[0]
+        if text is not None:
+            start, end = text.span(1)
             self.weight += weigh_escaped(data[start:end])
             self.alike = (data[:start], data[end:])
         else:
