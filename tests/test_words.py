@@ -30,6 +30,9 @@ SHAPES: list[tuple[Any, str, dict[str, object]]] = [
     ({"detail": "text"}, "text", {}),
     ({"detail": FASTAPI}, ROLE, {}),
     ({"detail": {"error": "text"}}, "text", {}),
+    ({"detail": OPENAI}, LENGTH, FOUND),  # FastAPI's HTTPException
+    ({"detail": {"error": OPENAI}}, LENGTH, FOUND),
+    ({"error": {**OPENAI, "detail": {"code": "of_another"}}}, LENGTH, FOUND),
     ({"object": "error", "message": {"detail": FASTAPI}, "type": "t", "code": None}, ROLE, {"type": "t"}),  # Mistral
     ({"error": {"message": {"message": "m", "code": "c"}, "type": "t"}}, "m", {"code": "c", "type": "t"}),
     ({"message": "m"}, "m", {}),

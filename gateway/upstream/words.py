@@ -87,23 +87,23 @@ def _error_of(value: Any, details: dict[str, object], depth: int) -> Any:
     if not isinstance(value, dict):
         return value
     found: Any = value
-    error, message = value.get("error"), value.get("message")
+    error, message, detail = value.get("error"), value.get("message"), value.get("detail")
     if isinstance(error, str) and isinstance(message, str):
         if _CODE.fullmatch(error):
             details["code"] = error[:DETAIL_MAX_CHARS]
     elif depth:
-        for inner in (error, message):
+        for inner in (error, message or detail):
             if inner and isinstance(inner, (dict, list, str) if inner is error else dict):
                 found = _error_of(inner, details, depth - 1)
                 break
     for name, key in _DETAIL_KEYS:
-        detail = value.get(key)
+        word = value.get(key)
         if name in details:
             continue
-        if isinstance(detail, str) and detail and detail != "error":  # so others call what an error is
-            details[name] = tidy(detail, DETAIL_MAX_CHARS)
-        elif type(detail) is int and abs(detail) < 1 << 53:
-            details[name] = detail
+        if isinstance(word, str) and word and word != "error":  # so others call what an error is
+            details[name] = tidy(word, DETAIL_MAX_CHARS)
+        elif type(word) is int and abs(word) < 1 << 53:
+            details[name] = word
     return found
 
 
