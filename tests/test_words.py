@@ -132,6 +132,13 @@ class ShapeTest(unittest.TestCase):
     def test_the_gateways_key_is_left_out(self) -> None:
         self.assertEqual(without("sk-secret-1", "key sk-secret-1, sk-secret-1"), "key ***, ***")
         self.assertEqual(details_without("sk-secret-1", {"code": "sk-secret-1", "type": 7}), {"code": "***", "type": 7})
+        for size in range(MESSAGE_MAX_CHARS - 12, MESSAGE_MAX_CHARS + 2):
+            with self.subTest(size=size):  # cut before, at or in the key
+                message = without("sk-secret-1", words_of({"error": "x" * size + "sk-secret-1 is wrong"}).message)
+                self.assertNotIn("sk-secre", message)
+                self.assertTrue(message.endswith(CUT))
+        body = b'{"error": "' + b"x" * 300 + b"sk-secret"
+        self.assertTrue(without("sk-secret-1", words_in(body).message).endswith("xxx***"))
         for secret in (None, "", "none"):
             self.assertEqual(without(secret, "none of it"), "none of it")
 

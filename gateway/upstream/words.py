@@ -73,8 +73,14 @@ def tidy(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
 
 
 def without(secret: Optional[str], text: str) -> str:
-    """The text, with `***` in place of a key."""
-    return text.replace(secret, "***") if secret and len(secret) >= SECRET_MIN_CHARS else text
+    """The text, with `***` in place of a key, and of the begin of one where the text has been cut in it."""
+    if not secret or len(secret) < SECRET_MIN_CHARS:
+        return text
+    text = text.replace(secret, "***")
+    cut = CUT if text.endswith(CUT) else ""
+    text = text.removesuffix(cut)
+    begun = next((n for n in range(len(secret) - 1, SECRET_MIN_CHARS - 1, -1) if text.endswith(secret[:n])), 0)
+    return (text[:-begun] + "***" if begun else text) + cut
 
 
 def details_without(secret: Optional[str], details: Mapping[str, object]) -> dict[str, object]:
