@@ -8,6 +8,7 @@ from typing import Any, Optional
 from unittest import mock
 
 from gateway.errors import RequestRefused
+from gateway.upstream.words import DETAIL_MAX_CHARS, MESSAGE_MAX_CHARS
 from inference import EngineSpec, InferenceFactory
 from tests.parking import ParkingTest
 from tests.resilience import ask
@@ -156,6 +157,18 @@ class Words(ParkingTest):
                 running.request_line(response.request_id)
                 told = response.body.decode() + running.log.getvalue() + running.get("/health").body.decode()
                 self.assertNotIn(SECRET, told)
+
+    def test_nor_does_the_begin_of_it_where_a_message_is_cut(self) -> None:
+        for key, chars in (("message", MESSAGE_MAX_CHARS), ("code", DETAIL_MAX_CHARS)):
+            running, engine = self.keyed()
+            client = self.begin(running)
+            text = "x" * (chars - 12) + SECRET
+            engine.take().answer(json.dumps({"error": {"message": "m", key: text}}).encode(), status="400 X")
+            response = client.read_response()
+            self.assert_error(response, 400, "backend_rejected")
+            self.assertIn(b"xxx***", response.body)
+            running.request_line(response.request_id)
+            self.assertNotIn(SECRET[:12], response.body.decode() + running.log.getvalue())
 
     def test_an_error_inside_a_stream_carries_them_too(self) -> None:
         error = b'data: {"error": {"message": "no memory with %b", "type": "oom", "code": 7}}\n\n' % SECRET.encode()

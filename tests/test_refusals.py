@@ -32,6 +32,10 @@ MODERATED: tuple[Any, ...] = (
     {"detail": "This request violates our content policy."},
     {"message": "input text is harmful"},
     {"error": {"param": "prompt", "message": "no"}},
+    {"error": "content_filter", "message": "no"},
+    {"error": "moderation", "message": "no"},
+    {"error": {"code": "content_filter", "message": {"text": "no"}}},
+    {"code": "content_filter", "error": {"message": "no"}},
 )
 CREDENTIALS: tuple[Any, ...] = (
     {"error": {"message": "Your API key does not have access to this model", "code": "model_access_denied"}},
@@ -45,6 +49,7 @@ CREDENTIALS: tuple[Any, ...] = (
     {"error": {"message": "You do not have permission to use prompt caching"}},
     {"error": {"message": "Forbidden"}},
     {"error": "forbidden"},
+    {"error": "Forbidden", "message": "no permission to read prompts"},
     {"error": {"message": 7, "metadata": {"reasons": []}}},
     {"error": []},
     {"error": None},

@@ -531,7 +531,7 @@ class WeightTest(SseTest):
         onward = EventStream(True, keep_text=True)
         onward.go_on(earlier)
         onward.feed(event(ROLE) + event(delta("b")))
-        self.assertEqual((onward.earlier_chars, onward.earlier_weight, onward.weight), (2, 5, 1))
+        self.assertEqual((onward.text, onward.earlier_weight, onward.weight), ("你ab", 5, 1))
 
 
 class CutTest(SseTest):

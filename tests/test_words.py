@@ -30,6 +30,9 @@ SHAPES: list[tuple[Any, str, dict[str, object]]] = [
     ({"detail": "text"}, "text", {}),
     ({"detail": FASTAPI}, ROLE, {}),
     ({"detail": {"error": "text"}}, "text", {}),
+    ({"detail": OPENAI}, LENGTH, FOUND),  # FastAPI's HTTPException
+    ({"detail": {"error": OPENAI}}, LENGTH, FOUND),
+    ({"error": {**OPENAI, "detail": {"code": "of_another"}}}, LENGTH, FOUND),
     ({"object": "error", "message": {"detail": FASTAPI}, "type": "t", "code": None}, ROLE, {"type": "t"}),  # Mistral
     ({"error": {"message": {"message": "m", "code": "c"}, "type": "t"}}, "m", {"code": "c", "type": "t"}),
     ({"message": "m"}, "m", {}),
@@ -129,6 +132,13 @@ class ShapeTest(unittest.TestCase):
     def test_the_gateways_key_is_left_out(self) -> None:
         self.assertEqual(without("sk-secret-1", "key sk-secret-1, sk-secret-1"), "key ***, ***")
         self.assertEqual(details_without("sk-secret-1", {"code": "sk-secret-1", "type": 7}), {"code": "***", "type": 7})
+        for size in range(MESSAGE_MAX_CHARS - 12, MESSAGE_MAX_CHARS + 2):
+            with self.subTest(size=size):  # cut before, at or in the key
+                message = without("sk-secret-1", words_of({"error": "x" * size + "sk-secret-1 is wrong"}).message)
+                self.assertNotIn("sk-secre", message)
+                self.assertTrue(message.endswith(CUT))
+        body = b'{"error": "' + b"x" * 300 + b"sk-secret"
+        self.assertTrue(without("sk-secret-1", words_in(body).message).endswith("xxx***"))
         for secret in (None, "", "none"):
             self.assertEqual(without(secret, "none of it"), "none of it")
 

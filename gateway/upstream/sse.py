@@ -70,7 +70,6 @@ class EventStream(EventLines):
         "_under_way",
         "alike",
         "complete",
-        "earlier_chars",
         "earlier_weight",
         "events",
         "finished",
@@ -104,8 +103,7 @@ class EventStream(EventLines):
         # What the client has been given, to go on from, in pieces: adding to one text would copy it each time.
         self._kept_text: Optional[list[str]] = [] if keep_text else None
         self._kept_chars = 0
-        self.earlier_chars = 0  # of `text`, given by an earlier stream
-        self.earlier_weight = 0
+        self.earlier_weight = 0  # of `text`, as far as an earlier stream has given it
         self._first_of_rest = False
         self.stamp: dict[str, Any] = {}  # with a kept text: what all events of one stream have in common
         self._restamped = False
@@ -314,7 +312,7 @@ class EventStream(EventLines):
         """This stream goes on where `earlier` has broken off. Before its first event."""
         text = earlier.text
         self._kept_text = None if text is None else [text]
-        self._kept_chars = self.earlier_chars = len(text or "")
+        self._kept_chars = len(text or "")
         self.earlier_weight = weigh(text or "")
         self.stamp = earlier.stamp
         self._begins = False

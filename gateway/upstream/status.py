@@ -5,11 +5,11 @@ from __future__ import annotations
 import email.utils
 import re
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Optional
 
 from gateway.clock import unix_s
 from gateway.routing.retry import RATE_LIMITED, Outcome
-from gateway.upstream.words import words_in
+from gateway.upstream.words import Words, words_in
 
 RETRY_AFTER_MAX_BYTES = 64  # a date has 29
 RETRY_AFTER_MAX_S = 1e9  # beyond 30 years it is no time
@@ -42,7 +42,7 @@ def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> 
     wait_s = retry_after_s(headers.get(b"retry-after"), headers.get(b"date"))
     if status == 429:
         return Outcome("rate_limited", message or RATE_LIMITED, status, wait_s, details)
-    if status == 401 or (status == 403 and not _is_moderation(words.error)):
+    if status == 401 or (status == 403 and not _is_moderation(words)):
         what = "the gateway's credentials" if status == 401 else "the gateway's credentials, or the request (403)"
         return Outcome("unauthorized", f"the engine refuses {what}", status)
     if 400 <= status < 500 and status != 408:
@@ -83,24 +83,24 @@ def _sent_unix_s(date: Optional[bytes]) -> float:
         return unix_s()
 
 
-def _is_moderation(error: Any) -> bool:
+def _is_moderation(words: Words) -> bool:
     """Whether a 403 is explained as one prompt's: by a code, by reasons for it (OpenRouter), or in its message."""
-    message = error
+    error = words.error
+    if error is None:
+        return False
     if isinstance(error, dict):
-        if any(_MODERATION_CODE.search(text) for text in _codes(error)):
-            return True
         metadata = error.get("metadata")
         if isinstance(metadata, dict) and ("flagged_input" in metadata or metadata.get("reasons")):
             return True
-        message = error.get("message") or error.get("detail")
-    if not isinstance(message, str):
-        return False
-    message = message[:2000]
-    return bool(_MODERATION_TEXT.search(message)) and not _CREDENTIALS_TEXT.search(message)
+    if any(_MODERATION_CODE.search(text) for text in _codes(words)):
+        return True
+    return bool(_MODERATION_TEXT.search(words.message)) and not _CREDENTIALS_TEXT.search(words.message)
 
 
-def _codes(error: dict[str, Any]) -> list[str]:
+def _codes(words: Words) -> list[str]:
+    """What is said for programs."""
+    error = words.error if isinstance(words.error, dict) else {}
     inner = error.get("innererror")
-    objects = [error, inner] if isinstance(inner, dict) else [error]
+    objects = [words.details, error, inner] if isinstance(inner, dict) else [words.details, error]
     values = [each.get(key) for each in objects for key in ("code", "type", "reason", "status", "param")]
     return [value[:200] for value in values if isinstance(value, str)]

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
+from gateway.upstream.sniff import BLANK, BOM
+
 MESSAGE_MAX_CHARS = 500
 DETAIL_MAX_CHARS = 200
 NESTED_MAX = 6  # an error in an error ...
@@ -71,8 +73,14 @@ def tidy(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
 
 
 def without(secret: Optional[str], text: str) -> str:
-    """The text, with `***` in place of a key."""
-    return text.replace(secret, "***") if secret and len(secret) >= SECRET_MIN_CHARS else text
+    """The text, with `***` in place of a key, and of the begin of one where the text has been cut in it."""
+    if not secret or len(secret) < SECRET_MIN_CHARS:
+        return text
+    text = text.replace(secret, "***")
+    cut = CUT if text.endswith(CUT) else ""
+    text = text.removesuffix(cut)
+    begun = next((n for n in range(len(secret) - 1, SECRET_MIN_CHARS - 1, -1) if text.endswith(secret[:n])), 0)
+    return (text[:-begun] + "***" if begun else text) + cut
 
 
 def details_without(secret: Optional[str], details: Mapping[str, object]) -> dict[str, object]:
@@ -87,23 +95,23 @@ def _error_of(value: Any, details: dict[str, object], depth: int) -> Any:
     if not isinstance(value, dict):
         return value
     found: Any = value
-    error, message = value.get("error"), value.get("message")
+    error, message, detail = value.get("error"), value.get("message"), value.get("detail")
     if isinstance(error, str) and isinstance(message, str):
         if _CODE.fullmatch(error):
             details["code"] = error[:DETAIL_MAX_CHARS]
     elif depth:
-        for inner in (error, message):
+        for inner in (error, message or detail):
             if inner and isinstance(inner, (dict, list, str) if inner is error else dict):
                 found = _error_of(inner, details, depth - 1)
                 break
     for name, key in _DETAIL_KEYS:
-        detail = value.get(key)
+        word = value.get(key)
         if name in details:
             continue
-        if isinstance(detail, str) and detail and detail != "error":  # so others call what an error is
-            details[name] = tidy(detail, DETAIL_MAX_CHARS)
-        elif type(detail) is int and abs(detail) < 1 << 53:
-            details[name] = detail
+        if isinstance(word, str) and word and word != "error":  # so others call what an error is
+            details[name] = tidy(word, DETAIL_MAX_CHARS)
+        elif type(word) is int and abs(word) < 1 << 53:
+            details[name] = word
     return found
 
 
@@ -146,7 +154,7 @@ def _message_in(raw: str, depth: int) -> str:
 
 def _text_in(body: bytes) -> str:
     """The message in what is no JSON, or not all of it."""
-    begin = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:8192]
+    begin = body.lstrip(BOM + BLANK)[:8192]
     if begin[:1] == b"<":
         title = _TITLE.search(begin)
         return title[1].decode("utf-8", "replace") if title else ""
