@@ -695,7 +695,7 @@ def _complete(
     except ValueError as error:  # more digits than Python writes
         raise EngineFault(Outcome("invalid", str(error))) from error
     if call.stream:
-        return Answer(answers.as_stream(json.loads(complete), call.path), usage)
+        return Answer(_as_stream(call, complete), usage)
     return Answer(complete, usage)
 
 
@@ -707,8 +707,16 @@ def _complete_large(call: Call, body: bytearray, model: str, context_tokens: Opt
     usage = _usage(call, found.members, body, context_tokens)
     body = answers.complete_large(found, body, call.request_id, model, usage)
     if call.stream:
-        return Answer(answers.as_stream(json.loads(body), call.path), usage)
+        return Answer(_as_stream(call, body), usage)
     return Answer(body, usage)
+
+
+def _as_stream(call: Call, body: Union[bytes, bytearray]) -> bytes:
+    """The answer that the client would get, for one who has asked for a stream."""
+    answer = json.loads(body)
+    if not call.wants_usage():
+        answer.pop("usage", None)
+    return answers.as_stream(answer, call.path)
 
 
 def _usage(

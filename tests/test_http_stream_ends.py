@@ -55,6 +55,14 @@ BREAKS: dict[str, Ending] = {
     "an end in a chunk": sends_and_closes(b"50\r\ndata: "),
     "trailers that are none": sends(b"0\r\nno trailer\r\n\r\n"),
 }
+# Of these, what says something: more was to come.
+SAYS = (
+    "an event that is no JSON",
+    "an event that is no object",
+    "an error event",
+    "an event that is too large",
+    "the body's end in an event",
+)
 KEPT = ("the body's end", "the body's end in an event")  # the engine's connection, for another request
 # What ends it only when its engine has had its time.
 HANGS: dict[str, Ending] = {
@@ -105,6 +113,13 @@ class EndsTest(ParkingTest):
         attempts = {k: v for k, v in running.metrics().items() if k.startswith("gateway_engine_requests_total")}
         self.assertEqual([(k.count('outcome="ok"'), v) for k, v in attempts.items()], [(1, 1)], attempts)
         self.assert_nothing_held(running)
+
+    def assert_broken(self, running: RunningGateway, client: RawClient) -> None:
+        *events, last = client.read_events()
+        self.assertEqual(events, [])
+        self.assertEqual(chunk_of(last)["error"], "backend_error")
+        self.assertEqual(running.request_line("it")["error"], "backend_error")
+        self.assertEqual(self.states(running), ["open"])
 
 
 class GoodEndTest(EndsTest):
@@ -298,6 +313,49 @@ class GoodEndTest(EndsTest):
                 self.assertEqual(self.rest(client), two + DONE)
                 self.assert_good(running)
 
+    def test_fewer_choices_than_were_asked_for(self) -> None:
+        for path, body in (
+            (CHAT, ask(stream=True, n=3)),
+            (COMPLETIONS, {"model": "m", "prompt": ["x", "y"], "stream": True}),
+        ):
+            for name, end in {**BREAKS, "silence": HANGS["silence"]}.items():
+                with self.subTest(path, name=name):
+                    running, engine = self.front(0.001, STREAM_IDLE_TIMEOUT=0.2 if name == "silence" else FOR_EVER_S)
+                    client = self.enter(running.connect())
+                    client.request("POST", path, body, [("X-Request-ID", "it")])
+                    side = engine.take()
+                    side.send(STREAM_HEAD + chunked(FIRST))
+                    client.read_head()
+                    client.read_event()
+                    side.send(chunked(LAST))
+                    self.assertEqual(client.read_event(), LAST.decode().strip())
+                    end(side)
+                    if name not in SAYS:
+                        self.assertEqual(self.rest(client), DONE)
+                        self.assert_good(running)
+                        continue
+                    self.assert_broken(running, client)
+
+    def test_they_may_come_with_what_breaks_the_stream(self) -> None:
+        running, engine = self.front(FOR_EVER_S)
+        client = self.begin(running, ask(stream=True, n=3), [("X-Request-ID", "it")])
+        engine.take().send(STREAM_HEAD + chunked(FIRST + LAST) + b"zz\r\n")
+        client.read_head()
+        self.assertEqual(self.rest(client), FIRST + LAST + DONE)
+        self.assert_good(running)
+
+    def test_choices_that_come_one_after_another_are_waited_for(self) -> None:
+        running, engine = self.front(0.001)
+        client, side = self.opened(running, engine, ask(stream=True, n=2))
+        side.send(chunked(LAST))
+        self.assertEqual(client.read_event(), LAST.decode().strip())
+        self.assertFalse(side.wait_until_left(0.2))
+        side.sock.settimeout(TIMEOUT_S)
+        second = delta("c", index=1), delta("", "stop", 1)
+        side.send(chunked(b"".join(second) + DONE) + b"0\r\n\r\n")
+        self.assertEqual(self.rest(client), b"".join(second) + DONE)
+        self.assert_good(running)
+
     def test_idle_time_that_is_shorter_than_the_grace(self) -> None:
         running, engine = self.front(FOR_EVER_S, STREAM_IDLE_TIMEOUT=0.05)
         client = self.begin(running, STREAM, [("X-Request-ID", "it")])
@@ -360,13 +418,6 @@ class GoodEndTest(EndsTest):
 
 
 class BadEndTest(EndsTest):
-    def assert_broken(self, running: RunningGateway, client: RawClient) -> None:
-        *events, last = client.read_events()
-        self.assertEqual(events, [])
-        self.assertEqual(chunk_of(last)["error"], "backend_error")
-        self.assertEqual(running.request_line("it")["error"], "backend_error")
-        self.assertEqual(self.states(running), ["open"])
-
     def test_before_the_reason_each_of_them_is_an_error(self) -> None:
         for name, end in BREAKS.items():
             with self.subTest(name):
@@ -415,9 +466,9 @@ class LibraryTest(ParkingTest):
         for side in sides:
             self.assertTrue(side.sock.fileno() < 0 or side.wait_until_left())
 
-    def texts(self, factory: InferenceFactory) -> list[str]:
+    def texts(self, factory: InferenceFactory, **options: Any) -> list[str]:
         found = []
-        for chunk in factory.stream([{"role": "user", "content": "hi"}]):
+        for chunk in factory.stream([{"role": "user", "content": "hi"}], **options):
             found.append(chunk["choices"][0]["delta"]["content"] if chunk["choices"] else "usage")
             if len(found) == 2:
                 self.ready.set()
@@ -439,6 +490,17 @@ class LibraryTest(ParkingTest):
                         factory.close()
                 self.assertEqual((factory.engines()[0].state, factory.engines()[0].last_error), ("up", None))
                 self.assertEqual(factory.engines()[0].in_flight, 0)
+
+    def test_so_does_one_with_fewer_choices_than_were_asked_for(self) -> None:
+        for name in ("a reset", "a chunk that is none", "silence"):
+            with self.subTest(name):
+                engine = self.scripted()
+                factory = self.enter(
+                    InferenceFactory({"m": [engine.url]}, stream_idle_timeout_s=0.2, health_interval_s=0)
+                )
+                with self.answering(engine, {**BREAKS, **HANGS}[name]):
+                    self.assertEqual(self.texts(factory, n=3), ["a", "b"])
+                self.assertIsNone(factory.engines()[0].last_error)
 
     def test_comments_for_ever_do_not_keep_it_open(self) -> None:
         engine = self.scripted()

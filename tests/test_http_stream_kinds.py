@@ -13,7 +13,7 @@ from inference import InferenceFactory
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, EngineSide, ScriptedEngine, chunked, delta
-from tests.support import COMPLETIONS, EMBEDDINGS, TIMEOUT_S, Response, RunningGateway, content_of, eventually
+from tests.support import COMPLETIONS, EMBEDDINGS, TIMEOUT_S, Response, RunningGateway, chunk_of, content_of, eventually
 
 BOM = b"\xef\xbb\xbf"
 DONE_EVENT = "data: [DONE]"
@@ -105,6 +105,18 @@ class AskedTest(KindsTest):
                     ):
                         self.assert_text(self.answered(running, engine, STREAM, *pieces), "whole")
         self.assertEqual(set(self.outcomes(running)), {"ok"})
+
+    def test_its_usage_is_seen_by_who_asked_for_it(self) -> None:
+        running, engine = self.one_engine()
+        for text in ("whole", "0123456789" * 150_000):
+            for asked in (None, {"include_usage": False}, {"include_usage": True}):
+                with self.subTest(size=len(text), asked=asked):
+                    body = {**STREAM, "stream_options": asked}
+                    response = self.answered(running, engine, body, whole("application/json", completion(text)))
+                    chunk = chunk_of(response.body.decode().split("\n\n")[0])
+                    self.assertEqual("usage" in chunk, asked == {"include_usage": True})
+                    line = running.request_line(response.request_id)
+                    self.assertEqual((line["completion_tokens"], line["usage_estimated"]), (1, False))
 
     def test_a_large_json_answer(self) -> None:
         running, engine = self.one_engine()

@@ -8,6 +8,7 @@ import unittest
 import unittest.mock
 from typing import Any, Optional
 
+from gateway.upstream.eventlines import events_in
 from gateway.upstream.sse import EventStream, StreamBroken
 from tests.test_sse import DONE, GOOD, ROLE, USAGE, Seen, SseTest, at_random, delta, event, run
 
@@ -224,6 +225,22 @@ class ErrorEventTest(SseTest):
 
     def test_an_error_without_a_message_is_told_as_it_is(self) -> None:
         self.assert_broken(event({"error": {"code": 500}}), b"", '{"code": 500}')
+
+
+class CodingTest(SseTest):
+    def test_bytes_that_are_no_utf_8_are_text_and_pass_as_they_came(self) -> None:
+        for odd in (b"\xf0\x9f", b"\xed\xa0\x80", b"\xff", b"\xc3"):
+            with self.subTest(odd):
+                one = event(delta("ODD")).replace(b"ODD", odd)
+                wire = event(ROLE) + one + event(delta("two")) + one + FINISH + DONE
+                self.assertEqual((self.seen(wire).lines, self.seen(wire).error), (wire, None))
+                (read,) = events_in(one)
+                self.assertEqual(read["choices"][0]["delta"]["content"], odd.decode("utf-8", "replace"))
+                for usage in (b'data: {"usage":%b,', b'data: {"a":"\xff","usage":%b,'):
+                    told = one.replace(b"data: {", usage % json.dumps(USAGE).encode())
+                    seen = self.seen(event(ROLE) + told + FINISH + DONE)
+                    shown = told.replace(b'"usage":%b,' % json.dumps(USAGE).encode(), b"")
+                    self.assertEqual(seen.lines, event(ROLE) + shown + FINISH + DONE)
 
 
 class FinishTest(SseTest):

@@ -343,7 +343,7 @@ class Relay:
             # What broke is the connection that `cancel` shut: no fault of the engine.
             self._cancelled(relayed, fault.lines)
             return
-        if relayed.stream.done or relayed.stream.events.complete:
+        if relayed.stream.done or relayed.stream.events.finished:
             self._finish(relayed, fault.lines)
             return
         rest = fault.lines + _end_of_event(relayed)
@@ -405,7 +405,7 @@ class Relay:
         self._forward(relayed, lines)
 
     def _finish(self, relayed: _Relayed, lines: bytes = b"") -> None:
-        """The stream is complete and nothing more of its engine is waited for: `lines`, then its good end."""
+        """The stream is finished and nothing more of its engine is waited for: `lines`, then its good end."""
         try:
             self._forward(relayed, relayed.stream.finish(lines))
         except OSError:

@@ -216,10 +216,10 @@ class EventStream(EventLines):
                 event, places, _ = outline(text)
             else:
                 try:
-                    event = _decode(payload.decode("utf-8", "surrogatepass"))
+                    event = _decode(payload.decode("utf-8", "replace"))
                 except _NonfiniteNumber:
                     text = with_nulls(payload)
-                    event = json.loads(text)
+                    event = json.loads(text.decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             # An object may go on in the next line, and so may an engine's words.
             if not whole and (payload.startswith(b"{") or self._kind == b"error"):

@@ -1,7 +1,8 @@
 """An engine's open event stream: the bytes of its connection on one side, whole lines for the client on the other.
 
-A stream is over for its client when it is complete (every choice has its reason), whatever its engine does then: what
-breaks it is no fault any more, and for `[DONE]` and usage the engine gets `grace_s`.
+When every choice that has come has its reason, what breaks the stream is no fault any more. When so many have as were
+asked for, it is complete and over for its client, whatever its engine does then: for `[DONE]` and usage that gets
+`grace_s`.
 
 Owns the response (and with it the connection) until `close`. Used by one thread at a time: the worker that waits for
 the first event, then whoever relays. Blocking and non-blocking reading meet in `_take`.
@@ -133,7 +134,7 @@ class EngineStream:
         self.sock.settimeout(left_s)
 
     def finish(self, lines: bytes = b"") -> bytes:
-        """End a complete stream, whatever its engine does: `lines`, then what is still due to the client. Nothing is to
+        """End a finished stream, whatever its engine does: `lines`, then what is still due to the client. Nothing is to
         be read any more, and the connection is closed with the stream unless its body has ended."""
         if self.done:
             return lines
@@ -141,7 +142,7 @@ class EngineStream:
         return lines + self.events.finish()
 
     def _finish_or_raise(self, fault: EngineFault) -> bytes:
-        if fault.outcome is CRASHED or not self.events.complete:
+        if fault.outcome is CRASHED or not self.events.finished:
             raise fault
         return self.finish(fault.lines)
 
@@ -294,6 +295,7 @@ class EngineStream:
             raise EngineFault(CRASHED) from error
 
     def _fault(self, kind: str, broken: StreamBroken) -> EngineFault:
+        self.events.finished = self.events.complete  # else it was about to say more
         outcome = Outcome(kind, str(broken), details=broken.details)
         return EngineFault(self.response.attempt.masked(outcome), broken.lines)
 
