@@ -190,8 +190,14 @@ class GoodEndTest(EndsTest):
                 self.assert_good(running)
 
     def test_an_engine_that_sends_comments_for_ever_is_left_after_the_grace(self) -> None:
-        running, engine = self.front(SOON_S)
-        client, side = self.opened(running, engine)
+        self.see_comments_for_ever(SOON_S)
+
+    def test_so_is_one_that_could_say_more_choices_after_the_time_that_a_stream_may_be_silent(self) -> None:
+        self.see_comments_for_ever(FOR_EVER_S, ask(stream=True, n=2), STREAM_IDLE_TIMEOUT=0.2)
+
+    def see_comments_for_ever(self, grace_s: float, request: Any = STREAM, **variables: object) -> None:
+        running, engine = self.front(grace_s, **variables)
+        client, side = self.opened(running, engine, request)
 
         def comment() -> None:
             with contextlib.suppress(OSError):

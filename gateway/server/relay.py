@@ -28,6 +28,7 @@ SWEEP_S = 0.5
 # 0.5 ms at most and costs less (22 -> 17 us at 5 000 a second: waking up costs more than an event).
 TURN_S = 0.0005
 TOGETHER = 8
+_COMPLETE = -1
 DRAIN_S = 1.0  # how long a finished stream's connection gets to end its body, to be kept
 
 
@@ -85,7 +86,9 @@ class Relay:
         self._streams: dict[_Relayed, None] = {}
         self._ripe: dict[_Relayed, None] = {}  # to be pulled in the next round, whatever their sockets say
         self._lingering: dict[EngineStream, float] = {}
-        self._completed: dict[_Relayed, float] = {}  # and when they are ended
+        # What is finished: when it is ended, and what had come of it: `_COMPLETE`, or so many events of one that may yet
+        # bring more choices.
+        self._finished: dict[_Relayed, tuple[float, int]] = {}
         self._now_s = clock()  # of the round under way
         self._closing = False
         self._ended = False
@@ -215,7 +218,7 @@ class Relay:
         exchange.keep_alive = False
         steps: tuple[Callable[[], object], ...] = (
             lambda: self._streams.pop(relayed, None),
-            lambda: self._completed.pop(relayed, None),
+            lambda: self._finished.pop(relayed, None),
             lambda: self._poller.unregister(relayed.stream.sock),
             lambda: self._poller.unregister(exchange.client.fileno()),
             exchange.client.shut_writing,
@@ -275,11 +278,11 @@ class Relay:
         if stream.done:
             if not relayed.ending:
                 relayed.ending = True
-                self._completed.pop(relayed, None)
+                self._finished.pop(relayed, None)
                 data += exchange.end_of_stream()
                 exchange.client.before_last(exchange, exchange.keep_alive)
-        elif stream.events.complete and relayed not in self._completed:
-            self._completed[relayed] = self._now_s + stream.grace_s
+        elif stream.events.finished:
+            self._limit(relayed)
         if relayed.unsent:  # a stream that has gone on, or ended, while its client was slow
             self._add_unsent(relayed, data)
             return
@@ -412,13 +415,23 @@ class Relay:
             self._end(relayed, Outcome("cancelled"))  # the client's socket: it has left
 
     def _finish_late(self, relayed: _Relayed) -> None:
-        """A complete stream's engine has had its time; what has come of it meanwhile is still passed on."""
-        del self._completed[relayed]
-        if not relayed.stream.events.complete:  # another choice has begun: it is complete when that is
-            return
+        """A finished stream's engine has had its time; what has come of it meanwhile is still passed on."""
         stream = relayed.stream
         lines = stream.pull() if relayed.paused else b""
-        self._forward(relayed, stream.finish(lines) if stream.events.complete else lines)
+        _, before = self._finished.pop(relayed)
+        if stream.events.finished and before == _so_far(stream):
+            lines = stream.finish(lines)
+        self._forward(relayed, lines)  # else more has come, and it is limited anew when it is finished again
+
+    def _limit(self, relayed: _Relayed) -> None:
+        """The stream is finished: give its engine time to end it; for more choices, if not all have come that were
+        asked for, as long as for the next event."""
+        stream = relayed.stream
+        so_far = _so_far(stream)
+        limited = self._finished.get(relayed)
+        if limited is None or limited[1] != so_far:
+            limit_s = stream.grace_s if so_far == _COMPLETE else self._idle_timeout_s
+            self._finished[relayed] = self._now_s + limit_s, so_far
 
     def _cancelled(self, relayed: _Relayed, lines: bytes = b"") -> None:
         """The client has left; or the gateway ends, and tells the client after `lines`."""
@@ -465,7 +478,7 @@ class Relay:
         if relayed not in self._streams:
             return
         del self._streams[relayed]
-        self._completed.pop(relayed, None)
+        self._finished.pop(relayed, None)
         exchange = relayed.exchange
         exchange.on_cancel = None
         self._poller.unregister(relayed.stream.sock)
@@ -502,7 +515,7 @@ class Relay:
         """End what has been silent for too long, an engine or a client that takes nothing, and what is complete."""
         for relayed in [r for r in self._streams if now_s - r.active_s > self._idle_timeout_s and not r.away]:
             self._guarded(relayed, self._time_out)
-        for relayed in [r for r, until_s in self._completed.items() if now_s >= until_s]:
+        for relayed in [r for r, (until_s, _) in self._finished.items() if now_s >= until_s]:
             self._guarded(relayed, self._finish_late)
         for stream in [s for s, until_s in self._lingering.items() if now_s > until_s]:
             self._stop_lingering(stream)
@@ -513,6 +526,11 @@ class Relay:
         else:
             text = f"the engine sent nothing for {self._idle_timeout_s:g} s"
             self._broken(relayed, EngineFault(Outcome("timeout", text)))
+
+
+def _so_far(stream: EngineStream) -> int:
+    """What has come of a finished stream."""
+    return _COMPLETE if stream.events.complete else stream.events.events
 
 
 def _end_of_event(relayed: _Relayed) -> bytes:
