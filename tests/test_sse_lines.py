@@ -379,11 +379,15 @@ class HiddenUsageTest(SseTest):
         self.assertEqual(json.loads(self.events(seen.lines)[0]), delta("a", x={"usage": 1}))
 
     def test_its_own_lines_do_not_dangle(self) -> None:
-        for lines in (b"event: usage\nid: 7\n%b\n", b"id: 7\n%bid: 8\nevent: y\n\n", b"id: 7\n: kept\n%b\n"):
+        for lines, kept in (
+            (b"event: usage\nid: 7\n%b\n", b""),
+            (b"id: 7\n%bid: 8\nevent: y\n\n", b""),
+            (b"id: 7\n: kept\n%b\n", b": kept\n\n"),
+            (b"id: 7\nretry: 10\n%b\n", b"retry: 10\n\n"),
+        ):
             for end in (b"\n", b"\r\n", b"\r"):
                 wire = (GOOD + lines % ASKED[:-1] + DONE).replace(b"\n", end)
                 seen = self.seen(wire)
-                kept = b": kept\n\n" if lines.count(b"kept") else b""
                 self.assertEqual(seen.lines, (GOOD + kept + DONE).replace(b"\n", end))
 
     def test_an_event_in_several_lines(self) -> None:

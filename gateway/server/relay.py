@@ -414,10 +414,9 @@ class Relay:
     def _finish_late(self, relayed: _Relayed) -> None:
         """A complete stream's engine has had its time; what has come of it meanwhile is still passed on."""
         del self._completed[relayed]
-        if not relayed.stream.events.complete:  # another choice has begun: it is complete when that is
-            return
         stream = relayed.stream
         lines = stream.pull() if relayed.paused else b""
+        # Where another choice has begun, it is complete when that is.
         self._forward(relayed, stream.finish(lines) if stream.events.complete else lines)
 
     def _cancelled(self, relayed: _Relayed, lines: bytes = b"") -> None:
