@@ -429,12 +429,13 @@ class NonfiniteTest(SseTest):
     def test_such_a_number_becomes_null_and_all_else_stays(self) -> None:
         for number in (b"NaN", b"Infinity", b"-Infinity"):
             for end in (b"\n", b"\r\n", b"\r"):
-                one = event(delta("a NaN, -Infinity", logprobs={"x": [1e-7, "NUMBER", "-Infinity"], "y": "NUMBER"}))
-                wire = event(ROLE) + one.replace(b'"NUMBER"', number) + FINISH + DONE
-                shown = event(ROLE) + one.replace(b'"NUMBER"', b"null") + FINISH + DONE
-                seen = self.seen(wire.replace(b"\n", end))
-                self.assertEqual((seen.lines, seen.error), (shown.replace(b"\n", end), None))
-                self.assertEqual(seen.weight, len("a NaN, -Infinity"))
+                for text in ("a", "a NaN, -Infinity"):
+                    one = event(delta(text, logprobs={"x": [1e-7, "NUMBER", text], "y": "NUMBER"}))
+                    wire = event(ROLE) + one.replace(b'"NUMBER"', number) + FINISH + DONE
+                    shown = event(ROLE) + one.replace(b'"NUMBER"', b"null") + FINISH + DONE
+                    seen = self.seen(wire.replace(b"\n", end))
+                    self.assertEqual((seen.lines, seen.error), (shown.replace(b"\n", end), None))
+                    self.assertEqual(seen.weight, len(text))
 
     def test_a_text_that_names_one_passes_as_it_came(self) -> None:
         for text in ("NaN", "a NaN.", '":NaN', "Infinity", "-Infinity,", "\\NaN", "N", "I"):
