@@ -321,7 +321,7 @@ class ResumeTest(ResilienceTest):
                 other = self.engines[1].take()
                 rest = chunked(event(" time", "stop", id="b") + DONE) + LAST_CHUNK
                 other.send(STREAM_HEAD + (chunked(event(" long")) + rest if together else chunked(event(" long"))))
-                eventually(lambda r=relayed: r.stream.events.earlier_chars and r.unsent.count(b"data:") >= 2)
+                eventually(lambda r=relayed: r.stream.events.earlier_weight and r.unsent.count(b"data:") >= 2)
                 takes_more.set()
                 if not together:
                     events += [client.read_event() or "" for _ in range(2)]

@@ -140,7 +140,7 @@ class BoundedTest(unittest.TestCase):
         earlier.feed(b"".join(event(delta("y")) for _ in range(4)))
         onward = EventStream(True, keep_text=True)
         onward.go_on(earlier)
-        self.assertEqual(onward.earlier_chars, KEPT_MAX_CHARS - 6)
+        self.assertEqual(onward.earlier_weight, KEPT_MAX_CHARS - 6)
         onward.feed(event(delta("123456")))
         self.assertEqual((onward.text or "")[-10:], "yyyy123456")
         onward.feed(event(delta("7")))

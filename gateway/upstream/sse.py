@@ -50,6 +50,25 @@ def _refuse_nonfinite(name: str) -> None:
 # A decoder of its own: given to json.loads, the hook would cost one each time.
 _decode = decode_with(json.JSONDecoder(parse_constant=_refuse_nonfinite))
 
+# An event's text with null for such numbers, what it says, and where the values of its keys stand, if that is known.
+_Read = tuple[bytes, Any, dict[str, tuple[int, int]]]
+
+
+def _read(payload: bytes) -> _Read:
+    """Raises ValueError, RecursionError."""
+    try:
+        return payload, _decode(payload.decode("utf-8", "surrogatepass")), {}
+    except _NonfiniteNumber:
+        text = with_nulls(payload)
+        return text, json.loads(text), {}
+
+
+def _read_large(payload: bytes) -> _Read:
+    """As `_read`, without making objects of it."""
+    text = with_nulls(payload) if has_nonfinite(payload) else payload
+    event, places, _ = outline(text)
+    return text, event, places
+
 
 class EventStream(EventLines):
     """State of one stream, besides that of its lines. `finished` = at least one choice has come, and each that has come
@@ -70,7 +89,6 @@ class EventStream(EventLines):
         "_under_way",
         "alike",
         "complete",
-        "earlier_chars",
         "earlier_weight",
         "events",
         "finished",
@@ -104,8 +122,7 @@ class EventStream(EventLines):
         # What the client has been given, to go on from, in pieces: adding to one text would copy it each time.
         self._kept_text: Optional[list[str]] = [] if keep_text else None
         self._kept_chars = 0
-        self.earlier_chars = 0  # of `text`, given by an earlier stream
-        self.earlier_weight = 0
+        self.earlier_weight = 0  # of `text`, as far as an earlier stream has given it
         self._first_of_rest = False
         self.stamp: dict[str, Any] = {}  # with a kept text: what all events of one stream have in common
         self._restamped = False
@@ -208,20 +225,9 @@ class EventStream(EventLines):
             raise StreamBroken("the engine ended the stream without finishing the answer")
 
     def _judge(self, payload: bytes, whole: bool) -> Optional[bytes]:
-        text = payload
         large = len(payload) > LARGE_BYTES
-        places: dict[str, tuple[int, int]] = {}
-        event: Any
         try:
-            if large:
-                text = with_nulls(payload) if has_nonfinite(payload) else payload
-                event, places, _ = outline(text)
-            else:
-                try:
-                    event = _decode(payload.decode("utf-8", "surrogatepass"))
-                except _NonfiniteNumber:
-                    text = with_nulls(payload)
-                    event = json.loads(text)
+            text, event, places = _read_large(payload) if large else _read(payload)
         except (ValueError, RecursionError):
             # An object may go on in the next line, and so may an engine's words.
             if not whole and (payload.startswith(b"{") or self._kind == b"error"):
@@ -314,7 +320,7 @@ class EventStream(EventLines):
         """This stream goes on where `earlier` has broken off. Before its first event."""
         text = earlier.text
         self._kept_text = None if text is None else [text]
-        self._kept_chars = self.earlier_chars = len(text or "")
+        self._kept_chars = len(text or "")
         self.earlier_weight = weigh(text or "")
         self.stamp = earlier.stamp
         self._begins = False
