@@ -346,7 +346,7 @@ class Relay:
         if relayed.stream.done or relayed.stream.events.complete:
             self._finish(relayed, fault.lines)
             return
-        rest = fault.lines + _end_of_event(relayed)
+        rest = fault.lines + relayed.stream.events.closing
         if relayed.stream.events.keeps_text:
             self._send_away(relayed, fault, rest)
         else:
@@ -429,7 +429,7 @@ class Relay:
             relayed.exchange.keep_alive = False
             self._finish(relayed, lines)
         else:
-            self._fail(relayed, EngineFault(Outcome("cancelled")), lines + _end_of_event(relayed))
+            self._fail(relayed, EngineFault(Outcome("cancelled")), lines + relayed.stream.events.closing)
 
     def _fail(self, relayed: _Relayed, fault: EngineFault, rest: bytes) -> None:
         """`rest`, one error event, the end of the body."""
@@ -512,8 +512,3 @@ class Relay:
         else:
             text = f"the engine sent nothing for {self._idle_timeout_s:g} s"
             self._broken(relayed, EngineFault(Outcome("timeout", text)))
-
-
-def _end_of_event(relayed: _Relayed) -> bytes:
-    """What ends the event that the engine broke off inside of: what follows is to be an event of its own."""
-    return relayed.stream.events.closing
