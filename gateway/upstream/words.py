@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
+from gateway.upstream.sniff import BLANK, BOM
+
 MESSAGE_MAX_CHARS = 500
 DETAIL_MAX_CHARS = 200
 NESTED_MAX = 6  # an error in an error ...
@@ -146,7 +148,7 @@ def _message_in(raw: str, depth: int) -> str:
 
 def _text_in(body: bytes) -> str:
     """The message in what is no JSON, or not all of it."""
-    begin = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:8192]
+    begin = body.lstrip(BOM + BLANK)[:8192]
     if begin[:1] == b"<":
         title = _TITLE.search(begin)
         return title[1].decode("utf-8", "replace") if title else ""
