@@ -2,7 +2,8 @@
 
 The one place where routing (who is asked) meets upstream (asking). `Asker` owns the prepared endpoints and the
 watchdog; it holds no lock of its own: choosing is locked per model in routing/, and a `Call` belongs to one thread.
-Two attempts of a hedged call meet in a `Race`, whose lock guards who has won.
+Two attempts of a hedged call meet in a `Race`, whose lock guards who has won; an attempt that is ended because its
+engine has gone out meets whoever waits for it in `Rescue`.
 """
 
 from __future__ import annotations

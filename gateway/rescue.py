@@ -102,5 +102,5 @@ class Onward:
         pool = self._pool
         if not pool.takes_over(self._others, 0.0):
             return False
-        self._paid = all(lease.proven for lease in leases) or (pool.has_retry() and pool.take_retry())
+        self._paid = all(lease.proven for lease in leases) or pool.take_retry(often=True)
         return self._paid

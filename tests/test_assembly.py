@@ -9,7 +9,7 @@ import threading
 import unittest
 from typing import Any, Optional
 
-from gateway.upstream.assembly import EVENT_MAX_BYTES, assemble
+from gateway.upstream.assembly import PARSED_MAX_BYTES, assemble
 from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.framing import ResponseHead
@@ -86,6 +86,7 @@ class AssemblyTest(unittest.TestCase):
             event(choice({"content": "Hel"}), **{**head, "id": "c-2"}),
             event(choice({"content": "l\u00f6 \u6587\ud83d"})),
             event(choice({}, "stop"), service_tier="a"),
+            event(choice({"content": ""})),  # which takes no reason back
             event(usage=usage, timings={"ms": 1.5}, service_tier="b"),
         )
         message = {"role": "assistant", "content": "Hell\u00f6 \u6587\ud83d"}
@@ -214,7 +215,7 @@ class AssemblyTest(unittest.TestCase):
         bodies = {
             "a text and something else": event(choice({"content": "a"})) + event(choice({"content": ["b"]})) + end,
             "too many keys": event(choice({f"k{i}": 1 for i in range(40)})) + end,
-            "an event too large": event(choice({"content": "x" * EVENT_MAX_BYTES})) + end,
+            "an event too large": event(choice({"content": "x" * PARSED_MAX_BYTES})) + end,
             "too many tool calls": b"".join(
                 event(choice({"tool_calls": [{"index": i} for i in range(n, n + 1000)]})) for n in range(0, 5000, 1000)
             )

@@ -10,7 +10,7 @@ from typing import Any
 from inference import InferenceFactory
 from tests.parking import ParkingTest
 from tests.resilience import ask
-from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, Response
+from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, TIMEOUT_S, Response
 from tests.test_http_threaded import Threaded
 
 TEXT = 'NaN is "NaN", -Infinity \\" too'
@@ -114,7 +114,7 @@ class LibraryTest(ParkingTest):
             )
             asking.start()
             engine.take().answer(chat())
-            asking.join()
+            asking.join(TIMEOUT_S)
         self.assertEqual(answers[0]["choices"][0]["logprobs"], NULLS)
 
 

@@ -95,6 +95,19 @@ class RescueTest(ParkingTest):
                 self.assertEqual(answer.body, delta("well", "stop") + DONE)
                 self.assert_told(running, answer, hung)
 
+    def test_one_that_is_asked_again_without_usage_comes_from_another_engine(self) -> None:
+        running, (hung, good) = self.fleet(2)
+        client = self.begin(running, STREAM)
+        side = hung.take()
+        side.answer(b'{"error": "no stream_options here"}', status="400 Bad Request")
+        self.assertNotIn("stream_options", side.read_request().json)
+        self.out(running, hung)
+        good.take().send(WHOLE_STREAM)
+        self.assertTrue(side.wait_until_left())
+        answer = client.read_response()
+        self.assert_answered_by(answer, good.port, attempts=3)
+        self.assert_told(running, answer, hung, attempts=3)
+
     def test_a_stream_that_has_begun_goes_on(self) -> None:
         running, (engine, _) = self.fleet(2)
         client = self.begin(running, STREAM)

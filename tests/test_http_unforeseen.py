@@ -24,7 +24,7 @@ from gateway.upstream.sse import EventStream
 from gateway.upstream.status import retry_after_s
 from inference import InferenceFactory
 from tests.resilience import ResilienceTest, ask
-from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
+from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
 from tests.support import CHAT, Response, RunningGateway, content_of, eventually
 
 MARK = "unforeseen"
@@ -188,6 +188,40 @@ class UnforeseenTest(ResilienceTest):
             self.assert_nothing_held(running)
             self.assertEqual(running.app.pipeline.in_flight, 0)
             self.assertEqual(client.post().status, 200)  # on the same connection
+
+    def test_a_crash_behind_the_last_reason_of_the_library_s_stream_is_told_and_costs_nothing(self) -> None:
+        engine = self.scripted()
+        told: list[str] = []
+        sides: list[EngineSide] = []
+
+        def answer_it() -> None:
+            side = engine.take()
+            sides.append(side)
+            side.send(STREAM_HEAD + chunked(delta("good", "stop")))
+            begun.wait(20)
+            side.send(chunked(delta(MARK, "stop")))
+
+        begun = threading.Event()
+        thread = threading.Thread(target=answer_it, name="engine")
+        with crashing(EventStream, "feed", marked):
+            factory = self.enter(
+                InferenceFactory(
+                    {"m": [engine.url]},
+                    health_interval_s=0,
+                    stream_end_grace_s=600,
+                    on_crash=lambda error, model, at: told.append(f"{error} {model} {at}"),
+                )
+            )
+            thread.start()
+            chunks = []
+            for chunk in factory.stream([{"role": "user", "content": "hi"}]):
+                chunks.append(chunk)
+                begun.set()
+        thread.join(20)
+        self.assertEqual(len(chunks), 1)
+        self.assertEqual(told, [f"a bug that nobody is to hear of m 127.0.0.1:{engine.port}"])
+        self.assertEqual([(e.state, e.in_flight, e.last_error) for e in factory.engines()], [("up", 0, None)])
+        self.assertTrue(sides[0].wait_until_left())
 
     def test_a_crash_in_the_library_s_stream_is_the_engine_s(self) -> None:
         engine = self.scripted()

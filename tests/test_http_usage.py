@@ -15,6 +15,7 @@ from gateway.telemetry.ledger import Ledger
 from gateway.upstream.answers import Bounds, Usage, complete, complete_large, outline_answer, parse_answer, usage_of
 from gateway.upstream.bounds import PART_TOKENS, TOKENS_UNKNOWN, bounds_of
 from gateway.upstream.call import Call
+from gateway.upstream.estimates import weigh
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
 from tests.support import CHAT, RunningGateway, chunk_of, eventually
@@ -44,6 +45,12 @@ class BoundsTest(unittest.TestCase):
         image = {"messages": [{"role": "user", "content": parts}]}
         self.assertTrue(PART_TOKENS < self.bounds(image).prompt < PART_TOKENS + 20_000)
         self.assertEqual(self.bounds(ask("x" * 11_000_000)).prompt, TOKENS_UNKNOWN)
+
+    def test_what_a_stream_goes_on_after_is_prompt_too(self) -> None:
+        call = Call("/chat/completions", ask())
+        for text in ("a", "\u00e9", "\u0394", "\u4e00", "\U0001f600"):
+            more = bounds_of(call, None, weigh(text * 10_000)).prompt - bounds_of(call).prompt
+            self.assertTrue(len(text.encode()) <= more / 10_000 <= 16, text)
 
     def test_an_answer_is_as_long_as_was_asked_for_in_each_choice(self) -> None:
         self.assertTrue(1_000 <= self.bounds(ask(max_tokens=10)).completion < 2_000)

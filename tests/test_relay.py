@@ -486,6 +486,21 @@ class RelayTest(unittest.TestCase):
         with mock.patch.object(self.relay, "_sweep", noted):
             eventually(lambda: self.now_s in seen_s)
 
+    def test_a_choice_that_begins_within_the_grace_gets_the_time_that_it_takes(self) -> None:
+        relayed = self.take()
+        relayed.engine.sendall(chunked(delta("b", "stop")))
+        eventually(lambda: relayed.client.taken == delta("b", "stop"))
+        relayed.engine.sendall(chunked(delta("c", index=1)))
+        eventually(lambda: relayed.client.taken.endswith(delta("c", index=1)))
+        self.now_s = 1.1
+        self.swept()
+        self.assertFalse(relayed.ended)
+        relayed.engine.sendall(chunked(delta("d", "stop", index=1)))
+        eventually(lambda: relayed.client.taken.endswith(delta("d", "stop", index=1)))
+        self.now_s = 2.3
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertTrue(relayed.client.taken.endswith(delta("d", "stop", index=1) + DONE))
+
     def test_the_grace_is_its_engine_s_and_a_slow_client_gets_all(self) -> None:
         for behind in (b"", USAGE, USAGE + DONE):
             with self.subTest(behind):

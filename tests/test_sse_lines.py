@@ -396,11 +396,15 @@ class HiddenUsageTest(SseTest):
         self.assertEqual(json.loads(self.events(seen.lines)[0]), delta("a", x={"usage": 1}))
 
     def test_its_own_lines_do_not_dangle(self) -> None:
-        for lines in (b"event: usage\nid: 7\n%b\n", b"id: 7\n%bid: 8\nevent: y\n\n", b"id: 7\n: kept\n%b\n"):
+        for lines, kept in (
+            (b"event: usage\nid: 7\n%b\n", b""),
+            (b"id: 7\n%bid: 8\nevent: y\n\n", b""),
+            (b"id: 7\n: kept\n%b\n", b": kept\n\n"),
+            (b"id: 7\nretry: 10\n%b\n", b"retry: 10\n\n"),
+        ):
             for end in (b"\n", b"\r\n", b"\r"):
                 wire = (GOOD + lines % ASKED[:-1] + DONE).replace(b"\n", end)
                 seen = self.seen(wire)
-                kept = b": kept\n\n" if lines.count(b"kept") else b""
                 self.assertEqual(seen.lines, (GOOD + kept + DONE).replace(b"\n", end))
 
     def test_an_event_in_several_lines(self) -> None:
@@ -442,12 +446,13 @@ class NonfiniteTest(SseTest):
     def test_such_a_number_becomes_null_and_all_else_stays(self) -> None:
         for number in (b"NaN", b"Infinity", b"-Infinity"):
             for end in (b"\n", b"\r\n", b"\r"):
-                one = event(delta("a NaN, -Infinity", logprobs={"x": [1e-7, "NUMBER", "-Infinity"], "y": "NUMBER"}))
-                wire = event(ROLE) + one.replace(b'"NUMBER"', number) + FINISH + DONE
-                shown = event(ROLE) + one.replace(b'"NUMBER"', b"null") + FINISH + DONE
-                seen = self.seen(wire.replace(b"\n", end))
-                self.assertEqual((seen.lines, seen.error), (shown.replace(b"\n", end), None))
-                self.assertEqual(seen.weight, len("a NaN, -Infinity"))
+                for text in ("a", "a NaN, -Infinity"):
+                    one = event(delta(text, logprobs={"x": [1e-7, "NUMBER", text], "y": "NUMBER"}))
+                    wire = event(ROLE) + one.replace(b'"NUMBER"', number) + FINISH + DONE
+                    shown = event(ROLE) + one.replace(b'"NUMBER"', b"null") + FINISH + DONE
+                    seen = self.seen(wire.replace(b"\n", end))
+                    self.assertEqual((seen.lines, seen.error), (shown.replace(b"\n", end), None))
+                    self.assertEqual(seen.weight, len(text))
 
     def test_a_text_that_names_one_passes_as_it_came(self) -> None:
         for text in ("NaN", "a NaN.", '":NaN', "Infinity", "-Infinity,", "\\NaN", "N", "I"):
@@ -463,6 +468,13 @@ class NonfiniteTest(SseTest):
         one = event(delta("x" * 300_000, x="NUMBER"))
         seen = run([event(ROLE) + one.replace(b'"NUMBER"', b"NaN") + FINISH + DONE])
         self.assertEqual(seen.lines, event(ROLE) + one.replace(b'"NUMBER"', b"null") + FINISH + DONE)
+
+    def test_in_a_stream_that_goes_on_after_another_whose_events_are_written_anew(self) -> None:
+        for number in (b"NaN", b"-Infinity", b"1e999"):
+            onward = EventStream(True, keep_text=True)
+            onward.go_on(EventStream(True, keep_text=True))
+            lines = onward.feed(event(delta("a", x="NUMBER")).replace(b'"NUMBER"', number))
+            self.assertEqual(lines.count(b'"x":null'), 1)
 
     def test_one_instead_of_an_event_is_none(self) -> None:
         for payload in (b"NaN", b"-Infinity", b"[NaN]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
@@ -10,7 +11,9 @@ import socket
 import unittest
 from typing import Optional
 
+from gateway.errors import ClientGone
 from gateway.upstream.attempt import Attempt, EngineFault
+from gateway.upstream.codings import PIECE_BYTES
 from gateway.upstream.connections import Connection, ConnectionPool
 from gateway.upstream.framing import ResponseHead
 from gateway.upstream.response import EngineResponse
@@ -164,6 +167,21 @@ class ChunkTest(unittest.TestCase):
                     rest = rest[cut:]
             pieces += [rest] if rest else []
             self.assert_as_by_bytes(pieces, chance.randint(1, 2), chance.random() < 0.5)
+
+
+class PendingTest(unittest.TestCase):
+    def test_an_answer_of_which_much_is_left_to_decode_is_not_read_on_when_nobody_waits_for_it(self) -> None:
+        ours, engine = socket.socketpair()
+        body = gzip.compress(b" " * 10 * PIECE_BYTES)
+        head = ResponseHead(200, {b"content-length": b"%d" % len(body), b"content-encoding": b"gzip"}, True)
+        with ours, engine:
+            attempt = Attempt(math.inf)
+            pool = ConnectionPool("127.0.0.1", 1, None, 1.0)
+            response = EngineResponse(head, body, Connection(ours), pool, attempt)
+            self.assertEqual(len(response.read_some()), PIECE_BYTES)
+            self.assertEqual(len(response.read_some()), PIECE_BYTES)
+            attempt.abort("cancelled")
+            self.assertRaises(ClientGone, response.read_some)
 
 
 def _anything(chance: random.Random) -> bytes:

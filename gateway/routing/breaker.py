@@ -195,15 +195,11 @@ class RetryBudget:
 
     def take(self, now_s: float) -> bool:
         """Take one retry; False when there is none left."""
-        if not self.left(now_s):
+        slot = self._slot(now_s)
+        if sum(self._retries) + 1 > max(self._least, self._ratio * sum(self._requests)):
             return False
-        self._retries[self._slot(now_s)] += 1
+        self._retries[slot] += 1
         return True
-
-    def left(self, now_s: float) -> bool:
-        """Whether there is one to take."""
-        self._slot(now_s)
-        return sum(self._retries) + 1 <= max(self._least, self._ratio * sum(self._requests))
 
     def _slot(self, now_s: float) -> int:
         second = int(now_s)

@@ -310,19 +310,17 @@ class ModelPool:
 
         return min(out, key=rank, default=None)
 
-    def take_retry(self) -> bool:
-        """Take one retry from the budget (20 % of the last ten seconds' requests, at least 10); False: none is left."""
+    def take_retry(self, often: bool = False) -> bool:
+        """Take one retry from the budget (20 % of the last ten seconds' requests, at least 10); False: none is left.
+
+        Who asks `often`, until there is one, leaves no trace of having asked in vain.
+        """
         with self._lock:
             now_s = self._clock()
             granted = self._budget.take(now_s)
-            if self._recorder is not None:
+            if self._recorder is not None and (granted or not often):
                 self._record("retry", now_s, {}, granted)
             return granted
-
-    def has_retry(self) -> bool:
-        """Whether `take_retry` would take one; for who looks often, and in vain without a trace."""
-        with self._lock:
-            return self._budget.left(self._clock())
 
     def hedge_after_s(self) -> Optional[float]:
         """Seconds after which a second engine is to be asked; None: not (yet). For a hedging model's request, once."""

@@ -337,8 +337,7 @@ class Tries:
             again = self.sent < self._limit  # as a last resort, wherever one has come in meanwhile
             if not (again and any(pool.takes_over([*left, *self._tried], 0.0) for pool in self._pools)):
                 return False
-        budget = self._pools[0]
-        if not (all(lease.proven for lease in leases) or (budget.has_retry() and budget.take_retry())):
+        if not (all(lease.proven for lease in leases) or self._pools[0].take_retry(often=True)):
             return False
         self._left, self._paid = left, True
         return True

@@ -86,8 +86,8 @@ class Relay:
         self._streams: dict[_Relayed, None] = {}
         self._ripe: dict[_Relayed, None] = {}  # to be pulled in the next round, whatever their sockets say
         self._lingering: dict[EngineStream, float] = {}
-        # What is finished: when it is ended, and what had come of it: `_COMPLETE`, or so many events of one that may yet
-        # bring more choices.
+        # What is finished: when it is ended, and what had come of it: `_COMPLETE`, or how many events of one that may
+        # yet bring more choices.
         self._finished: dict[_Relayed, tuple[float, int]] = {}
         self._now_s = clock()  # of the round under way
         self._closing = False
@@ -349,7 +349,7 @@ class Relay:
         if relayed.stream.done or relayed.stream.events.finished:
             self._finish(relayed, fault.lines)
             return
-        rest = fault.lines + _end_of_event(relayed)
+        rest = fault.lines + relayed.stream.events.closing
         if relayed.stream.events.keeps_text:
             self._send_away(relayed, fault, rest)
         else:
@@ -443,7 +443,7 @@ class Relay:
             relayed.exchange.keep_alive = False
             self._finish(relayed, lines)
         else:
-            self._fail(relayed, EngineFault(Outcome("cancelled")), lines + _end_of_event(relayed))
+            self._fail(relayed, EngineFault(Outcome("cancelled")), lines + relayed.stream.events.closing)
 
     def _fail(self, relayed: _Relayed, fault: EngineFault, rest: bytes) -> None:
         """`rest`, one error event, the end of the body."""
@@ -531,8 +531,3 @@ class Relay:
 def _so_far(stream: EngineStream) -> int:
     """What has come of a finished stream."""
     return _COMPLETE if stream.events.complete else stream.events.events
-
-
-def _end_of_event(relayed: _Relayed) -> bytes:
-    """What ends the event that the engine broke off inside of: what follows is to be an event of its own."""
-    return relayed.stream.events.closing

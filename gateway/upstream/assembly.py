@@ -12,20 +12,18 @@ from typing import Any, Optional, Union
 
 from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import EngineFault
-from gateway.upstream.deltas import is_finish
+from gateway.upstream.deltas import TEXT_KEYS, is_finish, number_of
 from gateway.upstream.eventlines import events_in
 from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.upstream.stream import EngineStream
 
 CHOICES_MAX = 4_096  # and as many tool calls
 KEYS_MAX = 32  # of an object
-EVENT_MAX_BYTES = 1_048_576  # as objects, such an event may take 25 MiB
+PARSED_MAX_BYTES = 1_048_576  # of an event: as objects, such an event may take 25 MiB
 PREFIX = "the engine sent an event stream though none was asked for"
 
 _OBJECTS = {"/chat/completions": "chat.completion", "/completions": "text_completion"}
 _FIRST = ("id", "created", "model", "system_fingerprint")  # said by the first event; of all else the last word counts
-_TEXTS = ("content", "text", "refusal", "reasoning_content", "reasoning", "arguments", "name")
-
 
 Pieces = list[Union[bytes, bytearray]]  # of JSON
 
@@ -51,7 +49,7 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
             size += len(lines)
             if size > max_bytes:
                 raise EngineFault(Outcome("invalid", f"the engine's answer has more than {max_bytes} bytes"))
-            for event in events_in(lines, EVENT_MAX_BYTES):
+            for event in events_in(lines, PARSED_MAX_BYTES):
                 answer.add(event)
                 del event  # before there is another one: as objects, each may be 25 times as large
             lines = stream.read()
@@ -176,7 +174,7 @@ class _Choice:
                 self.function = self.function or _Kept()
                 _add_function(self.function, value)
             else:
-                self.message.add(key, value, joined=key in _TEXTS)
+                self.message.add(key, value, joined=key in TEXT_KEYS)
         return began
 
     def _add_call(self, part: Any, place: int) -> int:
@@ -245,8 +243,7 @@ class _Answer:
     def _add_choice(self, choice: Any) -> None:
         if not isinstance(choice, dict):
             return
-        index = choice.get("index")
-        index = index if type(index) is int else 0
+        index = number_of(choice)
         kept = self._choices.get(index)
         if kept is None:
             kept = self._choices[index] = _Choice()
@@ -269,7 +266,7 @@ def _add_function(kept: _Kept, value: Any) -> None:
             part = dump_with_nulls(part).decode()
         if key == "name" and isinstance(part, str) and kept.says(key, part):  # once more, not gone on with
             continue
-        kept.add(key, part, joined=key in _TEXTS)
+        kept.add(key, part, joined=key in TEXT_KEYS)
 
 
 def _function(kept: _Kept) -> Pieces:

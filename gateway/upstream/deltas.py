@@ -12,12 +12,13 @@ from typing import Any, Optional
 from gateway.upstream.estimates import weigh_escaped, weight_of_choices
 from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.upstream.skim import Span
+from gateway.upstream.sniff import BLANK
 from gateway.upstream.words import Words, tidy, words_of
 
-# The text of a delta, still escaped. (Unrolled: an alternative for each character would keep its place in memory.)
-TEXT = re.compile(
-    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments|name)":\s?"([^"\\]*(?:\\.[^"\\]*)*)"'
-)
+# What of a delta comes in pieces that make one text.
+TEXT_KEYS = ("content", "text", "refusal", "reasoning_content", "reasoning", "arguments", "name")
+# One of them, still escaped. (Unrolled: an alternative for each character would keep its place in memory.)
+TEXT = re.compile(rb'"(?:%b)":\s?"([^"\\]*(?:\\.[^"\\]*)*)"' % "|".join(TEXT_KEYS).encode())
 NUMBER = re.compile(rb'"index"\s*:\s*(-?[0-9]+)')
 """Of a choice, or of a call in one."""
 OTHER_NUMBER = re.compile(rb'"index"(?!: ?0[,}])')
@@ -26,7 +27,6 @@ OTHER_NUMBER = re.compile(rb'"index"(?!: ?0[,}])')
 _PLAIN = re.compile(rb'[^"\\\n\r\x80-\xff]*')
 _NO_TEXT = re.compile(rb'["\n\r]')
 _USAGE = re.compile(rb'"usage"\s*:\s*')
-_SPACE = b" \t\n\r"
 _BACKSLASH = 0x5C
 
 # What servers write where OpenAI has null: a key's empty value, a word for nothing, the zero of an enumeration.
@@ -70,7 +70,7 @@ def number_of(choice: dict[str, Any]) -> int:
 
 
 def weight_of(payload: bytes, choices: object) -> int:
-    """The weight of what an event's choices generate; of a large one about."""
+    """The weight of what an event's `choices` generate, by its JSON where that tells sooner."""
     texts = [text for text in TEXT.findall(payload) if text]
     if len(texts) > 1:  # not all of them need count: some engines say the same in two places
         return weight_of_choices(payload, choices)
@@ -100,10 +100,10 @@ def without_usage(payload: bytes, members: dict[str, Any], place: Optional[tuple
     if place is None:
         return dump_with_nulls({key: value for key, value in members.items() if key != "usage"})
     begin = payload.rfind(b'"', 0, payload.rfind(b'"', 0, place[0]))
-    before, behind = payload[:begin], payload[place[1] :].lstrip(_SPACE)
+    before, behind = payload[:begin], payload[place[1] :].lstrip(BLANK)
     if behind.startswith(b","):
-        return before + behind[1:].lstrip(_SPACE)
-    return before.rstrip(_SPACE).removesuffix(b",") + behind
+        return before + behind[1:].lstrip(BLANK)
+    return before.rstrip(BLANK).removesuffix(b",") + behind
 
 
 def error_in(event: Any) -> Words:

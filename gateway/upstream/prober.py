@@ -1,6 +1,7 @@
 """Active health checks: `tick()` probes what is due, a threading.Timer re-arms it.
 
-Owns the timer and, during a tick, one short-lived thread per probe, so that a hung engine delays nobody else's probe.
+Owns the timer and, during a tick, one short-lived thread per probe, so that a hung engine delays nobody else's probe;
+it repeats one that has failed while requests wait at that engine, so that they soon know whether to move.
 `_lock` guards the timer and the set of probes under way. What a result means is decided in routing/pool.py.
 """
 

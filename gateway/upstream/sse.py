@@ -50,6 +50,25 @@ def _refuse_nonfinite(name: str) -> None:
 # A decoder of its own: given to json.loads, the hook would cost one each time.
 _decode = decode_with(json.JSONDecoder(parse_constant=_refuse_nonfinite))
 
+# An event's text with null for such numbers, what it says, and where the values of its keys stand, if that is known.
+_Read = tuple[bytes, Any, dict[str, tuple[int, int]]]
+
+
+def _read(payload: bytes) -> _Read:
+    """Raises ValueError, RecursionError."""
+    try:
+        return payload, _decode(payload.decode("utf-8", "replace")), {}
+    except _NonfiniteNumber:
+        text = with_nulls(payload)
+        return text, json.loads(text.decode("utf-8", "replace")), {}
+
+
+def _read_large(payload: bytes) -> _Read:
+    """As `_read`, without making objects of it."""
+    text = with_nulls(payload) if has_nonfinite(payload) else payload
+    event, places, _ = outline(text)
+    return text, event, places
+
 
 class EventStream(EventLines):
     """State of one stream, besides that of its lines. `finished` = at least one choice has come, and each that has come
@@ -206,20 +225,9 @@ class EventStream(EventLines):
             raise StreamBroken("the engine ended the stream without finishing the answer")
 
     def _judge(self, payload: bytes, whole: bool) -> Optional[bytes]:
-        text = payload
         large = len(payload) > LARGE_BYTES
-        places: dict[str, tuple[int, int]] = {}
-        event: Any
         try:
-            if large:
-                text = with_nulls(payload) if has_nonfinite(payload) else payload
-                event, places, _ = outline(text)
-            else:
-                try:
-                    event = _decode(payload.decode("utf-8", "replace"))
-                except _NonfiniteNumber:
-                    text = with_nulls(payload)
-                    event = json.loads(text.decode("utf-8", "replace"))
+            text, event, places = _read_large(payload) if large else _read(payload)
         except (ValueError, RecursionError):
             # An object may go on in the next line, and so may an engine's words.
             if not whole and (payload.startswith(b"{") or self._kind == b"error"):

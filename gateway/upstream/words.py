@@ -10,7 +10,7 @@ import codecs
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from gateway.upstream.sniff import BLANK, BOM
 
@@ -72,9 +72,9 @@ def tidy(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
     return text if len(text) <= max_chars else text[:max_chars].rstrip() + CUT
 
 
-def without(secret: Optional[str], text: str) -> str:
+def without(secret: str, text: str) -> str:
     """The text, with `***` in place of a key, and of the begin of one where the text has been cut in it."""
-    if not secret or len(secret) < SECRET_MIN_CHARS:
+    if len(secret) < SECRET_MIN_CHARS:
         return text
     text = text.replace(secret, "***")
     cut = CUT if text.endswith(CUT) else ""
@@ -83,7 +83,7 @@ def without(secret: Optional[str], text: str) -> str:
     return (text[:-begun] + "***" if begun else text) + cut
 
 
-def details_without(secret: Optional[str], details: Mapping[str, object]) -> dict[str, object]:
+def details_without(secret: str, details: Mapping[str, object]) -> dict[str, object]:
     """The same for details."""
     return {key: without(secret, value) if isinstance(value, str) else value for key, value in details.items()}
 
