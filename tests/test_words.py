@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import unittest
 from typing import Any
 
@@ -118,6 +119,9 @@ class ShapeTest(unittest.TestCase):
             raw = json.dumps({"error": {"message": "m", "metadata": {"raw": raw}}})
         for body in (json.dumps(deep).encode(), raw.encode()):
             self.assertIsInstance(words_in(body).message, str)
+        for depth in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit()):  # up to what can be parsed at all
+            for key in ("loc", "msg", "message"):
+                words_in(b'{"detail":[{"msg":"m","%b":%b%b}]}' % (key.encode(), b"[" * depth, b"]" * depth))
         for _ in range(3_000):
             data = bytearray(json.dumps(rng.choice(SHAPES)[0]).encode())
             for _ in range(rng.randrange(4)):
