@@ -133,6 +133,13 @@ class ShapeTest(unittest.TestCase):
     def test_the_gateways_key_is_left_out(self) -> None:
         self.assertEqual(without("sk-secret-1", "key sk-secret-1, sk-secret-1"), "key ***, ***")
         self.assertEqual(details_without("sk-secret-1", {"code": "sk-secret-1", "type": 7}), {"code": "***", "type": 7})
+        for said in range(MESSAGE_MAX_CHARS + 20):  # wherever a message or a detail is cut
+            text = "x" * said + " sk-secret-1 tail" * 99
+            words = words_of({"error": {"message": text, "code": text}})
+            shown = [without("sk-secret-1", words.message), *details_without("sk-secret-1", words.details).values()]
+            for each in shown:
+                self.assertNotIn("sk-secre", str(each))
+                self.assertTrue(str(each).endswith(CUT))
         for secret in (None, "", "none"):
             self.assertEqual(without(secret, "none of it"), "none of it")
 

@@ -71,8 +71,15 @@ def tidy(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
 
 
 def without(secret: Optional[str], text: str) -> str:
-    """The text, with `***` in place of a key."""
-    return text.replace(secret, "***") if secret and len(secret) >= SECRET_MIN_CHARS else text
+    """The text, with `***` in place of a key, also of the begin of one where the text was cut."""
+    if not secret or len(secret) < SECRET_MIN_CHARS:
+        return text
+    text = text.replace(secret, "***")
+    whole = text.removesuffix(CUT)
+    for size in range(len(secret) - 1, SECRET_MIN_CHARS - 1, -1):
+        if whole.endswith(secret[:size]):
+            return f"{whole[:-size]}***{text[len(whole) :]}"
+    return text
 
 
 def details_without(secret: Optional[str], details: Mapping[str, object]) -> dict[str, object]:
