@@ -91,10 +91,10 @@ def without_usage(payload: bytes, members: dict[str, Any], place: Optional[tuple
         # Quotes are escaped in strings: the only such key is the event's own, if its value is the same.
         key = _USAGE.search(payload)
         if key is not None:
-            rest = payload[key.end() :].decode()
+            rest = payload[key.end() :].decode("utf-8", "surrogatepass")
             value, size = _decode(rest)
             if value == members["usage"]:
-                place = key.end(), key.end() + len(rest[:size].encode())
+                place = key.end(), key.end() + len(rest[:size].encode("utf-8", "surrogatepass"))
     if place is None:
         return dump_with_nulls({key: value for key, value in members.items() if key != "usage"})
     begin = payload.rfind(b'"', 0, payload.rfind(b'"', 0, place[0]))
