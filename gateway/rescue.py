@@ -26,9 +26,9 @@ from gateway.upstream.attempt import HUNG, Attempt
 class Leaver(Protocol):
     """A request with one attempt under way, or two."""
 
-    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
-        """Whether it goes elsewhere from these hung engines; True: it has all that it needs to. Called on the
-        watchdog's thread."""
+    def may_leave(self, leases: Sequence[Lease], place_s: float, ahead: int) -> bool:
+        """Whether it goes elsewhere from these hung engines, behind the `ahead` that have just gone; True: it has all
+        that it needs to. Called on the watchdog's thread."""
 
 
 class Rescue:
@@ -68,8 +68,10 @@ class Rescue:
             return
         # With a second attempt at an engine that is well, the request has left already.
         served = {request for attempt, (request, lease) in waiting if not _hangs(attempt, lease)}
+        moved = 0  # have no place yet, wherever they go: not all are to leave for the same one
         for request, attempts in hung.items():
-            if request not in served and request.may_leave([lease for _, lease in attempts], self._place_s):
+            if request not in served and request.may_leave([lease for _, lease in attempts], self._place_s, moved):
+                moved += 1
                 for attempt, _ in attempts:
                     if self.leave(attempt):
                         attempt.abort(HUNG)
@@ -97,10 +99,10 @@ class Onward:
         paid, self._paid = self._paid, False
         return paid or self._pool.take_retry()
 
-    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
+    def may_leave(self, leases: Sequence[Lease], place_s: float, ahead: int = 0) -> bool:
         """As `Tries.may_leave`; it waits in no line."""
         pool = self._pool
-        if not pool.takes_over(self._others, 0.0):
+        if not pool.takes_over(self._others, 0.0, ahead):
             return False
         self._paid = all(lease.proven for lease in leases) or (pool.has_retry() and pool.take_retry())
         return self._paid
