@@ -313,6 +313,15 @@ class RescueTest(RoutingTest):
         # Two places are free, and the next one is in 20 s.
         self.assertEqual([attempt.aborted for attempt in attempts], ["hung"] * 3 + [None] * 5)
 
+    def test_after_a_long_look_it_is_not_due_for_a_while(self) -> None:
+        for takes_s, due_s in ((0.0, 100.0), (2.0, 120.0)):
+            clock = iter((100.0, 100.0 + takes_s))
+            self.rescue = Rescue(PLACE_S, clock.__next__)
+            self.goes_out(self.pool, self.waits(Patient(leaves=False))[1].engine)
+            self.rescue.expire()
+            self.assertAlmostEqual(self.rescue.deadline_s, due_s)
+        self.assertLess(Rescue(PLACE_S).deadline_s, 0)  # else at each tick
+
     def test_an_attempt_that_was_ended_has_left(self) -> None:
         attempt, lease = self.waits(Patient())
         self.goes_out(self.pool, lease.engine)
