@@ -14,21 +14,24 @@ is seen at the next tick, and a request that finds no place elsewhere, or no ret
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Callable, Protocol
 
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool
 from gateway.upstream.attempt import HUNG, Attempt
 
+LOOKING_SHARE = 0.1  # of a processor, at most: thousands may wait with nowhere to go
+
 
 class Leaver(Protocol):
     """A request with one attempt under way, or two."""
 
-    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
-        """Whether it goes elsewhere from these hung engines; True: it has all that it needs to. Called on the
-        watchdog's thread."""
+    def may_leave(self, leases: Sequence[Lease], place_s: float, ahead: int) -> bool:
+        """Whether it goes elsewhere from these hung engines, behind the `ahead` that have just gone; True: it has all
+        that it needs to. Called on the watchdog's thread."""
 
 
 class Rescue:
@@ -37,10 +40,10 @@ class Rescue:
     `place_s`: how long a request may wait in line for a place elsewhere.
     """
 
-    deadline_s = -math.inf  # always due
-
-    def __init__(self, place_s: float) -> None:
+    def __init__(self, place_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.deadline_s = -math.inf  # due at each tick, but after a long look
         self._place_s = place_s
+        self._clock = clock
         self._waiting: dict[Attempt, tuple[Leaver, Lease]] = {}
 
     def enter(self, attempt: Attempt, request: Leaver, lease: Lease) -> None:
@@ -66,10 +69,22 @@ class Rescue:
                 hung.setdefault(request, []).append((attempt, lease))
         if not hung:
             return
+        began_s = self._clock()
+        self._move(hung, waiting)
+        self.deadline_s = began_s + (self._clock() - began_s) / LOOKING_SHARE
+
+    def _move(
+        self,
+        hung: dict[Leaver, list[tuple[Attempt, Lease]]],
+        waiting: list[tuple[Attempt, tuple[Leaver, Lease]]],
+    ) -> None:
+        """End those attempts whose requests may leave."""
         # With a second attempt at an engine that is well, the request has left already.
         served = {request for attempt, (request, lease) in waiting if not _hangs(attempt, lease)}
+        moved = 0  # have no place yet, wherever they go: not all are to leave for the same one
         for request, attempts in hung.items():
-            if request not in served and request.may_leave([lease for _, lease in attempts], self._place_s):
+            if request not in served and request.may_leave([lease for _, lease in attempts], self._place_s, moved):
+                moved += 1
                 for attempt, _ in attempts:
                     if self.leave(attempt):
                         attempt.abort(HUNG)
@@ -97,10 +112,10 @@ class Onward:
         paid, self._paid = self._paid, False
         return paid or self._pool.take_retry()
 
-    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
+    def may_leave(self, leases: Sequence[Lease], place_s: float, ahead: int = 0) -> bool:
         """As `Tries.may_leave`; it waits in no line."""
         pool = self._pool
-        if not pool.takes_over(self._others, 0.0):
+        if not pool.takes_over(self._others, 0.0, ahead):
             return False
         self._paid = all(lease.proven for lease in leases) or pool.take_retry(often=True)
         return self._paid

@@ -66,6 +66,14 @@ class AssemblyTest(unittest.TestCase):
     def answer(self, *events: bytes, choices: int = 1, path: str = CHAT) -> Any:
         return json.loads(self.stream(b"".join(events) + DONE, choices, path=path))
 
+    def test_a_text_takes_no_more_bytes_than_it_came_in(self) -> None:
+        text = "\u00e9\u6587\U0001f600" * 1_000
+        for ascii_only in (False, True):
+            events = json.dumps({"choices": [choice({"content": text}, "stop")]}, ensure_ascii=ascii_only).encode()
+            body = self.stream(b"data: %b\n\n" % events + DONE)
+            self.assertEqual(json.loads(body)["choices"][0]["message"]["content"], text)
+            self.assertLess(len(body), len(text.encode()) + 500)
+
     def message(self, *changes: Any) -> Any:
         """The message of one choice with these deltas."""
         answer = self.answer(*(event(choice(change)) for change in changes), event(choice({}, "stop")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import unittest
 from random import Random
 from typing import Any
@@ -61,6 +62,18 @@ class WeightTest(unittest.TestCase):
             cut = random.randrange(40)
             self.assertEqual(weigh(text[:cut]) + weigh(text[cut:]), weigh(text))
         self.assertEqual(weigh("\ud83d") + weigh("\ude00"), weigh("😀"))  # as some engines cut them
+
+    def test_a_long_text_weighs_as_its_characters_do_and_is_not_held_again(self) -> None:
+        for piece in ("é", "aé你", "😀", "\ud800", "\ude00a\ud83d\ufffd"):
+            text = piece * 1_000_000
+            tracemalloc.start()
+            try:
+                weight = weigh(text)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            self.assertEqual(weight, by_character(piece) * 1_000_000)
+            self.assertLess(peak, 2 << 20)
 
     def test_an_escaped_text_weighs_as_much_as_the_text(self) -> None:
         for seed in range(500):

@@ -230,6 +230,14 @@ class EventBoundTest(unittest.TestCase):
         except StreamBroken as broken:
             return out + broken.lines, str(broken)
 
+    def test_lines_that_are_held_back_count_for_more_than_their_bytes(self) -> None:
+        end = delta("", "stop") + DONE
+        for line in (b"id\n", b"data:\n", b"event:x\n"):
+            lines = line * (self.LIMIT // 100)
+            fine = delta("a") + lines + b"\n" + lines + b"\n" + end
+            self.assertEqual(self.fed(fine, 7), (fine, ""))
+            self.assertEqual(self.fed(delta("a") + line * (self.LIMIT // 30) + b"\n" + end, 7)[0], delta("a"))
+
     def test_an_event_is_bounded_however_it_is_cut(self) -> None:
         end = delta("", "stop") + DONE
         spare = len(delta("")) + 4

@@ -230,7 +230,7 @@ class Patient:
         self.leaves = leaves
         self.asked: list[list[str]] = []
 
-    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
+    def may_leave(self, leases: Sequence[Lease], place_s: float, ahead: int = 0) -> bool:
         assert place_s == PLACE_S
         self.asked.append([lease.engine.id for lease in leases])
         return self.leaves
@@ -293,6 +293,34 @@ class RescueTest(RoutingTest):
         request.leaves = True
         self.rescue.expire()
         self.assertEqual(attempt.aborted, "hung")
+
+    def test_no_more_leave_at_once_than_get_a_place_in_time(self) -> None:
+        hung, other = EngineSpec("http://a:1/v1"), EngineSpec("http://b:1/v1", max_concurrency=2)
+        router = self.router(ModelSpec("m", (hung, other)))
+        pool = router.pools["m"]
+        usual = pool.acquire((), b"")
+        assert usual is not None
+        pool.settle(usual, OK, 40.0)  # a place is usually held for so long
+        attempts: list[Attempt] = []
+        for _ in range(8):
+            tries = Tries((pool,), 3, b"", avoid=(pool.engines[1],))
+            lease = self.goes_to(tries)
+            self.assertIs(lease.engine, pool.engines[0])
+            attempts.append(Attempt(math.inf))
+            self.rescue.enter(attempts[-1], tries, lease)
+        self.goes_out(pool, pool.engines[0])
+        self.rescue.expire()
+        # Two places are free, and the next one is in 20 s.
+        self.assertEqual([attempt.aborted for attempt in attempts], ["hung"] * 3 + [None] * 5)
+
+    def test_after_a_long_look_it_is_not_due_for_a_while(self) -> None:
+        for takes_s, due_s in ((0.0, 100.0), (2.0, 120.0)):
+            clock = iter((100.0, 100.0 + takes_s))
+            self.rescue = Rescue(PLACE_S, clock.__next__)
+            self.goes_out(self.pool, self.waits(Patient(leaves=False))[1].engine)
+            self.rescue.expire()
+            self.assertAlmostEqual(self.rescue.deadline_s, due_s)
+        self.assertLess(Rescue(PLACE_S).deadline_s, 0)  # else at each tick
 
     def test_an_attempt_that_was_ended_has_left(self) -> None:
         attempt, lease = self.waits(Patient())

@@ -372,11 +372,11 @@ class HiddenUsageTest(SseTest):
             self.assertEqual(self.shown(delta("a", reason, usage=USAGE)), [delta("a", reason)])
 
     def test_all_other_bytes_stay(self) -> None:
-        value = b'{"a":{"b":[1,"}",{}]}, "c":"\\"\xc3\xa9"}'
+        value = b'{"a":{"b":[1,"}",{}]}, "c":"\\"\xc3\xa9\xed\xa0\xbd"}'
         for spaced in (b"%b", b" %b", b"\t%b "):
             space = spaced % b""
             key = b'"usage"' + space + b":" + space + value
-            rest = b'"id":1e-7,"x":"\\u0075\xc3\xa9", "choices": [{"delta":{}}]'
+            rest = b'"id":1e-7,"x":"\\u0075\xc3\xa9\xed\xa0\xbd", "choices": [{"delta":{}}]'
             for whole, left in (
                 (b"{" + key + b", " + rest + b"}", b"{" + rest + b"}"),
                 (b"{" + rest + b" , " + key + b" }", b"{" + rest + b"}"),

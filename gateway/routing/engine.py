@@ -90,6 +90,11 @@ class Engine:
             and self.breaker.passes(now_s)
         )
 
+    def free(self) -> float:
+        """How many more requests it takes; infinity: any number."""
+        limit = self.spec.max_concurrency
+        return math.inf if limit is None else max(0, limit - self.in_flight)
+
     def full(self) -> bool:
         """Whether `max_concurrency` requests are already in flight here."""
         limit = self.spec.max_concurrency

@@ -252,9 +252,9 @@ class ModelPool:
         with self._lock:
             return self._predicted_wait_s_locked(waiter)
 
-    def _predicted_wait_s_locked(self, waiter: Optional[Waiter]) -> float:
+    def _predicted_wait_s_locked(self, waiter: Optional[Waiter], ahead: int = 0) -> float:
         places = sum(engine.spec.max_concurrency or 0 for engine in self._look_locked(self._clock()))
-        turns = self._line.length + 1 if waiter is None else self._line.place_of(waiter)
+        turns = self._line.length + 1 + ahead if waiter is None else self._line.place_of(waiter)
         return turns * self._service_s / places if places else 0.0
 
     def _serve_line_locked(self, now_s: float) -> list[Waiter]:
@@ -538,16 +538,19 @@ class ModelPool:
             engines = self._look_locked(self._clock())
             return bool(engines) and all(engine.full() for engine in engines)
 
-    def takes_over(self, left: Collection[Engine], place_s: float) -> bool:
+    def takes_over(self, left: Collection[Engine], place_s: float, ahead: int = 0) -> bool:
         """Whether an engine other than those `left` is in, and a request that came now would have a place at once, or
-        in less than `place_s` seconds."""
+        in less than `place_s` seconds. `ahead`: so many others are on their way here."""
         with self._lock:
             engines = [engine for engine in self._look_locked(self._clock()) if engine not in left]
             if not engines:
                 return False
-            if not self._line.length and not all(engine.full() for engine in engines):
-                return True
-            return self._predicted_wait_s_locked(None) < place_s
+            if not self._line.length:
+                free = sum(engine.free() for engine in engines)
+                if free > ahead:
+                    return True
+                ahead -= int(free)
+            return self._predicted_wait_s_locked(None, ahead) < place_s
 
     @property
     def waiting(self) -> int:

@@ -320,22 +320,23 @@ class Tries:
         self._proven = lease.proven
         return Step(pool, lease, None, delay_s)
 
-    def may_leave(self, leases: Sequence[Lease], place_s: float) -> bool:
+    def may_leave(self, leases: Sequence[Lease], place_s: float, ahead: int = 0) -> bool:
         """Whether the request may leave the engines on which it waits, those of all its tries under way, which hang.
 
-        Only for one that is in, that has a place for it at once or in less than `place_s` seconds, and that it has not
-        left before: else waiting on is the better hope. True has taken the retry from the budget, which those need that
-        leave an engine that had not answered well. For another thread than the one that waits.
+        Only for one that is in, that has a place for it at once or in less than `place_s` seconds, behind the `ahead`
+        that have just left, and that it has not left before: else waiting on is the better hope. True has taken the
+        retry from the budget, which those need that leave an engine that had not answered well. For another thread than
+        the one that waits.
         """
         left = [*self._left, *(lease.engine for lease in leases)]
         here = self._here
         for pool in self._pools[self._index :]:
-            if here < self._limit and pool.takes_over(left, place_s):
+            if here < self._limit and pool.takes_over(left, place_s, ahead):
                 break
             here = 0
         else:
             again = self.sent < self._limit  # as a last resort, wherever one has come in meanwhile
-            if not (again and any(pool.takes_over([*left, *self._tried], 0.0) for pool in self._pools)):
+            if not (again and any(pool.takes_over([*left, *self._tried], 0.0, ahead) for pool in self._pools)):
                 return False
         if not (all(lease.proven for lease in leases) or self._pools[0].take_retry(often=True)):
             return False

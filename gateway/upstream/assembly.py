@@ -7,6 +7,7 @@ its own; one thread at a time, which it blocks.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any, Optional, Union
 
@@ -14,7 +15,7 @@ from gateway.routing.retry import Outcome
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.deltas import TEXT_KEYS, is_finish, number_of
 from gateway.upstream.eventlines import events_in
-from gateway.upstream.nonfinite import dump_with_nulls
+from gateway.upstream.nonfinite import dump_with_nulls, has_nonfinite, with_nulls
 from gateway.upstream.stream import EngineStream
 
 CHOICES_MAX = 4_096  # and as many tool calls
@@ -74,20 +75,20 @@ class _Kept:
         if value is None:
             return
         if joined and isinstance(value, str):
-            self.texts.setdefault(key, bytearray()).extend(dump_with_nulls(value)[1:-1])
+            self.texts.setdefault(key, bytearray()).extend(_json(value)[1:-1])
         elif isinstance(value, list):
             items = self.items.setdefault(key, bytearray())
             if items and value:
                 items += b","
-            items += dump_with_nulls(value)[1:-1]
+            items += _json(value)[1:-1]
         else:
-            self.values[key] = dump_with_nulls(value)
+            self.values[key] = _json(value)
         if len(self.texts) + len(self.items) + len(self.values) > KEYS_MAX:
             raise Unfit("its objects have too many keys")
 
     def says(self, key: str, text: str) -> bool:
         """Whether the text of a key is this."""
-        return self.texts.get(key, bytearray()) == dump_with_nulls(text)[1:-1]
+        return self.texts.get(key, bytearray()) == _json(text)[1:-1]
 
     def members(self) -> dict[str, Pieces]:
         """Each key's value."""
@@ -130,7 +131,7 @@ class _ToolCall:
         """The call, as a complete answer has it."""
         members: dict[str, Pieces] = {"type": [b'"function"'], **self.kept.members()}
         if self.id:
-            members = {"id": [dump_with_nulls(self.id)], **members}
+            members = {"id": [_json(self.id)], **members}
         return _object({**members, "function": _function(self.function)})
 
 
@@ -192,14 +193,14 @@ class _Choice:
 
     def pieces(self, index: int, path: str) -> Pieces:
         """The choice, as a complete answer has it."""
-        members: dict[str, Pieces] = {"index": [dump_with_nulls(index)], "logprobs": [b"null"]}
+        members: dict[str, Pieces] = {"index": [_json(index)], "logprobs": [b"null"]}
         if path == "/chat/completions":
             members["message"] = self._message()
         else:
             members["text"] = [b'""']
         if self._logprobs is not None:
             members["logprobs"] = _object(self._logprobs.members())
-        return _object({**members, **self.kept.members(), "finish_reason": [dump_with_nulls(self.finish_reason)]})
+        return _object({**members, **self.kept.members(), "finish_reason": [_json(self.finish_reason)]})
 
     def _message(self) -> Pieces:
         called = bool(self._calls) or self.function is not None
@@ -234,9 +235,9 @@ class _Answer:
             elif value is None or key in ("object", "error"):
                 continue
             elif key in _FIRST:
-                self._first.setdefault(key, [dump_with_nulls(value)])
+                self._first.setdefault(key, [_json(value)])
             else:
-                self._last[key] = [dump_with_nulls(value)]
+                self._last[key] = [_json(value)]
         if len(self._last) > KEYS_MAX:
             raise Unfit("its objects have too many keys")
 
@@ -254,7 +255,7 @@ class _Answer:
     def body(self) -> bytearray:
         """The whole answer."""
         choices = _list(choice.pieces(index, self._path) for index, choice in sorted(self._choices.items()))
-        kind: Pieces = [dump_with_nulls(_OBJECTS[self._path])]
+        kind: Pieces = [_json(_OBJECTS[self._path])]
         return bytearray().join(_object({**self._first, "object": kind, "choices": choices, **self._last}))
 
 
@@ -263,7 +264,7 @@ def _add_function(kept: _Kept, value: Any) -> None:
         return
     for key, part in value.items():
         if key == "arguments" and isinstance(part, dict):
-            part = dump_with_nulls(part).decode()
+            part = _json(part).decode()
         if key == "name" and isinstance(part, str) and kept.says(key, part):  # once more, not gone on with
             continue
         kept.add(key, part, joined=key in TEXT_KEYS)
@@ -283,5 +284,14 @@ def _list(items: Iterable[Pieces]) -> Pieces:
 def _object(members: dict[str, Pieces]) -> Pieces:
     pieces: Pieces = []
     for key, value in members.items():
-        pieces += (b",", dump_with_nulls(key), b":", *value)
+        pieces += (b",", _json(key), b":", *value)
     return [b"{", *pieces[1:], b"}"]
+
+
+def _json(value: object) -> bytes:
+    """The JSON of what an engine has said; of a text no more bytes than it came in."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half a character, whose other half may be in the next event
+        return dump_with_nulls(value)
+    return with_nulls(text) if has_nonfinite(text) else text

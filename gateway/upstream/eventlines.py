@@ -13,6 +13,7 @@ from typing import Any, Optional, Union
 from gateway.upstream.sniff import BOM
 
 UNDECIDED = b""
+HELD_LINE_BYTES = 32  # that a line which is held back counts more: so long is the work that a short one makes
 
 
 class StreamBroken(Exception):
@@ -184,13 +185,17 @@ class EventLines:
         elif self._held or name in (b"event", b"id"):
             if name == b"event":
                 self._kind = value.strip()
-            self._held += line
+            self._hold(line)
         else:
             self._give(line, out)
 
+    def _hold(self, line: bytes) -> None:
+        self._held += line
+        self._event_bytes += HELD_LINE_BYTES
+
     def _data_line(self, line: bytes, payload: bytes, out: list[bytes]) -> None:
         if self._data is not None or not payload:  # what one line does not tell; or nothing, unless more follows
-            self._held += line
+            self._hold(line)
             if self._data is not None:
                 self._data += b"\n" + payload
             return

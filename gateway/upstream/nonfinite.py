@@ -16,7 +16,6 @@ Text = Union[bytes, bytearray]
 
 SLICE_BYTES = 65_536
 
-_NONFINITE = re.compile(rb"-?\b(?:NaN|Infinity)\b")
 _WORDS = (b"NaN", b"Infinity")
 _WORD_BEGUN = re.compile(rb"[-A-Za-z]{1,9}\Z")  # what the next slice may go on with
 # In place of escapes, while strings are told from the rest; none of them may stand in JSON.
@@ -79,7 +78,10 @@ def _replaced(piece: bytes, in_string: bool) -> tuple[bytes, bool]:
         return piece, ends_in_string
     first = 1 if in_string else 0
     outside = b'"'.join(parts[first::2])
-    changed = _NONFINITE.sub(b"null", outside)
+    # Also a part of a longer word, which is no JSON before and after.
+    changed = outside
+    for word in _WORDS:
+        changed = changed.replace(b"-" + word, b"null").replace(word, b"null")
     if changed == outside:
         return piece, ends_in_string
     parts[first::2] = changed.split(b'"')

@@ -136,7 +136,8 @@ def _message_of(value: Any, depth: int) -> str:
         text = f"{title}: {detail}"
     where = value.get("loc")
     if text and isinstance(where, list) and where:  # FastAPI's
-        text = f"{'.'.join(str(part)[:100] for part in where[:20])}: {text}"
+        parts = (str(part)[:100] for part in where[:20] if isinstance(part, (str, int)))
+        text = f"{'.'.join(parts)}: {text}"
     behind = value.get("metadata")
     raw = behind.get("raw") if isinstance(behind, dict) else None
     if isinstance(raw, str):  # OpenRouter's: what the engine behind it has said
