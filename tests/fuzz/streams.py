@@ -169,7 +169,7 @@ def all_json(payload: bytes) -> bool:
             continue
         waiting += data
         try:
-            json.loads(waiting)
+            _json(waiting)
         except (ValueError, RecursionError):
             continue
         waiting = b""
@@ -243,7 +243,7 @@ def told(line: bytes) -> bytes:
     """A line without what the client need not get of it: usage, and numbers that are none."""
     line = line.removeprefix(b"\xef\xbb\xbf")
     try:
-        event = json.loads(line[5:], parse_constant=lambda name: None) if line.startswith(b"data:") else None
+        event = _json(line[5:]) if line.startswith(b"data:") else None
     except (ValueError, RecursionError):
         return line
     if not isinstance(event, dict):
@@ -252,10 +252,15 @@ def told(line: bytes) -> bytes:
     return b"data: " + json.dumps(event).encode()
 
 
+def _json(data: bytes) -> Any:
+    """An event's JSON, read as event streams are: bytes that are no UTF-8 stand for a character of their own."""
+    return json.loads(data.decode("utf-8", "replace"), parse_constant=lambda name: None)
+
+
 def broken(line: bytes) -> bool:
     """Whether no event is like this, or one that tells of an error."""
     try:
-        event = json.loads(line[5:])
+        event = _json(line[5:])
     except (ValueError, RecursionError):
         return True
     return not isinstance(event, dict) or bool(event.get("error"))
