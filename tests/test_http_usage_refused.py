@@ -13,7 +13,7 @@ from gateway.upstream.call import Call
 from inference import InferenceFactory
 from tests.parking import ParkingTest
 from tests.resilience import ask, fleet
-from tests.scripted import DONE, STREAM_HEAD, EngineSide, chunked, delta
+from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
 from tests.support import COMPLETIONS, TIMEOUT_S, Header, RawClient, RunningGateway, content_of, eventually
 from tests.test_http_threaded import Threaded
 
@@ -54,6 +54,14 @@ class UsageRefused(ParkingTest):
     def stream(self, side: EngineSide, *more: bytes) -> None:
         """Answer with a whole stream."""
         side.send(STREAM_HEAD + b"".join(map(chunked, (delta("fine", "stop"), *more, DONE))) + LAST_CHUNK)
+
+    def refused_once(self, running: RunningGateway, engine: ScriptedEngine) -> EngineSide:
+        """An engine that has refused to be asked for usage, and has answered without."""
+        client = self.begun(running)
+        side = self.refuse(engine.take()).read_request()
+        self.stream(side)
+        self.assert_streamed(running, client, attempts=2)
+        return side
 
     def assert_streamed(self, running: RunningGateway, client: RawClient, attempts: int = 1) -> list[str]:
         """The client gets all of it; then the engine's connection is kept for the next."""
@@ -152,10 +160,7 @@ class UsageRefused(ParkingTest):
 
     def test_the_client_may_still_ask_when_it_is_known(self) -> None:
         running, engine = self.one_engine()
-        client = self.begun(running)
-        side = self.refuse(engine.take()).read_request()
-        self.stream(side)
-        self.assert_streamed(running, client, attempts=2)
+        side = self.refused_once(running, engine)
         client = self.begun(running, stream_options=ASKED)
         self.assertEqual(side.read_request().json["stream_options"], ASKED)
         self.refuse(side)
@@ -284,10 +289,7 @@ class UsageRefused(ParkingTest):
 
     def test_a_reload_that_changes_the_engine_forgets(self) -> None:
         running, engine = self.one_engine()
-        client = self.begun(running)
-        side = self.refuse(engine.take()).read_request()
-        self.stream(side)
-        self.assert_streamed(running, client, attempts=2)
+        side = self.refused_once(running, engine)
         path = running.app.settings.engines_file
         assert path is not None
         for engines, asked in (([engine.url], None), ([{"url": engine.url, "weight": 2}], ASKED)):
