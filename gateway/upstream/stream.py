@@ -263,20 +263,18 @@ class EngineStream:
             return b""
         try:
             payload = decoder.feed(raw)
-            if not self.events.done:
-                return self.events.feed(payload) if payload else b""
-            decoder.surplus = decoder.surplus or bool(payload.strip())
-            return b""
         except FramingError as error:
             lines = self._events(error.payload) if error.payload and not self.events.done else b""
             if self.events.done:  # instead of the body's end, which the client does not need
                 decoder.complete = decoder.surplus = True
                 return lines
             raise EngineFault(Outcome(error.kind, f"the engine's stream is broken: {error}"), lines) from error
-        except StreamBroken as error:
-            raise self._fault("invalid", error) from error
         except Exception as error:  # nobody had foreseen what it has sent
-            raise EngineFault(CRASHED) from error
+            raise self._crashed() from error
+        if not self.events.done:
+            return self._events(payload) if payload else b""
+        decoder.surplus = decoder.surplus or bool(payload.strip())
+        return b""
 
     def _events(self, payload: bytes) -> bytes:
         try:
@@ -284,7 +282,7 @@ class EngineStream:
         except StreamBroken as error:
             raise self._fault("invalid", error) from error
         except Exception as error:
-            raise EngineFault(CRASHED) from error
+            raise self._crashed() from error
 
     def _end(self) -> bytes:
         try:
@@ -292,10 +290,14 @@ class EngineStream:
         except StreamBroken as error:
             raise self._fault("truncated", error) from error
         except Exception as error:
-            raise EngineFault(CRASHED) from error
+            raise self._crashed() from error
+
+    def _crashed(self) -> EngineFault:
+        self.events.finished = self.events.complete  # else it was about to say more
+        return EngineFault(CRASHED)
 
     def _fault(self, kind: str, broken: StreamBroken) -> EngineFault:
-        self.events.finished = self.events.complete  # else it was about to say more
+        self.events.finished = self.events.complete  # as above
         outcome = Outcome(kind, str(broken), details=broken.details)
         return EngineFault(self.response.attempt.masked(outcome), broken.lines)
 
