@@ -6,14 +6,14 @@ Pure functions over bytes and dictionaries; no state.
 from __future__ import annotations
 
 import json
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.clock import unix_s
 from gateway.jsontext import decode_with
 from gateway.upstream.deltas import is_finish
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.nonfinite import dump_with_nulls, has_nonfinite, pieces_with_nulls, with_nulls
-from gateway.upstream.skim import LARGE_BYTES, NotJson, Outline, Span, outline
+from gateway.upstream.skim import LARGE_BYTES, NotJson, Outline, Span, Text, outline
 from gateway.upstream.sniff import BOM
 from gateway.upstream.words import words_of
 
@@ -25,8 +25,6 @@ BEYOND_TOTAL = 10_000_000
 """Tokens that a total may have beyond its parts: what a model thinks, where that is counted apart."""
 STREAMED_VALUES_MAX = 100_000
 """Values in a large answer that becomes the one event of a stream: for that it has to be parsed."""
-
-Text = Union[bytes, bytearray]
 
 _LIST_KEY_BY_PATH = {
     "/chat/completions": "choices",

@@ -47,7 +47,7 @@ _decode = json.JSONDecoder().raw_decode
 
 def is_finish(value: object) -> bool:
     """Whether a choice with this `finish_reason` has ended."""
-    if value is None or not isinstance(value, str):
+    if not isinstance(value, str):
         return False
     word = value.strip().lower()
     return word not in _NO_REASONS and not word.endswith(_NO_REASON_END)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from typing import Any, Union
+from typing import Any
 
-from gateway.upstream.skim import SLICE_BYTES, Span
+from gateway.upstream.skim import SLICE_BYTES, Span, Text
 
 WEIGHT_PER_TOKEN = 4
 
@@ -65,7 +65,7 @@ def tokens_of(weight: int) -> int:
     return -(-weight // WEIGHT_PER_TOKEN)
 
 
-def weight_of_choices(payload: Union[bytes, bytearray], choices: object) -> int:
+def weight_of_choices(payload: Text, choices: object) -> int:
     """The weight of what an answer's or an event's choices have generated: texts, reasoning, and calls of tools by name
     and arguments.
 
@@ -77,7 +77,7 @@ def weight_of_choices(payload: Union[bytes, bytearray], choices: object) -> int:
     return sum(_weight_of_choice(payload, choice) for choice in choices)
 
 
-def _weight_of_choice(payload: Union[bytes, bytearray], choice: Any) -> int:
+def _weight_of_choice(payload: Text, choice: Any) -> int:
     if not isinstance(choice, dict):
         return _weight(payload, choice)
     said = choice.get("message") or choice.get("delta") or choice
@@ -95,7 +95,7 @@ def _weight_of_choice(payload: Union[bytes, bytearray], choice: Any) -> int:
     return weight
 
 
-def _weight(payload: Union[bytes, bytearray], value: object) -> int:
+def _weight(payload: Text, value: object) -> int:
     """Of a text, of a list of parts with texts, or of what has not been read."""
     if isinstance(value, str):
         return weigh(value)
@@ -108,7 +108,7 @@ def _weight(payload: Union[bytes, bytearray], value: object) -> int:
     return 0
 
 
-def _weigh_slices(payload: Union[bytes, bytearray], start: int, end: int) -> int:
+def _weigh_slices(payload: Text, start: int, end: int) -> int:
     """As `weigh_escaped`, of a text of any size, which is known to be valid; between slices others get the
     interpreter's lock."""
     decode = codecs.getincrementaldecoder("utf-8")().decode

@@ -282,9 +282,8 @@ def events_in(lines: Union[bytes, bytearray], max_bytes: Optional[int] = None) -
             begun.append(payload)
         elif name == b"data" and payload not in (b"", b"[DONE]"):
             try:
-                yield json.loads(
-                    payload.decode("utf-8", "replace")
-                )  # kept here no longer: as objects, an event may be 25 times as large
+                # Not kept here: as objects, an event may be 25 times as large.
+                yield json.loads(payload.decode("utf-8", "replace"))
             except ValueError:
                 begun.append(payload)
         elif not line and begun:

@@ -10,11 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Union
 
-Text = Union[bytes, bytearray]
-
-SLICE_BYTES = 65_536
+from gateway.upstream.skim import SLICE_BYTES, Text
 
 _WORDS = (b"NaN", b"Infinity")
 _WORD_BEGUN = re.compile(rb"[-A-Za-z]{1,9}\Z")  # what the next slice may go on with
