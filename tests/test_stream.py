@@ -10,8 +10,10 @@ import select
 import socket
 import unittest
 from typing import Optional
+from unittest import mock
 
 from gateway.errors import ClientGone
+from gateway.routing.retry import CRASHED
 from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.codings import PIECE_BYTES
 from gateway.upstream.connections import Connection, ConnectionPool
@@ -167,6 +169,23 @@ class ChunkTest(unittest.TestCase):
                     rest = rest[cut:]
             pieces += [rest] if rest else []
             self.assert_as_by_bytes(pieces, chance.randint(1, 2), chance.random() < 0.5)
+
+
+class CrashTest(unittest.TestCase):
+    def test_what_nobody_had_foreseen_counts_as_what_the_engine_was_about_to_say(self) -> None:
+        for choices, good in ((1, True), (2, False)):
+            ours, engine = socket.socketpair()
+            with self.subTest(choices=choices), ours, engine:
+                stream = opened(ours, choices)
+                engine.sendall(chunked(delta("a", "stop")))
+                stream.pull()
+                self.assertTrue(stream.events.finished)
+                engine.sendall(chunked(delta("b")))
+                with mock.patch.object(EventStream, "feed", side_effect=RuntimeError("unforeseen")):
+                    with self.assertRaises(EngineFault) as crash:
+                        stream.pull()
+                self.assertIs(crash.exception.outcome, CRASHED)
+                self.assertEqual(stream.events.finished, good)  # else the relay would end it well
 
 
 class PendingTest(unittest.TestCase):
