@@ -14,6 +14,7 @@ import traceback
 from random import Random
 from typing import Optional, TextIO
 
+from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
 from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
@@ -30,7 +31,6 @@ from gateway.telemetry.process import register_process_metrics
 from gateway.telemetry.registry import Registry
 from gateway.tools.decisionlog import DecisionLog, header
 from gateway.workers import WorkerPool
-from inference import InferenceFactory
 
 KNOWN_PATHS = frozenset(
     (

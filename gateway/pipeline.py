@@ -21,6 +21,7 @@ from typing import Any, Callable, Optional
 from gateway import validation
 from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
+from gateway.inference import Call, InferenceFactory
 from gateway.policy.addresses import address_group
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
@@ -33,7 +34,6 @@ from gateway.telemetry.observe import Telemetry
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH
 from gateway.workers import Job, Overloaded, WorkerPool
-from inference import Call, InferenceFactory
 
 PATHS = {
     "/v1/chat/completions": "/chat/completions",

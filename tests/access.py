@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
 
-import main
+from gateway import cli
 from gateway.mock import MockEngine
 from gateway.policy.statedb import StateDb
 from tests.support import (
@@ -130,9 +130,9 @@ class AccessTest(SocketTest):
         """The same for a command that ends (keys, usage, check), in this process, which takes a tenth of the time."""
         texts = {"STATE_DB": str(self.db), **{name: str(value) for name, value in variables.items()}}
         stdout, stderr = io.StringIO(), io.StringIO()
-        with mock.patch.dict(os.environ, texts, clear=True), mock.patch("main.DOTENV", self.directory / ".env"):
+        with mock.patch.dict(os.environ, texts, clear=True), mock.patch("gateway.cli.DOTENV", self.directory / ".env"):
             with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-                status = main.main(arguments)
+                status = cli.main(arguments)
         return status, stdout.getvalue(), stderr.getvalue()
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, Optional
 from unittest import mock
 
-import main
+from gateway import cli
 from tests.support import MAIN, GatewayProcess, SocketTest, eventually, gateway_process
 
 try:
@@ -19,7 +19,7 @@ try:
 except ImportError:
     resource = None  # type: ignore[assignment]
 
-MILLION = main.DESCRIPTORS_MAX
+MILLION = cli.DESCRIPTORS_MAX
 LIMITED = (
     "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (%d, %d)); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -52,7 +52,7 @@ class Limits(unittest.TestCase):
             settings=SimpleNamespace(max_connections=connections, workers=256), telemetry=SimpleNamespace(log=log)
         )
         with self.system(soft, hard, set_limit):
-            main._raise_descriptor_limit(gateway)
+            cli._raise_descriptor_limit(gateway)
         return now[0]
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
 
-import main
+from gateway import cli
 from gateway.app import Gateway
 from gateway.configuration import ConfigurationError
 from gateway.settings import Settings, load, reload
@@ -157,7 +157,7 @@ class RunningTest(AccessTest):
 
     def test_check_and_serve_name_the_variable_and_exit_2(self) -> None:
         for command in ((), ("check",)):
-            with mock.patch("main.serve", return_value=0):  # or it would serve, and this never end
+            with mock.patch("gateway.cli.serve", return_value=0):  # or it would serve, and this never end
                 status, out, err = self.cli(*command, ENGINES_FILE=self.engines, ENGINE_KEY="sk-\x01")
             self.assertEqual((status, out), (2, ""))
             self.assertIn("error: ENGINE_KEY: the key of engine 127.0.0.1:", err)
@@ -169,8 +169,9 @@ class RunningTest(AccessTest):
         self.addCleanup(gateway.stop, 0)
         self.file("engines.json", self.fleet("NEW_KEY"))
         environ = {"ENGINES_FILE": str(self.engines), "NEW_KEY": "sk-\u20ac"}
-        with mock.patch.dict(os.environ, environ, clear=True), mock.patch("main.DOTENV", self.directory / ".env"):
-            main._reload(gateway)
+        dotenv = mock.patch("gateway.cli.DOTENV", self.directory / ".env")
+        with mock.patch.dict(os.environ, environ, clear=True), dotenv:
+            cli._reload(gateway)
         line = eventually(lambda: [line for line in log.getvalue().splitlines() if "reload_failed" in line])[0]
         self.assertIn("NEW_KEY: the key of engine", json.loads(line)["faults"][0])
         self.assertNotIn("sk-", log.getvalue())

@@ -13,6 +13,7 @@ from typing import Callable, Optional, Protocol, Union
 
 from gateway.clock import unix_s
 from gateway.errors import ClientGone, GatewayError, HttpError
+from gateway.inference import Answer, Asking, Call
 from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.policy.auth import Identity
 from gateway.policy.limits import Admission
@@ -27,7 +28,6 @@ from gateway.upstream.bounds import bounds_of
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.stream import EngineStream
 from gateway.workers import Job
-from inference import Answer, Asking, Call
 
 LOGGED_BYTES = 65536
 MODEL_NAME_CHARS = 256  # as many as a configured name may have

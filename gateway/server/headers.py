@@ -9,10 +9,10 @@ import random
 import time
 from typing import TYPE_CHECKING, Optional
 
+from gateway.inference import Call
 from gateway.pipeline import PATHS
 from gateway.server import responses
 from gateway.server.parsing import RequestHead
-from inference import Call
 
 if TYPE_CHECKING:
     from gateway.server.exchange import Exchange

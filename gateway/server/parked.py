@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from gateway.errors import GatewayError, HttpError
+from gateway.inference import Asking
 from gateway.jsonbounds import takes_long
 from gateway.pipeline import PATHS
 from gateway.policy.auth import Identity
@@ -43,7 +44,6 @@ from gateway.server.loop import HUNG_UP, nothing
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.connections import DONTWAIT
 from gateway.upstream.shortage import overloaded
-from inference import Asking
 
 if TYPE_CHECKING:
     from gateway.server.parkingserver import ParkingServer

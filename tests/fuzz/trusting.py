@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 from unittest import mock
 
-import main
+from gateway import cli
 from gateway.upstream import connections
 
 
 def run() -> int:
     """Serve; returns the exit status."""
     with mock.patch.object(connections, "DISTRUST_S", 0.0):
-        return main.main([])
+        return cli.main([])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,400 @@
+"""The command line: serve (default), check, mock, keys, usage, replay. Signals are handled here and nowhere else.
+
+Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
+which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
+when all has been closed in order: the interpreter's own way waits for stdout and stderr, which somebody may hold open
+and never read.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+    from typing import Callable, Optional
+
+    from gateway.app import Gateway
+    from gateway.settings import Settings
+
+EXIT_CONFIGURATION = 2
+EXIT_INTERRUPTED = 130  # as a shell tells SIGINT
+DOTENV = ".env"
+OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
+OWN_DESCRIPTORS = 256  # the listening sockets, the database, pipes, kept connections to engines
+# What systems usually allow a process at most, should there be no limit, or one of a billion: what is started from here
+# inherits it, and some programs close every descriptor that there may be, one by one.
+DESCRIPTORS_MAX = 1_048_576
+STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
+
+
+def run() -> int:
+    """The command as a process of its own: `main` with the signals handled from its first moment on.
+
+    Returns the exit status, but where a gateway has served: then it does not return.
+    """
+    signals = _Signals() if sys.argv[1:2] in ([], ["serve"]) else None
+    _open_missing()
+    if signals is not None and os.name == "posix":
+        signals.watch_start()
+    try:
+        status = main(signals=signals)
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    except Exception as error:
+        if signals is None:
+            raise
+        status = 1
+        sys.stderr = sys.__stderr__ or sys.stderr
+        what = (type(error), error, error.__traceback__)
+        _within(OUTPUT_S, lambda: sys.__excepthook__(*what))
+    if signals is not None:
+        _within(OUTPUT_S, _flush)
+        os._exit(status)
+    return status
+
+
+def _open_missing() -> None:
+    """Open what is closed of descriptors 0, 1 and 2: a client's socket would get the number, and what is printed."""
+    if os.name == "posix":
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+
+
+def _flush() -> None:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+
+
+def _within(limit_s: float, write: Callable[[], object]) -> None:
+    """Write on a thread of its own, and wait for that so long: nobody may read it, and nothing is to wait for that."""
+    import threading
+
+    def attempt() -> None:
+        try:
+            write()
+        except (OSError, ValueError):
+            pass  # closed, or full
+
+    thread = threading.Thread(target=attempt, name="output", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+
+
+def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = None) -> int:
+    """Run a command; returns the exit status: 0 well, 1 failed, 2 configured wrongly.
+
+    `signals`: those that are handled already, for `serve`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    import argparse
+    from pathlib import Path
+
+    if arguments[:1] == ["mock"]:
+        from gateway.mock import main as mock_main
+
+        return mock_main(arguments[1:])
+    if arguments[:1] == ["replay"]:
+        from gateway.tools.replay import main as replay_main
+
+        return replay_main(arguments[1:])
+    if arguments[:1] in (["keys"], ["usage"]):
+        return _state_command(arguments[0], arguments[1:])
+    from gateway import __version__
+    from gateway.configuration import ConfigurationError
+    from gateway.policy.starting import faults_of_named
+    from gateway.settings import load
+
+    parser = argparse.ArgumentParser(
+        prog="main.py", description="One OpenAI-style address in front of many inference engines."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("serve", help="serve (what happens without a command)")
+    commands.add_parser("check", help="check settings and engines file, say what would run")
+    commands.add_parser("replay", help="repeat recorded decisions, name the first that differs", add_help=False)
+    commands.add_parser("mock", help="run one mock engine", add_help=False)
+    commands.add_parser("keys", help="create, list, show, revoke, rotate keys", add_help=False)
+    commands.add_parser("usage", help="sums of the ledger", add_help=False)
+    command = parser.parse_args(arguments).command or "serve"
+    try:
+        settings = load(os.environ, Path(DOTENV), faults_of_named)
+    except ConfigurationError as error:
+        return _misconfigured(error.faults)
+    if command == "check":
+        return _check(settings)
+    return serve(settings, signals)
+
+
+def _check(settings: Settings) -> int:
+    """Say what would run: loading has found what would not."""
+    from gateway.policy.statefile import StateDbError, holds_keys
+    from gateway.settings import describe
+
+    try:
+        state_keys = holds_keys(settings.state_db)
+    except StateDbError as error:  # it was good a moment ago
+        return _misconfigured([f"STATE_DB: {error}"])
+    print(describe(settings, state_keys=state_keys))
+    return 0
+
+
+def _state_command(command: str, arguments: list[str]) -> int:
+    """`keys` and `usage`: they work on STATE_DB, whether or not a gateway is running."""
+    from pathlib import Path
+
+    from gateway.configuration import ConfigurationError
+    from gateway.policy.keyscommand import keys_command, state_db_at
+    from gateway.policy.starting import roles_of
+    from gateway.policy.statefile import StateDbError
+    from gateway.settings import load
+    from gateway.telemetry.usage import usage_command
+
+    try:
+        # The first key is made before anybody could be recognised: an address that others can reach is no fault here.
+        settings = load({**os.environ, "AUTH": "off"}, Path(DOTENV))
+        roles = roles_of(settings)
+        open_db = state_db_at(settings.state_db)
+        if command == "usage":
+            return usage_command(arguments, open_db)
+        reserved = [key.name for key in settings.api_keys]
+        return keys_command(arguments, open_db, roles=tuple(roles), reserved=reserved)
+    except ConfigurationError as error:
+        return _misconfigured(error.faults)
+    except StateDbError as error:
+        return _misconfigured([str(error)])
+
+
+def _misconfigured(faults: Sequence[str]) -> int:
+    return _failed([f"error: {fault}" for fault in faults], EXIT_CONFIGURATION)
+
+
+def _failed(lines: Sequence[str], status: int) -> int:
+    stderr = sys.stderr
+    _within(OUTPUT_S, lambda: print(*lines, sep="\n", file=stderr, flush=True))
+    return status
+
+
+def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
+    """Serve until SIGTERM or SIGINT; a second one ends the drain. SIGHUP reads the engines file again."""
+    from gateway.app import Gateway
+    from gateway.configuration import ConfigurationError
+    from gateway.policy.statefile import StateDbError
+
+    signals = signals or _Signals()
+    try:
+        gateway = Gateway(settings)
+    except ConfigurationError as error:
+        return _misconfigured(error.faults)
+    except StateDbError as error:
+        return _misconfigured([f"STATE_DB: {error}"])
+    except OSError as error:
+        reason = error.strerror or error
+        return _failed([f"error: HOST, PORT: cannot listen on {settings.host}:{settings.port}: {reason}"], 1)
+    _raise_descriptor_limit(gateway)
+    _settle_memory()
+    signals.serve()  # from here on there may be requests to finish
+    gateway.start()
+    stdout = sys.stdout
+    _within(OUTPUT_S, lambda: print(f"inference gateway at {gateway.url}", file=stdout, flush=True))
+    _divert_stderr(gateway)
+    while True:
+        number = signals.wait()
+        if number == getattr(signal, "SIGHUP", None):
+            _reload(gateway)
+        elif number in _ENDS:
+            break
+    return _drain(gateway, signals)
+
+
+def _divert_stderr(gateway: Gateway) -> None:
+    """What others print to stderr (warnings, say) becomes lines of the log: for those nobody waits."""
+    import threading
+
+    from gateway.telemetry.diverted import DivertedStream
+
+    sys.stderr = DivertedStream(gateway.telemetry.log)
+
+    def crashed(what: threading.ExceptHookArgs) -> None:
+        if what.exc_value is not None:
+            gateway.pipeline.internal_error(what.exc_value, "-")
+
+    threading.excepthook = crashed
+
+
+def _raise_descriptor_limit(gateway: Gateway) -> None:
+    """Allow as many descriptors as the system lets us, and say so where clients' connections cannot have them all.
+
+    A client's connection takes one, and one more while an engine works for it: the requests of all workers are counted,
+    streams, which need no worker, are not (each takes a second one; that can be known only when they come).
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    settings = gateway.settings
+    own = settings.workers + OWN_DESCRIPTORS
+    wanted = settings.max_connections + own
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    most = max(DESCRIPTORS_MAX, 2 * settings.max_connections + own)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    allowed, refused, asked = soft, most + 1, most
+    while asked > allowed:  # macOS lets a process have less than its hard limit says, and nobody knows how much
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (asked, hard))
+            allowed = asked
+        except (OSError, ValueError):
+            refused = asked
+        asked = (allowed + refused) // 2
+    if allowed < wanted:
+        gateway.telemetry.log(
+            "warning",
+            "few_descriptors",
+            allowed=allowed,
+            wanted=wanted,
+            max_connections=settings.max_connections,
+            possible_connections=max(0, allowed - own),
+            message="raise the limit of open files (ulimit -Hn, LimitNOFILE) to `wanted`, or lower MAX_CONNECTIONS",
+        )
+
+
+def _settle_memory() -> None:
+    """What has been loaded stays for good: the collector need not look at it again, nor so often (5 % CPU a
+    request)."""
+    if hasattr(gc, "freeze"):
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+
+
+def _drain(gateway: Gateway, signals: _Signals) -> int:
+    """Returns the exit status: 0, or 1 when not everything could be ended, or a third signal did not wait for it."""
+    import threading
+
+    stopper = threading.Thread(target=gateway.stop, name="stop", daemon=True)
+    stopper.start()
+    settings = gateway.settings
+    deadline_s = time.monotonic() + settings.drain_delay_s + settings.drain_timeout_s + STOP_S
+    hurried = False
+    while stopper.is_alive() and time.monotonic() < deadline_s:
+        if signals.wait(0.05) in _ENDS:
+            if hurried:
+                return 1
+            hurried = True
+            gateway.hurry()
+            deadline_s = time.monotonic() + STOP_S
+    return 1 if stopper.is_alive() else 0
+
+
+def _reload(gateway: Gateway) -> None:
+    from pathlib import Path
+
+    from gateway.configuration import ConfigurationError
+    from gateway.settings import reload
+
+    try:
+        gateway.reload(reload(gateway.settings, os.environ, Path(DOTENV)))
+    except ConfigurationError as error:
+        gateway.telemetry.log("error", "reload_failed", faults=list(error.faults))
+    except Exception as error:  # whatever it is, it is no reason to stop serving
+        gateway.pipeline.internal_error(error, "-")
+
+
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Signals:
+    """SIGTERM, SIGINT and SIGHUP, one after another. For the main thread.
+
+    Until `serve`, the first two end the process at once (nothing is under way: exit 0; Ctrl-C: 130), and SIGHUP is
+    kept: the engines file may have been read before it came. From then on `wait` gives each.
+    """
+
+    def __init__(self) -> None:
+        self._serving = False
+        self._come: list[int] = []
+        self._receiver: Optional[socket.socket] = None
+        self._sender: Optional[socket.socket] = None
+        self._early: Optional[int] = None
+        for name in ("SIGHUP", "SIGINT", "SIGTERM"):
+            number = getattr(signal, name, None)
+            if number is not None:
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if not self._serving and number in _ENDS:
+            self._end_early(number)
+        self._come.append(number)
+        self._wake()
+
+    @staticmethod
+    def _end_early(number: int) -> None:
+        os._exit(0 if number == signal.SIGTERM else EXIT_INTERRUPTED)
+
+    def watch_start(self) -> None:
+        """End at once also while the start stands still in one call (a file on a disk that hangs).
+
+        A handler runs when such a call returns, or when the signal comes in the middle of it; a thread need not wait.
+        """
+        import threading
+
+        reader, self._early = os.pipe()
+        os.set_blocking(self._early, False)
+        signal.set_wakeup_fd(self._early, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch_start, args=(reader,), name="start-signals", daemon=True).start()
+
+    def _watch_start(self, reader: int) -> None:
+        while not self._serving:
+            for number in os.read(reader, 64):
+                # Between this look and the end, `serve` may have come: nothing is under way yet all the same.
+                if number in _ENDS and not self._serving:
+                    self._end_early(number)
+
+    def _wake(self) -> None:
+        if self._sender is not None:
+            try:
+                self._sender.send(b"\0")
+            except OSError:
+                pass  # full: there is enough to wake up for
+
+    def serve(self) -> None:
+        """From now on signals are for `wait`."""
+        import socket
+
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        # So that `wait` wakes up for a signal that the system gives to another thread, or on Windows.
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._serving = True
+        if self._early is not None:
+            os.write(self._early, b"\0")  # ends the thread; the pipe stays: a handler may be about to write to it
+        if self._come:
+            self._wake()
+
+    def wait(self, timeout_s: float = 3600.0) -> Optional[int]:
+        """The next signal's number, or None after `timeout_s`, or now and then before."""
+        # What the handler appends after this look wakes the receiver: it sends a byte itself. A storm of signals that
+        # fills the socket loses bytes, but none of those that have come.
+        assert self._receiver is not None
+        if not self._come:
+            self._receiver.settimeout(timeout_s)
+            try:
+                self._receiver.recv(4096)
+            except OSError:
+                return None
+        return self._come.pop(0) if self._come else None
