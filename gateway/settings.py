@@ -160,8 +160,8 @@ SETTINGS: tuple[Setting, ...] = (
             CLIENTS),
     Setting("MAX_CONNECTIONS", "max_connections", integer(1, 1_000_000), "10000",
             "Open client connections", CLIENTS),
-    Setting("ERROR_FORMAT", "error_format", choice("simple", "openai"), "simple",
-            "Shape of error bodies: `simple` or `openai`", CLIENTS),
+    Setting("ERROR_FORMAT", "error_format", choice("auto", "simple", "openai"), "auto",
+            "Shape of errors: `simple`, `openai`, or `auto`: `openai` for OpenAI's SDKs, else `simple`", CLIENTS),
     Setting("CORS_ORIGINS", "cors_origins", origins, "",
             "Origins whose pages may call the gateway: comma list or `*`", CLIENTS),
 

@@ -72,7 +72,7 @@ class TableTest(SettingsCase):
             "stream_idle_timeout_s": 60.0, "health_interval_s": 5.0, "health_timeout_s": 2.0,
             "health_fails": 2, "health_passes": 1, "max_body_bytes": 33554432,
             "max_header_bytes": 32768, "client_timeout_s": 30.0, "keepalive_timeout_s": 75.0,
-            "max_connections": 10000, "error_format": "simple", "cors_origins": (),
+            "max_connections": 10000, "error_format": "auto", "cors_origins": (),
             "auth": "auto", "log_level": "info", "log_format": "auto", "log_bodies": False,
             "api_keys": (), "engine_keys": {}, "routing_seed": None, "decision_log": None,
             "breaker_window_s": 30.0, "breaker_min_requests": 5, "breaker_failure_ratio": 0.5,

@@ -19,6 +19,7 @@ from gateway.policy.auth import Identity
 from gateway.policy.limits import Admission
 from gateway.routing.retry import Outcome
 from gateway.server import responses
+from gateway.server.errorformat import error_format_of
 from gateway.server.headers import answer_headers, refusal_headers, request_id_of
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.events import RequestEvent
@@ -145,6 +146,11 @@ class Exchange(Job):
         self.settled = False
         self.cut = False  # by the gateway's own end
         self.stream: Optional[EngineStream] = None
+
+    @property
+    def error_format(self) -> str:
+        """The shape in which this client reads errors: `simple` or `openai`."""
+        return error_format_of(self.pipeline.settings.error_format, self.head)
 
     def cancel(self) -> None:
         """The client has left: end whatever is under way for it. Called by the handler; never blocks."""
@@ -292,7 +298,7 @@ class Exchange(Job):
             self.error = "internal_error"
             try:
                 failure = GatewayError(self.error, "the gateway failed; see its log for this request id")
-                body = responses.error_body(failure, self.pipeline.settings.error_format, self.request_id)
+                body = responses.error_body(failure, self.error_format, self.request_id)
                 self.finish_with(500, refusal_headers(self, None), body)
                 return
             except Exception as another:
@@ -382,7 +388,7 @@ class Exchange(Job):
                 "backend_error", fault.outcome.message or "the engine failed", engine=fault.outcome.details
             )
         self.error = error.code
-        body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
+        body = responses.error_body(error, self.error_format, self.request_id)
         return b"data: %b\n\n" % body
 
     def stream_ended(self, stream: EngineStream, outcome: Outcome, keep_open: bool = False) -> None:
@@ -448,7 +454,7 @@ class Exchange(Job):
             headers = answer_headers(self, call, responses.JSON)
         else:
             headers = refusal_headers(self, call)
-        body = responses.error_body(error, self.pipeline.settings.error_format, self.request_id)
+        body = responses.error_body(error, self.error_format, self.request_id)
         self.finish_with(error.status, headers + responses.error_headers(error), body)
 
     def _tell_limits(self, error: GatewayError) -> None:

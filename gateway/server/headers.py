@@ -87,7 +87,7 @@ def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
     return (
         b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\nAccess-Control-Expose-Headers: "
         b"X-Request-ID, X-Gateway-Engine, X-Gateway-Model, X-Gateway-Attempts, "
-        b"X-Gateway-Fallback, X-Gateway-Cost-Usd, Server-Timing, Retry-After, "
+        b"X-Gateway-Fallback, X-Gateway-Cost-Usd, Server-Timing, Retry-After, X-Should-Retry, "
         b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
         b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n" % value
     )

@@ -26,6 +26,7 @@ JSON = b"Content-Type: application/json\r\n"
 EVENT_STREAM = b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 
 LARGE_BYTES = 65536  # a body of more is written apart
+SDK_WAIT_MAX_S = 60  # what OpenAI's SDKs wait at most because they were asked to (Python's latest: 120)
 
 Text = Union[bytes, bytearray]
 """A body: what is large may come as it was received."""
@@ -87,7 +88,7 @@ def _safe(value: str) -> bool:
 
 
 def error_body(error: GatewayError, error_format: str, request_id: str) -> bytes:
-    """The JSON of an error in the configured shape (contract 7)."""
+    """The JSON of an error in one of the two shapes (contract 7); which one, `errorformat.py` says."""
     body: dict[str, Any]
     if error_format == "openai":
         detail: dict[str, Any] = {
@@ -112,8 +113,15 @@ def error_body(error: GatewayError, error_format: str, request_id: str) -> bytes
 
 
 def error_headers(error: GatewayError) -> bytes:
-    """The headers that belong to an error: Retry-After (whole seconds, rounded up) and its own."""
+    """The headers that belong to an error: Retry-After (whole seconds, rounded up) and its own.
+
+    OpenAI's SDKs that are asked to wait for longer than they would try again within a second, in vain: they are told
+    not to.
+    """
     headers = list(error.headers)
     if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
+        wait_s = max(1, math.ceil(error.retry_after_s))
+        headers.append(("Retry-After", str(wait_s)))
+        if wait_s > SDK_WAIT_MAX_S:
+            headers.append(("X-Should-Retry", "false"))
     return header_lines(headers)

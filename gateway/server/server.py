@@ -19,6 +19,7 @@ from gateway.deadlines import Watchdog
 from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 from gateway.server import responses
+from gateway.server.errorformat import error_format_of
 from gateway.server.handler import ClientConnection
 from gateway.server.headers import new_request_id
 from gateway.server.relay import Relay
@@ -145,7 +146,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
             error = GatewayError("overloaded", "too many open connections", retry_after_s=1.0)
             request_id = new_request_id()
             headers = b"%bX-Request-ID: %b\r\n" % (responses.JSON, request_id.encode())
-            body = responses.error_body(error, self.context.settings.error_format, request_id)
+            body = responses.error_body(error, error_format_of(self.context.settings.error_format, None), request_id)
             request.send(responses.whole(503, headers + responses.error_headers(error), body, keep_alive=False))
             request.shutdown(socket.SHUT_WR)
         except OSError:
