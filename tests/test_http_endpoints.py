@@ -139,7 +139,7 @@ class Models(SocketTest):
 
     def test_an_unknown_model_is_404(self) -> None:
         running = self.gateway_of({"13b": {"engines": [self.engine.url]}})
-        for name in ("nope", "13B", "13b/x", ""):
+        for name in ("nope", "13B", "13b/x"):
             with self.subTest(name=name):
                 response = running.get(f"/v1/models/{name}")
                 self.assertEqual((response.status, response.error), (404, "model_not_found"))

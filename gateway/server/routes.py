@@ -17,6 +17,7 @@ from gateway.policy.auth import Identity
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
+from gateway.server.lostpaths import not_found
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.registry import Registry
 
@@ -82,10 +83,10 @@ class Routes:
             if reply is not None:
                 return reply
         handler = self._gets.get(path)
-        if handler is None and (path == "/v1/models" or path.startswith("/v1/models/")):
+        if handler is None and (path == "/v1/models" or (path.startswith("/v1/models/") and path != "/v1/models/")):
             handler = functools.partial(self._models, exchange)
         if handler is None and path not in PATHS and path != "*":
-            raise RequestRefused("not_found", f"there is no {path[:200]}")
+            raise not_found(path, self._endpoints())
         allowed = "GET, HEAD, OPTIONS" if handler is not None else "POST, OPTIONS"
         if head.method == "OPTIONS":
             return self._preflight(head, allowed)
@@ -110,9 +111,12 @@ class Routes:
         return Reply(204, headers, b"")
 
     def _index(self, head: RequestHead) -> Reply:
-        gets = (*self._gets, "/v1/models", "/v1/models/{id}")
-        endpoints = {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
-        return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": endpoints})
+        return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": self._endpoints()})
+
+    def _endpoints(self) -> dict[str, str]:
+        """Every path with the methods it is for."""
+        gets = ("/v1/models", "/v1/models/{id}", *self._gets)
+        return {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
 
     def _healthz(self, head: RequestHead) -> Reply:
         return json_reply({"status": "ok"})
