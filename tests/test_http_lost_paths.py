@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unittest
 
-from gateway.server.lostpaths import PATH_CHARS, meant_by
+from gateway.server.lostpaths import PATH_CHARS, LostPaths
 from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, SocketTest, gateway
 
 MEANT = {
@@ -27,7 +27,7 @@ MEANT = {
 }  # fmt: skip
 
 
-class LostPaths(SocketTest):
+class Answers(SocketTest):
     def setUp(self) -> None:
         self.gateway = self.enter(gateway())
         self.known: dict[str, str] = self.gateway.get("/").json()["endpoints"]
@@ -91,12 +91,12 @@ class LostPaths(SocketTest):
 
 class Meant(unittest.TestCase):
     def test_the_longest_that_fits_is_meant(self) -> None:
-        known = ("/", "/v1/completions", "/v1/chat/completions", "/v1/models/{id}")
-        self.assertEqual(meant_by("/x/chat/completions", known), "/v1/chat/completions")
-        self.assertEqual(meant_by("/models/x/chat/completions", known), "/v1/chat/completions")
-        self.assertEqual(meant_by("/models/x", known), "/v1/models/{id}")
-        self.assertIsNone(meant_by("/", known))
-        self.assertIsNone(meant_by("/models/", known))
+        lost = LostPaths(("/", "/v1/completions", "/v1/chat/completions", "/v1/models/{id}"))
+        self.assertEqual(lost.meant_by("/x/chat/completions"), "/v1/chat/completions")
+        self.assertEqual(lost.meant_by("/models/x/chat/completions"), "/v1/chat/completions")
+        self.assertEqual(lost.meant_by("/models/x"), "/v1/models/{id}")
+        self.assertIsNone(lost.meant_by("/"))
+        self.assertIsNone(lost.meant_by("/models/"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, chunked, delta
 from tests.support import CHAT, COMPLETIONS, content_of
 
+TEXT = b'{"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]}'
 NO_LIMIT = {"max_tokens": -1, "max_completion_tokens": -1}
 
 
@@ -34,14 +35,70 @@ class Engines(ParkingTest):
             self.assertEqual(content_of(client.read_events()), "fine")
             self.assert_nothing_held(running)
 
-    def test_an_engine_of_a_completion_gets_it_since_many_mean_16_tokens_by_its_absence(self) -> None:
+    def test_an_engine_gets_byte_for_byte_what_it_would_get_without_it(self) -> None:
+        # `@` stands for the member with what separates it; what is around it must come through as the client wrote it.
+        texts = {
+            CHAT: (
+                '{"messages": [{"role":"user", "content":"h\\u00e9 \u00e9 max_tokens"}]@,  "model" : "m","top_p":0.50}',
+                '{@"messages":[{"role":"user","content":"\\"max_tokens\\": -1, {"}],"n":1,"model":"m"}',
+                '\n{ "model":"m", "messages":[{"role":"user","content":"hi"}],\t"x":{"max_tokens": -1, "y":[1e2]}@}\n',
+            ),
+            COMPLETIONS: (
+                '{"prompt": ["hi", "ho"]@,  "best_of" : 2, "model":"m"}',
+                '{@"prompt":"hi","max_completion_tokens":-1 ,"model":"m"}',
+                '{ "model": "m", "prompt" : "hi"@ }',
+            ),
+        }
+        members = {
+            CHAT: ('"max_tokens": -1', '"max_completion_tokens":-1', '"max_tokens":-1 , "max_completion_tokens" : -1'),
+            COMPLETIONS: ('"max_tokens": -1', '"max\\u005ftokens":-1'),
+        }
+        for options in ({}, {"model": "its-own"}):
+            engine = self.scripted()
+            running = self.serve({"m": {"engines": [{"url": engine.url, **options}]}}, RETRY_ATTEMPTS=1)
+            client = self.enter(running.connect())
+            side = None
+            for path, path_texts in texts.items():
+                for text in path_texts:
+                    sent = []
+                    for member in ("", *members[path]):
+                        comma = ("%s, " if text.startswith("{@") else " , %s") if member else "%s"
+                        body = text.replace("@", comma % member).encode()
+                        client.request("POST", path, body)
+                        side = engine.take() if side is None else side.read_request()
+                        sent.append(side.body)
+                        answer = completion() if path == CHAT else TEXT
+                        side.answer(answer)
+                        self.assertEqual(client.read_response().status, 200)
+                    with self.subTest(path=path, text=text, **options):
+                        self.assertEqual(sent, sent[:1] * len(sent))
+                        if not options:
+                            self.assertEqual(sent[0], text.replace("@", "").encode())
+
+    def test_an_engine_that_is_asked_for_usage_does_not_get_it_either(self) -> None:
         running, engine = self.one_engine()
         client = self.enter(running.connect())
-        client.request("POST", COMPLETIONS, {"model": "m", "prompt": "hi", "max_tokens": -1})
+        client.request("POST", COMPLETIONS, b'{"max_tokens":-1, "prompt":"hi", "model":"m", "stream":true}')
         side = engine.take()
-        self.assertEqual(side.json, {"model": "m", "prompt": "hi", "max_tokens": -1})
-        side.answer(b'{"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]}')
+        self.assertEqual(
+            side.body, b'{"stream_options":{"include_usage":true},"prompt":"hi", "model":"m", "stream":true}'
+        )
+        side.answer(TEXT)
         self.assertEqual(client.read_response().status, 200)
+
+    def test_other_numbers_below_one_and_what_is_no_whole_number_are_refused_and_sent_nowhere(self) -> None:
+        running, engine = self.one_engine()
+        for path, body, fields in (
+            (CHAT, ask(), ("max_tokens", "max_completion_tokens")),
+            (COMPLETIONS, {"prompt": "hi"}, ("max_tokens",)),
+        ):
+            for field in fields:
+                for value in (0, -2, -1.0, True, "-1", [-1]):
+                    with self.subTest(path=path, field=field, value=value):
+                        answer = running.post({**body, field: value}, path)
+                        self.assertEqual((answer.status, answer.error), (400, "invalid_max_tokens"))
+                        self.assertEqual(answer.json()["param"], field)
+        self.assertTrue(engine.nobody_waits())
 
     def test_a_stream_that_goes_on_elsewhere_has_no_limit_there_either(self) -> None:
         first, second = self.scripted(), self.scripted()

@@ -281,7 +281,7 @@ class ChatTest(RefusalTest):
             "model": ("invalid_model", [1, [], {}, True, 0]),
             "stream": ("invalid_stream", ["true", 1, 0, [], {}]),
             "stream_options": ("invalid_stream", [True, [], "x", 0]),
-            "max_tokens": ("invalid_max_tokens", [*whole, -2, 1_000_001, 10**100]),
+            "max_tokens": ("invalid_max_tokens", [*whole, -2, -1.0, "-1", 1_000_001, 10**100]),
             "max_completion_tokens": ("invalid_max_tokens", [*whole, -2, -1.0, 1_000_001]),
             "temperature": ("invalid_temperature", ["1", -0.1, 2.1, True, [], 10**400]),
             "top_p": ("invalid_top_p", ["1", -0.1, 1.1, 2, False, []]),

@@ -1,9 +1,9 @@
-"""What is said of a path that does not exist: which one was meant, and which there are. Pure."""
+"""What is said of a path that does not exist: which one was meant, and which there are. No state that changes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Optional
 
 from gateway.errors import RequestRefused
@@ -12,30 +12,31 @@ PATH_CHARS = 200  # of a path that somebody has made up
 _OWN_AREAS = ("/admin/", "/auth/")
 
 
-def not_found(path: str, known: Collection[str]) -> RequestRefused:
-    """The error of a request for `path`, which is none of those `known` (`{…}` in them stands for anything).
+class LostPaths:
+    """Tells by what there is: paths in which `{…}` stands for anything. Thread-safe."""
 
-    Administrators' paths are told to who asks for one.
-    """
-    shown = path if len(path) <= PATH_CHARS else f"{path[:PATH_CHARS]}…"
-    meant = meant_by(path, known)
-    among_own = (meant or path).startswith(_OWN_AREAS)
-    there_are = ", ".join(name for name in known if name.startswith(_OWN_AREAS) == among_own)
-    question = "" if meant is None else f"; did you mean {meant}?"
-    return RequestRefused("not_found", f"there is no {shown}{question or '.'} There are: {there_are}")
+    def __init__(self, known: Iterable[str]) -> None:
+        names = tuple(known)
+        self._own = ", ".join(name for name in names if name.startswith(_OWN_AREAS))
+        self._others = ", ".join(name for name in names if not name.startswith(_OWN_AREAS))
+        ends = {re.sub("^/v1(?=/)", "", name): name for name in names if name != "/"}
+        self._ends = [(_ending(end), ends[end]) for end in sorted(ends, key=len, reverse=True)]
+
+    def not_found(self, path: str) -> RequestRefused:
+        """The error of a request for `path`, which does not exist. Administrators' paths are named for such a one."""
+        shown = path if len(path) <= PATH_CHARS else f"{path[:PATH_CHARS]}…"
+        meant = self.meant_by(path)
+        there_are = self._own if (meant or path).startswith(_OWN_AREAS) else self._others
+        question = "." if meant is None else f"; did you mean {meant}?"
+        return RequestRefused("not_found", f"there is no {shown}{question} There are: {there_are}")
+
+    def meant_by(self, path: str) -> Optional[str]:
+        """The path that `path` ends with, if that one's /v1, case, and doubled and last slashes do not count."""
+        if len(path) > PATH_CHARS:
+            return None
+        folded = re.sub("/+", "/", path.lower()).rstrip("/")
+        return next((name for ending, name in self._ends if ending.search(folded)), None)
 
 
-def meant_by(path: str, known: Collection[str]) -> Optional[str]:
-    """The known path that `path` ends with, if the known one's /v1, case, and doubled and last slashes do not count."""
-    if len(path) > PATH_CHARS:
-        return None
-    folded = re.sub("/+", "/", path.lower()).rstrip("/")
-    ends = {re.sub("^/v1(?=/)", "", name): name for name in known}
-    found = [end for end in ends if end != "/" and _ends_with(folded, end)]
-    return ends[max(found, key=len)] if found else None
-
-
-def _ends_with(path: str, end: str) -> bool:
-    """Whether a path ends with a known one."""
-    pattern = ".+".join(map(re.escape, re.split(r"\{\w+\}", end)))
-    return re.search(pattern + r"\Z", path) is not None
+def _ending(end: str) -> re.Pattern[str]:
+    return re.compile(".+".join(map(re.escape, re.split(r"\{\w+\}", end))) + r"\Z")

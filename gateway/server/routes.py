@@ -17,7 +17,7 @@ from gateway.policy.auth import Identity
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
-from gateway.server.lostpaths import not_found
+from gateway.server.lostpaths import LostPaths
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.registry import Registry
 
@@ -55,6 +55,7 @@ class Routes:
             "/health": self._health,
             "/metrics": self._metrics,
         }
+        self._lost_paths = LostPaths(self._endpoints())
 
     def check_browser(self, exchange: Exchange, head: RequestHead) -> None:
         """Raise `misdirected_request` or `forbidden` for what a page elsewhere may have had a browser send."""
@@ -86,7 +87,7 @@ class Routes:
         if handler is None and (path == "/v1/models" or (path.startswith("/v1/models/") and path != "/v1/models/")):
             handler = functools.partial(self._models, exchange)
         if handler is None and path not in PATHS and path != "*":
-            raise not_found(path, self._endpoints())
+            raise self._lost_paths.not_found(path)
         allowed = "GET, HEAD, OPTIONS" if handler is not None else "POST, OPTIONS"
         if head.method == "OPTIONS":
             return self._preflight(head, allowed)

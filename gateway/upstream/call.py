@@ -16,6 +16,7 @@ from gateway.upstream import answers
 from gateway.upstream.attempt import Attempt
 from gateway.upstream.estimates import tokens_of, weigh
 from gateway.upstream.fields import BY_PATH, Prompts
+from gateway.upstream.members import without_members
 
 CHAT = "/chat/completions"
 AFFINITY_PREFIX_CHARS = 1024
@@ -70,6 +71,10 @@ class Call:
         idempotency_key: str = "",
         priority: str = "normal",
     ) -> None:
+        unlimited = BY_PATH[path].unlimited(request) if -1 in request.values() else ()
+        if unlimited:
+            request = {key: value for key, value in request.items() if key not in unlimited}
+            body = None if body is None else without_members(body, unlimited)
         self.path = path
         self.request = request
         self.body = answers.dump(request) if body is None else body
@@ -149,11 +154,7 @@ class Call:
 
     def _build_payload(self, model: Optional[str], ask_usage: bool) -> bytes:
         request = self.request
-        # "No limit", which not every engine takes. In a chat engines understand the same by its absence; not in a
-        # completion, where many then stop after 16 tokens: there -1 goes to the engine.
-        limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
-        unlimited = self.path == CHAT and -1 in limits
-        same = not unlimited and (model is None or request.get("model") == model)
+        same = model is None or request.get("model") == model
         if same and not ask_usage:
             return self.body
         if same and "stream_options" not in request:
@@ -161,10 +162,6 @@ class Call:
             start = self.body.index(b"{") + 1
             return b'{"stream_options":{"include_usage":true},' + self.body[start:]
         changed = dict(request)
-        if unlimited:
-            for key in BY_PATH[CHAT].asked:
-                if changed.get(key) == -1:
-                    del changed[key]
         if model is not None:
             changed["model"] = model
         if ask_usage:
@@ -180,7 +177,7 @@ class Call:
             request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
             request["continue_final_message"] = True
         for key in BY_PATH[self.path].asked:
-            if (request.get(key) or -1) > 0:  # -1: no limit
+            if (request.get(key) or 0) > 0:
                 request[key] = max(1, request[key] - tokens_of(weigh(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.

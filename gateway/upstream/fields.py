@@ -92,6 +92,11 @@ class PathFields(NamedTuple):
                 most = value
         return most
 
+    def unlimited(self, request: Request) -> list[str]:
+        """The fields that ask for as many tokens as there may be, with -1: they count as absent, and not every engine
+        takes them."""
+        return [key for key in self.asked if request.get(key) == -1]
+
     def choices(self, request: Request) -> int:
         """Choices in a complete answer: `n` for each prompt; 1 where there are none."""
         return (_whole(request.get("n")) or 1) * self._count(request) if self.asked else 1
