@@ -11,6 +11,7 @@ from tests import (
     test_http_allowed_models,
     test_http_chat,
     test_http_engine_answers,
+    test_http_error_format,
     test_http_failover,
     test_http_parked,
     test_http_replays,
@@ -51,6 +52,10 @@ class Addresses(Threaded, test_addresses.BothFamiliesTest):
 
 
 class AllowedModels(Threaded, test_http_allowed_models.AliasTest):
+    pass
+
+
+class ErrorFormat(Threaded, test_http_error_format.Errors):
     pass
 
 
