@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
+from gateway.errors import GatewayError
 from gateway.server.errorformat import error_format_of
 from gateway.server.parsing import RequestHead, parse_head
+from gateway.server.responses import error_headers
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import STREAM_HEAD, chunked, delta
 from tests.support import CHAT, HI, Header, Response, RunningGateway, dead_url, eventually, request_bytes
@@ -255,6 +257,24 @@ class Unknown(ResilienceTest):
         self.assertEqual(first.post().status, 200)
         with running.connect() as refused:
             self.assertEqual(refused.read_response().json()["error"], "overloaded")
+
+
+class Retries(ResilienceTest):
+    def test_who_would_ask_again_too_early_is_told_not_to(self) -> None:
+        for wait_s, told in ((None, None), (0.0, None), (60.0, None), (60.001, "false"), (86_400.0, "false")):
+            for code in ("budget_exceeded", "rate_limit_exceeded", "overloaded"):
+                lines = error_headers(GatewayError(code, "not now", retry_after_s=wait_s)).decode().splitlines()
+                headers = dict(line.split(": ") for line in lines)
+                self.assertEqual(headers.get("X-Should-Retry"), told, wait_s)
+                self.assertEqual("Retry-After" in headers, wait_s is not None)
+
+    def test_over_a_socket(self) -> None:
+        for wait_s, told in ((60, None), (61, "false")):
+            engine = self.engine()
+            engine.control("rate_limit", retry_after=wait_s)
+            answer = self.serve({"m": {"engines": [engine.url]}}).post(ask())
+            self.assertEqual((answer.status, answer.error), (429, "backend_rate_limited"))
+            self.assertEqual(answer.header("x-should-retry"), told)
 
 
 class GoesWell(ResilienceTest):

@@ -30,7 +30,7 @@ class RequirementTest(unittest.TestCase):
 
 @unittest.skipIf(MISSING, "the openai package is not installed")
 class OpenAICase(unittest.TestCase):
-    """A gateway with one engine for each of two models, authentication on, errors in OpenAI's shape."""
+    """A gateway with one engine for each of two models, authentication on."""
 
     def setUp(self) -> None:
         import openai
@@ -44,7 +44,6 @@ class OpenAICase(unittest.TestCase):
             gateway(
                 ENGINES=engines(_13b=self.engine.url, _7b=other.url),
                 API_KEYS=f"alice:{KEY}",
-                ERROR_FORMAT="openai",
                 FALLBACK="off",
                 REQUEST_TIMEOUT="5",
             )
@@ -161,7 +160,7 @@ class ErrorsTest(OpenAICase):
             "code": "context_length_exceeded",
         }
         with ScriptedEngine() as engine:
-            with gateway(ENGINES=f"m={engine.url}", ERROR_FORMAT="openai") as running, ThreadPoolExecutor(1) as pool:
+            with gateway(ENGINES=f"m={engine.url}") as running, ThreadPoolExecutor(1) as pool:
                 url = f"{running.url}/v1"
                 client = self.openai.OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=10)
                 for stream in (False, True):
@@ -204,10 +203,10 @@ class ErrorsTest(OpenAICase):
 
 @unittest.skipIf(MISSING, "the openai package is not installed")
 class SimpleFormatTest(unittest.TestCase):
-    def test_the_default_error_format_maps_to_the_same_exceptions(self) -> None:
+    def test_the_other_error_format_maps_to_the_same_exceptions(self) -> None:
         import openai
 
-        with mock_engine("13b") as engine, gateway(ENGINES=f"13b={engine.url}") as running:
+        with mock_engine("13b") as engine, gateway(ENGINES=f"13b={engine.url}", ERROR_FORMAT="simple") as running:
             with openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0) as client:
                 with self.assertRaises(openai.NotFoundError):
                     client.chat.completions.create(model="nope", messages=MESSAGES)
