@@ -127,6 +127,8 @@ class Limits(AccessTest):
             absent, no_limit = told({}), told({"max_tokens": -1})
             self.assertEqual(absent[:2], no_limit[:2])
             self.assertEqual(absent[2].completion, no_limit[2].completion)
+            sent = [Call(path, {**body, **more}).payload("m", True) for more in ({}, {"max_tokens": -1})]
+            self.assertEqual(sent[0], sent[1])  # a library's call has no bytes of its own
         call = Call("/chat/completions", ask(max_tokens=900, max_completion_tokens=-1))
         self.assertEqual(tokens_at_most(call).answer, 900)
 
