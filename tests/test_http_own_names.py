@@ -254,6 +254,16 @@ class AllowedTest(AccessTest):
         self.assertIn(THREE[0], unnamed.json()["message"])
         self.assertEqual(running.post(HI, headers=self.make(running, "first", models=(THREE[0],))).status, 200)
 
+    def test_the_ledger_tells_the_names_that_the_engine_lists(self) -> None:
+        engine = self.enter(NamingEngine(*THREE))
+        running = self.serve(BACKEND_URL=engine.url, LEDGER="on")
+        self.assertTrue(running.app.factory.wait_probed(TIMEOUT_S))
+        for name in (None, QWEN, "made-up"):
+            running.post(HI if name is None else {**HI, "model": name})
+        query = "SELECT model FROM ledger ORDER BY rowid"
+        names = [(THREE[0],), (QWEN,), ("other",)]
+        eventually(lambda: self.rows(query) == names)
+
 
 class AlwaysOneTest(OwnNamesTest):
     """The engine's own name of the model, behind a # of its URL."""

@@ -128,7 +128,8 @@ class AskTest(SocketTest):
 
     def test_a_redirect_is_not_followed(self) -> None:
         elsewhere = self.enter(ScriptedEngine())
-        found = self.ask(whole(b"", "307 Temporary Redirect", f"Location: {elsewhere.url}/models"), secret="s3cret")
+        redirect = whole(b'{"data": [{"id": "a"}]}', "307 Temporary Redirect", f"Location: {elsewhere.url}/models")
+        found = self.ask(redirect, secret="s3cret")
         self.assertEqual(found, ())
         self.assertTrue(elsewhere.nobody_waits())
 

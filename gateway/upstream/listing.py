@@ -25,7 +25,6 @@ from gateway.upstream.resolver import Resolver
 
 LIST_MAX_BYTES = 1 << 20
 LIST_MAX_MODELS = 1000
-HEAD_MAX_BYTES = 1 << 16
 TOKENS_MAX = 1_000_000_000  # of a context, as in the engines file
 DIGITS_MAX = 18  # of a whole number: longer ones take some Pythons seconds
 # What says nothing about the list: not now, or not with this key.
@@ -103,12 +102,11 @@ def _request(spec: EngineSpec, secret: str) -> bytes:
 
 
 class _Source(io.RawIOBase):
-    """What a socket gives until the deadline; ValueError when that is too much."""
+    """What a socket gives until the deadline."""
 
     def __init__(self, sock: socket.socket, deadline_s: float) -> None:
         self._sock = sock
         self._deadline_s = deadline_s
-        self._left = HEAD_MAX_BYTES + LIST_MAX_BYTES
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """What HTTPResponse asks a socket for."""
@@ -121,12 +119,8 @@ class _Source(io.RawIOBase):
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
             raise socket.timeout
-        if self._left <= 0:
-            raise ValueError("too long")
         self._sock.settimeout(left_s)  # a socket's own timeout is per read
-        size = self._sock.recv_into(buffer)
-        self._left -= size
-        return size
+        return self._sock.recv_into(buffer)
 
 
 def _read(response: http.client.HTTPResponse) -> Optional[tuple[ListedModel, ...]]:
