@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 from gateway import __version__
@@ -125,6 +126,8 @@ class Routes:
     def _readyz(self, head: RequestHead) -> Reply:
         if self._pipeline.draining:
             return json_reply({"status": "draining"}, 503)
+        if not self._pipeline.factory.probed:
+            return json_reply({"status": "probing"}, 503)
         pools = self._pipeline.factory.router.pools.values()
         if not any(pool.any_available() for pool in pools):
             return json_reply({"status": "no engine is available"}, 503)
@@ -163,21 +166,27 @@ class Routes:
         """All models that the caller may use, or one of them: another does not exist for it."""
         identity = exchange.identity
         assert identity is not None  # these paths are not open
+        router = self._pipeline.factory.router
+        listed = {one.id: one.max_model_len for one in router.listed()}
         if head.path == "/v1/models":
-            entries = [self._entry(name, identity) for name in self._pipeline.factory.router.names()]
+            entries = [self._entry(name, listed, identity) for name in listed or router.names()]
             return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
         name = urllib.parse.unquote(head.path[len("/v1/models/") :])
-        entry = self._entry(name, identity)
+        entry = self._entry(name, listed, identity)
         if entry is None:
             raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
         return json_reply(entry)
 
-    def _entry(self, name: str, identity: Identity) -> Optional[dict[str, Any]]:
+    def _entry(self, name: str, listed: Mapping[str, Optional[int]], identity: Identity) -> Optional[dict[str, Any]]:
+        """A model that the caller may use; `listed`: where one engine serves every name, what it lists, with the
+        context."""
         router = self._pipeline.factory.router
-        if name not in router.names():
+        if name not in (listed or router.names()):
             return None
         pool = router.route(name, may_use=identity.may_use)[0]
-        if not identity.may_use(*router.names_of(pool.name)):
+        # Where one engine serves every name, the name is the model.
+        names = (name,) if listed else router.names_of(pool.name)
+        if not identity.may_use(*names):
             return None
         entry: dict[str, Any] = {
             "id": name,
@@ -186,6 +195,7 @@ class Routes:
             "owned_by": "inference-gateway",
             "available": pool.any_available(),
         }
-        if pool.spec.max_model_len is not None:
-            entry["max_model_len"] = pool.spec.max_model_len
+        max_model_len = pool.spec.max_model_len or listed.get(name)
+        if max_model_len is not None:
+            entry["max_model_len"] = max_model_len
         return entry
