@@ -14,6 +14,8 @@ import signal
 import sys
 import time
 
+from gateway.program import program as program
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
@@ -106,11 +108,11 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = Non
     if arguments[:1] == ["mock"]:
         from gateway.mock import main as mock_main
 
-        return mock_main(arguments[1:])
+        return mock_main(arguments[1:], f"{program()} mock")
     if arguments[:1] == ["replay"]:
         from gateway.tools.replay import main as replay_main
 
-        return replay_main(arguments[1:])
+        return replay_main(arguments[1:], f"{program()} replay")
     if arguments[:1] in (["keys"], ["usage"]):
         return _state_command(arguments[0], arguments[1:])
     from gateway import __version__
@@ -119,7 +121,7 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = Non
     from gateway.settings import load
 
     parser = argparse.ArgumentParser(
-        prog="main.py", description="One OpenAI-style address in front of many inference engines."
+        prog=program(), description="One OpenAI-style address in front of many inference engines."
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="command")
@@ -169,9 +171,10 @@ def _state_command(command: str, arguments: list[str]) -> int:
         roles = roles_of(settings)
         open_db = state_db_at(settings.state_db)
         if command == "usage":
-            return usage_command(arguments, open_db)
+            return usage_command(arguments, open_db, f"{program()} usage")
         reserved = [key.name for key in settings.api_keys]
-        return keys_command(arguments, open_db, roles=tuple(roles), reserved=reserved)
+        prog = f"{program()} keys"
+        return keys_command(arguments, open_db, prog, roles=tuple(roles), reserved=reserved)
     except ConfigurationError as error:
         return _misconfigured(error.faults)
     except StateDbError as error:

@@ -29,7 +29,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.hedging", "gateway.rescue"),
     ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
-    ("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.telemetry", "gateway"),
+    ("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.telemetry"),
+    ("gateway.program", "gateway"),
 )
 RANK_BY_PREFIX = {prefix: rank for rank, row in enumerate(ROWS) for prefix in row}
 OWN = ("main", "inference", "gateway")

@@ -222,13 +222,13 @@ class MockEngine:
         self._ledger.count("connections", -1)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one mock engine until SIGTERM or SIGINT.
+def main(argv: Sequence[str], prog: str = "python -m gateway.mock") -> int:
+    """Run one mock engine until SIGTERM or SIGINT; `prog` is how it was called.
 
     Prints one line with its address once it listens. Returns 0 when asked to end, 1 when the
     address cannot be had, 2 for options that cannot work. Must run in the main thread.
     """
-    options = vars(_parser().parse_args(argv))
+    options = vars(_parser(prog).parse_args(argv))
     host, port, model = options.pop("host"), options.pop("port"), options.pop("model")
     try:
         engine = MockEngine(host, port, model, **options)
@@ -262,9 +262,9 @@ def _end_signals() -> socket.socket:
     return reader
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py mock",
+        prog=prog,
         description="One mock engine that speaks llama.cpp's API.",
         epilog="behaviours: " + "; ".join(f"{name} {text}" for name, text in MEANINGS.items()),
     )
