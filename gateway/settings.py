@@ -188,7 +188,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("JWT_AUDIENCE", "jwt_audience", optional(str), "",
             "`aud` that a token must have", ACCESS),
     Setting("JWT_JWKS", "jwt_jwks", optional(str), "",
-            "URL or file of a JSON Web Key Set; needs `pip install inference-gateway[jwt]`", ACCESS),
+            "URL or file of a JSON Web Key Set; needs `pip install '.[jwt]'`", ACCESS),
 
     Setting("RATE_LIMIT_RPM", "rate_limit_rpm", optional(integer(0, 10**9)), "",
             "Requests a minute for keys without their own limit; unset or 0: no limit", LIMITS),
