@@ -89,8 +89,7 @@ class WheelTest(unittest.TestCase):
             cwd=self.directory / "empty",
             env=process_environment({"PYTHONPATH": self.site}),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             encoding="utf-8",
             timeout=BUILD_S,
         )
