@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import signal
 import socket
 import sys
@@ -238,7 +239,7 @@ def main(argv: Sequence[str], prog: str = "python -m gateway.mock") -> int:
     asked_to_end = _end_signals()
     try:
         engine.start()
-        print(f"mock engine {model} at {engine.url}", flush=True)
+        _say(f"mock engine {model} at {engine.url}")
         asked_to_end.recv(1)
         return 0
     except (OSError, OverflowError) as fault:
@@ -246,6 +247,13 @@ def main(argv: Sequence[str], prog: str = "python -m gateway.mock") -> int:
         return 1
     finally:
         engine.close()
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except OSError:  # nobody reads it; nor would anybody at the end, where what is left is written
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
 
 
 def _end_signals() -> socket.socket:
