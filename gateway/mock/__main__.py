@@ -12,4 +12,4 @@ if __name__ == "__main__":
     from gateway.ending import run_to_end
     from gateway.mock.server import main
 
-    run_to_end(lambda: main(sys.argv[1:]))
+    run_to_end(lambda: main(sys.argv[1:]), printing=False)
