@@ -42,6 +42,10 @@ def run_to_end(command: Callable[[], int], printing: bool) -> NoReturn:
             print(f"error: cannot write to stdout: {error.strerror}", file=sys.stderr)
         else:
             sys.excepthook(type(error), error, error.__traceback__)
+    try:
+        sys.stderr.flush()  # PyPy keeps what has been printed there
+    except OSError:
+        pass
     os._exit(status)
 
 
