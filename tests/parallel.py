@@ -96,6 +96,7 @@ class _Interruption:
         self.workers: list[_Worker] = []  # those of the crew at work
         self._result = result
         self._aside = aside  # the tests are run by workers
+        self._told = 0, 0  # errors and failures, when it came
         self._before: Any = None
 
     def __enter__(self) -> _Interruption:
@@ -111,6 +112,7 @@ class _Interruption:
                 worker.kill()
             tests.interrupted(number, frame)
         self.came = True
+        self._told = len(self._result.errors), len(self._result.failures)
         if self._aside:
             self._result.stop()
         else:
@@ -118,6 +120,8 @@ class _Interruption:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if self.came:
+            # What the test under way made of it is nothing to report.
+            del self._result.errors[self._told[0] :], self._result.failures[self._told[1] :]
             print_errors = getattr(self._result, "printErrors", None)
             if print_errors is not None:
                 print_errors()

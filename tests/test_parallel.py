@@ -266,6 +266,20 @@ FAILING_FIRST = """
                 sock.recv(1)
 """
 
+WRAPPING = """
+    import os
+    import socket
+    import unittest
+
+    class Wraps(unittest.TestCase):
+        def test_wraps(self):
+            try:
+                with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as sock:
+                    sock.recv(1)
+            except Exception as error:
+                raise RuntimeError("something of its own") from error
+"""
+
 IMPORTING = """
     import os
     import socket
@@ -550,6 +564,12 @@ class InterruptTest(ProjectTest):
 
     def test_a_part_of_a_test_ends_all_of_it(self) -> None:
         self.module("parts", PARTS)
+        process = self.begin(0, connections=1)
+        process.send_signal(signal.SIGINT)
+        self.assert_interrupted(process, 1)
+
+    def test_what_a_test_makes_of_it_is_not_reported(self) -> None:
+        self.module("wrapping", WRAPPING)
         process = self.begin(0, connections=1)
         process.send_signal(signal.SIGINT)
         self.assert_interrupted(process, 1)
