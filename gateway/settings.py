@@ -31,6 +31,7 @@ from gateway.settingvalues import (
     Parser,
     api_keys,
     choice,
+    file_path,
     flag,
     host,
     hosts,
@@ -85,7 +86,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ENGINES", "inline_fleet", optional(parse_engines), "",
             "Engines in one line: `13b=http://127.0.0.1:8010/v1,http://127.0.0.1:8011/v1;"
             "7b=http://127.0.0.1:8020/v1`", ENGINES),
-    Setting("ENGINES_FILE", "engines_file", optional(Path), "",
+    Setting("ENGINES_FILE", "engines_file", optional(file_path), "",
             "JSON file with models and engines, read again on SIGHUP. Set one of `BACKEND_URL`, "
             "`ENGINES` and `ENGINES_FILE`; with none, echo answers", ENGINES),
     Setting("DEFAULT_MODEL", "default_model", optional(model_name), "",
@@ -100,7 +101,7 @@ SETTINGS: tuple[Setting, ...] = (
             CHOOSING),
     Setting("ROUTING_SEED", "routing_seed", optional(integer(0, 10**18 - 1)), "",
             "Seed of every random decision, to repeat a run; unset: a new one each start", CHOOSING),
-    Setting("DECISION_LOG", "decision_log", optional(Path), "",
+    Setting("DECISION_LOG", "decision_log", optional(file_path), "",
             "File that gets one JSON line for every decision, for `python main.py replay`", CHOOSING),
     Setting("RETRY_ATTEMPTS", "retry_attempts", integer(1, 100), "3",
             "Attempts per model, each on another engine where there is one", CHOOSING),
@@ -174,9 +175,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AUTH", "auth", choice("auto", "off"), "auto",
             "`auto`: on as soon as a key exists; `off`: everybody may do everything", ACCESS),
 
-    Setting("STATE_DB", "state_db", Path, "gateway.db",
+    Setting("STATE_DB", "state_db", file_path, "gateway.db",
             "SQLite file for keys, budgets and the ledger; made when the first key is created or `LEDGER=on`", ACCESS),
-    Setting("ROLES_FILE", "roles_file", optional(Path), "",
+    Setting("ROLES_FILE", "roles_file", optional(file_path), "",
             "JSON file with roles besides `admin`, `user` and `viewer`", ACCESS),
     Setting("METRICS_AUTH", "metrics_auth", choice("auto", "off"), "auto",
             "`auto`: `/metrics` needs the permission `metrics` unless only this machine can reach it; `off`: open", ACCESS),  # noqa: E501

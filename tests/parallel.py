@@ -179,9 +179,10 @@ class _Worker:
         # As this interpreter was started; unittest shows each warning once unless told otherwise.
         options = [f"-W{option}" for option in sys.warnoptions or ["default"]]
         options += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
-        code = "import sys; sys.path.insert(0, sys.argv.pop()); from tests.parallel_worker import work; work()"
+        # PyPy without a locale reads a command line in another way than paths.
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!a}); from tests.parallel_worker import work; work()"
         self.process = subprocess.Popen(
-            [sys.executable, *options, "-c", code, str(ROOT)],
+            [sys.executable, *options, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",

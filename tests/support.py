@@ -548,6 +548,10 @@ def process_environment(environment: Mapping[str, object]) -> dict[str, str]:
     """The variables a gateway process gets: its own, and what Python needs to run on this system."""
     kept = ("PATH", "HOME", "SYSTEMROOT", "TEMP", "TMP", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     base = {name: os.environ[name] for name in kept if name in os.environ}
+    try:
+        os.fsencode("\u017c")
+    except UnicodeEncodeError:  # PyPy without a locale cannot run a file whose path is not ASCII
+        base["LC_ALL"] = "C.UTF-8"
     return {**base, "PYTHONDONTWRITEBYTECODE": "1", **{name: str(value) for name, value in environment.items()}}
 
 

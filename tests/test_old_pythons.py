@@ -32,7 +32,7 @@ OLD_NODES = {
         "Subscript",
         "Call",
     ),
-    *("Import", "ImportFrom", "alias", "If", "Compare", "Lt", "Eq", "BinOp", "Add", "BoolOp", "Or", "Try"),
+    *("Import", "ImportFrom", "alias", "If", "Compare", "Lt", "Eq", "Is", "BinOp", "Add", "BoolOp", "Or", "Try"),
     *("ExceptHandler", "Raise", "FunctionDef", "arguments", "arg", "Return"),
 }
 AS_OLD = """
