@@ -13,26 +13,21 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from tests.support import HOSTS, ROOT, TIMEOUT_S, RawClient, SocketTest
+from tests.support import HOSTS, ROOT, TIMEOUT_S, RawClient, SocketTest, os_text
 
 DOTENV = "# żółć: a comment\nENGINES_FILE=silniki-ż.json\nDECISION_LOG='☃.jsonl'\nCORS_ORIGINS=*  # ☃\n"
 ENGINES = json.dumps({"models": {"13b": {"engines": ["echo:"]}}})
 
 
-def named(name: str) -> str:
-    """A file's name as this Python takes it, which need not know of a locale either."""
-    return os.fsdecode(name.encode())
-
-
 @unittest.skipUnless(os.name == "posix", "locales as POSIX has them")
 class NoLocaleTest(SocketTest):
     def setUp(self) -> None:
-        self.folder = Path(self.enter(tempfile.TemporaryDirectory())) / named("żółć ☃")
+        self.folder = Path(self.enter(tempfile.TemporaryDirectory())) / os_text("żółć ☃")
         self.folder.mkdir()
         shutil.copytree(ROOT / "gateway", self.folder / "gateway", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "main.py", self.folder)
         (self.folder / ".env").write_text(DOTENV, "utf-8")
-        (self.folder / named("silniki-ż.json")).write_text(ENGINES, "utf-8")
+        (self.folder / os_text("silniki-ż.json")).write_text(ENGINES, "utf-8")
         bare = {
             "PATH": os.environ.get("PATH", ""),
             "HOME": tempfile.gettempdir(),
@@ -67,7 +62,7 @@ class NoLocaleTest(SocketTest):
                 self.assertIn("http://127.0.0.1:9\n", output)
 
     def test_a_fault_is_told(self) -> None:
-        (self.folder / named("silniki-ż.json")).write_text('{"models": {"ż": 1}}', "utf-8")
+        (self.folder / os_text("silniki-ż.json")).write_text('{"models": {"ż": 1}}', "utf-8")
         for environment in self.environments:
             status, output, errors = self.ended(self.popen(environment, "main.py"))
             self.assertEqual((status, output), (2, ""))
