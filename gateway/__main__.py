@@ -1,8 +1,13 @@
 """`python -m gateway`: what `python main.py` does in a checkout."""
 
-import sys
-
-from gateway.cli import run
-
 if __name__ == "__main__":
-    sys.exit(run())
+    try:
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run` handles it: no traceback
+    except KeyboardInterrupt:
+        raise SystemExit(130)  # noqa: B904 (an old Python reads this)
+
+    from gateway.cli import run
+
+    run()

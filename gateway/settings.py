@@ -19,6 +19,7 @@ from typing import Any
 
 from gateway import dotenv
 from gateway.configuration import ConfigurationError
+from gateway.ending import run_to_end
 from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
 from gateway.routing.checks import Network, bracketed, is_header_value, parse_address, quoted
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec
@@ -30,6 +31,7 @@ from gateway.settingvalues import (
     Parser,
     api_keys,
     choice,
+    file_path,
     flag,
     host,
     hosts,
@@ -88,7 +90,7 @@ SETTINGS: tuple[Setting, ...] = (
             "7b=http://127.0.0.1:8020/v1`. Behind a URL, `#name` is what that engine itself calls the model, if it is "
             "another name: `qwen=http://127.0.0.1:8001/v1#Qwen/Qwen2.5-7B-Instruct` (`%2C` and `%3B` in it are `,` and "
             "`;`)", ENGINES),
-    Setting("ENGINES_FILE", "engines_file", optional(Path), "",
+    Setting("ENGINES_FILE", "engines_file", optional(file_path), "",
             "JSON file with models and engines, read again on SIGHUP. Set one of `BACKEND_URL`, "
             "`ENGINES` and `ENGINES_FILE`; with none, echo answers", ENGINES),
     Setting("DEFAULT_MODEL", "default_model", optional(model_name), "",
@@ -103,7 +105,7 @@ SETTINGS: tuple[Setting, ...] = (
             CHOOSING),
     Setting("ROUTING_SEED", "routing_seed", optional(integer(0, 10**18 - 1)), "",
             "Seed of every random decision, to repeat a run; unset: a new one each start", CHOOSING),
-    Setting("DECISION_LOG", "decision_log", optional(Path), "",
+    Setting("DECISION_LOG", "decision_log", optional(file_path), "",
             "File that gets one JSON line for every decision, for `python main.py replay`", CHOOSING),
     Setting("RETRY_ATTEMPTS", "retry_attempts", integer(1, 100), "3",
             "Attempts per model, each on another engine where there is one", CHOOSING),
@@ -177,9 +179,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AUTH", "auth", choice("auto", "off"), "auto",
             "`auto`: on as soon as a key exists; `off`: everybody may do everything", ACCESS),
 
-    Setting("STATE_DB", "state_db", Path, "gateway.db",
+    Setting("STATE_DB", "state_db", file_path, "gateway.db",
             "SQLite file for keys, budgets and the ledger; made when the first key is created or `LEDGER=on`", ACCESS),
-    Setting("ROLES_FILE", "roles_file", optional(Path), "",
+    Setting("ROLES_FILE", "roles_file", optional(file_path), "",
             "JSON file with roles besides `admin`, `user` and `viewer`", ACCESS),
     Setting("METRICS_AUTH", "metrics_auth", choice("auto", "off"), "auto",
             "`auto`: `/metrics` needs the permission `metrics` unless only this machine can reach it; `off`: open", ACCESS),  # noqa: E501
@@ -192,7 +194,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("JWT_AUDIENCE", "jwt_audience", optional(str), "",
             "`aud` that a token must have", ACCESS),
     Setting("JWT_JWKS", "jwt_jwks", optional(str), "",
-            "URL or file of a JSON Web Key Set; needs `pip install inference-gateway[jwt]`", ACCESS),
+            "URL or file of a JSON Web Key Set; needs `pip install '.[jwt]'`", ACCESS),
 
     Setting("RATE_LIMIT_RPM", "rate_limit_rpm", optional(integer(0, 10**9)), "",
             "Requests a minute for keys without their own limit; unset or 0: no limit", LIMITS),
@@ -229,6 +231,8 @@ SETTINGS: tuple[Setting, ...] = (
             "`on` logs prompts, and answers that are not streamed; they may be private", LOGS),
 )
 # fmt: on
+
+_SOURCES = {"BACKEND_URL": "backend_fleet", "ENGINES": "inline_fleet", "ENGINES_FILE": "engines_file"}  # of engines
 
 
 @dataclass(frozen=True)
@@ -308,6 +312,7 @@ class Settings:
     fleet: FleetSpec
     api_keys: tuple[ApiKey, ...]
     engine_keys: Mapping[str, str] = field(repr=False)
+    flags: frozenset[str] = frozenset()  # which of the settings the command line gave
 
     @property
     def auth_on(self) -> bool:
@@ -338,8 +343,12 @@ def load(
     environ: Mapping[str, str],
     dotenv_path: Path | None,
     look: Callable[[Mapping[str, Any]], Iterable[str]] = lambda values: (),
+    flags: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
-    """Read the settings: `environ` first, then the `.env` at `dotenv_path` (None: there is none).
+    """Read the settings: `flags` first, then `environ`, then the `.env` at `dotenv_path` (None: there is none).
+
+    `flags` are the texts that the command line gave, by name; when engines are among them, other sources of engines
+    count as unset.
 
     An empty value counts as unset; unknown names are ignored. `look` finds the faults of other files that the settings
     name; it gets the values that could be read, by field. Raises ConfigurationError naming every faulty variable at
@@ -347,6 +356,7 @@ def load(
     """
     faults: list[str] = []
     texts, blank, dotenv_faults = _texts(environ, dotenv_path)
+    texts = _with_flags(texts, flags)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         try:
@@ -370,7 +380,22 @@ def load(
         raise ConfigurationError(faults)
     keys = values["user_keys"] + values["admin_keys"]
     own = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
-    return Settings(**own, fleet=fleet, api_keys=keys, engine_keys=_engine_keys(fleet, texts))
+    engine_keys = _engine_keys(fleet, texts)
+    return Settings(**own, fleet=fleet, api_keys=keys, engine_keys=engine_keys, flags=frozenset(flags))
+
+
+def flag_of(name: str) -> str:
+    """The command line's flag for the setting of that name."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def as_given(faults: Iterable[str], flags: Container[str]) -> list[str]:
+    """The faults, each with the flag instead of the name where the command line gave the setting."""
+
+    def given(names: str) -> str:
+        return ", ".join(flag_of(name) if name in flags else name for name in names.split(", "))
+
+    return [given(names) + colon + what for names, colon, what in (fault.partition(": ") for fault in faults)]
 
 
 def reload(settings: Settings, environ: Mapping[str, str], dotenv_path: Path | None) -> Settings:
@@ -407,6 +432,11 @@ def _texts(
         texts.update((name, text.strip()) for name, text in source.items() if text.strip())
     blank = frozenset(from_file).union(environ).difference(texts)
     return MappingProxyType(texts), blank, faults
+
+
+def _with_flags(texts: Mapping[str, str], flags: Mapping[str, str]) -> Mapping[str, str]:
+    shadowed = set(_SOURCES) if _SOURCES.keys() & flags.keys() else set()
+    return MappingProxyType({**{name: text for name, text in texts.items() if name not in shadowed}, **flags})
 
 
 def _key_faults(values: Mapping[str, Any]) -> Iterator[str]:
@@ -471,13 +501,8 @@ def _breaker_faults(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:
     """The fleet of BACKEND_URL, ENGINES or ENGINES_FILE, or echo; None when a fault was noted."""
-    sources = {
-        "BACKEND_URL": "backend_fleet",
-        "ENGINES": "inline_fleet",
-        "ENGINES_FILE": "engines_file",
-    }
     # A source that was refused is missing in `values`, one that is not set is None.
-    given = [name for name, key in sources.items() if key not in values or values[key] is not None]
+    given = [name for name, key in _SOURCES.items() if key not in values or values[key] is not None]
     if len(given) > 1:
         faults.append(f"{', '.join(given)}: exclude each other; set only one of them")
         return None
@@ -485,8 +510,8 @@ def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:
         fleet = echo_fleet()
     elif given == ["ENGINES_FILE"]:
         return _fleet_of_file(values["engines_file"], values.get("default_model"), faults)
-    elif sources[given[0]] in values:
-        fleet = values[sources[given[0]]]
+    elif _SOURCES[given[0]] in values:
+        fleet = values[_SOURCES[given[0]]]
     else:
         return None
     return _with_default(fleet, values.get("default_model"), faults)
@@ -628,4 +653,4 @@ def _main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    run_to_end(lambda: _main(sys.argv[1:]), printing=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable
 
 from gateway.configuration import ConfigurationError
@@ -23,6 +25,15 @@ Parser = Callable[[str], Any]
 DAY_S = 86_400.0
 SECRET_ALGORITHMS = ("HS256", "HS384", "HS512")
 KEY_SET_ALGORITHMS = ("RS256", "ES256", "EdDSA")
+
+
+def file_path(text: str) -> Path:
+    """Parse the path of a file."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # PyPy without a locale: file names are ASCII to it, and other bytes it must be told
+        text = os.fsdecode(text.encode())
+    return Path(text)
 
 
 def integer(lowest: int, highest: int) -> Parser:

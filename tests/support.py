@@ -548,7 +548,23 @@ def process_environment(environment: Mapping[str, object]) -> dict[str, str]:
     """The variables a gateway process gets: its own, and what Python needs to run on this system."""
     kept = ("PATH", "HOME", "SYSTEMROOT", "TEMP", "TMP", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     base = {name: os.environ[name] for name in kept if name in os.environ}
-    return {**base, "PYTHONDONTWRITEBYTECODE": "1", **{name: str(value) for name, value in environment.items()}}
+    texts = {name: os_text(str(value)) for name, value in environment.items()}
+    return {**base, **locale_wanted(), "PYTHONDONTWRITEBYTECODE": "1", **texts}
+
+
+def locale_wanted() -> dict[str, str]:
+    """The variables without which a process of this Python could not run a file whose path is not ASCII: of PyPy where
+    there is no locale; else none."""
+    try:
+        os.fsencode("\u017c")
+    except UnicodeEncodeError:
+        return {"LC_ALL": "C.UTF-8"}
+    return {}
+
+
+def os_text(text: str) -> str:
+    """A file's name, or a variable's value, as this Python hands it to the system in UTF-8, whatever the locale."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 @contextlib.contextmanager

@@ -88,6 +88,19 @@ class Limits(unittest.TestCase):
                     self.assertLess(len(self.asked), 30)
         self.assertEqual(self.allowed(256, resource.RLIM_INFINITY, 256), 256)
 
+    def test_a_system_that_refuses_every_change_leaves_what_there_is(self) -> None:
+        def refuse(kind: int, limits: tuple[int, int]) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        logged: list[dict[str, Any]] = []
+        gateway: Any = SimpleNamespace(
+            settings=SimpleNamespace(max_connections=10_000, workers=256),
+            telemetry=SimpleNamespace(log=lambda level, event, **fields: logged.append(fields)),
+        )
+        with self.system(1024, 524_288, refuse):
+            cli._raise_descriptor_limit(gateway)
+        self.assertEqual([(fields["allowed"], fields["wanted"]) for fields in logged], [(1024, 10_512)])
+
     def test_too_few_are_told_with_what_can_be_had_and_what_to_do(self) -> None:
         self.assertEqual(self.allowed(1024, 4096), 4096)
         ((level, event, fields),) = self.lines

@@ -18,7 +18,7 @@ from gateway.settings import Settings, load, reload
 from gateway.settingvalues import jwt_secret
 from inference import EngineSpec, InferenceFactory
 from tests.access import AccessTest
-from tests.support import eventually, load_settings, mock_engine
+from tests.support import eventually, load_settings, mock_engine, os_text
 
 UNSENDABLE = {
     "a line break": "sk-top\r\nX-Evil: 1",
@@ -168,7 +168,7 @@ class RunningTest(AccessTest):
         gateway = Gateway(self.settings(ENGINE_KEY="sk-good"), log).start()
         self.addCleanup(gateway.stop, 0)
         self.file("engines.json", self.fleet("NEW_KEY"))
-        environ = {"ENGINES_FILE": str(self.engines), "NEW_KEY": "sk-\u20ac"}
+        environ = {"ENGINES_FILE": str(self.engines), "NEW_KEY": os_text("sk-\u20ac")}
         dotenv = mock.patch("gateway.cli.DOTENV", self.directory / ".env")
         with mock.patch.dict(os.environ, environ, clear=True), dotenv:
             cli._reload(gateway)

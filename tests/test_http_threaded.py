@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import unittest
 from unittest import mock
 
@@ -26,7 +28,7 @@ from tests import (
 from tests import test_http_names as names
 from tests import test_http_unforeseen as unforeseen
 from tests import test_http_wire as wire
-from tests.support import gateway
+from tests.support import RunningGateway, eventually, gateway
 
 
 class Threaded(unittest.TestCase):
@@ -45,6 +47,52 @@ class Server(Threaded):
         with gateway() as running:
             self.assertIs(type(running.app.server), GatewayServer)
             self.assertEqual(running.post().status, 200)
+
+
+class Bound(Threaded):
+    """The server without a loop takes no more connections than it can have threads, whatever MAX_CONNECTIONS says."""
+
+    def setUp(self) -> None:
+        patcher = mock.patch("gateway.server.server.THREADED_CONNECTIONS_MAX", 3)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def told(self, running: RunningGateway) -> list[tuple[int, int]]:
+        running.request_line(running.post().request_id)  # what was logged before is there by then
+        lines = [line for line in running.log_lines() if line["event"] == "threaded_connections"]
+        return [(line["possible_connections"], line["max_connections"]) for line in lines]
+
+    def test_one_more_is_refused_until_another_leaves(self) -> None:
+        with gateway() as running, contextlib.ExitStack() as clients:
+            first, *_ = kept = [clients.enter_context(running.connect()) for _ in range(3)]
+            for client in kept:
+                self.assertEqual(client.ask("GET", "/healthz").status, 200)
+            with running.connect() as refused:
+                answer = refused.read_response()
+                self.assertEqual((answer.status, answer.error), (503, "overloaded"))
+            first.close()
+            eventually(lambda: running.app.server.connections < 3)
+            self.assertEqual(self.told(running), [(3, 10_000)])
+
+    def test_a_lower_limit_of_the_settings_holds_without_a_word(self) -> None:
+        with gateway(MAX_CONNECTIONS=1) as running:
+            with running.connect() as client:
+                self.assertEqual(client.ask("GET", "/healthz").status, 200)
+                with running.connect() as refused:
+                    self.assertEqual(refused.read_response().status, 503)
+            eventually(lambda: running.app.server.connections == 0)
+            self.assertEqual(self.told(running), [])
+
+
+@unittest.skipUnless(hasattr(select, "epoll"), "no epoll")
+class Unbound(unittest.TestCase):
+    def test_with_a_loop_connections_need_no_threads(self) -> None:
+        with mock.patch("gateway.server.server.THREADED_CONNECTIONS_MAX", 3):
+            with gateway() as running, contextlib.ExitStack() as clients:
+                for _ in range(5):
+                    self.assertEqual(clients.enter_context(running.connect()).ask("GET", "/healthz").status, 200)
+                running.request_line(running.post().request_id)
+                self.assertFalse([x for x in running.log_lines() if x["event"] == "threaded_connections"])
 
 
 class Addresses(Threaded, test_addresses.BothFamiliesTest):

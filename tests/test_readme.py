@@ -24,7 +24,7 @@ from gateway.mock.behaviours import MEANINGS
 from gateway.routing.specs import STRATEGIES
 from gateway.settings import SETTINGS
 from tests.readme_examples import README, Example, examples, moved, shown_matches
-from tests.support import ROOT, TIMEOUT_S, gateway, mock_engine
+from tests.support import ROOT, TIMEOUT_S, gateway, locale_wanted, mock_engine
 
 TEXT = README.read_text("utf-8")
 PORTS_BY_MODEL = {"70b": 8000, "13b": 8010, "7b": 8020}
@@ -157,7 +157,13 @@ class ExamplesTest(unittest.TestCase):
         return self.stage.ports[port]
 
     def _run(self, command: list[str], status: Optional[int] = 0) -> str:
-        environment = {**os.environ, "CURL_HOME": str(self.home), "NO_PROXY": "*", "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            **locale_wanted(),
+            "CURL_HOME": str(self.home),
+            "NO_PROXY": "*",
+            "PYTHONPATH": str(ROOT),
+        }
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         run = subprocess.run(command, env=environment, cwd=self.home, capture_output=True, timeout=3 * TIMEOUT_S)
         self.assertEqual(run.returncode, status, run.stderr.decode())

@@ -91,7 +91,7 @@ class TableTest(SettingsCase):
             with self.subTest(name):
                 self.assertEqual(getattr(settings, name), value)
                 self.assertIs(type(getattr(settings, name)) is bool, type(value) is bool)
-        self.assertEqual({f.name for f in fields(Settings)} - set(expected), {"fleet"})
+        self.assertEqual({f.name for f in fields(Settings)} - set(expected), {"fleet", "flags"})
         self.assertTrue(settings.fleet.wildcard)
         self.assertTrue(settings.fleet.models[0].engines[0].is_echo)
 

@@ -18,7 +18,7 @@ from typing import Any, Optional
 
 from gateway.policy.statedb import StateDb, StateDbError
 from gateway.policy.statefile import APPLICATION_ID, MIGRATIONS, holds_keys
-from tests.support import ROOT, eventually
+from tests.support import ROOT, eventually, os_text
 
 SPEND = """INSERT INTO budget VALUES (?, ?, ?)
     ON CONFLICT (key, period_start_unix_s) DO UPDATE SET spent_usd = spent_usd + excluded.spent_usd"""
@@ -128,7 +128,7 @@ class OpeningTest(StateDbTest):
     def test_an_empty_file_and_a_name_with_special_characters_are_fine(self) -> None:
         for name in ("empty.db", "a ?#%41&mode=ro ü.db"):
             with self.subTest(name):
-                path = self.folder / name
+                path = self.folder / os_text(name)
                 path.touch()
                 self.assertEqual(self.open(path).write_now(lambda c: c.execute("SELECT 7").fetchall()), [(7,)])
 

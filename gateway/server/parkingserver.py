@@ -32,6 +32,9 @@ class ParkingServer(GatewayServer):
         self._full_turn = -2  # the last in which as many connections were accepted as were to be
         self._at_once = 1  # so many are, in a turn: as many as seem to wait, since asking in vain costs 20 us
 
+    def _connections_max(self, wanted: int) -> int:
+        return wanted
+
     def _crashed(self, error: BaseException) -> None:
         self.context.pipeline.internal_error(error, "-")
 
@@ -67,7 +70,7 @@ class ParkingServer(GatewayServer):
         self._full_turn = self._turn
 
     def _accepted(self, request: socket.socket, client_address: Any) -> None:
-        if len(self._open) >= self.context.settings.max_connections or self._closing.is_set():
+        if len(self._open) >= self.connections_max or self._closing.is_set():
             self._refuse(request)
             return
         connection = ParkedConnection(request, client_address, self)

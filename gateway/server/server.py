@@ -30,6 +30,9 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ACCEPT_PAUSE_S = 0.1
 SPARE_ACCEPTORS = 16  # threads that may wait in accept(), 26 KB each
 REPORT_EVERY_S = 10.0
+# Connections at a time where each has a thread (26 KB, and its turn at the interpreter's lock): systems without epoll
+# give a process few of them (macOS 2048 or 4096), and one that cannot be had is a client refused.
+THREADED_CONNECTIONS_MAX = 1000
 
 
 class ServerContext(NamedTuple):
@@ -57,6 +60,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], context: ServerContext) -> None:
         self.context = context
         self.watchdog = Watchdog("client-deadlines", tick_s=0.25)
+        self.connections_max = self._connections_max(context.settings.max_connections)
         self._lock = threading.Lock()
         self._open: dict[socket.socket, object] = {}  # what serves it
         self._acceptors = 0
@@ -75,8 +79,21 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
+    def _connections_max(self, wanted: int) -> int:
+        """How many clients may be connected at a time, where the settings allow `wanted`."""
+        return min(wanted, THREADED_CONNECTIONS_MAX)
+
     def start(self) -> None:
         """Begin to accept."""
+        wanted = self.context.settings.max_connections
+        if wanted > self.connections_max:
+            self.context.log(
+                "info",
+                "threaded_connections",
+                possible_connections=self.connections_max,
+                max_connections=wanted,
+                message="without epoll each connection has a thread, and so many connections are the most",
+            )
         self.watchdog.start()
         with self._lock:
             self._acceptors += 1
@@ -107,7 +124,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
     def _admit(self, request: socket.socket) -> bool:
         """Count a connection in, and see to it that somebody goes on accepting; False at a limit."""
         with self._lock:
-            if len(self._open) >= self.context.settings.max_connections or self._closing.is_set():
+            if len(self._open) >= self.connections_max or self._closing.is_set():
                 return False
             self._open[request] = threading.current_thread()
             last = self._acceptors == 1

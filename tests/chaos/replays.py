@@ -30,8 +30,8 @@ def replayed(decisions: Path, notes: dict[str, str], another_weight: bool = True
 
 
 def _replay(decisions: Path) -> tuple[int, str]:
-    command = [sys.executable, str(ROOT / "main.py"), "replay", str(decisions)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S)
+    command = [sys.executable, "main.py", "replay", str(decisions.resolve())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S)
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
