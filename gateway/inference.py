@@ -190,6 +190,20 @@ class InferenceFactory:
         """Every engine of every model as it is now: model, id, url, state, weight, in_flight, last_error."""
         return [item for pool in self.router.pools.values() for item in pool.snapshot()]
 
+    def wait_probed(self, timeout_s: float) -> bool:
+        """Wait until the first round of probes has ended, at most `timeout_s` seconds; returns whether it has.
+
+        It ends when each engine has one result, or has answered a request, and in any case when its own time limit has
+        passed; at once without probes (`health_interval_s` 0) and for the echo engine. False when closed meanwhile.
+        `engines()` tells the results.
+        """
+        return self._health.wait_probed(timeout_s)
+
+    @property
+    def probed(self) -> bool:
+        """Whether the first round of probes has ended."""
+        return self._health.probed()
+
     def reload(self, fleet: FleetSpec, secrets: Optional[Mapping[str, str]] = None) -> None:
         """Serve another fleet from now on; what is in flight goes on. One thread at a time.
 

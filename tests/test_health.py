@@ -10,11 +10,12 @@ from typing import Optional
 from unittest import mock
 
 from gateway.mock import MockEngine
+from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import Outcome
-from gateway.routing.specs import EngineSpec, model_from
+from gateway.routing.specs import EngineSpec, FleetSpec, model_from
 from gateway.upstream import prober
 from gateway.upstream.prober import HealthChecker, probe
 from tests.scripted import ScriptedEngine
@@ -53,7 +54,13 @@ class CheckerTest(unittest.TestCase):
         specs = [EngineSpec(f"http://{name}:1", id=name) for name in self.engine_names]
         self.pool = ModelPool(model_from("m", specs), "round_robin", Random(1), lambda: self.now_s)
 
-    def checker(self, fails: int = 2, passes: int = 1, interval_s: float = INTERVAL_S) -> HealthChecker:
+    def checker(
+        self, fails: int = 2, passes: int = 1, interval_s: float = INTERVAL_S, known: bool = True
+    ) -> HealthChecker:
+        """`known`: each engine has answered once, long ago."""
+        for engine in self.pool.engines if known else ():
+            self.pool.record_probe(engine, None, fails, passes)
+            engine.passes = 0
         checker = HealthChecker(
             lambda: [self.pool],
             self.changes.append,
@@ -78,9 +85,9 @@ class CheckerTest(unittest.TestCase):
         self.wait_for_probes()
         self.assertEqual(sorted(self.probes.seen), sorted(expected))
 
-    def wait_for_probes(self) -> None:
-        """Until none is under way."""
-        names = {f"probe-{name}" for name in self.engine_names}
+    def wait_for_probes(self, *of: str) -> None:
+        """Until none is under way, or none of those engines."""
+        names = {f"probe-{name}" for name in of or self.engine_names}
         eventually(lambda: not [thread for thread in threading.enumerate() if thread.name in names])
 
     def states(self) -> list[str]:
@@ -177,6 +184,7 @@ class CheckerTest(unittest.TestCase):
         self.probes.failing = {"b"}
         checker.tick()
         eventually(lambda: self.states()[1] == "down")
+        self.wait_for_probes("b", "c")
         self.probes.failing = set()
         checker.tick()
         eventually(lambda: self.states()[1] == "up")
@@ -246,7 +254,7 @@ class CheckerTest(unittest.TestCase):
         self.tick(self.checker())
         self.assertEqual(self.probes.timeouts_s, {2.0})
 
-    def test_at_most_so_many_probes_run_at_once_and_the_rest_follows(self) -> None:
+    def test_at_most_so_many_probes_run_at_once_and_the_rest_follows_in_the_same_round(self) -> None:
         self.engine_names = [f"e{number}" for number in range(prober.MAX_PROBES_AT_ONCE + 5)]
         specs = [EngineSpec(f"http://{name}:1", id=name) for name in self.engine_names]
         self.pool = ModelPool(model_from("m", specs), "round_robin", Random(1), lambda: self.now_s)
@@ -259,12 +267,160 @@ class CheckerTest(unittest.TestCase):
         checker.tick()
         self.assertEqual(len(self.probes.seen), prober.MAX_PROBES_AT_ONCE)
         gate.set()
+        eventually(lambda: len(self.probes.seen) == len(self.engine_names))
+        self.wait_for_probes()
+        self.assertEqual(sorted(self.probes.seen), sorted(self.engine_names))
 
-        def all_probed() -> bool:
-            checker.tick()
-            return set(self.probes.seen) == set(self.engine_names)
+    def one_under_way(self) -> tuple[HealthChecker, threading.Event]:
+        """A checker with the probe of `a` under way, which waits for what is returned; the others are to follow."""
+        patch = mock.patch.object(prober, "MAX_PROBES_AT_ONCE", 1)
+        patch.start()
+        self.addCleanup(patch.stop)
+        checker = self.checker()
+        gate = self.hold("a")
+        checker.tick()
+        eventually(lambda: self.probes.seen == ["a"])
+        return checker, gate
 
-        eventually(all_probed)
+    def test_what_has_gone_meanwhile_is_not_probed_any_more(self) -> None:
+        _, gate = self.one_under_way()
+        self.engine("b").removed = True
+        gate.set()
+        eventually(lambda: self.probes.seen == ["a", "c"])
+
+    def test_nothing_follows_once_it_is_closed(self) -> None:
+        checker, gate = self.one_under_way()
+        closing = threading.Thread(target=checker.close, name="closing")
+        closing.start()
+        eventually(lambda: checker._closed)
+        gate.set()
+        closing.join(TIMEOUT_S)
+        self.wait_for_probes()
+        self.assertEqual(self.probes.seen, ["a"])
+
+    def test_an_engine_that_has_never_answered_is_out_after_its_first_failed_probe(self) -> None:
+        checker = self.checker(fails=3, passes=2, known=False)
+        self.probes.failing = {"b"}
+        self.tick(checker)
+        self.assertEqual(self.states(), ["up", "down", "up"])
+        self.probes.failing = {"a"}  # which has
+        for _ in range(2):
+            self.tick(checker)
+            self.assertEqual(self.states()[0], "up")
+        self.tick(checker)
+        self.assertEqual(self.states(), ["down", "up", "up"])
+
+    def test_a_good_answer_vouches_for_an_engine_as_a_probe_does(self) -> None:
+        checker = self.checker(fails=3, known=False)
+        self.settle("b", Outcome("ok"))
+        self.now_s += INTERVAL_S
+        self.probes.failing = {"b", "c"}
+        self.tick(checker)
+        self.assertEqual(self.states(), ["up", "up", "down"])
+
+    def test_one_that_is_asked_otherwise_has_never_answered(self) -> None:
+        checker = self.checker(fails=3)
+        self.engine("b").forget(BreakerPolicy())
+        self.probes.failing = {"a", "b"}
+        self.tick(checker)
+        self.assertEqual(self.states(), ["up", "down", "up"])
+
+    def start(self, checker: HealthChecker) -> None:
+        """Start it and wait until its probes have begun."""
+        checker.start()
+        eventually(lambda: len(self.probes.seen) == min(len(self.engine_names), prober.MAX_PROBES_AT_ONCE))
+
+    def hold(self, *names: str) -> threading.Event:
+        """Let the probes of those engines wait for what is returned."""
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        self.probes.held.update(dict.fromkeys(names, gate))
+        return gate
+
+    def test_the_first_round_ends_when_each_engine_has_a_result(self) -> None:
+        checker = self.checker(known=False)
+        first, second = self.hold("a"), self.hold("b")
+        self.probes.failing = {"b"}
+        self.start(checker)
+        self.assertFalse(checker.wait_probed(0))
+        first.set()
+        eventually(lambda: self.engine("a").answered)
+        self.assertFalse(checker.probed())
+        second.set()
+        self.assertTrue(checker.wait_probed(TIMEOUT_S))
+        self.assertTrue(checker.probed())
+        self.assertEqual(self.states(), ["up", "down", "up"])
+
+    def test_more_engines_than_probes_at_once_are_one_round(self) -> None:
+        with mock.patch.object(prober, "MAX_PROBES_AT_ONCE", 1):
+            checker = self.checker(known=False, interval_s=3600)
+            gate = self.hold("b")
+            checker.start()
+            eventually(lambda: "b" in self.probes.seen)
+            self.assertFalse(checker.wait_probed(0))
+            gate.set()
+            self.assertTrue(checker.wait_probed(TIMEOUT_S))
+            self.assertEqual(self.probes.seen, ["a", "b", "c"])
+
+    def test_a_good_answer_counts_as_a_result(self) -> None:
+        checker = self.checker(known=False)
+        self.hold("b")
+        self.start(checker)
+        self.assertFalse(checker.wait_probed(0))
+        self.settle("b", Outcome("ok"))
+        self.assertTrue(checker.wait_probed(TIMEOUT_S))
+
+    def test_an_engine_that_a_reload_has_removed_is_not_waited_for(self) -> None:
+        checker = self.checker(known=False)
+        self.hold("b")
+        self.start(checker)
+        spec = model_from("m", [engine.spec for engine in self.pool.engines if engine.id != "b"])
+        self.pool.reconfigure(spec, "round_robin")
+        self.assertTrue(checker.wait_probed(TIMEOUT_S))
+
+    def test_an_engine_of_which_nothing_could_be_learned_is_not_waited_for(self) -> None:
+        checker = self.checker(known=False)
+        checker._probe = mock.Mock(side_effect=prober.Shortage)
+        checker.start()
+        self.assertTrue(checker.wait_probed(TIMEOUT_S))
+        self.assertEqual(self.states(), ["up"] * 3)
+
+    def test_the_first_round_ends_when_all_turns_of_probes_could_have_passed(self) -> None:
+        with mock.patch.object(prober.time, "monotonic") as monotonic:
+            monotonic.return_value = 0.0
+            first = prober.FirstRound(self.pool.engines, 2.0)
+            self.assertFalse(first.over())
+            monotonic.return_value = 1.99
+            self.assertFalse(first.over())
+            monotonic.return_value = 2.0
+            self.assertTrue(first.over())
+        for at_once, turns in ((64, 1), (2, 2), (1, 3)):
+            with mock.patch.object(prober, "MAX_PROBES_AT_ONCE", at_once), mock.patch.object(prober, "FirstRound") as r:
+                self.checker().start()
+                r.assert_called_with(list(self.pool.engines), turns * 2.0 + prober.ROUND_GRACE_S)
+
+    def test_without_probes_and_for_echo_there_is_no_round_to_wait_for(self) -> None:
+        checker = self.checker(interval_s=0, known=False)
+        checker.start()
+        self.assertTrue(checker.wait_probed(0))
+        self.pool = ModelPool(model_from("m", ["echo:"]), "round_robin", Random(1), lambda: self.now_s)
+        checker = self.checker(known=False)
+        checker.start()
+        self.assertTrue(checker.wait_probed(0))
+
+    def test_closing_ends_the_wait_for_the_first_round(self) -> None:
+        checker = self.checker(known=False)
+        gate = self.hold("a")
+        self.start(checker)
+        found: list[bool] = []
+        waiting = threading.Thread(target=lambda: found.append(checker.wait_probed(TIMEOUT_S)), name="waiting")
+        closing = threading.Thread(target=checker.close, name="closing")
+        waiting.start()
+        closing.start()
+        waiting.join(TIMEOUT_S)
+        self.assertEqual(found, [False])
+        gate.set()
+        closing.join(TIMEOUT_S)
 
     def test_started_it_probes_at_once_and_again_and_closing_ends_its_threads(self) -> None:
         checker = self.checker(interval_s=0.01)
@@ -393,11 +549,40 @@ class GatewayHealthTest(unittest.TestCase):
                 eventually(idle_was_probed_twice)
                 self.assertLessEqual(busy.stats()["probes"], before[0] + 1)
 
+    def test_it_is_not_ready_until_the_first_round_of_probes_has_ended(self) -> None:
+        with ScriptedEngine() as slow, mock_engine("m") as good:
+            with gateway(ENGINES=f"m={good.url};s={slow.url}", HEALTH_INTERVAL=60, HEALTH_TIMEOUT=60) as running:
+                side = slow.accept()
+                answer = running.get("/readyz")
+                self.assertEqual((answer.status, answer.json()), (503, {"status": "probing"}))
+                self.assertFalse(running.app.factory.wait_probed(0))
+                self.assertEqual(running.post().status, 200)  # it serves all the same
+                side.close()
+                self.assertTrue(running.app.factory.wait_probed(TIMEOUT_S))
+                self.assertEqual(running.get("/readyz").status, 200)
+                self.assertEqual([engine.state for engine in running.app.factory.engines()], ["up", "down"])
+
+    def test_a_reload_does_not_make_it_unready(self) -> None:
+        with ScriptedEngine() as slow, mock_engine("m") as good:
+            with gateway(ENGINES=f"m={good.url}", HEALTH_INTERVAL=60, HEALTH_TIMEOUT=60) as running:
+                factory = running.app.factory
+                self.assertTrue(factory.wait_probed(TIMEOUT_S))
+                factory.reload(FleetSpec((model_from("m", [good.url, slow.url]),)))
+                side = slow.accept()  # the new one is probed at once
+                self.assertTrue(factory.wait_probed(0))
+                self.assertEqual(running.get("/readyz").status, 200)
+                side.close()
+                eventually(lambda: [engine.state for engine in factory.engines()] == ["up", "down"])
+
+    def test_echo_is_ready_at_once(self) -> None:
+        with gateway(HEALTH_INTERVAL=5) as running:
+            self.assertEqual(running.get("/readyz").status, 200)
+
     def test_health_and_readyz_tell_what_the_probes_found(self) -> None:
         engine: MockEngine
         with mock_engine("m", "loading") as engine:
             with gateway(ENGINES=f"m={engine.url}", HEALTH_INTERVAL="0.05", HEALTH_FAILS=1) as running:
-                eventually(lambda: running.get("/readyz").status == 503)
+                eventually(lambda: running.get("/readyz").json()["status"] == "no engine is available")
                 answer = running.get("/health")
                 self.assertEqual((answer.status, answer.json()["status"]), (503, "down"))
                 self.assertIn("503", answer.json()["models"]["m"]["engines"][0]["last_error"])

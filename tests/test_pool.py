@@ -8,14 +8,14 @@ import unittest
 from collections import Counter
 from collections.abc import Iterable
 from random import Random
-from typing import Optional, Union
+from typing import Any, Optional, Union
 from unittest import mock
 
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import Outcome, judge
-from gateway.routing.specs import EngineSpec, ModelSpec
+from gateway.routing.specs import EngineSpec, ModelSpec, model_from
 from gateway.telemetry.events import OUTCOMES
 
 OK = Outcome("ok")
@@ -179,6 +179,16 @@ class ProbeTest(PoolTest):
             self.pool.record_probe(b, "answered 503", 3, 1), StateChange("m", "b", "up", "down", "answered 503")
         )
         self.assertEqual(self.in_turn(), {"a", "c"})
+
+    def test_what_is_recorded_is_the_number_of_failures_that_counted(self) -> None:
+        records: list[dict[str, Any]] = []
+        spec = model_from("m", ["http://a:1"])
+        pool = ModelPool(spec, "round_robin", Random(1), lambda: self.now_s, recorder=records.append)
+        change = pool.record_probe(pool.engines[0], "503", 3, 1, 1)
+        self.assertEqual(change and change.after, "down")
+        pool.record_probe(pool.engines[0], None, 3, 1, 1)
+        self.assertIsNone(pool.record_probe(pool.engines[0], "503", 3, 1, 1))
+        self.assertEqual([record["fails"] for record in records], [1, 3, 3])
 
     def test_an_engine_returns_after_the_configured_passes_in_a_row(self) -> None:
         self.hit("b", REFUSED)

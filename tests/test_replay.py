@@ -181,7 +181,7 @@ class Turmoil:
     def probe(self) -> None:
         pool, known = self.rng.choice(self.known)
         error = "answered 503" if self.rng.random() < self.faulty.get(known.id, 0.05) else None
-        pool.record_probe(known, error, 2, 1)
+        pool.record_probe(known, error, 2, 1, 1)
 
     def drain(self) -> None:
         pool = self.rng.choice(list(self.router.pools.values()))

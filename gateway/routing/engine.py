@@ -23,6 +23,7 @@ class Engine:
     """Live state of one engine. All methods expect the pool's lock to be held."""
 
     __slots__ = (
+        "answered",
         "breaker",
         "down",
         "draining",
@@ -52,6 +53,7 @@ class Engine:
         self.weight = spec.weight
         self.in_flight = 0
         self.down = False  # refused a connection or failed its probes; ended by a good probe or answer
+        self.answered = False  # a probe or a request well, ever: one that has not is out after one failed probe
         self.out_until_s = -math.inf  # resting (429) or misconfigured (401/403); ended by time alone
         self.out_reason = ""
         self.removed = False
@@ -75,7 +77,7 @@ class Engine:
         ticket = self.breaker.ticket + 1
         self.breaker = Breaker(policy)
         self.breaker.ticket = self.since_ticket = ticket
-        self.down = False
+        self.down = self.answered = False
         self.out_until_s = self.failed_at_s = self.ok_at_s = self.ewma_at_s = -math.inf
         self.out_reason = ""
         self.fails = self.passes = 0

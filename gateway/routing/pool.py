@@ -440,6 +440,7 @@ class ModelPool:
         breaker = engine.breaker
         engine.observe_latency(duration_s, now_s)
         engine.ok_at_s = now_s
+        engine.answered = True
         # Nothing to change on the usual way: comparisons instead of two state strings.
         usual = breaker.state == CLOSED and not (engine.down or engine.fails) and engine.out_until_s <= now_s
         before = "" if usual else engine.state(now_s)
@@ -487,15 +488,25 @@ class ModelPool:
             engine.misses += 1
 
     def record_probe(
-        self, engine: Engine, error: Optional[str], fails_to_down: int, passes_to_up: int
+        self,
+        engine: Engine,
+        error: Optional[str],
+        fails_to_down: int,
+        passes_to_up: int,
+        fails_unanswered: Optional[int] = None,
     ) -> Optional[StateChange]:
-        """Apply one probe's result (`error` None = it passed). Returns the change of state, if any."""
+        """Apply one probe's result (`error` None = it passed). Returns the change of state, if any.
+
+        `fails_unanswered`: so many failures take out an engine that has not answered anything well yet (None: as many
+        as others). Recorded is the number that counted.
+        """
         with self._lock:
             if engine.removed:  # while the probe was under way
                 return None
             now_s = self._clock()
             before = engine.state(now_s)
             if error is None:
+                engine.answered = True
                 engine.fails = 0
                 engine.passes += 1
                 if engine.passes >= passes_to_up:
@@ -505,6 +516,8 @@ class ModelPool:
                 engine.misses += 1
                 engine.fails += 1
                 engine.last_error = error
+                if fails_unanswered is not None and not engine.answered:
+                    fails_to_down = fails_unanswered
                 if engine.fails >= fails_to_down:
                     engine.down = True
             change = self._change_locked(engine, before, now_s, error or "probe passed")

@@ -120,6 +120,8 @@ class Routes:
     def _readyz(self, head: RequestHead) -> Reply:
         if self._pipeline.draining:
             return json_reply({"status": "draining"}, 503)
+        if not self._pipeline.factory.probed:
+            return json_reply({"status": "probing"}, 503)
         pools = self._pipeline.factory.router.pools.values()
         if not any(pool.any_available() for pool in pools):
             return json_reply({"status": "no engine is available"}, 503)

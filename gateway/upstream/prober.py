@@ -1,12 +1,15 @@
 """Active health checks: `tick()` probes what is due, a threading.Timer re-arms it.
 
 Owns the timer and, during a tick, one short-lived thread per probe, so that a hung engine delays nobody else's probe;
-it repeats one that has failed while requests wait at that engine, so that they soon know whether to move.
-`_lock` guards the timer and the set of probes under way. What a result means is decided in routing/pool.py.
+it repeats one that has failed while requests wait at that engine, so that they soon know whether to move. Of many, so
+many are asked at once, each thread going on with one that is left. Knows when the first round has ended: from then on
+something is known of each engine. `HealthChecker._lock` guards the timer, the probes under way and those that are to
+follow, `FirstRound._lock` the engines without a result. What a result means is decided in routing/pool.py.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import ssl
@@ -26,6 +29,9 @@ from gateway.upstream.shortage import Shortage, in_connecting
 
 MAX_PROBES_AT_ONCE = 64
 AGAIN_S = 1.0  # until a failed probe is repeated where requests wait
+FAILS_UNANSWERED = 1  # failed probes that take out an engine that has never answered anything
+ROUND_GRACE_S = 0.5  # for what the first round takes beside the probes' own time limits
+LOOK_S = 0.02  # how often who waits for the first round looks whether traffic has vouched for an engine
 STATUS_LINE_MAX_BYTES = 4096
 
 
@@ -91,6 +97,50 @@ def _in_doubt(engine: Engine) -> bool:
     return bool(engine.fails and engine.in_flight and not (engine.down or engine.removed))
 
 
+class FirstRound:
+    """The engines that were there at the start, and have no result of a probe yet. Thread-safe.
+
+    Over for good when each has one, has answered a request well or is gone, and at the latest after `limit_s` seconds.
+    """
+
+    def __init__(self, engines: Iterable[Engine], limit_s: float) -> None:
+        self._lock = threading.Lock()
+        self._awaited = set(engines)
+        self._until_s = time.monotonic() + limit_s
+        self._over = threading.Event()
+        self.over()
+
+    def done(self, engine: Engine) -> None:
+        """Something is known of the engine, or nothing can be learned."""
+        if self._over.is_set():
+            return
+        with self._lock:
+            self._awaited.discard(engine)
+        self.over()
+
+    def over(self) -> bool:
+        """Whether the round has ended. Never blocks."""
+        if self._over.is_set():
+            return True
+        with self._lock:
+            # Without the engines' own lock: a single field, which somebody may set a moment later as well.
+            self._awaited = {engine for engine in self._awaited if not (engine.answered or engine.removed)}
+            ended = not self._awaited or time.monotonic() >= self._until_s
+        if ended:
+            self._over.set()
+        return ended
+
+    def wait(self, timeout_s: float, ending: threading.Event) -> bool:
+        """Wait until it is over, at most `timeout_s` seconds and while not `ending`; returns whether it is."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.over():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or ending.is_set():
+                return False
+            self._over.wait(min(LOOK_S, left_s))
+        return True
+
+
 class HealthChecker:
     """Probes engines every `interval_s` seconds (0 = never) from `start` until `close`. Thread-safe."""
 
@@ -119,10 +169,24 @@ class HealthChecker:
         self._closed = False
         self._ending = threading.Event()
         self._under_way: dict[Engine, threading.Thread] = {}
+        self._to_follow: dict[Engine, ModelPool] = {}  # due, while as many as may be are under way
+        self._first = FirstRound((), 0.0)
 
     def start(self) -> None:
         """Probe now and then every interval."""
+        if self._interval_s > 0:
+            engines = [engine for pool in self._pools() for engine in pool.engines if not engine.spec.is_echo]
+            turns = math.ceil(len(engines) / MAX_PROBES_AT_ONCE)
+            self._first = FirstRound(engines, turns * self._timeout_s + ROUND_GRACE_S)
         self._arm(0.0)
+
+    def probed(self) -> bool:
+        """Whether the first round of probes has ended; at once without probes, and for engines that need none."""
+        return self._first.over()
+
+    def wait_probed(self, timeout_s: float) -> bool:
+        """Wait for that, at most `timeout_s` seconds; returns whether it is so. False when closed before."""
+        return self._first.wait(timeout_s, self._ending)
 
     def _arm(self, delay_s: float) -> None:
         """Raises RuntimeError when the system gives no more threads."""
@@ -164,19 +228,20 @@ class HealthChecker:
             if self._closed or engine in self._under_way:
                 return
             if len(self._under_way) >= MAX_PROBES_AT_ONCE:
-                return  # the next tick gets to it
+                self._to_follow[engine] = pool
+                return
+            try:
+                thread.start()  # under the lock, as the timer is
+            except RuntimeError:  # the system gives no more threads: a later tick gets to it
+                return
             self._under_way[engine] = thread
-        try:
-            thread.start()
-        except RuntimeError:  # the system gives no more threads: a later tick gets to it
-            with self._lock:
-                self._under_way.pop(engine, None)
 
     def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
         try:
             while True:
                 error = self._probe(engine.spec, self._timeout_s)
-                change = pool.record_probe(engine, error, self._fails, self._passes)
+                change = pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
+                self._first.done(engine)  # before it is told and perhaps asked again
                 if change is not None:
                     self._on_change(change)
                 # What waits there moves once it is out: that is to be known sooner than an interval later.
@@ -185,8 +250,19 @@ class HealthChecker:
         except Shortage:
             pass  # nothing has been learned
         finally:
-            with self._lock:
-                self._under_way.pop(engine, None)
+            self._first.done(engine)
+            self._over(engine)
+
+    def _over(self, engine: Engine) -> None:
+        """The probe of `engine` is over: one that is left, if any, begins."""
+        following: Optional[Engine] = None
+        with self._lock:
+            del self._under_way[engine]
+            while self._to_follow and (following is None or following.removed):
+                following = next(iter(self._to_follow))
+                pool = self._to_follow.pop(following)
+        if following is not None:
+            self._start_probe(pool, following)
 
     def close(self) -> None:
         """Stop; waits for probes under way, each bounded by the probe's own time limit."""
