@@ -121,7 +121,9 @@ class NearnessTest(ResilienceTest):
 
     def test_a_model_of_unknown_whereabouts_keeps_its_prompts_near(self) -> None:
         self.names.answers["gone.cloud.example"] = OSError("not found")
-        running = self.serve_known({"m": {"engines": ["http://gone.cloud.example:1/v1"]}, "cloud": self.models()["cloud"]})
+        running = self.serve_known(
+            {"m": {"engines": ["http://gone.cloud.example:1/v1"]}, "cloud": self.models()["cloud"]}
+        )
         self.assert_stays(running, ask())
 
     def test_a_name_that_moves_away_gets_nothing_any_more(self) -> None:

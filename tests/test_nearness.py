@@ -40,14 +40,17 @@ class HostTest(unittest.TestCase):
         self.assertFalse(is_near_address("nonsense"))
 
     def test_names_that_are_never_public(self) -> None:
-        for host in """localhost LocalHost localhost. vllm gpu-1 3090box host.docker.internal a.localhost printer.local nas.lan
+        hosts = """localhost LocalHost localhost. vllm gpu-1 3090box host.docker.internal a.localhost printer.local
+            nas.lan
             x.home.arpa x.test vllm.default.svc vllm.default.svc.cluster.local x.localdomain x.intranet x.corp x.home
-            x.private X.LAN nas.lan.""".split():
+            x.private X.LAN nas.lan."""
+        for host in hosts.split():
             self.assertIs(is_near_host(host), True, host)
 
     def test_other_names_tell_nothing(self) -> None:
-        for host in """api.openai.com api.openai.com. notlocal.example local.example home.example x.mylan x.testing
-            localhost.example ai. 0x08080808 0X8080808 0x8.8.8.8""".split():
+        hosts = """api.openai.com api.openai.com. notlocal.example local.example home.example x.mylan x.testing
+            localhost.example ai. 0x08080808 0X8080808 0x8.8.8.8"""
+        for host in hosts.split():
             self.assertIs(is_near_host(host), None, host)
 
     def test_a_model_is_near_when_all_its_engines_are(self) -> None:
@@ -96,7 +99,7 @@ class ResolvedTest(unittest.TestCase):
 
     def test_a_name_that_is_not_kept_but_looked_up_each_time_is_known_as_well(self) -> None:
         host = "api.cloud.example"
-        resolver = Resolver(0.0, getaddrinfo=Names(**{"api_cloud_example": ["10.0.0.7"]}))
+        resolver = Resolver(0.0, getaddrinfo=Names(api_cloud_example=["10.0.0.7"]))
         client = EngineClient(5.0, {}, resolver)
         self.addCleanup(client.close)
         resolver.addresses(host, float("inf"))
@@ -157,7 +160,10 @@ class ReachTest(unittest.TestCase):
         self.assert_reaches(router, near="unknown far close", close="near")
 
     def test_an_alias_in_the_own_list_stands_for_its_model(self) -> None:
-        models = (ModelSpec("near", (EngineSpec(NEAR),), fallbacks=("c",)), ModelSpec("far", (EngineSpec(FAR),), aliases=("c",)))
+        models = (
+            ModelSpec("near", (EngineSpec(NEAR),), fallbacks=("c",)),
+            ModelSpec("far", (EngineSpec(FAR),), aliases=("c",)),
+        )
         self.assert_reaches(self.router(*models), near="far")
 
     def test_an_empty_list_and_the_other_settings_stay(self) -> None:
@@ -170,8 +176,13 @@ class ReachTest(unittest.TestCase):
         nothing = "nothing tells whether api.cloud.example is in a private network"
         self.assertEqual(
             router.fallbacks("near"),
-            [("far", "farther than its engines"), ("close", ""), ("mixed", "farther than its engines")]
-            + [("unknown", nothing), ("half", nothing)],
+            [
+                ("far", "farther than its engines"),
+                ("close", ""),
+                ("mixed", "farther than its engines"),
+                ("unknown", nothing),
+                ("half", nothing),
+            ],
         )
         self.assertEqual(router.fallbacks("unknown")[1], ("far", nothing))
 
@@ -257,7 +268,9 @@ class ReachTest(unittest.TestCase):
         self.assert_reaches(router, near="other", other="near")
         router.reload(FleetSpec((model_from("near", [FAR]), model_from("other", [FAR]))))
         self.assert_reaches(router, near="other")
-        router.reload(FleetSpec((ModelSpec("near", (EngineSpec(NEAR),), fallbacks=("other",)), model_from("other", [FAR]))))
+        router.reload(
+            FleetSpec((ModelSpec("near", (EngineSpec(NEAR),), fallbacks=("other",)), model_from("other", [FAR])))
+        )
         self.assert_reaches(router, near="other")
 
     def test_without_anybody_to_ask_names_that_tell_nothing_are_unknown(self) -> None:

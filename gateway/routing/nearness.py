@@ -1,7 +1,7 @@
 """Whether an engine is near: on this machine, or in a private network.
 
-What was meant for a model whose engines are all near is not to leave for others by itself. Owns what is told by a host's
-name alone and by an address; what addresses a name has comes in as a function. No state, no lock, no I/O.
+What was meant for a model whose engines are all near is not to leave for others by itself. Owns what a host's name and
+what an address tells; what addresses a name has comes in as a function. No state, no lock, no I/O.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ IsNear = Callable[[str], Optional[bool]]
 _NETWORKS = tuple(
     ipaddress.ip_network(text)
     for text in (
-        *("127.0.0.0/8", "::1/128", "0.0.0.0/32", "::/128"),  # this machine; connecting to "any address" leads to it, too
+        *("127.0.0.0/8", "::1/128", "0.0.0.0/32", "::/128"),  # this machine, which is what 0.0.0.0 leads to
         *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),  # RFC 1918, RFC 4193
         *("169.254.0.0/16", "fe80::/10"),  # link-local: RFC 3927, RFC 4291
         "100.64.0.0/10",  # RFC 6598: what providers, and VPNs among one's own machines, number their side with
     )
 )
 
-# What no public name ends with: reserved (RFC 6761, 6762, 8375), or not given to anybody for its use in private networks.
-_PRIVATE = re.compile(r".*\.(?:localhost|local|lan|internal|home\.arpa|test|svc|localdomain|intranet|corp|home|private)")
+# What no public name ends with: reserved (RFC 6761, 6762, 8375), or given to nobody for its use in private networks.
+_PRIVATE = re.compile(
+    r".*\.(?:localhost|local|lan|internal|home\.arpa|test|svc|localdomain|intranet|corp|home|private)\.?"
+)
 _NUMBER = re.compile(r"0x[0-9a-f]*", re.I)  # an address as C writes it: it has no dot, and may be anybody's
 
 
@@ -45,7 +47,7 @@ def is_near_host(host: str) -> Optional[bool]:
     name = host.lower()
     if "." not in name:  # a container's name, or a host's in the search domain
         return None if _NUMBER.fullmatch(name) else True
-    return True if _PRIVATE.fullmatch("." + name.rstrip(".")) else None
+    return True if _PRIVATE.fullmatch("." + name) else None
 
 
 def are_near(engines: Sequence[EngineSpec], is_near: IsNear) -> Optional[bool]:

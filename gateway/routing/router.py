@@ -39,8 +39,8 @@ _ENGINE_DIED = ("refused", "reset", "truncated")
 class Router:
     """All models.
 
-    `fallback` is `any` (a model's own list, then the others in file order, see `reaches`), `configured` (its own list) or
-    `off`. `is_near` tells of hosts.
+    `fallback` is `any` (a model's own list, then the others in file order, as far as `reaches` says), `configured` (its
+    own list) or `off`. `is_near` tells of hosts.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class Router:
         return tuple(by_alias.get(other, other) for other in spec.fallbacks or ())
 
     def route_beyond(self, asked: ModelPool, name: str) -> tuple[ModelPool, ...]:
-        """The pools for what is too long for `asked`, one of whose `context_fallbacks` is called `name`. What nobody has
-        named after it is within reach of both."""
+        """The pools for what is too long for `asked`, one of whose `context_fallbacks` is called `name`. Those after it
+        that its own list does not name are within reach of both."""
         larger, *others = self.route(name)
         named = self._own_lists.get(larger.name, ())
         return (larger, *[other for other in others if other.name in named or self.reaches(asked, other)])
@@ -135,9 +135,9 @@ class Router:
     def reaches(self, asked: ModelPool, other: ModelPool) -> bool:
         """Whether what `asked` cannot answer may be sent to `other`, which comes after it in its route, now.
 
-        To what its own list names; from a model whose engines are all near (see nearness.py), to nothing else that is not
-        near as well. Of whom that is not known, the prompts stay, and none goes there. Names move, so it is asked right
-        before each sending.
+        To what its own list names, yes. To others not from a model whose engines are all near (see nearness.py), unless
+        theirs are as well. While that is not known of a model, its prompts stay near, and none comes from there. Names
+        move, so this is asked whenever a request is about to be sent.
         """
         if asked is other or other.name in self._own_lists.get(asked.name, ()):
             return True
@@ -308,7 +308,8 @@ class Tries:
 
     def _better_elsewhere(self, engine: Engine) -> bool:
         """Whether the engine has asked for a long pause while there is another model to try."""
-        return self._pauses_s.get(engine, 0.0) > BACKOFF_MAX_S and any(map(self.may_ask, self._pools[self._index + 1 :]))
+        pause_s = self._pauses_s.get(engine, 0.0)
+        return pause_s > BACKOFF_MAX_S and any(map(self.may_ask, self._pools[self._index + 1 :]))
 
     def may_ask(self, pool: ModelPool) -> bool:
         """Whether the request may be sent there now: see `Router.reaches`."""

@@ -295,7 +295,7 @@ class EngineClient:
         self.resolver.keep(spec.host for spec in specs if not spec.is_echo and not is_numeric(spec.host))
 
     def is_near(self, host: str) -> Optional[bool]:
-        """Whether a host is this machine, or in a private network; None: its name has never been found. Never blocks."""
+        """Whether a host is this machine or in a private network; None: its name was never found. Never blocks."""
         near = is_near_host(host)
         if near is None:
             addresses = self.resolver.last_known(host)
