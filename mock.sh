@@ -27,6 +27,7 @@ STRIDE=$((N <= 10 ? 10 : N))
 [[ $BASE_PORT =~ ^[1-9][0-9]{0,4}$ ]] && [ $((BASE_PORT + 2 * STRIDE + N - 1)) -le 65535 ] ||
     fail 2 "BASE_PORT must be a port number with room for the engines up to 65535, not '$BASE_PORT'"
 command -v "$PYTHON" >/dev/null || fail 1 "there is no '$PYTHON'; set PYTHON to a Python 3.9 or later"
+"$PYTHON" -c 'import gateway' || exit 1 # says it when that one is too old
 
 LOGS=$(mktemp -d) || fail 1 "cannot make a directory for the engines' start messages"
 

@@ -1,8 +1,10 @@
 """`python -m gateway`: what `python main.py` does in a checkout."""
 
-import sys
-
-from gateway.cli import run
-
 if __name__ == "__main__":
-    sys.exit(run())
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run` handles it: no traceback
+
+    from gateway.cli import run
+
+    run()

@@ -1,4 +1,4 @@
-"""The command line: serve (default), check, mock, keys, usage, replay. Signals are handled here and nowhere else.
+"""The command line: serve (default), check, mock, keys, usage, replay. A gateway's signals are handled here alone.
 
 Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
 which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
@@ -14,17 +14,19 @@ import signal
 import sys
 import time
 
+from gateway.ending import EXIT_INTERRUPTED, run_to_end
+from gateway.program import program as program
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
-    from typing import Callable, Optional, TextIO
+    from collections.abc import Container, Sequence
+    from typing import Callable, NoReturn, Optional, TextIO
 
     from gateway.app import Gateway
     from gateway.settings import Settings
 
 EXIT_CONFIGURATION = 2
-EXIT_INTERRUPTED = 130  # as a shell tells SIGINT
 DOTENV = ".env"
 OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
 OWN_DESCRIPTORS = 256  # the listening sockets, the database, pipes, kept connections to engines
@@ -34,43 +36,48 @@ DESCRIPTORS_MAX = 1_048_576
 STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
 
 
-def run() -> int:
-    """The command as a process of its own: `main` with the signals handled from its first moment on.
+# Commands that print and end: what they print must not be lost in silence, and a second signal is not for them.
+_PRINTING = {"check", "replay", "keys", "usage", "-h", "--help", "--version"}
 
-    Returns the exit status, but where a gateway has served: then it does not return.
-    """
-    signals = _Signals() if sys.argv[1:2] in ([], ["serve"]) else None
-    _open_missing()
-    if signals is not None and os.name == "posix":
+
+def run() -> NoReturn:
+    """The command as a process of its own: `main` with the signals handled from its first moment on."""
+    arguments = set(sys.argv[1:])
+    printing = bool(arguments & _PRINTING)
+    serving = not printing and "mock" not in arguments
+    _open_missing(os.O_RDONLY if printing else os.O_RDWR)
+    if not serving:
+        run_to_end(main)
+    signals = _Signals()
+    if os.name == "posix":
         signals.watch_start()
     try:
         status = main(signals=signals)
-    except KeyboardInterrupt:
-        status = EXIT_INTERRUPTED
     except Exception as error:
-        if signals is None:
-            raise
         status = 1
         sys.stderr = sys.__stderr__ or sys.stderr
         what = (type(error), error, error.__traceback__)
         _within(OUTPUT_S, lambda: sys.__excepthook__(*what))
-    if signals is not None:
-        _within(OUTPUT_S, _flush)
-        os._exit(status)
-    return status
+    _within(OUTPUT_S, _flush)
+    os._exit(status)
 
 
-def _open_missing() -> None:
-    """Open what is closed of descriptors 0, 1 and 2: a client's socket would get the number, and what is printed."""
+def _open_missing(stdout_mode: int) -> None:
+    """Open what is closed of descriptors 0, 1 and 2: a client's socket would get the number, and what is printed.
+
+    With `stdout_mode` O_RDONLY, printing to a stdout that was closed fails as it does where there is none.
+    """
     if os.name == "posix":
         for number in range(3):
             try:
                 os.fstat(number)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-    for name in ("stdout", "stderr"):
+                # Takes the lowest number that is free: this one.
+                os.open(os.devnull, stdout_mode if number == 1 else os.O_RDWR)
+    for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+            file = number if os.name == "posix" else os.devnull
+            setattr(sys, name, open(file, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
 
 
 def _flush() -> None:
@@ -100,43 +107,98 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = Non
     `signals`: those that are handled already, for `serve`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    import argparse
     from pathlib import Path
 
     if arguments[:1] == ["mock"]:
         from gateway.mock import main as mock_main
 
-        return mock_main(arguments[1:])
+        return mock_main(arguments[1:], f"{program()} mock")
     if arguments[:1] == ["replay"]:
         from gateway.tools.replay import main as replay_main
 
-        return replay_main(arguments[1:])
+        return replay_main(arguments[1:], f"{program()} replay")
     if arguments[:1] in (["keys"], ["usage"]):
         return _state_command(arguments[0], arguments[1:])
-    from gateway import __version__
+    command, flags = _parse(arguments)
     from gateway.configuration import ConfigurationError
     from gateway.policy.starting import faults_of_named
     from gateway.settings import load
 
-    parser = argparse.ArgumentParser(
-        prog="main.py", description="One OpenAI-style address in front of many inference engines."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    commands.add_parser("serve", help="serve (what happens without a command)")
-    commands.add_parser("check", help="check settings and engines file, say what would run")
-    commands.add_parser("replay", help="repeat recorded decisions, name the first that differs", add_help=False)
-    commands.add_parser("mock", help="run one mock engine", add_help=False)
-    commands.add_parser("keys", help="create, list, show, revoke, rotate keys", add_help=False)
-    commands.add_parser("usage", help="sums of the ledger", add_help=False)
-    command = parser.parse_args(arguments).command or "serve"
     try:
-        settings = load(os.environ, Path(DOTENV), faults_of_named)
+        settings = load(os.environ, Path(DOTENV), faults_of_named, flags)
     except ConfigurationError as error:
-        return _misconfigured(error.faults)
+        return _misconfigured(error.faults, flags)
     if command == "check":
         return _check(settings)
     return serve(settings, signals)
+
+
+_COMMANDS = {
+    "serve": "serve (what happens without a command)",
+    "check": "check settings and engines file, say what would run",
+    "keys": "create, list, show, revoke, rotate keys",
+    "usage": "sums of the ledger",
+    "replay": "repeat recorded decisions, name the first that differs",
+    "mock": "run one mock engine",
+}
+_DESCRIPTION = """One OpenAI-style address in front of many inference engines.
+
+commands:
+{commands}
+
+`{program} COMMAND --help` says more of the last four.
+"""
+_EPILOG = """The flags are for `serve` and `check`. All settings come from the environment, then from .env in the
+current folder, by their names, as in PORT=9000; a flag goes before both, and one that names engines
+before BACKEND_URL, ENGINES and ENGINES_FILE alike. `python -m gateway.settings env` lists all settings.
+"""
+
+
+def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
+    """The command, `serve` or `check`, and the settings that were typed, by name. Raises what argparse does."""
+    import argparse
+
+    from gateway import __version__
+    from gateway.settings import flag_of
+
+    class Once(argparse.Action):
+        def __call__(self, parser: object, namespace: object, value: object, flag: object = None) -> None:
+            if getattr(namespace, self.dest) is not None:
+                raise argparse.ArgumentError(self, "is given more than once")
+            setattr(namespace, self.dest, value)
+
+    def text(typed: str) -> str:
+        if not typed.strip():
+            raise argparse.ArgumentTypeError("must not be empty")
+        return typed.strip()
+
+    commands = "\n".join(f"  {name:<8}{what}" for name, what in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog=program(),
+        description=_DESCRIPTION.format(commands=commands, program=program()),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", choices=_COMMANDS, default="serve", metavar="COMMAND", help="see above")
+    parser.add_argument("--version", action="version", version=__version__)
+    engines = parser.add_mutually_exclusive_group()
+    for owner, name, metavar, what in (
+        (parser, "HOST", "ADDRESS", "address to listen on (default: 127.0.0.1)"),
+        (parser, "PORT", "N", "port to listen on; 0 takes any free one (default: 8080)"),
+        (engines, "ENGINES_FILE", "FILE", "JSON file with models and engines"),
+        (engines, "BACKEND_URL", "URL", "one engine for every model name"),
+    ):
+        owner.add_argument(flag_of(name), dest=name, metavar=metavar, type=text, action=Once, help=what)
+    # Flags before the command, too: plain parsing takes a command that may be missing for missing when a flag comes.
+    known, rest = parser.parse_known_intermixed_args(arguments)
+    typed = vars(known)
+    command = typed.pop("command")
+    if command not in ("serve", "check"):
+        parser.error(f"the command {command} has flags of its own, and stands before them")
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return command, {name: value for name, value in typed.items() if value is not None}
 
 
 def _check(settings: Settings) -> int:
@@ -179,17 +241,20 @@ def _state_command(command: str, arguments: list[str]) -> int:
         roles = roles_of(settings)
         open_db = state_db_at(settings.state_db)
         if command == "usage":
-            return usage_command(arguments, open_db)
+            return usage_command(arguments, open_db, f"{program()} usage")
         reserved = [key.name for key in settings.api_keys]
-        return keys_command(arguments, open_db, roles=tuple(roles), reserved=reserved)
+        prog = f"{program()} keys"
+        return keys_command(arguments, open_db, prog, roles=tuple(roles), reserved=reserved)
     except ConfigurationError as error:
         return _misconfigured(error.faults)
     except StateDbError as error:
         return _misconfigured([str(error)])
 
 
-def _misconfigured(faults: Sequence[str]) -> int:
-    return _failed([f"error: {fault}" for fault in faults], EXIT_CONFIGURATION)
+def _misconfigured(faults: Sequence[str], flags: Container[str] = ()) -> int:
+    from gateway.settings import as_given
+
+    return _failed([f"error: {fault}" for fault in as_given(faults, flags)], EXIT_CONFIGURATION)
 
 
 def _failed(lines: Sequence[str], status: int) -> int:
@@ -208,12 +273,11 @@ def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
     try:
         gateway = Gateway(settings)
     except ConfigurationError as error:
-        return _misconfigured(error.faults)
+        return _misconfigured(error.faults, settings.flags)
     except StateDbError as error:
         return _misconfigured([f"STATE_DB: {error}"])
     except OSError as error:
-        reason = error.strerror or error
-        return _failed([f"error: HOST, PORT: cannot listen on {settings.host}:{settings.port}: {reason}"], 1)
+        return _failed([f"error: {_cannot_listen(settings, error)}"], 1)
     _raise_descriptor_limit(gateway)
     _settle_memory()
     signals.serve()  # from here on there may be requests to finish
@@ -246,6 +310,21 @@ def _announce(gateway: Gateway, stdout: TextIO) -> None:
     )
     if not gateway.pipeline.draining:
         write(stdout, text)
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> str:
+    import errno
+
+    from gateway.settings import as_given
+
+    other_port = "name another port with --port or PORT"
+    advice = {
+        errno.EADDRINUSE: f"; {other_port}",
+        errno.EACCES: f"; ports below 1024 are for privileged users: {other_port}",
+        errno.EADDRNOTAVAIL: "; this machine has no such address: name another with --host or HOST",
+    }.get(error.errno or 0, "")
+    reason = f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}{advice}"
+    return as_given([f"HOST, PORT: {reason}"], settings.flags)[0]
 
 
 def _divert_stderr(gateway: Gateway) -> None:
@@ -345,12 +424,12 @@ def _reload(gateway: Gateway) -> None:
     from pathlib import Path
 
     from gateway.configuration import ConfigurationError
-    from gateway.settings import reload
+    from gateway.settings import as_given, reload
 
     try:
         gateway.reload(reload(gateway.settings, os.environ, Path(DOTENV)))
     except ConfigurationError as error:
-        gateway.telemetry.log("error", "reload_failed", faults=list(error.faults))
+        gateway.telemetry.log("error", "reload_failed", faults=as_given(error.faults, gateway.settings.flags))
     except Exception as error:  # whatever it is, it is no reason to stop serving
         gateway.pipeline.internal_error(error, "-")
 

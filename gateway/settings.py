@@ -21,6 +21,7 @@ from typing import Any
 
 from gateway import dotenv
 from gateway.configuration import ConfigurationError
+from gateway.ending import run_to_end
 from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
 from gateway.routing.checks import Network, is_header_value, parse_address, quoted
 from gateway.routing.specs import STRATEGIES, FleetSpec
@@ -193,7 +194,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("JWT_AUDIENCE", "jwt_audience", optional(str), "",
             "`aud` that a token must have", ACCESS),
     Setting("JWT_JWKS", "jwt_jwks", optional(str), "",
-            "URL or file of a JSON Web Key Set; needs `pip install inference-gateway[jwt]`", ACCESS),
+            "URL or file of a JSON Web Key Set; needs `pip install '.[jwt]'`", ACCESS),
 
     Setting("RATE_LIMIT_RPM", "rate_limit_rpm", optional(integer(0, 10**9)), "",
             "Requests a minute for keys without their own limit; unset or 0: no limit", LIMITS),
@@ -230,6 +231,8 @@ SETTINGS: tuple[Setting, ...] = (
             "`on` logs prompts, and answers that are not streamed; they may be private", LOGS),
 )
 # fmt: on
+
+_SOURCES = {"BACKEND_URL": "backend_fleet", "ENGINES": "inline_fleet", "ENGINES_FILE": "engines_file"}  # of engines
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,7 @@ class Settings:
     engine_keys: Mapping[str, str] = field(repr=False)
     dotenv_path: Path | None = field(compare=False)
     dotenv_warnings: tuple[str, ...] = field(compare=False)
+    flags: frozenset[str] = frozenset()  # which of the settings the command line gave
 
     @property
     def auth_on(self) -> bool:
@@ -342,8 +346,12 @@ def load(
     environ: Mapping[str, str],
     dotenv_path: Path | None,
     look: Callable[[Mapping[str, Any]], Iterable[str]] = lambda values: (),
+    flags: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
-    """Read the settings: `environ` first, then the `.env` at `dotenv_path` (None: there is none).
+    """Read the settings: `flags` first, then `environ`, then the `.env` at `dotenv_path` (None: there is none).
+
+    `flags` are the texts that the command line gave, by name; when engines are among them, other sources of engines
+    count as unset.
 
     An empty value counts as unset; unknown names are ignored (`dotenv_warnings` tell of those in `.env`). `look` finds
     the faults of other files that the settings name; it gets the values that could be read, by field. Raises
@@ -352,6 +360,7 @@ def load(
     faults: list[str] = []
     from_file, dotenv_faults = _read_dotenv(dotenv_path)
     texts, blank = _texts(environ, from_file)
+    texts = _with_flags(texts, flags)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         try:
@@ -380,9 +389,24 @@ def load(
         fleet=fleet,
         api_keys=keys,
         engine_keys=_engine_keys(fleet, texts),
+        flags=frozenset(flags),
         dotenv_path=None if dotenv_path is None or from_file is None else _absolute(dotenv_path),
         dotenv_warnings=() if from_file is None else tuple(_unknown_names(from_file, fleet)),
     )
+
+
+def flag_of(name: str) -> str:
+    """The command line's flag for the setting of that name."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def as_given(faults: Iterable[str], flags: Container[str]) -> list[str]:
+    """The faults, each with the flag instead of the name where the command line gave the setting."""
+
+    def given(names: str) -> str:
+        return ", ".join(flag_of(name) if name in flags else name for name in names.split(", "))
+
+    return [given(names) + colon + what for names, colon, what in (fault.partition(": ") for fault in faults)]
 
 
 def reload(settings: Settings, environ: Mapping[str, str], dotenv_path: Path | None) -> Settings:
@@ -447,6 +471,11 @@ def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[st
         yield f".env line {line}: {name} is neither a setting nor the key of an engine{hint}"
 
 
+def _with_flags(texts: Mapping[str, str], flags: Mapping[str, str]) -> Mapping[str, str]:
+    shadowed = set(_SOURCES) if _SOURCES.keys() & flags.keys() else set()
+    return MappingProxyType({**{name: text for name, text in texts.items() if name not in shadowed}, **flags})
+
+
 def _key_faults(values: Mapping[str, Any]) -> Iterator[str]:
     # Entries by number, not by name: who wrote `key:name` has put the key where the name belongs.
     places: dict[tuple[str, object], str] = {}
@@ -509,13 +538,8 @@ def _breaker_faults(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:
     """The fleet of BACKEND_URL, ENGINES or ENGINES_FILE, or echo; None when a fault was noted."""
-    sources = {
-        "BACKEND_URL": "backend_fleet",
-        "ENGINES": "inline_fleet",
-        "ENGINES_FILE": "engines_file",
-    }
     # A source that was refused is missing in `values`, one that is not set is None.
-    given = [name for name, key in sources.items() if key not in values or values[key] is not None]
+    given = [name for name, key in _SOURCES.items() if key not in values or values[key] is not None]
     if len(given) > 1:
         faults.append(f"{', '.join(given)}: exclude each other; set only one of them")
         return None
@@ -523,8 +547,8 @@ def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:
         fleet = echo_fleet()
     elif given == ["ENGINES_FILE"]:
         return _fleet_of_file(values["engines_file"], values.get("default_model"), faults)
-    elif sources[given[0]] in values:
-        fleet = values[sources[given[0]]]
+    elif _SOURCES[given[0]] in values:
+        fleet = values[_SOURCES[given[0]]]
     else:
         return None
     return _with_default(fleet, values.get("default_model"), faults)
@@ -607,4 +631,4 @@ def _main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    run_to_end(lambda: _main(sys.argv[1:]))

@@ -1,17 +1,22 @@
 """The tests: `python -m unittest` runs them all, several test classes side by side (see `tests.parallel`)."""
 
-from __future__ import annotations
+import os
+import sys
 
-import unittest
-from pathlib import Path
-from typing import Optional
+# An old Python must be able to read this file. unittest would make a failed test of an exception.
+if sys.version_info < (3, 9):  # noqa: UP036
+    this = sys.version.split()[0] + " (" + str(sys.executable) + ")"
+    sys.stderr.write("The tests need Python 3.9 or later; this is " + this + "\n")
+    sys.stderr.flush()
+    os._exit(1)
 
-HERE = Path(__file__).resolve().parent
 
-
-def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite, pattern: Optional[str]) -> unittest.TestSuite:
+def load_tests(loader, tests, pattern):
     """What discovery takes instead of walking this folder itself; a module named alone runs as unittest runs it."""
+    from pathlib import Path
+
     from tests.parallel import ParallelSuite
 
-    tests.addTests(loader.discover(str(HERE), pattern or "test*.py", str(HERE.parent)))
+    here = Path(__file__).resolve().parent
+    tests.addTests(loader.discover(str(here), pattern or "test*.py", str(here.parent)))
     return ParallelSuite([tests])

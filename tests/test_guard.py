@@ -216,7 +216,7 @@ class ConfigurationTest(GuardTest):
         text = self.faults(JWT_JWKS=self.directory / "missing.json", JWT_ALGORITHM="RS256")
         self.assertTrue(text.startswith("JWT_JWKS: "), text)
         if importlib.util.find_spec("jwt") is None:
-            self.assertIn("pip install inference-gateway[jwt]", text)
+            self.assertIn("pip install '.[jwt]'", text)
 
     def test_switched_off_nobody_is_asked_and_no_token_is_looked_at(self) -> None:
         self.create()

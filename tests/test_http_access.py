@@ -354,7 +354,7 @@ class ProcessTest(AccessTest):
             self.assertEqual(status, 2, stderr)
             self.assertIn("JWT_JWKS: ", stderr)
             if not HAS_EXTRA:
-                self.assertIn("inference-gateway[jwt]", stderr)
+                self.assertIn("pip install '.[jwt]'", stderr)
             self.assertNotIn("Traceback", stderr)
 
 

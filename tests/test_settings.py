@@ -97,7 +97,7 @@ class TableTest(SettingsCase):
             with self.subTest(name):
                 self.assertEqual(getattr(settings, name), value)
                 self.assertIs(type(getattr(settings, name)) is bool, type(value) is bool)
-        beside = {"fleet", "dotenv_path", "dotenv_warnings"}
+        beside = {"fleet", "flags", "dotenv_path", "dotenv_warnings"}
         self.assertEqual({f.name for f in fields(Settings)} - set(expected), beside)
         self.assertTrue(settings.fleet.wildcard)
         self.assertTrue(settings.fleet.models[0].engines[0].is_echo)

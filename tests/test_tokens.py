@@ -388,7 +388,7 @@ class MissingExtraTest(unittest.TestCase):
                 with self.subTest(algorithm), self.assertRaises(MissingExtra) as caught:
                     KeySet("https://idp.example/keys", algorithm)
                 self.assertIsInstance(caught.exception, ConfigurationError)
-                self.assertIn("pip install inference-gateway[jwt]", caught.exception.faults[0])
+                self.assertIn("pip install '.[jwt]'", caught.exception.faults[0])
 
     def test_other_algorithms_are_refused(self) -> None:
         for algorithm in ("none", "HS256", "RS1", ""):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
-from gateway.mock.server import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_to_end` handles it: no traceback
+
+    import sys
+
+    from gateway.ending import run_to_end
+    from gateway.mock.server import main
+
+    run_to_end(lambda: main(sys.argv[1:]))

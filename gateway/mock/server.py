@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import signal
 import socket
 import sys
@@ -222,13 +223,13 @@ class MockEngine:
         self._ledger.count("connections", -1)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one mock engine until SIGTERM or SIGINT.
+def main(argv: Sequence[str], prog: str = "python -m gateway.mock") -> int:
+    """Run one mock engine until SIGTERM or SIGINT; `prog` is how it was called.
 
     Prints one line with its address once it listens. Returns 0 when asked to end, 1 when the
     address cannot be had, 2 for options that cannot work. Must run in the main thread.
     """
-    options = vars(_parser().parse_args(argv))
+    options = vars(_parser(prog).parse_args(argv))
     host, port, model = options.pop("host"), options.pop("port"), options.pop("model")
     try:
         engine = MockEngine(host, port, model, **options)
@@ -238,7 +239,7 @@ def main(argv: Sequence[str]) -> int:
     asked_to_end = _end_signals()
     try:
         engine.start()
-        print(f"mock engine {model} at {engine.url}", flush=True)
+        _say(f"mock engine {model} at {engine.url}")
         asked_to_end.recv(1)
         return 0
     except (OSError, OverflowError) as fault:
@@ -246,6 +247,13 @@ def main(argv: Sequence[str]) -> int:
         return 1
     finally:
         engine.close()
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except OSError:  # nobody reads it; nor would anybody at the end, where what is left is written
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
 
 
 def _end_signals() -> socket.socket:
@@ -262,9 +270,9 @@ def _end_signals() -> socket.socket:
     return reader
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py mock",
+        prog=prog,
         description="One mock engine that speaks llama.cpp's API.",
         epilog="behaviours: " + "; ".join(f"{name} {text}" for name, text in MEANINGS.items()),
     )

@@ -215,9 +215,7 @@ def _implementation(algorithm: str) -> Any:
         algorithms = importlib.import_module("jwt.algorithms")
         return algorithms.get_default_algorithms()[algorithm]
     except (ImportError, KeyError):  # PyJWT is missing; or it is there, without cryptography
-        raise MissingExtra(
-            [f"tokens with {algorithm} need PyJWT and cryptography: pip install inference-gateway[jwt]"]
-        ) from None
+        raise MissingExtra([f"tokens with {algorithm} need PyJWT and cryptography: pip install '.[jwt]'"]) from None
 
 
 def _check_url(url: str) -> None:

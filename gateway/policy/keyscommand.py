@@ -36,16 +36,17 @@ def state_db_at(path: Path) -> OpenDb:
 def keys_command(
     argv: Sequence[str],
     open_db: OpenDb,
+    prog: str = "keys",
     *,
     roles: Collection[str] = tuple(DEFAULT_ROLES),
     reserved: Collection[str] = (),
 ) -> int:
     """Run one `keys` command; returns the exit status: 0 well, 1 failed, 2 said wrongly or no usable database.
 
-    `roles` are those a key may have, `reserved` the names of the keys in the settings.
+    `prog` is how it was called, `roles` are those a key may have, `reserved` the names of the keys in the settings.
     """
     try:
-        arguments = vars(_parser().parse_args(argv))
+        arguments = vars(_parser(prog).parse_args(argv))
     except SystemExit as error:  # argparse has said what is wrong, or helped
         return CONFIGURED_WRONGLY if error.code else 0
     command, as_json = arguments.pop("command"), arguments.pop("json")
@@ -163,8 +164,8 @@ def _time(unix_s: float) -> str:
 # --- the arguments ---------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py keys", description="Make, see and withdraw clients' keys.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Make, see and withdraw clients' keys.")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     create = commands.add_parser("create", help="make a key and show its secret, once")
     create.add_argument("--name", required=True, help="its name in logs and usage: A-Z a-z 0-9 . _ @ + -")

@@ -15,6 +15,7 @@ from gateway.policy.jwks import KeySet, refuse_unusable_key_set
 from gateway.policy.roles import DEFAULT_ROLES, Role, load_roles
 from gateway.policy.statefile import StateDbError, holds_keys, refuse_unusable
 from gateway.policy.tokens import TokenVerifier
+from gateway.program import program
 from gateway.settings import Settings, is_loopback
 from gateway.settingvalues import KEY_SET_ALGORITHMS
 from gateway.tools.decisionlog import refuse_unwritable
@@ -109,6 +110,6 @@ def _refuse_strangers(host: str, keys_required: bool) -> None:
         raise ConfigurationError(
             [
                 f"HOST: others can reach {host} and no key is configured: set API_KEYS or ADMIN_KEYS,"
-                " make one with `keys create`, or set AUTH=off to serve everybody"
+                f" make one with `{program()} keys create --name NAME`, or set AUTH=off to serve everybody"
             ]
         )

@@ -1,7 +1,7 @@
 """Reads the ledger: sums of requests, tokens, cost and errors, by key, model, engine, status, error, day or hour.
 
-Owns the query's language, the same for `GET /admin/usage` and `main.py usage`, and the shapes in which sums are shown.
-No state and no lock.
+Owns the query's language, the same for `GET /admin/usage` and the command `usage`, and the shapes in which sums are
+shown. No state and no lock.
 """
 
 from __future__ import annotations
@@ -168,14 +168,14 @@ def _time(name: str, text: str, days_after: int) -> float:
         ) from None
 
 
-def usage_command(argv: Sequence[str], open_db: Callable[[bool], Optional[Database]]) -> int:
-    """`main.py usage`: print sums of the ledger; returns the exit status: 0 well, 2 arguments that cannot work.
+def usage_command(argv: Sequence[str], open_db: Callable[[bool], Optional[Database]], prog: str = "usage") -> int:
+    """Print sums of the ledger, called as `prog`; returns the exit status: 0 well, 2 arguments that cannot work.
 
     `open_db(False)` opens the state database, None: there is none; it is closed at the end. What it and its `read`
     raise is raised.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser(prog).parse_args(argv)
     except SystemExit as error:  # argparse has said what is wrong, or helped
         return 2 if error.code else 0
     try:
@@ -199,8 +199,8 @@ def usage_command(argv: Sequence[str], open_db: Callable[[bool], Optional[Databa
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py usage", description="Sums of the ledger's requests, in UTC.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Sums of the ledger's requests, in UTC.")
     parser.add_argument("--by", help=f"columns, of {', '.join(EXPRESSION_BY_COLUMN)} (default: {','.join(DEFAULT_BY)})")
     parser.add_argument("--from", dest="start", help="first day, or the time from which, e.g. 2026-11-01")
     parser.add_argument("--to", dest="end", help="last day, or the time up to which, e.g. 2026-11-30")

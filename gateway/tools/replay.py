@@ -232,9 +232,9 @@ def replay(path: Path) -> tuple[int, Optional[str]]:
     return count, None
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit status: 0 no difference, 1 a difference, 2 not a decision log."""
-    parser = argparse.ArgumentParser(prog="main.py replay", description="Repeat recorded decisions.")
+def main(argv: Sequence[str], prog: str = "replay") -> int:
+    """The command, called as `prog`; returns the exit status: 0 no difference, 1 a difference, 2 not a decision log."""
+    parser = argparse.ArgumentParser(prog=prog, description="Repeat recorded decisions.")
     parser.add_argument("file", type=Path, help="what DECISION_LOG wrote")
     path = parser.parse_args(argv).file
     try:
