@@ -214,7 +214,13 @@ def start_lines(
     else:
         lines += _models(fleet, router, settings, paint)
     if terminal:
-        lines += [paint(f"endpoints: {url}/", "dim"), *_to_paste(fleet, url, authenticated), "Ctrl-C to stop"]
+        lines += [
+            "",
+            f"endpoints: {url}/{' (with a key)' if authenticated else ''}",
+            *_to_paste(fleet, url, authenticated),
+            "Ctrl-C to stop",
+            "",
+        ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -227,7 +233,8 @@ def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) 
         if room < 1:
             left += engines
             continue
-        lines.append(f"model {pool.name}{_default_mark(fleet, pool.spec)}")
+        name = "every model name" if fleet.wildcard else f"model {pool.name}{_default_mark(fleet, pool.spec)}"
+        lines.append(name)
         for engine in engines[:room]:
             text, kind = _state(engine, settings)
             lines.append(f"  {engine.spec.url} {paint(text, kind)}")

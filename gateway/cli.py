@@ -97,7 +97,10 @@ def _within(limit_s: float, write: Callable[[], object], name: str = "output") -
             pass  # closed, or full
 
     thread = threading.Thread(target=attempt, name=name, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the system gives no more threads, and that is no reason to end
+        return
     thread.join(limit_s)
 
 

@@ -16,6 +16,7 @@ from gateway.configuration import ConfigurationError
 
 _ASSIGNMENT = re.compile(r"\s*(?:export[^\S\n]+)?(?!export\s)([A-Za-z_][A-Za-z0-9_.-]*)[^\S\n]*=[^\S\n]*(.*)")
 _QUOTED = re.compile(r"""(['"])((?:(?!\1).)*)\1[^\S\n]*(?:#.*)?""")
+_LINE_END = re.compile(r"\r\n|\n|\r")
 _INSTALL = "pip install python-dotenv"
 
 
@@ -54,13 +55,13 @@ def read(path: Path) -> Optional[Variables]:
         return Variables(read_strictly(text), _assignments(text))
     bindings = list(parse_stream(io.StringIO(text)))
     # dotenv_values drops a line it cannot parse with a mere warning: keys could vanish unnoticed.
-    faults = [f".env line {binding.original.line}: cannot be parsed" for binding in bindings if binding.error]
+    faults = [f".env line {_line_of(*b.original)}: cannot be parsed" for b in bindings if b.error]
     if faults:
         raise ConfigurationError(faults)
     values = dotenv_values(stream=io.StringIO(text))
     return Variables(
         {name: value for name, value in values.items() if value is not None},
-        tuple(Assignment(b.original.line, b.key, b.value) for b in bindings if b.key is not None),
+        tuple(Assignment(_line_of(*b.original), b.key, b.value) for b in bindings if b.key is not None),
     )
 
 
@@ -89,10 +90,16 @@ def read_strictly(text: str) -> Mapping[str, str]:
     return values
 
 
+def _line_of(text: str, line: int) -> int:
+    """Where a statement stands whose `text` begins on `line`, perhaps with lines that are blank."""
+    blank = text[: len(text) - len(text.lstrip())]
+    return line + len(_LINE_END.findall(blank))
+
+
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """The lines that say something, with their numbers."""
     # Not splitlines(): to python-dotenv a form feed or U+2028 does not end a line.
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line
 
