@@ -22,6 +22,7 @@ from gateway.routing.specs import FleetSpec, ModelSpec
 from gateway.settings import Settings
 
 LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
+LISTED_MAX = 8  # of the names that an engine lists
 WARNINGS_MAX = 20  # of lines of `.env` that are warned about one by one
 LOOK_S = 10.0  # how long engines are waited for; those that have not answered by then are said not to have
 PATIENCE_S = 1.0  # how long without a word
@@ -97,7 +98,7 @@ def describe(settings: Settings, router: Router, *, state_keys: bool = False) ->
     if _is_unconfigured(fleet):
         lines.append(NO_ENGINE)
     if fleet.wildcard:
-        lines.append(f"every model name is served by {fleet.models[0].name}")
+        lines.append(f"every model name is served by {fleet.models[0].name}{_listed(router)}")
     for model in fleet.models:
         lines.append(f"model {model.name}{_default_mark(fleet, model)}")
         if model.aliases:
@@ -154,6 +155,13 @@ def _is_unconfigured(fleet: FleetSpec) -> bool:
 def _default_mark(fleet: FleetSpec, model: ModelSpec) -> str:
     is_default = fleet.default_model in (model.name, *model.aliases)
     return " (default)" if is_default and not fleet.wildcard else ""
+
+
+def _listed(router: Router) -> str:
+    names = [model.id for model in router.listed()]
+    more = len(names) - LISTED_MAX
+    shown = ", ".join(names[:LISTED_MAX]) + (f" and {more} more" if more > 0 else "")
+    return f"; its engine lists {shown}" if names else ""
 
 
 def _describe_fallbacks(model: ModelSpec, settings: Settings, router: Router) -> Iterator[str]:
@@ -217,7 +225,7 @@ def start_lines(
         lines += [
             "",
             f"endpoints: {url}/{' (with a key)' if authenticated else ''}",
-            *_to_paste(fleet, url, authenticated),
+            *_to_paste(router, url, authenticated),
             "Ctrl-C to stop",
             "",
         ]
@@ -233,8 +241,8 @@ def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) 
         if room < 1:
             left += engines
             continue
-        name = "every model name" if fleet.wildcard else f"model {pool.name}{_default_mark(fleet, pool.spec)}"
-        lines.append(name)
+        name = f"model {pool.name}{_default_mark(fleet, pool.spec)}"
+        lines.append(f"every model name{_listed(router)}" if fleet.wildcard else name)
         for engine in engines[:room]:
             text, kind = _state(engine, settings)
             lines.append(f"  {engine.spec.url} {paint(text, kind)}")
@@ -245,10 +253,11 @@ def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) 
     return lines
 
 
-def _to_paste(fleet: FleetSpec, url: str, authenticated: bool) -> list[str]:
+def _to_paste(router: Router, url: str, authenticated: bool) -> list[str]:
     """A request for a shell: one line and its continuation, or for Windows' one line."""
     # One engine for every name may know no other name than its own.
-    named = {} if fleet.wildcard else {"model": fleet.default_model}
+    model = router.unnamed() if router.fleet.wildcard else router.fleet.default_model
+    named = {} if model is None else {"model": model}
     body = json.dumps({**named, "messages": [{"role": "user", "content": "hi"}]})
     headers = ["Content-Type: application/json", *(["Authorization: Bearer <key>"] if authenticated else [])]
     quote, joint = (shlex.quote, " \\\n    ") if os.name == "posix" else (_quoted_for_windows, " ")

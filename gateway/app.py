@@ -58,14 +58,14 @@ class Gateway:
         self._hurry = threading.Event()
         self._started = False
         self._stopping = threading.Lock()
-        self._model_by_name = settings.fleet.model_by_name()
         self.registry = Registry()
-        self.metrics = GatewayMetrics(self.registry, lambda: self._model_by_name, KNOWN_PATHS)
+        self.metrics = GatewayMetrics(self.registry, lambda: self.factory.router.counted_names(), KNOWN_PATHS)
         register_process_metrics(self.registry)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
         self.decisions = self._decision_log()
         self.factory = self._new_factory()
+        self.guard.counted_names = self.factory.router.counted_names
         self.workers = WorkerPool(
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
         )
@@ -164,7 +164,6 @@ class Gateway:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
         self.guard.set_fleet(settings.fleet)
-        self._model_by_name = settings.fleet.model_by_name()
         self.telemetry.log("info", "reloaded", models=sorted(self.factory.router.pools))
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:

@@ -213,6 +213,8 @@ class Asker:
     def _plan(self, call: Call) -> Asking:
         limit_s = self._limits.first_token_s if call.stream else self._limits.request_s
         deadline_s = time.monotonic() + limit_s
+        if call.model is None:
+            call.model = self._router.unnamed()
         asked = self._router.route(call.model, call.allow_fallback, call.may_use)
         pools = self._that_fit(call, asked)
         may_use = call.may_use
@@ -591,10 +593,7 @@ class Asker:
         return EngineStream(response, events, self._limits.stream_end_s)
 
     def _wire_model(self, call: Call, pool: ModelPool) -> Optional[str]:
-        fleet = self._router.fleet
-        if not fleet.wildcard:
-            return pool.name
-        return call.model or (fleet.default_model if fleet.default_model != pool.name else None)
+        return call.model if self._router.fleet.wildcard else pool.name
 
     # --- two at once -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ no lock; reads the one file it is told to and never writes, never looks at the e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -195,19 +196,34 @@ def _texts(model: object, key: str) -> tuple[str, ...]:
     return tuple(m for m in members if isinstance(m, str)) if isinstance(members, list) else ()
 
 
+def _with_own_name(text: str) -> JsonObject:
+    """An engine as it stands in a line: its URL, and behind a # its own name of the model, as it is but for `%2C` and
+    `%3B`: commas and semicolons separate others."""
+    url, mark, model = (piece.strip() for piece in text.partition("#"))
+    if not mark:
+        return JsonObject(url=url)
+    if "@" in model and any(True for _ in ENGINE_CHECKS["url"](url)):
+        return JsonObject(url=f"{url}%23{model}")  # rather a password with a #, of which no fault may show a part
+    return JsonObject(url=url, model=re.sub("%2C", ",", re.sub("%3B", ";", model, flags=re.I), flags=re.I))
+
+
 def parse_engines(text: str) -> FleetSpec:
-    """Read `model=url,url;model=url`; raises ConfigurationError naming every fault."""
+    """Read `model=url,url;model=url`, each URL with or without `#` and the engine's own name of the model; raises
+    ConfigurationError naming every fault."""
     faults: list[str] = []
     models: dict[str, list[object]] = {}
     for part in filter(None, map(str.strip, text.split(";"))):
         name, equals, urls = (piece.strip() for piece in part.partition("="))
         if not equals or not name or "://" in name:
             # Not shown: an address may hold a password.
-            faults.append("must be model=url,url;model=url; a part has no model name before its =")
+            faults.append(
+                "must be model=url,url;model=url; a part has no model name before its = "
+                "(for one engine that serves every name, set BACKEND_URL instead)"
+            )
         elif name in models:
             faults.append(f"{step('', name)}: is defined twice")
         else:
-            models[name] = [url.strip() for url in urls.split(",") if url.strip()]
+            models[name] = [_with_own_name(url.strip()) for url in urls.split(",") if url.strip()]
     specs = [_model(name, JsonObject(engines=urls), step("", name), faults) for name, urls in models.items()]
     if not specs and not faults:
         faults.append("must name at least one model, as in 13b=http://127.0.0.1:8000/v1")
@@ -217,11 +233,14 @@ def parse_engines(text: str) -> FleetSpec:
 
 
 def parse_backend_url(text: str) -> FleetSpec:
-    """Make the fleet of one engine that serves every model name; raises ConfigurationError."""
-    faults = [fault.removeprefix(": ") for fault in ENGINE_CHECKS["url"](text)]
+    """Make the fleet of one engine that serves every model name: under that name, or under the one behind a #. Raises
+    ConfigurationError."""
+    engine = _with_own_name(text)
+    faults = [fault.removeprefix(": ") for fault in ENGINE_CHECKS["url"](engine["url"])]
+    faults += [f"the model behind its #{fault}" for fault in ENGINE_CHECKS["model"](engine.get("model"))]
     if faults:
         raise ConfigurationError(faults)
-    return FleetSpec((model_from("default", [text]),), wildcard=True)
+    return FleetSpec((model_from("default", [EngineSpec(**engine)]),), wildcard=True)  # type: ignore[arg-type]
 
 
 def echo_fleet() -> FleetSpec:

@@ -25,7 +25,7 @@ from gateway.hedging import Answer
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.checks import is_header_value
 from gateway.routing.decisions import Recorder
-from gateway.routing.engine import DEFAULT_POLICY
+from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.pool import EngineSnapshot, StateChange
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.routing.router import Router
@@ -34,6 +34,7 @@ from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient
 from gateway.upstream.eventlines import events_in
+from gateway.upstream.listing import ModelLists
 from gateway.upstream.prober import HealthChecker, probe
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import ANSWER_MAX_BYTES
@@ -117,6 +118,7 @@ class InferenceFactory:
             passes=health_passes,
             housekeeping=self.client.prune,
             probe=functools.partial(probe, resolver=self.client.resolver),
+            lists=ModelLists(self._lists_models, lambda: self.client.secrets, self.client.resolver),
         )
         self._health.start()
 
@@ -194,8 +196,9 @@ class InferenceFactory:
         """Wait until the first round of probes has ended, at most `timeout_s` seconds; returns whether it has.
 
         It ends when each engine has one result, or has answered a request, and in any case when its own time limit has
-        passed; at once without probes (`health_interval_s` 0) and for the echo engine. False when closed meanwhile.
-        `engines()` tells the results.
+        passed; at once without probes (`health_interval_s` 0) and for the echo engine. An engine that serves every name
+        has been asked for its models then, also without probes. False when closed meanwhile. `engines()` tells the
+        results.
         """
         return self._health.wait_probed(timeout_s)
 
@@ -218,6 +221,10 @@ class InferenceFactory:
         self._keep_names()
         self.asker.forget_changed(renewed)
         self._health.tick()  # of what nothing is known any more, something soon is
+
+    def _lists_models(self, engine: Engine) -> bool:
+        """Whether it is of use to know what models an engine has: where it serves every name, by names of its own."""
+        return self.router.fleet.wildcard and engine.spec.model is None and not engine.spec.is_echo
 
     def _keep_names(self) -> None:
         self.client.keep_names(engine.spec for pool in self.router.pools.values() for engine in pool.engines)

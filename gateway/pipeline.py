@@ -131,6 +131,8 @@ class Pipeline:
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             priority=priority_of(headers, identity),
         )
+        if call.model is None:
+            call.model = self.factory.router.unnamed()
         if len(body) > FEW_BYTES:
             call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
         if identity is not None and not identity.may_use_all:

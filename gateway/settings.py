@@ -85,10 +85,14 @@ SETTINGS: tuple[Setting, ...] = (
             "or a page elsewhere could reach it through a browser", LISTEN),
 
     Setting("BACKEND_URL", "backend_fleet", optional(parse_backend_url), "",
-            "One engine for every model name: `http://host:port`, with or without `/v1`", ENGINES),
+            "One engine for every model name: `http://host:port`, with or without `/v1`. The gateway lists the models "
+            "that it lists, and asks it for the first one where a request names none; with `#name` behind it, for that "
+            "one always", ENGINES),
     Setting("ENGINES", "inline_fleet", optional(parse_engines), "",
             "Engines in one line: `13b=http://127.0.0.1:8010/v1,http://127.0.0.1:8011/v1;"
-            "7b=http://127.0.0.1:8020/v1`", ENGINES),
+            "7b=http://127.0.0.1:8020/v1`. Behind a URL, `#name` is what that engine itself calls the model, if it is "
+            "another name: `qwen=http://127.0.0.1:8001/v1#Qwen/Qwen2.5-7B-Instruct` (`%2C` and `%3B` in it are `,` and "
+            "`;`)", ENGINES),
     Setting("ENGINES_FILE", "engines_file", optional(Path), "",
             "JSON file with models and engines, read again on SIGHUP. Set one of `BACKEND_URL`, "
             "`ENGINES` and `ENGINES_FILE`; with none, echo answers", ENGINES),

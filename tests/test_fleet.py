@@ -379,6 +379,39 @@ class InlineFormTest(unittest.TestCase):
             self.assertEqual(sum(fault.startswith(start) for fault in faults), 1, faults)
         self.assertNotIn("pw", " ".join(faults))
 
+    def test_behind_a_url_stands_the_engine_s_own_name_of_the_model(self) -> None:
+        for text, model in (
+            ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+            ("llama3.2:latest", "llama3.2:latest"),
+            ("@cf/meta/llama-3=1#x%20?", "@cf/meta/llama-3=1#x%20?"),
+            ("a%2Cb%3bc", "a,b;c"),
+        ):
+            with self.subTest(text):
+                fleet = parse_engines(f"m=http://a/v1#{text}, http://b/v1 # {text} ;n=http://a/v1")
+                urls = [("http://a/v1", model), ("http://b/v1", model)]
+                self.assertEqual([(e.url, e.model) for e in fleet.models[0].engines], urls)
+                self.assertEqual([(e.url, e.model) for e in fleet.models[1].engines], [("http://a/v1", None)])
+
+    def test_a_name_that_cannot_work_is_one_fault(self) -> None:
+        for text in ("m=http://a/v1#", "m=http://a/v1#a\tb", f"m=http://a/v1#{'x' * 257}"):
+            with self.subTest(text):
+                (fault,) = self.faults(text)
+                self.assertRegex(fault, r"^m\.engines\[0\]\.model: must be ")
+
+    def test_a_password_with_a_hash_is_not_shown(self) -> None:
+        for text in ("m=http://u:hunter2#x@a/v1", "m=http://u:hun#ter2@a/v1"):
+            (fault,) = self.faults(text)
+            self.assertIn("must not hold a user name or password", fault)
+            self.assertNotIn("hun", fault)
+            with self.assertRaises(ConfigurationError) as caught:
+                parse_backend_url(text[2:])
+            self.assertNotIn("hun", caught.exception.faults[0])
+
+    def test_a_url_alone_is_told_what_to_set(self) -> None:
+        (fault,) = self.faults("http://a:8000/v1")
+        self.assertIn("model=url", fault)
+        self.assertIn("BACKEND_URL", fault)
+
     def test_url_without_a_model_and_nothing_at_all_are_faults(self) -> None:
         for text in ("http://a:8000/v1", "http://a/v1?x=1", ";;", "=http://a"):
             with self.subTest(text):
@@ -391,6 +424,14 @@ class WildcardFleetTest(unittest.TestCase):
         self.assertTrue(fleet.wildcard)
         self.assertEqual(fleet.models, (model_from("default", ["http://127.0.0.1:8000/v1"]),))
         self.assertEqual(fleet.default_model, "default")
+
+    def test_behind_backend_url_stands_the_one_model_it_is_asked_for(self) -> None:
+        fleet = parse_backend_url("http://127.0.0.1:8000#Qwen/Qwen2.5-7B-Instruct")
+        self.assertTrue(fleet.wildcard)
+        self.assertEqual(fleet.models[0].engines[0].model, "Qwen/Qwen2.5-7B-Instruct")
+        with self.assertRaises(ConfigurationError) as caught:
+            parse_backend_url("http://127.0.0.1:8000#")
+        self.assertRegex(caught.exception.faults[0], "^the model behind its #: must be ")
 
     def test_bad_backend_url_is_one_fault_without_its_secret(self) -> None:
         for url in ("x", "http://u:pw@a", "http://a:1,http://b:2"):

@@ -17,6 +17,7 @@ from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec, FleetSpec, model_from
 from gateway.upstream import prober
+from gateway.upstream.listing import ModelLists
 from gateway.upstream.prober import HealthChecker, probe
 from tests.scripted import ScriptedEngine
 from tests.support import TIMEOUT_S, dead_url, eventually, gateway, mock_engine
@@ -42,8 +43,8 @@ class Probes:
         return "health check failed: refused" if name in self.failing else None
 
 
-class CheckerTest(unittest.TestCase):
-    """The checker with time and network played by the test; `tick` is called by hand."""
+class CheckerCase(unittest.TestCase):
+    """A checker with time and network played by the test; `tick` is called by hand."""
 
     def setUp(self) -> None:
         self.now_s = 1000.0
@@ -105,6 +106,10 @@ class CheckerTest(unittest.TestCase):
             if lease.engine.id == name:
                 return
         raise AssertionError(f"{name} was not chosen")
+
+
+class CheckerTest(CheckerCase):
+    """What is probed when, and what a result changes."""
 
     def test_an_engine_is_out_after_as_many_failures_in_a_row_as_configured(self) -> None:
         checker = self.checker(fails=3)
@@ -397,7 +402,7 @@ class CheckerTest(unittest.TestCase):
         for at_once, turns in ((64, 1), (2, 2), (1, 3)):
             with mock.patch.object(prober, "MAX_PROBES_AT_ONCE", at_once), mock.patch.object(prober, "FirstRound") as r:
                 self.checker().start()
-                r.assert_called_with(list(self.pool.engines), turns * 2.0 + prober.ROUND_GRACE_S)
+                self.assertEqual(r.call_args[0][:2], (list(self.pool.engines), turns * 2.0 + prober.ROUND_GRACE_S))
 
     def test_without_probes_and_for_echo_there_is_no_round_to_wait_for(self) -> None:
         checker = self.checker(interval_s=0, known=False)
@@ -450,6 +455,80 @@ class CheckerTest(unittest.TestCase):
         self.probes.failing = set()
         self.tick(checker)
         self.assertEqual([change.after for change in calls], ["down", "up"])
+
+
+class AskedModelsTest(CheckerCase):
+    """The same checker, before engines that are asked for their models too."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.asked: list[str] = []
+        self.asking = threading.Event()  # set: answers come at once
+        self.asking.set()
+        self.lists = ModelLists(lambda engine: True, dict)
+        patch = mock.patch.object(self.lists, "ask", self.ask)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def ask(self, engine: Engine, timeout_s: float) -> None:
+        engine.list_asked_s = prober.time.monotonic()
+        self.asked.append(engine.id)
+        self.assertTrue(self.asking.wait(TIMEOUT_S))
+        engine.listed = ()
+
+    def checker(
+        self, fails: int = 2, passes: int = 1, interval_s: float = INTERVAL_S, known: bool = True
+    ) -> HealthChecker:
+        checker = super().checker(fails, passes, interval_s, known)
+        checker._lists = self.lists
+        return checker
+
+    def test_engines_are_asked_behind_good_probes_alone_and_once_an_interval(self) -> None:
+        checker = self.checker(interval_s=3600)
+        self.probes.failing = {"b"}
+        self.tick(checker)
+        self.assertEqual(sorted(self.asked), ["a", "c"])
+        self.probes.failing = set()
+        self.tick(checker)
+        self.assertEqual(sorted(self.asked), ["a", "b", "c"])
+
+    def test_one_for_which_traffic_vouches_is_asked_without_a_probe(self) -> None:
+        checker = self.checker(known=False)
+        self.settle("b", Outcome("ok"))
+        self.tick(checker, ["a", "c"])
+        self.assertEqual(sorted(self.asked), ["a", "b", "c"])
+
+    def test_the_round_has_not_ended_before_they_have_answered(self) -> None:
+        checker = self.checker(known=False, interval_s=3600)
+        self.asking.clear()
+        checker.start()
+        eventually(lambda: len(self.asked) == 3)
+        self.settle("b", Outcome("ok"))
+        self.assertEqual(self.states(), ["up"] * 3)
+        self.assertFalse(checker.wait_probed(0))
+        self.asking.set()
+        self.assertTrue(checker.wait_probed(TIMEOUT_S))
+
+    def test_a_reload_asks_new_ones_at_once(self) -> None:
+        checker = self.checker(interval_s=3600)
+        self.tick(checker)
+        self.asked.clear()
+        specs = [*(engine.spec for engine in self.pool.engines), EngineSpec("http://d:1", id="d")]
+        self.pool.reconfigure(model_from("m", specs), "round_robin")
+        for engine in self.pool.engines[:3]:
+            engine.ok_at_s = self.now_s
+        self.engine_names = ["a", "b", "c", "d"]
+        self.tick(checker, ["d"])
+        self.assertEqual(self.asked, ["d"])
+
+    def test_without_probes_they_are_asked_until_they_have_answered(self) -> None:
+        checker = self.checker(interval_s=0)
+        checker.start()
+        self.assertTrue(checker.wait_probed(TIMEOUT_S))
+        self.wait_for_probes()
+        checker.tick()
+        self.wait_for_probes()
+        self.assertEqual((self.probes.seen, sorted(self.asked)), ([], ["a", "b", "c"]))
 
 
 class ProbeTest(unittest.TestCase):

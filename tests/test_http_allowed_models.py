@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 from tests.access import ADMIN_KEYS, AS_ROOT, SECRET, AccessTest, ask, bearer, token
-from tests.support import Header, RunningGateway, dead_url, load_settings
+from tests.support import TIMEOUT_S, Header, RunningGateway, dead_url, load_settings
 
 ECHO = ["echo:"]
 FLEET: dict[str, Any] = {
@@ -154,10 +154,12 @@ class WildcardTest(AllowedTest):
         self.assertEqual(
             self.allowed(running, key, "gpt-4", "gpt-", "llama", "default", None), [200, 200, 403, 403, 403]
         )
+        self.assertTrue(running.app.factory.wait_probed(TIMEOUT_S))
         self.assertEqual(self.listed(running, key), [])
-        self.assertEqual(running.get("/v1/models/default", key).status, 404)
-        self.assertEqual(self.listed(running, [AS_ROOT]), ["default"])
-        self.assertEqual(self.listed(running, self.make(running, "of-default", models=("default",))), ["default"])
+        self.assertEqual(running.get("/v1/models/m", key).status, 404)
+        self.assertEqual(self.listed(running, [AS_ROOT]), ["m"])
+        self.assertEqual(self.listed(running, self.make(running, "of-m", models=("m",))), ["m"])
+        self.assertEqual(self.listed(running, self.make(running, "of-default", models=("default",))), [])
         self.assertEqual(self.allowed(running, [AS_ROOT], "anything", None), [200, 200])
 
 

@@ -81,6 +81,8 @@ class Guard:
         self.db: Optional[StateDb] = None
         self.ledger: Optional[Ledger] = None
         self.budgets = Budgets(on_warning=self._budget_warning)
+        # Every name that requests may use, with the model it stands for; set by who knows them as they are now.
+        self.counted_names: Callable[[], Mapping[str, str]] = settings.fleet.model_by_name
         self.set_fleet(settings.fleet)
         self._jumps = JumpWatch()
         self._lock = threading.Lock()
@@ -109,7 +111,7 @@ class Guard:
             raise
         if self._settings.ledger != "off":
             days = self._settings.ledger_days
-            self.ledger = Ledger(db, self._paths, known_models=lambda: self._model_by_name, days=days)
+            self.ledger = Ledger(db, self._paths, known_models=lambda: self.counted_names(), days=days)
         self.db = db
         self.budgets = budgets
         self.authenticator.store = store  # last: from here on keys are asked for, and what they need is there
@@ -132,7 +134,6 @@ class Guard:
         self._model_limits = {m.name: RateLimits(m.rpm, m.tpm) for m in fleet.models if m.rpm or m.tpm}
         self._prices = {m.name: Price(*m.price) for m in fleet.models if m.price is not None}
         self._context_tokens = {m.name: m.max_model_len for m in fleet.models}
-        self._model_by_name = fleet.model_by_name()
 
     # --- a request ---------------------------------------------------------------------------------------------------
 

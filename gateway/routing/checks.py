@@ -63,8 +63,10 @@ def parse_engine_url(url: str) -> EngineAddress:
     if url == ECHO_URL:
         return EngineAddress("echo", "", 0, "")
     shown = f"not {quoted(url)}"
-    if "?" in url or "#" in url:
-        raise ValueError("must not hold a query or a fragment")
+    if "?" in url:
+        raise ValueError("must not hold a query")
+    if "#" in url:
+        raise ValueError('must not hold a # (the engine\'s own name of the model is its key "model")')
     if "@" in url:  # anywhere: a password may hold a slash
         raise ValueError("must not hold a user name or password (see api_key_env; %40 is an @)")
     match = _URL.fullmatch(url)

@@ -8,7 +8,7 @@ in.
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from gateway.routing.breaker import CLOSED, OPEN, STATE_NAMES, Breaker, BreakerPolicy
 from gateway.routing.specs import EngineSpec
@@ -19,8 +19,18 @@ FAILURE_LATENCY_S = 1.0  # a failure counts as at least this slow, so failing fa
 DEFAULT_POLICY = BreakerPolicy()
 
 
+class ListedModel(NamedTuple):
+    """One model that an engine says it serves: its name, and the context in tokens (None: it does not say)."""
+
+    id: str
+    max_model_len: Optional[int] = None
+
+
 class Engine:
-    """Live state of one engine. All methods expect the pool's lock to be held."""
+    """Live state of one engine. All methods expect the pool's lock to be held.
+
+    Without it: `listed` is replaced whole by whoever asks the engine, which is one thread at a time.
+    """
 
     __slots__ = (
         "answered",
@@ -34,6 +44,8 @@ class Engine:
         "id",
         "in_flight",
         "last_error",
+        "list_asked_s",
+        "listed",
         "misses",
         "model_name",
         "ok_at_s",
@@ -68,6 +80,8 @@ class Engine:
         self.ewma_s = 0.0
         self.ewma_at_s = -math.inf
         self.last_error: Optional[str] = None
+        self.listed: Optional[tuple[ListedModel, ...]] = None  # the models that it serves; None: nobody has said
+        self.list_asked_s = -math.inf
 
     def forget(self, policy: BreakerPolicy) -> None:
         """Know nothing of it any more but what is in flight and what an operator said: its key or model is another.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from random import Random
 from typing import Callable, Optional
 
@@ -16,7 +16,7 @@ from gateway.errors import EngineFailed, GatewayError, RequestRefused
 from gateway.routing.accusers import Accusers
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.decisions import Recorder, model_json
-from gateway.routing.engine import DEFAULT_POLICY, Engine
+from gateway.routing.engine import DEFAULT_POLICY, Engine, ListedModel
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.nearness import IsNear, are_near, is_near_host
 from gateway.routing.pool import ModelPool
@@ -34,6 +34,7 @@ _CODE_BY_KIND = {
 
 _CONNECTION_BROKE = ("refused", "connect_timeout", "reset")
 _ENGINE_DIED = ("refused", "reset", "truncated")
+COUNTED_NAMES_MAX = 1000  # that engines may add to what is counted, ever: a stranger's list is no closed set
 
 
 class Router:
@@ -102,6 +103,8 @@ class Router:
         self.fleet = fleet
         self._routes = routes
         self._own_lists = {name: self._own_list(fleet, pools[name].spec) for name in pools}
+        own = {fleet.default_model: fleet.default_model} if fleet.wildcard and fleet.default_model else {}
+        self._counted: tuple[Sequence[ListedModel], dict[str, str]] = ((), {**own, **fleet.model_by_name()})
         self._names_of = {spec.name: (spec.name, *spec.aliases) for spec in fleet.models}
         self.pools = pools
         return tuple(gone)
@@ -167,6 +170,41 @@ class Router:
     def names_of(self, model: str) -> tuple[str, ...]:
         """All names of a configured model, its own first; just the name for one that is (or has become) unknown."""
         return self._names_of.get(model) or (model,)
+
+    def listed(self) -> tuple[ListedModel, ...]:
+        """What the engine that serves every name says it serves, in its order; empty when it has said nothing (yet),
+        and for other fleets. Takes no lock."""
+        if not self.fleet.wildcard:
+            return ()
+        found: dict[str, ListedModel] = {}
+        for engine in next(iter(self.pools.values())).engines:
+            own = engine.spec.model
+            for one in engine.listed or () if own is None else (ListedModel(own),):
+                found.setdefault(one.id, one)
+        return tuple(found.values())
+
+    def unnamed(self) -> Optional[str]:
+        """The model of a request that names none, where one engine serves every name: the default that was set, else
+        the first that the engine lists; None: not known, and for other fleets, whose default has a route."""
+        fleet = self.fleet
+        if not fleet.wildcard:
+            return None
+        if fleet.default_model != fleet.models[0].name:
+            return fleet.default_model
+        listed = self.listed()
+        return listed[0].id if listed else None
+
+    def counted_names(self) -> Mapping[str, str]:
+        """Every name that has a count of its own, with the model it stands for: all that requests may use; where one
+        engine serves every name, those that it has listed."""
+        before, names = self._counted
+        listed = self.listed()
+        if listed == before:
+            return names
+        new = [one.id for one in listed if one.id not in names][: max(0, COUNTED_NAMES_MAX - len(names))]
+        names = {**names, **{name: name for name in new}}
+        self._counted = (listed, names)  # replaced whole; of two at once, the next one makes up for it
+        return names
 
     def route(
         self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None

@@ -161,7 +161,9 @@ class Routes:
         identity = exchange.identity
         assert identity is not None  # these paths are not open
         if head.path == "/v1/models":
-            entries = [self._entry(name, identity) for name in self._pipeline.factory.router.names()]
+            router = self._pipeline.factory.router
+            names = [one.id for one in router.listed()] or router.names()
+            entries = [self._entry(name, identity) for name in names]
             return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
         name = urllib.parse.unquote(head.path[len("/v1/models/") :])
         entry = self._entry(name, identity)
@@ -171,10 +173,13 @@ class Routes:
 
     def _entry(self, name: str, identity: Identity) -> Optional[dict[str, Any]]:
         router = self._pipeline.factory.router
-        if name not in router.names():
+        listed = {one.id: one.max_model_len for one in router.listed()}
+        if name not in (listed or router.names()):
             return None
         pool = router.route(name, may_use=identity.may_use)[0]
-        if not identity.may_use(*router.names_of(pool.name)):
+        # Where one engine serves every name, the name is the model.
+        names = (name,) if listed else router.names_of(pool.name)
+        if not identity.may_use(*names):
             return None
         entry: dict[str, Any] = {
             "id": name,
@@ -183,6 +188,7 @@ class Routes:
             "owned_by": "inference-gateway",
             "available": pool.any_available(),
         }
-        if pool.spec.max_model_len is not None:
-            entry["max_model_len"] = pool.spec.max_model_len
+        max_model_len = pool.spec.max_model_len or listed.get(name)
+        if max_model_len is not None:
+            entry["max_model_len"] = max_model_len
         return entry

@@ -5,10 +5,13 @@ it repeats one that has failed while requests wait at that engine, so that they 
 many are asked at once, each thread going on with one that is left. Knows when the first round has ended: from then on
 something is known of each engine. `HealthChecker._lock` guards the timer, the probes under way and those that are to
 follow, `FirstRound._lock` the engines without a result. What a result means is decided in routing/pool.py.
+
+Behind a good probe, or instead of one where traffic vouches for the engine, it is asked for its models (`listing.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import socket
@@ -24,12 +27,14 @@ from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.listing import ModelLists
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.shortage import Shortage, in_connecting
 
 MAX_PROBES_AT_ONCE = 64
 AGAIN_S = 1.0  # until a failed probe is repeated where requests wait
 FAILS_UNANSWERED = 1  # failed probes that take out an engine that has never answered anything
+HOUSEKEEPING_S = 5.0  # between two ticks, without probes
 ROUND_GRACE_S = 0.5  # for what the first round takes beside the probes' own time limits
 LOOK_S = 0.02  # how often who waits for the first round looks whether traffic has vouched for an engine
 STATUS_LINE_MAX_BYTES = 4096
@@ -101,9 +106,13 @@ class FirstRound:
     """The engines that were there at the start, and have no result of a probe yet. Thread-safe.
 
     Over for good when each has one, has answered a request well or is gone, and at the latest after `limit_s` seconds.
+    Of those that are `asked` for something else too, an answer to a request is not enough.
     """
 
-    def __init__(self, engines: Iterable[Engine], limit_s: float) -> None:
+    def __init__(
+        self, engines: Iterable[Engine], limit_s: float, asked: Callable[[Engine], bool] = lambda engine: False
+    ) -> None:
+        self._asked = asked
         self._lock = threading.Lock()
         self._awaited = set(engines)
         self._until_s = time.monotonic() + limit_s
@@ -124,11 +133,14 @@ class FirstRound:
             return True
         with self._lock:
             # Without the engines' own lock: a single field, which somebody may set a moment later as well.
-            self._awaited = {engine for engine in self._awaited if not (engine.answered or engine.removed)}
+            self._awaited = {engine for engine in self._awaited if not self._known(engine)}
             ended = not self._awaited or time.monotonic() >= self._until_s
         if ended:
             self._over.set()
         return ended
+
+    def _known(self, engine: Engine) -> bool:
+        return engine.removed or (engine.ok_at_s > -math.inf and not self._asked(engine))
 
     def wait(self, timeout_s: float, ending: threading.Event) -> bool:
         """Wait until it is over, at most `timeout_s` seconds and while not `ending`; returns whether it is."""
@@ -155,6 +167,7 @@ class HealthChecker:
         passes: int,
         housekeeping: Callable[[], None],
         probe: Callable[[EngineSpec, float], Optional[str]] = probe,
+        lists: Optional[ModelLists] = None,
     ) -> None:
         self._pools = pools
         self._on_change = on_change
@@ -164,20 +177,23 @@ class HealthChecker:
         self._passes = passes
         self._housekeeping = housekeeping
         self._probe = probe
+        self._lists = lists or ModelLists(lambda engine: False, dict)
         self._lock = threading.Lock()
         self._timer: Optional[threading.Timer] = None
         self._closed = False
         self._ending = threading.Event()
         self._under_way: dict[Engine, threading.Thread] = {}
-        self._to_follow: dict[Engine, ModelPool] = {}  # due, while as many as may be are under way
+        self._to_follow: dict[Engine, Callable[[], None]] = {}  # due, while as many as may be are under way
         self._first = FirstRound((), 0.0)
 
     def start(self) -> None:
         """Probe now and then every interval."""
-        if self._interval_s > 0:
-            engines = [engine for pool in self._pools() for engine in pool.engines if not engine.spec.is_echo]
-            turns = math.ceil(len(engines) / MAX_PROBES_AT_ONCE)
-            self._first = FirstRound(engines, turns * self._timeout_s + ROUND_GRACE_S)
+        engines = [engine for pool in self._pools() for engine in pool.engines if not engine.spec.is_echo]
+        listing = [engine for engine in engines if self._lists.wanted(engine)]
+        if self._interval_s <= 0:
+            engines = listing
+        turns = math.ceil(len(engines) / MAX_PROBES_AT_ONCE) + math.ceil(len(listing) / MAX_PROBES_AT_ONCE)
+        self._first = FirstRound(engines, turns * self._timeout_s + ROUND_GRACE_S, self._lists.wanted)
         self._arm(0.0)
 
     def probed(self) -> bool:
@@ -203,7 +219,7 @@ class HealthChecker:
         try:
             self.tick()
         finally:
-            self._rearm(self._interval_s if self._interval_s > 0 else 5.0)
+            self._rearm(self._interval_s if self._interval_s > 0 else HOUSEKEEPING_S)
 
     def _rearm(self, delay_s: float) -> None:
         while not self._ending.is_set():
@@ -216,19 +232,21 @@ class HealthChecker:
     def tick(self) -> None:
         """Start a probe of every engine that is due and not being probed; does not wait for them."""
         self._housekeeping()
-        if self._interval_s <= 0:
-            return
         for pool in self._pools():
-            for engine in pool.due_for_probe(self._interval_s):
-                self._start_probe(pool, engine)
+            due = pool.due_for_probe(self._interval_s) if self._interval_s > 0 else ()
+            for engine in due:
+                self._begin(engine, functools.partial(self._run_probe, pool, engine))
+            for engine in pool.engines:
+                if self._lists.due(engine, self._interval_s) and engine not in due:
+                    self._begin(engine, functools.partial(self._ask_models, engine))
 
-    def _start_probe(self, pool: ModelPool, engine: Engine) -> None:
-        thread = threading.Thread(target=self._run_probe, args=(pool, engine), name=f"probe-{engine.id}", daemon=True)
+    def _begin(self, engine: Engine, ask: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._run, args=(engine, ask), name=f"probe-{engine.id}", daemon=True)
         with self._lock:
             if self._closed or engine in self._under_way:
                 return
             if len(self._under_way) >= MAX_PROBES_AT_ONCE:
-                self._to_follow[engine] = pool
+                self._to_follow[engine] = ask
                 return
             try:
                 thread.start()  # under the lock, as the timer is
@@ -236,33 +254,42 @@ class HealthChecker:
                 return
             self._under_way[engine] = thread
 
-    def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
+    def _run(self, engine: Engine, ask: Callable[[], None]) -> None:
         try:
-            while True:
-                error = self._probe(engine.spec, self._timeout_s)
-                change = pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
-                self._first.done(engine)  # before it is told and perhaps asked again
-                if change is not None:
-                    self._on_change(change)
-                # What waits there moves once it is out: that is to be known sooner than an interval later.
-                if not _in_doubt(engine) or self._ending.wait(min(AGAIN_S, self._interval_s)) or not _in_doubt(engine):
-                    return
+            ask()
         except Shortage:
             pass  # nothing has been learned
         finally:
             self._first.done(engine)
             self._over(engine)
 
+    def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
+        while True:
+            error = self._probe(engine.spec, self._timeout_s)
+            change = pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
+            if change is not None:
+                self._on_change(change)
+            if error is None:
+                self._ask_models(engine)
+            self._first.done(engine)
+            # What waits there moves once it is out: that is to be known sooner than an interval later.
+            if not _in_doubt(engine) or self._ending.wait(min(AGAIN_S, self._interval_s)) or not _in_doubt(engine):
+                return
+
+    def _ask_models(self, engine: Engine) -> None:
+        if self._lists.due(engine, self._interval_s) and not self._ending.is_set():
+            self._lists.ask(engine, self._timeout_s)
+
     def _over(self, engine: Engine) -> None:
         """The probe of `engine` is over: one that is left, if any, begins."""
-        following: Optional[Engine] = None
+        following: Optional[tuple[Engine, Callable[[], None]]] = None
         with self._lock:
             del self._under_way[engine]
-            while self._to_follow and (following is None or following.removed):
-                following = next(iter(self._to_follow))
-                pool = self._to_follow.pop(following)
+            while self._to_follow and (following is None or following[0].removed):
+                following = next(iter(self._to_follow.items()))
+                del self._to_follow[following[0]]
         if following is not None:
-            self._start_probe(pool, following)
+            self._begin(*following)
 
     def close(self) -> None:
         """Stop; waits for probes under way, each bounded by the probe's own time limit."""

@@ -1,0 +1,163 @@
+"""What an engine says it serves: `GET {base}/models`.
+
+What comes is a stranger's: its time, size, number and names are bounded, no redirect is followed, and what cannot be
+used lists nothing. `ModelLists` decides whom to ask and when, and keeps the answer with the engine. It holds no lock:
+an engine is asked by one thread at a time, and its list is replaced whole.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from gateway.errors import GatewayError
+from gateway.routing import checks
+from gateway.routing.engine import Engine, ListedModel
+from gateway.routing.specs import EngineSpec
+from gateway.upstream.connecting import client_tls
+from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.resolver import Resolver
+
+LIST_MAX_BYTES = 1 << 20
+LIST_MAX_MODELS = 1000
+HEAD_MAX_BYTES = 1 << 16
+TOKENS_MAX = 1_000_000_000  # of a context, as in the engines file
+DIGITS_MAX = 18  # of a whole number: longer ones take some Pythons seconds
+# What says nothing about the list: not now, or not with this key.
+_NOT_NOW = frozenset((401, 403, 408, 425, 429))
+
+
+class ModelLists:
+    """Asks engines for their models. `wanted` tells of which engines that is of use. Thread-safe."""
+
+    def __init__(
+        self,
+        wanted: Callable[[Engine], bool],
+        secrets: Callable[[], Mapping[str, str]],
+        resolver: Optional[Resolver] = None,
+    ) -> None:
+        self.wanted = wanted
+        self._secrets = secrets
+        self._resolver = resolver
+
+    def due(self, engine: Engine, interval_s: float) -> bool:
+        """Whether to ask it now: once in `interval_s` seconds; 0: until it has said something."""
+        if not self.wanted(engine):
+            return False
+        if not interval_s:
+            return engine.listed is None
+        # Looks are an interval apart, and none of them on time.
+        return time.monotonic() - engine.list_asked_s > interval_s / 2
+
+    def ask(self, engine: Engine, timeout_s: float) -> None:
+        """Ask it; it keeps its last list when it cannot be asked now."""
+        engine.list_asked_s = time.monotonic()
+        spec = engine.spec
+        secret = self._secrets().get(spec.api_key_env, "").strip() if spec.api_key_env else ""
+        listed = ask_models(spec, secret, timeout_s, self._resolver)
+        if listed is not None:
+            engine.listed = listed
+
+
+def ask_models(
+    spec: EngineSpec, secret: str, timeout_s: float, resolver: Optional[Resolver] = None
+) -> Optional[tuple[ListedModel, ...]]:
+    """The models that the engine lists, in its order; empty when it says anything else; None: it cannot be asked now.
+
+    `secret` is its key ("": none). `timeout_s` covers it all, however slowly bytes come. Raises nothing.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        tls = client_tls() if spec.scheme == "https" else None
+        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s)
+        try:
+            connection.sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+            connection.sock.sendall(_request(spec, secret))
+            return _read(http.client.HTTPResponse(_Source(connection.sock, deadline_s)))  # type: ignore[arg-type]
+        finally:
+            connection.close()
+    except (OSError, GatewayError, http.client.IncompleteRead):
+        return None
+    except (http.client.HTTPException, ValueError, RecursionError):
+        return ()
+
+
+def _request(spec: EngineSpec, secret: str) -> bytes:
+    lines = [
+        f"GET {spec.base_path}/models HTTP/1.1",
+        f"Host: {checks.bracketed(spec.host)}:{spec.port}",
+        "User-Agent: inference-gateway",
+        "Accept: application/json",
+        "Accept-Encoding: identity",
+        "Connection: close",
+    ]
+    if secret:
+        lines.append(f"Authorization: Bearer {secret}")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+
+
+class _Source(io.RawIOBase):
+    """What a socket gives until the deadline; ValueError when that is too much."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        self._sock = sock
+        self._deadline_s = deadline_s
+        self._left = HEAD_MAX_BYTES + LIST_MAX_BYTES
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What HTTPResponse asks a socket for."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise socket.timeout
+        if self._left <= 0:
+            raise ValueError("too long")
+        self._sock.settimeout(left_s)  # a socket's own timeout is per read
+        size = self._sock.recv_into(buffer)
+        self._left -= size
+        return size
+
+
+def _read(response: http.client.HTTPResponse) -> Optional[tuple[ListedModel, ...]]:
+    """The list in an answer. Raises what HTTPResponse and the JSON reader raise."""
+    response.begin()
+    if response.status >= 500 or response.status in _NOT_NOW:
+        return None
+    if response.status != 200:
+        return ()
+    body = response.read(LIST_MAX_BYTES + 1)
+    if len(body) > LIST_MAX_BYTES:
+        return ()
+    if response.length:  # that are missing
+        return None
+    return _models_in(json.loads(body.decode("utf-8-sig"), parse_int=_whole))
+
+
+def _whole(digits: str) -> int:
+    return int(digits) if len(digits) <= DIGITS_MAX else -1
+
+
+def _models_in(answer: object) -> tuple[ListedModel, ...]:
+    """The models of a list in OpenAI's shape, or of the bare list that some give, as far as they can be named."""
+    data = answer.get("data") if isinstance(answer, dict) else answer
+    found: dict[str, ListedModel] = {}
+    for entry in data[:LIST_MAX_MODELS] if isinstance(data, list) else ():
+        name = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(name, str) and not any(True for _ in checks.name(name)):
+            found.setdefault(name, ListedModel(name, _tokens(entry.get("max_model_len"))))
+    return tuple(found.values())
+
+
+def _tokens(value: object) -> Optional[int]:
+    fits = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= TOKENS_MAX
+    return value if fits else None  # type: ignore[return-value]
