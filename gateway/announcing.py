@@ -66,8 +66,9 @@ def url_of(host: str, port: int) -> str:
     return f"http://{bracketed(host)}:{port}"
 
 
-def look(factory: InferenceFactory, limit_s: float = LOOK_S) -> None:
-    """Wait until something is known of every engine, and of where its name leads; at most `limit_s` seconds."""
+def look(factory: InferenceFactory, limit_s: float) -> bool:
+    """Wait until something is known of every engine, and of where its name leads; at most `limit_s` seconds. Returns
+    whether there is nothing more to wait for."""
     deadline_s = time.monotonic() + limit_s
     factory.wait_probed(limit_s)
     client = factory.client
@@ -78,6 +79,7 @@ def look(factory: InferenceFactory, limit_s: float = LOOK_S) -> None:
                 client.resolver.addresses(host, deadline_s)
             except OSError:
                 pass  # said with what is not known
+    return factory.probed and time.monotonic() < deadline_s
 
 
 # --- check ---------------------------------------------------------------------------------------------------------

@@ -216,8 +216,7 @@ def _check(settings: Settings) -> int:
         return _misconfigured([f"STATE_DB: {error}"])
     factory = new_factory(settings)
     try:
-        look(factory, PATIENCE_S)
-        if not factory.probed:
+        if not look(factory, PATIENCE_S):
             if sys.stderr.isatty():
                 print(f"waiting for engines, at most {LOOK_S:g} s ...", file=sys.stderr, flush=True)
             look(factory, LOOK_S)

@@ -28,6 +28,7 @@ from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec, model_from
 from gateway.settings import Settings, load
 from tests.naming import Names
+from tests.support import TIMEOUT_S
 
 URL = "http://127.0.0.1:8080"
 
@@ -212,7 +213,7 @@ class LookTest(unittest.TestCase):
                 mock.patch("socket.getaddrinfo", names),
                 InferenceFactory(fleet, health_interval_s=0, dns_ttl_s=ttl_s) as factory,
             ):
-                look(factory)
+                self.assertTrue(look(factory, TIMEOUT_S))
                 self.assertIs(factory.client.is_near("api.cloud.example"), True)
                 self.assertIsNone(factory.client.is_near("gone.cloud.example"))
 
@@ -221,8 +222,11 @@ class LookTest(unittest.TestCase):
         names.hold("api.cloud.example")
         fleet = FleetSpec((model_from("m", ["http://api.cloud.example"]),))
         with mock.patch("socket.getaddrinfo", names), InferenceFactory(fleet, health_timeout_s=60.0) as factory:
-            look(factory, 0.05)
-            self.assertFalse(factory.probed)
+            self.assertFalse(look(factory, 0.05))
+            names.release()
+        names.hold("api.cloud.example")
+        with mock.patch("socket.getaddrinfo", names), InferenceFactory(fleet, health_interval_s=0) as factory:
+            self.assertFalse(look(factory, 0.05))
             names.release()
 
 
