@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from gateway.ending import EXIT_INTERRUPTED, run_to_end
+from gateway.ending import EXIT_INTERRUPTED, open_missing, run_to_end
 from gateway.program import program as program
 
 TYPE_CHECKING = False
@@ -44,10 +44,9 @@ def run() -> NoReturn:
     """The command as a process of its own: `main` with the signals handled from its first moment on."""
     arguments = set(sys.argv[1:])
     printing = bool(arguments & _PRINTING)
-    serving = not printing and "mock" not in arguments
-    _open_missing(os.O_RDONLY if printing else os.O_RDWR)
-    if not serving:
-        run_to_end(main)
+    if printing or "mock" in arguments:
+        run_to_end(main, printing)
+    open_missing(os.O_RDWR)
     signals = _Signals()
     if os.name == "posix":
         signals.watch_start()
@@ -60,24 +59,6 @@ def run() -> NoReturn:
         _within(OUTPUT_S, lambda: sys.__excepthook__(*what))
     _within(OUTPUT_S, _flush)
     os._exit(status)
-
-
-def _open_missing(stdout_mode: int) -> None:
-    """Open what is closed of descriptors 0, 1 and 2: a client's socket would get the number, and what is printed.
-
-    With `stdout_mode` O_RDONLY, printing to a stdout that was closed fails as it does where there is none.
-    """
-    if os.name == "posix":
-        for number in range(3):
-            try:
-                os.fstat(number)
-            except OSError:
-                # Takes the lowest number that is free: this one.
-                os.open(os.devnull, stdout_mode if number == 1 else os.O_RDWR)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            file = number if os.name == "posix" else os.devnull
-            setattr(sys, name, open(file, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
 
 
 def _flush() -> None:

@@ -635,4 +635,4 @@ def _main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_to_end(lambda: _main(sys.argv[1:]))
+    run_to_end(lambda: _main(sys.argv[1:]), printing=True)

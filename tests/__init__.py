@@ -11,12 +11,22 @@ if sys.version_info < (3, 9):  # noqa: UP036
     os._exit(1)
 
 
+def interrupted(number, frame):
+    """Ctrl-C while no test runs."""
+    sys.stderr.write("\nInterrupted.\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
 def load_tests(loader, tests, pattern):
     """What discovery takes instead of walking this folder itself; a module named alone runs as unittest runs it."""
+    import signal
     from pathlib import Path
 
     from tests.parallel import ParallelSuite
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not with -c
+        signal.signal(signal.SIGINT, interrupted)  # unittest takes an interrupted import for one that failed
     here = Path(__file__).resolve().parent
     tests.addTests(loader.discover(str(here), pattern or "test*.py", str(here.parent)))
     return ParallelSuite([tests])

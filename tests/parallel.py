@@ -9,6 +9,9 @@ A test marked with `alone` runs when all others have ended, by itself: for those
 and whose bound, as strict as the promise they test, may not hold while others want the processors. Each adds its whole
 time to the run, so no other test is marked. A class with tests of both kinds is run as two.
 
+Ctrl-C ends the test under way by way of its cleanups, and the run with what has been told so far and status 130; a
+worker that does not end within `HURRY_S` is killed with all it has started, as is what one leaves behind in any case.
+
 `TESTS_PROCESSES` says how many workers; 0 or 1: none, everything runs in this process (for a debugger), and so it does
 when there is one class only.
 
@@ -23,6 +26,7 @@ import functools
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -30,15 +34,19 @@ import time
 import unittest
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Optional, TypeVar
 from unittest import mock
 from unittest.case import _SubTest  # type: ignore[attr-defined]
 from unittest.suite import _ErrorHolder  # type: ignore[attr-defined]
 
-from tests.parallel_worker import GRACE_S, LIMIT_S, Message, member
+import tests
+from tests.parallel_worker import GRACE_S, LIMIT_S, Message, end_group, leave, member
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.2  # how soon a wish to stop is seen
+HURRY_S = 5.0
+EXIT_INTERRUPTED = 130
 Unit = list[unittest.TestCase]
 T = TypeVar("T")
 WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
@@ -68,13 +76,60 @@ class ParallelSuite(unittest.TestSuite):
     def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
         here, units, by_themselves = _units(self)
         processes = min(wanted_processes(), len(units))
-        if debug or processes < 2:
-            return super().run(result, debug)
-        unittest.TestSuite(here).run(result)
-        for some, at_once in ((units, processes), (by_themselves, 1)):
-            if some and not result.shouldStop:
-                _Crew(result, some).run(at_once)
+        aside = not debug and processes > 1
+        with _Interruption(result, aside) as interruption:
+            if not aside:
+                super().run(result, debug)
+                return result
+            unittest.TestSuite(here).run(result)
+            for some, at_once in ((units, processes), (by_themselves, 1)):
+                if some and not result.shouldStop:
+                    _Crew(result, some, interruption).run(at_once)
         return result
+
+
+class _Interruption:
+    """Handles SIGINT while tests run, unless somebody else does (-c); ends the process when one has come."""
+
+    def __init__(self, result: unittest.TestResult, aside: bool) -> None:
+        self.came = False
+        self.workers: list[_Worker] = []  # those of the crew at work
+        self._result = result
+        self._aside = aside  # the tests are run by workers
+        self._told = 0, 0  # errors and failures, when it came
+        self._before: Any = None
+
+    def __enter__(self) -> _Interruption:
+        before = signal.getsignal(signal.SIGINT)
+        if before in (tests.interrupted, signal.default_int_handler):
+            self._before = before
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.came:  # twice: at once
+            for worker in self.workers:
+                worker.kill()
+            tests.interrupted(number, frame)
+        self.came = True
+        self._told = len(self._result.errors), len(self._result.failures)
+        if self._aside:
+            self._result.stop()
+        else:
+            leave(self._result, frame)
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self.came:
+            # What the test under way made of it is nothing to report.
+            del self._result.errors[self._told[0] :], self._result.failures[self._told[1] :]
+            print_errors = getattr(self._result, "printErrors", None)
+            if print_errors is not None:
+                print_errors()
+            sys.stdout.flush()
+            print(f"\nInterrupted after {self._result.testsRun} tests.", file=sys.stderr, flush=True)
+            os._exit(EXIT_INTERRUPTED)
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
 
 def wanted_processes() -> int:
@@ -130,11 +185,13 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
+            start_new_session=True,  # so that a terminal's Ctrl-C is the parent's alone; leads its group
         )
         self.unit: Optional[str] = None  # the class it runs; None: it is free
         self.tests: dict[str, unittest.TestCase] = {}  # of that class, those whose end has not been told
         self.told: list[Message] = []  # since the test under way began
         self.heard_s = time.monotonic()
+        self.began = False
         self._messages = messages
         self._reader = threading.Thread(target=self._read, name="test-worker-reader", daemon=True)
         self._reader.start()
@@ -142,6 +199,7 @@ class _Worker:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self.began = True
             if line.endswith("\n"):  # else it died writing it
                 self._messages.put((self, json.loads(line)))
         self._messages.put((self, None))
@@ -162,14 +220,27 @@ class _Worker:
             assert self.process.stdin is not None
             self.process.stdin.close()
 
+    def interrupt(self) -> None:
+        """Have it leave the test under way; before it runs any, it does not know how."""
+        if not self.began:
+            self.kill()
+        elif os.name == "posix":
+            self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it, and what it has started."""
+        end_group(self.process.pid)
+        self.process.kill()
+
     def end(self, deadline_s: float) -> int:
         """Wait for its end, kill it at the deadline; returns the exit status."""
         self.dismiss()
         try:
             status = self.process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
             status = self.process.wait(GRACE_S)
+        end_group(self.process.pid)  # a gateway that a test has left, say
         self._reader.join(GRACE_S)
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -179,10 +250,11 @@ class _Worker:
 class _Crew:
     """The workers of one run, and the units nobody has taken yet."""
 
-    def __init__(self, result: unittest.TestResult, units: list[Unit]) -> None:
+    def __init__(self, result: unittest.TestResult, units: list[Unit], interruption: _Interruption) -> None:
         self.result = result
         self.units = collections.deque(units)
-        self.workers: list[_Worker] = []
+        self.interruption = interruption
+        self.workers = interruption.workers = []
         self.messages: queue.Queue[tuple[_Worker, Optional[Message]]] = queue.Queue()
 
     def run(self, processes: int) -> None:
@@ -202,6 +274,10 @@ class _Crew:
                     self._turn()
             finally:
                 deadline_s = _deadline_s()
+                if self.interruption.came:
+                    deadline_s = time.monotonic() + HURRY_S
+                    for worker in self.workers:
+                        worker.interrupt()
                 for worker in self.workers:
                     worker.dismiss()
                 for worker in self.workers:
@@ -226,7 +302,7 @@ class _Crew:
             for worker in self.workers:
                 # Its own watch ends it before; this is for one that cannot even do that.
                 if worker.unit is not None and time.monotonic() > worker.heard_s + LIMIT_S + GRACE_S:
-                    worker.process.kill()
+                    worker.kill()
             return
         worker.heard_s = time.monotonic()
         if message is None:

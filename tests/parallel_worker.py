@@ -3,12 +3,14 @@
 A fresh interpreter: no fork, nothing shared. JSON lines both ways, classes down stdin, outcomes up stdout; the tests
 get neither of the two.
 
-It always ends: behind the test under way when its stdin closes, however the parent ended, and at once when that takes
-longer than `GRACE_S`; with the stack of every thread when a test takes longer than `LIMIT_S`.
+It always ends: behind the test under way when its stdin closes, however the parent ended, and at once, with whatever it
+has started, when that takes longer than `GRACE_S`; with the stack of every thread when a test takes longer than
+`LIMIT_S`. SIGINT, which only the parent sends, ends the test under way (`leave`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import importlib
@@ -19,14 +21,43 @@ import signal
 import threading
 import time
 import unittest
-from typing import Any, TextIO
+from types import FrameType
+from typing import Any, Optional, TextIO
 from unittest.case import _SubTest  # type: ignore[attr-defined]
 
 LIMIT_S = 180.0  # for one test; the longest takes 6 s on an idle machine
 GRACE_S = 10.0
 STDERR = 2
 
+# unittest's functions in which what is raised is an outcome of the test and its cleanups follow; and functions that
+# clean up, which must not be left halfway.
+GUARDED = {"_callSetUp", "_callTestMethod"}
+CLEANING = {"doCleanups", "tearDown", "__exit__"}
+
 Message = list[Any]  # a method of TestResult, the test's id, its subtest's description, more arguments
+
+
+class Interrupted(unittest.SkipTest):
+    """Ctrl-C: the test under way ends as if it had skipped itself, with its cleanups."""
+
+
+def leave(result: unittest.TestResult, frame: Optional[FrameType]) -> None:
+    """For a signal handler: have no further test begin, and end the one that `frame` is in by way of its cleanups."""
+    result.stop()
+    result.failfast = True  # a part that skips ends the whole test
+    names = set()
+    while frame is not None:
+        names.add(frame.f_code.co_name)
+        frame = frame.f_back
+    if names & GUARDED and not names & CLEANING:
+        raise Interrupted("interrupted")
+
+
+def end_group(leader: int) -> None:
+    """Kill a process that leads a group of its own (0: this one), and what it has started, where there are groups."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the second is macOS's for one that has ended
+            os.killpg(leader, signal.SIGKILL)
 
 
 class _Reporter(unittest.TestResult):
@@ -111,9 +142,16 @@ def work() -> None:
     os.dup2(STDERR, 1)
     os.close(nothing)
     faulthandler.enable(STDERR)
-    # Ctrl-C reaches all processes of a terminal: the parent decides. Not SIG_IGN, which children would inherit.
-    signal.signal(signal.SIGINT, lambda *_: None)
     parent_gone = threading.Event()
+    reporter: Optional[_Reporter] = None
+
+    def interrupted(number: int, frame: Optional[FrameType]) -> None:
+        signal.signal(signal.SIGINT, lambda *_: None)  # once; not SIG_IGN, which children would inherit
+        parent_gone.set()
+        if reporter is not None:
+            leave(reporter, frame)
+
+    signal.signal(signal.SIGINT, interrupted)
     units: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_listen, args=(commands, units, parent_gone), name="test-commands", daemon=True).start()
     with outcomes:
@@ -141,6 +179,7 @@ def _listen(commands: TextIO, units: queue.Queue[Any], parent_gone: threading.Ev
     units.put(None)
     # A test under way may end; one that does not, and threads left behind, are no reason to stay.
     time.sleep(GRACE_S)
+    end_group(0)
     os._exit(1)
 
 

@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import unittest
 from pathlib import Path
+from typing import Optional
 from unittest import mock
 
 from tests.parallel import wanted_processes
@@ -199,6 +200,129 @@ WAITING = """
             self.sock.recv(1)
 
     class WaitsToo(Waits):
+        pass
+"""
+
+# Each test has a process of its own; both tell whoever listens that they run, and both wait.
+STARTING = """
+    import os
+    import socket
+    import subprocess
+    import sys
+    import unittest
+    from pathlib import Path
+
+    CONNECT = (
+        "import os, socket, time\\n"
+        "sock = socket.create_connection(('127.0.0.1', int(os.environ['LISTENER'])))\\n"
+        "time.sleep(3600)"
+    )
+
+    class Starts(unittest.TestCase):
+        def test_waits(self):
+            process = subprocess.Popen([sys.executable, "-c", CONNECT], stderr=subprocess.DEVNULL)
+            self.addCleanup(self.end, process)
+            with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as sock:
+                while True:
+                    try:
+                        sock.recv(1)
+                    except ValueError:
+                        pass
+
+        def end(self, process):
+            process.kill()
+            process.wait()
+            with Path("cleaned").open("a") as file:
+                file.write("cleaned up\\n")
+
+    class StartsToo(Starts):
+        pass
+"""
+
+PARTS = """
+    import os
+    import socket
+    import unittest
+
+    class Parts(unittest.TestCase):
+        def test_parts(self):
+            for number in range(3):
+                with self.subTest(number=number):
+                    with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as sock:
+                        sock.recv(1)
+"""
+
+FAILING_FIRST = """
+    import os
+    import socket
+    import unittest
+
+    class Fails(unittest.TestCase):
+        def test_1_fails(self):
+            self.fail()
+
+        def test_2_waits(self):
+            with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as sock:
+                sock.recv(1)
+"""
+
+WRAPPING = """
+    import os
+    import socket
+    import unittest
+
+    class Wraps(unittest.TestCase):
+        def test_wraps(self):
+            try:
+                with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as sock:
+                    sock.recv(1)
+            except Exception as error:
+                raise RuntimeError("something of its own") from error
+"""
+
+IMPORTING = """
+    import os
+    import socket
+
+    with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as sock:
+        sock.recv(1)
+"""
+
+STUCK = """
+    import os
+    import socket
+    import unittest
+
+    class Stuck(unittest.TestCase):
+        def wait(self):
+            with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as sock:
+                sock.recv(1)
+
+        def test_waits(self):
+            self.addCleanup(self.wait)
+            self.wait()
+"""
+
+# Ends, and leaves a process behind that has told that it runs.
+LEAVING = """
+    import os
+    import subprocess
+    import sys
+    import unittest
+
+    CONNECT = (
+        "import os, socket, sys, time\\n"
+        "sock = socket.create_connection(('127.0.0.1', int(os.environ['LISTENER'])))\\n"
+        "os.write(1, b'x')\\n"
+        "time.sleep(3600)"
+    )
+
+    class Leaves(unittest.TestCase):
+        def test_leaves(self):
+            process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", CONNECT], stdout=subprocess.PIPE)
+            process.stdout.read(1)
+
+    class LeavesToo(Leaves):
         pass
 """
 
@@ -392,21 +516,114 @@ class EndTest(ProjectTest):
             with contextlib.suppress(ConnectionResetError):
                 self.assertEqual(worker.recv(1), b"")
 
-    @unittest.skipUnless(hasattr(os, "killpg"), "no process groups")
-    def test_ctrl_c_ends_the_run_and_its_workers_with_one_traceback(self) -> None:
-        process, workers = self.run_until_both_wait()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        output, _ = process.communicate(timeout=WAIT_S)
-        self.assertNotEqual(process.returncode, 0)
-        self.assertEqual(output.count("Traceback"), 1, output)
-        self.assertRegex(output, r"\nKeyboardInterrupt\n$")
-        self.assert_gone(workers)
-
     def test_no_worker_outlives_a_run_that_is_killed(self) -> None:
         process, workers = self.run_until_both_wait()
         process.kill()
         process.communicate(timeout=WAIT_S)
         self.assert_gone(workers)
+
+
+@unittest.skipUnless(hasattr(os, "killpg"), "no process groups")
+class InterruptTest(ProjectTest):
+    """SIGINT, to the group as a terminal sends it or to the run alone."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.listener = self.enter(socket.create_server(("127.0.0.1", 0)))
+        self.listener.settimeout(WAIT_S)
+
+    def begin(self, processes: int, *arguments: str, connections: int) -> subprocess.Popen[str]:
+        """A run whose processes have made so many connections, which last as long as they do."""
+        process = self.start(processes, *arguments, LISTENER=self.listener.getsockname()[1])
+        self.connections = [self.enter(self.listener.accept()[0]) for _ in range(connections)]
+        return process
+
+    def assert_interrupted(self, process: subprocess.Popen[str], ran: Optional[int]) -> str:
+        """It ended as it should, and nothing that it has started is left."""
+        output, _ = process.communicate(timeout=WAIT_S)
+        self.assertEqual(process.returncode, 130, output)
+        self.assertNotIn("Traceback", output)
+        self.assertIn("\nInterrupted.\n" if ran is None else f"\nInterrupted after {ran} tests.\n", output)
+        for connection in self.connections:
+            connection.settimeout(TIMEOUT_S)
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(connection.recv(1), b"")
+        return output
+
+    def test_tests_end_with_what_they_have_started(self) -> None:
+        self.module("starting", STARTING)
+        for processes, connections in ((0, 2), (2, 4)):
+            for to_all in (False, True):
+                with self.subTest(processes=processes, to_all=to_all):
+                    process = self.begin(processes, connections=connections)
+                    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+                    self.assert_interrupted(process, 1 if processes == 0 else 0)
+                    ended = (self.directory / "cleaned").read_text()
+                    (self.directory / "cleaned").unlink()
+                    self.assertEqual(ended, "cleaned up\n" * (connections // 2))
+
+    def test_a_part_of_a_test_ends_all_of_it(self) -> None:
+        self.module("parts", PARTS)
+        process = self.begin(0, connections=1)
+        process.send_signal(signal.SIGINT)
+        self.assert_interrupted(process, 1)
+
+    def test_what_a_test_makes_of_it_is_not_reported(self) -> None:
+        self.module("wrapping", WRAPPING)
+        process = self.begin(0, connections=1)
+        process.send_signal(signal.SIGINT)
+        self.assert_interrupted(process, 1)
+
+    def test_what_does_not_end_is_killed_with_what_it_has_started(self) -> None:
+        path = self.directory / "tests" / "parallel.py"
+        source, count = re.subn("(?m)^HURRY_S = .*", "HURRY_S = 0.1", path.read_text("utf-8"))
+        self.assertEqual(count, 1)
+        path.write_text(source, "utf-8")
+        self.module("stubborn", STARTING.replace("except ValueError:", "except Exception:"))
+        process = self.begin(2, connections=4)
+        process.send_signal(signal.SIGINT)
+        self.assert_interrupted(process, 0)
+
+    def test_what_has_failed_before_is_reported(self) -> None:
+        self.module("failing", FAILING_FIRST)
+        process = self.begin(0, connections=1)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=WAIT_S)
+        self.assertEqual(process.returncode, 130)
+        self.assertRegex(output, r"FAIL: test_1_fails ")
+        self.assertIn("\nInterrupted after 2 tests.\n", output)
+
+    def test_while_the_tests_are_looked_for(self) -> None:
+        self.module("importing", IMPORTING)
+        process = self.begin(2, connections=1)
+        process.send_signal(signal.SIGINT)
+        self.assert_interrupted(process, None)
+
+    def test_a_second_one_ends_a_cleanup_that_does_not(self) -> None:
+        self.module("stuck", STUCK)
+        process = self.begin(0, connections=1)
+        process.send_signal(signal.SIGINT)
+        self.connections.append(self.enter(self.listener.accept()[0]))  # from the cleanup
+        process.send_signal(signal.SIGINT)
+        self.assert_interrupted(process, None)
+
+    def test_with_c_it_is_unittest_that_handles_it(self) -> None:
+        self.module("waiting", WAITING)
+        process = self.begin(0, "-c", "-k", "Waits.", connections=1)
+        process.send_signal(signal.SIGINT)
+        self.connections[0].close()  # the test ends as usual
+        output, _ = process.communicate(timeout=WAIT_S)
+        self.assertEqual((process.returncode, output.splitlines()[-1]), (0, "OK"), output)
+
+    def test_a_worker_leaves_nothing_running_behind(self) -> None:
+        self.module("leaving", LEAVING)
+        process = self.begin(2, connections=2)
+        output, _ = process.communicate(timeout=WAIT_S)
+        self.assertEqual(process.returncode, 0, output)
+        for connection in self.connections:
+            connection.settimeout(TIMEOUT_S)
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(connection.recv(1), b"")
 
 
 class ProcessesTest(unittest.TestCase):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import signal
+    try:
+        import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_to_end` handles it: no traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_to_end` handles it: no traceback
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
     import sys
 
     from gateway.ending import run_to_end
     from gateway.mock.server import main
 
-    run_to_end(lambda: main(sys.argv[1:]))
+    run_to_end(lambda: main(sys.argv[1:]), printing=False)
