@@ -76,6 +76,10 @@ class AskTest(SocketTest):
         self.assertIn(b"GET /openai/v1/models ", self.head)
         self.assertIn(b"\r\nAuthorization: Bearer s3cret\r\n", self.head)
 
+    def test_the_usual_port_is_not_named(self) -> None:
+        for url, host in (("https://api.a", "api.a"), ("http://[::1]:80", "[::1]"), ("https://a:80", "a:80")):
+            self.assertIn(f"\r\nHost: {host}\r\n".encode(), listing._request(EngineSpec(url), ""))
+
     def test_the_framing_may_be_any(self) -> None:
         body = json.dumps({"data": [{"id": "a"}]}).encode()
         head = b"HTTP/1.1 200 OK\r\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 from gateway import __version__
@@ -160,20 +161,21 @@ class Routes:
         """All models that the caller may use, or one of them: another does not exist for it."""
         identity = exchange.identity
         assert identity is not None  # these paths are not open
+        router = self._pipeline.factory.router
+        listed = {one.id: one.max_model_len for one in router.listed()}
         if head.path == "/v1/models":
-            router = self._pipeline.factory.router
-            names = [one.id for one in router.listed()] or router.names()
-            entries = [self._entry(name, identity) for name in names]
+            entries = [self._entry(name, listed, identity) for name in listed or router.names()]
             return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
         name = urllib.parse.unquote(head.path[len("/v1/models/") :])
-        entry = self._entry(name, identity)
+        entry = self._entry(name, listed, identity)
         if entry is None:
             raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
         return json_reply(entry)
 
-    def _entry(self, name: str, identity: Identity) -> Optional[dict[str, Any]]:
+    def _entry(self, name: str, listed: Mapping[str, Optional[int]], identity: Identity) -> Optional[dict[str, Any]]:
+        """A model that the caller may use; `listed`: where one engine serves every name, what it lists, with the
+        context."""
         router = self._pipeline.factory.router
-        listed = {one.id: one.max_model_len for one in router.listed()}
         if name not in (listed or router.names()):
             return None
         pool = router.route(name, may_use=identity.may_use)[0]

@@ -88,9 +88,10 @@ def ask_models(
 
 
 def _request(spec: EngineSpec, secret: str) -> bytes:
+    usual = checks.DEFAULT_PORT_BY_SCHEME[spec.scheme] == spec.port
     lines = [
         f"GET {spec.base_path}/models HTTP/1.1",
-        f"Host: {checks.bracketed(spec.host)}:{spec.port}",
+        f"Host: {checks.bracketed(spec.host)}{'' if usual else f':{spec.port}'}",
         "User-Agent: inference-gateway",
         "Accept: application/json",
         "Accept-Encoding: identity",
