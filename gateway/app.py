@@ -12,8 +12,9 @@ import threading
 import time
 import traceback
 from random import Random
-from typing import Optional, TextIO
+from typing import Any, Optional, TextIO
 
+from gateway.announcing import dotenv_warnings, shown_path, url_of
 from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
 from gateway.policy.guard import Guard
@@ -93,29 +94,10 @@ class Gateway:
         return None if path is None else DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
 
     def _new_factory(self) -> InferenceFactory:
-        settings = self.settings
-        return InferenceFactory(
-            settings.fleet,
-            strategy=settings.strategy,
-            fallback=settings.fallback,
-            retry_attempts=settings.retry_attempts,
-            connect_timeout_s=settings.connect_timeout_s,
-            request_timeout_s=settings.request_timeout_s,
-            first_token_timeout_s=settings.first_token_timeout_s,
-            stream_idle_timeout_s=settings.stream_idle_timeout_s,
-            stream_end_grace_s=settings.stream_end_grace_s,
-            queue_timeout_s=settings.queue_timeout_s,
-            dns_ttl_s=settings.dns_ttl_s,
-            max_answer_bytes=settings.max_answer_bytes,
-            max_event_bytes=settings.max_event_bytes,
-            breaker=_breaker_policy(settings),
+        return new_factory(
+            self.settings,
             rng=Random(self.seed),
             recorder=None if self.decisions is None else self.decisions.record,
-            health_interval_s=settings.health_interval_s,
-            health_timeout_s=settings.health_timeout_s,
-            health_fails=settings.health_fails,
-            health_passes=settings.health_passes,
-            secrets=settings.engine_keys,
             on_change=self._engine_changed,
             on_crash=self._attempt_crashed,
         )
@@ -159,8 +141,7 @@ class Gateway:
     @property
     def url(self) -> str:
         """Where clients find the gateway."""
-        host, port = self.address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(*self.address)
 
     def start(self) -> Gateway:
         """Serve, on threads of its own."""
@@ -173,7 +154,10 @@ class Gateway:
             url=self.url,
             models=sorted(self.factory.router.pools),
             authentication=self.guard.authenticator.required,
+            **({} if self.settings.dotenv_path is None else {"dotenv": shown_path(self.settings)}),
         )
+        for warning in dotenv_warnings(self.settings):
+            self.telemetry.log("warning", "dotenv", message=warning)
         return self
 
     def reload(self, settings: Settings) -> None:
@@ -266,6 +250,32 @@ class Gateway:
 
     def _crashed(self, error: BaseException) -> None:
         self.pipeline.internal_error(error, "-")
+
+
+def new_factory(settings: Settings, **own: Any) -> InferenceFactory:
+    """The factory that the settings describe; `own` are further arguments."""
+    return InferenceFactory(
+        settings.fleet,
+        strategy=settings.strategy,
+        fallback=settings.fallback,
+        retry_attempts=settings.retry_attempts,
+        connect_timeout_s=settings.connect_timeout_s,
+        request_timeout_s=settings.request_timeout_s,
+        first_token_timeout_s=settings.first_token_timeout_s,
+        stream_idle_timeout_s=settings.stream_idle_timeout_s,
+        stream_end_grace_s=settings.stream_end_grace_s,
+        queue_timeout_s=settings.queue_timeout_s,
+        dns_ttl_s=settings.dns_ttl_s,
+        max_answer_bytes=settings.max_answer_bytes,
+        max_event_bytes=settings.max_event_bytes,
+        breaker=_breaker_policy(settings),
+        health_interval_s=settings.health_interval_s,
+        health_timeout_s=settings.health_timeout_s,
+        health_fails=settings.health_fails,
+        health_passes=settings.health_passes,
+        secrets=settings.engine_keys,
+        **own,
+    )
 
 
 def _breaker_policy(settings: Settings) -> BreakerPolicy:

@@ -227,7 +227,8 @@ class Asker:
             affinity = call.affinity()
         accusers = self._router.accusers
         avoid = accusers.avoided(call.caller) if accusers.told else ()
-        tries = Tries(pools, self._retry_attempts, affinity, call.priority, self._router.jitter, avoid)
+        router = self._router
+        tries = Tries(pools, self._retry_attempts, affinity, call.priority, router.jitter, avoid, router.reaches)
         return Asking(call, tries, asked[0], deadline_s, limit_s)
 
     def _until_answered(self, asking: Asking) -> Union[Answer, EngineStream]:
@@ -262,7 +263,7 @@ class Asker:
         own = pools[0].spec
         if own.max_model_len is not None and tokens > own.max_model_len:
             for name in own.context_fallbacks if call.allow_fallback else ():
-                larger = self._router.route(name, call.allow_fallback)
+                larger = self._router.route_beyond(pools[0], name)
                 limit = larger[0].spec.max_model_len
                 if limit is None or tokens <= limit:
                     pools = larger
@@ -290,6 +291,9 @@ class Asker:
             lease = step.lease
             if step.waiter is not None:
                 lease = self._wait_in_line(call, step.pool, step.waiter, deadline_s)
+                if lease is not None and not tries.may_ask(step.pool):  # its engines have moved meanwhile
+                    step.pool.settle(lease, CANCELLED, 0.0)
+                    lease = None
                 if lease is None:
                     step = None
                     continue

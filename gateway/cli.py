@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Container, Sequence
-    from typing import Callable, NoReturn, Optional
+    from typing import Callable, NoReturn, Optional, TextIO
 
     from gateway.app import Gateway
     from gateway.settings import Settings
@@ -67,7 +67,7 @@ def _flush() -> None:
             stream.flush()
 
 
-def _within(limit_s: float, write: Callable[[], object]) -> None:
+def _within(limit_s: float, write: Callable[[], object], name: str = "output") -> None:
     """Write on a thread of its own, and wait for that so long: nobody may read it, and nothing is to wait for that."""
     import threading
 
@@ -77,8 +77,11 @@ def _within(limit_s: float, write: Callable[[], object]) -> None:
         except (OSError, ValueError):
             pass  # closed, or full
 
-    thread = threading.Thread(target=attempt, name="output", daemon=True)
-    thread.start()
+    thread = threading.Thread(target=attempt, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system gives no more threads, and that is no reason to end
+        return
     thread.join(limit_s)
 
 
@@ -184,14 +187,23 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
 def _check(settings: Settings) -> int:
     """Say what would run: loading has found what would not."""
+    from gateway.announcing import LOOK_S, PATIENCE_S, describe, look, write
+    from gateway.app import new_factory
     from gateway.policy.statefile import StateDbError, holds_keys
-    from gateway.settings import describe
 
     try:
         state_keys = holds_keys(settings.state_db)
     except StateDbError as error:  # it was good a moment ago
         return _misconfigured([f"STATE_DB: {error}"])
-    print(describe(settings, state_keys=state_keys))
+    factory = new_factory(settings)
+    try:
+        if not look(factory, PATIENCE_S):
+            if sys.stderr.isatty():
+                print(f"waiting for engines, at most {LOOK_S:g} s ...", file=sys.stderr, flush=True)
+            look(factory, LOOK_S)
+        write(sys.stdout, describe(settings, factory.router, state_keys=state_keys) + "\n")
+    finally:
+        _within(OUTPUT_S, factory.close)  # a probe may take as long as HEALTH_TIMEOUT allows
     return 0
 
 
@@ -255,6 +267,7 @@ def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
     gateway.start()
     stdout = sys.stdout
     _within(OUTPUT_S, lambda: print(f"inference gateway at {gateway.url}", file=stdout, flush=True))
+    _within(0.0, lambda: _announce(gateway, stdout), "start-lines")
     _divert_stderr(gateway)
     while True:
         number = signals.wait()
@@ -263,6 +276,23 @@ def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
         elif number in _ENDS:
             break
     return _drain(gateway, signals)
+
+
+def _announce(gateway: Gateway, stdout: TextIO) -> None:
+    """Say what is served, when something is known of the engines; nothing while the gateway is ending."""
+    from gateway.announcing import LOOK_S, paint_for, start_lines, write
+
+    gateway.factory.wait_probed(LOOK_S)
+    text = start_lines(
+        gateway.settings,
+        gateway.factory.router,
+        gateway.url,
+        authenticated=gateway.guard.authenticator.required,
+        terminal=stdout.isatty(),
+        paint=paint_for(stdout, os.environ),
+    )
+    if not gateway.pipeline.draining:
+        write(stdout, text)
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> str:
@@ -349,6 +379,9 @@ def _drain(gateway: Gateway, signals: _Signals) -> int:
     stopper = threading.Thread(target=gateway.stop, name="stop", daemon=True)
     stopper.start()
     settings = gateway.settings
+    in_flight = gateway.pipeline.in_flight
+    if in_flight or settings.drain_delay_s:
+        _within(0.0, lambda: _say_draining(in_flight))
     deadline_s = time.monotonic() + settings.drain_delay_s + settings.drain_timeout_s + STOP_S
     hurried = False
     while stopper.is_alive() and time.monotonic() < deadline_s:
@@ -359,6 +392,15 @@ def _drain(gateway: Gateway, signals: _Signals) -> int:
             gateway.hurry()
             deadline_s = time.monotonic() + STOP_S
     return 1 if stopper.is_alive() else 0
+
+
+def _say_draining(in_flight: int) -> None:
+    from gateway.announcing import draining_line, write
+
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and stream.isatty():
+            write(stream, draining_line(in_flight))
+            return
 
 
 def _reload(gateway: Gateway) -> None:

@@ -8,25 +8,42 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from gateway.configuration import ConfigurationError
 
 _ASSIGNMENT = re.compile(r"\s*(?:export[^\S\n]+)?(?!export\s)([A-Za-z_][A-Za-z0-9_.-]*)[^\S\n]*=[^\S\n]*(.*)")
 _QUOTED = re.compile(r"""(['"])((?:(?!\1).)*)\1[^\S\n]*(?:#.*)?""")
+_LINE_END = re.compile(r"\r\n|\n|\r")
 _INSTALL = "pip install python-dotenv"
 
 
-def read(path: Path) -> Mapping[str, str]:
-    """Read the variables of a `.env`; a missing file has none, the last of a repeated name counts.
+class Assignment(NamedTuple):
+    """What stands on a line; `value` None: a name alone."""
+
+    line: int
+    name: str
+    value: Optional[str]
+
+
+class Variables(NamedTuple):
+    """What a `.env` says; the last of a repeated name counts in `values`."""
+
+    values: Mapping[str, str]
+    assignments: tuple[Assignment, ...]
+
+
+def read(path: Path) -> Optional[Variables]:
+    """Read the variables of a `.env`; None: there is no such file.
 
     Raises ConfigurationError naming every line that cannot be read, never with what it holds.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        return {}
+        return None
     except OSError as error:
         raise ConfigurationError([f".env: cannot be read: {error.strerror or error}"]) from error
     except UnicodeDecodeError as error:
@@ -35,17 +52,17 @@ def read(path: Path) -> Mapping[str, str]:
         from dotenv import dotenv_values
         from dotenv.parser import parse_stream
     except ImportError:
-        return read_strictly(text)
+        return Variables(read_strictly(text), _assignments(text))
+    bindings = list(parse_stream(io.StringIO(text)))
     # dotenv_values drops a line it cannot parse with a mere warning: keys could vanish unnoticed.
-    faults = [
-        f".env line {binding.original.line}: cannot be parsed"
-        for binding in parse_stream(io.StringIO(text))
-        if binding.error
-    ]
+    faults = [f".env line {_line_of(*b.original)}: cannot be parsed" for b in bindings if b.error]
     if faults:
         raise ConfigurationError(faults)
     values = dotenv_values(stream=io.StringIO(text))
-    return {name: value for name, value in values.items() if value is not None}
+    return Variables(
+        {name: value for name, value in values.items() if value is not None},
+        tuple(Assignment(_line_of(*b.original), b.key, b.value) for b in bindings if b.key is not None),
+    )
 
 
 def read_strictly(text: str) -> Mapping[str, str]:
@@ -55,10 +72,7 @@ def read_strictly(text: str) -> Mapping[str, str]:
     """
     values: dict[str, str] = {}
     faults: list[str] = []
-    # Not splitlines(): to python-dotenv a form feed or U+2028 does not end a line.
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
+    for number, line in _lines(text):
         assignment = _ASSIGNMENT.fullmatch(line)
         if assignment is None:
             faults.append(_fault(number, "is not a plain KEY=VALUE"))
@@ -74,6 +88,25 @@ def read_strictly(text: str) -> Mapping[str, str]:
     if faults:
         raise ConfigurationError(faults)
     return values
+
+
+def _line_of(text: str, line: int) -> int:
+    """Where a statement stands whose `text` begins on `line`, perhaps with lines that are blank."""
+    blank = text[: len(text) - len(text.lstrip())]
+    return line + len(_LINE_END.findall(blank))
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that say something, with their numbers."""
+    # Not splitlines(): to python-dotenv a form feed or U+2028 does not end a line.
+    for number, line in enumerate(_LINE_END.split(text), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, line
+
+
+def _assignments(text: str) -> tuple[Assignment, ...]:
+    found = ((number, _ASSIGNMENT.fullmatch(line)) for number, line in _lines(text))
+    return tuple(Assignment(number, match[1], _value(match[2])) for number, match in found if match is not None)
 
 
 class _NotClosed(ValueError):

@@ -91,11 +91,19 @@ class InferenceFactory:
         fleet = models if isinstance(models, FleetSpec) else _fleet_from(models)
         _refuse_unsendable_keys(fleet, os.environ if secrets is None else secrets)
         self._closed = False
-        self.router = Router(fleet, strategy=strategy, fallback=fallback, rng=rng, breaker=breaker, recorder=recorder)
+        self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
+        self.router = Router(
+            fleet,
+            strategy=strategy,
+            fallback=fallback,
+            rng=rng,
+            breaker=breaker,
+            recorder=recorder,
+            is_near=self.client.is_near,
+        )
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
         self._on_crash = on_crash or _log_crash
-        self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
         self._keys = _digests(fleet, self.client.secrets)
         self._keep_names()
         limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s, stream_end_grace_s)

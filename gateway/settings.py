@@ -9,10 +9,12 @@ here changes after loading. Never prints or keeps a client's key (only its diges
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +23,8 @@ from gateway import dotenv
 from gateway.configuration import ConfigurationError
 from gateway.ending import run_to_end
 from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
-from gateway.routing.checks import Network, bracketed, is_header_value, parse_address, quoted
-from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec
+from gateway.routing.checks import Network, is_header_value, parse_address, quoted
+from gateway.routing.specs import STRATEGIES, FleetSpec
 from gateway.settingvalues import (
     DAY_S,
     KEY_SET_ALGORITHMS,
@@ -64,6 +66,8 @@ LISTEN, ENGINES, CHOOSING, WORK = "Listening", "Engines", "Choosing an engine", 
 HEALTH, CLIENTS, ACCESS, LOGS = "Health probes", "Clients", "Access", "Logs"
 LIMITS = "Limits, budgets, ledger"
 _TIMEOUT = seconds(0.001, DAY_S)
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}")
+NAMES_ALIKE = 0.7  # of 1: from here on one name may be another one, mistyped
 
 # Two lines a row: what it is, then what it means and why the default is what it is.
 # fmt: off
@@ -101,7 +105,8 @@ SETTINGS: tuple[Setting, ...] = (
             f"For models without their own: {', '.join(f'`{s}`' for s in STRATEGIES)}", CHOOSING),
     Setting("FALLBACK", "fallback", choice("any", "configured", "off"), "any",
             "When a model cannot answer: `any`: its own `fallbacks` (an empty list: none), then the other "
-            "models in file order; `configured`: only its own `fallbacks`; `off`: no other model",
+            "models in file order, but from a model whose engines are all on this machine or private networks only to "
+            "such models; `configured`: only its own `fallbacks`; `off`: no other model",
             CHOOSING),
     Setting("ROUTING_SEED", "routing_seed", optional(integer(0, 10**18 - 1)), "",
             "Seed of every random decision, to repeat a run; unset: a new one each start", CHOOSING),
@@ -241,7 +246,8 @@ class Settings:
 
     `engines_file` is what `reload` reads again (None: the fleet came from elsewhere);
     `default_model` is the variable DEFAULT_MODEL (the fleet knows its default). `engine_keys` are
-    the engines' own keys by the names their `api_key_env` give; a name not set is missing.
+    the engines' own keys by the names their `api_key_env` give; a name not set is missing. `dotenv_path` is the `.env`
+    that was read, None for none; `dotenv_warnings` tell what in it says nothing here.
     """
 
     host: str
@@ -312,6 +318,8 @@ class Settings:
     fleet: FleetSpec
     api_keys: tuple[ApiKey, ...]
     engine_keys: Mapping[str, str] = field(repr=False)
+    dotenv_path: Path | None = field(compare=False)
+    dotenv_warnings: tuple[str, ...] = field(compare=False)
     flags: frozenset[str] = frozenset()  # which of the settings the command line gave
 
     @property
@@ -350,12 +358,13 @@ def load(
     `flags` are the texts that the command line gave, by name; when engines are among them, other sources of engines
     count as unset.
 
-    An empty value counts as unset; unknown names are ignored. `look` finds the faults of other files that the settings
-    name; it gets the values that could be read, by field. Raises ConfigurationError naming every faulty variable at
-    once; no fault shows a secret.
+    An empty value counts as unset; unknown names are ignored (`dotenv_warnings` tell of those in `.env`). `look` finds
+    the faults of other files that the settings name; it gets the values that could be read, by field. Raises
+    ConfigurationError naming every faulty variable at once; no fault shows a secret.
     """
     faults: list[str] = []
-    texts, blank, dotenv_faults = _texts(environ, dotenv_path)
+    from_file, dotenv_faults = _read_dotenv(dotenv_path)
+    texts, blank = _texts(environ, from_file)
     texts = _with_flags(texts, flags)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
@@ -380,8 +389,15 @@ def load(
         raise ConfigurationError(faults)
     keys = values["user_keys"] + values["admin_keys"]
     own = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
-    engine_keys = _engine_keys(fleet, texts)
-    return Settings(**own, fleet=fleet, api_keys=keys, engine_keys=engine_keys, flags=frozenset(flags))
+    return Settings(
+        **own,
+        fleet=fleet,
+        api_keys=keys,
+        engine_keys=_engine_keys(fleet, texts),
+        flags=frozenset(flags),
+        dotenv_path=None if dotenv_path is None or from_file is None else _absolute(dotenv_path),
+        dotenv_warnings=() if from_file is None else tuple(_unknown_names(from_file, fleet)),
+    )
 
 
 def flag_of(name: str) -> str:
@@ -405,7 +421,8 @@ def reload(settings: Settings, environ: Mapping[str, str], dotenv_path: Path | N
     """
     if settings.engines_file is None:
         return settings
-    texts, blank, dotenv_faults = _texts(environ, dotenv_path)
+    from_file, dotenv_faults = _read_dotenv(dotenv_path)
+    texts, blank = _texts(environ, from_file)
     faults = list(dotenv_faults)
     fleet = _fleet_of_file(settings.engines_file, settings.default_model, faults)
     if fleet is not None and not dotenv_faults:
@@ -415,23 +432,48 @@ def reload(settings: Settings, environ: Mapping[str, str], dotenv_path: Path | N
     return replace(settings, fleet=fleet, engine_keys=_engine_keys(fleet, texts))
 
 
-def _texts(
-    environ: Mapping[str, str], dotenv_path: Path | None
-) -> tuple[Mapping[str, str], frozenset[str], tuple[str, ...]]:
-    """What is set, environment before `.env`, stripped and not empty; the names of what is set to nothing; and the
-    faults of `.env`."""
-    from_file: Mapping[str, str] = {}
-    faults: tuple[str, ...] = ()
-    if dotenv_path is not None:
-        try:
-            from_file = dotenv.read(dotenv_path)
-        except ConfigurationError as error:
-            faults = error.faults
+def _read_dotenv(path: Path | None) -> tuple[dotenv.Variables | None, tuple[str, ...]]:
+    """What `.env` says (None: there is none, or it cannot be read), and its faults."""
+    try:
+        return (None if path is None else dotenv.read(path)), ()
+    except ConfigurationError as error:
+        return None, error.faults
+
+
+def _texts(environ: Mapping[str, str], from_file: dotenv.Variables | None) -> tuple[Mapping[str, str], frozenset[str]]:
+    """What is set, environment before `.env`, stripped and not empty; and the names of what is set to nothing."""
+    values = {} if from_file is None else from_file.values
     texts: dict[str, str] = {}
-    for source in (from_file, environ):
+    for source in (values, environ):
         texts.update((name, text.strip()) for name, text in source.items() if text.strip())
-    blank = frozenset(from_file).union(environ).difference(texts)
-    return MappingProxyType(texts), blank, faults
+    blank = frozenset(values).union(environ).difference(texts)
+    return MappingProxyType(texts), blank
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except OSError:  # the working directory is gone
+        return path
+
+
+def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[str]:
+    """What to say of each line of `.env` that is neither a setting nor the key of an engine.
+
+    A line may be a secret that was pasted there: what does not look like a name with a value is never shown. (Base64
+    may, but for the value: it ends with one or two equals signs.)
+    """
+    keys = {engine.api_key_env for model in fleet.models for engine in model.engines if engine.api_key_env}
+    known = [*(setting.name for setting in SETTINGS), *sorted(keys)]
+    for line, name, value in from_file.assignments:
+        if name in known:
+            continue
+        if not _NAME.fullmatch(name) or not (value or "").strip("= "):
+            yield f".env line {line}: holds nothing that is known here"
+            continue
+        near = get_close_matches(name.upper(), known, 1, NAMES_ALIKE)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        yield f".env line {line}: {name} is neither a setting nor the key of an engine{hint}"
 
 
 def _with_flags(texts: Mapping[str, str], flags: Mapping[str, str]) -> Mapping[str, str]:
@@ -557,65 +599,6 @@ def _engine_key_faults(fleet: FleetSpec, texts: Mapping[str, str], blank: Contai
 def _engine_keys(fleet: FleetSpec, texts: Mapping[str, str]) -> Mapping[str, str]:
     names = {engine.api_key_env for model in fleet.models for engine in model.engines}
     return MappingProxyType({name: texts[name] for name in names if name and name in texts})
-
-
-def describe(settings: Settings, *, state_keys: bool = False) -> str:
-    """What would run, for `check`: address, authentication, models and engines; no secrets.
-
-    `state_keys`: whether the state database holds keys.
-    """
-    fleet = settings.fleet
-    lines = [
-        f"address: http://{bracketed(settings.host)}:{settings.port}",
-        f"authentication: {_describe_access(settings, state_keys)}",
-    ]
-    if fleet.wildcard:
-        lines.append(f"every model name is served by {fleet.models[0].name}")
-    for model in fleet.models:
-        default = fleet.default_model in (model.name, *model.aliases) and not fleet.wildcard
-        lines.append(f"model {model.name}{' (default)' if default else ''}")
-        if model.aliases:
-            lines.append(f"  aliases: {', '.join(model.aliases)}")
-        lines.append(f"  strategy: {model.strategy or settings.strategy}")
-        lines.append(f"  fallbacks: {_describe_fallbacks(model, settings)}")
-        lines.extend(f"  engine {_describe_engine(e, settings)}" for e in model.engines)
-    return "\n".join(lines)
-
-
-def _describe_access(settings: Settings, state_keys: bool) -> str:
-    if settings.auth == "off":
-        return "off (AUTH=off)"
-    ways: list[str] = []
-    if settings.api_keys:
-        count = len(settings.api_keys)
-        admins = sum(key.role == "admin" for key in settings.api_keys)
-        ways.append(f"{count} {'key' if count == 1 else 'keys'} ({admins} admin)")
-    if state_keys:
-        ways.append("keys of the state database")
-    if settings.jwt_secret or settings.jwt_jwks:
-        ways.append("tokens")
-    return f"on, {', '.join(ways)}" if ways else "off (no key configured)"
-
-
-def _describe_fallbacks(model: ModelSpec, settings: Settings) -> str:
-    if settings.fallback == "off":
-        return "none (FALLBACK=off)"
-    if model.fallbacks is not None:
-        return ", ".join(model.fallbacks) or "none"
-    others = [other.name for other in settings.fleet.models if other.name != model.name]
-    return ", ".join(others if settings.fallback == "any" else ()) or "none"
-
-
-def _describe_engine(engine: EngineSpec, settings: Settings) -> str:
-    parts = [f"{engine.id}: {engine.url}", f"weight {engine.weight}"]
-    if engine.max_concurrency is not None:
-        parts.append(f"at most {engine.max_concurrency} at once")
-    if engine.model is not None:
-        parts.append(f"model {engine.model}")
-    if engine.api_key_env is not None:
-        unset = "" if engine.api_key_env in settings.engine_keys else ", which is not set"
-        parts.append(f"key from {engine.api_key_env}{unset}")
-    return ", ".join(parts)
 
 
 def env_example() -> str:

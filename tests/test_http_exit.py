@@ -305,6 +305,7 @@ class StuckGateway:
 
     def __init__(self, drain_timeout_s: float) -> None:
         self.settings = SimpleNamespace(drain_delay_s=0.0, drain_timeout_s=drain_timeout_s)
+        self.pipeline = SimpleNamespace(in_flight=0)
         self.never = threading.Event()
         self.hurried = 0
 

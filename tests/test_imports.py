@@ -19,6 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("main", "inference", "gateway.__main__"),
     ("gateway.cli",),
     ("gateway.app", "gateway.tools", "gateway.mock"),
+    ("gateway.announcing",),
     ("gateway.server",),
     ("gateway.pipeline",),
     ("gateway.workers", "gateway.validation", "gateway.policy"),

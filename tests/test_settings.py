@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import ClassVar
 from unittest import mock
 
+from gateway.announcing import describe as describe_with
 from gateway.configuration import ConfigurationError
 from gateway.dotenv import read_strictly
+from gateway.routing.router import Router
 from gateway.settings import (
     SETTINGS,
     Settings,
-    describe,
     env_example,
     load,
     readme_table,
@@ -32,6 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 HAS_DOTENV = importlib.util.find_spec("dotenv") is not None
 # Takes python-dotenv away where it is installed, so that the strict reader is what runs.
 WITHOUT_DOTENV = {"dotenv": None, "dotenv.parser": None}
+
+
+def describe(settings: Settings, *, state_keys: bool = False) -> str:
+    """What `check` prints, with a router that has asked no engine."""
+    return describe_with(settings, Router(settings.fleet, fallback=settings.fallback), state_keys=state_keys)
 
 
 class SettingsCase(unittest.TestCase):
@@ -91,7 +97,8 @@ class TableTest(SettingsCase):
             with self.subTest(name):
                 self.assertEqual(getattr(settings, name), value)
                 self.assertIs(type(getattr(settings, name)) is bool, type(value) is bool)
-        self.assertEqual({f.name for f in fields(Settings)} - set(expected), {"fleet", "flags"})
+        beside = {"fleet", "flags", "dotenv_path", "dotenv_warnings"}
+        self.assertEqual({f.name for f in fields(Settings)} - set(expected), beside)
         self.assertTrue(settings.fleet.wildcard)
         self.assertTrue(settings.fleet.models[0].engines[0].is_echo)
 
@@ -567,13 +574,13 @@ class RenderingTest(SettingsCase):
                 "model a",
                 "  strategy: random",
                 "  fallbacks: b",
-                "  engine one: http://x:1/v1, weight 3, at most 4 at once",
+                "  engine one: http://x:1/v1, weight 3, at most 4 at once, no answer yet",
                 "model b (default)",
                 "  aliases: bee",
                 "  strategy: round_robin",
                 "  fallbacks: a",
-                "  engine y:2: http://y:2/v1, weight 1",
-                "  engine z:443: https://z/v1, weight 1, model q",
+                "  engine y:2: http://y:2/v1, weight 1, no answer yet",
+                "  engine z:443: https://z/v1, weight 1, model q, no answer yet",
             ],
         )
 

@@ -18,6 +18,7 @@ from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.decisions import Recorder, model_json
 from gateway.routing.engine import DEFAULT_POLICY, Engine, ListedModel
 from gateway.routing.line import Lease, Waiter
+from gateway.routing.nearness import IsNear, are_near, is_near_host
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import BACKOFF_MAX_S, RATE_LIMITED, Outcome, backoff_ceiling_s
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
@@ -39,7 +40,8 @@ COUNTED_NAMES_MAX = 1000  # that engines may add to what is counted, ever: a str
 class Router:
     """All models.
 
-    `fallback` is `any` (a model's own list, then the others in file order), `configured` (its own list) or `off`.
+    `fallback` is `any` (a model's own list, then the others in file order, as far as `reaches` says), `configured` (its
+    own list) or `off`. `is_near` tells of hosts.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         breaker: BreakerPolicy = DEFAULT_POLICY,
         recorder: Optional[Recorder] = None,
+        is_near: IsNear = is_near_host,
     ) -> None:
         self._strategy = strategy
         self._fallback = fallback
@@ -60,6 +63,7 @@ class Router:
         self._clock = clock
         self._breaker = breaker
         self._recorder = recorder
+        self._is_near = is_near
         self.accusers = Accusers(clock)
         self.pools: dict[str, ModelPool] = {}
         self.reload(fleet)
@@ -98,6 +102,7 @@ class Router:
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
         self._routes = routes
+        self._own_lists = {name: self._own_list(fleet, pools[name].spec) for name in pools}
         own = {fleet.default_model: fleet.default_model} if fleet.wildcard and fleet.default_model else {}
         self._counted: tuple[Sequence[ListedModel], dict[str, str]] = ((), {**own, **fleet.model_by_name()})
         self._names_of = {spec.name: (spec.name, *spec.aliases) for spec in fleet.models}
@@ -110,14 +115,53 @@ class Router:
         return ModelPool(spec, self._strategy, rng, self._clock, self._breaker, self._recorder)
 
     def _route(self, fleet: FleetSpec, pools: dict[str, ModelPool], name: str) -> tuple[ModelPool, ...]:
-        by_alias = {alias: spec.name for spec in fleet.models for alias in spec.aliases}
-        own = pools[name].spec.fallbacks
-        others: list[str] = []
-        if self._fallback != "off":
-            others = [by_alias.get(other, other) for other in own or ()]
-        if self._fallback == "any" and own != ():  # an empty list says that there is to be none
+        spec = pools[name].spec
+        others = list(self._own_list(fleet, spec))
+        if self._fallback == "any" and spec.fallbacks != ():  # an empty list says that there is to be none
             others += [other for other in pools if other != name and other not in others]
         return (pools[name], *(pools[other] for other in others))
+
+    def _own_list(self, fleet: FleetSpec, spec: ModelSpec) -> tuple[str, ...]:
+        """A model's own `fallbacks`, without aliases."""
+        if self._fallback == "off":
+            return ()
+        by_alias = {alias: other.name for other in fleet.models for alias in other.aliases}
+        return tuple(by_alias.get(other, other) for other in spec.fallbacks or ())
+
+    def route_beyond(self, asked: ModelPool, name: str) -> tuple[ModelPool, ...]:
+        """The pools for what is too long for `asked`, one of whose `context_fallbacks` is called `name`. Those after it
+        that its own list does not name are within reach of both."""
+        larger, *others = self.route(name)
+        named = self._own_lists.get(larger.name, ())
+        return (larger, *[other for other in others if other.name in named or self.reaches(asked, other)])
+
+    def reaches(self, asked: ModelPool, other: ModelPool) -> bool:
+        """Whether what `asked` cannot answer may be sent to `other`, which comes after it in its route, now.
+
+        To what its own list names, yes. To others not from a model whose engines are all near (see nearness.py), unless
+        theirs are as well. While that is not known of a model, its prompts stay near, and none comes from there. Names
+        move, so this is asked whenever a request is about to be sent.
+        """
+        if asked is other or other.name in self._own_lists.get(asked.name, ()):
+            return True
+        return self._near(asked) is False or self._near(other) is True
+
+    def _near(self, pool: ModelPool) -> Optional[bool]:
+        return are_near([engine.spec for engine in pool.engines], self._is_near)
+
+    def fallbacks(self, model: str) -> list[tuple[str, str]]:
+        """The other models that FALLBACK has for a model, in order, each with why it gets nothing now ("": it does)."""
+        asked, *others = self._routes[model]
+        return [(other.name, "" if self.reaches(asked, other) else self._why_not(asked, other)) for other in others]
+
+    def _why_not(self, asked: ModelPool, other: ModelPool) -> str:
+        near = self._near(asked)
+        if near and self._near(other) is False:
+            return "farther than its engines"
+        doubtful = other if near else asked
+        hosts = [engine.spec.host for engine in doubtful.engines if not engine.spec.is_echo]
+        unknown = [host for host in dict.fromkeys(hosts) if self._is_near(host) is None]
+        return f"nothing tells whether {', '.join(unknown[:3]) or 'it'} is in a private network"
 
     def names(self) -> tuple[str, ...]:
         """Every name that requests may use: models in file order, then aliases."""
@@ -229,6 +273,7 @@ class Tries:
         "_pools",
         "_priority",
         "_proven",
+        "_reaches",
         "_tried",
         "sent",
     )
@@ -241,8 +286,10 @@ class Tries:
         priority: str = "normal",
         jitter: Callable[[], float] = random.random,
         avoid: tuple[Engine, ...] = (),
+        reaches: Callable[[ModelPool, ModelPool], bool] = lambda asked, other: True,
     ) -> None:
         self._pools = pools
+        self._reaches = reaches
         self._limit = attempts_per_model
         self._affinity = affinity
         self._avoid = avoid
@@ -282,7 +329,7 @@ class Tries:
     def _find(self) -> Optional[Step]:
         while self._index < len(self._pools):
             pool = self._pools[self._index]
-            if self._here < self._limit:
+            if self._here < self._limit and (not self._index or self.may_ask(pool)):
                 lease = pool.acquire(self._tried, self._affinity, self._avoid)
                 if lease is not None:
                     if not self._better_elsewhere(lease.engine):
@@ -299,7 +346,12 @@ class Tries:
 
     def _better_elsewhere(self, engine: Engine) -> bool:
         """Whether the engine has asked for a long pause while there is another model to try."""
-        return self._pauses_s.get(engine, 0.0) > BACKOFF_MAX_S and self._index + 1 < len(self._pools)
+        pause_s = self._pauses_s.get(engine, 0.0)
+        return pause_s > BACKOFF_MAX_S and any(map(self.may_ask, self._pools[self._index + 1 :]))
+
+    def may_ask(self, pool: ModelPool) -> bool:
+        """Whether the request may be sent there now: see `Router.reaches`."""
+        return self._reaches(self._pools[0], pool)
 
     def _untried_at_last(self, pool: ModelPool, lease: Lease) -> Lease:
         """The model's last try: rather on an engine that is out but untried than where the connection broke before."""
@@ -335,6 +387,8 @@ class Tries:
         """Of all candidate models the engine that returns soonest; among equals the first model's."""
         waits: list[tuple[float, int]] = []
         for index, pool in enumerate(self._pools):
+            if not self.may_ask(pool):
+                continue
             wait_s = pool.last_resort_wait_s(self._tried)
             if wait_s is not None:
                 waits.append((wait_s, index))
@@ -369,12 +423,13 @@ class Tries:
         left = [*self._left, *(lease.engine for lease in leases)]
         here = self._here
         for pool in self._pools[self._index :]:
-            if here < self._limit and pool.takes_over(left, place_s, ahead):
+            if here < self._limit and pool.takes_over(left, place_s, ahead) and self.may_ask(pool):
                 break
             here = 0
         else:
             again = self.sent < self._limit  # as a last resort, wherever one has come in meanwhile
-            if not (again and any(pool.takes_over([*left, *self._tried], 0.0, ahead) for pool in self._pools)):
+            everywhere = [*left, *self._tried]
+            if not (again and any(p.takes_over(everywhere, 0.0, ahead) and self.may_ask(p) for p in self._pools)):
                 return False
         if not (all(lease.proven for lease in leases) or self._pools[0].take_retry(often=True)):
             return False
@@ -393,7 +448,7 @@ class Tries:
         """What the client is told when no try is left."""
         failure = self._failure
         if failure is None or failure.kind == "rate_limited":
-            waits = [w for w in (pool.shortest_rest_s() for pool in self._pools) if w is not None]
+            waits = [w for w in (pool.shortest_rest_s() for pool in self._pools if self.may_ask(pool)) if w is not None]
             if waits or failure is not None:
                 said = "" if failure is None or failure.message in ("", RATE_LIMITED) else f": {failure.message}"
                 return EngineFailed(

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, Optional
 
+from gateway.routing.nearness import is_near_address, is_near_host
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, UsageRefused, not_connected
@@ -292,6 +293,14 @@ class EngineClient:
     def keep_names(self, specs: Iterable[EngineSpec]) -> None:
         """Look up the names of these engines, now and whenever they get old; forget all others."""
         self.resolver.keep(spec.host for spec in specs if not spec.is_echo and not is_numeric(spec.host))
+
+    def is_near(self, host: str) -> Optional[bool]:
+        """Whether a host is this machine or in a private network; None: its name was never found. Never blocks."""
+        near = is_near_host(host)
+        if near is None:
+            addresses = self.resolver.last_known(host)
+            near = None if addresses is None else all(is_near_address(address[0]) for _, address in addresses)
+        return near
 
     def _moved(self, host: str) -> None:
         """The addresses of a name have changed (on a thread of the resolver)."""

@@ -103,6 +103,12 @@ class Resolver:
             return None
         return answer.addresses
 
+    def last_known(self, host: str) -> Optional[tuple[Address, ...]]:
+        """The addresses that a name had when it was last found, however long ago; None: never. Never blocks."""
+        name = self._names.get(host)
+        answer = None if name is None else name.answer
+        return None if answer is None else answer.addresses
+
     def holds(self, host: str, address: Address) -> bool:
         """Whether an address is among those of the name, as far as is known. Never blocks."""
         name = self._names.get(host)

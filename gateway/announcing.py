@@ -1,0 +1,277 @@
+"""What would run or is running, in lines for people: what `check` prints, and what follows the address at the start.
+
+Owns the wording of both, how much of it there is (never more lines of engines than LINES_MAX), and when it is coloured.
+No state, no lock. No text here shows a secret: keys are counted, and variables named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from typing import Callable, TextIO
+
+from gateway.inference import InferenceFactory
+from gateway.routing.checks import bracketed, parse_address
+from gateway.routing.engine import Engine
+from gateway.routing.router import Router
+from gateway.routing.specs import FleetSpec, ModelSpec
+from gateway.settings import Settings
+
+LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
+LISTED_MAX = 8  # of the names that an engine lists
+WARNINGS_MAX = 20  # of lines of `.env` that are warned about one by one
+LOOK_S = 10.0  # how long engines are waited for; those that have not answered by then are said not to have
+PATIENCE_S = 1.0  # how long without a word
+NO_ENGINE = "no engine configured: answering by echo; set BACKEND_URL, ENGINES or ENGINES_FILE"
+
+Paint = Callable[[str, str], str]
+"""Colours a text: "good", "bad" or "dim"."""
+
+_CODES = {"good": "32", "bad": "31", "dim": "2"}
+
+
+def plain(text: str, kind: str) -> str:
+    """No colour."""
+    return text
+
+
+def coloured(text: str, kind: str) -> str:
+    """The text between escape codes."""
+    return f"\x1b[{_CODES[kind]}m{text}\x1b[0m"
+
+
+def paint_for(stream: TextIO, environ: Mapping[str, str]) -> Paint:
+    """Colours only where they are seen as such: on a terminal that knows them, and nobody has said NO_COLOR."""
+    terminal = environ.get("TERM")
+    knows = terminal != "dumb" if terminal else "WT_SESSION" in environ  # Windows' own terminal has no TERM
+    return coloured if stream.isatty() and knows and not environ.get("NO_COLOR") else plain
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write a text at once; characters that the stream's encoding lacks are escaped. Raises OSError, ValueError."""
+    encoding = stream.encoding or "ascii"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def url_of(host: str, port: int) -> str:
+    """Where clients on this machine find who listens there; at 0.0.0.0, say, which is every address, at 127.0.0.1."""
+    address = parse_address(host)
+    if address is not None and address.is_unspecified:
+        host = "127.0.0.1" if address.version == 4 else "::1"
+    return f"http://{bracketed(host)}:{port}"
+
+
+def look(factory: InferenceFactory, limit_s: float) -> bool:
+    """Wait until something is known of every engine, and of where its name leads; at most `limit_s` seconds. Returns
+    whether there is nothing more to wait for."""
+    deadline_s = time.monotonic() + limit_s
+    factory.wait_probed(limit_s)
+    client = factory.client
+    engines = [engine.spec for pool in factory.router.pools.values() for engine in pool.engines]
+    for host in dict.fromkeys(spec.host for spec in engines if not spec.is_echo):
+        if client.is_near(host) is None:
+            try:
+                client.resolver.addresses(host, deadline_s)
+            except OSError:
+                pass  # said with what is not known
+    return factory.probed and time.monotonic() < deadline_s
+
+
+# --- check ---------------------------------------------------------------------------------------------------------
+
+
+def describe(settings: Settings, router: Router, *, state_keys: bool = False) -> str:
+    """What would run, for `check`: address, authentication, `.env`, models with their fallbacks and engines.
+
+    `router` is that of a factory that has had a `look`. `state_keys`: whether the state database holds keys.
+    """
+    fleet = settings.fleet
+    address = url_of(settings.host, settings.port)
+    lines = [
+        f"address: {address}{_listens(settings)}",
+        f"authentication: {_describe_access(settings, state_keys)}",
+        *_describe_dotenv(settings),
+    ]
+    if _is_unconfigured(fleet):
+        lines.append(NO_ENGINE)
+    if fleet.wildcard:
+        lines.append(f"every model name is served by {fleet.models[0].name}{_listed(router)}")
+    for model in fleet.models:
+        lines.append(f"model {model.name}{_default_mark(fleet, model)}")
+        if model.aliases:
+            lines.append(f"  aliases: {', '.join(model.aliases)}")
+        lines.append(f"  strategy: {model.strategy or settings.strategy}")
+        lines.extend(_describe_fallbacks(model, settings, router))
+        lines.extend(f"  engine {_describe_engine(e, settings)}" for e in router.pools[model.name].engines)
+    return "\n".join(lines)
+
+
+def _listens(settings: Settings) -> str:
+    address = parse_address(settings.host)
+    return f" (listening on all addresses: {address})" if address is not None and address.is_unspecified else ""
+
+
+def _describe_access(settings: Settings, state_keys: bool) -> str:
+    if settings.auth == "off":
+        return "off (AUTH=off)"
+    ways: list[str] = []
+    if settings.api_keys:
+        count = len(settings.api_keys)
+        admins = sum(key.role == "admin" for key in settings.api_keys)
+        ways.append(f"{count} {'key' if count == 1 else 'keys'} ({admins} admin)")
+    if state_keys:
+        ways.append("keys of the state database")
+    if settings.jwt_secret or settings.jwt_jwks:
+        ways.append("tokens")
+    return f"on, {', '.join(ways)}" if ways else "off (no key configured)"
+
+
+def _describe_dotenv(settings: Settings) -> Iterator[str]:
+    if settings.dotenv_path is None:
+        return
+    yield f"settings also from {shown_path(settings)}"
+    yield from (f"warning: {warning}" for warning in dotenv_warnings(settings))
+
+
+def shown_path(settings: Settings) -> str:
+    """The `.env` that was read, without characters that a terminal would take for orders."""
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in str(settings.dotenv_path))
+
+
+def dotenv_warnings(settings: Settings) -> list[str]:
+    """What is to be said of lines of `.env`, no more than can be read."""
+    warnings = settings.dotenv_warnings
+    left = len(warnings) - WARNINGS_MAX
+    return [*warnings[:WARNINGS_MAX], *([f".env: and {left} more such lines"] if left > 0 else [])]
+
+
+def _is_unconfigured(fleet: FleetSpec) -> bool:
+    return fleet.wildcard and fleet.models[0].engines[0].is_echo
+
+
+def _default_mark(fleet: FleetSpec, model: ModelSpec) -> str:
+    is_default = fleet.default_model in (model.name, *model.aliases)
+    return " (default)" if is_default and not fleet.wildcard else ""
+
+
+def _listed(router: Router) -> str:
+    names = [model.id for model in router.listed()]
+    more = len(names) - LISTED_MAX
+    shown = ", ".join(names[:LISTED_MAX]) + (f" and {more} more" if more > 0 else "")
+    return f"; its engine lists {shown}" if names else ""
+
+
+def _describe_fallbacks(model: ModelSpec, settings: Settings, router: Router) -> Iterator[str]:
+    others = router.fallbacks(model.name)
+    used = ", ".join(other for other, why_not in others if not why_not)
+    yield f"  fallbacks: {used or 'none'}{' (FALLBACK=off)' if settings.fallback == 'off' else ''}"
+    yield from (f"    not {other}: {why_not}" for other, why_not in others if why_not)
+
+
+def _describe_engine(engine: Engine, settings: Settings) -> str:
+    spec = engine.spec
+    parts = [f"{spec.id}: {spec.url}", f"weight {spec.weight}"]
+    if spec.max_concurrency is not None:
+        parts.append(f"at most {spec.max_concurrency} at once")
+    if spec.model is not None:
+        parts.append(f"model {spec.model}")
+    if spec.api_key_env is not None:
+        unset = "" if spec.api_key_env in settings.engine_keys else ", which is not set"
+        parts.append(f"key from {spec.api_key_env}{unset}")
+    if not spec.is_echo:
+        parts.append(_state(engine, settings)[0])
+    return ", ".join(parts)
+
+
+def _state(engine: Engine, settings: Settings) -> tuple[str, str]:
+    """Whether an engine has been reached, and its colour."""
+    # Without the pool's lock: single fields, which may change a moment later as well.
+    if engine.spec.is_echo:
+        return "built in", "good"
+    if engine.answered and not engine.down:
+        return "reached", "good"
+    if engine.down:
+        error = re.sub("^health check( failed)?: ", "", engine.last_error or "no answer")
+        return f"not reached: {error}", "bad"
+    if not settings.health_interval_s:
+        return "not probed (HEALTH_INTERVAL=0)", "dim"
+    return "no answer yet", "bad"
+
+
+# --- the start -----------------------------------------------------------------------------------------------------
+
+
+def start_lines(
+    settings: Settings, router: Router, url: str, *, authenticated: bool, terminal: bool, paint: Paint = plain
+) -> str:
+    """What follows the address, once something is known of the engines: each model with its engines; where `.env` is.
+
+    `authenticated`: clients show a key. On a `terminal` there is more: where to look, what to paste, how to end it.
+    """
+    fleet = router.fleet
+    lines: list[str] = []
+    if settings.dotenv_path is not None:
+        lines.append(f"settings also from {shown_path(settings)}")
+    if _listens(settings):
+        lines.append(f"listening on all addresses ({settings.host})")
+    if _is_unconfigured(fleet):
+        lines.append(NO_ENGINE)
+    else:
+        lines += _models(fleet, router, settings, paint)
+    if terminal:
+        lines += [
+            "",
+            f"endpoints: {url}/{' (with a key)' if authenticated else ''}",
+            *_to_paste(router, url, authenticated),
+            "Ctrl-C to stop",
+            "",
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) -> list[str]:
+    lines: list[str] = []
+    left: list[Engine] = []  # of which there is no line
+    for pool in list(router.pools.values()):
+        engines = list(pool.engines)
+        room = LINES_MAX - len(lines) - 1
+        if room < 1:
+            left += engines
+            continue
+        name = f"model {pool.name}{_default_mark(fleet, pool.spec)}"
+        lines.append(f"every model name{_listed(router)}" if fleet.wildcard else name)
+        for engine in engines[:room]:
+            text, kind = _state(engine, settings)
+            lines.append(f"  {engine.spec.url} {paint(text, kind)}")
+        left += engines[room:]
+    if left:
+        out = sum(engine.down for engine in left)
+        lines.append(f"... and {len(left)} more engines{f', {out} of them not reached' if out else ''}")
+    return lines
+
+
+def _to_paste(router: Router, url: str, authenticated: bool) -> list[str]:
+    """A request for a shell: one line and its continuation, or for Windows' one line."""
+    # One engine for every name may know no other name than its own.
+    model = router.unnamed() if router.fleet.wildcard else router.fleet.default_model
+    named = {} if model is None else {"model": model}
+    body = json.dumps({**named, "messages": [{"role": "user", "content": "hi"}]})
+    headers = ["Content-Type: application/json", *(["Authorization: Bearer <key>"] if authenticated else [])]
+    quote, joint = (shlex.quote, " \\\n    ") if os.name == "posix" else (_quoted_for_windows, " ")
+    words = [f"curl {url}/v1/chat/completions", *[f"-H {quote(header)}" for header in headers], f"-d {quote(body)}"]
+    return ["try it:", f"  {joint.join(words)}"]
+
+
+def _quoted_for_windows(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def draining_line(in_flight: int) -> str:
+    """What somebody who has pressed Ctrl-C is to know. It goes over the ^C that the terminal has shown."""
+    return f"\rdraining: {in_flight} request{'' if in_flight == 1 else 's'} in flight; Ctrl-C again ends at once\n"
