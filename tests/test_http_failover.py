@@ -104,6 +104,24 @@ class OneEngineTest(FailoverTestCase):
                 self.assertEqual((first.stats()["requests"], second.stats()["requests"]), (1, 0))
                 self.assertEqual(self.states(running), ["up"] * 3)
 
+    def test_what_the_engine_cannot_do_is_held_against_nobody(self) -> None:
+        # llama.cpp that was started without --embeddings says so with 501: one caller must not take it from all others.
+        engine = self.engine("error", status=501)
+        running = self.gateway(f"m={engine.url}", RETRY_ATTEMPTS=1, BREAKER_MIN_REQUESTS=1)
+        for _ in range(3):
+            answer = running.post(ASK)
+            self.assert_error(answer, 502, "backend_error")
+            self.assertEqual(answer.json()["message"], "the engine answered 501: mock error 501 from m")
+            self.assertEqual(self.states(running), ["up"])
+        engine.control(behaviour="ok")
+        self.assert_answered_by(running.post(ASK), engine, attempts=1)
+
+    def test_what_one_engine_cannot_do_another_is_asked_for(self) -> None:
+        first, second = self.engine("error", status=501), self.engine()
+        running = self.gateway(f"m={first.url},{second.url}", BREAKER_MIN_REQUESTS=1, STRATEGY="round_robin")
+        self.assert_answered_by(running.post(ASK), second, attempts=2)
+        self.assertEqual(self.states(running), ["up", "up"])
+
     def test_attempts_go_to_the_same_engine_when_there_is_no_other(self) -> None:
         engine = self.engine("error")
         answer = self.gateway(f"m={engine.url}", RETRY_ATTEMPTS=3).post(ASK)

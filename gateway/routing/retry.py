@@ -65,6 +65,8 @@ _VERDICTS: dict[str, Verdict] = {
     "truncated": Verdict("failure", True),
     # It answers, in a way of its own: no open breaker mends that, and its haste is no merit. Another one may do better.
     "unasked_stream": Verdict("none", True),
+    # It was started without what this request takes, such as embeddings: it may be well in all else.
+    "not_implemented": Verdict("none", True),
     "rate_limited": Verdict("rest", True),
     "unauthorized": Verdict("misconfigured", True),
     "rejected": Verdict("good", False),  # the caller's fault, and proof that the engine is alive

@@ -20,6 +20,7 @@ OUTCOMES: frozenset[str] = frozenset(
         "timeout",
         "hung",
         "error",
+        "not_implemented",
         "invalid",
         "truncated",
         "unasked_stream",

@@ -278,8 +278,9 @@ class EngineClient:
             response.close()
             raise
         response.release()
-        # Some answer 500.
-        if response.attempt.asks_usage and outcome.kind in ("rejected", "error") and _NAMES_USAGE.search(text):
+        # Some answer 500 or 501.
+        kinds = ("rejected", "error", "not_implemented")
+        if response.attempt.asks_usage and outcome.kind in kinds and _NAMES_USAGE.search(text):
             raise UsageRefused(outcome)
         raise EngineFault(outcome)
 

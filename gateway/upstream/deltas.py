@@ -33,15 +33,6 @@ _BACKSLASH = 0x5C
 _NO_REASONS = frozenset(("", "null", "none", "nil", "undefined", "not_finished"))
 _NO_REASON_END = "unspecified"  # FINISH_REASON_UNSPECIFIED
 
-# What an event without choices has besides usage, and a client can do without: what all events of a stream have in
-# common, and padding.
-# fmt: off
-_USUAL = frozenset((
-    "id", "object", "created", "model", "choices", "usage",
-    "system_fingerprint", "service_tier", "provider", "obfuscation",
-))
-# fmt: on
-
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -75,13 +66,6 @@ def weight_of(payload: bytes, choices: object) -> int:
     if len(texts) > 1:  # not all of them need count: some engines say the same in two places
         return weight_of_choices(payload, choices)
     return weigh_escaped(texts[0]) if texts else 0
-
-
-def only_usage(members: dict[str, Any]) -> bool:
-    """Whether an event that has `usage` says nothing else that a client could want."""
-    if members.get("choices") not in (None, []):
-        return False
-    return all(key in _USUAL or value is None for key, value in members.items())
 
 
 def without_usage(payload: bytes, members: dict[str, Any], place: Optional[tuple[int, int]]) -> bytes:

@@ -18,7 +18,6 @@ from gateway.upstream.deltas import (
     error_in,
     is_finish,
     number_of,
-    only_usage,
     text_weight,
     weight_of,
     without_usage,
@@ -258,8 +257,8 @@ class EventStream(EventLines):
         if usage is not None:
             self._note_usage(usage, choices)
             if self._hide_usage:
-                if only_usage(event):
-                    return None
+                if not choices:
+                    return None  # the event that was asked for, with what rides on it: clients look at `choices[0]`
                 text = without_usage(text, event, places.get("usage"))
                 event = {key: value for key, value in event.items() if key != "usage"}
         if self._restamped and not large:

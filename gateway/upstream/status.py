@@ -48,7 +48,8 @@ def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> 
     if 400 <= status < 500 and status != 408:
         return Outcome("rejected", message or f"the engine answered {status}", status, None, details)
     text = f"the engine answered {status}"
-    return Outcome("error", f"{text}: {message}" if message else text, status, wait_s, details)
+    kind = "not_implemented" if status == 501 else "error"
+    return Outcome(kind, f"{text}: {message}" if message else text, status, wait_s, details)
 
 
 def retry_after_s(value: Optional[bytes], date: Optional[bytes] = None) -> Optional[float]:
