@@ -248,11 +248,11 @@ class HealthChecker:
             if len(self._under_way) >= MAX_PROBES_AT_ONCE:
                 self._to_follow[engine] = ask
                 return
+            self._under_way[engine] = thread
             try:
                 thread.start()  # under the lock, as the timer is
             except RuntimeError:  # the system gives no more threads: a later tick gets to it
-                return
-            self._under_way[engine] = thread
+                del self._under_way[engine]
 
     def _run(self, engine: Engine, ask: Callable[[], None]) -> None:
         try:
