@@ -30,7 +30,7 @@ README = ROOT / "README.md"
 TEXTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 PREFIXES = range(180, 320)  # ports from 18000 up to 31999: below what systems give to outgoing connections
 # For curl: the status behind each answer, without touching the commands.
-CURLRC = 'write-out = "\\n\\037%{http_code}\\037\\n"\n'
+CURLRC = 'write-out = "\\n\x1f%{http_code}\x1f\\n"\n'
 
 _BLOCK = re.compile(
     r"^<!-- smoke: (?P<kind>start|until Ctrl-C|run|end|tests|file (?P<name>[\w.-]+)|expect(?P<statuses>(?: \d{3})+)) -->\n"

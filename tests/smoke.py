@@ -170,7 +170,11 @@ class Session:
         stands_in = False  # the gateway at `url` for the one that the text starts
         for example in examples(self._text.read_text("utf-8")):
             name = f"line {example.line}, {' '.join([example.kind, *map(str, example.statuses)])}"
-            if self._way.url is not None and example.code.strip().endswith("python main.py &") and "PORT=" not in example.code:
+            if (
+                self._way.url is not None
+                and example.code.strip().endswith("python main.py &")
+                and "PORT=" not in example.code
+            ):
                 stands_in = True
             elif stands_in and example.kind == "end":
                 stands_in = False
@@ -238,7 +242,9 @@ class Session:
         (self._home / ".curlrc").write_text(CURLRC + more, "utf-8")
 
     def _verdict(self, verdict: str, name: str, what: str) -> None:
-        print(f"{verdict}  {self._text.relative_to(self._text.parents[self._text.parent.name == 'docs'])} {name}: {what}")
+        print(
+            f"{verdict}  {self._text.relative_to(self._text.parents[self._text.parent.name == 'docs'])} {name}: {what}"
+        )
         sys.stdout.flush()
         if verdict == "PASS":
             self.passed += 1
@@ -310,7 +316,9 @@ def _newcomer(arguments: list[str]) -> int:
     """Follow README in a clone. Returns the exit status."""
     if arguments == ["--alone"]:
         _bring_lo_up()
-    elif shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL).returncode == 0:
+    elif (
+        shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL).returncode == 0
+    ):
         command = ["unshare", "-n", sys.executable, "-m", "tests.smoke", "--newcomer", "--alone"]
         return subprocess.run(command, cwd=ROOT).returncode
     code = "".join(example.code for example in examples(README.read_text("utf-8")))
