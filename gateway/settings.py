@@ -1,7 +1,7 @@
 """What the gateway was told: settings from the environment, `.env` and the engines file.
 
-Owns the one table (`SETTINGS`) behind the reading, `.env.example` and the table of docs/CONFIGURATION.md, the rules of what goes with
-what, and the frozen `Settings` that they fill; what one value may be is decided in settingvalues.py. No lock: nothing
+Owns the one table (`SETTINGS`) behind the reading, `.env.example` and docs/CONFIGURATION.md, the rules of what goes
+with what, and the frozen `Settings` that they fill; what one value may be is decided in settingvalues.py. No lock: nothing
 here changes after loading. Never prints or keeps a client's key (only its digest), and never shows one in a fault.
 
 `python -m gateway.settings env` prints `.env.example`, `table` the table of docs/CONFIGURATION.md.
@@ -604,7 +604,7 @@ def env_example() -> str:
 
 
 def readme_table() -> str:
-    """Render the table of settings in docs/CONFIGURATION.md, of which README has some rows."""
+    """Render the table of settings in docs/CONFIGURATION.md, some rows of which README has, too."""
     lines = ["| name | default | meaning |", "|---|---|---|"]
     for setting in SETTINGS:
         default = f"`{setting.default}`" if setting.default else "–"

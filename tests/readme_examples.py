@@ -1,7 +1,7 @@
 """The examples of README and docs, as tests/smoke.py and tests/test_readme.py run them.
 
-Each file is one terminal session: its examples run in order, in one shell. A marker in an HTML comment stands above each
-code block that is run:
+Each file is one terminal session: its examples run in order, in one shell. A marker in an HTML comment stands above
+each code block that is run:
 
     <!-- smoke: start -->            processes begun with `&`, each of which prints a line when it is ready
     <!-- smoke: until Ctrl-C -->     a process in the foreground, which ends well at Ctrl-C when it is ready
@@ -33,7 +33,8 @@ PREFIXES = range(180, 320)  # ports from 18000 up to 31999: below what systems g
 CURLRC = 'write-out = "\\n\x1f%{http_code}\x1f\\n"\n'
 
 _BLOCK = re.compile(
-    r"^<!-- smoke: (?P<kind>start|until Ctrl-C|run|end|tests|file (?P<name>[\w.-]+)|expect(?P<statuses>(?: \d{3})+)) -->\n"
+    r"^<!-- smoke: (?P<kind>start|until Ctrl-C|run|end|tests"
+    r"|file (?P<name>[\w.-]+)|expect(?P<statuses>(?: \d{3})+)) -->\n"
     r"```(?P<language>\w+)\n(?P<code>.*?)^```\n"
     r"(?:\n```text\n(?P<answer>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
@@ -92,7 +93,7 @@ def without_statuses(printed: str) -> tuple[str, tuple[int, ...]]:
 
 
 def shown_matches(shown: str, real: str) -> bool:
-    """Whether a real answer is the shown one, up to empty lines and what differs from run to run: ids, times, numbers."""
+    """Whether a real answer is the shown one, up to empty lines and what differs each time: ids, times, numbers."""
     lines = [r"(?:.*\n)*?" if line == "..." else re.escape(line) + r"\n" for line in _settled(shown)]
     return re.fullmatch("".join(lines), "".join(f"{line}\n" for line in _settled(real))) is not None
 

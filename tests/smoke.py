@@ -1,7 +1,8 @@
 """Follows README and docs in a terminal, as somebody does who pastes one block after another: tests/smoke.sh says how.
 
 A shell runs on a pseudo-terminal: Ctrl-C, jobs and exports are what they are for a user. Before each block it waits for
-what the one before has started to say that it is ready, as a reader does. When a file ends, nothing of it may run any more.
+what the one before has started to say that it is ready, as a reader does. When a file ends, nothing of it may run.
+Owns that shell and ends all that it has started.
 """
 
 from __future__ import annotations
