@@ -1,8 +1,9 @@
 """What the gateway was told: settings from the environment, `.env` and the engines file.
 
 Owns the one table (`SETTINGS`) behind the reading, `.env.example` and docs/CONFIGURATION.md, the rules of what goes
-with what, and the frozen `Settings` that they fill; what one value may be is decided in settingvalues.py. No lock: nothing
-here changes after loading. Never prints or keeps a client's key (only its digest), and never shows one in a fault.
+with what, and the frozen `Settings` that they fill; what one value may be is decided in settingvalues.py. No lock:
+nothing here changes after loading. Never prints or keeps a client's key (only its digest), and never shows one in a
+fault.
 
 `python -m gateway.settings env` prints `.env.example`, `table` the table of docs/CONFIGURATION.md.
 """

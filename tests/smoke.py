@@ -114,7 +114,7 @@ class Terminal:
             self.paste("jobs -r | sed 's/^/running: /'\n")
             running, _ = self.end(BLOCK_S)
             self._type('for job in $(jobs -p); do kill -KILL -- "-$job"; done; exit\n')
-        except Silence:
+        except (Silence, OSError):
             running = "the shell itself"
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(OSError):

@@ -57,7 +57,7 @@ class FollowingTest(unittest.TestCase):
 
     def test_a_process_that_ends_instead_of_serving_is_told(self) -> None:
         printed, _, failed = self.follow("<!-- smoke: until Ctrl-C -->\n```sh\nexit 3\n```\n")
-        self.assertEqual(failed, 1)
+        self.assertTrue(failed)
         self.assertIn("the shell has ended", printed)
 
     def test_ports_are_moved_only_where_they_are_some(self) -> None:
