@@ -44,7 +44,9 @@ from tests.readme_examples import (
     without_statuses,
 )
 
-READY = re.compile(r"^(?:inference gateway|mock engine .*) at (http\S+)|^\d+ mock engines run", re.MULTILINE)
+# The last line that each of them prints at its start, to a terminal.
+READY = re.compile(r"^(?:Ctrl-C to stop$|mock engine .* at http|\d+ mock engines run)", re.MULTILINE)
+ADDRESS = re.compile(r"^inference gateway at (http\S+)", re.MULTILINE)
 BLOCK_S = 60.0
 TESTS_S = 600.0
 # A terminal takes 4096 bytes ahead of who reads it.
@@ -206,7 +208,8 @@ class Session:
             return "the openai package is missing" if os.environ.get("REQUIRE_OPENAI") == "1" else "skipped: no openai"
         self._terminal.paste(code)
         if example.kind == "until":
-            address = self._terminal.wait(READY, BLOCK_S)[1]
+            self._terminal.wait(READY, BLOCK_S)
+            address = self._terminal.wait(ADDRESS, BLOCK_S)[1]
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with direct.open(f"{address}/healthz", timeout=BLOCK_S) as answer:
                 healthy = answer.status
