@@ -48,7 +48,7 @@ from tests.readme_examples import (
 READY = re.compile(r"^(?:Ctrl-C to stop$|mock engine .* at http|\d+ mock engines run)", re.MULTILINE)
 ADDRESS = re.compile(r"^inference gateway at (http\S+)", re.MULTILINE)
 BLOCK_S = 60.0
-TESTS_S = 600.0
+TESTS_S = 900.0
 # A terminal takes 4096 bytes ahead of who reads it.
 PASTED_MAX = 3000
 _CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")  # colours and the like
