@@ -1,10 +1,11 @@
 """What the gateway was told: settings from the environment, `.env` and the engines file.
 
-Owns the one table (`SETTINGS`) behind the reading, `.env.example` and the README's table, the rules of what goes with
-what, and the frozen `Settings` that they fill; what one value may be is decided in settingvalues.py. No lock: nothing
-here changes after loading. Never prints or keeps a client's key (only its digest), and never shows one in a fault.
+Owns the one table (`SETTINGS`) behind the reading, `.env.example` and docs/CONFIGURATION.md, the rules of what goes
+with what, and the frozen `Settings` that they fill; what one value may be is decided in settingvalues.py. No lock:
+nothing here changes after loading. Never prints or keeps a client's key (only its digest), and never shows one in a
+fault.
 
-`python -m gateway.settings env` prints `.env.example`, `table` the README's table.
+`python -m gateway.settings env` prints `.env.example`, `table` the table of docs/CONFIGURATION.md.
 """
 
 from __future__ import annotations
@@ -616,7 +617,7 @@ def env_example() -> str:
 
 
 def readme_table() -> str:
-    """Render the README's table of settings in Markdown."""
+    """Render the table of settings in docs/CONFIGURATION.md, some rows of which README has, too."""
     lines = ["| name | default | meaning |", "|---|---|---|"]
     for setting in SETTINGS:
         default = f"`{setting.default}`" if setting.default else "–"

@@ -1,4 +1,4 @@
-"""The README is true: its examples get what it shows, its names exist, its links lead somewhere.
+"""README and docs are true: their examples get what they show, their names exist, their links lead somewhere.
 
 The examples run here against gateways and mock engines in this process; tests/smoke.sh runs the same ones against
 real processes.
@@ -17,52 +17,100 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Optional
 
+from gateway.errors import STATUS_BY_CODE
 from gateway.fleet import ENGINE_KEYS, FLEET_KEYS, MODEL_KEYS, load_engines_file
 from gateway.mock.behaviours import MEANINGS
 from gateway.routing.specs import STRATEGIES
-from gateway.settings import SETTINGS
-from tests.readme_examples import README, Example, examples, moved, shown_matches
+from gateway.settings import SETTINGS, readme_table
+from tests.readme_examples import (
+    CURLRC,
+    README,
+    TEXTS,
+    Example,
+    examples,
+    moved,
+    shown_matches,
+    unmarked,
+    without_statuses,
+)
 from tests.support import ROOT, TIMEOUT_S, gateway, locale_wanted, mock_engine
 
 TEXT = README.read_text("utf-8")
+CONFIGURATION = (ROOT / "docs" / "CONFIGURATION.md").read_text("utf-8")
+TRY = (ROOT / "docs" / "TRY.md").read_text("utf-8")
+EXAMPLES = {path: found for path in TEXTS if (found := examples(path.read_text("utf-8")))}
 PORTS_BY_MODEL = {"70b": 8000, "13b": 8010, "7b": 8020}
-# Set by whoever runs a gateway, but no setting of it.
-OTHER_VARIABLES = {"GROQ_API_KEY"}
+# Set by whoever runs a gateway, its tests or its bench, but no setting of it.
+OTHER_VARIABLES = {"GROQ_API_KEY", "BENCH_SGLANG_PYTHON", "TIKTOKEN_CACHE_DIR", "TESTS_PROCESSES", "OPENAI_JS"}
+OTHER_VARIABLES |= {"NO_COLOR", "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_BASE_URL", "OLLAMA_HOST"}  # of others
 
 
 class TextTest(unittest.TestCase):
     def test_links_lead_somewhere(self) -> None:
-        for path in (README, *sorted((ROOT / "docs").glob("*.md"))):
-            for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
+        for path in (*TEXTS, ROOT / "CHANGELOG.md"):
+            for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", path.read_text("utf-8")):
                 if "://" not in target:
-                    self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
+                    to = path.parent / target if target else path
+                    self.assertTrue(to.exists(), f"{path.name}: {target}")
+                    if anchor:
+                        self.assertIn(anchor, self._anchors(to), f"{path.name}: {target}")
+
+    def _anchors(self, path: Path) -> list[str]:
+        titles = re.findall(r"(?m)^#+ (.*)", path.read_text("utf-8"))
+        return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
     def test_every_variable_it_names_is_a_setting(self) -> None:
-        named = set(re.findall(r"\b([A-Z]+(?:_[A-Z]+)+)\b", TEXT.partition("<!-- settings -->")[0]))
-        named |= set(re.findall(r"^(?:export )?([A-Z]+)=", TEXT, re.MULTILINE))
-        self.assertIn("REQUEST_TIMEOUT", named)
-        self.assertEqual(named - {setting.name for setting in SETTINGS} - OTHER_VARIABLES, set())
+        known = {setting.name for setting in SETTINGS} | OTHER_VARIABLES
+        for path in TEXTS:
+            text = path.read_text("utf-8")
+            with self.subTest(path.name):
+                named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", text))
+                named |= set(re.findall(r"^(?:export )?([A-Z][A-Z_]*)=", text, re.MULTILINE))
+                # ARCHITECTURE names what is in the code as well.
+                self.assertEqual(named - known if path.name != "ARCHITECTURE.md" else set(), set())
+        self.assertIn("`REQUEST_TIMEOUT`", TEXT)
 
-    def test_every_curl_command_is_an_example_that_is_run(self) -> None:
-        blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-        run = [example.code for example in examples(TEXT)]
-        self.assertEqual([block for block in blocks if "curl" in block and block not in run], [])
+    def test_every_block_of_commands_is_run_or_says_why_not(self) -> None:
+        for path in TEXTS:
+            with self.subTest(path.name):
+                self.assertEqual(unmarked(path.read_text("utf-8")), [])
 
     def test_what_users_meet_first_has_an_example(self) -> None:
-        statuses = {example.status for example in examples(TEXT)}
-        self.assertLessEqual({200, 400, 401, 404, 504}, statuses)
-        code = "".join(example.code for example in examples(TEXT))
-        for part in ('"stream": true', "/metrics", "./mock.sh", "from openai", "from inference"):
+        statuses = {status for example in EXAMPLES[README] for status in example.statuses}
+        self.assertLessEqual({200, 400, 401, 404, 429, 504}, statuses)
+        code = "".join(example.code for example in EXAMPLES[README])
+        for part in ('"stream": true', "/metrics"):
             self.assertIn(part, code)
+        code = "".join(example.code for example in examples(TRY))
+        for part in ("./mock.sh", "from openai", "from inference"):
+            self.assertIn(part, code)
+
+    def test_examples_can_follow_each_other_in_one_terminal(self) -> None:
+        for path, found in EXAMPLES.items():
+            with self.subTest(path.name):
+                code = [line for example in found if example.kind != "file" for line in example.code.splitlines()]
+                self.assertEqual([line for line in code if re.match(r"\s*(export|cd|exit|exec)\b", line)], [])
+                self.assertEqual(found[-1].kind, "end")
 
     def test_the_two_commands_stand_in_blocks_of_their_own(self) -> None:
         for command in ("python main.py", "python -m unittest"):
             self.assertIn(f"```sh\n{command}\n```\n", TEXT)
 
+    def test_figures_are_on_the_first_screen(self) -> None:
+        performance = (ROOT / "docs" / "PERFORMANCE.md").read_text("utf-8")
+        screen = "\n".join(TEXT.splitlines()[:40])
+        for figure in ("8 626", "12 328", "53 714", "9 411"):
+            self.assertIn(figure, screen)
+            self.assertIn(figure, performance)
+
+    def test_settings_shown_first_are_what_the_table_says(self) -> None:
+        shown = TEXT.partition("<!-- some settings -->\n")[2].partition("<!-- /some settings -->")[0].splitlines()
+        self.assertGreater(len(shown), 5)
+        self.assertEqual([row for row in shown if row not in readme_table().splitlines()], [])
+
     def test_the_engines_file_is_one(self) -> None:
-        shown = re.search(r"<!-- engines file -->\n```json\n(.*?)```", TEXT, re.DOTALL)
+        shown = re.search(r"<!-- engines file -->\n```json\n(.*?)```", CONFIGURATION, re.DOTALL)
         assert shown is not None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "engines.json")
@@ -73,12 +121,18 @@ class TextTest(unittest.TestCase):
     def test_tables_list_every_key_strategy_and_behaviour(self) -> None:
         keys = {(row.key, "file") for row in FLEET_KEYS} | {(row.key, "model") for row in MODEL_KEYS}
         keys |= {(row.key, "engine") for row in ENGINE_KEYS}
-        listed = set(re.findall(r"^\| `(\w+)` \| (file|model|engine) \|", TEXT, re.MULTILINE))
+        listed = set(re.findall(r"^\| `(\w+)` \| (file|model|engine) \|", CONFIGURATION, re.MULTILINE))
         self.assertEqual(listed, keys - {("models", "file"), ("url", "engine")})
         for name in STRATEGIES:
-            self.assertRegex(TEXT, rf"(?m)^\| `{name}` \| ")
-        sentence = TEXT.partition("The mock engine's behaviours:")[2].partition(";")[0]
+            self.assertRegex(CONFIGURATION, rf"(?m)^\| `{name}` \| ")
+        sentence = TRY.partition("The mock engine's behaviours:")[2].partition(";")[0]
         self.assertEqual(re.findall(r"`(\w+)`", sentence), list(MEANINGS))
+
+    def test_every_error_code_is_explained(self) -> None:
+        text = (ROOT / "docs" / "RELIABILITY.md").read_text("utf-8")
+        told = set(re.findall(r"`([a-z_]+)`", text))
+        codes = {code for code in STATUS_BY_CODE if not code.startswith("invalid_")}
+        self.assertEqual(codes - told, set())
 
 
 class Stage:
@@ -90,16 +144,13 @@ class Stage:
 
     def start(self, code: str) -> None:
         """Start what an example starts. Raises ValueError for a command that is not known here."""
-        variables: dict[str, str] = {}
-        for line in code.splitlines():
-            words = shlex.split(line)
-            if words[0] == "export":
-                words = words[1:]
+        for line in code.replace("\\\n", " ").splitlines():
+            variables: dict[str, str] = {}
+            words = shlex.split(line.strip().removesuffix(" &"))
             while words and re.match(r"[A-Z_]+=", words[0]):
                 name, _, value = words.pop(0).partition("=")
                 variables[name] = value
-            if words:
-                self._start(words, variables)
+            self._start(words, variables)
 
     def _start(self, words: list[str], variables: dict[str, str]) -> None:
         if words == ["./mock.sh"]:
@@ -126,47 +177,46 @@ class Stage:
 @unittest.skipUnless(shutil.which("curl"), "curl is not installed")
 @unittest.skipUnless(os.name == "posix" and shutil.which("sh"), "the examples are for a POSIX shell")
 class ExamplesTest(unittest.TestCase):
-    def test_every_example_gets_what_the_readme_shows(self) -> None:
-        with contextlib.ExitStack() as stack:
-            self.stage = Stage(stack)
-            self.home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            # The status goes behind the answer; the commands stay as they are.
-            (self.home / ".curlrc").write_text('silent\nmax-time = 20\nwrite-out = "\\n%{http_code}"\n', "utf-8")
-            for example in examples(TEXT):
-                with self.subTest(line=example.line):
-                    self.check(example)
+    def test_every_example_gets_what_the_text_shows(self) -> None:
+        for path, found in EXAMPLES.items():
+            with contextlib.ExitStack() as stack:
+                self.stage = Stage(stack)
+                self.home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                (self.home / ".curlrc").write_text(f"silent\nmax-time = 20\n{CURLRC}", "utf-8")
+                for name in ("main.py", "inference.py", "gateway"):
+                    (self.home / name).symlink_to(ROOT / name)
+                python = self.home / "bin" / "python"
+                python.parent.mkdir()
+                python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', "utf-8")
+                python.chmod(0o755)
+                for example in found:
+                    with self.subTest(path.name, line=example.line):
+                        self.check(example)
 
     def check(self, example: Example) -> None:
-        if example.kind == "start":
+        if example.kind in ("start", "until"):
             self.stage.start(example.code)
-            return
-        code = moved(example.code, self._port)
-        if example.kind == "python":
-            if "openai" in code and importlib.util.find_spec("openai") is None:
+        elif example.kind == "file":
+            (self.home / str(example.name)).write_text(moved(example.code, self._port), "utf-8")
+        elif example.kind in ("run", "expect"):
+            if "openai" in example.code and importlib.util.find_spec("openai") is None:
                 self.skipTest("the openai package is not installed")
-            output, status = self._run([sys.executable, "-c", code]), None
-        else:
-            printed = self._run(["sh", "-c", code])
-            output, _, last = printed.rpartition("\n")
-            status = int(last)
-        self.assertEqual(status, example.status, output)
-        if example.answer is not None:
-            self.assertTrue(shown_matches(example.answer, output), f"shown:\n{example.answer}\nreal:\n{output}")
+            output, statuses = without_statuses(self._run(moved(example.code, self._port)))
+            self.assertEqual(statuses, example.statuses, output)
+            if example.answer is not None:
+                self.assertTrue(shown_matches(example.answer, output), f"shown:\n{example.answer}\nreal:\n{output}")
 
     def _port(self, port: int) -> int:
         return self.stage.ports[port]
 
-    def _run(self, command: list[str], status: Optional[int] = 0) -> str:
-        environment = {
-            **os.environ,
-            **locale_wanted(),
-            "CURL_HOME": str(self.home),
-            "NO_PROXY": "*",
-            "PYTHONPATH": str(ROOT),
-        }
+    def _run(self, code: str) -> str:
+        environment = {**os.environ, **locale_wanted(), "CURL_HOME": str(self.home), "NO_PROXY": "*"}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        run = subprocess.run(command, env=environment, cwd=self.home, capture_output=True, timeout=3 * TIMEOUT_S)
-        self.assertEqual(run.returncode, status, run.stderr.decode())
+        environment["PATH"] = f"{self.home / 'bin'}{os.pathsep}{environment['PATH']}"
+        run = subprocess.run(
+            ["sh", "-c", code], env=environment, cwd=self.home, capture_output=True, timeout=3 * TIMEOUT_S
+        )
+        self.assertEqual(run.returncode, 0, run.stderr.decode())
         return run.stdout.decode()
 
 
@@ -191,6 +241,14 @@ class ComparingTest(unittest.TestCase):
             examples("<!-- smoke: expect 200 -->\n\n```sh\ncurl x\n```\n")
         with self.assertRaises(ValueError):
             examples("<!-- smoke: expect -->\n```sh\ncurl x\n```\n")
+
+    def test_a_block_without_a_marker_is_found(self) -> None:
+        self.assertEqual(unmarked("text\n\n```sh\na\n```\n"), ["a\n"])
+        self.assertEqual(unmarked("<!-- not run: why -->\n```sh\na\n```\n"), [])
+
+    def test_each_answer_has_its_status(self) -> None:
+        printed = "one\n\x1f200\x1f\ntwo\n\n\x1f404\x1f\n"
+        self.assertEqual(without_statuses(printed), ("one\ntwo\n\n", (200, 404)))
 
 
 if __name__ == "__main__":
