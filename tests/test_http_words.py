@@ -78,6 +78,8 @@ class Words(ParkingTest):
             (b"no room for that", "no room for that"),
             (b"<html><title>413 Too Large</title>", "413 Too Large"),
             (b"", "the engine answered 400"),
+            # The name of a status says nothing, and would pass for the gateway's own word on the path or the model.
+            (b'{"detail": "Bad Request"}', "the engine answered 400: Bad Request"),
             (json.dumps({"detail": [{**FASTAPI[0], "input": "x" * 90_000}]}).encode(), "Field required"),
         ):
             response = self.told(body)

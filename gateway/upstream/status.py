@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Optional
 
 from gateway.clock import unix_s
@@ -13,6 +14,8 @@ from gateway.upstream.words import Words, words_in
 
 RETRY_AFTER_MAX_BYTES = 64  # a date has 29
 RETRY_AFTER_MAX_S = 1e9  # beyond 30 years it is no time
+
+_PHRASE_BY_STATUS = {status.value: status.phrase for status in HTTPStatus}
 
 # What providers call it that a prompt was not let through. In the fields meant for programs (`code`, `type`, `reason`):
 # OpenAI, Azure and their kin say content_policy_violation, content_filter, ResponsibleAIPolicyViolation.
@@ -45,11 +48,12 @@ def status_outcome(status: int, headers: Mapping[bytes, bytes], body: bytes) -> 
     if status == 401 or (status == 403 and not _is_moderation(words)):
         what = "the gateway's credentials" if status == 401 else "the gateway's credentials, or the request (403)"
         return Outcome("unauthorized", f"the engine refuses {what}", status)
+    text = f"the engine answered {status}: {message}" if message else f"the engine answered {status}"
     if 400 <= status < 500 and status != 408:
-        return Outcome("rejected", message or f"the engine answered {status}", status, None, details)
-    text = f"the engine answered {status}"
-    kind = "not_implemented" if status == 501 else "error"
-    return Outcome(kind, f"{text}: {message}" if message else text, status, wait_s, details)
+        # Just the name of the status ("Not Found") would read as if it were about the gateway's own path or model.
+        said = message if message not in ("", _PHRASE_BY_STATUS.get(status)) else text
+        return Outcome("rejected", said, status, None, details)
+    return Outcome("not_implemented" if status == 501 else "error", text, status, wait_s, details)
 
 
 def retry_after_s(value: Optional[bytes], date: Optional[bytes] = None) -> Optional[float]:
