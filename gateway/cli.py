@@ -164,7 +164,7 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", choices=_COMMANDS, default="serve", metavar="COMMAND", help="see above")
+    parser.add_argument("command", nargs="?", default="serve", metavar="COMMAND", help="see above")
     parser.add_argument("--version", action="version", version=__version__)
     engines = parser.add_mutually_exclusive_group()
     for owner, name, metavar, what in (
@@ -178,10 +178,12 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
     known, rest = parser.parse_known_intermixed_args(arguments)
     typed = vars(known)
     command = typed.pop("command")
-    if command not in ("serve", "check"):
+    if command in _COMMANDS and command not in ("serve", "check"):
         parser.error(f"the command {command} has flags of its own, and stands before them")
-    if rest:
+    if rest:  # before the command: it may be the value of a flag that is none
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if command not in _COMMANDS:
+        parser.error(f"there is no command {command!r}; there are: {', '.join(_COMMANDS)}")
     return command, {name: value for name, value in typed.items() if value is not None}
 
 
