@@ -111,7 +111,7 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = Non
     try:
         settings = load(os.environ, Path(DOTENV), faults_of_named, flags)
     except ConfigurationError as error:
-        return _misconfigured(error.faults, flags)
+        return _misconfigured(error.faults, flags, error.warnings)
     if command == "check":
         return _check(settings)
     return serve(settings, signals)
@@ -236,10 +236,15 @@ def _state_command(command: str, arguments: list[str]) -> int:
         return _misconfigured([str(error)])
 
 
-def _misconfigured(faults: Sequence[str], flags: Container[str] = ()) -> int:
+def _misconfigured(faults: Sequence[str], flags: Container[str] = (), warnings: Sequence[str] = ()) -> int:
     from gateway.settings import as_given
 
-    return _failed([f"error: {fault}" for fault in as_given(faults, flags)], EXIT_CONFIGURATION)
+    lines = [f"error: {fault}" for fault in as_given(faults, flags)]
+    if warnings:
+        from gateway.announcing import dotenv_warnings
+
+        lines += [f"warning: {warning}" for warning in dotenv_warnings(warnings)]
+    return _failed(lines, EXIT_CONFIGURATION)
 
 
 def _failed(lines: Sequence[str], status: int) -> int:

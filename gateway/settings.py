@@ -386,8 +386,10 @@ def load(
     if fleet is not None:
         faults.extend(_engine_key_faults(fleet, texts, blank))
     faults.extend(look(MappingProxyType(values)))
+    # Not without the fleet: it names the keys of engines.
+    warnings = () if from_file is None or fleet is None else tuple(_unknown_names(from_file, fleet))
     if faults or fleet is None:
-        raise ConfigurationError(faults)
+        raise ConfigurationError(faults, warnings)
     keys = values["user_keys"] + values["admin_keys"]
     own = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
     return Settings(
@@ -397,7 +399,7 @@ def load(
         engine_keys=_engine_keys(fleet, texts),
         flags=frozenset(flags),
         dotenv_path=None if dotenv_path is None or from_file is None else _absolute(dotenv_path),
-        dotenv_warnings=() if from_file is None else tuple(_unknown_names(from_file, fleet)),
+        dotenv_warnings=warnings,
     )
 
 
