@@ -192,7 +192,7 @@ def _state(engine: Engine, settings: Settings) -> tuple[str, str]:
     # Without the pool's lock: single fields, which may change a moment later as well.
     if engine.spec.is_echo:
         return "built in", "good"
-    if engine.answered and not engine.down:
+    if (engine.answered or engine.listed is not None) and not engine.down:
         return "reached", "good"
     if engine.down:
         error = re.sub("^health check( failed)?: ", "", engine.last_error or "no answer")
