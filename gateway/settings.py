@@ -474,7 +474,9 @@ def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[st
         if not _NAME.fullmatch(name) or not (value or "").strip("= "):
             yield f".env line {line}: holds nothing that is known here"
             continue
-        near = get_close_matches(name.upper(), known, 1, NAMES_ALIKE)
+        # First letters are rarely mistyped, and GROQ_API_KEY is not API_KEYS.
+        alike = [one for one in known if one[0].upper() == name[0].upper()]
+        near = get_close_matches(name.upper(), alike, 1, NAMES_ALIKE)
         hint = f"; did you mean {near[0]}?" if near else ""
         yield f".env line {line}: {name} is neither a setting nor the key of an engine{hint}"
 
