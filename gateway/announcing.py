@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable, TextIO
 
 from gateway.inference import InferenceFactory
@@ -135,7 +135,7 @@ def _describe_dotenv(settings: Settings) -> Iterator[str]:
     if settings.dotenv_path is None:
         return
     yield f"settings also from {shown_path(settings)}"
-    yield from (f"warning: {warning}" for warning in dotenv_warnings(settings))
+    yield from (f"warning: {warning}" for warning in dotenv_warnings(settings.dotenv_warnings))
 
 
 def shown_path(settings: Settings) -> str:
@@ -143,9 +143,8 @@ def shown_path(settings: Settings) -> str:
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in str(settings.dotenv_path))
 
 
-def dotenv_warnings(settings: Settings) -> list[str]:
+def dotenv_warnings(warnings: Sequence[str]) -> list[str]:
     """What is to be said of lines of `.env`, no more than can be read."""
-    warnings = settings.dotenv_warnings
     left = len(warnings) - WARNINGS_MAX
     return [*warnings[:WARNINGS_MAX], *([f".env: and {left} more such lines"] if left > 0 else [])]
 
@@ -193,7 +192,7 @@ def _state(engine: Engine, settings: Settings) -> tuple[str, str]:
     # Without the pool's lock: single fields, which may change a moment later as well.
     if engine.spec.is_echo:
         return "built in", "good"
-    if engine.answered and not engine.down:
+    if (engine.answered or engine.listed is not None) and not engine.down:
         return "reached", "good"
     if engine.down:
         error = re.sub("^health check( failed)?: ", "", engine.last_error or "no answer")

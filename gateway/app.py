@@ -156,7 +156,7 @@ class Gateway:
             authentication=self.guard.authenticator.required,
             **({} if self.settings.dotenv_path is None else {"dotenv": shown_path(self.settings)}),
         )
-        for warning in dotenv_warnings(self.settings):
+        for warning in dotenv_warnings(self.settings.dotenv_warnings):
             self.telemetry.log("warning", "dotenv", message=warning)
         return self
 

@@ -111,7 +111,7 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = Non
     try:
         settings = load(os.environ, Path(DOTENV), faults_of_named, flags)
     except ConfigurationError as error:
-        return _misconfigured(error.faults, flags)
+        return _misconfigured(error.faults, flags, error.warnings)
     if command == "check":
         return _check(settings)
     return serve(settings, signals)
@@ -164,7 +164,7 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", choices=_COMMANDS, default="serve", metavar="COMMAND", help="see above")
+    parser.add_argument("command", nargs="?", default="serve", metavar="COMMAND", help="see above")
     parser.add_argument("--version", action="version", version=__version__)
     engines = parser.add_mutually_exclusive_group()
     for owner, name, metavar, what in (
@@ -178,10 +178,12 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
     known, rest = parser.parse_known_intermixed_args(arguments)
     typed = vars(known)
     command = typed.pop("command")
-    if command not in ("serve", "check"):
+    if command in _COMMANDS and command not in ("serve", "check"):
         parser.error(f"the command {command} has flags of its own, and stands before them")
-    if rest:
+    if rest:  # before the command: it may be the value of a flag that is none
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if command not in _COMMANDS:
+        parser.error(f"there is no command {command!r}; there are: {', '.join(_COMMANDS)}")
     return command, {name: value for name, value in typed.items() if value is not None}
 
 
@@ -234,10 +236,15 @@ def _state_command(command: str, arguments: list[str]) -> int:
         return _misconfigured([str(error)])
 
 
-def _misconfigured(faults: Sequence[str], flags: Container[str] = ()) -> int:
+def _misconfigured(faults: Sequence[str], flags: Container[str] = (), warnings: Sequence[str] = ()) -> int:
     from gateway.settings import as_given
 
-    return _failed([f"error: {fault}" for fault in as_given(faults, flags)], EXIT_CONFIGURATION)
+    lines = [f"error: {fault}" for fault in as_given(faults, flags)]
+    if warnings:
+        from gateway.announcing import dotenv_warnings
+
+        lines += [f"warning: {warning}" for warning in dotenv_warnings(warnings)]
+    return _failed(lines, EXIT_CONFIGURATION)
 
 
 def _failed(lines: Sequence[str], status: int) -> int:

@@ -15,11 +15,13 @@ from gateway.routing.checks import step
 
 
 class ConfigurationError(Exception):
-    """What was configured cannot work. `faults` names every fault; no text holds a secret."""
+    """What was configured cannot work. `faults` names every fault, `warnings` what may be behind it; no text holds a
+    secret."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
+    def __init__(self, faults: Sequence[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(faults))
         self.faults: tuple[str, ...] = tuple(faults)
+        self.warnings: tuple[str, ...] = tuple(warnings)
 
 
 class JsonObject(dict[str, object]):

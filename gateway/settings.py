@@ -386,8 +386,10 @@ def load(
     if fleet is not None:
         faults.extend(_engine_key_faults(fleet, texts, blank))
     faults.extend(look(MappingProxyType(values)))
+    # Not without the fleet: it names the keys of engines.
+    warnings = () if from_file is None or fleet is None else tuple(_unknown_names(from_file, fleet))
     if faults or fleet is None:
-        raise ConfigurationError(faults)
+        raise ConfigurationError(faults, warnings)
     keys = values["user_keys"] + values["admin_keys"]
     own = {f.name: values[f.name] for f in fields(Settings) if f.name in values}
     return Settings(
@@ -397,7 +399,7 @@ def load(
         engine_keys=_engine_keys(fleet, texts),
         flags=frozenset(flags),
         dotenv_path=None if dotenv_path is None or from_file is None else _absolute(dotenv_path),
-        dotenv_warnings=() if from_file is None else tuple(_unknown_names(from_file, fleet)),
+        dotenv_warnings=warnings,
     )
 
 
@@ -472,7 +474,9 @@ def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[st
         if not _NAME.fullmatch(name) or not (value or "").strip("= "):
             yield f".env line {line}: holds nothing that is known here"
             continue
-        near = get_close_matches(name.upper(), known, 1, NAMES_ALIKE)
+        # First letters are rarely mistyped, and GROQ_API_KEY is not API_KEYS.
+        alike = [one for one in known if one[0].upper() == name[0].upper()]
+        near = get_close_matches(name.upper(), alike, 1, NAMES_ALIKE)
         hint = f"; did you mean {near[0]}?" if near else ""
         yield f".env line {line}: {name} is neither a setting nor the key of an engine{hint}"
 

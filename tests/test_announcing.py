@@ -129,6 +129,8 @@ class LinesTest(unittest.TestCase):
         expected = ["every model name", "  http://h:1/v1 not probed (HEALTH_INTERVAL=0)"]
         self.assertEqual(self.lines(settings, router), expected)
         self.assertIn("weight 1, not probed (HEALTH_INTERVAL=0)", describe(settings, router))
+        router.pools["default"].engines[0].listed = ()  # it has been asked for its models, and has answered
+        self.assertEqual(self.lines(settings, router)[1:], ["  http://h:1/v1 reached"])
 
     def test_nothing_configured_is_said(self) -> None:
         settings = self.settings()

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 from gateway.announcing import WARNINGS_MAX, dotenv_warnings
+from gateway.configuration import ConfigurationError
 from gateway.settings import SETTINGS, Settings, load
 
 UNKNOWN = "is neither a setting nor the key of an engine"
@@ -60,7 +61,20 @@ class NamesTest(unittest.TestCase):
             ("LOGLEVEL", "LOG_LEVEL"),
         ):
             self.assertEqual(self.warnings(f"\n{name}=1\n"), [f".env line 2: {name} {UNKNOWN}; did you mean {near}?"])
-        self.assertEqual(self.warnings("OPENWEATHER=1"), [f".env line 1: OPENWEATHER {UNKNOWN}"])
+        for name in ("OPENWEATHER", "GROQ_API_KEY", "XAI_API_KEY"):  # a provider's key is none for clients
+            self.assertEqual(self.warnings(f"{name}=1"), [f".env line 1: {name} {UNKNOWN}"])
+
+    def test_a_fault_does_not_hide_the_name_that_was_mistyped(self) -> None:
+        with self.assertRaises(ConfigurationError) as caught:
+            self.load("HOST=0.0.0.0\nAPI_KEY=hunter2\n")
+        self.assertEqual([fault.partition(":")[0] for fault in caught.exception.faults], ["HOST"])
+        expected = (f".env line 2: API_KEY {UNKNOWN}; did you mean API_KEYS?",)
+        self.assertEqual(caught.exception.warnings, expected)
+
+    def test_without_engines_nobody_knows_which_names_are_keys(self) -> None:
+        with self.assertRaises(ConfigurationError) as caught:
+            self.load("MY_KEY=hunter2\n", ENGINES_FILE=str(self.folder / "gone.json"))
+        self.assertEqual(caught.exception.warnings, ())
 
     def test_each_line_with_its_number(self) -> None:
         text = "# mine\nPORT=1\n\nFIRST_ONE=a\nWORKERS=2\nexport SECOND_ONE='b'\nFIRST_ONE=c\n"
@@ -86,7 +100,7 @@ class NamesTest(unittest.TestCase):
 
     def test_no_more_warnings_than_can_be_read(self) -> None:
         settings = self.load("".join(f"X{number}Q=1\n" for number in range(WARNINGS_MAX + 5)))
-        warnings = dotenv_warnings(settings)
+        warnings = dotenv_warnings(settings.dotenv_warnings)
         self.assertEqual(len(warnings), WARNINGS_MAX + 1)
         self.assertEqual(warnings[-1], ".env: and 5 more such lines")
 

@@ -100,6 +100,8 @@ class CommandTest(SocketTest):
             (("--backend-url", ""), "--backend-url: must not be empty"),
             (("check", "--frob"), "--frob"),
             (("--por=1",), "--por"),
+            (("--prot", "9"), "unrecognized arguments: --prot"),
+            (("frob",), "no command 'frob'; there are: serve, check,"),
             (("--port", "1", "keys", "list"), "the command keys has flags of its own"),
             (("serve", "check"), "check"),
         ):

@@ -501,12 +501,19 @@ class AskedModelsTest(CheckerCase):
         self.tick(checker, ["a", "c"])
         self.assertEqual(sorted(self.asked), ["a", "b", "c"])
 
+    def test_the_round_has_time_for_their_answers_too(self) -> None:
+        for at_once, turns in ((64, 2), (1, 6)):
+            with mock.patch.object(prober, "MAX_PROBES_AT_ONCE", at_once), mock.patch.object(prober, "FirstRound") as r:
+                self.checker().start()
+                self.assertEqual(r.call_args[0][1], turns * 2.0 + prober.ROUND_GRACE_S)
+
     def test_the_round_has_not_ended_before_they_have_answered(self) -> None:
         checker = self.checker(known=False, interval_s=3600)
         self.asking.clear()
         checker.start()
         eventually(lambda: len(self.asked) == 3)
-        self.settle("b", Outcome("ok"))
+        for name in self.engine_names:  # an answer to a request is not enough
+            self.settle(name, Outcome("ok"))
         self.assertEqual(self.states(), ["up"] * 3)
         self.assertFalse(checker.wait_probed(0))
         self.asking.set()

@@ -354,6 +354,15 @@ class DotenvTest(SocketTest):
         for secret in SECRETS:
             self.assertNotIn(secret, stdout + process.stdout + process.stderr)
 
+    def test_what_stops_the_start_is_said_with_the_names_that_may_be_behind_it(self) -> None:
+        for command in ((), ("check",)):
+            status, stdout, stderr = run_main({}, *command, files={".env": f"HOST=0.0.0.0\nAPI_KEY={SECRETS[2]}\n"})
+            self.assertEqual((status, stdout), (2, ""))
+            error, warning = stderr.splitlines()
+            self.assertTrue(error.startswith("error: HOST: others can reach 0.0.0.0"), error)
+            self.assertEqual(warning[:9] + warning[-22:], "warning: did you mean API_KEYS?")
+            self.assertNotIn(SECRETS[2], stderr)
+
     def test_where_there_is_none_none_is_named(self) -> None:
         _, stdout, _ = run_main({}, "check")
         self.assertNotIn(".env", stdout)
