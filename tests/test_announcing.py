@@ -185,6 +185,24 @@ class LinesTest(unittest.TestCase):
         (line,) = [line for line in lines if "curl" in line]
         self.assertIn('-d "{\\"model\\": \\"a\\", ', line)
 
+    def test_on_windows_a_name_that_is_an_order_to_its_shells_is_left_out(self) -> None:
+        for name in ("x&calc", "%PATH%", "a^b", "$(calc)", 'a"b', "a`b", "a|b", "a\\b", "a>b", "a'b", "a!b!"):
+            settings = self.settings()
+            router = Router(FleetSpec((model_from(name, ["http://h:1"]),), default_model=name))
+            with mock.patch("gateway.announcing.os.name", "nt"):
+                lines = self.lines(settings, router, terminal=True)
+            (line,) = [line for line in lines if "curl" in line]
+            self.assertIn(' -d "{\\"messages\\": [', line)
+            self.assertNotIn(name, line)
+
+    def test_what_an_engine_has_said_is_no_order_to_a_terminal(self) -> None:
+        settings = self.settings(BACKEND_URL="http://h:1")
+        router = self.router(settings)
+        self.probe(router, "default", 0, "500: \x1b]0;x\x07\r\n\u202e\x9b2J \ud800")
+        expected = "  http://h:1/v1 not reached: 500: ?]0;x?????2J ?"
+        self.assertIn(expected, self.lines(settings, router))
+        self.assertTrue(describe(settings, router).endswith(", not reached: 500: ?]0;x?????2J ?"))
+
     def test_fallbacks_as_they_will_be_and_why_others_are_none(self) -> None:
         fleet = "near=http://10.0.0.1;far=http://203.0.113.5;close=http://localhost:1;x=http://api.cloud.example"
         settings = self.settings(ENGINES=fleet)
