@@ -29,6 +29,7 @@ _CODE_BY_KIND = {
     "reset": "backend_unavailable",
     "timeout": "gateway_timeout",
     "hung": "backend_unavailable",
+    "moved": "backend_unavailable",
 }
 
 
@@ -142,9 +143,17 @@ class Router:
         theirs are as well. While that is not known of a model, its prompts stay near, and none comes from there. Names
         move, so this is asked whenever a request is about to be sent.
         """
+        return not self.must_stay(asked, other) or self.is_near(other)
+
+    def must_stay(self, asked: ModelPool, other: ModelPool) -> bool:
+        """Whether what `asked` cannot answer may be sent to `other` only where that is near."""
         if asked is other or other.name in self._own_lists.get(asked.name, ()):
-            return True
-        return self._near(asked) is False or self._near(other) is True
+            return False
+        return self._near(asked) is not False
+
+    def is_near(self, pool: ModelPool) -> bool:
+        """Whether all of a model's engines are known to be near."""
+        return self._near(pool) is True
 
     def _near(self, pool: ModelPool) -> Optional[bool]:
         return are_near([engine.spec for engine in pool.engines], self._is_near)
@@ -348,6 +357,11 @@ class Tries:
         """Whether the engine has asked for a long pause while there is another model to try."""
         pause_s = self._pauses_s.get(engine, 0.0)
         return pause_s > BACKOFF_MAX_S and any(map(self.may_ask, self._pools[self._index + 1 :]))
+
+    @property
+    def asked(self) -> ModelPool:
+        """The model whose route it is."""
+        return self._pools[0]
 
     def may_ask(self, pool: ModelPool) -> bool:
         """Whether the request may be sent there now: see `Router.reaches`."""
