@@ -190,11 +190,18 @@ def _describe_engine(engine: Engine, settings: Settings) -> str:
     if spec.model is not None:
         parts.append(f"model {spec.model}")
     if spec.api_key_env is not None:
-        unset = "" if spec.api_key_env in settings.engine_keys else ", which is not set"
-        parts.append(f"key from {spec.api_key_env}{unset}")
+        parts.append(f"key from {_variable(spec.api_key_env, settings)}")
     if not spec.is_echo:
         parts.append(_state(engine, settings)[0])
     return ", ".join(parts)
+
+
+def _variable(name: str, settings: Settings) -> str:
+    if name in settings.engine_keys:
+        return name
+    # Who misread `api_key_env` may have put the key itself there, such as gsk_...: names of variables have no small
+    # letters.
+    return f"{name if name.isupper() else 'a variable'}, which is not set"
 
 
 def _state(engine: Engine, settings: Settings) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from gateway.announcing import (
 )
 from gateway.inference import InferenceFactory
 from gateway.routing.router import Router
-from gateway.routing.specs import FleetSpec, model_from
+from gateway.routing.specs import EngineSpec, FleetSpec, model_from
 from gateway.settings import Settings, load
 from tests.naming import Names
 from tests.support import TIMEOUT_S
@@ -194,6 +195,13 @@ class LinesTest(unittest.TestCase):
             (line,) = [line for line in lines if "curl" in line]
             self.assertIn(' -d "{\\"messages\\": [', line)
             self.assertNotIn(name, line)
+
+    def test_a_key_in_the_place_of_its_variable_is_not_shown(self) -> None:
+        settings = self.settings()
+        for name, told in (("gsk_Hunter2", "a variable"), ("hunter2", "a variable"), ("MY_KEY2", "MY_KEY2")):
+            router = Router(FleetSpec((model_from("m", [EngineSpec("http://h:1", api_key_env=name)]),)))
+            text = describe(dataclasses.replace(settings, fleet=router.fleet), router)
+            self.assertIn(f", key from {told}, which is not set, no answer yet", text)
 
     def test_what_an_engine_has_said_is_no_order_to_a_terminal(self) -> None:
         settings = self.settings(BACKEND_URL="http://h:1")
