@@ -67,6 +67,9 @@ class Router:
         self._is_near = is_near
         self.accusers = Accusers(clock)
         self.pools: dict[str, ModelPool] = {}
+        # What each engine has said, and what is listed because of it.
+        self._listed: tuple[list[tuple[EngineSpec, Optional[tuple[ListedModel, ...]]]], tuple[ListedModel, ...]]
+        self._listed = ([], ())
         self.reload(fleet)
 
     def reload(self, fleet: FleetSpec, renewed: Collection[str] = ()) -> tuple[Engine, ...]:
@@ -185,12 +188,19 @@ class Router:
         and for other fleets. Takes no lock."""
         if not self.fleet.wildcard:
             return ()
+        engines = next(iter(self.pools.values())).engines
+        said = [(engine.spec, engine.listed) for engine in engines]
+        before, listed = self._listed
+        # Every request may ask, and some list hundreds. `listed` is replaced whole, so one `is` tells.
+        if len(said) == len(before) and all(a is c and b is d for (a, b), (c, d) in zip(said, before)):
+            return listed
         found: dict[str, ListedModel] = {}
-        for engine in next(iter(self.pools.values())).engines:
-            own = engine.spec.model
-            for one in engine.listed or () if own is None else (ListedModel(own),):
+        for spec, names in said:
+            for one in names or () if spec.model is None else (ListedModel(spec.model),):
                 found.setdefault(one.id, one)
-        return tuple(found.values())
+        listed = tuple(found.values())
+        self._listed = (said, listed)  # replaced whole; of two at once, each is right
+        return listed
 
     def unnamed(self) -> Optional[str]:
         """The model of a request that names none, where one engine serves every name: the default that was set, else
@@ -208,7 +218,7 @@ class Router:
         engine serves every name, those that it has listed."""
         before, names = self._counted
         listed = self.listed()
-        if listed == before:
+        if listed is before or not listed:
             return names
         new = [one.id for one in listed if one.id not in names][: max(0, COUNTED_NAMES_MAX - len(names))]
         names = {**names, **{name: name for name in new}}
