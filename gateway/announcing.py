@@ -22,6 +22,7 @@ from gateway.routing.specs import FleetSpec, ModelSpec
 from gateway.settings import Settings
 
 LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
+ERROR_CHARS = 200  # of what an engine has said
 LISTED_MAX = 8  # of the names that an engine lists
 WARNINGS_MAX = 20  # of lines of `.env` that are warned about one by one
 LOOK_S = 10.0  # how long engines are waited for; those that have not answered by then are said not to have
@@ -30,6 +31,9 @@ NO_ENGINE = "no engine configured: answering by echo; set BACKEND_URL, ENGINES o
 
 Paint = Callable[[str, str], str]
 """Colours a text: "good", "bad" or "dim"."""
+
+# What no shell of Windows takes for an order. They disagree on quoting, and the name may be a stranger's.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._:/@+-]+")
 
 _CODES = {"good": "32", "bad": "31", "dim": "2"}
 
@@ -140,7 +144,12 @@ def _describe_dotenv(settings: Settings) -> Iterator[str]:
 
 def shown_path(settings: Settings) -> str:
     """The `.env` that was read, without characters that a terminal would take for orders."""
-    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in str(settings.dotenv_path))
+    return _printable(str(settings.dotenv_path), "\udc80", "\udcff")
+
+
+def _printable(text: str, first: str = "", last: str = "") -> str:
+    """A text that is no order to a terminal; the characters from `first` to `last` stay as well."""
+    return "".join(c if c.isprintable() or first <= c <= last else "?" for c in text)
 
 
 def dotenv_warnings(warnings: Sequence[str]) -> list[str]:
@@ -180,11 +189,18 @@ def _describe_engine(engine: Engine, settings: Settings) -> str:
     if spec.model is not None:
         parts.append(f"model {spec.model}")
     if spec.api_key_env is not None:
-        unset = "" if spec.api_key_env in settings.engine_keys else ", which is not set"
-        parts.append(f"key from {spec.api_key_env}{unset}")
+        parts.append(f"key from {_variable(spec.api_key_env, settings)}")
     if not spec.is_echo:
         parts.append(_state(engine, settings)[0])
     return ", ".join(parts)
+
+
+def _variable(name: str, settings: Settings) -> str:
+    if name in settings.engine_keys:
+        return name
+    # Who misread `api_key_env` may have put the key itself there, such as gsk_...: names of variables have no small
+    # letters.
+    return f"{name if name.isupper() else 'a variable'}, which is not set"
 
 
 def _state(engine: Engine, settings: Settings) -> tuple[str, str]:
@@ -196,7 +212,7 @@ def _state(engine: Engine, settings: Settings) -> tuple[str, str]:
         return "reached", "good"
     if engine.down:
         error = re.sub("^health check( failed)?: ", "", engine.last_error or "no answer")
-        return f"not reached: {error}", "bad"
+        return f"not reached: {_printable(error[:ERROR_CHARS])}", "bad"  # it may be a stranger's words
     if not settings.health_interval_s:
         return "not probed (HEALTH_INTERVAL=0)", "dim"
     return "no answer yet", "bad"
@@ -258,10 +274,13 @@ def _to_paste(router: Router, url: str, authenticated: bool) -> list[str]:
     """A request for a shell: one line and its continuation, or for Windows' one line."""
     # One engine for every name may know no other name than its own.
     model = router.unnamed() if router.fleet.wildcard else router.fleet.default_model
-    named = {} if model is None else {"model": model}
+    quote, joint = (shlex.quote, " \\\n    ") if os.name == "posix" else (_quoted_for_windows, " ")
+    if model is None or not (os.name == "posix" or _PLAIN_NAME.fullmatch(model)):
+        named = {}  # then it is the same one
+    else:
+        named = {"model": model}
     body = json.dumps({**named, "messages": [{"role": "user", "content": "hi"}]})
     headers = ["Content-Type: application/json", *(["Authorization: Bearer <key>"] if authenticated else [])]
-    quote, joint = (shlex.quote, " \\\n    ") if os.name == "posix" else (_quoted_for_windows, " ")
     words = [f"curl {url}/v1/chat/completions", *[f"-H {quote(header)}" for header in headers], f"-d {quote(body)}"]
     return ["try it:", f"  {joint.join(words)}"]
 

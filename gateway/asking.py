@@ -169,7 +169,7 @@ class Asker:
         if engine.spec.is_echo:
             return asking
         asking.began_s = time.monotonic()
-        attempt = self._attempt_for(asking.tries, step, asking.deadline_s)
+        attempt = self._attempt_of(asking.tries, step, asking.deadline_s)
         try:
             open_stream = functools.partial(self._open_stream, call, engine, None) if call.stream else None
             asking.sent = self._client.send(*self._prepare(call, pool, engine, attempt), open_stream)
@@ -345,7 +345,10 @@ class Asker:
 
     # --- one try ---------------------------------------------------------------------------------------------------
 
-    def _attempt_for(self, request: Leaver, step: Step, deadline_s: float) -> Attempt:
+    def _attempt_of(self, tries: Tries, step: Step, deadline_s: float) -> Attempt:
+        return self._attempt_for(tries, step, deadline_s, self._router.must_stay(tries.asked, step.pool))
+
+    def _attempt_for(self, request: Leaver, step: Step, deadline_s: float, must_stay: bool) -> Attempt:
         """The attempt at the engine that a step has a place on; it may be ended for another one until `_over`, or the
         end of `_try`."""
         limit_s = step.pool.spec.attempt_timeout_s
@@ -359,6 +362,7 @@ class Asker:
         if limit_s is not None:
             deadline_s = min(deadline_s, now_s + limit_s)
         attempt = Attempt(deadline_s, (step.pool.name, lease.engine.id))
+        attempt.must_stay = must_stay
         self._rescue.enter(attempt, request, lease)
         return attempt
 
@@ -377,7 +381,7 @@ class Asker:
     def _try_step(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Tried:
         began_s = time.monotonic()
         if step.pool.spec.hedge_after_ms is None:
-            tried = self._try(call, step, self._attempt_for(tries, step, deadline_s))
+            tried = self._try(call, step, self._attempt_of(tries, step, deadline_s))
         else:
             tried = self._try_hedged(call, tries, step, deadline_s)
         call.engine_s += time.monotonic() - began_s
@@ -420,6 +424,7 @@ class Asker:
                     result.response.close()
                     raise attempt.failure()
                 stream = result
+                call.must_stay = attempt.must_stay
             outcome = OK
             return Tried(result, pool, lease.engine)
         except GatewayError:
@@ -600,7 +605,7 @@ class Asker:
     def _try_hedged(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Tried:
         """Try one engine, and a second one too when the first has not answered in time; the first answer wins."""
         after_s = step.pool.hedge_after_s()
-        attempt = self._attempt_for(tries, step, deadline_s)
+        attempt = self._attempt_of(tries, step, deadline_s)
         if after_s is None:
             return self._try(call, step, attempt)
 
@@ -609,7 +614,7 @@ class Asker:
             if other is None:
                 return None
             call.hedged = True
-            return self._try(call, other, race.enter(self._attempt_for(tries, other, deadline_s)))
+            return self._try(call, other, race.enter(self._attempt_of(tries, other, deadline_s)))
 
         race = Race(attempt, time.monotonic() + after_s, second)
         self._hedges.watch(race)
@@ -641,6 +646,8 @@ class Asker:
         pool = self._router.pools.get(call.served_model or "")
         if text is None or pool is None or call.resumed >= self._retry_attempts:
             return None
+        if call.must_stay and not self._router.is_near(pool):  # by now
+            return None
         onward = call.continuation(text)
         deadline_s = time.monotonic() + self._limits.first_token_s
         others = [engine for engine in pool.engines if not engine.spec.resume or engine.id == call.engine_id]
@@ -657,7 +664,8 @@ class Asker:
             step = Step(pool, lease)
             began_s = time.monotonic()
             try:
-                tried = self._try(onward, step, self._attempt_for(request, step, deadline_s), broken.events)
+                attempt = self._attempt_for(request, step, deadline_s, call.must_stay)
+                tried = self._try(onward, step, attempt, broken.events)
             except EngineFailed:
                 return None  # the gateway itself has run short of something
             call.engine_s += time.monotonic() - began_s

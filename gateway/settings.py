@@ -471,7 +471,7 @@ def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[st
     for line, name, value in from_file.assignments:
         if name in known:
             continue
-        if not _NAME.fullmatch(name) or not (value or "").strip("= "):
+        if not _NAME.fullmatch(name) or not (value or "").strip("= ") or (value or "").startswith("="):
             yield f".env line {line}: holds nothing that is known here"
             continue
         # First letters are rarely mistyped, and GROQ_API_KEY is not API_KEYS.

@@ -229,7 +229,9 @@ class _Worker:
             self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it, and what it has started."""
+        """End it, and what it has started; once its end has been seen, its number may be another one's."""
+        if self.process.returncode is not None:
+            return
         end_group(self.process.pid)
         self.process.kill()
 

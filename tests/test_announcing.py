@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from gateway.announcing import (
 )
 from gateway.inference import InferenceFactory
 from gateway.routing.router import Router
-from gateway.routing.specs import FleetSpec, model_from
+from gateway.routing.specs import EngineSpec, FleetSpec, model_from
 from gateway.settings import Settings, load
 from tests.naming import Names
 from tests.support import TIMEOUT_S
@@ -186,6 +187,31 @@ class LinesTest(unittest.TestCase):
             lines = self.lines(settings, router, terminal=True)
         (line,) = [line for line in lines if "curl" in line]
         self.assertIn('-d "{\\"model\\": \\"a\\", ', line)
+
+    def test_on_windows_a_name_that_is_an_order_to_its_shells_is_left_out(self) -> None:
+        for name in ("x&calc", "%PATH%", "a^b", "$(calc)", 'a"b', "a`b", "a|b", "a\\b", "a>b", "a'b", "a!b!"):
+            settings = self.settings()
+            router = Router(FleetSpec((model_from(name, ["http://h:1"]),), default_model=name))
+            with mock.patch("gateway.announcing.os.name", "nt"):
+                lines = self.lines(settings, router, terminal=True)
+            (line,) = [line for line in lines if "curl" in line]
+            self.assertIn(' -d "{\\"messages\\": [', line)
+            self.assertNotIn(name, line)
+
+    def test_a_key_in_the_place_of_its_variable_is_not_shown(self) -> None:
+        settings = self.settings()
+        for name, told in (("gsk_Hunter2", "a variable"), ("hunter2", "a variable"), ("MY_KEY2", "MY_KEY2")):
+            router = Router(FleetSpec((model_from("m", [EngineSpec("http://h:1", api_key_env=name)]),)))
+            text = describe(dataclasses.replace(settings, fleet=router.fleet), router)
+            self.assertIn(f", key from {told}, which is not set, no answer yet", text)
+
+    def test_what_an_engine_has_said_is_no_order_to_a_terminal(self) -> None:
+        settings = self.settings(BACKEND_URL="http://h:1")
+        router = self.router(settings)
+        self.probe(router, "default", 0, "500: \x1b]0;x\x07\r\n\u202e\x9b2J \ud800")
+        expected = "  http://h:1/v1 not reached: 500: ?]0;x?????2J ?"
+        self.assertIn(expected, self.lines(settings, router))
+        self.assertTrue(describe(settings, router).endswith(", not reached: 500: ?]0;x?????2J ?"))
 
     def test_fallbacks_as_they_will_be_and_why_others_are_none(self) -> None:
         fleet = "near=http://10.0.0.1;far=http://203.0.113.5;close=http://localhost:1;x=http://api.cloud.example"

@@ -86,6 +86,8 @@ class NamesTest(unittest.TestCase):
             "c2VjcmV0LXBhc3RlZA==",  # base64
             "QUtJQUlPU0ZPRE5ON0VYQU1QTEU=",
             "QUtJQUlPU0ZPRE5ON0VYQU1QTEU = ",
+            "c2VjcmV0LXBhc3RlZA==;",
+            "c2VjcmV0LXBhc3RlZA==,",
             "sk-proj-hunter2=x",
             "gsk.hunter2=x",
             "hunter2" * 10 + "=x",

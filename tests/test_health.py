@@ -296,6 +296,18 @@ class CheckerTest(CheckerCase):
         gate.set()
         eventually(lambda: self.probes.seen == ["a", "c"])
 
+    def test_closing_does_not_wait_for_a_probe_as_long_as_that_may_take(self) -> None:
+        self.probes.held = {name: threading.Event() for name in self.engine_names}
+        checker = self.checker()
+        checker.tick()
+        eventually(lambda: len(self.probes.seen) == 3)
+        with mock.patch.object(prober, "CLOSE_S", 0.01):
+            checker.close()
+        self.assertEqual(len(checker._under_way), 3)
+        for event in self.probes.held.values():
+            event.set()
+        eventually(lambda: not checker._under_way)
+
     def test_nothing_follows_once_it_is_closed(self) -> None:
         checker, gate = self.one_under_way()
         closing = threading.Thread(target=checker.close, name="closing")

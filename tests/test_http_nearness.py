@@ -6,16 +6,20 @@ What is far has a public address, and connections there lead to this machine: no
 from __future__ import annotations
 
 import socket
+import tempfile
 import unittest
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from gateway.errors import GatewayError
+from gateway.fleet import load_engines_file
 from gateway.inference import InferenceFactory
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.upstream.resolver import Resolver
 from tests.naming import Names, resolver_threads
-from tests.resilience import ResilienceTest, ask
+from tests.resilience import ResilienceTest, ask, fleet
+from tests.scripted import STREAM_HEAD, chunked, delta
 from tests.support import MockEngine, RunningGateway, dead_url, eventually
 
 CLOUD = "api.cloud.example"
@@ -140,6 +144,39 @@ class NearnessTest(ResilienceTest):
         self.assert_error(running.post(ask()), 502, "backend_unavailable")
         self.assertEqual((len(self.cloud.requests), set(self.reached)), (asked, {PRIVATE}))
 
+    def test_nothing_is_sent_where_a_name_has_moved_away_to_since_it_was_chosen(self) -> None:
+        self.names.answers[CLOUD] = [PRIVATE]
+        running = self.serve(self.models(), DNS_TTL=0)
+        resolver = running.app.factory.client.resolver
+        for body in (ask(), ask(stream=True)):
+            self.names.answers[CLOUD] = [PRIVATE]
+            resolver.addresses(CLOUD, float("inf"))
+            self.names.answers[CLOUD] = [PUBLIC]  # which the next look-up, that of the connection, finds
+            self.assert_error(running.post(body), 502, "backend_unavailable")
+            self.assertIs(running.app.factory.client.is_near(CLOUD), False)
+        self.assertEqual(self.cloud.requests, [])
+        self.names.answers[CLOUD] = [PRIVATE]
+        resolver.addresses(CLOUD, float("inf"))
+        self.assert_falls_back(running, ask(), "m->cloud")
+        self.assert_nothing_held(running)
+
+    def test_a_broken_stream_does_not_go_on_where_a_reload_has_taken_its_fallback(self) -> None:
+        broken = self.scripted()
+        near, far = {"url": broken.url, "resume": True}, {"url": self.url(self.cloud, PUBLIC), "resume": True}
+        for models in ({"m": {"engines": [dead_url()]}}, {"m": {"engines": [dead_url()], "fallbacks": ["b"]}}):
+            running = self.serve({**models, "b": {"engines": [near]}})
+            client = self.begin(running, ask(stream=True))
+            side = broken.take()
+            side.send(STREAM_HEAD + chunked(delta("Once ")))
+            self.assertEqual(client.read_head().status, 200)
+            path = Path(self.enter(tempfile.TemporaryDirectory())) / "engines.json"
+            path.write_text(fleet({**models, "b": {"engines": [near, far]}}), "utf-8")
+            running.app.factory.reload(load_engines_file(path))
+            side.close()
+            named = "fallbacks" in models["m"]
+            self.assertEqual("data: [DONE]" in client.read_events(), named)
+            self.assertEqual(self.reached, [PUBLIC] if named else [])
+
     def test_a_place_that_was_waited_for_is_not_taken_where_a_name_has_moved_away(self) -> None:
         self.names.answers[CLOUD] = [PRIVATE]
         slow = self.scripted()
@@ -169,14 +206,14 @@ class NearnessTest(ResilienceTest):
         self.assertEqual(self.reached, [])
 
     def test_a_reload_may_bring_a_model_near_and_take_it_away(self) -> None:
-        fleet = lambda host: FleetSpec(  # noqa: E731
+        fleet_at = lambda host: FleetSpec(  # noqa: E731
             (model_from("m", [dead_url()]), model_from("cloud", [self.url(self.cloud, host)]))
         )
         running = self.serve_known(self.models())
         self.assert_stays(running, ask())
-        running.app.factory.reload(fleet("localhost"))
+        running.app.factory.reload(fleet_at("localhost"))
         self.assert_falls_back(running, ask(), "m->cloud")
-        running.app.factory.reload(fleet(PUBLIC))
+        running.app.factory.reload(fleet_at(PUBLIC))
         self.assert_error(running.post(ask()), 502, "backend_unavailable")
         self.assertEqual(self.reached, [])
 

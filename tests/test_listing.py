@@ -140,6 +140,13 @@ class AskTest(SocketTest):
         self.assertEqual(self.ask(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n" + b" " * size), ())
         self.assertEqual(self.ask(b"HTTP/1.1 200 OK\r\nX: " + b"x" * size), ())
 
+    def test_nor_is_what_goes_on_around_a_body(self) -> None:
+        count = 64 * listing.LIST_MAX_BYTES // 50_000
+        interim = b"HTTP/1.1 100 Continue\r\nX: " + b"x" * 50_000 + b"\r\n\r\n"
+        self.assertEqual(self.ask(interim * count), ())
+        chunks = (b"1;" + b"x" * 50_000 + b"\r\n \r\n") * count
+        self.assertEqual(self.ask(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks), ())
+
     def test_what_says_nothing_of_the_list_is_no_answer(self) -> None:
         for status in ("401 Unauthorized", "403 Forbidden", "429 Too Many Requests", "500 Oops", "503 Loading"):
             with self.subTest(status):

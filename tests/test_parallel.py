@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import re
 import shutil
 import signal
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import unittest
 from pathlib import Path
 from typing import Optional
 from unittest import mock
 
+from tests import parallel
 from tests.parallel import wanted_processes
 from tests.support import ROOT, TIMEOUT_S, SocketTest, process_environment
 
@@ -521,6 +524,15 @@ class EndTest(ProjectTest):
         process.kill()
         process.communicate(timeout=WAIT_S)
         self.assert_gone(workers)
+
+
+class KillTest(unittest.TestCase):
+    def test_what_has_the_number_of_a_worker_that_has_ended_is_left_alone(self) -> None:
+        worker = parallel._Worker(queue.Queue())
+        worker.end(time.monotonic() + WAIT_S)
+        with mock.patch.object(parallel, "end_group") as end_group:
+            worker.kill()
+        end_group.assert_not_called()
 
 
 @unittest.skipUnless(hasattr(os, "killpg"), "no process groups")

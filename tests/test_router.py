@@ -9,6 +9,7 @@ from typing import Optional
 
 from gateway.errors import GatewayError, RequestRefused
 from gateway.routing.breaker import BreakerPolicy
+from gateway.routing.engine import ListedModel
 from gateway.routing.line import Lease
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router, Tries
@@ -674,6 +675,22 @@ class ReloadTest(RouterTest):
         step = Tries(route, 3, b"").next()
         assert step is not None and step.lease is not None
         self.assertEqual(step.lease.engine.id, "x0")
+
+    def test_what_is_listed_is_made_once_until_an_engine_says_something_else(self) -> None:
+        fleet = FleetSpec((model("default", 1),), wildcard=True)
+        router = Router(fleet)
+        (engine,) = router.pools["default"].engines
+        for names in (["a", "b", "a"], ["c"], ["c"], []):
+            engine.listed = tuple(map(ListedModel, names))
+            listed, counted = router.listed(), router.counted_names()
+            self.assertEqual([one.id for one in listed], list(dict.fromkeys(names)))
+            self.assertIs(router.listed(), listed)
+            self.assertIs(router.counted_names(), counted)
+        self.assertEqual(set(counted), {"default", "a", "b", "c"})
+        router.reload(FleetSpec((ModelSpec("default", (EngineSpec("http://x:1", model="own"),)),), wildcard=True))
+        self.assertEqual(router.listed(), (ListedModel("own"),))
+        router.reload(FleetSpec((model("default", 1),)))
+        self.assertEqual(router.listed(), ())
 
 
 if __name__ == "__main__":

@@ -374,6 +374,8 @@ class KeysTest(SettingsCase):
             {"BACKEND_URL": "http://u:hunter2@h"},
             {"BACKEND_URL": "http://h/v1?key=hunter2"},
             {"ENGINES": "a=http://u:hunter2@h;http://u:hunter2@h"},
+            {"ENGINES": "a=http://u:hunter2,x@h"},
+            {"ENGINES": "a=http://u:hunter2;x@h"},
             {"ENGINES_FILE": str(path)},
             {"API_KEYS": "a:hunter2", "PORT": "x"},
         ]

@@ -79,7 +79,8 @@ def parse_engine_url(url: str) -> EngineAddress:
     port = DEFAULT_PORT_BY_SCHEME[scheme]
     if port_text is not None:
         if not re.fullmatch("[0-9]{1,5}", port_text) or not 1 <= int(port_text) <= 65535:
-            raise ValueError(f"must have a port from 1 to 65535, {shown}")
+            # What is no number may be a password, cut from its @ where ENGINES is cut.
+            raise ValueError(f"must have a port from 1 to 65535{f', {shown}' if port_text.isdecimal() else ''}")
         port = int(port_text)
     if path and not _PATH.fullmatch(path):
         raise ValueError(f"must have other characters in its path %-encoded, {shown}")

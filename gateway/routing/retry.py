@@ -67,6 +67,7 @@ _VERDICTS: dict[str, Verdict] = {
     "unasked_stream": Verdict("none", True),
     # It was started without what this request takes, such as embeddings: it may be well in all else.
     "not_implemented": Verdict("none", True),
+    "moved": Verdict("none", True),  # away from where the request may go: nothing has been sent
     "rate_limited": Verdict("rest", True),
     "unauthorized": Verdict("misconfigured", True),
     "rejected": Verdict("good", False),  # the caller's fault, and proof that the engine is alive

@@ -29,6 +29,7 @@ _CODE_BY_KIND = {
     "reset": "backend_unavailable",
     "timeout": "gateway_timeout",
     "hung": "backend_unavailable",
+    "moved": "backend_unavailable",
 }
 
 
@@ -66,6 +67,9 @@ class Router:
         self._is_near = is_near
         self.accusers = Accusers(clock)
         self.pools: dict[str, ModelPool] = {}
+        # What each engine has said, and what is listed because of it.
+        self._listed: tuple[list[tuple[EngineSpec, Optional[tuple[ListedModel, ...]]]], tuple[ListedModel, ...]]
+        self._listed = ([], ())
         self.reload(fleet)
 
     def reload(self, fleet: FleetSpec, renewed: Collection[str] = ()) -> tuple[Engine, ...]:
@@ -142,9 +146,17 @@ class Router:
         theirs are as well. While that is not known of a model, its prompts stay near, and none comes from there. Names
         move, so this is asked whenever a request is about to be sent.
         """
+        return not self.must_stay(asked, other) or self.is_near(other)
+
+    def must_stay(self, asked: ModelPool, other: ModelPool) -> bool:
+        """Whether what `asked` cannot answer may be sent to `other` only where that is near."""
         if asked is other or other.name in self._own_lists.get(asked.name, ()):
-            return True
-        return self._near(asked) is False or self._near(other) is True
+            return False
+        return self._near(asked) is not False
+
+    def is_near(self, pool: ModelPool) -> bool:
+        """Whether all of a model's engines are known to be near."""
+        return self._near(pool) is True
 
     def _near(self, pool: ModelPool) -> Optional[bool]:
         return are_near([engine.spec for engine in pool.engines], self._is_near)
@@ -176,12 +188,19 @@ class Router:
         and for other fleets. Takes no lock."""
         if not self.fleet.wildcard:
             return ()
+        engines = next(iter(self.pools.values())).engines
+        said = [(engine.spec, engine.listed) for engine in engines]
+        before, listed = self._listed
+        # Every request may ask, and some list hundreds. `listed` is replaced whole, so one `is` tells.
+        if len(said) == len(before) and all(a is c and b is d for (a, b), (c, d) in zip(said, before)):
+            return listed
         found: dict[str, ListedModel] = {}
-        for engine in next(iter(self.pools.values())).engines:
-            own = engine.spec.model
-            for one in engine.listed or () if own is None else (ListedModel(own),):
+        for spec, names in said:
+            for one in names or () if spec.model is None else (ListedModel(spec.model),):
                 found.setdefault(one.id, one)
-        return tuple(found.values())
+        listed = tuple(found.values())
+        self._listed = (said, listed)  # replaced whole; of two at once, each is right
+        return listed
 
     def unnamed(self) -> Optional[str]:
         """The model of a request that names none, where one engine serves every name: the default that was set, else
@@ -199,7 +218,7 @@ class Router:
         engine serves every name, those that it has listed."""
         before, names = self._counted
         listed = self.listed()
-        if listed == before:
+        if listed is before or not listed:
             return names
         new = [one.id for one in listed if one.id not in names][: max(0, COUNTED_NAMES_MAX - len(names))]
         names = {**names, **{name: name for name in new}}
@@ -348,6 +367,11 @@ class Tries:
         """Whether the engine has asked for a long pause while there is another model to try."""
         pause_s = self._pauses_s.get(engine, 0.0)
         return pause_s > BACKOFF_MAX_S and any(map(self.may_ask, self._pools[self._index + 1 :]))
+
+    @property
+    def asked(self) -> ModelPool:
+        """The model whose route it is."""
+        return self._pools[0]
 
     def may_ask(self, pool: ModelPool) -> bool:
         """Whether the request may be sent there now: see `Router.reaches`."""

@@ -24,6 +24,7 @@ OUTCOMES: frozenset[str] = frozenset(
         "invalid",
         "truncated",
         "unasked_stream",
+        "moved",
         "rate_limited",
         "unauthorized",
         "rejected",

@@ -11,12 +11,14 @@ import time
 from typing import Callable, Optional
 
 from gateway.errors import ClientGone
+from gateway.routing.nearness import is_near_address
 from gateway.routing.retry import Outcome
 from gateway.upstream.connections import Asked, Connection
 from gateway.upstream.shortage import in_connecting, overloaded
 
 NO_ANSWER = "the engine closed the connection without an answer"
 NOT_ACCEPTED = "the engine did not accept a connection in time"
+MOVED = "the engine's name has moved out of the private network"
 HUNG = "hung"  # why an attempt is ended whose request goes to another engine
 
 
@@ -55,12 +57,14 @@ class Attempt:
         "connection",
         "deadline_s",
         "masked",
+        "must_stay",
         "replays",
     )
 
     def __init__(self, deadline_s: float, asked: Asked = ("", "")) -> None:
         self.deadline_s = deadline_s
         self.asked = asked
+        self.must_stay = False  # nothing may be sent but to an address that is near
         self.asks_usage = False  # whether the gateway has added to the request that a stream's usage be told
         # What is left of the one replay of a request, shared by all of its attempts: whoever takes it out may send once
         # more when a kept connection has died. Without it only a fresh one will do, whose end means something.
@@ -73,7 +77,11 @@ class Attempt:
         self.connection: Optional[Connection] = None
 
     def attach(self, connection: Connection) -> None:
-        """Run on `connection`; raises what `failure()` gives if the attempt has been ended meanwhile."""
+        """Run on `connection`; raises what `failure()` gives if the attempt has been ended meanwhile, and EngineFault
+        where it leads too far: the name has got other addresses since it was chosen."""
+        if self.must_stay and connection.address is not None and not is_near_address(connection.address[1][0]):
+            connection.close()
+            raise EngineFault(Outcome("moved", MOVED))
         connection.own(self)
         connection.asked = self.asked
         self.connection = connection

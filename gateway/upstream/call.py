@@ -43,6 +43,7 @@ class Call:
         "idempotency_key",
         "may_use",
         "model",
+        "must_stay",
         "origin",
         "path",
         "priority",
@@ -102,6 +103,7 @@ class Call:
         self.replays = [True]  # the one replay that a request has, whatever engine it goes to; empty: used up
         self.resumed = 0
         self.waited_s = 0.0
+        self.must_stay = False  # what answers is a fallback that is one because it is near
         self.origin: Optional[Call] = None  # whose stream this call goes on with
         self._attempts: dict[Attempt, None] = {}
         self._waiting_on: Optional[threading.Event] = None

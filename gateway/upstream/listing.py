@@ -24,6 +24,7 @@ from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.resolver import Resolver
 
 LIST_MAX_BYTES = 1 << 20
+HEARD_MAX_BYTES = 2 << 20  # with heads, interim answers and what frames chunks: their number is bounded nowhere else
 LIST_MAX_MODELS = 1000
 TOKENS_MAX = 1_000_000_000  # of a context, as in the engines file
 DIGITS_MAX = 18  # of a whole number: longer ones take some Pythons seconds
@@ -102,11 +103,12 @@ def _request(spec: EngineSpec, secret: str) -> bytes:
 
 
 class _Source(io.RawIOBase):
-    """What a socket gives until the deadline."""
+    """What a socket gives until the deadline, and no more than HEARD_MAX_BYTES of it: then it raises HTTPException."""
 
     def __init__(self, sock: socket.socket, deadline_s: float) -> None:
         self._sock = sock
         self._deadline_s = deadline_s
+        self._left_bytes = HEARD_MAX_BYTES
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """What HTTPResponse asks a socket for."""
@@ -120,7 +122,11 @@ class _Source(io.RawIOBase):
         if left_s <= 0:
             raise socket.timeout
         self._sock.settimeout(left_s)  # a socket's own timeout is per read
-        return self._sock.recv_into(buffer)
+        count = self._sock.recv_into(buffer)
+        self._left_bytes -= count
+        if self._left_bytes < 0:
+            raise http.client.HTTPException("there is no end of it")
+        return count
 
 
 def _read(response: http.client.HTTPResponse) -> Optional[tuple[ListedModel, ...]]:

@@ -37,6 +37,7 @@ FAILS_UNANSWERED = 1  # failed probes that take out an engine that has never ans
 HOUSEKEEPING_S = 5.0  # between two ticks, without probes
 ROUND_GRACE_S = 0.5  # for what the first round takes beside the probes' own time limits
 LOOK_S = 0.02  # how often who waits for the first round looks whether traffic has vouched for an engine
+CLOSE_S = 5.0  # for probes to end when all ends: HEALTH_TIMEOUT may be hours, and nothing is lost with their threads
 STATUS_LINE_MAX_BYTES = 4096
 
 
@@ -292,14 +293,15 @@ class HealthChecker:
             self._begin(*following)
 
     def close(self) -> None:
-        """Stop; waits for probes under way, each bounded by the probe's own time limit."""
+        """Stop; waits for probes under way, which have their own time limit, CLOSE_S seconds at most for them all."""
         with self._lock:
             self._closed = True
             self._ending.set()
             timer = self._timer
             probes = list(self._under_way.values())
+        deadline_s = time.monotonic() + CLOSE_S
         if timer is not None:
             timer.cancel()
-            timer.join(self._timeout_s + 1.0)
+            timer.join(CLOSE_S)
         for thread in probes:
-            thread.join(self._timeout_s + 1.0)
+            thread.join(max(0.0, deadline_s - time.monotonic()))

@@ -1,8 +1,8 @@
 """Event streams of engines: events, comments, line ends, ends and errors in every order, cut anywhere.
 
 Rules, besides those of `checks.py`: a client that got a 200 gets whole lines that the engine sent, in their order,
-none left out (but events that only tell usage) and with nothing changed (but usage that it did not ask for, and
-numbers that are none), then `[DONE]` and the body's end, or one error event and no `[DONE]`; never `[DONE]` where the
+none left out (but events of usage) and with nothing changed (but usage that it did not ask for, and numbers that are
+none), then `[DONE]` and the body's end, or one error event and no `[DONE]`; never `[DONE]` where the
 engine has given no reason; nothing behind the engine's end reaches it; what it gets does not depend on how the stream
 was cut (but for events that look like the usual delta and are not JSON: those are not parsed where they come alone);
 the next request on its connection gets its own answer.
@@ -228,15 +228,17 @@ def judge(asked: Asked) -> Iterator[tuple[str, str]]:
 
 
 def events_in(payload: bytes) -> Iterator[bytes]:
-    """The events before `[DONE]`, but for those that only tell usage, which not every client wants."""
+    """The events before `[DONE]`, but for those of usage, which not every client wants, with what rides on them."""
     for line in until_done(payload):
+        event = None if broken(line.strip()) else _json(line.strip()[5:])
+        if event is not None and event.get("usage") is not None and not event.get("choices"):
+            continue
         line = told(line.strip())
-        if line.startswith(b"data:") and line not in USAGE_ONLY:
+        if line.startswith(b"data:") and line not in SAYS_NOTHING:
             yield line
 
 
-# Or an event that says nothing.
-USAGE_ONLY = (b"data:", b"data: {}", b'data: {"choices": []}', b'data: {"choices": null}')
+SAYS_NOTHING = (b"data:", b"data: {}", b'data: {"choices": []}', b'data: {"choices": null}')
 
 
 def told(line: bytes) -> bytes:
