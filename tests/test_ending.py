@@ -128,6 +128,13 @@ class InterruptedTest(EndingTest):
                 process.send_signal(signal.SIGINT)
                 self.assertEqual(self.ended(process), (130, ""))
 
+    def test_a_gateway_whose_file_is_called_like_a_command_starts_and_ends_as_one(self) -> None:
+        os.mkfifo(self.directory / "check")
+        process = self.popen(sys.executable, *MAIN, "--engines-file", "check")
+        self.wait_for_reader(self.directory / "check")
+        process.terminate()
+        self.assertEqual(self.ended(process), (0, ""))
+
     def test_a_mock_engine_ends_as_on_sigterm(self) -> None:
         for module in ((*MAIN, "mock"), ("-m", "gateway.mock")):
             process = self.popen(sys.executable, *module, "--port", "0", stdout=subprocess.PIPE)
