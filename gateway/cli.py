@@ -15,7 +15,7 @@ import sys
 import time
 
 from gateway.ending import EXIT_INTERRUPTED, open_missing, run_to_end
-from gateway.program import program as program
+from gateway.program import program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,17 +34,15 @@ OWN_DESCRIPTORS = 256  # the listening sockets, the database, pipes, kept connec
 # inherits it, and some programs close every descriptor that there may be, one by one.
 DESCRIPTORS_MAX = 1_048_576
 STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
-
-
-# Commands that print and end: what they print must not be lost in silence, and a second signal is not for them.
-_PRINTING = {"check", "replay", "keys", "usage", "-h", "--help", "--version"}
+_TELLING = {"-h", "--help", "--version"}  # never a flag's value: argparse takes none that begins with a dash
 
 
 def run() -> NoReturn:
     """The command as a process of its own: `main` with the signals handled from its first moment on."""
-    arguments = set(sys.argv[1:])
-    printing = bool(arguments & _PRINTING)
-    if printing or "mock" in arguments:
+    command = _command(sys.argv[1:])
+    # What is to be printed must not be lost in silence.
+    printing = command not in ("serve", "mock") or not _TELLING.isdisjoint(sys.argv)
+    if printing or command == "mock":
         run_to_end(main, printing)
     open_missing(os.O_RDWR)
     signals = _Signals()
@@ -59,6 +57,17 @@ def run() -> NoReturn:
         _within(OUTPUT_S, lambda: sys.__excepthook__(*what))
     _within(OUTPUT_S, _flush)
     os._exit(status)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command, as `main` will find it: the first word that is neither a flag nor a flag's value."""
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if "=" not in word:
+            next(words, None)
+    return "serve"
 
 
 def _flush() -> None:

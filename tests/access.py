@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import io
 import json
+import math
 import os
 import tempfile
 import time
@@ -112,7 +113,7 @@ class AccessTest(SocketTest):
 
     def freeze(self, running: RunningGateway) -> Clock:
         """Stop the clock of the gateway's limits; the test moves it."""
-        clock = Clock(time.monotonic())
+        clock = Clock(math.ceil(time.monotonic()))  # a whole number, of which sums are exact, and not in the past
         running.app.guard.clock = running.app.guard.limiter.clock = clock
         return clock
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -54,6 +55,13 @@ PRINTING: tuple[tuple[str, ...], ...] = (
     ("-m", "gateway.settings", "table"),
     ("-m", "gateway.mock", "--help"),
 )
+# One of those that print by argparse, by a stream's `write`, by `print`, and without the command line's own code.
+EACH_WAY: tuple[tuple[str, ...], ...] = (
+    (*MAIN, "--version"),
+    (*MAIN, "check"),
+    (*MAIN, "keys", "list"),
+    ("-m", "gateway.settings", "table"),
+)
 
 
 class EndingTest(SocketTest):
@@ -86,12 +94,12 @@ class InterruptedTest(EndingTest):
 
     def test_at_any_import_nothing_is_told_but_the_status(self) -> None:
         # Before `run` it is the signal itself that ends it: to a shell the same.
-        for command in COMMANDS:
-            for nth in (1, 3, 12, 40):
-                with self.subTest(command=command, nth=nth):
-                    status, stderr = self.interrupted(nth, *command)
-                    self.assertIn(status, (130, -signal.SIGINT))
-                    self.assertEqual(stderr, "")
+        # The first ones are the same for all.
+        for command, nth in ((("check",), 1), (("check",), 3), *itertools.product(COMMANDS, (12, 40))):
+            with self.subTest(command=command, nth=nth):
+                status, stderr = self.interrupted(nth, *command)
+                self.assertIn(status, (130, -signal.SIGINT))
+                self.assertEqual(stderr, "")
 
     def test_through_all_the_imports_of_a_command(self) -> None:
         nth, statuses = 60, []
@@ -99,8 +107,8 @@ class InterruptedTest(EndingTest):
             status, stderr = self.interrupted(nth, "check")
             self.assertEqual(stderr, "")
             statuses.append(status)
-            nth += 15
-        self.assertGreater(len(statuses), 3)
+            nth += 45
+        self.assertGreater(len(statuses), 2)
         self.assertEqual(set(statuses), {130, 0})
 
     def fifo(self) -> Path:
@@ -127,6 +135,13 @@ class InterruptedTest(EndingTest):
                 self.wait_for_reader(Path(fifo))
                 process.send_signal(signal.SIGINT)
                 self.assertEqual(self.ended(process), (130, ""))
+
+    def test_a_gateway_whose_file_is_called_like_a_command_starts_and_ends_as_one(self) -> None:
+        os.mkfifo(self.directory / "check")
+        process = self.popen(sys.executable, *MAIN, "--engines-file", "check")
+        self.wait_for_reader(self.directory / "check")
+        process.terminate()
+        self.assertEqual(self.ended(process), (0, ""))
 
     def test_a_mock_engine_ends_as_on_sigterm(self) -> None:
         for module in ((*MAIN, "mock"), ("-m", "gateway.mock")):
@@ -156,7 +171,7 @@ class UnwrittenTest(EndingTest):
 
     @unittest.skipUnless(Path("/dev/full").exists(), "no /dev/full")
     def test_a_full_disk_is_an_error(self) -> None:
-        for command in PRINTING:
+        for command in EACH_WAY:
             with self.subTest(command=command), open("/dev/full", "wb") as full:
                 process = self.popen(sys.executable, *command, stdout=full)
                 self.assertEqual(self.ended(process), (1, "error: cannot write to stdout: No space left on device\n"))

@@ -265,9 +265,9 @@ class ChangeTest(NamesTest):
 
     @several
     def test_an_address_that_does_not_answer_is_passed_by(self) -> None:
-        with deaf("127.0.0.2") as port:
-            listener = self.enter(socket.create_server(("127.0.0.1", port)))
-            listener.settimeout(TIMEOUT_S)
+        listener = self.enter(socket.create_server(("127.0.0.1", 0)))  # first: there others take ports, too
+        listener.settimeout(TIMEOUT_S)
+        with deaf("127.0.0.2", listener.getsockname()[1]) as port:
             self.names.answers[NAME] = ["127.0.0.2", "127.0.0.1"]
             self.assertIn("no HTTP answer", self.probe_of(listener, port) or "")
             running = self.serve_named(f"http://{NAME}:{port}/v1")

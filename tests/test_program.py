@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -9,6 +12,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+from gateway import cli
 from gateway.program import program
 from tests.support import ROOT, TIMEOUT_S, process_environment
 
@@ -58,13 +62,26 @@ class HelpTest(unittest.TestCase):
         )
         return ran.returncode, ran.stdout
 
-    def assert_named(self, called: list[str], name: str, **options: str) -> None:
+    def test_every_command_has_it_in_its_help(self) -> None:
         for command in COMMANDS:
-            with self.subTest(called=name, command=command):
-                status, printed = self.run_command(called, *command.split(), "--help", **options)
-                self.assertEqual(status, 0, printed)
+            arguments = [*command.split(), "--help"]
+            with self.subTest(command=command), contextlib.ExitStack() as stack:
+                stack.enter_context(mock.patch.object(sys, "argv", ["bin/inference-gateway", *arguments]))
+                stack.enter_context(mock.patch.dict(os.environ, {"COLUMNS": "200"}, clear=True))
+                stack.enter_context(mock.patch("gateway.cli.DOTENV", self.directory / ".env"))
+                stdout = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                try:
+                    status = cli.main()
+                except SystemExit as error:
+                    status = int(error.code or 0)
+                self.assertEqual(status, 0)
                 own = "" if command in ("serve", "check") else f" {command}".rstrip()
-                self.assertTrue(printed.startswith(f"usage: {name}{own} ["), printed)
+                self.assertTrue(stdout.getvalue().startswith(f"usage: inference-gateway{own} ["), stdout.getvalue())
+
+    def assert_named(self, called: list[str], name: str, **options: str) -> None:
+        status, printed = self.run_command(called, "keys", "create", "--help", **options)
+        self.assertEqual(status, 0, printed)
+        self.assertTrue(printed.startswith(f"usage: {name} keys create ["), printed)
         status, printed = self.run_command(called, "frobnicate", **options)
         self.assertEqual((status, printed.splitlines()[-1].partition(": ")[0]), (2, name))
 

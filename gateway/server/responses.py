@@ -120,7 +120,7 @@ def error_headers(error: GatewayError) -> bytes:
     """
     headers = list(error.headers)
     if error.retry_after_s is not None:
-        wait_s = max(1, math.ceil(error.retry_after_s))
+        wait_s = max(1, math.ceil(round(error.retry_after_s, 6)))  # 12.000000000004 is 12
         headers.append(("Retry-After", str(wait_s)))
         if wait_s > SDK_WAIT_MAX_S:
             headers.append(("X-Should-Retry", "false"))
