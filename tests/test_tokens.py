@@ -607,9 +607,11 @@ class KeySetTest(TokensTest):
     def test_known_keys_do_not_wait_while_the_set_is_fetched_again(self) -> None:
         key = self.private_key("ES256")
         provider = self.provider(self.jwk("ES256", key))
-        verifier = self.verifier(self.key_set(provider.url))
+        keys = self.key_set(provider.url)
+        verifier = self.verifier(keys)
         token = self.token("ES256", key)
         verifier.verify(token)
+        eventually(lambda: keys._reading is None)  # it has its keys a moment before it has ended
         self.monotonic_s += 301
         provider.gate.clear()
         self.assertEqual(verifier.verify(token), GOOD)
