@@ -165,7 +165,7 @@ class Stage:
             if "REQUEST_TIMEOUT" in variables:
                 variables["REQUEST_TIMEOUT"] = "0.3"  # the same answer, sooner
             if "ENGINES" in variables:
-                variables["ENGINES"] = moved(variables["ENGINES"], self.ports.__getitem__)
+                variables["ENGINES"] = moved(variables["ENGINES"], lambda port: self.ports.get(port, port))
             self.ports[port] = self._stack.enter_context(gateway(variables)).port
         else:
             raise ValueError(f"an example starts {words}")

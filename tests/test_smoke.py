@@ -50,6 +50,13 @@ class FollowingTest(unittest.TestCase):
         self.assertEqual(failed, 1)
         self.assertIn("got ()", printed)
 
+    def test_another_status_and_another_order_are_told(self) -> None:
+        code = "for status in 200 404; do printf '\\n\\037%s\\037\\n' $status; done"
+        for expected, counts in (("200 404", (1, 0)), ("404 200", (0, 1)), ("200 400", (0, 1)), ("200", (0, 1))):
+            with self.subTest(expected=expected):
+                printed, *found = self.follow(f"<!-- smoke: expect {expected} -->\n```sh\n{code}\n```\n")
+                self.assertEqual(tuple(found), counts, printed)
+
     def test_what_is_left_running_is_told_and_ended(self) -> None:
         printed, _, failed = self.follow("<!-- smoke: run -->\n```sh\nsleep 60 &\n```\n")
         self.assertEqual(failed, 1)

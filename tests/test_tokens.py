@@ -607,15 +607,32 @@ class KeySetTest(TokensTest):
     def test_known_keys_do_not_wait_while_the_set_is_fetched_again(self) -> None:
         key = self.private_key("ES256")
         provider = self.provider(self.jwk("ES256", key))
-        verifier = self.verifier(self.key_set(provider.url))
+        keys = self.key_set(provider.url)
+        verifier = self.verifier(keys)
         token = self.token("ES256", key)
         verifier.verify(token)
+        eventually(lambda: keys._reading is None)  # it has its keys a moment before it has ended
         self.monotonic_s += 301
         provider.gate.clear()
         self.assertEqual(verifier.verify(token), GOOD)
         eventually(lambda: provider.requests == 2)
         self.assertEqual(verifier.verify(token), GOOD)
         provider.gate.set()
+
+    def test_a_fetch_that_ends_while_a_token_is_looked_at_counts(self) -> None:
+        key = self.private_key("ES256")
+        provider = self.provider(self.jwk("ES256", key))
+        provider.gate.clear()
+        keys = self.key_set(provider.url)
+        read_again = keys._read_again
+
+        def when_it_has_ended() -> Optional[threading.Thread]:
+            provider.gate.set()
+            eventually(lambda: keys._reading is None)
+            return read_again()
+
+        with mock.patch.object(keys, "_read_again", when_it_has_ended):
+            self.assertEqual(self.verifier(keys).verify(self.token("ES256", key)), GOOD)
 
     def test_a_fetch_that_has_had_its_time_is_not_waited_for(self) -> None:
         key = self.private_key("ES256")

@@ -128,10 +128,11 @@ class KeySet:
         if key is not None and age_s < FRESH_S:
             return key
         reading = self._read_again()
-        if reading is not None and (key is None or age_s >= STALE_S):
-            # One that has taken longer hangs (in a look-up, say), and would cost each request these seconds.
-            reading.join(max(0.0, min(self._timeout_s, self._tried_at_s + self._timeout_s - self._clock())))
-            keys = self._keys
+        if key is None or age_s >= STALE_S:
+            if reading is not None:
+                # One that has taken longer hangs (in a look-up, say), and would cost each request these seconds.
+                reading.join(max(0.0, min(self._timeout_s, self._tried_at_s + self._timeout_s - self._clock())))
+            keys = self._keys  # those of a reading that has just ended, too
             key = keys.only if key_id is None else keys.by_id.get(key_id)
         return key
 
