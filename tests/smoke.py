@@ -219,6 +219,8 @@ class Session:
         if example.kind == "start":
             self._terminal.wait(READY, BLOCK_S, times=len(re.findall(r" &$", code, re.MULTILINE)))
         printed, status = self._terminal.end(TESTS_S if example.kind == "tests" else BLOCK_S)
+        if example.kind == "tests" and status == 0:
+            print(*re.findall(r"^(?:Ran |OK).*", printed, re.MULTILINE), sep="\n")
         answers, statuses = without_statuses(printed)
         if statuses != example.statuses and example.kind == "expect":
             return f"got {statuses}:\n{printed}"

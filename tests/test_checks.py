@@ -74,7 +74,7 @@ class ScriptsTest(unittest.TestCase):
 
     def test_ci_follows_the_readme_in_a_fresh_clone(self) -> None:
         self.assertRegex(
-            text(".ci/run"), r'(?m)^step "README, followed in a fresh clone" .*tests/smoke\.sh --newcomer$'
+            text(".ci/run"), r'(?s)\nfollow_readme\(\) .*tests/smoke\.sh --newcomer.*\nstep "[^"]+" follow_readme\n'
         )
 
 
