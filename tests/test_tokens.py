@@ -457,6 +457,9 @@ class KeySetTest(TokensTest):
 
         public = json.loads(get_default_algorithms()[algorithm].to_jwk(key.public_key()))
         public.pop("key_ops", None)
+        if algorithm == "ES256":  # older packages leave out zeros at the front, which readers want
+            for name in ("x", "y"):
+                public[name] = b64(base64.urlsafe_b64decode(public[name] + "==").rjust(32, b"\0"))
         return {**public, **({} if key_id is None else {"kid": key_id}), **members}
 
     def token(self, algorithm: str, key: Any, key_id: Optional[str] = "k1", claims: Any = GOOD) -> str:
