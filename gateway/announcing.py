@@ -212,7 +212,8 @@ def _state(engine: Engine, settings: Settings) -> tuple[str, str]:
         return "reached", "good"
     if engine.down:
         error = re.sub("^health check( failed)?: ", "", engine.last_error or "no answer")
-        return f"not reached: {_printable(error[:ERROR_CHARS])}", "bad"  # it may be a stranger's words
+        what = "not ready" if error.startswith("health check answered") else "not reached"
+        return f"{what}: {_printable(error[:ERROR_CHARS])}", "bad"  # it may be a stranger's words
     if not settings.health_interval_s:
         return "not probed (HEALTH_INTERVAL=0)", "dim"
     return "no answer yet", "bad"

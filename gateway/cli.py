@@ -103,7 +103,7 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = Non
     from pathlib import Path
 
     if arguments[:1] == ["mock"]:
-        from gateway.mock import main as mock_main
+        from gateway.mock.server import main as mock_main
 
         return mock_main(arguments[1:], f"{program()} mock")
     if arguments[:1] == ["replay"]:

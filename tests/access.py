@@ -21,7 +21,7 @@ from typing import Any, Optional
 from unittest import mock
 
 from gateway import cli
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from gateway.policy.statedb import StateDb
 from tests.support import (
     CHAT,

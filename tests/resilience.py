@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from gateway.routing.pool import ModelPool
 from tests.scripted import ScriptedEngine
 from tests.support import (

@@ -26,7 +26,7 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 
 from gateway import settings as gateway_settings
 from gateway.app import Gateway
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -116,13 +116,13 @@ class LinesTest(unittest.TestCase):
         ):
             self.assertIn(line, text)
 
-    def test_one_that_was_reached_and_is_down_now_is_not(self) -> None:
+    def test_one_that_answers_and_is_down_is_not_ready(self) -> None:
         settings = self.settings(BACKEND_URL="http://h:1")
         router = self.router(settings)
         self.probe(router, "default", 0, None)
         for _ in range(2):
             self.probe(router, "default", 0, "health check answered 503")
-        self.assertIn("  http://h:1/v1 not reached: health check answered 503", self.lines(settings, router))
+        self.assertIn("  http://h:1/v1 not ready: health check answered 503", self.lines(settings, router))
 
     def test_without_probes_nothing_is_claimed(self) -> None:
         settings = self.settings(BACKEND_URL="http://h:1", HEALTH_INTERVAL="0")

@@ -9,7 +9,7 @@ from random import Random
 from typing import Optional
 from unittest import mock
 
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease

@@ -9,7 +9,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from tests.parallel import alone
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import EngineSide, ScriptedEngine

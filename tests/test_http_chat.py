@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from tests.support import (
     CHAT,
     COMPLETIONS,

@@ -9,7 +9,7 @@ import unittest
 from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from inference import InferenceFactory
 from tests.parallel import alone
 from tests.scripted import STREAM_HEAD, ScriptedEngine, chunked, delta

@@ -8,7 +8,7 @@ import unittest
 from typing import Any, Union
 from unittest import mock
 
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.prober import probe
 from gateway.upstream.resolver import Resolver

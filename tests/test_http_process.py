@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.app import Gateway
 from gateway.configuration import ConfigurationError
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from tests.support import (
     CHAT,
     HAS_SIGHUP,

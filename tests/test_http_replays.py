@@ -8,7 +8,7 @@ import unittest
 from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from inference import InferenceFactory
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask

@@ -10,7 +10,7 @@ import threading
 import unittest
 from typing import Any
 
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from tests.parallel import alone
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
 from tests.support import (

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 from unittest import mock
 
 from gateway.errors import EngineFailed
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from gateway.policy.guard import Guard
 from gateway.policy.limits import Admission
 from gateway.server.exchange import Exchange

@@ -12,7 +12,7 @@ import unittest
 from typing import Any, Optional
 from unittest import mock
 
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from tests.support import (
     CHAT,
     HI,

@@ -281,6 +281,12 @@ class BarePythonTest(unittest.TestCase):
             ]
             self.assertIn(found.line, guarded, str(found))
 
+    def test_a_package_that_is_run_imports_nothing_before_its_main_handles_ctrl_c(self) -> None:
+        run = [name.rpartition(".")[0] for name in MODULES if name.endswith(".__main__")]
+        self.assertEqual(sorted(run), ["gateway", "gateway.mock"])
+        for found in all_imports():
+            self.assertFalse(found.importer in run and found.module != "sys", str(found))
+
     def test_modules_open_with_a_docstring_and_postponed_annotations(self) -> None:
         # The second is what lets annotations of a later Python be read by 3.9.
         for name, path in MODULES.items():

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Callable, Optional, Union
 
 from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
-from gateway.mock import MockEngine
+from gateway.mock.server import MockEngine
 from gateway.routing.pool import StateChange
 from gateway.routing.specs import FleetSpec, model_from
 from gateway.upstream.stream import EngineStream

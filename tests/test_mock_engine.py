@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.mock import BehaviourError, MockEngine
+from gateway.mock.behaviours import BehaviourError
+from gateway.mock.server import MockEngine
 from tests.parallel import alone
 
 ROOT = Path(__file__).resolve().parent.parent
