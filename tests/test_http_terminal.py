@@ -155,12 +155,12 @@ class TerminalTest(SocketTest):
             screen = self.screen(**environment)
             text = screen.wait_for("Ctrl-C to stop").partition("try it:\n")[2].partition("Ctrl-C")[0]
             self.assertEqual("<key>" in text, bool(key))
-            command = text.strip().replace("<key>", key).replace("curl ", "curl -s --noproxy '*' ", 1)
+            command = text.strip().replace("<key>", key).replace("curl ", "curl -q -s --noproxy '*' ", 1)
             answer = subprocess.run(["sh", "-c", command], capture_output=True, timeout=TIMEOUT_S, check=True)
             self.assertEqual(json.loads(answer.stdout)["object"], "chat.completion", answer.stdout)
             address = re.search("endpoints: (http://[^ \n]+)", screen.text)
             assert address is not None
-            index = ["curl", "-s", "--noproxy", "*", "-H", f"Authorization: Bearer {key}", address[1]]
+            index = ["curl", "-q", "-s", "--noproxy", "*", "-H", f"Authorization: Bearer {key}", address[1]]
             answer = subprocess.run(index, capture_output=True, timeout=TIMEOUT_S, check=True)
             self.assertIn("endpoints", json.loads(answer.stdout))
 
