@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from random import Random
 from typing import Any, Optional, TextIO
 
@@ -59,13 +60,12 @@ class Gateway:
         self._started = False
         self._stopping = threading.Lock()
         self.registry = Registry()
-        self.metrics = GatewayMetrics(self.registry, lambda: self.factory.router.counted_names(), KNOWN_PATHS)
+        self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS)
         register_process_metrics(self.registry)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
         self.decisions = self._decision_log()
         self.factory = self._new_factory()
-        self.guard.counted_names = self.factory.router.counted_names
         self.workers = WorkerPool(
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
         )
@@ -84,10 +84,13 @@ class Gateway:
 
     def _open_guard(self) -> Guard:
         try:
-            return Guard(self.settings, self.telemetry.log, frozenset(PATHS))
+            return Guard(self.settings, self.telemetry.log, frozenset(PATHS), counted_names=self._counted_names)
         except BaseException:
             self.telemetry.close(END_TIMEOUT_S)
             raise
+
+    def _counted_names(self) -> Mapping[str, str]:
+        return self.factory.router.counted_names()  # there is none yet when this is handed out, nor a request
 
     def _decision_log(self) -> Optional[DecisionLog]:
         path = self.settings.decision_log

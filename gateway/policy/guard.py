@@ -57,7 +57,12 @@ class Guard:
     """
 
     def __init__(
-        self, settings: Settings, log: Log, paths: frozenset[str], clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        log: Log,
+        paths: frozenset[str],
+        clock: Callable[[], float] = time.monotonic,
+        counted_names: Optional[Callable[[], Mapping[str, str]]] = None,
     ) -> None:
         self._settings = settings
         self._log = log
@@ -81,8 +86,7 @@ class Guard:
         self.db: Optional[StateDb] = None
         self.ledger: Optional[Ledger] = None
         self.budgets = Budgets(on_warning=self._budget_warning)
-        # Every name that requests may use, with the model it stands for; set by who knows them as they are now.
-        self.counted_names: Callable[[], Mapping[str, str]] = settings.fleet.model_by_name
+        self._counted_names = counted_names or settings.fleet.model_by_name
         self.set_fleet(settings.fleet)
         self._jumps = JumpWatch()
         self._lock = threading.Lock()
@@ -111,7 +115,7 @@ class Guard:
             raise
         if self._settings.ledger != "off":
             days = self._settings.ledger_days
-            self.ledger = Ledger(db, self._paths, known_models=lambda: self.counted_names(), days=days)
+            self.ledger = Ledger(db, self._paths, known_models=self._counted_names, days=days)
         self.db = db
         self.budgets = budgets
         self.authenticator.store = store  # last: from here on keys are asked for, and what they need is there
