@@ -17,6 +17,7 @@ from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec, FleetSpec, model_from
 from gateway.upstream import prober
+from gateway.upstream.firstround import FirstRound
 from gateway.upstream.listing import ModelLists
 from gateway.upstream.prober import HealthChecker, probe
 from tests.scripted import ScriptedEngine
@@ -408,7 +409,7 @@ class CheckerTest(CheckerCase):
     def test_the_first_round_ends_when_all_turns_of_probes_could_have_passed(self) -> None:
         with mock.patch.object(prober.time, "monotonic") as monotonic:
             monotonic.return_value = 0.0
-            first = prober.FirstRound(self.pool.engines, 2.0)
+            first = FirstRound(self.pool.engines, 2.0)
             self.assertFalse(first.over())
             monotonic.return_value = 1.99
             self.assertFalse(first.over())

@@ -2,9 +2,9 @@
 
 Owns the timer and, during a tick, one short-lived thread per probe, so that a hung engine delays nobody else's probe;
 it repeats one that has failed while requests wait at that engine, so that they soon know whether to move. Of many, so
-many are asked at once, each thread going on with one that is left. Knows when the first round has ended: from then on
-something is known of each engine. `HealthChecker._lock` guards the timer, the probes under way and those that are to
-follow, `FirstRound._lock` the engines without a result. What a result means is decided in routing/pool.py.
+many are asked at once, each thread going on with one that is left. `_lock` guards the timer, the probes under way and
+those that are to follow. When the first round has ended is told by firstround.py, what a result means is decided in
+routing/pool.py.
 
 Behind a good probe, or instead of one where traffic vouches for the engine, it is asked for its models (`listing.py`).
 """
@@ -27,6 +27,7 @@ from gateway.routing.pool import ModelPool, StateChange
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.firstround import FirstRound
 from gateway.upstream.listing import ModelLists
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.shortage import Shortage, in_connecting
@@ -36,7 +37,6 @@ AGAIN_S = 1.0  # until a failed probe is repeated where requests wait
 FAILS_UNANSWERED = 1  # failed probes that take out an engine that has never answered anything
 HOUSEKEEPING_S = 5.0  # between two ticks, without probes
 ROUND_GRACE_S = 0.5  # for what the first round takes beside the probes' own time limits
-LOOK_S = 0.02  # how often who waits for the first round looks whether traffic has vouched for an engine
 CLOSE_S = 5.0  # for probes to end when all ends: HEALTH_TIMEOUT may be hours, and nothing is lost with their threads
 STATUS_LINE_MAX_BYTES = 4096
 
@@ -101,57 +101,6 @@ def _ask_health(sock: socket.socket, spec: EngineSpec, deadline_s: float) -> int
 def _in_doubt(engine: Engine) -> bool:
     """Whether requests wait at an engine whose last probe has failed, and that is not out for it."""
     return bool(engine.fails and engine.in_flight and not (engine.down or engine.removed))
-
-
-class FirstRound:
-    """The engines that were there at the start, and have no result of a probe yet. Thread-safe.
-
-    Over for good when each has one, has answered a request well or is gone, and at the latest after `limit_s` seconds.
-    Of those that are `asked` for something else too, an answer to a request is not enough.
-    """
-
-    def __init__(
-        self, engines: Iterable[Engine], limit_s: float, asked: Callable[[Engine], bool] = lambda engine: False
-    ) -> None:
-        self._asked = asked
-        self._lock = threading.Lock()
-        self._awaited = set(engines)
-        self._until_s = time.monotonic() + limit_s
-        self._over = threading.Event()
-        self.over()
-
-    def done(self, engine: Engine) -> None:
-        """Something is known of the engine, or nothing can be learned."""
-        if self._over.is_set():
-            return
-        with self._lock:
-            self._awaited.discard(engine)
-        self.over()
-
-    def over(self) -> bool:
-        """Whether the round has ended. Never blocks."""
-        if self._over.is_set():
-            return True
-        with self._lock:
-            # Without the engines' own lock: a single field, which somebody may set a moment later as well.
-            self._awaited = {engine for engine in self._awaited if not self._known(engine)}
-            ended = not self._awaited or time.monotonic() >= self._until_s
-        if ended:
-            self._over.set()
-        return ended
-
-    def _known(self, engine: Engine) -> bool:
-        return engine.removed or (engine.ok_at_s > -math.inf and not self._asked(engine))
-
-    def wait(self, timeout_s: float, ending: threading.Event) -> bool:
-        """Wait until it is over, at most `timeout_s` seconds and while not `ending`; returns whether it is."""
-        deadline_s = time.monotonic() + timeout_s
-        while not self.over():
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or ending.is_set():
-                return False
-            self._over.wait(min(LOOK_S, left_s))
-        return True
 
 
 class HealthChecker:
