@@ -1,14 +1,16 @@
 """Reads `.env`: by python-dotenv where it is installed, else by a strict reader of plain lines.
 
-Owns the rule that both readers agree on every file the strict one accepts; what it would have to
-guess at is a fault naming the line. No state, no lock; never writes, never changes os.environ.
+Owns the rule that both readers agree on every file the strict one accepts (what it would have to guess at is a fault
+naming the line), and what is said of names that mean nothing here. No state, no lock; never writes, never changes
+os.environ.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -17,6 +19,8 @@ from gateway.configuration import ConfigurationError
 _ASSIGNMENT = re.compile(r"\s*(?:export[^\S\n]+)?(?!export\s)([A-Za-z_][A-Za-z0-9_.-]*)[^\S\n]*=[^\S\n]*(.*)")
 _QUOTED = re.compile(r"""(['"])((?:(?!\1).)*)\1[^\S\n]*(?:#.*)?""")
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}")
+NAMES_ALIKE = 0.7  # of 1: from here on one name may be another one, mistyped
 _INSTALL = "pip install python-dotenv"
 
 
@@ -132,3 +136,22 @@ def _value(raw: str) -> str:
     if raw[0] not in raw[1:]:
         raise _NotClosed
     raise ValueError("has more than a comment after the closing quote")
+
+
+def unknown_names(assignments: Iterable[Assignment], known: Sequence[str]) -> Iterator[str]:
+    """What to say of each line whose name is not `known` (settings, and the keys of engines).
+
+    A line may be a secret that was pasted there: what does not look like a name with a value is never shown. (Base64
+    may, but for the value: it ends with one or two equals signs.)
+    """
+    for line, name, value in assignments:
+        if name in known:
+            continue
+        if not _NAME.fullmatch(name) or not (value or "").strip("= ") or (value or "").startswith("="):
+            yield f".env line {line}: holds nothing that is known here"
+            continue
+        # First letters are rarely mistyped, and GROQ_API_KEY is not API_KEYS.
+        alike = [one for one in known if one[0].upper() == name[0].upper()]
+        near = get_close_matches(name.upper(), alike, 1, NAMES_ALIKE)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        yield f".env line {line}: {name} is neither a setting nor the key of an engine{hint}"

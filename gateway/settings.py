@@ -10,12 +10,10 @@ fault.
 
 from __future__ import annotations
 
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -67,8 +65,6 @@ LISTEN, ENGINES, CHOOSING, WORK = "Listening", "Engines", "Choosing an engine", 
 HEALTH, CLIENTS, ACCESS, LOGS = "Health probes", "Clients", "Access", "Logs"
 LIMITS = "Limits, budgets, ledger"
 _TIMEOUT = seconds(0.001, DAY_S)
-_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}")
-NAMES_ALIKE = 0.7  # of 1: from here on one name may be another one, mistyped
 
 # Two lines a row: what it is, then what it means and why the default is what it is.
 # fmt: off
@@ -461,24 +457,8 @@ def _absolute(path: Path) -> Path:
 
 
 def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[str]:
-    """What to say of each line of `.env` that is neither a setting nor the key of an engine.
-
-    A line may be a secret that was pasted there: what does not look like a name with a value is never shown. (Base64
-    may, but for the value: it ends with one or two equals signs.)
-    """
     keys = {engine.api_key_env for model in fleet.models for engine in model.engines if engine.api_key_env}
-    known = [*(setting.name for setting in SETTINGS), *sorted(keys)]
-    for line, name, value in from_file.assignments:
-        if name in known:
-            continue
-        if not _NAME.fullmatch(name) or not (value or "").strip("= ") or (value or "").startswith("="):
-            yield f".env line {line}: holds nothing that is known here"
-            continue
-        # First letters are rarely mistyped, and GROQ_API_KEY is not API_KEYS.
-        alike = [one for one in known if one[0].upper() == name[0].upper()]
-        near = get_close_matches(name.upper(), alike, 1, NAMES_ALIKE)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        yield f".env line {line}: {name} is neither a setting nor the key of an engine{hint}"
+    return dotenv.unknown_names(from_file.assignments, [*(setting.name for setting in SETTINGS), *sorted(keys)])
 
 
 def _with_flags(texts: Mapping[str, str], flags: Mapping[str, str]) -> Mapping[str, str]:
