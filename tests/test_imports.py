@@ -30,7 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.hedging", "gateway.rescue"),
     ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
-    ("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.telemetry"),
+    ("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.steps", "gateway.telemetry"),
     ("gateway.ending", "gateway.program", "gateway"),
 )
 RANK_BY_PREFIX = {prefix: rank for rank, row in enumerate(ROWS) for prefix in row}
