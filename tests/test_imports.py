@@ -10,7 +10,7 @@ import sysconfig
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,6 +66,77 @@ PURE = (
 )
 IO_MODULES = {"asyncio", "http", "multiprocessing", "os", "requests", "select", "selectors", "signal", "socket"}
 IO_MODULES |= {"socketserver", "ssl", "subprocess", "urllib", "tempfile", "pathlib", "io"}
+
+# Who may touch a socket: imports what opens, waits for or names one, or uses one that it was handed. The mock engine,
+# which stands for another's process, is left out here and below.
+SOCKET_MODULES = (
+    "http.client",
+    "http.server",
+    "select",
+    "selectors",
+    "socket",
+    "socketserver",
+    "ssl",
+    "urllib.request",
+)
+SOCKET_NAMES = {"getpeername", "recv", "recv_into", "sendall", "sendmsg", "setblocking", "setsockopt", "sock"}
+SOCKET_USERS = (
+    "gateway.cli",
+    "gateway.inference",
+    "gateway.policy.addresses",
+    "gateway.policy.jwks",
+    "gateway.server.handler",
+    "gateway.server.loop",
+    "gateway.server.parked",
+    "gateway.server.parkingserver",
+    "gateway.server.poller",
+    "gateway.server.relay",
+    "gateway.server.server",
+    "gateway.server.wakeup",
+    "gateway.steps",
+    "gateway.upstream.attempt",
+    "gateway.upstream.client",
+    "gateway.upstream.connecting",
+    "gateway.upstream.connections",
+    "gateway.upstream.endpoint",
+    "gateway.upstream.listing",
+    "gateway.upstream.prober",
+    "gateway.upstream.resolver",
+    "gateway.upstream.response",
+    "gateway.upstream.sent",
+    "gateway.upstream.shortage",
+    "gateway.upstream.stream",
+)
+THREAD_MAKERS = {
+    "ProcessPoolExecutor",
+    "Thread",
+    "ThreadPoolExecutor",
+    "ThreadingHTTPServer",
+    "Timer",
+    "start_new_thread",
+}
+THREAD_STARTERS = (
+    "gateway.cli",
+    "gateway.deadlines",
+    "gateway.hedging",
+    "gateway.policy.guard",
+    "gateway.policy.jwks",
+    "gateway.policy.statedb",
+    "gateway.server.loop",
+    "gateway.server.relay",
+    "gateway.server.server",
+    "gateway.telemetry.observe",
+    "gateway.tools.decisionlog",
+    "gateway.upstream.prober",
+    "gateway.upstream.resolver",
+    "gateway.workers",
+)
+# Circles that annotations alone make: who names whom, although that one imports it.
+TYPING_CIRCLES = (
+    ("gateway.server.handler", "gateway.server.server"),
+    ("gateway.server.headers", "gateway.server.exchange"),
+    ("gateway.server.parked", "gateway.server.parkingserver"),
+)
 
 
 class Import(NamedTuple):
@@ -126,6 +197,20 @@ def all_imports() -> list[Import]:
         for name, path in MODULES.items()
         for found in imports_of(name, path.read_text(encoding="utf-8"), path.name == "__init__.py")
     ]
+
+
+def touches_a_socket(name: str, source: str) -> bool:
+    if any(within(found.module, *SOCKET_MODULES) for found in imports_of(name, source)):
+        return True
+    return any(isinstance(node, ast.Attribute) and node.attr in SOCKET_NAMES for node in ast.walk(ast.parse(source)))
+
+
+def starts_a_thread(name: str, source: str) -> bool:
+    for node in ast.walk(ast.parse(source)):
+        used = [node.func] if isinstance(node, ast.Call) else node.bases if isinstance(node, ast.ClassDef) else []
+        if any(getattr(one, "attr", getattr(one, "id", None)) in THREAD_MAKERS for one in used):
+            return True
+    return False
 
 
 def rank(module: str) -> int:
@@ -223,11 +308,25 @@ class OrderTest(unittest.TestCase):
         self.assertTrue(users)
         self.assert_none([i for i in users if not within(i.importer, "gateway.server")], "http.server is server/'s")
 
+    def test_who_may_touch_a_socket_is_named(self) -> None:
+        self.assert_named(SOCKET_USERS, touches_a_socket)
+
+    def test_who_may_start_a_thread_is_named(self) -> None:
+        self.assert_named(THREAD_STARTERS, starts_a_thread)
+
+    def assert_named(self, named: tuple[str, ...], does: Callable[[str, str], bool]) -> None:
+        others = {name: path for name, path in MODULES.items() if not within(name, "gateway.mock")}
+        found = sorted(name for name, path in others.items() if does(name, path.read_text(encoding="utf-8")))
+        self.assertEqual(found, list(named))
+
     def test_no_module_imports_itself_through_others(self) -> None:
         graph: dict[str, set[str]] = {name: set() for name in MODULES}
         for i in self.imports:
-            if not i.typing_only and i.module in MODULES and i.module != i.importer:
+            if i.module in MODULES and i.module != i.importer:
                 graph[i.importer].add(i.module)
+        for importer, module in TYPING_CIRCLES:
+            self.assertIn(module, graph[importer], "a circle that is no more")
+            graph[importer].discard(module)
         done: set[str] = set()
 
         def visit(name: str, above: tuple[str, ...]) -> None:
@@ -337,6 +436,16 @@ class RuleTest(unittest.TestCase):
         ):
             with self.subTest(importer=importer, source=source):
                 self.assertFalse(self.up(importer, source))
+
+    def test_sockets_and_threads_are_seen_however_they_are_written(self) -> None:
+        for source in ("import ssl", "def f():\n    from socket import create_server", "stream.sock", "one.recv(9)"):
+            self.assertTrue(touches_a_socket("gateway.x", source), source)
+        for source in ("import json", "from http import HTTPStatus", "steps.send(True)"):
+            self.assertFalse(touches_a_socket("gateway.x", source), source)
+        for source in ("threading.Timer(1, f)", "Thread(target=f)", "class One(threading.Thread): pass"):
+            self.assertTrue(starts_a_thread("gateway.x", source), source)
+        for source in ("thread: Optional[threading.Thread]", "set[Thread]()", "threading.Lock()"):
+            self.assertFalse(starts_a_thread("gateway.x", source), source)
 
 
 if __name__ == "__main__":
