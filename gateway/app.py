@@ -20,7 +20,7 @@ from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
 from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
-from gateway.routing.pool import StateChange
+from gateway.routing.standing import StateChange
 from gateway.server.admin import Admin
 from gateway.server.parkingserver import new_server
 from gateway.server.relay import Relay

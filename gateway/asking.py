@@ -21,9 +21,10 @@ from gateway.hedging import Answer, Race, Tried
 from gateway.rescue import Leaver, Onward, Rescue
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
-from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
 from gateway.routing.router import Router, Step, Tries
+from gateway.routing.standing import StateChange
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, assembly, echo
 from gateway.upstream.attempt import HUNG, Attempt, EngineFault, UsageRefused

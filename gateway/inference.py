@@ -26,10 +26,11 @@ from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.checks import is_header_value
 from gateway.routing.decisions import Recorder
 from gateway.routing.engine import DEFAULT_POLICY, Engine
-from gateway.routing.pool import EngineSnapshot, StateChange
+from gateway.routing.members import EngineSnapshot
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, model_from
+from gateway.routing.standing import StateChange
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient

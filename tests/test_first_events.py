@@ -12,10 +12,11 @@ from typing import Any, Optional
 from gateway.routing.breaker import CLOSED, OPEN, Breaker, BreakerPolicy
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
-from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, OK, Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, ModelSpec
+from gateway.routing.standing import StateChange
 from gateway.tools.decisionlog import header
 from gateway.tools.replay import replay
 from inference import InferenceFactory

@@ -13,9 +13,10 @@ from gateway.mock.server import MockEngine
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
-from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec, FleetSpec, model_from
+from gateway.routing.standing import StateChange
 from gateway.upstream import prober
 from gateway.upstream.firstround import FirstRound
 from gateway.upstream.listing import ModelLists

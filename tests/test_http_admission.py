@@ -224,7 +224,7 @@ class SheddingTest(OneByOneTest):
     def test_the_first_in_the_line_waits_for_one_turn_only(self) -> None:
         engine = self.scripted()
         running, side = self.known(engine, 0.01, QUEUE_TIMEOUT=35)
-        self.pool(running)._service_s = 20.0
+        self.pool(running)._chooser._service_s = 20.0
         waiting = self.begin(running, ask("first in line"))
         self.wait_for_waiting(running, 1)
         self.assert_error(running.post(ask("second in line")), 503, "overloaded")
@@ -234,7 +234,7 @@ class SheddingTest(OneByOneTest):
     def test_a_high_priority_is_not_refused_for_those_behind_it(self) -> None:
         engine = self.scripted()
         running, side = self.known(engine, 0.01, QUEUE_TIMEOUT=35, AUTH="off")
-        self.pool(running)._service_s = 20.0
+        self.pool(running)._chooser._service_s = 20.0
         low = self.begin(running, ask("low"), [("X-Gateway-Priority", "low")])
         self.wait_for_waiting(running, 1)
         high = self.begin(running, ask("high"), [("X-Gateway-Priority", "high")])
@@ -272,7 +272,7 @@ class SheddingTest(OneByOneTest):
     def test_a_deadline_before_the_queue_s_counts(self) -> None:
         engine = self.scripted()
         running, _ = self.known(engine, 0.01, REQUEST_TIMEOUT=0.4, QUEUE_TIMEOUT=30)
-        self.pool(running)._service_s = 2.0
+        self.pool(running)._chooser._service_s = 2.0
         self.assert_error(running.post(ask()), 503, "overloaded")
 
 

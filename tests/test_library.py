@@ -11,8 +11,8 @@ from typing import Any, Callable, Optional, Union
 
 from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
 from gateway.mock.server import MockEngine
-from gateway.routing.pool import StateChange
 from gateway.routing.specs import FleetSpec, model_from
+from gateway.routing.standing import StateChange
 from gateway.upstream.stream import EngineStream
 from inference import Answer, Call, EngineSpec, InferenceFactory, ModelSpec
 from tests.parallel import alone

@@ -13,9 +13,10 @@ from unittest import mock
 
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
-from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome, judge
 from gateway.routing.specs import EngineSpec, ModelSpec, model_from
+from gateway.routing.standing import StateChange
 from gateway.telemetry.events import OUTCOMES
 
 OK = Outcome("ok")

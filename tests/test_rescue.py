@@ -10,6 +10,7 @@ from typing import Optional
 
 from gateway.errors import ClientGone
 from gateway.rescue import Onward, Rescue
+from gateway.routing.decisions import Decisions
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool
@@ -158,7 +159,7 @@ class MayLeaveTest(RoutingTest):
         lease = self.hangs(tries, pool)
         self.no_budget(pool)
         records: list[object] = []
-        pool._recorder = records.append
+        pool._decisions = Decisions(records.append, pool.name, pool._members)
         self.assertFalse(tries.may_leave([lease], PLACE_S))
         self.assertEqual(records, [])
         self.now_s += 11

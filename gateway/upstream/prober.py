@@ -23,8 +23,9 @@ from typing import Callable, Optional
 
 from gateway.errors import EngineFailed
 from gateway.routing.engine import Engine
-from gateway.routing.pool import ModelPool, StateChange
+from gateway.routing.pool import ModelPool
 from gateway.routing.specs import EngineSpec
+from gateway.routing.standing import StateChange
 from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.firstround import FirstRound

@@ -1,0 +1,162 @@
+"""A model's engines as reloads, operators, probes and those who look at them know them, and the lock over all of it.
+
+`Roster` owns `_lock`, which guards everything of a model that lives: its engines (`members.py`), who is chosen and who
+waits (`choosing.py`), what becomes of an engine's state (`standing.py`), the records of that (`decisions.py`), hedges
+and the budget of retries. These parts take no lock: a method of `Roster` or `ModelPool`, its subclass for requests,
+holds it and calls theirs, which end in `_locked`. Decisions are made under the lock and returned; nothing does I/O,
+calls back (but for the recorder, which only appends), or waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from random import Random
+from typing import Callable, Optional
+
+from gateway.routing.breaker import BreakerPolicy, RetryBudget
+from gateway.routing.choosing import Chooser
+from gateway.routing.decisions import Decisions, Recorder
+from gateway.routing.engine import DEFAULT_POLICY, Engine
+from gateway.routing.hedges import Hedges
+from gateway.routing.line import Waiter
+from gateway.routing.members import EngineSnapshot, Members
+from gateway.routing.specs import ModelSpec
+from gateway.routing.standing import Standing, StateChange
+
+
+class Roster:
+    """The engines of one model. Thread-safe; every call returns at once."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        strategy: str,
+        rng: Random,
+        clock: Callable[[], float],
+        breaker: BreakerPolicy = DEFAULT_POLICY,
+        recorder: Optional[Recorder] = None,
+    ) -> None:
+        self.name = spec.name
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._members = Members(breaker)
+        self._chooser = Chooser(self._members, rng)
+        self._standing = Standing(self._members)
+        self._hedges = Hedges()
+        self._budget = RetryBudget()
+        self._decisions = None if recorder is None else Decisions(recorder, self.name, self._members)
+        self._configure_locked(spec, strategy, ())  # nobody else knows the pool yet
+
+    def _configure_locked(self, spec: ModelSpec, strategy: str, forget: Collection[str]) -> tuple[Engine, ...]:
+        self.spec = spec
+        self.strategy_name = spec.strategy or strategy
+        self._hedges.configure_locked(spec)
+        self._chooser.use_locked(self.strategy_name)
+        return self._members.configure_locked(spec, forget)
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The model's engines, in file order."""
+        return self._members.engines
+
+    def reconfigure(self, spec: ModelSpec, strategy: str, forget: Collection[str] = ()) -> tuple[Engine, ...]:
+        """Take over a new configuration; returns the engines that are gone.
+
+        Engines with the same id and address keep their state, but for those whose id is in `forget`: they are asked
+        with another key or for another model, and nothing is held against them. What is in flight on a removed engine
+        goes on and is settled as usual.
+        """
+        with self._lock:
+            gone = self._configure_locked(spec, strategy, forget)
+            now_s = self._clock()
+            served = self._chooser.serve_locked(now_s)
+            if self._decisions is not None:
+                self._decisions.reconfigure_locked(spec, strategy, forget, served, now_s)
+        wake(served)
+        return gone
+
+    def retire(self) -> tuple[Engine, ...]:
+        """Mark every engine removed because the model itself is gone; returns them."""
+        with self._lock:
+            self._decisions = None  # nothing is decided here any more; another model may get the name
+            self._members.retire_locked()
+            dismissed = self._chooser.line.dismiss()
+        wake(dismissed)
+        return self.engines
+
+    def set_draining(self, engine_id: str, draining: bool) -> Optional[StateChange]:
+        """An operator takes an engine out (it finishes what it has) or lets it in again. KeyError: no such engine."""
+        with self._lock:
+            now_s = self._clock()
+            engine = next((e for e in self.engines if e.id == engine_id), None)
+            if engine is None:
+                raise KeyError(engine_id)
+            change = self._standing.draining_locked(engine, draining, now_s)
+            served = self._chooser.serve_locked(now_s)
+            if self._decisions is not None:
+                self._decisions.line_locked("drain", {"engine": engine_id, "draining": draining}, served, now_s)
+        wake(served)
+        return change
+
+    def record_probe(
+        self,
+        engine: Engine,
+        error: Optional[str],
+        fails_to_down: int,
+        passes_to_up: int,
+        fails_unanswered: Optional[int] = None,
+    ) -> Optional[StateChange]:
+        """Apply one probe's result (`error` None = it passed). Returns the change of state, if any.
+
+        `fails_unanswered`: so many failures take out an engine that has not answered anything well yet (None: as many
+        as others). Recorded is the number that counted.
+        """
+        with self._lock:
+            if engine.removed:  # while the probe was under way
+                return None
+            now_s = self._clock()
+            if error is not None and fails_unanswered is not None and not engine.answered:
+                fails_to_down = fails_unanswered
+            change = self._standing.probed_locked(engine, error, fails_to_down, passes_to_up, now_s)
+            served = self._chooser.serve_locked(now_s)
+            if self._decisions is not None:
+                self._decisions.probe_locked(engine, error, fails_to_down, passes_to_up, served, now_s)
+        wake(served)
+        return change
+
+    def due_for_probe(self, fresh_s: float) -> list[Engine]:
+        """The engines without a good answer in the last `fresh_s` seconds: traffic has not vouched for them."""
+        with self._lock:
+            return self._members.due_for_probe_locked(fresh_s, self._clock())
+
+    def any_available(self) -> bool:
+        """Whether at least one engine is in."""
+        with self._lock:
+            return bool(self._members.look_locked(self._clock()))
+
+    def all_full(self) -> bool:
+        """Whether engines are in, but each is at its `max_concurrency`."""
+        with self._lock:
+            return self._members.all_full_locked(self._clock())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place on an engine."""
+        return self._chooser.line.length
+
+    def shortest_rest_s(self) -> Optional[float]:
+        """Seconds until the first resting engine returns; None when none rests."""
+        with self._lock:
+            return self._members.shortest_rest_s_locked(self._clock())
+
+    def snapshot(self) -> list[EngineSnapshot]:
+        """Every engine as it is now."""
+        with self._lock:
+            return self._members.snapshot_locked(self._clock())
+
+
+def wake(served: Sequence[Waiter]) -> None:
+    """Tell who waited that it has a place, or that it waits in vain. Without the lock."""
+    for waiter in served:
+        waiter.ready.set()
