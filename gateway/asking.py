@@ -23,8 +23,9 @@ from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, CRASHED, OK, Outcome
-from gateway.routing.router import Router, Step, Tries
+from gateway.routing.router import Router
 from gateway.routing.standing import StateChange
+from gateway.routing.tries import Step, Tries
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers, assembly, echo
 from gateway.upstream.attempt import HUNG, Attempt, EngineFault, UsageRefused

@@ -8,8 +8,9 @@ from random import Random
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome
-from gateway.routing.router import Router, Tries
+from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec, model_from
+from gateway.routing.tries import Tries
 
 ERROR = Outcome("error", "the engine answered 500", 500)
 REFUSED = Outcome("refused", "connection refused")

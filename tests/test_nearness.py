@@ -9,8 +9,9 @@ from typing import Optional
 from gateway.errors import GatewayError
 from gateway.routing.nearness import are_near, is_near_address, is_near_host
 from gateway.routing.retry import Outcome
-from gateway.routing.router import Router, Tries
+from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
+from gateway.routing.tries import Tries
 from gateway.upstream.client import EngineClient
 from gateway.upstream.resolver import Resolver
 from tests.naming import Names

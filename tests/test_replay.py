@@ -20,8 +20,9 @@ from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome
-from gateway.routing.router import Router, Step, Tries
+from gateway.routing.router import Router
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec
+from gateway.routing.tries import Step, Tries
 from gateway.settings import Settings
 from gateway.telemetry.events import OUTCOMES
 from gateway.tools import decisionlog

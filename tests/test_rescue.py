@@ -15,8 +15,9 @@ from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome
-from gateway.routing.router import Router, Step, Tries
+from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
+from gateway.routing.tries import Step, Tries
 from gateway.upstream.attempt import Attempt, EngineFault
 
 HUNG = Outcome("hung", "the engine has stopped answering")

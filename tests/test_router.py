@@ -12,8 +12,9 @@ from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.engine import ListedModel
 from gateway.routing.line import Lease
 from gateway.routing.retry import Outcome
-from gateway.routing.router import Router, Tries
+from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
+from gateway.routing.tries import Tries
 
 OK = Outcome("ok")
 REFUSED = Outcome("refused", "connection refused")
