@@ -1,4 +1,4 @@
-"""The command line: serve (default), check, mock, keys, usage, replay. A gateway's signals are handled here alone.
+"""The command line: serve (default), check, mock, keys, usage, replay.
 
 Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
 which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
@@ -14,12 +14,12 @@ import signal
 import sys
 import time
 
-from gateway.ending import EXIT_INTERRUPTED, open_missing, run_to_end
+from gateway.ending import open_missing, run_to_end
 from gateway.program import program
+from gateway.signals import ENDS, Signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Container, Sequence
     from typing import Callable, NoReturn, Optional, TextIO
 
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 EXIT_CONFIGURATION = 2
 DOTENV = ".env"
 OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
-OWN_DESCRIPTORS = 256  # the listening sockets, the database, pipes, kept connections to engines
-# What systems usually allow a process at most, should there be no limit, or one of a billion: what is started from here
-# inherits it, and some programs close every descriptor that there may be, one by one.
-DESCRIPTORS_MAX = 1_048_576
 STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
 _TELLING = {"-h", "--help", "--version"}  # never a flag's value: argparse takes none that begins with a dash
 
@@ -45,7 +41,7 @@ def run() -> NoReturn:
     if printing or command == "mock":
         run_to_end(main, printing)
     open_missing(os.O_RDWR)
-    signals = _Signals()
+    signals = Signals()
     if os.name == "posix":
         signals.watch_start()
     try:
@@ -94,7 +90,7 @@ def _within(limit_s: float, write: Callable[[], object], name: str = "output") -
     thread.join(limit_s)
 
 
-def main(argv: Optional[Sequence[str]] = None, signals: Optional[_Signals] = None) -> int:
+def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None) -> int:
     """Run a command; returns the exit status: 0 well, 1 failed, 2 configured wrongly.
 
     `signals`: those that are handled already, for `serve`.
@@ -262,13 +258,14 @@ def _failed(lines: Sequence[str], status: int) -> int:
     return status
 
 
-def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
+def serve(settings: Settings, signals: Optional[Signals] = None) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends the drain. SIGHUP reads the engines file again."""
     from gateway.app import Gateway
     from gateway.configuration import ConfigurationError
+    from gateway.descriptors import raise_limit
     from gateway.policy.statefile import StateDbError
 
-    signals = signals or _Signals()
+    signals = signals or Signals()
     try:
         gateway = Gateway(settings)
     except ConfigurationError as error:
@@ -277,7 +274,7 @@ def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
         return _misconfigured([f"STATE_DB: {error}"])
     except OSError as error:
         return _failed([f"error: {_cannot_listen(settings, error)}"], 1)
-    _raise_descriptor_limit(gateway)
+    raise_limit(settings.workers, settings.max_connections, gateway.telemetry.log)
     _settle_memory()
     signals.serve()  # from here on there may be requests to finish
     gateway.start()
@@ -289,7 +286,7 @@ def serve(settings: Settings, signals: Optional[_Signals] = None) -> int:
         number = signals.wait()
         if number == getattr(signal, "SIGHUP", None):
             _reload(gateway)
-        elif number in _ENDS:
+        elif number in ENDS:
             break
     return _drain(gateway, signals)
 
@@ -341,44 +338,6 @@ def _divert_stderr(gateway: Gateway) -> None:
     threading.excepthook = crashed
 
 
-def _raise_descriptor_limit(gateway: Gateway) -> None:
-    """Allow as many descriptors as the system lets us, and say so where clients' connections cannot have them all.
-
-    A client's connection takes one, and one more while an engine works for it: the requests of all workers are counted,
-    streams, which need no worker, are not (each takes a second one; that can be known only when they come).
-    """
-    try:
-        import resource
-    except ImportError:
-        return
-    settings = gateway.settings
-    own = settings.workers + OWN_DESCRIPTORS
-    wanted = settings.max_connections + own
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return
-    most = max(DESCRIPTORS_MAX, 2 * settings.max_connections + own)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    allowed, refused, asked = soft, most + 1, most
-    while asked > allowed:  # macOS lets a process have less than its hard limit says, and nobody knows how much
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (asked, hard))
-            allowed = asked
-        except (OSError, ValueError):
-            refused = asked
-        asked = (allowed + refused) // 2
-    if allowed < wanted:
-        gateway.telemetry.log(
-            "warning",
-            "few_descriptors",
-            allowed=allowed,
-            wanted=wanted,
-            max_connections=settings.max_connections,
-            possible_connections=max(0, allowed - own),
-            message="raise the limit of open files (ulimit -Hn, LimitNOFILE) to `wanted`, or lower MAX_CONNECTIONS",
-        )
-
-
 def _settle_memory() -> None:
     """What has been loaded stays for good: the collector need not look at it again, nor so often (5 % CPU a
     request)."""
@@ -388,7 +347,7 @@ def _settle_memory() -> None:
         gc.set_threshold(20_000, 20, 20)
 
 
-def _drain(gateway: Gateway, signals: _Signals) -> int:
+def _drain(gateway: Gateway, signals: Signals) -> int:
     """Returns the exit status: 0, or 1 when not everything could be ended, or a third signal did not wait for it."""
     import threading
 
@@ -401,7 +360,7 @@ def _drain(gateway: Gateway, signals: _Signals) -> int:
     deadline_s = time.monotonic() + settings.drain_delay_s + settings.drain_timeout_s + STOP_S
     hurried = False
     while stopper.is_alive() and time.monotonic() < deadline_s:
-        if signals.wait(0.05) in _ENDS:
+        if signals.wait(0.05) in ENDS:
             if hurried:
                 return 1
             hurried = True
@@ -431,88 +390,3 @@ def _reload(gateway: Gateway) -> None:
         gateway.telemetry.log("error", "reload_failed", faults=as_given(error.faults, gateway.settings.flags))
     except Exception as error:  # whatever it is, it is no reason to stop serving
         gateway.pipeline.internal_error(error, "-")
-
-
-_ENDS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _Signals:
-    """SIGTERM, SIGINT and SIGHUP, one after another. For the main thread.
-
-    Until `serve`, the first two end the process at once (nothing is under way: exit 0; Ctrl-C: 130), and SIGHUP is
-    kept: the engines file may have been read before it came. From then on `wait` gives each.
-    """
-
-    def __init__(self) -> None:
-        self._serving = False
-        self._come: list[int] = []
-        self._receiver: Optional[socket.socket] = None
-        self._sender: Optional[socket.socket] = None
-        self._early: Optional[int] = None
-        for name in ("SIGHUP", "SIGINT", "SIGTERM"):
-            number = getattr(signal, name, None)
-            if number is not None:
-                signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if not self._serving and number in _ENDS:
-            self._end_early(number)
-        self._come.append(number)
-        self._wake()
-
-    @staticmethod
-    def _end_early(number: int) -> None:
-        os._exit(0 if number == signal.SIGTERM else EXIT_INTERRUPTED)
-
-    def watch_start(self) -> None:
-        """End at once also while the start stands still in one call (a file on a disk that hangs).
-
-        A handler runs when such a call returns, or when the signal comes in the middle of it; a thread need not wait.
-        """
-        import threading
-
-        reader, self._early = os.pipe()
-        os.set_blocking(self._early, False)
-        signal.set_wakeup_fd(self._early, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch_start, args=(reader,), name="start-signals", daemon=True).start()
-
-    def _watch_start(self, reader: int) -> None:
-        while not self._serving:
-            for number in os.read(reader, 64):
-                # Between this look and the end, `serve` may have come: nothing is under way yet all the same.
-                if number in _ENDS and not self._serving:
-                    self._end_early(number)
-
-    def _wake(self) -> None:
-        if self._sender is not None:
-            try:
-                self._sender.send(b"\0")
-            except OSError:
-                pass  # full: there is enough to wake up for
-
-    def serve(self) -> None:
-        """From now on signals are for `wait`."""
-        import socket
-
-        self._receiver, self._sender = socket.socketpair()
-        self._sender.setblocking(False)
-        # So that `wait` wakes up for a signal that the system gives to another thread, or on Windows.
-        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
-        self._serving = True
-        if self._early is not None:
-            os.write(self._early, b"\0")  # ends the thread; the pipe stays: a handler may be about to write to it
-        if self._come:
-            self._wake()
-
-    def wait(self, timeout_s: float = 3600.0) -> Optional[int]:
-        """The next signal's number, or None after `timeout_s`, or now and then before."""
-        # What the handler appends after this look wakes the receiver: it sends a byte itself. A storm of signals that
-        # fills the socket loses bytes, but none of those that have come.
-        assert self._receiver is not None
-        if not self._come:
-            self._receiver.settimeout(timeout_s)
-            try:
-                self._receiver.recv(4096)
-            except OSError:
-                return None
-        return self._come.pop(0) if self._come else None

@@ -7,11 +7,10 @@ import sys
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Optional
 from unittest import mock
 
-from gateway import cli
+from gateway.descriptors import DESCRIPTORS_MAX, raise_limit
 from tests.support import MAIN, GatewayProcess, SocketTest, eventually, gateway_process
 
 try:
@@ -19,7 +18,7 @@ try:
 except ImportError:
     resource = None  # type: ignore[assignment]
 
-MILLION = cli.DESCRIPTORS_MAX
+MILLION = DESCRIPTORS_MAX
 LIMITED = (
     "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (%d, %d)); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -48,11 +47,8 @@ class Limits(unittest.TestCase):
         def log(level: str, event: str, **fields: object) -> None:
             self.lines.append((level, event, fields))
 
-        gateway: Any = SimpleNamespace(
-            settings=SimpleNamespace(max_connections=connections, workers=256), telemetry=SimpleNamespace(log=log)
-        )
         with self.system(soft, hard, set_limit):
-            cli._raise_descriptor_limit(gateway)
+            raise_limit(256, connections, log)
         return now[0]
 
     @contextlib.contextmanager
@@ -93,12 +89,8 @@ class Limits(unittest.TestCase):
             raise PermissionError(1, "Operation not permitted")
 
         logged: list[dict[str, Any]] = []
-        gateway: Any = SimpleNamespace(
-            settings=SimpleNamespace(max_connections=10_000, workers=256),
-            telemetry=SimpleNamespace(log=lambda level, event, **fields: logged.append(fields)),
-        )
         with self.system(1024, 524_288, refuse):
-            cli._raise_descriptor_limit(gateway)
+            raise_limit(256, 10_000, lambda level, event, **fields: logged.append(fields))
         self.assertEqual([(fields["allowed"], fields["wanted"]) for fields in logged], [(1024, 10_512)])
 
     def test_too_few_are_told_with_what_can_be_had_and_what_to_do(self) -> None:
