@@ -8,21 +8,23 @@ included, is passed on to engines and never read. Pure functions. The readers ta
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 from gateway.errors import RequestRefused
 from gateway.upstream.echo import content_text
 from gateway.upstream.estimates import WEIGHT_PER_TOKEN, tokens_of, weigh
+from gateway.upstream.fieldtypes import (
+    CHAT,
+    COMPLETION,
+    EMBEDDING,
+    Check,
+    Request,
+    check_input,
+    check_messages,
+    check_prompt,
+)
 
-TOKENS_MAX = 1_000_000
-CHOICES_MAX = 128
-STOPS_MAX = 64  # OpenAI itself takes 4, other engines more
 BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
-ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function"))
-
-Request = dict[str, Any]
-Check = Callable[[Any], Optional[tuple[str, str]]]
-"""Of a value that is not null: None, or the error's code and what the value must be."""
 
 
 class Prompts(NamedTuple):
@@ -243,141 +245,13 @@ def _texts_of(value: Any) -> Iterator[str]:
                 yield item if type(item) is str else str(item)
 
 
-# --- types ---------------------------------------------------------------------------------------------------------
-
-
-def _check_messages(request: Request) -> None:
-    messages = request.get("messages")
-    if type(messages) is not list or not messages:
-        raise _refused("messages", "messages", "must be a non-empty list of messages")
-    for index, message in enumerate(messages):
-        if type(message) is not dict:
-            raise _refused("messages", f"messages[{index}]", "must be an object")
-        role = message.get("role")
-        if type(role) is not str or role not in ROLES:
-            raise _refused("messages", f"messages[{index}].role", f"must be one of {', '.join(sorted(ROLES))}")
-        if type(message.get("content")) is not str:
-            _check_content(message, f"messages[{index}]")
-
-
-def _check_content(message: dict[str, Any], where: str) -> None:
-    content = message.get("content")
-    if content is None or content == []:
-        instead = map(message.get, _FOR_CONTENT) if message["role"] == "assistant" else ()
-        if any(value or value == "" for value in instead):
-            return
-        if content is None:
-            what = (
-                f"is missing; only an assistant with {', '.join(_FOR_CONTENT[:-1])} or {_FOR_CONTENT[-1]} may omit it"
-            )
-            raise _refused("messages", f"{where}.content", what)
-    if type(content) is not list or not content:
-        raise _refused("messages", f"{where}.content", "must be a text or a list of typed parts")
-    for index, part in enumerate(content):
-        if type(part) is not dict or type(part.get("type")) is not str:
-            raise _refused("messages", f"{where}.content[{index}]", "must be an object with a type")
-        if part["type"] == "text" and type(part.get("text")) is not str:
-            raise _refused("messages", f"{where}.content[{index}].text", "must be a text")
-
-
-# What an assistant may say instead of content: OpenAI's fields, and the thoughts that engines give, which clients send
-# back with what else an answer has had (an answer may have been cut off before it came to its content).
-_FOR_CONTENT = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content", "reasoning")
-
-
-def _check_prompt(request: Request) -> None:
-    if not _texts_or_tokens(request.get("prompt")):
-        raise _refused("prompt", "prompt", "must be a text, a non-empty list of texts, or a list of tokens")
-
-
-def _check_input(request: Request) -> None:
-    value = request.get("input")
-    if value == "" or not _texts_or_tokens(value):
-        raise _refused("input", "input", "must be a non-empty text, a non-empty list of texts, or of tokens")
-
-
-def _texts_or_tokens(value: Any) -> bool:
-    if type(value) is str:
-        return True
-    if type(value) is not list or not value:
-        return False
-    return (
-        all(type(item) is str for item in value)
-        or all(type(item) is int for item in value)
-        or all(type(i) is list and i and all(type(t) is int for t in i) for i in value)
-    )
-
-
-def _refused(kind: str, where: str, what: str) -> RequestRefused:
-    return RequestRefused(f"invalid_{kind}", f"{where} {what}", param=where)
-
-
-def _model(value: Any) -> Optional[tuple[str, str]]:
-    return None if type(value) is str else ("invalid_model", "must be a text")
-
-
-def _stream(value: Any) -> Optional[tuple[str, str]]:
-    return None if type(value) is bool else ("invalid_stream", "must be true or false")
-
-
-def _no_stream(value: Any) -> Optional[tuple[str, str]]:
-    return None if value is False else ("invalid_stream", "must be false: embeddings are not streamed")
-
-
-def _stream_options(value: Any) -> Optional[tuple[str, str]]:
-    return None if type(value) is dict else ("invalid_stream", "must be an object")
-
-
-def _max_tokens(value: Any) -> Optional[tuple[str, str]]:
-    if type(value) is int and (1 <= value <= TOKENS_MAX or value == -1):
-        return None
-    return "invalid_max_tokens", f"must be an integer from 1 to {TOKENS_MAX}, or -1 for no limit"
-
-
-def _temperature(value: Any) -> Optional[tuple[str, str]]:
-    if type(value) in (int, float) and 0 <= value <= 2:
-        return None
-    return "invalid_temperature", "must be a number from 0 to 2"
-
-
-def _top_p(value: Any) -> Optional[tuple[str, str]]:
-    if type(value) in (int, float) and 0 <= value <= 1:
-        return None
-    return "invalid_top_p", "must be a number from 0 to 1"
-
-
-def _stop(value: Any) -> Optional[tuple[str, str]]:
-    if type(value) is str:
-        return None
-    if type(value) is list and len(value) <= STOPS_MAX and all(type(s) is str for s in value):
-        return None
-    return "invalid_stop", f"must be a text or a list of at most {STOPS_MAX} texts"
-
-
-def _n(value: Any) -> Optional[tuple[str, str]]:
-    if type(value) is int and 1 <= value <= CHOICES_MAX:
-        return None
-    return "invalid_n", f"must be an integer from 1 to {CHOICES_MAX}"
-
-
 # --- the table -----------------------------------------------------------------------------------------------------
-
-_GENERATION: Mapping[str, Check] = {
-    "model": _model,
-    "stream": _stream,
-    "stream_options": _stream_options,
-    "max_tokens": _max_tokens,
-    "temperature": _temperature,
-    "top_p": _top_p,
-    "stop": _stop,
-    "n": _n,
-}
 
 BY_PATH: dict[str, PathFields] = {
     "/chat/completions": PathFields(
         "messages",
-        _check_messages,
-        {**_GENERATION, "max_completion_tokens": _max_tokens},
+        check_messages,
+        CHAT,
         _chat_prompts,
         _texts_of_chat,
         "\n",
@@ -386,8 +260,8 @@ BY_PATH: dict[str, PathFields] = {
     ),
     "/completions": PathFields(
         "prompt",
-        _check_prompt,
-        _GENERATION,
+        check_prompt,
+        COMPLETION,
         _completion_prompts,
         lambda request: _texts_of(request.get("prompt")),
         "",
@@ -396,8 +270,8 @@ BY_PATH: dict[str, PathFields] = {
     ),
     "/embeddings": PathFields(
         "input",
-        _check_input,
-        {"model": _model, "stream": _no_stream},
+        check_input,
+        EMBEDDING,
         lambda request: _prompts_of(request.get("input")),
         lambda request: _texts_of(request.get("input")),
         "",
