@@ -27,6 +27,7 @@ from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer, ServerContext
 from gateway.settings import Settings
+from gateway.telemetry import gauges
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 from gateway.telemetry.process import register_process_metrics
@@ -106,11 +107,11 @@ class Gateway:
         )
 
     def _bind_metrics(self) -> None:
-        self.metrics.bind_engines(self._engine_gauges)
-        self.metrics.bind_surplus(self._surplus_counts)
-        self.metrics.bind_breakers(self._breaker_gauges, self._waiting_gauges)
-        self.metrics.bind_queue(lambda: self.workers.depth, lambda: self.workers.busy)
-        self.metrics.bind_policy(self._limit_gauges, self._ledger_dropped, self._state_db_errors)
+        gauges.bind_engines(self.registry, self._engine_gauges)
+        gauges.bind_surplus(self.registry, self._surplus_counts)
+        gauges.bind_breakers(self.registry, self._breaker_gauges, self._waiting_gauges)
+        gauges.bind_queue(self.registry, lambda: self.workers.depth, lambda: self.workers.busy)
+        gauges.bind_policy(self.registry, self._limit_gauges, self._ledger_dropped, self._state_db_errors)
 
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""

@@ -10,7 +10,7 @@ import time
 import unittest
 from typing import Any
 
-from gateway.telemetry import process
+from gateway.telemetry import gauges, process
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.registry import Registry
@@ -303,8 +303,8 @@ class GatewayMetricsTest(unittest.TestCase):
     def test_gauges_show_the_present(self) -> None:
         engines = [("13b", "a:1", True, 5), ("13b", "b:1", False, 0)]
         depth = [3]
-        self.metrics.bind_engines(lambda: engines)
-        self.metrics.bind_queue(lambda: depth[0], lambda: 2)
+        gauges.bind_engines(self.registry, lambda: engines)
+        gauges.bind_queue(self.registry, lambda: depth[0], lambda: 2)
         series = scrape(self.registry)
         self.assertEqual(series['gateway_engine_up{model="13b",engine="a:1"}'], 1)
         self.assertEqual(series['gateway_engine_up{model="13b",engine="b:1"}'], 0)

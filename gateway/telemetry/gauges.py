@@ -1,0 +1,111 @@
+"""The gateway's own metrics that are read when they are asked for, from whoever knows: nothing is counted here.
+
+Owns nothing. The callables are called without the registry's lock, on the thread that writes the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Callable
+
+from gateway.telemetry.registry import Registry
+
+
+def bind_engines(registry: Registry, engines: Callable[[], Iterable[tuple[str, str, bool, int]]]) -> None:
+    """Declares the gauges read from `engines`: (model, engine, up, requests in flight)."""
+    registry.callback(
+        "gateway_engine_up",
+        "gauge",
+        "1 when the engine may be chosen.",
+        ("model", "engine"),
+        lambda: [((model, engine), int(up)) for model, engine, up, _ in engines()],
+    )
+    registry.callback(
+        "gateway_engine_inflight",
+        "gauge",
+        "Requests the engine is working on.",
+        ("model", "engine"),
+        lambda: [((model, engine), in_flight) for model, engine, _, in_flight in engines()],
+    )
+
+
+def bind_surplus(registry: Registry, counts: Callable[[], Iterable[tuple[tuple[str, str], float]]]) -> None:
+    """Declares how often engines have sent more than they were asked for: ((model, engine), count)."""
+    registry.callback(
+        "gateway_engine_surplus_total",
+        "counter",
+        "Connections closed because the engine sent bytes behind an answer, or without a request.",
+        ("model", "engine"),
+        counts,
+    )
+
+
+def bind_breakers(
+    registry: Registry,
+    states: Callable[[], Iterable[tuple[tuple[str, str], int]]],
+    waiting: Callable[[], Iterable[tuple[tuple[str], int]]],
+) -> None:
+    """Declares the gauges of circuit breakers ((model, engine), state) and of requests waiting for an engine."""
+    registry.callback(
+        "gateway_breaker_state",
+        "gauge",
+        "Circuit breaker of an engine: 0 closed, 1 half-open, 2 open.",
+        ("model", "engine"),
+        states,
+    )
+    registry.callback(
+        "gateway_engine_queue_depth",
+        "gauge",
+        "Requests waiting for a place on an engine of the model.",
+        ("model",),
+        waiting,
+    )
+
+
+def bind_policy(
+    registry: Registry,
+    factors: Callable[[], Iterable[tuple[tuple[str], float]]],
+    ledger_dropped: Callable[[], float],
+    state_db_errors: Callable[[], float],
+) -> None:
+    """Declares the factors of the adaptive limits ((priority), factor), the rows that the ledger has lost, and how
+    often the state database could not be written."""
+    registry.callback(
+        "gateway_limit_factor",
+        "gauge",
+        "What is left of keys' limits while the gateway is behind, by priority.",
+        ("priority",),
+        factors,
+    )
+    registry.callback(
+        "gateway_ledger_dropped_total",
+        "counter",
+        "Rows that the ledger has lost.",
+        (),
+        lambda: [((), ledger_dropped())],
+    )
+    registry.callback(
+        "gateway_state_db_errors_total",
+        "counter",
+        "Writes to the state database that failed; what can be kept is written later.",
+        (),
+        lambda: [((), state_db_errors())],
+    )
+
+
+def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], int]) -> None:
+    """Declares the gauges of waiting requests (`depth`) and working threads (`busy`)."""
+    registry.callback(
+        "gateway_queue_depth",
+        "gauge",
+        "Requests waiting for a worker.",
+        (),
+        lambda: [((), depth())],
+    )
+    registry.callback(
+        "gateway_workers_busy",
+        "gauge",
+        "Workers with a request in hand.",
+        (),
+        lambda: [((), busy())],
+    )
