@@ -8,7 +8,8 @@ import unittest
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Optional
 
-from gateway.upstream.sse import CHOICES_KEPT, KEPT_MAX_CHARS, KEPT_PIECES, EventStream, StreamBroken
+from gateway.upstream.kept import KEPT_MAX_CHARS, KEPT_PIECES
+from gateway.upstream.sse import CHOICES_KEPT, EventStream, StreamBroken
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
@@ -118,7 +119,7 @@ class BoundedTest(unittest.TestCase):
         copies = 0
         for _ in range(2000):
             stream.feed(event(delta("x" * 500)))
-            pieces = stream._kept_text
+            pieces = stream._kept._pieces
             assert pieces is not None
             copies += pieces[0] is not first
             first = pieces[0]

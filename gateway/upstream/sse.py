@@ -25,17 +25,13 @@ from gateway.upstream.deltas import (
 from gateway.upstream.estimates import weigh, weigh_escaped, weight_of_choices
 from gateway.upstream.eventlines import UNDECIDED, EventLines
 from gateway.upstream.eventlines import StreamBroken as StreamBroken
+from gateway.upstream.kept import Kept
 from gateway.upstream.nonfinite import dump_with_nulls, has_nonfinite, with_nulls
 from gateway.upstream.skim import outline
 
 EVENT_MAX_BYTES = 8_388_608
 LARGE_BYTES = 262_144  # of one event: beyond, it is skimmed, since one thread relays all streams
-KEPT_MAX_CHARS = 1_048_576  # of text to go on from; a stream with more of it ends where its engine does
-KEPT_PIECES = 1_000  # of that text, until they are made one
 CHOICES_KEPT = 128  # besides those asked for; the ends of more are not looked at
-
-# What of a delta a stream cannot go on with elsewhere.
-_NOT_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "refusal")
 
 
 class _NonfiniteNumber(Exception):
@@ -77,13 +73,10 @@ class EventStream(EventLines):
     __slots__ = (
         "_choices",
         "_ended",
-        "_first_of_rest",
         "_hide_usage",
-        "_kept_chars",
-        "_kept_text",
+        "_kept",
         "_numbers",
         "_plain",
-        "_restamped",
         "_told",
         "_under_way",
         "alike",
@@ -91,7 +84,6 @@ class EventStream(EventLines):
         "earlier_weight",
         "events",
         "finished",
-        "stamp",
         "usage",
         "weight",
     )
@@ -118,24 +110,19 @@ class EventStream(EventLines):
         self.alike: Optional[tuple[bytes, bytes]] = None
         self.events = 0
         self.weight = 0
-        # What the client has been given, to go on from, in pieces: adding to one text would copy it each time.
-        self._kept_text: Optional[list[str]] = [] if keep_text else None
-        self._kept_chars = 0
+        self._kept = Kept(keep_text)
         self.earlier_weight = 0  # of `text`, as far as an earlier stream has given it
-        self._first_of_rest = False
-        self.stamp: dict[str, Any] = {}  # with a kept text: what all events of one stream have in common
-        self._restamped = False
         self.usage: Optional[dict[str, Any]] = None
 
     @property
     def text(self) -> Optional[str]:
         """What the client has been given, to go on from; None: it is not kept, or more than can be gone on from."""
-        return None if self._kept_text is None else "".join(self._kept_text)
+        return self._kept.text
 
     @property
     def keeps_text(self) -> bool:
         """Whether there is such a text."""
-        return self._kept_text is not None
+        return self._kept.keeps
 
     def feed(self, data: bytes) -> bytes:
         """Take payload, return the whole lines that the client gets. Raises StreamBroken."""
@@ -178,8 +165,7 @@ class EventStream(EventLines):
         lines = self.take(data)
         self._plain = (
             self.started
-            and self._kept_text is None
-            and not self._restamped
+            and not (self._kept.keeps or self._kept.restamped)
             and not (self._partial or self._held or self._dropped or self._last_cr or self.done)
         )
         return lines
@@ -243,13 +229,12 @@ class EventStream(EventLines):
             raise StreamBroken("the engine sent an event that is not an object")
         self.started = True
         self.events += 1
+        kept = self._kept
         if large:
-            self._kept_text = None  # so nobody can go on from it
-        if self._kept_text is not None and not self.stamp:
-            self.stamp = {key: event[key] for key in ("id", "created", "model") if key in event}
-        choices = event.get("choices")
-        if self._kept_text is not None and isinstance(choices, list) and not self._note_text(choices):
+            kept.drop()
+        if not kept.note(event):
             return None
+        choices = event.get("choices")
         if isinstance(choices, list):
             self._note_choices(choices)
             self.weight += weight_of_choices(text, choices) if large else weight_of(text, choices)
@@ -261,8 +246,8 @@ class EventStream(EventLines):
                     return None  # the event that was asked for, with what rides on it: clients look at `choices[0]`
                 text = without_usage(text, event, places.get("usage"))
                 event = {key: value for key, value in event.items() if key != "usage"}
-        if self._restamped and not large:
-            text = dump_with_nulls({**event, **self.stamp})
+        if kept.restamped and not large:
+            text = dump_with_nulls({**event, **kept.stamp})
         return text
 
     def _note_choices(self, choices: list[Any]) -> None:
@@ -291,40 +276,11 @@ class EventStream(EventLines):
             if not choices and self.finished:  # it says what the answer has taken: nothing more of that will come
                 self._told = self.complete = True
 
-    def _note_text(self, choices: list[Any]) -> bool:
-        """Keep the text that is passed on; False for the empty beginning of a stream that goes on after another."""
-        choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-        delta = choice.get("delta")
-        content = delta.get("content") if isinstance(delta, dict) else None
-        first, self._first_of_rest = self._first_of_rest, self._first_of_rest and not choice
-        if isinstance(content, str) and content:
-            self._keep_text(content)
-        if isinstance(delta, dict) and any(delta.get(key) for key in _NOT_TEXT):
-            self._kept_text = None  # cannot be continued as text
-        return not (first and choice and not content and not is_finish(choice.get("finish_reason")))
-
-    def _keep_text(self, text: str) -> None:
-        kept = self._kept_text
-        if kept is None:
-            return
-        self._kept_chars += len(text)
-        if self._kept_chars > KEPT_MAX_CHARS:
-            self._kept_text = None
-            return
-        kept.append(text)
-        if len(kept) >= KEPT_PIECES:
-            kept[:] = ["".join(kept)]
-
     def go_on(self, earlier: EventStream) -> None:
         """This stream goes on where `earlier` has broken off. Before its first event."""
-        text = earlier.text
-        self._kept_text = None if text is None else [text]
-        self._kept_chars = len(text or "")
-        self.earlier_weight = weigh(text or "")
-        self.stamp = earlier.stamp
+        self._kept.go_on(earlier._kept)
+        self.earlier_weight = weigh(earlier.text or "")
         self._begins = False
-        self._restamped = True
-        self._first_of_rest = True
 
     def end(self) -> bytes:
         """The engine has sent everything: what is still due to the client. Raises StreamBroken if it had not
