@@ -20,6 +20,7 @@ from gateway.routing.engine import Engine
 from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec, ModelSpec
 from gateway.settings import Settings
+from gateway.steps import drive
 
 LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
 ERROR_CHARS = 200  # of what an engine has said
@@ -80,7 +81,7 @@ def look(factory: InferenceFactory, limit_s: float) -> bool:
     for host in dict.fromkeys(spec.host for spec in engines if not spec.is_echo):
         if client.is_near(host) is None:
             try:
-                client.resolver.addresses(host, deadline_s)
+                drive(client.resolver.addresses(host, deadline_s))
             except OSError:
                 pass  # said with what is not known
     return factory.probed and time.monotonic() < deadline_s

@@ -22,10 +22,10 @@ from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.standing import StateChange
 from gateway.server.admin import Admin
-from gateway.server.parkingserver import new_server
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
-from gateway.server.server import GatewayServer, ServerContext
+from gateway.server.server import GatewayServer
+from gateway.server.underway import ServerContext
 from gateway.settings import Settings
 from gateway.telemetry import gauges
 from gateway.telemetry.metrics import GatewayMetrics
@@ -119,7 +119,7 @@ class Gateway:
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
         try:
-            return new_server((self.settings.host, self.settings.port), context)
+            return GatewayServer((self.settings.host, self.settings.port), context)
         except OSError:
             self._close_parts()
             raise
@@ -151,6 +151,7 @@ class Gateway:
         """Serve, on threads of its own."""
         self._started = True
         self.guard.start()
+        self.workers.start()
         self.server.start()
         self.telemetry.log(
             "info",

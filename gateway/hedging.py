@@ -14,6 +14,7 @@ from gateway.errors import GatewayError
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, Outcome
+from gateway.steps import Event, Steps
 from gateway.upstream import answers
 from gateway.upstream.attempt import Attempt
 from gateway.upstream.stream import EngineStream
@@ -103,7 +104,7 @@ class Race:
         if self.rival is not None:
             self.rival.abort("cancelled")
 
-    def finish(self, first: Tried, deadline_s: float) -> Tried:
+    def finish(self, first: Tried, deadline_s: float) -> Steps[Tried]:
         """The try that counts, when the first attempt has ended."""
         answered = _is_final(first)
         with self._lock:
@@ -114,14 +115,14 @@ class Race:
             if not self._started:
                 self._closed = True
         if waits:
-            self._done.wait(max(0.0, deadline_s - time.monotonic()) + 1.0)
+            yield Event(self._done, max(0.0, deadline_s - time.monotonic()) + 1.0)
         with self._lock:
             self._closed = True
             winner = self._winner or first
         if winner is first:
             if self.rival is not None:
                 self.rival.abort("cancelled")
-                self._done.wait(LOSER_S)  # what became of it belongs into this request's report
+                yield Event(self._done, LOSER_S)  # what became of it belongs into this request's report
         elif answered:
             _discard(first)
         return winner

@@ -19,7 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Callable, Optional, Union
 
-from gateway.asking import Asker, Asking, OnCrash, SizeLimits, TimeLimits
+from gateway.asking import Asker
+from gateway.attempts import OnCrash, TimeLimits
+from gateway.engines import SizeLimits
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
 from gateway.routing.breaker import BreakerPolicy
@@ -31,6 +33,7 @@ from gateway.routing.retry import CRASHED, Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.routing.standing import StateChange
+from gateway.steps import drive
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient
@@ -42,7 +45,7 @@ from gateway.upstream.response import ANSWER_MAX_BYTES
 from gateway.upstream.sse import EVENT_MAX_BYTES
 from gateway.upstream.stream import GRACE_S, EngineStream
 
-__all__ = ["Answer", "Asking", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
+__all__ = ["Answer", "Call", "EngineSpec", "GatewayError", "InferenceFactory", "ModelSpec"]
 
 FALLBACKS = ("any", "configured", "off")
 
@@ -160,7 +163,6 @@ class InferenceFactory:
             yield from events_in(answer.body)
             return
         outcome = Outcome("cancelled")
-        answer.sock.settimeout(self.stream_idle_timeout_s)
         try:
             yield from events_in(answer.first)
             while not answer.done:
@@ -176,7 +178,7 @@ class InferenceFactory:
     def _read_events(self, call: Call, stream: EngineStream) -> list[dict[str, Any]]:
         """The next events. Raises EngineFault, also for what nobody had foreseen."""
         try:
-            return list(events_in(stream.read()))
+            return list(events_in(drive(stream.read(self.stream_idle_timeout_s))))
         except GatewayError:
             raise
         except Exception as error:
@@ -266,8 +268,8 @@ class InferenceFactory:
         self.close()
 
     def run(self, call: Call) -> Union[Answer, EngineStream]:
-        """Ask engines until one answers; see `Asker.run`."""
-        return self.asker.run(call)
+        """Ask engines until one answers; see `Asker.ask`. Blocks."""
+        return drive(self.asker.ask(call))
 
 
 def _refuse_unsendable_keys(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:

@@ -1,13 +1,10 @@
-"""The way of a request, on one screen.
+"""The way of a request, on one screen: `serve`.
 
-    handler thread:   identify -> validate -> take a worker's place   (a refusal raises GatewayError, written at once)
-    the same thread, or a worker's when the places are taken and it had to queue:
-                      ask engines (inference.py) -> write the answer, or the stream's head -> hand the stream on
-    relay thread:     the stream's lines -> its end
-    whoever is last:  one immutable RequestEvent
+Its steps are a generator, which waits nowhere itself (`steps.py`): the loop of the server runs it, or a thread where it
+has to block. The server writes what it gives to the client (server/exchange.py); a refusal is a GatewayError.
 
-HTTP stays in server/: an exchange there is the `Job` that is queued here. `Pipeline` owns the set of jobs in flight
-(a dict whose single operations are atomic) and the draining flag; it holds no lock.
+`Pipeline` owns the set of requests in flight (a dict whose single operations are atomic) and the draining flag; it
+holds no lock. It knows no socket and no HTTP but a request's head.
 """
 
 from __future__ import annotations
@@ -16,12 +13,14 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Protocol, Union
 
 from gateway import validation
+from gateway.account import Account
 from gateway.clock import unix_s
-from gateway.errors import GatewayError, RequestRefused
-from gateway.inference import Call, InferenceFactory
+from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
+from gateway.inference import Answer, Call, InferenceFactory
+from gateway.jsonbounds import takes_long
 from gateway.policy.addresses import address_group
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
@@ -29,10 +28,12 @@ from gateway.policy.limits import Admission
 from gateway.policy.prices import TokensAtMost
 from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
+from gateway.steps import ASIDE, Pause, Steps, Turn
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH
+from gateway.upstream.stream import EngineStream
 from gateway.workers import Job, Overloaded, WorkerPool
 
 PATHS = {
@@ -41,11 +42,72 @@ PATHS = {
     "/v1/embeddings": "/embeddings",
 }
 FEW_BYTES = 4096  # of a body that is looked through in no time
+ASIDE_BYTES = 65536  # a body of more is read on a thread
+MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
+KEYS_PAUSE_S = 0.1  # until it is seen again whether an identity provider's keys have come
 USAGE_REJECTED_LOG_S = 10.0  # an engine that is wrong once is wrong with each answer
 
 
+def nothing() -> None:
+    """Nothing is to be done."""
+
+
+class Head(Protocol):
+    """What is looked at of a request's head. Header names are in lower case; `content_length` None: there is none."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    repeated: frozenset[bytes]
+    content_length: Optional[int]
+    chunked: bool
+    version_1_1: bool
+    keep_alive: bool
+
+
+class Asked(Job):
+    """One request: what `serve` reads of it, and what it notes for the answer and the report."""
+
+    __slots__ = (
+        "accepted_s",
+        "account",
+        "asked",
+        "body",
+        "body_taken",
+        "call",
+        "check_origin",
+        "client_address",
+        "enqueued_s",
+        "fault",
+        "head",
+        "identity",
+        "left",
+        "queue_s",
+        "request_id",
+    )
+
+    def __init__(self, head: Head, client_address: str, request_id: str, accepted_s: float, account: Account) -> None:
+        super().__init__()
+        self.head = head
+        self.accepted_s = accepted_s
+        self.body = b""
+        self.body_taken = False  # it was wanted
+        self.fault: Optional[GatewayError] = None  # what is wrong with it
+        self.client_address = client_address
+        self.request_id = request_id
+        self.account = account
+        self.identity: Optional[Identity] = None
+        self.call: Optional[Call] = None
+        self.asked = ""  # the model that an invalid request names
+        self.left = False  # the client has
+        self.enqueued_s = 0.0
+        self.queue_s = 0.0
+        # Raises GatewayError for what a page elsewhere may have had a browser send.
+        self.check_origin: Callable[[], None] = nothing
+
+
 class Pipeline:
-    """Takes requests from handlers and sees them through. Thread-safe."""
+    """Sees requests through. Thread-safe."""
 
     def __init__(
         self,
@@ -66,9 +128,78 @@ class Pipeline:
         self._open: dict[Job, None] = {}
         self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
 
+    def serve(self, asked: Asked) -> Steps[Union[Answer, EngineStream]]:
+        """The answer to an inference request, or the stream of it that has begun. Raises GatewayError.
+
+        An `EngineStream` must be closed by the caller with the outcome. The caller gives the worker's place back.
+        """
+        head = asked.head
+        asked.check_origin()
+        while self.guard.may_wait(head.headers):
+            yield Pause(KEYS_PAUSE_S)
+        identity = asked.identity = self.guard.identify(head.headers, head.repeated, asked.client_address)
+        identity.require("infer")
+        self.take_body(asked)
+        if len(asked.body) > ASIDE_BYTES or (len(asked.body) > MARKS_MAX and takes_long(asked.body, MARKS_MAX)):
+            yield ASIDE
+        call = self._validated(asked)
+        asked.account.open(self.admit(call, self.servable(call), identity, asked.client_address))
+        self._open[asked] = None
+        asked.enqueued_s = time.monotonic()
+        if asked.left:
+            raise ClientGone()
+        try:
+            yield Turn(self.workers, asked)
+        except Overloaded as refusal:
+            raise self._overloaded(asked, refusal) from None
+        finally:
+            asked.queue_s = time.monotonic() - asked.enqueued_s
+        return (yield from self.factory.asker.ask(call))
+
+    def take_body(self, asked: Asked) -> bytes:
+        """The body of a request that has to have one. Raises GatewayError."""
+        head, limit = asked.head, self.settings.max_body_bytes
+        headers = head.headers
+        if headers.get(b"content-type") != b"application/json" or b"content-encoding" in headers:
+            check_media_type(head)
+        if head.content_length is None and not head.chunked:
+            raise RequestRefused("length_required", "a Content-Length or chunked body is required")
+        if (head.content_length or 0) > limit:
+            raise HttpError("body_too_large", f"the body is larger than {limit} bytes")
+        if asked.fault is not None:
+            raise asked.fault
+        asked.body_taken = True
+        return asked.body
+
+    def _validated(self, asked: Asked) -> Call:
+        """The call that the body asks for; what is wrong with it is reported with the model that it names."""
+        head, request = asked.head, self.parse(asked.body)
+        try:
+            call = self.validate(head.path, asked.body, request, head.headers, asked.request_id, asked.identity)
+        except GatewayError:
+            model = request.get("model")
+            asked.asked = model if type(model) is str else ""
+            raise
+        asked.call = call
+        asked.priority = call.priority
+        return call
+
+    def _overloaded(self, asked: Asked, refusal: Overloaded) -> GatewayError:
+        self._open.pop(asked, None)
+        wait_s = refusal.wait_s
+        text = "too many requests are waiting" if wait_s is None else f"a worker is {wait_s:.0f} s away"
+        return GatewayError("overloaded", text, retry_after_s=1.0 if wait_s is None else wait_s)
+
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`."""
         return self.guard.identify(headers, repeated, address)
+
+    def known(self, head: Head) -> Identity:
+        """Who is asking, unaudited. Raises `unauthorized`."""
+        headers = head.headers
+        return self.guard.authenticator.identify(
+            headers.get(b"authorization"), headers.get(b"x-api-key"), head.repeated
+        )
 
     def admit(self, call: Call, model: str, identity: Identity, address: str) -> Admission:
         """Take what the call needs of every limit; its places are given back by the admission. Raises GatewayError.
@@ -146,18 +277,6 @@ class Pipeline:
             raise shutting_down()
         return self.factory.router.route(call.model, may_use=call.may_use)[0].name
 
-    def enqueue(self, job: Job) -> bool:
-        """True: a worker's place is free, run the job now and `leave` after it. False: it is queued. Raises
-        `overloaded`."""
-        self._open[job] = None
-        try:
-            return self.workers.submit(job)
-        except Overloaded as refusal:
-            self._open.pop(job, None)
-            wait_s = refusal.wait_s
-            text = "too many requests are waiting" if wait_s is None else f"a worker is {wait_s:.0f} s away"
-            raise GatewayError("overloaded", text, retry_after_s=1.0 if wait_s is None else wait_s) from None
-
     def queue_timeout(self) -> GatewayError:
         """The error of a job that waited too long."""
         message = f"no worker within {self.settings.queue_timeout_s:g} s"
@@ -202,6 +321,19 @@ class Pipeline:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.telemetry.log("error", "internal_error", request_id=request_id, traceback=trace)
         return GatewayError("internal_error", "the gateway failed; see its log for this request id")
+
+
+def check_media_type(head: Head) -> None:
+    """Raise `unsupported_media_type` for a body that is not said to be plain JSON."""
+    if b"content-encoding" in head.headers:
+        if head.headers[b"content-encoding"].lower() != b"identity":
+            raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")
+    kind = head.headers.get(b"content-type")
+    if kind is None or kind == b"application/json":
+        return
+    media = kind.partition(b";")[0].strip().lower()
+    if media != b"application/json" and not media.endswith(b"+json"):
+        raise RequestRefused("unsupported_media_type", "send JSON with Content-Type: application/json")
 
 
 def shutting_down() -> GatewayError:

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator
-from typing import Any, NamedTuple, Protocol, TypeVar, Union
+from typing import Any, Callable, NamedTuple, Protocol, TypeVar, Union
 
 T = TypeVar("T")
 Steps = Generator["Wait", Any, T]
@@ -27,6 +27,11 @@ class Watched(Protocol):
     """A connection that may be waited for. Its socket does not block."""
 
     sock: socket.socket
+    descriptor: int
+    """The socket's, while a loop watches it; else -1."""
+
+    def watched_by(self, unwatch: Callable[[int], None]) -> None:
+        """A loop watches the socket from now on, until it is closed or `unwatch` is called."""
 
     def unwatch(self) -> None:
         """Have no loop told of what comes from now on."""
@@ -92,6 +97,26 @@ class Opened(NamedTuple):
         return self.request.open()
 
 
+class Turn(NamedTuple):
+    """A place among those who work. The server's tasks know how to get one; whoever drives steps without has it."""
+
+    pool: Places
+    job: Any
+
+    def block(self) -> None:
+        pass
+
+
+class Places(Protocol):
+    """Who gives places to jobs (`workers.py`)."""
+
+    def submit(self, job: Any) -> bool:
+        """True: the job has a place. False: it is queued."""
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Have something run on a thread, for a job that has a place."""
+
+
 class Conversable(Protocol):
     """A request to an engine that can be asked in either way."""
 
@@ -102,7 +127,7 @@ class Conversable(Protocol):
         """The same as steps."""
 
 
-Wait = Union[Readable, Writable, Pause, Event, Aside, Opened]
+Wait = Union[Readable, Writable, Pause, Event, Aside, Opened, Turn]
 ASIDE = Aside()
 
 

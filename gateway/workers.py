@@ -1,17 +1,19 @@
 """Who may work, how many at once, and who waits.
 
-A `WorkerPool` has `workers` places. While one is free, a job runs at once on the thread that brings it; when none is,
-it waits in a bounded `queue.PriorityQueue`, and runs on a worker thread, started on demand, as soon as a place is
-given back. (Every job through a queue to another thread costs 75 us CPU and a GIL hand-over or four: measured 118
-instead of 40 us a request at one connection, 165 instead of 50 at 32, on a bare prototype.)
+A `WorkerPool` has `workers` places. While one is free, a job runs at once where it is; when none is, it waits in a
+bounded `queue.PriorityQueue`, and a worker thread runs it as soon as a place is given back. A job that has a place and
+must block is brought to a worker thread, too (`run`): there are never more of them than places. (Every job through a
+queue to another thread costs 75 us CPU and a hand-over of the interpreter's lock or four: measured 118 instead of 40 us
+a request at one connection, 165 instead of 50 at 32, on a bare prototype.)
 
-`_lock` guards the counts `_running`, `_waiting`, `_idle` and `_threads` and the average `_held_s`; it is never held
-while a job runs or a thread waits. Every accepted job is run exactly once, or claimed by whoever waits for it (a queue
-timeout): `Job.claim` decides.
+`_lock` guards the counts `_running` and `_waiting` and the average `_held_s`; it is never held while a job runs or a
+thread waits. Every accepted job is run exactly once, or claimed by whoever gives it up (a queue timeout, a client that
+leaves): `Job.claim` decides.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import queue
 import threading
@@ -19,19 +21,18 @@ import time
 from typing import Callable, Optional
 
 from gateway.routing.line import AGEING_S, RANK_BY_PRIORITY
+from gateway.threads import Threads
 
-IDLE_S = 60.0  # a worker thread without work for this long ends
 HELD_WEIGHT = 0.1  # of a new sample in the average time a place is held
 
 
 class Job:
     """Something to run once. `answered` turns True just before its last write, `finished` after it."""
 
-    __slots__ = ("_claim", "_waiter", "answered", "began_s", "finished", "priority")
+    __slots__ = ("_claim", "answered", "began_s", "finished", "priority")
 
     def __init__(self) -> None:
         self._claim: Optional[threading.Lock] = None
-        self._waiter: Optional[threading.Event] = None
         self.priority = "normal"
         self.began_s = 0.0  # when it got its place; 0: nobody has noted that
         self.answered = False
@@ -46,8 +47,8 @@ class Job:
         claim = self._claim
         return claim is not None and claim.acquire(blocking=False)
 
-    def run(self) -> None:
-        """Do the work. Raises nothing."""
+    def run(self) -> Optional[bool]:
+        """Do the work, on a worker's thread. True: the job keeps its place, and somebody calls `leave` for it."""
         raise NotImplementedError
 
     @property
@@ -59,24 +60,6 @@ class Job:
     def cut_off(self) -> None:
         """End it early, because the gateway ends. From any thread; never blocks; may be called again."""
         raise NotImplementedError
-
-    def finish(self) -> None:
-        """Tell who waits that nothing more will be sent for this job."""
-        # Flag first, then look for a waiter; `wait` installs a waiter first, then looks at the flag.
-        self.finished = True
-        waiter = self._waiter
-        if waiter is not None:
-            waiter.set()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until the job has finished; only one thread (the connection's handler) ever waits."""
-        if self.finished:
-            return True
-        if self._waiter is None:
-            self._waiter = threading.Event()
-        if self.finished:
-            return True
-        return self._waiter.wait(timeout_s)
 
 
 class Overloaded(Exception):
@@ -107,16 +90,21 @@ class WorkerPool:
         # Jobs without a place: by arrival, a lower priority as if it had come AGEING_S later, so that none starves.
         self._queue: queue.PriorityQueue[tuple[float, int, Job]] = queue.PriorityQueue()
         self._arrivals = 0
-        self._ready: queue.Queue[Optional[Job]] = queue.Queue()  # jobs with a place, for the worker threads
         self._lock = threading.Lock()
         self._running = 0
         self._waiting = 0
         self._waiting_by_rank = [0] * len(RANK_BY_PRIORITY)
         self._held_s = 0.0  # average time a place is held, when all are taken; 0: not known yet
-        self._idle = 0  # worker threads that wait for `_ready`, less the jobs on their way to them
-        self._threads: set[threading.Thread] = set()
-        self._started = 0
+        self._threads = Threads("worker", workers)
         self._closed = False
+
+    def start(self) -> None:
+        """Start the first worker thread. Raises RuntimeError when there is not even that."""
+        self._threads.start()
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Have something run on a worker's thread, for a job that has a place. It raises nothing."""
+        self._threads.run(job)
 
     def submit(self, job: Job) -> bool:
         """True: a place is taken, the caller runs the job now and calls `leave` after it. False: the job is queued.
@@ -155,28 +143,11 @@ class WorkerPool:
         return (ahead + 1) * turn_s
 
     def leave(self, left: Job) -> None:
-        """Give the place of a job back: to the next waiting one, if there is one. Called by who ran it on its own
-        thread."""
+        """Give the place of a job back: to the next waiting one, if there is one. Never blocks."""
         with self._lock:
             job = self._next_locked(left)
-            if job is None:
-                return
-            start = self._idle == 0
-            if start:
-                thread = self._new_thread_locked()
-            else:
-                self._idle -= 1
-        if not start:
-            self._ready.put(job)
-            return
-        try:
-            thread.start()
-        except RuntimeError:  # the system gives no more threads: this one does it
-            with self._lock:
-                self._threads.discard(thread)
-            self._run(job)
-            return
-        self._ready.put(job)
+        if job is not None:
+            self._threads.run(functools.partial(self._run, job))
 
     def gave_up(self, job: Job) -> None:
         """A waiting job has been claimed by who waited for it: its place in the queue is free."""
@@ -207,12 +178,6 @@ class WorkerPool:
     def _note_held_locked(self, held_s: float) -> None:
         self._held_s += HELD_WEIGHT * (held_s - self._held_s) if self._held_s else held_s
 
-    def _new_thread_locked(self) -> threading.Thread:
-        self._started += 1
-        thread = threading.Thread(target=self._work, name=f"worker-{self._started}", daemon=True)
-        self._threads.add(thread)
-        return thread
-
     @property
     def depth(self) -> int:
         """Jobs waiting for a place."""
@@ -223,29 +188,12 @@ class WorkerPool:
         """Places taken."""
         return self._running
 
-    def _work(self) -> None:
-        while True:
-            try:
-                job = self._ready.get(timeout=IDLE_S)
-            except queue.Empty:
-                with self._lock:
-                    if self._idle == 0:
-                        continue  # a job is on its way to this thread
-                    self._idle -= 1
-                    self._threads.discard(threading.current_thread())
-                return
-            if job is not None:
-                self._run(job)
-            with self._lock:
-                self._idle += 1
-            if self._closed:
-                return
-
     def _run(self, job: Optional[Job]) -> None:
         """Run a job that has a place, then those that wait for it; the place is free after that."""
         while job is not None:
             try:
-                job.run()
+                if job.run():
+                    return
             except BaseException as error:
                 self._on_error(error)
             with self._lock:
@@ -255,8 +203,4 @@ class WorkerPool:
         """Accept nothing more and let the threads end; waits for at most `timeout_s` in all."""
         with self._lock:
             self._closed = True
-            threads = [thread for thread in self._threads if thread.ident is not None]
-        for _ in threads:
-            self._ready.put(None)
-        for thread in threads:
-            thread.join(timeout_s / len(threads))
+        self._threads.close(timeout_s)

@@ -1,6 +1,6 @@
 """What the tests of parked connections share: waiting for the loop, holding it, and counting the threads it asks for.
 
-With a server that has a thread for each connection there is no loop, and nothing to wait for. Owns no state of its own.
+Owns no state of its own.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Optional
+from typing import Callable, Optional
 from unittest import mock
 
-from gateway.server.parkingserver import ParkingServer
+from gateway.server.server import GatewayServer
 from tests.resilience import ResilienceTest
 from tests.scripted import EngineSide, ScriptedEngine
 from tests.support import TIMEOUT_S, RawClient, RunningGateway, eventually
 
-THREAD_NAME = "client"
+THREAD_NAMES = ("aside", "worker")
 
 
 def completion(text: str = "fine") -> bytes:
@@ -29,8 +29,8 @@ def completion(text: str = "fine") -> bytes:
 
 
 def client_threads() -> set[threading.Thread]:
-    """Threads that serve clients, of whichever gateway."""
-    return {thread for thread in threading.enumerate() if thread.name == THREAD_NAME}
+    """Threads that requests are passed to, of whichever gateway."""
+    return {thread for thread in threading.enumerate() if thread.name in THREAD_NAMES}
 
 
 class ParkingTest(ResilienceTest):
@@ -58,29 +58,22 @@ class ParkingTest(ResilienceTest):
 
     def settle(self, running: RunningGateway) -> None:
         """Wait until the loop has seen to everything that has happened before."""
-        server = running.app.server
-        if isinstance(server, ParkingServer):
-            for _ in range(2):  # the first may be reported in one go with what came before it
-                with holding(server):
-                    pass
+        for _ in range(2):  # the first may be reported in one go with what came before it
+            with holding(running.app.server):
+                pass
 
     @contextlib.contextmanager
     def hold_loop(self, running: RunningGateway) -> Iterator[None]:
         """Nothing is served on the loop's thread; what happens meanwhile is reported to it in one go."""
-        server = running.app.server
-        with holding(server) if isinstance(server, ParkingServer) else contextlib.nullcontext():
+        with holding(running.app.server):
             yield
 
     @contextlib.contextmanager
     def no_thread(self, running: RunningGateway) -> Iterator[None]:
-        """What happens in here is served on the loop's thread alone, if there is one."""
-        server = running.app.server
-        if not isinstance(server, ParkingServer):
+        """What happens in here is served on the loop's thread alone."""
+        with asked_threads(running) as asked:
             yield
-            return
-        with mock.patch.object(server.threads, "run", wraps=server.threads.run) as run:
-            yield
-        self.assertEqual(run.call_count, 0, "a thread was asked for")
+        self.assertEqual(asked(), 0, "a thread was asked for")
 
     def wait_for_connections(self, running: RunningGateway, count: int) -> None:
         """Wait until the gateway has so many open connections of clients."""
@@ -88,7 +81,16 @@ class ParkingTest(ResilienceTest):
 
 
 @contextlib.contextmanager
-def holding(server: ParkingServer) -> Iterator[None]:
+def asked_threads(running: RunningGateway) -> Iterator[Callable[[], int]]:
+    """Gives a function that tells how often a thread has been asked for."""
+    threads = (running.app.server.threads, running.app.workers._threads)
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(mock.patch.object(each, "run", wraps=each.run)) for each in threads]
+        yield lambda: sum(run.call_count for run in runs)
+
+
+@contextlib.contextmanager
+def holding(server: GatewayServer) -> Iterator[None]:
     """Keep the loop's thread busy."""
     far, near = socket.socketpair()
     held, go = threading.Event(), threading.Event()
@@ -100,7 +102,7 @@ def holding(server: ParkingServer) -> Iterator[None]:
 
     with far, near:
         far.send(b"x")
-        server.loop.watch(near.fileno(), hold, each=False)
+        server.loop.soon(lambda events: server.loop.watch(near.fileno(), hold))
         assert held.wait(TIMEOUT_S), "the loop's thread is stuck"
         try:
             yield

@@ -9,9 +9,11 @@ import threading
 import unittest
 from typing import Any, Optional
 
+from gateway.steps import drive
 from gateway.upstream.assembly import PARSED_MAX_BYTES, assemble
 from gateway.upstream.attempt import Attempt, EngineFault
-from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.connection import Connection
+from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.framing import ResponseHead
 from gateway.upstream.response import EngineResponse
 from gateway.upstream.sse import EventStream
@@ -51,7 +53,7 @@ class AssemblyTest(unittest.TestCase):
                 except OSError:
                     pass
 
-        ours.settimeout(TIMEOUT_S)
+        ours.setblocking(False)
         thread = threading.Thread(target=send, name="engine")
         thread.start()
         try:
@@ -59,7 +61,7 @@ class AssemblyTest(unittest.TestCase):
                 pool = ConnectionPool("127.0.0.1", 1, None, 1.0)
                 response = EngineResponse(ResponseHead(200, {}, True), b"", Connection(ours), pool, Attempt(math.inf))
                 stream = EngineStream(response, EventStream(False, choices))
-                return assemble(stream, path, max_bytes)
+                return bytes(drive(assemble(stream, path, max_bytes)))
         finally:
             thread.join(TIMEOUT_S)
 

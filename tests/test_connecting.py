@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import Callable, Optional
 from unittest import mock
 
+from gateway.steps import drive
 from gateway.upstream.attempt import Attempt, EngineFault
-from gateway.upstream.connecting import open_socket, shake_hands
+from gateway.upstream.connecting import hands_shaken, opened
+from gateway.upstream.connection import Connection
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.resolver import Address, Resolver, in_order
 from tests.naming import Names, deaf, entry
@@ -32,6 +34,17 @@ def never() -> bool:
 
 def soon() -> float:
     return time.monotonic() + TIMEOUT_S
+
+
+def shake(sock: socket.socket, tls: ssl.SSLContext, host: str, deadline_s: float, ended: Callable[[], bool]) -> None:
+    """Talk TLS on a socket."""
+    sock.setblocking(False)
+    connection = Connection(sock)
+    try:
+        drive(hands_shaken(connection, tls, host, deadline_s, ended))
+    except BaseException:
+        connection.close()
+        raise
 
 
 def addresses(*hosts: str) -> tuple[Address, ...]:
@@ -57,10 +70,11 @@ class OpenTest(SocketTest):
 
     def open(self, port: int, *hosts: str, ended: Callable[[], bool] = never, deadline_s: float = 0.0) -> str:
         """The host that the connection goes to; what was left under way has been closed."""
-        sock, address = open_socket(addresses(*hosts), port, deadline_s or soon(), ended)
-        with sock:
-            self.assertEqual(sock.getpeername()[0], address[1][0])
-            return str(address[1][0])
+        connection = drive(opened(addresses(*hosts), port, deadline_s or soon(), ended))
+        assert connection.address is not None
+        with connection.sock as sock:
+            self.assertEqual(sock.getpeername()[0], connection.address[1][0])
+            return str(connection.address[1][0])
 
     def test_one_address_that_listens(self) -> None:
         _, port = self.listener()
@@ -213,7 +227,7 @@ class HandshakeTest(SocketTest):
         self.addCleanup(thread.join, TIMEOUT_S)
         self.addCleanup(over.set)
         with self.assertRaises(socket.timeout):
-            shake_hands(ours, ssl.create_default_context(), "engine.test", time.monotonic() + 0.1, never)
+            shake(ours, ssl.create_default_context(), "engine.test", time.monotonic() + 0.1, never)
 
     def test_who_gives_up_is_heard(self) -> None:
         ours, theirs = self.pair()
@@ -228,14 +242,14 @@ class HandshakeTest(SocketTest):
         self.addCleanup(thread.join, TIMEOUT_S)
         deadline_s = soon()
         with self.assertRaises(socket.timeout):
-            shake_hands(ours, ssl.create_default_context(), "engine.test", deadline_s, ended.is_set)
+            shake(ours, ssl.create_default_context(), "engine.test", deadline_s, ended.is_set)
         self.assertLess(time.monotonic(), deadline_s)
 
     def test_a_server_that_speaks_something_else_is_a_fault_of_tls(self) -> None:
         ours, theirs = self.pair()
         theirs.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         with self.assertRaises(ssl.SSLError):
-            shake_hands(ours, ssl.create_default_context(), "engine.test", soon(), never)
+            shake(ours, ssl.create_default_context(), "engine.test", soon(), never)
 
 
 class PoolTest(SocketTest):
@@ -263,30 +277,15 @@ class PoolTest(SocketTest):
 
     def test_a_numeric_host_asks_nobody(self) -> None:
         pool = ConnectionPool("127.0.0.1", self.port, None, TIMEOUT_S, self.resolver)
-        for connection in (pool.connect(TIMEOUT_S), pool.begin_connect()):
-            if connection is not None:
-                self.assertIsNone(connection.address)
-                connection.close()
-        self.assertEqual(self.resolver._names, {})
-
-    @unittest.skipUnless(CAN_HANG, "nothing begins without a thread here")
-    def test_only_a_name_with_one_known_address_is_connected_to_without_waiting(self) -> None:
-        pool = self.pool()
-        self.assertIsNone(pool.begin_connect())
-        self.assertEqual(self.names.asked, [])
-        pool.connect(TIMEOUT_S).close()
-        connection = pool.begin_connect()
-        assert connection is not None
-        self.assertEqual(connection.sock.getpeername(), ("127.0.0.1", self.port))
+        connection = drive(pool.connect(TIMEOUT_S))
+        self.assertIsNone(connection.address)
         connection.close()
-        self.assertIsNone(self.pool(ssl.create_default_context()).begin_connect())
-        self.move("127.0.0.1", "127.0.0.2")
-        self.assertIsNone(pool.begin_connect())
+        self.assertEqual(self.resolver._names, {})
 
     def test_idle_connections_to_addresses_that_are_gone_are_closed_and_others_kept(self) -> None:
         pool = self.pool()
-        idle = [pool.connect(TIMEOUT_S) for _ in range(3)]
-        in_use = pool.connect(TIMEOUT_S)
+        idle = [drive(pool.connect(TIMEOUT_S)) for _ in range(3)]
+        in_use = drive(pool.connect(TIMEOUT_S))
         for connection in idle:
             pool.give(connection)
         self.move("127.0.0.1", "10.0.0.1")
@@ -303,7 +302,7 @@ class PoolTest(SocketTest):
 
     def test_a_pool_closed_while_it_lets_go_keeps_nothing(self) -> None:
         pool = self.pool()
-        connection = pool.connect(TIMEOUT_S)
+        connection = drive(pool.connect(TIMEOUT_S))
         pool.give(connection)
         with mock.patch.object(self.resolver, "holds", lambda host, address: pool.close() or True):
             pool.let_go()
@@ -319,7 +318,7 @@ class PoolTest(SocketTest):
             pool = self.pool()
             for times in (1, 2):
                 with self.assertRaises(ConnectionRefusedError):
-                    pool.connect(TIMEOUT_S)
+                    drive(pool.connect(TIMEOUT_S))
                 self.names.wait_for("engine.test", times)
                 eventually(lambda: not self.resolver._under_way)
                 now_s[0] += 2.0
@@ -327,7 +326,7 @@ class PoolTest(SocketTest):
     def test_the_look_up_counts_towards_the_timeout(self) -> None:
         self.names.hold("engine.test")
         with self.assertRaises(socket.timeout):
-            self.pool().connect(0.05)
+            drive(self.pool().connect(0.05))
 
 
 class AttemptTest(unittest.TestCase):

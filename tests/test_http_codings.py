@@ -235,7 +235,7 @@ class Streams(ParkingTest):
         coded = gzip.compress(self.many().replace(b"zz", b"z" * 10))
         engine.take().send(stream_head() + chunked(coded) + b"0\r\n\r\n")
         relay = running.app.relay
-        eventually(lambda: any(relayed.paused for relayed in list(relay._streams)))
+        eventually(lambda: any(relayed._paused for relayed in list(relay._streams)))
         client.read_head()
         self.assert_whole(client.read_events())
 

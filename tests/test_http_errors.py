@@ -331,7 +331,7 @@ class Own(ErrorTest):
             client.assert_closed()
 
     def test_an_unexpected_exception_is_500_and_tells_the_client_nothing(self) -> None:
-        for error_format, step in (("simple", "begin"), ("openai", "begin"), ("simple", "go_on")):
+        for error_format, step in (("simple", "ask"), ("openai", "ask"), ("simple", "_plan")):
             running = self.enter(gateway(ERROR_FORMAT=error_format))
             with mock.patch.object(running.app.factory.asker, step, side_effect=RuntimeError("inner detail")):
                 with running.connect() as client:

@@ -85,7 +85,7 @@ class HedgingTest(ResilienceTest):
         self.assert_answered_by(answer, first.port, attempts=1)
         self.assertEqual(second.stats()["requests"], 0)
         self.assert_told(running, answer, hedged=0)
-        self.assertEqual(len(running.app.factory.asker._hedges), 0)
+        self.assertEqual(len(running.app.factory.asker._attempts._hedges), 0)
 
     def test_without_the_setting_nobody_is_asked_twice(self) -> None:
         slow, good = self.engine("slow", delay=0.2), self.engine()

@@ -11,8 +11,7 @@ import unittest
 from collections.abc import Iterator
 from unittest import mock
 
-from gateway.server.parkingserver import ParkingServer
-from tests.parking import ParkingTest, client_threads
+from tests.parking import ParkingTest, asked_threads, client_threads
 from tests.resilience import ask
 from tests.support import CHAT, HI, TIMEOUT_S, RawClient, RunningGateway, eventually, gateway, request_bytes
 from tests.test_http_parked import narrow, unknown_token
@@ -180,15 +179,13 @@ class WithoutKey(ParkingTest):
             self.assertFalse(sender.is_alive())
 
     def unsent(self) -> object:
-        return next((c._unsent for c in list(self.running.app.server._open.values())), None)  # type: ignore[attr-defined]
+        return next((c._unsent for c in list(self.running.app.server._open.values())), None)
 
     def test_administrators_are_served_by_threads(self) -> None:
         running = self.enter(gateway(ADMIN_KEYS=f"root:{KEY}"))
-        server = running.app.server
-        assert isinstance(server, ParkingServer)
-        with mock.patch.object(server.threads, "run", wraps=server.threads.run) as run:
+        with asked_threads(running) as asked:
             self.assertEqual(running.ask("GET", "/admin/usage", None, GOOD).status, 200)
-        self.assertEqual(run.call_count, 1)
+        self.assertEqual(asked(), 1)
 
 
 @unittest.skipUnless(HAS_EPOLL, "needs epoll")
@@ -197,7 +194,7 @@ class OutOfThreads(ParkingTest):
         running = self.serve({"m": {"engines": [self.engine().url]}}, API_KEYS=f"alice:{KEY}", METRICS_AUTH="off")
         data = request_bytes("POST", CHAT, ask(LARGE), GOOD)
         before = client_threads()
-        with no_new_threads("client"):
+        with no_new_threads("aside"):
             clients = [self.enter(running.connect()) for _ in range(10)]
             for client in clients:
                 client.send(data[:-1])  # one has the only thread there is, the others wait for it
@@ -314,8 +311,7 @@ class ManyUploads(ParkingTest):
         return clients
 
     def test_refused_uploads_that_go_on_cost_no_thread_and_health_answers(self) -> None:
-        self.enter(mock.patch("gateway.server.parked.LINGER_S", 60.0))  # all of them at once, on a slow machine too
-        self.enter(mock.patch("gateway.server.handler.LINGER_S", 60.0))
+        self.enter(mock.patch("gateway.server.connection.LINGER_S", 60.0))  # all at once, on a slow machine too
         running = self.enter(gateway(API_KEYS=f"alice:{KEY}", MAX_CONNECTIONS=2 * UPLOADS, LOG_LEVEL="error"))
         self.assertEqual(running.get("/healthz").status, 200)
         before = threading.active_count()
@@ -328,7 +324,7 @@ class ManyUploads(ParkingTest):
         for client in clients:
             self.assertEqual(client.read_response().status, 401)
         self.assertGreaterEqual(running.app.server.connections, UPLOADS)
-        with no_new_threads("client"):
+        with no_new_threads("aside"):
             for path in ("/healthz", "/readyz"):
                 self.assertEqual(running.get(path).status, 200)
             self.assertEqual(running.post(HI, headers=GOOD).status, 200)

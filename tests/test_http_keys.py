@@ -351,14 +351,14 @@ class RolesTest(AccessTest):
     def test_only_a_role_that_may_sets_the_priority(self) -> None:
         running = self.serve(ADMIN_KEYS=ADMIN_KEYS)
         seen: list[str] = []
-        enqueue = running.app.pipeline.enqueue
+        submit = running.app.workers.submit
 
         def noted(job: Any) -> bool:
             seen.append(job.priority)
-            return enqueue(job)
+            return submit(job)
 
         wanted = ("X-Gateway-Priority", "high")
-        with mock.patch.object(running.app.pipeline, "enqueue", noted):
+        with mock.patch.object(running.app.workers, "submit", noted):
             running.post(headers=[AS_ROOT, wanted])
             running.post(headers=[*self.make(running, "low", priority="low"), wanted])
             running.post(headers=[*self.make(running, "plain"), wanted])

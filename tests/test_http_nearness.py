@@ -16,6 +16,7 @@ from gateway.errors import GatewayError
 from gateway.fleet import load_engines_file
 from gateway.inference import InferenceFactory
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
+from gateway.steps import drive
 from gateway.upstream.resolver import Resolver
 from tests.naming import Names, resolver_threads
 from tests.resilience import ResilienceTest, ask, fleet
@@ -150,13 +151,13 @@ class NearnessTest(ResilienceTest):
         resolver = running.app.factory.client.resolver
         for body in (ask(), ask(stream=True)):
             self.names.answers[CLOUD] = [PRIVATE]
-            resolver.addresses(CLOUD, float("inf"))
+            drive(resolver.addresses(CLOUD, float("inf")))
             self.names.answers[CLOUD] = [PUBLIC]  # which the next look-up, that of the connection, finds
             self.assert_error(running.post(body), 502, "backend_unavailable")
             self.assertIs(running.app.factory.client.is_near(CLOUD), False)
         self.assertEqual(self.cloud.requests, [])
         self.names.answers[CLOUD] = [PRIVATE]
-        resolver.addresses(CLOUD, float("inf"))
+        drive(resolver.addresses(CLOUD, float("inf")))
         self.assert_falls_back(running, ask(), "m->cloud")
         self.assert_nothing_held(running)
 

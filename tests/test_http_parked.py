@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from gateway.server.loop import SPARE_THREADS
+from gateway.threads import SPARE_THREADS
 from tests.access import b64
 from tests.parking import ParkingTest, client_threads, completion
 from tests.resilience import ask
@@ -40,7 +40,7 @@ def reset(client: RawClient) -> None:
 @contextlib.contextmanager
 def never_look() -> Iterator[None]:
     """A client that has closed its sending side is not taken for one that has left, however long its answer takes."""
-    with mock.patch("gateway.server.parked.LOOK_S", 60.0), mock.patch("gateway.server.handler.LOOK_S", 60.0):
+    with mock.patch("gateway.server.connection.LOOK_S", 60.0):
         yield
 
 

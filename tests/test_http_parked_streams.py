@@ -59,8 +59,7 @@ class BeginTest(StreamTest):
         running, engine = self.one_engine()
         before = len(client_threads())
         streams = [self.opened(running, engine) for _ in range(20)]
-        if hasattr(running.app.server, "loop"):
-            self.assertLessEqual(len(client_threads()), before + 1)
+        self.assertLessEqual(len(client_threads()), before)
         for client, side in streams:
             self.assert_ends(client, side)
 

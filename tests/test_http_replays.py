@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.errors import GatewayError
 from gateway.mock.server import MockEngine
+from gateway.steps import drive
 from inference import InferenceFactory
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask
@@ -25,7 +26,7 @@ class Replays(ParkingTest):
             for engine in pool.engines:
                 endpoint = factory.client.endpoint(engine.spec)
                 for _ in range(KEPT):
-                    endpoint.pool.give(endpoint.pool.connect(1.0))
+                    endpoint.pool.give(drive(endpoint.pool.connect(1.0)))
 
     def keep_one_each(
         self, running: RunningGateway, first: ScriptedEngine, second: ScriptedEngine
@@ -199,7 +200,7 @@ class Failing(ParkingTest):
         engine = self.scripted()
         with InferenceFactory({"m": [engine.url]}, health_interval_s=0, retry_attempts=1) as factory:
             endpoint = factory.client.endpoint(factory.router.pools["m"].engines[0].spec)
-            connection = endpoint.pool.connect(1.0)
+            connection = drive(endpoint.pool.connect(1.0))
             side = engine.accept()
             endpoint.pool.give(connection)
             raised: list[GatewayError] = []

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 from gateway.routing.engine import Engine
-from gateway.server.parkingserver import ParkingServer
 from inference import InferenceFactory
 from tests.naming import deaf
 from tests.parking import ParkingTest, completion
@@ -44,7 +43,7 @@ class RescueTest(ParkingTest):
 
     def look(self, running: RunningGateway) -> None:
         """What the watchdog does at a tick, now."""
-        running.app.factory.asker._rescue.expire()
+        running.app.factory.asker._attempts._rescue.expire()
 
     def in_flight(self, running: RunningGateway) -> list[int]:
         return [engine.in_flight for engine in running.app.factory.engines()]
@@ -130,7 +129,7 @@ class RescueTest(ParkingTest):
                 client = self.begin(running)
                 side = engine.take()
                 side.send(said)
-                waiting = running.app.factory.asker._rescue._waiting
+                waiting = running.app.factory.asker._attempts._rescue._waiting
                 eventually(lambda waiting=waiting: all(attempt.begun for attempt in waiting))
                 self.out(running, engine)
                 self.look(running)
@@ -297,7 +296,7 @@ class RescueTest(ParkingTest):
 
     def while_held(self, running: RunningGateway, hung: ScriptedEngine, side: EngineSide, said: bytes) -> None:
         """The engine says something, and is given up before that is looked at."""
-        rescue = running.app.factory.asker._rescue
+        rescue = running.app.factory.asker._attempts._rescue
         with self.hold_loop(running):
             side.send(said)
             self.out(running, hung)
@@ -305,8 +304,6 @@ class RescueTest(ParkingTest):
 
     def test_a_first_event_in_the_moment_of_the_move(self) -> None:
         running, (hung, good) = self.fleet(2)
-        if not isinstance(running.app.server, ParkingServer):
-            self.skipTest("a thread looks at once")
         client = self.begin(running, STREAM)
         self.while_held(running, hung, hung.take(), STREAM_HEAD + chunked(delta("cut ")))
         good.take().send(WHOLE_STREAM)
@@ -318,8 +315,6 @@ class RescueTest(ParkingTest):
     def test_a_complete_answer_in_the_moment_of_the_move(self) -> None:
         hung, good = self.scripted(), self.engine()
         running = self.serve({"m": {"engines": [hung.url, good.url]}})
-        if not isinstance(running.app.server, ParkingServer):
-            self.skipTest("a thread looks at once")
         client = self.begin(running)
         body = completion("just")
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -335,7 +330,7 @@ class RescueTest(ParkingTest):
     def test_the_library_has_it_too(self) -> None:
         hung, good = self.scripted(), self.engine()
         with InferenceFactory({"m": [hung.url, good.url]}, health_interval_s=0) as factory:
-            factory.asker._rescue.expire()
+            factory.asker._attempts._rescue.expire()
             for streams in (False, True):
                 self.assertEqual(self.asked_while(factory, hung, streams), f"Mock answer from m at {good.port}: hi")
                 pool = factory.router.pools["m"]

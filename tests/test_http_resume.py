@@ -309,14 +309,14 @@ class ResumeTest(ResilienceTest):
                 running = self.two(True, True)
                 client, side, events = self.start(running, self.engines[0])
                 (relayed,) = eventually(lambda r=running: list(r.app.relay._streams))
-                send_now, takes_more = relayed.client.send_now, threading.Event()
+                send_now, takes_more = relayed._client.send_now, threading.Event()
 
                 def send_late(data: bytes, send: Any = send_now, gate: threading.Event = takes_more) -> int:
                     if not gate.is_set():
                         raise BlockingIOError
                     return int(send(data))
 
-                relayed.client.send_now = send_late  # type: ignore[method-assign]
+                relayed._client.send_now = send_late  # type: ignore[method-assign]
                 side.send(chunked(event(" a", id="a-1", created=7, model="m") + b'data: {"error": "no memory"}\n\n'))
                 other = self.engines[1].take()
                 rest = chunked(event(" time", "stop", id="b") + DONE) + LAST_CHUNK

@@ -9,10 +9,10 @@ import unittest
 from typing import NamedTuple
 from unittest import mock
 
-from gateway.server.parkingserver import ParkingServer
-from gateway.upstream import connections
+from gateway.upstream import connection
 from gateway.upstream.attempt import Attempt
-from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.connection import Connection
+from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.framing import ResponseHead
 from gateway.upstream.response import EngineResponse
 from inference import InferenceFactory
@@ -181,8 +181,6 @@ class Idle(ParkingTest):
         for end in (False, True):
             with self.subTest(end=end):
                 running, engine = self.one_engine()
-                if not isinstance(running.app.server, ParkingServer):
-                    self.skipTest("there is no loop, and so nothing that comes together")
                 client = self.begin(running)
                 side = self.kept(running, engine, client)
                 with self.hold_loop(running):  # both are reported in one go, the client's request first
@@ -346,7 +344,7 @@ class NoPoll(Surplus):
 
     @classmethod
     def setUpClass(cls) -> None:
-        patcher = mock.patch.object(connections, "_HAS_POLL", False)
+        patcher = mock.patch.object(connection, "_HAS_POLL", False)
         patcher.start()
         cls.addClassCleanup(patcher.stop)
         super().setUpClass()

@@ -1,4 +1,4 @@
-"""The way without epoll, where each connection has a thread: what matters most of the other tests, on that server."""
+"""Without epoll, the loop waits by `selectors`: what matters most of the other tests, on that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import select
 import unittest
 from unittest import mock
 
-from gateway.server.server import GatewayServer
 from tests import (
     test_addresses,
     test_http_allowed_models,
@@ -32,34 +31,34 @@ from tests.support import RunningGateway, eventually, gateway
 
 
 class Threaded(unittest.TestCase):
-    """Comes first among the bases of a test: its gateways have a thread for each connection."""
+    """Comes first among the bases of a test: its gateways do without epoll."""
 
     @classmethod
     def setUpClass(cls) -> None:
-        patcher = mock.patch("gateway.app.new_server", GatewayServer)
+        patcher = mock.patch("gateway.server.loop.HAS_EPOLL", False)
         patcher.start()
         cls.addClassCleanup(patcher.stop)
         super().setUpClass()
 
 
 class Server(Threaded):
-    def test_this_is_the_server_without_a_loop(self) -> None:
+    def test_this_is_the_loop_without_epoll(self) -> None:
         with gateway() as running:
-            self.assertIs(type(running.app.server), GatewayServer)
+            self.assertNotIsInstance(running.app.server.loop._poller, getattr(select, "epoll", ()))
             self.assertEqual(running.post().status, 200)
 
 
-class Bound(Threaded):
-    """The server without a loop takes no more connections than it can have threads, whatever MAX_CONNECTIONS says."""
+class Bound(unittest.TestCase):
+    """Where a system waits for few sockets at a time, as many clients are taken, whatever MAX_CONNECTIONS says."""
 
     def setUp(self) -> None:
-        patcher = mock.patch("gateway.server.server.THREADED_CONNECTIONS_MAX", 3)
+        patcher = mock.patch("gateway.server.server.CONNECTIONS_MAX", 3)
         patcher.start()
         self.addCleanup(patcher.stop)
 
     def told(self, running: RunningGateway) -> list[tuple[int, int]]:
         running.request_line(running.post().request_id)  # what was logged before is there by then
-        lines = [line for line in running.log_lines() if line["event"] == "threaded_connections"]
+        lines = [line for line in running.log_lines() if line["event"] == "few_connections"]
         return [(line["possible_connections"], line["max_connections"]) for line in lines]
 
     def test_one_more_is_refused_until_another_leaves(self) -> None:
@@ -82,17 +81,6 @@ class Bound(Threaded):
                     self.assertEqual(refused.read_response().status, 503)
             eventually(lambda: running.app.server.connections == 0)
             self.assertEqual(self.told(running), [])
-
-
-@unittest.skipUnless(hasattr(select, "epoll"), "no epoll")
-class Unbound(unittest.TestCase):
-    def test_with_a_loop_connections_need_no_threads(self) -> None:
-        with mock.patch("gateway.server.server.THREADED_CONNECTIONS_MAX", 3):
-            with gateway() as running, contextlib.ExitStack() as clients:
-                for _ in range(5):
-                    self.assertEqual(clients.enter_context(running.connect()).ask("GET", "/healthz").status, 200)
-                running.request_line(running.post().request_id)
-                self.assertFalse([x for x in running.log_lines() if x["event"] == "threaded_connections"])
 
 
 class Addresses(Threaded, test_addresses.BothFamiliesTest):

@@ -14,8 +14,8 @@ from gateway.errors import EngineFailed
 from gateway.mock.server import MockEngine
 from gateway.policy.guard import Guard
 from gateway.policy.limits import Admission
+from gateway.server import exchange, report
 from gateway.server.exchange import Exchange
-from gateway.server.parkingserver import ParkingServer
 from gateway.telemetry.observe import Telemetry
 from gateway.upstream import answers
 from gateway.upstream import client as client_module
@@ -148,10 +148,8 @@ class UnforeseenTest(ResilienceTest):
 
     def test_a_crash_before_anything_is_sent_is_that_attempt_s_failure(self) -> None:
         seen: list[object] = []
-        with crashing(EngineClient, "send", lambda *args: first_of(seen, args)):
+        with crashing(EngineClient, "conversation", lambda *args: first_of(seen, args)):
             running, _, _ = self.two()
-            if not isinstance(running.app.server, ParkingServer):
-                self.skipTest("nothing is sent without waiting here")
             client = self.begin(running)
             response = client.read_response()
             self.assertEqual((response.status, response.header("x-gateway-attempts")), (200, "2"), response.body)
@@ -328,7 +326,7 @@ class EndsTest(ResilienceTest):
 
     def test_when_the_event_cannot_be_made(self) -> None:
         running, engine = self.gateway()
-        with crashing(Exchange, "_extra"):
+        with crashing(report, "_extra"):
             self.ask_all_ways(running, engine)
         self.assertEqual(
             len(eventually(lambda: running.request_lines() if len(running.request_lines()) >= 4 else [])), 4
@@ -352,11 +350,11 @@ class EndsTest(ResilienceTest):
             self.assert_ended(running)
 
     def test_when_the_answer_cannot_be_written_the_client_hears_of_a_failure(self) -> None:
-        for name in ("_answer", "_open"):
+        for where, name in ((exchange, "answer_headers"), (Exchange, "_open")):
             for text in ("hi", LONG):
                 with self.subTest(name=name, text=text[:2]):
                     running, engine = self.gateway()
-                    with crashing(Exchange, name):
+                    with crashing(where, name):
                         client = self.begin(running, ask(text, stream=name == "_open"), KEY)
                         side = engine.take()
                         if name == "_open":

@@ -9,7 +9,8 @@ import sys
 import unittest
 from typing import Any, Optional
 
-from gateway.server.handler import TAKEN_BYTES
+from gateway.server.connection import State
+from gateway.server.unsent import TAKEN_BYTES
 from tests.parking import ParkingTest, completion
 from tests.resilience import ask, fleet
 from tests.scripted import EngineSide
@@ -40,11 +41,11 @@ class FullOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
-    def send(self, data: bytes, flags: int = 0) -> int:
+    def send(self, data: bytes) -> int:
         if self._full:
             self._full = False
             raise BlockingIOError
-        return self._sock.send(data, flags)
+        return self._sock.send(data)
 
 
 class CutOff(ParkingTest):
@@ -93,29 +94,25 @@ class CutOff(ParkingTest):
         running, client, _, _ = self.begin_large()
         connection = self.writing(running)
         self.wait_until_stuck(connection)
-        begun_s = connection._due_s
+        begun_s = connection.deadline_s
         for _ in range(20):
             client.sock.recv(1000)
             self.wait_until_stuck(connection)
-        self.assertEqual(connection._due_s, begun_s)
+        self.assertEqual(connection.deadline_s, begun_s)
         taken = 0
-        while connection._due_s == begun_s:
+        while connection.deadline_s == begun_s:
             taken += len(client.sock.recv(65_536))
         # What the system keeps comes before that which the gateway sees taken.
         self.assertGreater(taken, TAKEN_BYTES // 2)
         self.assertLess(taken, 2 * TAKEN_BYTES)
-        self.assertGreater(connection._due_s, begun_s)
+        self.assertGreater(connection.deadline_s, begun_s)
 
     def writing(self, running: RunningGateway) -> Any:
         """The connection of the client that does not read."""
         server = running.app.server
 
         def found() -> Optional[Any]:
-            for item in list(server.watchdog._items):
-                exchange = item._exchange  # type: ignore[attr-defined]
-                if exchange is not None and exchange.answered and not exchange.finished:
-                    return item
-            return None
+            return next((one for one in list(server._open.values()) if one.state is State.WRITING), None)
 
         return eventually(found)
 
@@ -159,7 +156,7 @@ class Threads(ParkingTest):
             side.answer(completion("x" * (12 * MIB)))
         eventually(lambda: self.unsent(running) == 5)
         self.assertEqual(running.app.workers.busy, 5)  # there are not more such answers than places
-        eventually(lambda: self.running_jobs(running) == 0)
+        eventually(lambda: running.app.workers._threads._idle == len(running.app.workers._threads._threads))
         for client in clients:
             self.assert_says(client, "x" * (12 * MIB))
         eventually(lambda: running.app.workers.busy == 0)
@@ -184,17 +181,13 @@ class Threads(ParkingTest):
         """The connection whose request waits for a worker."""
         connections: list[Any] = list(running.app.server._open.values())
         for connection in connections:
-            exchange = connection._exchange
-            if exchange is not None and exchange.queued:
+            request = connection._request
+            if request is not None and request.exchange.queued:
                 return connection
         return None
 
     def unsent(self, running: RunningGateway) -> int:
-        return sum(c._unsent is not None for c in list(running.app.server._open.values()))  # type: ignore[attr-defined]
-
-    def running_jobs(self, running: RunningGateway) -> int:
-        """Threads that have a connection just now."""
-        return sum(c._thread_id != 0 for c in list(running.app.server._open.values()))  # type: ignore[attr-defined]
+        return sum(c._unsent is not None for c in list(running.app.server._open.values()))
 
 
 @unittest.skipUnless(sys.platform.startswith("linux"), "reads the resident memory from /proc")

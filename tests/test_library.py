@@ -595,7 +595,7 @@ class LifeTest(LibraryTest):
         factory = self.factory({"13b": [engine.url, other.url]})
         for _ in range(2):
             factory.generate("hi")
-        asker: Any = factory.asker
+        asker: Any = factory.asker._attempts.engines
         engines = set(asker._endpoints)
         self.assertEqual(len(engines), 2)
 

@@ -12,6 +12,7 @@ from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.routing.tries import Tries
+from gateway.steps import drive
 from gateway.upstream.client import EngineClient
 from gateway.upstream.resolver import Resolver
 from tests.naming import Names
@@ -103,7 +104,7 @@ class ResolvedTest(unittest.TestCase):
         resolver = Resolver(0.0, getaddrinfo=Names(api_cloud_example=["10.0.0.7"]))
         client = EngineClient(5.0, {}, resolver)
         self.addCleanup(client.close)
-        resolver.addresses(host, float("inf"))
+        drive(resolver.addresses(host, float("inf")))
         self.assertIsNone(resolver.known(host))
         self.assertIs(client.is_near(host), True)
 

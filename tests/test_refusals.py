@@ -330,7 +330,7 @@ class NewKeyTest(SocketTest):
             factory.reload(fleet, {"KEY": "new"})
             self.assertEqual(factory.engines()[0].state, "up")
             self.assertEqual(factory.generate("hi"), factory.generate("hi"))
-            endpoint = factory.asker._endpoints[factory.router.pools["m"].engines[0]]
+            endpoint = factory.asker._attempts.engines._endpoints[factory.router.pools["m"].engines[0]]
             self.assertIn(b"Authorization: Bearer new\r\n", endpoint.wire("/chat/completions", b"", b""))
 
     def test_it_is_probed_soon(self) -> None:

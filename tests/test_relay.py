@@ -27,9 +27,12 @@ from gateway.server import relay as relay_module
 from gateway.server.exchange import Client, Exchange
 from gateway.server.parsing import RequestHead
 from gateway.server.relay import Relay
+from gateway.server.relayed import Relayed as StreamUnderWay
+from gateway.steps import drive
 from gateway.telemetry.events import RequestEvent
 from gateway.upstream.attempt import Attempt
-from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.connection import Connection
+from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.framing import ResponseHead
 from gateway.upstream.prober import probe
 from gateway.upstream.response import EngineResponse
@@ -295,6 +298,9 @@ class FakePipeline:
     def concluded(self, job: object, event: RequestEvent) -> None:
         self.events.append(event)
 
+    def internal_error(self, error: BaseException, request_id: str) -> None:
+        raise error
+
 
 class UnsentTest(unittest.TestCase):
     def test_what_a_client_takes_in_small_pieces_is_not_copied_for_each(self) -> None:
@@ -305,11 +311,11 @@ class UnsentTest(unittest.TestCase):
         relay = Relay(60.0, lambda error: None)
         self.addCleanup(relay.close, TIMEOUT_S)
         exchange = mock.Mock(client=Sipping())
-        relayed = relay_module._Relayed(exchange, mock.Mock(), 0.0)
+        relayed = StreamUnderWay(exchange, mock.Mock(), relay, relay._loop)
         relayed.unsent = bytes(8 << 20)
         began_s = time.thread_time()
         for _ in range(10_000):
-            relay._flush(relayed)
+            relayed._flush()
         self.assertEqual(len(relayed.unsent), (8 << 20) - 1_000_000)
         self.assertLess(time.thread_time() - began_s, 0.7)
 
@@ -329,6 +335,7 @@ class Relayed:
         self.exchange.status = 200
         self.outcome: Optional[str] = None
         ours, self.engine = socket.socketpair()
+        ours.setblocking(False)
         self.engine.settimeout(TIMEOUT_S)
         self._ours = ours
         answer = ResponseHead(200, {b"transfer-encoding": b"chunked"}, True)
@@ -336,7 +343,7 @@ class Relayed:
         response = EngineResponse(answer, b"", Connection(ours), pool, Attempt(math.inf))
         self.stream = EngineStream(response, EventStream(hide_usage))
         self.engine.sendall(chunked(delta("first")))
-        self.stream.wait_first()
+        drive(self.stream.wait_first())
         self.stream.on_close(self._closed)
 
     def _closed(self, outcome: Outcome) -> None:
@@ -479,9 +486,9 @@ class RelayTest(unittest.TestCase):
         """Wait until the relay has looked for what is over, at the time that it is now."""
         sweep, seen_s = self.relay._sweep, []
 
-        def noted(now_s: float) -> None:
-            sweep(now_s)
-            seen_s.append(now_s)
+        def noted(events: int) -> None:
+            sweep(events)
+            seen_s.append(self.relay._loop.began_s)
 
         with mock.patch.object(self.relay, "_sweep", noted):
             eventually(lambda: self.now_s in seen_s)
@@ -533,7 +540,7 @@ class RelayTest(unittest.TestCase):
         relayed = self.relayed()
         relayed.client.room = 0
         relayed.engine.sendall(chunked(delta("b", "stop") + DONE) + b"0\r\n\r\n")
-        lines = relayed.stream.read()
+        lines = drive(relayed.stream.read())
         self.relay.take(relayed.exchange, relayed.stream, lines)
         eventually(lambda: relayed.client.last_due)
         relayed.client.room = None

@@ -9,6 +9,7 @@ import unittest
 from typing import Callable, Optional
 from unittest import mock
 
+from gateway.steps import drive
 from gateway.upstream import resolver as module
 from gateway.upstream.resolver import RETRY_S, Address, Resolver, in_order
 from tests.naming import Names, entry, resolver_threads
@@ -41,7 +42,7 @@ class ResolverTest(unittest.TestCase):
         return resolver
 
     def ask(self, resolver: Resolver, host: str = "a") -> list[str]:
-        return [address[0] for _, address in resolver.addresses(host, far())]
+        return [address[0] for _, address in drive(resolver.addresses(host, far()))]
 
     def in_thread(self, run: Callable[[], object]) -> threading.Thread:
         thread = threading.Thread(target=run, name="asking")
@@ -198,7 +199,7 @@ class ResolverTest(unittest.TestCase):
         self.names.release()
         for lookup in lookups:
             assert lookup is not None
-            resolver._wait(lookup, far(), lambda: False)
+            drive(resolver._wait(lookup, far(), lambda: False))
             self.assertEqual(lookup.addresses, (v4("10.0.0.1"),))
         self.assertEqual(self.names.asked, ["a"])
 
@@ -206,13 +207,13 @@ class ResolverTest(unittest.TestCase):
         resolver = self.resolver()
         self.names.hold("a")
         with self.assertRaises(socket.timeout):
-            resolver.addresses("a", time.monotonic() + 0.01)
+            drive(resolver.addresses("a", time.monotonic() + 0.01))
         ended = threading.Event()
         raised: list[Optional[BaseException]] = []
 
         def wait() -> None:
             try:
-                resolver.addresses("a", float("inf"), ended.is_set)
+                drive(resolver.addresses("a", float("inf"), ended.is_set))
             except OSError as error:
                 raised.append(error)
 
@@ -229,7 +230,7 @@ class ResolverTest(unittest.TestCase):
         resolver.keep(stuck)
         eventually(lambda: len(self.names.asked) == module.THREADS)
         with self.assertRaises(socket.timeout):  # for a moment they count
-            resolver.addresses("a", time.monotonic() + 0.01)
+            drive(resolver.addresses("a", time.monotonic() + 0.01))
         self.assertEqual(len(resolver_threads()), module.THREADS)
         for count in (2 * module.THREADS, 3 * module.THREADS):
             self.now_s += module.STUCK_S
@@ -254,7 +255,7 @@ class ResolverTest(unittest.TestCase):
             self.names.wait_for("c")
             self.now_s += module.LOST_S
             with self.assertRaises(socket.timeout):
-                resolver.addresses("d", time.monotonic() + 0.01)
+                drive(resolver.addresses("d", time.monotonic() + 0.01))
 
     def test_a_look_up_begun_after_a_lost_one_stands_for_the_name(self) -> None:
         resolver = self.resolver()
@@ -274,7 +275,7 @@ class ResolverTest(unittest.TestCase):
         resolver = self.resolver()
         with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
             with self.assertRaises(OSError) as raised:
-                resolver.addresses("a", far())
+                drive(resolver.addresses("a", far()))
         self.assertNotIsInstance(raised.exception, (socket.gaierror, socket.timeout))
         self.now_s += RETRY_S
         self.assertEqual(self.ask(resolver), ["10.0.0.1"])
@@ -288,7 +289,7 @@ class ResolverTest(unittest.TestCase):
 
         def wait() -> None:
             try:
-                resolver.addresses("a", float("inf"))
+                drive(resolver.addresses("a", float("inf")))
             except OSError as error:
                 failures.append(error)
 
@@ -301,7 +302,7 @@ class ResolverTest(unittest.TestCase):
         gate.set()
         self.settle()
         with self.assertRaises(OSError):
-            resolver.addresses("b", far())
+            drive(resolver.addresses("b", far()))
         self.assertEqual(self.names.asked, ["a"])
 
     def test_threads_end_when_there_is_nothing_to_look_up(self) -> None:

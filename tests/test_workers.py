@@ -10,7 +10,7 @@ import unittest
 from typing import Callable, Optional
 from unittest import mock
 
-from gateway import workers
+from gateway import threads
 from gateway.routing.line import AGEING_S
 from gateway.workers import Job, Overloaded, WorkerPool
 from tests.support import eventually
@@ -27,6 +27,7 @@ class Task(Job):
         self.begun = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
+        self.ended = threading.Event()
         self.runs = 0
 
     def run(self) -> None:
@@ -38,7 +39,10 @@ class Task(Job):
             if self.action is not None:
                 self.action()
         finally:
-            self.finish()
+            self.ended.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.ended.wait(timeout_s)
 
 
 def held() -> Task:
@@ -218,7 +222,7 @@ class PoolTest(unittest.TestCase):
         self.assertEqual([type(error) for error in self.errors], [ZeroDivisionError])
 
     def test_a_worker_without_work_ends_and_a_new_one_takes_over(self) -> None:
-        with mock.patch.object(workers, "IDLE_S", 0.01):
+        with mock.patch.object(threads, "IDLE_S", 0.01):
             pool = self.pool(1, 5)
             before = set(threading.enumerate())
             for _ in range(3):
@@ -232,7 +236,7 @@ class PoolTest(unittest.TestCase):
     def test_jobs_keep_running_while_workers_come_and_go(self) -> None:
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(1e-6)  # so that threads meet everywhere
-        with mock.patch.object(workers, "IDLE_S", 0.0):
+        with mock.patch.object(threads, "IDLE_S", 0.0):
             pool = self.pool(1, 10)
             for _ in range(400):
                 first, second = held(), Task()
@@ -481,17 +485,6 @@ class CloseTest(PoolTest):
 
 
 class JobTest(unittest.TestCase):
-    def test_waiting_ends_with_the_job_or_in_time(self) -> None:
-        job = Job()
-        self.assertFalse(job.wait(0.001))
-        self.assertFalse(job.finished)
-        finisher = threading.Thread(target=job.finish, name="finisher")
-        finisher.start()
-        self.assertTrue(job.wait(TIMEOUT_S))
-        finisher.join(TIMEOUT_S)
-        self.assertTrue(job.finished)
-        self.assertTrue(job.wait(0.0))
-
     def test_of_many_claims_on_a_queued_job_one_succeeds(self) -> None:
         job = Job()
         job.queue_up()

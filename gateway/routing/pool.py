@@ -137,7 +137,8 @@ class ModelPool(Roster):
             served = self._chooser.serve_locked(now_s)
             if self._decisions is not None:
                 self._decisions.answered_locked(lease.engine, ticket, duration_s, served, now_s)
-        wake(served)
+        if served:
+            wake(served)
         return change
 
     def settle(
@@ -166,7 +167,7 @@ class ModelPool(Roster):
                 if lease.counted is None:
                     self._hedges.note_locked(duration_s)
             self._chooser.give_back_locked(lease.engine, held_s if blame == "good" else None)
-            served = self._chooser.serve_locked(now_s)
+            served = self._chooser.serve_locked(now_s) if self._chooser.line.length else []
             if self._decisions is not None:
                 self._decisions.settle_locked(lease, outcome, doubted, blame, duration_s, held_s, served, now_s)
         wake(served)

@@ -1,21 +1,17 @@
 """The headers of answers: which engine, how many attempts, where the time went, what a browser may read; request ids.
 
-Owns the generator of request ids, whose only call is atomic. Reads exchanges and changes nothing.
+Owns the generator of request ids, whose only call is atomic. Reads requests and changes nothing.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 from gateway.inference import Call
-from gateway.pipeline import PATHS
+from gateway.pipeline import PATHS, Asked, Head
 from gateway.server import responses
-from gateway.server.parsing import RequestHead
-
-if TYPE_CHECKING:
-    from gateway.server.exchange import Exchange
 
 _CONTROLS = bytes((*range(32), 127))  # what no header value may hold
 _REQUEST_ID_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:/+=-")
@@ -24,11 +20,11 @@ _UUID_MASK = ~((0xF000 << 64) | (0xC000 << 48)) & ((1 << 128) - 1)
 _UUID_4 = (0x4000 << 64) | (0x8000 << 48)
 
 
-def answer_headers(exchange: Exchange, call: Call, kind: bytes) -> bytes:
+def answer_headers(asked: Asked, call: Call, kind: bytes, cors_origins: tuple[str, ...]) -> bytes:
     """The headers of an answer that an engine has given, or failed to give. `kind` are lines that it begins with."""
     now_s = time.monotonic()
-    total_s = now_s - exchange.accepted_s
-    queue_s = exchange.queue_s + call.waited_s
+    total_s = now_s - asked.accepted_s
+    queue_s = asked.queue_s + call.waited_s
     own_s = total_s - queue_s - call.engine_s
     fallback = call.fallback
     return (
@@ -37,7 +33,7 @@ def answer_headers(exchange: Exchange, call: Call, kind: bytes) -> bytes:
         b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b%b"
         % (
             kind,
-            exchange.request_id.encode("latin-1"),
+            asked.request_id.encode("latin-1"),
             (call.engine_id or "").encode("latin-1"),
             _header_text(call.served_model or ""),
             call.attempts,
@@ -45,27 +41,27 @@ def answer_headers(exchange: Exchange, call: Call, kind: bytes) -> bytes:
             queue_s * 1e3,
             call.engine_s * 1e3,
             max(0.0, own_s) * 1e3,
-            exchange.limit_headers,
-            cors_headers(exchange.head, exchange.pipeline.settings.cors_origins),
+            asked.account.limit_headers,
+            cors_headers(asked.head, cors_origins),
         )
     )
 
 
-def refusal_headers(exchange: Exchange, call: Optional[Call]) -> bytes:
+def refusal_headers(asked: Asked, call: Optional[Call], cors_origins: tuple[str, ...]) -> bytes:
     """The headers of an error that is no engine's. `call` None: the request was not even valid."""
     return b"%bX-Request-ID: %b\r\n%b%b%b" % (
         responses.JSON,
-        exchange.request_id.encode("latin-1"),
-        _attempts_and_timing(exchange, call) if exchange.head.path in PATHS else b"",
-        exchange.limit_headers,
-        cors_headers(exchange.head, exchange.pipeline.settings.cors_origins),
+        asked.request_id.encode("latin-1"),
+        _attempts_and_timing(asked, call) if asked.head.path in PATHS else b"",
+        asked.account.limit_headers,
+        cors_headers(asked.head, cors_origins),
     )
 
 
-def _attempts_and_timing(exchange: Exchange, call: Optional[Call]) -> bytes:
+def _attempts_and_timing(asked: Asked, call: Optional[Call]) -> bytes:
     attempts, waited_s, engine_s = (0, 0.0, 0.0) if call is None else (call.attempts, call.waited_s, call.engine_s)
-    queue_s = exchange.queue_s + waited_s
-    own_s = time.monotonic() - exchange.accepted_s - queue_s - engine_s
+    queue_s = asked.queue_s + waited_s
+    own_s = time.monotonic() - asked.accepted_s - queue_s - engine_s
     return b"X-Gateway-Attempts: %d\r\nServer-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n" % (
         attempts,
         queue_s * 1e3,
@@ -74,7 +70,7 @@ def _attempts_and_timing(exchange: Exchange, call: Optional[Call]) -> bytes:
     )
 
 
-def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
+def cors_headers(head: Head, allowed: tuple[str, ...]) -> bytes:
     """The CORS headers of an answer to this request; empty when CORS is off or the client is no browser."""
     if not allowed:
         return b""
@@ -93,7 +89,7 @@ def cors_headers(head: RequestHead, allowed: tuple[str, ...]) -> bytes:
     )
 
 
-def request_id_of(head: RequestHead) -> str:
+def request_id_of(head: Head) -> str:
     """The client's request id where it is acceptable, else a new UUID4."""
     headers = head.headers
     for name in (b"x-request-id", b"request-id"):

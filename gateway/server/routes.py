@@ -13,13 +13,14 @@ from typing import Any, Callable, Optional
 
 from gateway import __version__
 from gateway.errors import GatewayError, RequestRefused
-from gateway.pipeline import PATHS, Pipeline
+from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
 from gateway.policy.auth import Identity
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
 from gateway.server.lostpaths import LostPaths
 from gateway.server.parsing import RequestHead
+from gateway.steps import ASIDE, Pause, Steps
 from gateway.telemetry.registry import Registry
 
 # Who asks for metrics again and again shall not keep the loop from everything else: so much of its time at most is
@@ -28,6 +29,9 @@ from gateway.telemetry.registry import Registry
 RENDERING_SHARE = 0.25
 RENDERED_AT_ONCE_S = 0.25
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+ALWAYS_OPEN = ("/healthz", "/readyz")
+COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
+COUNT_LOOKS = 20  # then it is shown as it is
 
 
 Handler = Callable[[RequestHead], Reply]
@@ -45,7 +49,7 @@ class Routes:
         self._rendering_s = 0.0  # CPU seconds spent on that beyond the share, as of `_rendered_at_s`
         self._rendered_at_s = 0.0
         self._browsers = BrowserRules(self._settings)
-        self._open_paths = {"/healthz", "/readyz"}
+        self._open_paths = set(ALWAYS_OPEN)
         self._metrics_local = self._settings.metrics_auth != "off"
         if self._settings.on_loopback or self._settings.metrics_auth == "off":
             self._open_paths.add("/metrics")
@@ -73,6 +77,33 @@ class Routes:
         except RequestRefused:
             return True
         return False
+
+    def is_for_known(self, head: RequestHead) -> bool:
+        """Whether this is for known callers only, may wait for the database, and comes from one of them."""
+        if not head.path.startswith(("/admin/", "/auth/")) or head.method == "OPTIONS":
+            return False
+        try:
+            self._pipeline.known(head)
+        except GatewayError:
+            return False
+        return not self.is_foreign(head)
+
+    def serve(self, exchange: Exchange) -> Steps[Reply]:
+        """The answer to anything but an inference request. Raises GatewayError."""
+        head, pipeline = exchange.head, self._pipeline
+        exchange.check_origin()
+        if head.path == "/metrics":
+            # Who has just been answered finds that in the numbers, too.
+            for _ in range(COUNT_LOOKS):
+                if not pipeline.is_concluding() and pipeline.telemetry.flush(0.0):
+                    break
+                yield Pause(COUNT_PAUSE_S)
+        if head.path not in ALWAYS_OPEN:
+            while pipeline.guard.may_wait(head.headers):
+                yield Pause(KEYS_PAUSE_S)
+        if self.is_for_known(head):
+            yield ASIDE
+        return self.answer(exchange, head, lambda: pipeline.take_body(exchange))
 
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Reply:
         """The answer to anything but an inference request. Raises GatewayError."""

@@ -1,7 +1,8 @@
-"""The listening socket: accepts connections, one thread each, up to a limit.
+"""The listening socket, the loop that serves all who are connected, and the limit of how many may be.
 
-`GatewayServer` owns the listening socket and the watchdog of client connections. `_lock` guards the map of open
-connections and the number of threads that accept. Refusing at the limit never blocks.
+`GatewayServer` owns the loop, the map of open connections (a dict whose single operations are atomic) and the few
+threads for what blocks and has no worker's place. All of it but `shutdown` and `end_connections` is for the loop's
+thread, so there is no lock. Refusing at the limit never blocks.
 """
 
 from __future__ import annotations
@@ -13,45 +14,31 @@ import os
 import socket
 import threading
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any
 
-from gateway.deadlines import Watchdog
 from gateway.errors import GatewayError
-from gateway.pipeline import Pipeline
 from gateway.server import responses
+from gateway.server.connection import Connection
 from gateway.server.errorformat import error_format_of
-from gateway.server.handler import ClientConnection
 from gateway.server.headers import new_request_id
-from gateway.server.relay import Relay
-from gateway.server.routes import Routes
-from gateway.settings import Settings
+from gateway.server.loop import CONNECTIONS_MAX, Loop
+from gateway.server.underway import ServerContext
+from gateway.threads import Threads
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ACCEPT_PAUSE_S = 0.1
-SPARE_ACCEPTORS = 16  # threads that may wait in accept(), 26 KB each
+ACCEPTED_MAX = 16  # connections in a turn of the loop (one each: 200 instead of 140 us a request at 32 at a time)
+ASIDE_THREADS = 4  # for what blocks and has no worker's place: large bodies, what administrators ask
+SWEEP_S = 0.25  # how late a connection's deadline may be seen
 REPORT_EVERY_S = 10.0
-# Connections at a time where each has a thread (26 KB, and its turn at the interpreter's lock): systems without epoll
-# give a process few of them (macOS 2048 or 4096), and one that cannot be had is a client refused.
-THREADED_CONNECTIONS_MAX = 1000
-
-
-class ServerContext(NamedTuple):
-    """What a connection needs."""
-
-    settings: Settings
-    pipeline: Pipeline
-    relay: Relay
-    routes: Routes
-    log: Callable[..., None]
-    spare_time: Callable[[int], None]  # what a thread may do while it waits for so many engines; never blocks
+CLOSE_POLL_S = 0.005
 
 
 class GatewayServer(http.server.ThreadingHTTPServer):
-    """Serves clients from `start` until `shutdown`; one thread a connection.
+    """Serves clients from `start` until `shutdown`: one thread for all that wait, and a few for what must block.
 
-    A connection's thread accepts it itself, and starts another acceptor first when it was the last one (leader and
-    followers). ThreadingHTTPServer's own way, a new thread for each connection and a wake-up to hand it over, costs
-    300 us CPU a connection; a thread that has served its client goes back to accepting here.
+    ThreadingHTTPServer's own way, a thread for each connection, costs 1.5 times the CPU of this at 32 busy connections
+    and 39 KB for each idle one (docs/PERFORMANCE.md).
     """
 
     request_queue_size = 1024
@@ -59,17 +46,25 @@ class GatewayServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], context: ServerContext) -> None:
         self.context = context
-        self.watchdog = Watchdog("client-deadlines", tick_s=0.25)
-        self.connections_max = self._connections_max(context.settings.max_connections)
-        self._lock = threading.Lock()
-        self._open: dict[socket.socket, object] = {}  # what serves it
-        self._acceptors = 0
+        self.connections_max = min(context.settings.max_connections, CONNECTIONS_MAX)
+        self.loop = Loop("clients", self._crashed, self._after_turn)
+        self.threads = Threads("aside", ASIDE_THREADS)
+        self.asked = 0  # engines, in this turn of the loop
+        self._open: dict[socket.socket, Connection] = {}
         self._closing = threading.Event()
         self._reported_s = -math.inf
+        self._turn = 0
+        self._full_turn = -2  # the last in which as many connections were accepted as were to be
+        self._at_once = 1  # so many are, in a turn: as many as seem to wait, since asking in vain costs 20 us
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
-        super().__init__(address, ClientConnection)
+        try:
+            super().__init__(address, http.server.BaseHTTPRequestHandler)
+        except BaseException:
+            self.loop.close(0.0)
+            raise
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        self.socket.setblocking(False)
 
     def server_bind(self) -> None:
         """Bind without http.server's reverse name look-up, which can take seconds."""
@@ -79,82 +74,78 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
-    def _connections_max(self, wanted: int) -> int:
-        """How many clients may be connected at a time, where the settings allow `wanted`."""
-        return min(wanted, THREADED_CONNECTIONS_MAX)
-
     def start(self) -> None:
         """Begin to accept."""
         wanted = self.context.settings.max_connections
         if wanted > self.connections_max:
             self.context.log(
                 "info",
-                "threaded_connections",
+                "few_connections",
                 possible_connections=self.connections_max,
                 max_connections=wanted,
-                message="without epoll each connection has a thread, and so many connections are the most",
+                message="this system waits for no more connections at a time",
             )
-        self.watchdog.start()
-        with self._lock:
-            self._acceptors += 1
-        self._start_acceptor()
+        self.threads.start()
+        self.loop.watch(self.socket.fileno(), self._accept_ready)
+        self.loop.later(SWEEP_S, self._sweep)
+        self.loop.start()
 
-    def _start_acceptor(self) -> None:
-        threading.Thread(target=self._accept_and_serve, name="client", daemon=True).start()
+    # --- on the loop's thread --------------------------------------------------------------------------------------
 
-    def _accept_and_serve(self) -> None:
-        """Accept a connection, serve it, and so on, unless enough other threads are accepting."""
-        accepting = True
-        while accepting and not self._closing.is_set():
+    def _crashed(self, error: BaseException) -> None:
+        self.context.pipeline.internal_error(error, "-")
+
+    def _after_turn(self) -> None:
+        """Until the engines answer, there is time for what earlier requests have left to be counted."""
+        self._turn += 1
+        if self.asked:
+            asked, self.asked = self.asked, 0
+            self.context.spare_time(asked)
+
+    def _accept_ready(self, events: int) -> None:
+        if self._full_turn == self._turn - 1:  # in the turn before, more were waiting than were taken
+            self._at_once = min(2 * self._at_once, ACCEPTED_MAX)
+        for number in range(self._at_once):
             try:
                 request, client_address = self.socket.accept()
+            except BlockingIOError:
+                self._at_once = max(1, number)
+                return
             except OSError as error:
-                if error.errno in EXHAUSTED:
+                if error.errno in EXHAUSTED:  # wait instead of spinning
                     self._report("accept_failed", reason=error.strerror)
-                self._closing.wait(ACCEPT_PAUSE_S)  # out of descriptors, say: wait instead of spinning
-                continue
-            if not self._admit(request):
-                self._refuse(request)
-                continue
-            accepting = self._serve(request, client_address)
-        if accepting:
-            with self._lock:
-                self._acceptors -= 1
+                    self.loop.unwatch(self.socket.fileno())
+                    self.loop.later(ACCEPT_PAUSE_S, self._accept_again)
+                return
+            self._accepted(request, client_address)
+        self._full_turn = self._turn
 
-    def _admit(self, request: socket.socket) -> bool:
-        """Count a connection in, and see to it that somebody goes on accepting; False at a limit."""
-        with self._lock:
-            if len(self._open) >= self.connections_max or self._closing.is_set():
-                return False
-            self._open[request] = threading.current_thread()
-            last = self._acceptors == 1
-            if not last:
-                self._acceptors -= 1  # else the place is the new thread's
-        if last:
-            try:
-                self._start_acceptor()
-            except RuntimeError:  # the system gives no more threads: this one has to go on accepting
-                with self._lock:
-                    del self._open[request]
-                return False
-        return True
+    def _accepted(self, request: socket.socket, client_address: Any) -> None:
+        if len(self._open) >= self.connections_max or self._closing.is_set():
+            self._refuse(request)
+            return
+        connection = Connection(request, client_address, self)
+        self._open[request] = connection
+        connection.ready(0)
 
-    def _serve(self, request: socket.socket, client_address: Any) -> bool:
-        """Serve one connection; returns whether this thread is to accept again."""
-        try:
-            self.finish_request(request, client_address)
-        except Exception as error:
-            self.context.pipeline.internal_error(error, "-")
-        with self._lock:
-            self._open.pop(request, None)
-            accept = self._acceptors < SPARE_ACCEPTORS
-            if accept:
-                self._acceptors += 1
+    def _accept_again(self, events: int) -> None:
+        if not self._closing.is_set():
+            self.loop.watch(self.socket.fileno(), self._accept_ready)
+
+    def _sweep(self, events: int) -> None:
+        """See to the connections whose time is over."""
+        self.loop.later(SWEEP_S, self._sweep)
+        now_s = time.monotonic()
+        for connection in [one for one in self._open.values() if one.deadline_s <= now_s]:
+            connection.due(now_s)
+
+    def closed(self, request: socket.socket) -> None:
+        """A connection is over."""
+        self._open.pop(request, None)
         try:
             request.close()
         except OSError:
             pass
-        return accept
 
     def _refuse(self, request: socket.socket) -> None:
         self._report("connections_full", connections=len(self._open))
@@ -177,46 +168,27 @@ class GatewayServer(http.server.ThreadingHTTPServer):
             self._reported_s = now_s
             self.context.log("warning", event, **fields)
 
+    # --- on any ----------------------------------------------------------------------------------------------------
+
     @property
     def connections(self) -> int:
         """Open client connections."""
         return len(self._open)
 
     def shutdown(self) -> None:
-        """Accept nothing more; what is open stays open. Waits for the accepting threads, for at most two seconds."""
+        """Accept nothing more; what is open stays open."""
         self._closing.set()
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)  # wakes accept() on Linux
-        except OSError:
-            pass
-        deadline_s = time.monotonic() + 2.0
-        while self._acceptors and time.monotonic() < deadline_s:
-            self._wake_acceptor()
-            time.sleep(0.005)
-
-    def _wake_acceptor(self) -> None:
-        host, port = self.server_address[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))
-        try:
-            socket.create_connection((host, int(port)), 0.1).close()
-        except OSError:
-            pass
+        self.loop.unwatch(self.socket.fileno())
 
     def end_connections(self, timeout_s: float) -> None:
-        """Shut every open connection down and wait for their threads, at most `timeout_s` in all."""
+        """Shut every open connection down and wait for their ends, at most `timeout_s` in all."""
         deadline_s = time.monotonic() + timeout_s
-        for thread in self._shut_all():
-            if isinstance(thread, threading.Thread):
-                thread.join(max(0.0, deadline_s - time.monotonic()))
-        self.watchdog.close()
-
-    def _shut_all(self) -> list[object]:
-        """Shut every open connection's socket down; returns what serves them."""
-        with self._lock:
-            left = list(self._open.items())
-        for request, _ in left:
+        for request in list(self._open):
             try:
                 request.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
-        return [serving for _, serving in left]
+        while self._open and time.monotonic() < deadline_s:
+            time.sleep(CLOSE_POLL_S)
+        self.loop.close(max(0.0, deadline_s - time.monotonic()))
+        self.threads.close()

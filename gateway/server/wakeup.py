@@ -28,7 +28,7 @@ class Wakeup:
 
     def clear(self) -> None:
         """Forget who has called. For the thread that waits, before it looks."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # nobody has called; closed
             self.receiver.recv(4096)
         self._awake = False
 

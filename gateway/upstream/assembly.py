@@ -2,7 +2,7 @@
 
 `assemble` reads the stream to its end and gives the body that the engine should have sent. What is kept of an event is
 parts of that body, JSON already: so what is held grows with the bytes that have come, whatever they say. No state of
-its own; one thread at a time, which it blocks.
+its own; one thread at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Optional, Union
 
 from gateway.routing.retry import Outcome
+from gateway.steps import ASIDE, Steps
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.deltas import TEXT_KEYS, is_finish, number_of
 from gateway.upstream.eventlines import events_in
@@ -33,7 +34,7 @@ class Unfit(Exception):
     """These events make no answer."""
 
 
-def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
+def assemble(stream: EngineStream, path: str, max_bytes: int) -> Steps[bytearray]:
     """The body of the answer to POST `path`, of which nothing has been read yet; the stream is read to its end.
 
     `max_bytes` of events may come. Raises ClientGone, and EngineFault: as a stream that breaks would, or
@@ -42,7 +43,8 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
     if path not in _OBJECTS:
         raise EngineFault(Outcome("unasked_stream", f"{PREFIX}, and there is none for {path}"))
     answer = _Answer(path)
-    stream.wait_first()
+    yield ASIDE
+    yield from stream.wait_first()
     lines, stream.first = stream.first, b""
     size = 0
     try:
@@ -53,7 +55,7 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> bytearray:
             for event in events_in(lines, PARSED_MAX_BYTES):
                 answer.add(event)
                 del event  # before there is another one: as objects, each may be 25 times as large
-            lines = stream.read()
+            lines = yield from stream.read()
         return answer.body()
     except (Unfit, ValueError, RecursionError) as error:  # ValueError: see `events_in`
         text = str(error) if isinstance(error, Unfit) else "one of its events is no JSON, or too large"

@@ -13,7 +13,7 @@ from typing import Callable, Optional
 from gateway.errors import ClientGone
 from gateway.routing.nearness import is_near_address
 from gateway.routing.retry import Outcome
-from gateway.upstream.connections import Asked, Connection
+from gateway.upstream.connection import Asked, Connection
 from gateway.upstream.shortage import in_connecting, overloaded
 
 NO_ANSWER = "the engine closed the connection without an answer"

@@ -11,6 +11,7 @@ import uuid
 from typing import Any, Callable, Optional
 
 from gateway.errors import ClientGone
+from gateway.steps import Event, Steps
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers
 from gateway.upstream.attempt import Attempt
@@ -134,11 +135,11 @@ class Call:
         """The attempt is over, or its connection has passed to a stream, which `cancel` still reaches."""
         self._attempts.pop(attempt, None)
 
-    def wait(self, event: threading.Event, timeout_s: float) -> None:
+    def wait(self, event: threading.Event, timeout_s: float) -> Steps[None]:
         """Wait for `event`, at most `timeout_s` seconds; raises ClientGone when the call is cancelled meanwhile."""
         self._waiting_on = event
         if not self.cancelled:
-            event.wait(timeout_s)
+            yield Event(event, timeout_s)
         self._waiting_on = None
         if self.cancelled:
             raise ClientGone()

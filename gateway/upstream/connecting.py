@@ -1,13 +1,12 @@
 """Opening a TCP connection to one of several addresses, and shaking hands for TLS, within one deadline.
 
-The caller's thread waits here, in slices, so that whoever has ended its attempt meanwhile is heard of soon. What is
-returned does not block yet. Owns nothing and has no lock; a socket that is not returned is closed.
+The steps wait in slices, so that whoever has ended its attempt meanwhile is heard of soon. Owns nothing and has no
+lock; a connection that is not returned is closed.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import select
 import socket
@@ -18,6 +17,8 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Callable, Optional
 
+from gateway.steps import Readable, Steps, Writable
+from gateway.upstream.connection import Connection
 from gateway.upstream.resolver import SLICE_S, Address
 from gateway.upstream.shortage import is_shortage, need_descriptor, reaches
 
@@ -29,10 +30,8 @@ Ended = Callable[[], bool]
 """Whether nobody wants the connection any more."""
 
 
-def open_socket(
-    addresses: Sequence[Address], port: int, deadline_s: float, ended: Ended
-) -> tuple[socket.socket, Address]:
-    """The first connection that comes about, and the address it goes to.
+def opened(addresses: Sequence[Address], port: int, deadline_s: float, ended: Ended) -> Steps[Connection]:
+    """The first connection that comes about.
 
     The addresses are tried in order: the next one as soon as one has failed, or beside it after ATTEMPT_DELAY_S.
     Raises socket.timeout at `deadline_s` (of time.monotonic) and soon after `ended()` has become true; OSError when
@@ -43,7 +42,8 @@ def open_socket(
         while True:
             won = race.start_due()
             if won is None:
-                won = race.wait(_slice_s(deadline_s, ended))
+                yield Writable(race.under_way(), race.until_s(_slice_until_s(deadline_s, ended)))
+                won = race.finished()
             if won is not None:
                 return won
     finally:
@@ -57,10 +57,18 @@ class _Race:
         self._left = deque(addresses)
         self._port = port
         self._due_s = 0.0  # when the next address is tried
-        self._under_way: dict[socket.socket, Address] = {}
+        self._under_way: dict[Connection, None] = {}
         self._failure: Optional[OSError] = None
 
-    def start_due(self) -> Optional[tuple[socket.socket, Address]]:
+    def under_way(self) -> tuple[Connection, ...]:
+        """What may come about any moment."""
+        return tuple(self._under_way)
+
+    def until_s(self, until_s: float) -> float:
+        """How long to wait for them, at most until then: the next address may be due before."""
+        return min(until_s, self._due_s) if self._left else until_s
+
+    def start_due(self) -> Optional[Connection]:
         """Begin with the addresses that are due; a connection that is there at once. Raises when all have failed."""
         while self._left and (not self._under_way or time.monotonic() >= self._due_s):
             address = self._left.popleft()
@@ -69,7 +77,8 @@ class _Race:
             except OSError as error:
                 self._note(error)
                 continue
-            self._under_way[sock] = address
+            connection = Connection(sock, address)
+            self._under_way[connection] = None
             try:
                 sock.setblocking(False)
                 code = sock.connect_ex((address[1][0], self._port, *address[1][2:]))
@@ -77,28 +86,27 @@ class _Race:
                 code = error.errno or errno.EINVAL
             if code in _UNDER_WAY:
                 self._due_s = time.monotonic() + ATTEMPT_DELAY_S
-            elif self._won(sock, code):
-                return sock, address
+            elif self._won(connection, address, code):
+                return connection
         if not self._under_way:
             raise self._failure or OSError(errno.EADDRNOTAVAIL, "no address")
         return None
 
-    def wait(self, timeout_s: float) -> Optional[tuple[socket.socket, Address]]:
-        """Wait until a connection is there, which is returned, or has failed, or the next address is due."""
-        if self._left:
-            timeout_s = min(timeout_s, max(0.0, self._due_s - time.monotonic()))
-        for sock in _ready(self._under_way, timeout_s, writing=True):
-            address = self._under_way[sock]
-            if self._won(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-                return sock, address
+    def finished(self) -> Optional[Connection]:
+        """A connection that has come about; what has failed is dropped."""
+        for connection in _ready(self._under_way):
+            assert connection.address is not None
+            code = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if self._won(connection, connection.address, code):
+                return connection
         return None
 
-    def _won(self, sock: socket.socket, code: int) -> bool:
+    def _won(self, connection: Connection, address: Address, code: int) -> bool:
         """Whether the connection is there; one that has failed is dropped, and the next address is due."""
-        address = self._under_way.pop(sock)
+        del self._under_way[connection]
         if not code:
             return True
-        sock.close()
+        connection.close()
         self._due_s = 0.0
         if code == errno.EADDRNOTAVAIL and reaches(address, self._port):
             code = errno.ENOBUFS  # there is a way to the address: it is a port that this machine has none left of
@@ -111,8 +119,8 @@ class _Race:
 
     def close(self) -> None:
         """Drop what is still under way."""
-        for sock in self._under_way:
-            sock.close()
+        for connection in self._under_way:
+            connection.close()
 
 
 def _weight(failure: OSError) -> int:
@@ -127,41 +135,38 @@ def client_tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def shake_hands(sock: socket.socket, tls: ssl.SSLContext, host: str, deadline_s: float, ended: Ended) -> ssl.SSLSocket:
-    """The TLS connection on `sock`, which does not block and is taken over. Raises as `open_socket` does."""
-    secure = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-    try:
-        while True:
-            try:
-                secure.do_handshake()
-                return secure
-            except ssl.SSLWantReadError:
-                writing = False
-            except ssl.SSLWantWriteError:
-                writing = True
-            while not _ready((secure,), _slice_s(deadline_s, ended), writing):
-                pass
-    except BaseException:
-        secure.close()
-        raise
+def hands_shaken(
+    connection: Connection, tls: ssl.SSLContext, host: str, deadline_s: float, ended: Ended
+) -> Steps[None]:
+    """The connection talks TLS. Raises as `opened` does."""
+    secure = tls.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
+    connection.secure(secure)
+    while True:
+        try:
+            secure.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            yield Readable(connection, _slice_until_s(deadline_s, ended))
+        except ssl.SSLWantWriteError:
+            yield Writable((connection,), _slice_until_s(deadline_s, ended))
 
 
-def _ready(socks: Collection[socket.socket], timeout_s: float, writing: bool) -> list[socket.socket]:
-    """Wait until some of them can be written to (or read from) or have failed; which those are."""
-    if hasattr(select, "poll"):  # 1 us; selectors' own takes 5, and select() ends at descriptor 1024
+def _ready(connections: Collection[Connection]) -> list[Connection]:
+    """Which of them can be written to now, or have failed."""
+    if hasattr(select, "poll"):  # select() ends at descriptor 1024
         poll = select.poll()
-        for sock in socks:
-            poll.register(sock, select.POLLOUT if writing else select.POLLIN)
-        found = {descriptor for descriptor, _ in poll.poll(math.ceil(timeout_s * 1000))}
-        return [sock for sock in socks if sock.fileno() in found]
-    reading = () if writing else socks
-    ready = select.select(reading, socks if writing else (), socks, timeout_s)
-    return [sock for sock in socks if any(sock in some for some in ready)]
+        for connection in connections:
+            poll.register(connection.sock, select.POLLOUT)
+        found = {descriptor for descriptor, _ in poll.poll(0)}
+        return [connection for connection in connections if connection.sock.fileno() in found]
+    socks = [connection.sock for connection in connections]
+    ready = select.select((), socks, socks, 0)
+    return [connection for connection in connections if any(connection.sock in some for some in ready)]
 
 
-def _slice_s(deadline_s: float, ended: Ended) -> float:
-    """How long to wait before looking again. Raises socket.timeout when there is nothing left to wait for."""
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0 or ended():
+def _slice_until_s(deadline_s: float, ended: Ended) -> float:
+    """When to look again. Raises socket.timeout when there is nothing left to wait for."""
+    now_s = time.monotonic()
+    if now_s >= deadline_s or ended():
         raise socket.timeout("timed out")
-    return min(SLICE_S, left_s)
+    return min(deadline_s, now_s + SLICE_S)

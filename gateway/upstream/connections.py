@@ -1,8 +1,7 @@
 """Keep-alive connections to one engine address.
 
 `ConnectionPool` owns the idle connections of one address; a deque whose single operations are atomic holds them, so it
-needs no lock. A `Connection` is used by one attempt at a time (`owner`); its `_lock` guards `owner`, so that aborting
-an attempt can never hit a connection that another attempt has taken over meanwhile.
+needs no lock.
 
 Nothing in HTTP/1.1 says which request an answer belongs to but its place on the connection. So each kept connection is
 looked at before something is sent on it, and one on which anything waits is closed: what waits would be taken for the
@@ -13,122 +12,26 @@ only come on a connection that looked good. (0.4 us a look; a MSG_PEEK, which mo
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import select
 import socket
 import ssl
-import threading
 import time
 from collections import deque
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
-from gateway.upstream.connecting import Ended, open_socket, shake_hands
+from gateway.steps import Steps
+from gateway.upstream.connecting import Ended, hands_shaken, opened
+from gateway.upstream.connection import Asked, Connection
 from gateway.upstream.resolver import Address, Resolver
 
-DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 IDLE_MAX_S = 60.0
 IDLE_MAX_COUNT = 512  # per address; more are closed rather than kept
 DISTRUST_S = 60.0  # how long no connection is kept to an address that has sent what nobody had asked for
 DISTRUST_MAX_S = 3600.0  # doubled up to that each time when it has been trusted again in vain
-_CANNOT_BEGIN = (errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
-# What some servers say on an idle connection before they close it (RFC 9110, 15.5.9): an end, not a surplus.
-_IDLE_TOO_LONG = (b"HTTP/1.1 408", b"HTTP/1.0 408")
-
-Asked = tuple[str, str]  # who has been asked: model and engine
 
 
 def nobody(asked: Asked) -> None:
     """To tell of a surplus to nobody."""
-
-
-_HAS_POLL = hasattr(select, "poll")
-
-
-class Connection:
-    """One TCP or TLS connection to an engine. Sockets block: deadlines come from a Watchdog through `abort`."""
-
-    __slots__ = (
-        "_lock",
-        "_poll",
-        "_tls",
-        "_unwatch",
-        "address",
-        "asked",
-        "descriptor",
-        "idle_since_s",
-        "owner",
-        "sock",
-        "used",
-    )
-
-    def __init__(self, sock: socket.socket, address: Optional[Address] = None) -> None:
-        self.sock = sock
-        self.address = address  # of the engine's name, it goes to; None: the engine has no name
-        self.used = False  # an exchange has succeeded on it: the engine may have closed it since
-        self.descriptor = -1  # the socket's, while a loop watches it
-        self.asked: Asked = ("", "")  # by whom it was used last
-        self._tls = isinstance(sock, ssl.SSLSocket)
-        self._poll: Any = None  # made at the first look
-        self._unwatch: Optional[Callable[[int], None]] = None
-        self.idle_since_s = 0.0
-        self.owner: Optional[object] = None
-        self._lock = threading.Lock()
-
-    def own(self, owner: Optional[object]) -> None:
-        """Pass the connection to `owner`; None = nobody may abort it any more."""
-        with self._lock:
-            self.owner = owner
-
-    def watched_by(self, unwatch: Callable[[int], None]) -> None:
-        """A loop watches the socket from now on, until it is closed or `unwatch` is called."""
-        self.descriptor = self.sock.fileno()
-        self._unwatch = unwatch
-
-    def unwatch(self) -> None:
-        """Whoever waits for the socket from now on does so itself: no loop is to be woken by what arrives."""
-        if self._unwatch is not None:
-            self._unwatch(self.descriptor)
-            self._unwatch = None
-            self.descriptor = -1
-
-    def quiet(self) -> bool:
-        """Whether nothing has arrived, not even an end. Never blocks; for the only user of an idle connection."""
-        if self._tls and self.sock.pending():  # type: ignore[attr-defined]
-            return False  # read already, with the last answer's record
-        if not _HAS_POLL:
-            return not select.select([self.sock], [], [], 0)[0]
-        poll = self._poll
-        if poll is None:
-            poll = self._poll = select.poll()
-            poll.register(self.sock.fileno(), select.POLLIN)
-        return not poll.poll(0)
-
-    def surplus(self) -> bool:
-        """Whether what has arrived is bytes that nobody had asked for. Only when not `quiet`; close it afterwards."""
-        try:
-            self.sock.setblocking(False)  # what has arrived may be half of a TLS record
-            said = self.sock.recv(len(_IDLE_TOO_LONG[0]))
-        except OSError:
-            return False
-        return bool(said) and said not in _IDLE_TOO_LONG
-
-    def abort(self, owner: object) -> None:
-        """Wake whoever blocks on the socket and make it unusable, if `owner` still owns it. Never blocks."""
-        with self._lock:
-            if self.owner is owner:
-                # The plain socket's shutdown: SSLSocket.shutdown would drop the TLS object under a reading thread.
-                try:
-                    socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-                except OSError:
-                    pass
-
-    def close(self) -> None:
-        """Close the socket."""
-        with self._lock:
-            self.owner = None
-            self.sock.close()
 
 
 class ConnectionPool:
@@ -200,60 +103,30 @@ class ConnectionPool:
         self._distrusted = True
         self._on_surplus(connection.asked)
 
-    def connect(self, timeout_s: float, ended: Ended = lambda: False) -> Connection:
+    def connect(self, timeout_s: float, ended: Ended = lambda: False) -> Steps[Connection]:
         """Open a connection within min(`timeout_s`, the connect timeout) seconds: the look-up, all addresses, TLS.
 
         Raises OSError; socket.timeout also soon after `ended()` has become true.
         """
         deadline_s = time.monotonic() + max(0.001, min(timeout_s, self.connect_timeout_s))
-        numeric = self._numeric
-        if numeric is None:
-            addresses = self._resolver.addresses(self._host, deadline_s, ended)
+        if self._numeric is not None:
+            connection = yield from opened((self._numeric,), self._port, deadline_s, ended)
+            connection.address = None
+        else:
+            addresses = yield from self._resolver.addresses(self._host, deadline_s, ended)
             try:
-                sock, address = open_socket(addresses, self._port, deadline_s, ended)
+                connection = yield from opened(addresses, self._port, deadline_s, ended)
             except OSError:
                 self._resolver.doubt(self._host)
                 raise
-        else:
-            sock, address = open_socket((numeric,), self._port, deadline_s, ended)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                sock = shake_hands(sock, self._tls, self._host, deadline_s, ended)
-            sock.settimeout(None)
+                yield from hands_shaken(connection, self._tls, self._host, deadline_s, ended)
         except BaseException:
-            sock.close()
+            connection.close()
             raise
-        return Connection(sock, None if numeric is not None else address)
-
-    def begin_connect(self) -> Optional[Connection]:
-        """A connection that may still be under way: it can be written to once its socket says so, or says why not.
-
-        None where that cannot be had without waiting: TLS has to shake hands, or the host is a name that is to be
-        looked up, or has several addresses: a second one is tried when the first is slow, which takes a thread.
-        Raises OSError.
-        """
-        if not self.plain or not DONTWAIT:
-            return None
-        address = self._numeric
-        if address is None:
-            known = self._resolver.known(self._host)
-            if known is None or len(known) != 1:
-                return None
-            address = known[0]
-        sock = socket.socket(address[0], socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            # What it says, writing says again, but for what this machine lacks.
-            code = sock.connect_ex((address[1][0], self._port, *address[1][2:]))
-            if code in _CANNOT_BEGIN:
-                raise OSError(code, os.strerror(code))
-            sock.setblocking(True)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            sock.close()
-            raise
-        return Connection(sock, None if self._numeric is not None else address)
+        return connection
 
     def give(self, connection: Connection) -> None:
         """Keep a connection whose exchange is complete. Its owner is gone before anyone else can take it."""

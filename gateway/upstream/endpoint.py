@@ -12,7 +12,8 @@ from typing import Callable, Optional
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import EngineSpec
 from gateway.upstream.connecting import client_tls
-from gateway.upstream.connections import Asked, ConnectionPool, nobody
+from gateway.upstream.connection import Asked
+from gateway.upstream.connections import ConnectionPool, nobody
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.words import details_without, without
 

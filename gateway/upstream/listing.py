@@ -19,6 +19,7 @@ from gateway.errors import GatewayError
 from gateway.routing import checks
 from gateway.routing.engine import Engine, ListedModel
 from gateway.routing.specs import EngineSpec
+from gateway.steps import drive
 from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.resolver import Resolver
@@ -74,7 +75,7 @@ def ask_models(
     deadline_s = time.monotonic() + timeout_s
     try:
         tls = client_tls() if spec.scheme == "https" else None
-        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s)
+        connection = drive(ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s))
         try:
             connection.sock.settimeout(max(0.001, deadline_s - time.monotonic()))
             connection.sock.sendall(_request(spec, secret))

@@ -26,6 +26,7 @@ from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
 from gateway.routing.specs import EngineSpec
 from gateway.routing.standing import StateChange
+from gateway.steps import drive
 from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.firstround import FirstRound
@@ -53,7 +54,7 @@ def probe(spec: EngineSpec, timeout_s: float, resolver: Optional[Resolver] = Non
     deadline_s = time.monotonic() + timeout_s
     try:
         tls = client_tls() if spec.scheme == "https" else None
-        connection = ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s)
+        connection = drive(ConnectionPool(spec.host, spec.port, tls, timeout_s, resolver).connect(timeout_s))
         try:
             status = _ask_health(connection.sock, spec, deadline_s)
         finally:

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Callable, NamedTuple, Optional
 
+from gateway.steps import Event, Steps
+
 THREADS = 4
 STUCK_S = 1.0
 LOST_S = 30.0
@@ -115,7 +117,9 @@ class Resolver:
         answer = None if name is None else name.answer
         return answer is None or address in answer.addresses
 
-    def addresses(self, host: str, deadline_s: float, ended: Callable[[], bool] = lambda: False) -> tuple[Address, ...]:
+    def addresses(
+        self, host: str, deadline_s: float, ended: Callable[[], bool] = lambda: False
+    ) -> Steps[tuple[Address, ...]]:
         """The addresses of a name, in the order in which they are to be tried; waits only while none is known.
 
         Raises socket.timeout at `deadline_s` (of time.monotonic) and soon after `ended()` has become true, else OSError
@@ -123,18 +127,18 @@ class Resolver:
         """
         found, lookup = self._ask(host)
         if lookup is not None and found is None:
-            self._wait(lookup, deadline_s, ended)
+            yield from self._wait(lookup, deadline_s, ended)
             if lookup.failure is not None:
                 raise _again(lookup.failure)
             found = lookup.addresses
         assert found is not None
         return found
 
-    def _wait(self, lookup: _LookUp, deadline_s: float, ended: Callable[[], bool]) -> None:
+    def _wait(self, lookup: _LookUp, deadline_s: float, ended: Callable[[], bool]) -> Steps[None]:
         while True:
             self._staff()  # those before it may be stuck by now
             left_s = deadline_s - time.monotonic()
-            if lookup.done.wait(max(0.0, min(left_s, SLICE_S))):
+            if (yield Event(lookup.done, max(0.0, min(left_s, SLICE_S)))):
                 return
             if left_s <= 0 or ended():
                 raise socket.timeout("timed out")

@@ -1,4 +1,4 @@
-"""An engine's answer on its connection: the head, then payload, blocking or as it comes.
+"""An engine's answer on its connection: the head, then payload, as it comes.
 
 Owns a connection from the first byte of an answer until `release` or `close`. Used by one thread at a time; there is no
 lock. Never judges what a body says.
@@ -6,12 +6,15 @@ lock. Never judges what a body says.
 
 from __future__ import annotations
 
+import math
 from typing import Optional, Union
 
 from gateway.routing.retry import Outcome
+from gateway.steps import ASIDE, Steps
 from gateway.upstream.attempt import Attempt, EngineFault
 from gateway.upstream.codings import decoder_of
-from gateway.upstream.connections import Connection, ConnectionPool
+from gateway.upstream.connection import Connection
+from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.framing import (
     HEAD_MAX_BYTES,
     BodyDecoder,
@@ -25,7 +28,7 @@ from gateway.upstream.sniff import kind_of
 
 ANSWER_MAX_BYTES = 67_108_864
 EARLY_HEADS_MAX_BYTES = 65_536  # of answers 1xx, before the answer itself
-RECV_BYTES = 65536
+AHEAD_MAX_BYTES = 262144  # of an answer; what is done over more is for a thread
 INTERIM_MAX = 32  # answers of 1xx before the answer proper
 
 Text = Union[bytes, bytearray]
@@ -56,8 +59,11 @@ class EngineResponse:
         attempt.begun = True
         self._over = False
 
-    def read_some(self) -> bytes:
-        """Block for more payload; b"" at the end of a complete body. Raises EngineFault, ClientGone."""
+    def read_some(self, until_s: float = math.inf) -> Steps[bytes]:
+        """More payload; b"" at the end of a complete body. Waits until `until_s` (of time.monotonic) at most.
+
+        Raises EngineFault, ClientGone.
+        """
         payload = self._payload
         if payload:
             self._payload = b""
@@ -70,10 +76,11 @@ class EngineResponse:
             if raw:
                 self._raw = b""
             elif decoder.pending:
+                yield ASIDE  # what a little of a compressed answer stands for may be much
                 if self.attempt.aborted is not None:  # it may be pending for long, and no socket would tell
                     raise self.attempt.failure()
             else:
-                raw = receive(self.connection, self.attempt)
+                raw = yield from receive(self.connection, self.attempt, until_s)
                 if not raw:
                     if decoder.end():
                         break
@@ -83,36 +90,46 @@ class EngineResponse:
                 return payload
         return b""
 
-    def read_all(self, max_bytes: int = ANSWER_MAX_BYTES) -> Text:
+    def take_whole(self, max_bytes: int = ANSWER_MAX_BYTES) -> Optional[bytes]:
+        """The whole body, if all of it has come already, as it mostly has; else None: see `read_all`."""
+        first = self._payload
+        if not self.decoder.complete or type(first) is not bytes or len(first) > max_bytes or self._raw:
+            return None
+        self._payload = b""
+        return first
+
+    def read_all(self, max_bytes: int = ANSWER_MAX_BYTES) -> Steps[Text]:
         """The whole body; one that came in parts is a bytearray, which the caller owns: a large one is held once.
 
         Raises EngineFault, also for a body of more than `max_bytes`, and ClientGone.
         """
         decoder = self.decoder
-        first = self._payload
-        if decoder.complete and type(first) is bytes and len(first) <= max_bytes and not self._raw:
-            self._payload = b""
-            return first  # all of it has come already: the usual
-        first = self.read_some()
+        first = yield from self.read_some()
         size = len(first) + (decoder.left_bytes if isinstance(decoder, LengthBody) else 0)
-        body: Text = first if decoder.complete or size > max_bytes else self._read_on(bytearray(first), max_bytes)
+        body: Text = first
+        if not decoder.complete and size <= max_bytes:
+            body = yield from self._read_on(bytearray(first), max_bytes)
         if size > max_bytes or len(body) > max_bytes:
             raise EngineFault(Outcome("invalid", f"the engine's answer has more than {max_bytes} bytes"))
         return body
 
-    def read_up_to(self, max_bytes: int) -> bytes:
+    def read_up_to(self, max_bytes: int) -> Steps[bytes]:
         """The body, or as much of its begin as can be had; the connection can only be closed then. Raises
         ClientGone."""
         body = bytearray()
         try:
-            self._read_on(body, max_bytes)
+            yield from self._read_on(body, max_bytes)
         except EngineFault:
             pass  # what has come before may tell enough
         return bytes(body[:max_bytes])
 
-    def _read_on(self, body: bytearray, max_bytes: int) -> bytearray:
+    def _read_on(self, body: bytearray, max_bytes: int) -> Steps[bytearray]:
+        aside = False
         while len(body) <= max_bytes:
-            part = self.read_some()
+            if len(body) > AHEAD_MAX_BYTES and not aside:
+                aside = True
+                yield ASIDE
+            part = yield from self.read_some()
             if not part:
                 break
             body += part
@@ -130,11 +147,7 @@ class EngineResponse:
             raise self._fault
         return bytes(payload + _feed(self.decoder, raw) if raw else payload)
 
-    def add(self, raw: bytes) -> None:
-        """Somebody else has read this from the connection."""
-        self._raw += raw
-
-    def is_whole(self) -> bool:
+    def _is_whole(self) -> bool:
         """Whether the whole body has arrived, or what breaks it: reading it will not block."""
         raw, self._raw = self._raw, b""
         part: bytes = b""
@@ -155,19 +168,26 @@ class EngineResponse:
     def kind(self) -> Optional[str]:
         """What the body is, by how it begins (`sniff`); None: too little has come. Raises EngineFault for what breaks
         before."""
-        whole = self.is_whole()
+        whole = self._is_whole()
         if self._fault is not None and not self._payload:
             raise self._fault
         return kind_of(self._payload, whole)
 
-    def await_kind(self) -> None:
-        """Block until `kind` can tell, or the connection has ended. Raises EngineFault, ClientGone."""
-        while self.kind() is None and not self.decoder.pending:
-            raw = receive(self.connection, self.attempt)
+    def await_kind(self) -> Steps[Optional[str]]:
+        """What `kind` tells as soon as it can; None: the connection has ended before, or much is to be decoded first.
+
+        Raises EngineFault, ClientGone.
+        """
+        while not self.decoder.pending:
+            raw = yield from receive(self.connection, self.attempt)
             if raw:
                 self._raw += raw
             elif not self.decoder.end():
-                return  # cut short: who reads on is told
+                return None  # cut short: who reads on is told
+            kind = self.kind()
+            if kind is not None:
+                return kind
+        return None
 
     def release(self) -> None:
         """Give the connection back if the body ended cleanly, else close it. Idempotent, as `close` is.
@@ -194,14 +214,28 @@ class EngineResponse:
             self.connection.close()
 
 
-def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> EngineResponse:
-    """The response that begins with `data`; blocks only while its head is not complete."""
-    interim = early_bytes = 0
+def whole_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> Optional[EngineResponse]:
+    """The response that begins with `data`, if its head is whole, as it mostly is; else None: see `read_head`."""
+    end = data.find(b"\r\n\r\n")
+    if not 0 <= end <= HEAD_MAX_BYTES or data.startswith(b"HTTP/1.1 1"):
+        return None
+    try:
+        head = parse_response_head(data[:end])
+    except FramingError:
+        return None
+    return EngineResponse(head, data[end + 4 :], connection, pool, attempt) if head.status >= 200 else None
+
+
+def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt: Attempt) -> Steps[EngineResponse]:
+    """The response that begins with `data`."""
+    interim = early_bytes = looked_at = 0
+    buffer: Text = data
     while True:
-        end = data.find(b"\r\n\r\n")
-        if (end if end >= 0 else len(data) - 3) > HEAD_MAX_BYTES:  # however it was cut
+        end = buffer.find(b"\r\n\r\n", looked_at)
+        if (end if end >= 0 else len(buffer) - 3) > HEAD_MAX_BYTES:  # however it was cut
             raise EngineFault(Outcome("invalid", "the engine's answer has no end of its head"))
         if end >= 0:
+            data = bytes(buffer)
             try:
                 head = parse_response_head(data[:end])
                 if head.status >= 200:
@@ -212,13 +246,16 @@ def read_head(data: bytes, connection: Connection, pool: ConnectionPool, attempt
             early_bytes += end + 4
             if head.status == 101 or interim > INTERIM_MAX or early_bytes > EARLY_HEADS_MAX_BYTES:
                 raise EngineFault(Outcome("invalid", "the engine's answer is broken: 1xx that nobody asked for"))
-            data = data[end + 4 :]  # 1xx: the answer itself follows
-            if data:
+            buffer, looked_at = data[end + 4 :], 0  # 1xx: the answer itself follows
+            if buffer:
                 continue
-        more = receive(connection, attempt)
+        looked_at = max(0, len(buffer) - 3)
+        more = yield from receive(connection, attempt)
         if not more:
             raise EngineFault(Outcome("truncated", "the engine's answer was cut short"))
-        data += more
+        if not isinstance(buffer, bytearray):
+            buffer = bytearray(buffer)  # added to, part by part, without copies
+        buffer += more
 
 
 def _feed(decoder: BodyDecoder, raw: bytes) -> bytes:
@@ -230,10 +267,10 @@ def _feed(decoder: BodyDecoder, raw: bytes) -> bytes:
         raise EngineFault(outcome, error.payload) from error
 
 
-def receive(connection: Connection, attempt: Attempt) -> bytes:
-    """Block for bytes of an answer that has begun; b"" at the connection's end. Raises EngineFault, ClientGone."""
+def receive(connection: Connection, attempt: Attempt, until_s: float = math.inf) -> Steps[bytes]:
+    """Bytes of an answer that has begun; b"" at the connection's end. Raises EngineFault, ClientGone."""
     try:
-        data = connection.sock.recv(RECV_BYTES)
+        data = yield from connection.received(until_s)
     except OSError as error:
         if attempt.aborted is not None:
             raise attempt.failure() from error

@@ -4,21 +4,24 @@ When every choice that has come has its reason, what breaks the stream is no fau
 asked for, it is complete and over for its client, whatever its engine does then: for `[DONE]` and usage that gets
 `grace_s`.
 
-Owns the response (and with it the connection) until `close`. Used by one thread at a time: the worker that waits for
-the first event, then whoever relays. Blocking and non-blocking reading meet in `_take`.
+Owns the response (and with it the connection) until `close`. Used by one thread at a time: that of the steps which wait
+for the first event, then whoever relays, and pulls what has come without waiting.
 """
 
 from __future__ import annotations
 
+import math
 import ssl
 import time
 from typing import Callable, Optional
 
 from gateway.routing.retry import CRASHED, Outcome
+from gateway.steps import Steps
 from gateway.upstream.attempt import EngineFault
+from gateway.upstream.connection import RECV_BYTES
 from gateway.upstream.deltas import text_weight
 from gateway.upstream.framing import FramingError
-from gateway.upstream.response import RECV_BYTES, EngineResponse
+from gateway.upstream.response import EngineResponse
 from gateway.upstream.sse import EventStream, StreamBroken
 
 GRACE_S = 1.0
@@ -34,6 +37,7 @@ class EngineStream:
         "_early",
         "_end_s",
         "_held",
+        "_late",
         "_on_close",
         "_tls",
         "events",
@@ -50,6 +54,7 @@ class EngineStream:
         self.grace_s = grace_s
         self.finished = False
         self._end_s: Optional[float] = None  # when `read` ends it
+        self._late = False  # it was read at that time or after it
         self.sock = response.connection.sock
         self._tls = isinstance(self.sock, ssl.SSLSocket)
         self.first = b""
@@ -78,18 +83,6 @@ class EngineStream:
         """Whether `pull` gives more although no selector would tell."""
         return self.response.decoder.pending or (self._tls and self.sock.pending() > 0)  # type: ignore[attr-defined]
 
-    def begin(self) -> bool:
-        """Look at what has been received meanwhile: is the first event there? As `wait_first`, but without blocking."""
-        try:
-            payload = self._payload(self.response.take_buffered)
-            if payload:
-                self._early += self._events(payload)
-            if self.drained and not self.events.started:
-                self._early += self._end()
-        except EngineFault as fault:
-            self._early += self._finish_or_raise(fault)
-        return self._has_begun()
-
     def _has_begun(self) -> bool:
         if not (self.events.started or self.events.done):
             return False
@@ -98,22 +91,21 @@ class EngineStream:
             self._early = bytearray()
         return True
 
-    def wait_first(self) -> None:
-        """Block until the first event has come; it is in `first` then. Raises EngineFault, ClientGone."""
+    def wait_first(self) -> Steps[None]:
+        """The first event has come; it is in `first` then. Raises EngineFault, ClientGone."""
         while not self._has_begun():
             try:
-                payload = self._payload(self.response.read_some)
+                payload = yield from self._read_some(math.inf)
                 self._early += self._events(payload) if payload else self._end()
             except EngineFault as fault:
                 self._early += self._finish_or_raise(fault)
 
-    def read(self) -> bytes:
-        """Block for more lines; b"" only when the stream is done. Raises EngineFault, ClientGone."""
+    def read(self, idle_timeout_s: float = math.inf) -> Steps[bytes]:
+        """More lines; b"" only when the stream is done. Raises EngineFault, also when nothing comes for
+        `idle_timeout_s`, and ClientGone."""
         while not self.events.done:
             try:
-                if self.events.complete and not self.drained:
-                    self._limit_wait()
-                payload = self._payload(self.response.read_some)
+                payload = yield from self._read_some(self._until_s(idle_timeout_s))
                 lines = self._events(payload) if payload else self._end()
             except EngineFault as fault:
                 lines = self._finish_or_raise(fault)
@@ -121,17 +113,25 @@ class EngineStream:
                 return lines
         return b""
 
-    def _limit_wait(self) -> None:
-        """Before each reading of a complete stream. Raises EngineFault when its engine has had its time."""
+    def _read_some(self, until_s: float) -> Steps[bytes]:
+        try:
+            return (yield from self.response.read_some(until_s))
+        except EngineFault as fault:
+            if fault.lines:
+                fault.lines = self._events(fault.lines)
+            raise
+
+    def _until_s(self, idle_timeout_s: float) -> float:
+        """Until when to wait for more. Raises EngineFault when the engine of a complete stream has had its time."""
         now_s = time.monotonic()
+        if not self.events.complete or self.drained:
+            return now_s + idle_timeout_s
         if self._end_s is None:
             self._end_s = now_s + self.grace_s
-        elif self._end_s < 0:
+        elif now_s >= self._end_s and self._late:
             raise EngineFault(Outcome("timeout", "the engine did not end its stream"))
-        left_s = self._end_s - now_s
-        if left_s <= 0:  # what has come while nobody was reading is still taken, once
-            left_s, self._end_s = 0.0, -1.0
-        self.sock.settimeout(left_s)
+        self._late = now_s >= self._end_s  # what has come while nobody was reading is still taken, once
+        return self._end_s
 
     def finish(self, lines: bytes = b"") -> bytes:
         """End a finished stream, whatever its engine does: `lines`, then what is still due to the client. Nothing is to
@@ -147,19 +147,14 @@ class EngineStream:
         return self.finish(fault.lines)
 
     def detach(self) -> bytes:
-        """Make reading non-blocking from now on; returns lines that had been received already. Raises EngineFault."""
-        self.sock.setblocking(False)
-        payload = self._payload(self.response.take_buffered)
-        return self._with_end(self._events(payload) if payload else b"")
-
-    def _payload(self, receive: Callable[[], bytes]) -> bytes:
-        """What `receive` gives. Raises EngineFault, with the lines that came before."""
+        """Lines that had been received already, for who pulls from now on. Raises EngineFault."""
         try:
-            return receive()
+            payload = self.response.take_buffered()
         except EngineFault as fault:
             if fault.lines:
                 fault.lines = self._events(fault.lines)
             raise
+        return self._with_end(self._events(payload) if payload else b"")
 
     def pull_chunk(self) -> bytes:
         """What has arrived, without blocking, if that is one whole chunk that the client may get as it is; else b"".
@@ -316,10 +311,6 @@ class EngineStream:
         decoder = self.response.decoder
         decoder.surplus = decoder.surplus or self.events.surplus
         if self.done and (self.drained or decoder.surplus):
-            try:
-                self.sock.setblocking(True)
-                self.response.release()
-                return
-            except OSError:
-                pass
+            self.response.release()
+            return
         self.response.close()

@@ -16,17 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+from gateway.threads import SPARE_THREADS
 from tests.chaos import engines as engine_processes
 from tests.chaos import observe
 from tests.chaos.engines import EngineProcess
 from tests.chaos.observe import Held, Log
 from tests.chaos.traffic import Result, Traffic, tally
-from tests.support import GatewayProcess, eventually, gateway_process
+from tests.support import GatewayProcess, gateway_process
 
 DECISIONS = "decisions.jsonl"
 DRAIN_S = 20.0
-CHUNKED = [("Transfer-Encoding", "chunked")]
-SPARES = 32  # connections that need a thread at once, after which the gateway keeps as many threads as it ever will
+SPARES = SPARE_THREADS + 4  # threads that may stay for what comes: workers', and those aside
 
 
 class Setup(NamedTuple):
@@ -117,11 +117,11 @@ def play(fault: Fault, clients: int, seconds: float, seed: int, keep: Optional[P
         )
         gateway = stack.enter_context(_gateway(setup, engines))
         ports = [engine.port for engine in engines]
-        _connect_at_once(gateway, max(clients, SPARES))
         warm = Traffic(gateway.port, setup.models, clients, "warm").start()
         warm.wait_for_more(3 * clients)
         warm.stop()
         before = observe.least_held(gateway, ports, 0.5)
+        before = before._replace(threads=before.threads + SPARES)
         traffic = Traffic(gateway.port, setup.models, clients).start()
         try:
             traffic.wait_for_more(2 * clients)
@@ -160,17 +160,6 @@ def play(fault: Fault, clients: int, seconds: float, seed: int, keep: Optional[P
             tuple(violations),
             _details(results),
         )
-
-
-def _connect_at_once(gateway: GatewayProcess, count: int) -> None:
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(gateway.connect()) for _ in range(count)]
-        for client in clients:
-            client.request("POST", "/admin/keys", None, CHUNKED)  # a thread waits for the body
-        eventually(lambda: observe.threads(gateway) >= count)  # else a few would do for all, one after the other
-        for client in clients:
-            client.send(b"0\r\n\r\n")
-            client.read_response()
 
 
 @contextlib.contextmanager

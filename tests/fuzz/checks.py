@@ -18,7 +18,6 @@ from unittest import mock
 
 from gateway.app import Gateway
 from gateway.server import parsing
-from gateway.server.server import GatewayServer
 from tests.fuzz.finding import Report
 from tests.support import eventually, load_settings
 
@@ -98,7 +97,7 @@ def watched(
     `on_request` is told every request's log line, on the thread that writes them."""
     log = Log(on_request)
     settings = load_settings({"LOG_FORMAT": "json", **(environment or {})})
-    patched = mock.patch("gateway.app.new_server", GatewayServer) if threaded else contextlib.nullcontext()
+    patched = mock.patch("gateway.server.loop.HAS_EPOLL", False) if threaded else contextlib.nullcontext()
     with patched:
         app = Gateway(settings, log).start()
     running = Watched(app, log, report)

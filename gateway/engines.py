@@ -1,0 +1,195 @@
+"""Asking one engine for a call: the request in its words, the head of the answer, a stream or a complete answer.
+
+`Engines` owns the prepared endpoints and the watchdog of attempts; it holds no lock of its own. It chooses no engine
+and judges no outcome: what fails is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple, Optional, Union
+
+from gateway.completing import complete, echoed, kind_by_label
+from gateway.deadlines import Expirable, Watchdog
+from gateway.hedging import Answer
+from gateway.routing.engine import Engine
+from gateway.routing.pool import ModelPool
+from gateway.routing.retry import Outcome
+from gateway.routing.router import Router
+from gateway.steps import ASIDE, Opened, Steps
+from gateway.upstream import assembly
+from gateway.upstream.attempt import Attempt, EngineFault, UsageRefused
+from gateway.upstream.call import Call
+from gateway.upstream.client import Conversation, EngineClient, refused
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
+from gateway.upstream.sniff import EMPTY, EVENTS, OTHER
+from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
+from gateway.upstream.stream import EngineStream
+
+
+class SizeLimits(NamedTuple):
+    """Bytes: of a complete answer, and of one event of a stream, or of what comes before the first one."""
+
+    answer_bytes: int = ANSWER_MAX_BYTES
+    event_bytes: int = EVENT_MAX_BYTES
+
+
+USUAL_SIZES = SizeLimits()
+
+
+class Engines:
+    """Asks engines. Thread-safe. `stream_end_s`: what an engine gets to end a complete stream."""
+
+    def __init__(self, router: Router, client: EngineClient, stream_end_s: float, sizes: SizeLimits) -> None:
+        self._router = router
+        self._client = client
+        self._stream_end_s = stream_end_s
+        self._sizes = sizes
+        self._endpoints: dict[Engine, Endpoint] = {}
+        self._watchdog = Watchdog("engine-deadlines")
+        self._watchdog.start()
+
+    def watch(self, item: Expirable) -> None:
+        """Have the thread of deadlines look at something more."""
+        self._watchdog.watch(item)
+
+    def close(self) -> None:
+        """Stop watching deadlines."""
+        self._watchdog.close()
+
+    def forget_changed(self, renewed: Collection[str] = ()) -> None:
+        """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone.
+
+        `renewed` names the variables (`api_key_env`) whose secrets have changed.
+        """
+        kept = {engine: engine.spec for pool in self._router.pools.values() for engine in pool.engines}
+        old = dict(self._endpoints)
+        still = {e: p for e, p in old.items() if kept.get(e) == p.spec and p.spec.api_key_env not in renewed}
+        used = {endpoint.spec for endpoint in still.values()}
+        # First, so that who misses one in `still` gets one with the new key; in `old` it is found, closed or not.
+        self._client.forget([p.spec for p in old.values() if p.spec not in used])
+        self._endpoints = still  # from now on requests add to it
+
+    def discard_idle(self, engine: Engine) -> None:
+        """Close what is kept open to an engine that has gone."""
+        endpoint = self._endpoints.get(engine)
+        if endpoint is not None:
+            endpoint.pool.discard_idle()
+
+    def served_model(self, call: Call, pool: ModelPool) -> str:
+        """The name by which the client is told of a model."""
+        return (call.model or pool.name) if self._router.fleet.wildcard else pool.name
+
+    def ask(
+        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, earlier: Optional[EventStream]
+    ) -> Steps[Union[Answer, EngineStream]]:
+        """One engine's answer to a call, or the stream of it that has begun; `earlier` is the broken stream that is to
+        go on. Raises EngineFault, GatewayError."""
+        model = self.served_model(call, pool)
+        if engine.spec.is_echo:
+            yield ASIDE  # it may be asked for much
+            return echoed(call, model)
+        try:
+            response = yield Opened(self._conversation(call, pool, engine, attempt))
+            if not 200 <= response.status < 300:
+                response = yield from self._see_refused(response, call, pool, engine, attempt)
+            try:
+                if call.stream:
+                    attempt.begun = False  # nobody knows yet of what
+                kind = response.kind()
+                if kind is None:
+                    kind = yield from response.await_kind()
+                stream = self._open_stream(call, engine, earlier, response, kind)
+                if stream is None:
+                    body: Union[bytes, bytearray, None] = response.take_whole(self._sizes.answer_bytes)
+                    if body is None:
+                        body = yield from response.read_all(self._sizes.answer_bytes)
+                    response.release()
+                elif call.stream:
+                    yield from stream.wait_first()
+                    return stream
+                else:
+                    body = yield from assembly.assemble(stream, call.path, self._sizes.answer_bytes)
+                    stream.give_back()
+            except BaseException:
+                response.close()
+                raise
+        except BaseException:
+            call.end(attempt)
+            raise
+        finally:
+            self._watchdog.forget(attempt)
+        call.end(attempt)
+        return complete(call, body, model, pool.spec.max_model_len, self._sizes.event_bytes)
+
+    def _conversation(
+        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, ask_usage: bool = True
+    ) -> Conversation:
+        """The request to be opened; the attempt is watched from now on. Raises ClientGone.
+
+        `ask_usage` False: not for a stream's usage, unless the client does.
+        """
+        endpoints = self._endpoints  # before `spec`: one that a reload has changed meanwhile must not get into the new
+        endpoint = endpoints.get(engine)
+        if endpoint is None:
+            endpoint = endpoints[engine] = self._client.endpoint(engine.spec)
+        attempt.masked = endpoint.masked
+        call.begin(attempt)
+        headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
+        if call.idempotency_key:
+            headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
+        attempt.asks_usage = ask_usage and call.stream and endpoint.asks_usage and not call.wants_usage()
+        wildcard = self._router.fleet.wildcard
+        payload = call.payload(engine.spec.model or (call.model if wildcard else pool.name), attempt.asks_usage)
+        self._watchdog.watch(attempt)
+        return self._client.conversation(endpoint, call.path, attempt, payload, headers)
+
+    def _see_refused(
+        self, response: EngineResponse, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt
+    ) -> Steps[EngineResponse]:
+        """What becomes of an answer other than 2xx. Raises EngineFault.
+
+        An engine that refuses to be asked for a stream's usage, which is the gateway's own wish, is asked again at once
+        without, as part of the same attempt; one that answers then is not asked for it any more.
+        """
+        try:
+            yield from refused(response)
+        except UsageRefused:
+            pass
+        (call.origin or call).attempts += 1
+        attempt.begun = False  # its answer is to come still
+        response = yield Opened(self._conversation(call, pool, engine, attempt, ask_usage=False))
+        if not 200 <= response.status < 300:
+            yield from refused(response)
+        endpoint = self._endpoints.get(engine)
+        if endpoint is not None:  # else a reload has taken it
+            endpoint.asks_usage = False
+        return response
+
+    def _open_stream(
+        self,
+        call: Call,
+        engine: Engine,
+        earlier: Optional[EventStream],
+        response: EngineResponse,
+        kind: Optional[str],
+    ) -> Optional[EngineStream]:
+        """The answer as a stream, if it is one, by how it begins; `earlier` is what it goes on after. Raises
+        EngineFault for what cannot be one though one was asked for.
+
+        One that nobody asked for is to be put together.
+        """
+        if call.stream and kind == EMPTY:
+            raise EngineFault(Outcome("truncated", "the engine's answer is empty"))
+        if call.stream and kind == OTHER:
+            kind = kind_by_label(response)
+        # Of a stream, there is nothing until its first event.
+        response.attempt.begun = not call.stream or kind not in (None, EVENTS)
+        if kind != EVENTS:
+            return None
+        resumes = engine.spec.resume and call.can_resume()
+        events = EventStream(call.stream and not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
+        if earlier is not None:
+            events.go_on(earlier)
+        return EngineStream(response, events, self._stream_end_s)

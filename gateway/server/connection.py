@@ -1,0 +1,398 @@
+"""One client's connection: a state, and what happens in it.
+
+The loop's thread owns every client's socket, from accept to close, so nothing here locks or blocks. It reads what the
+client sends, runs the request's steps (`task.py`), sees the client leave, and writes the answer when the client takes
+it. A stream's bytes are written by the relay, which says when it is over.
+
+    state      the socket is ready                its time is over             left for
+    READING    read; a whole request is served    408 or an end                ASKING, HELD, CLOSED
+    HELD       (the body waits in the socket)     an end                       READING
+    ASKING     read ahead, see the client leave   see it, or give up the wait  all but HELD
+    WRITING    write on                           an end: nothing was taken    READING, LINGERING, CLOSED
+    STREAMING  read ahead, see the client leave   shut: the relay sees it      READING, LINGERING, CLOSED
+    LINGERING  drop what comes                    an end                       CLOSED
+
+In WRITING and HELD what comes is left in the socket: READING begins with reading, so nothing of it is missed.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import socket
+import time
+from typing import Any, Callable, Optional, Union
+
+from gateway.errors import ClientGone
+from gateway.pipeline import KEYS_PAUSE_S
+from gateway.policy.addresses import unmapped
+from gateway.server.clientside import LINGER_S, ClientSide
+from gateway.server.door import address_behind, drops_body, unreadable_head, wants_body
+from gateway.server.exchange import Exchange
+from gateway.server.loop import HUNG_UP
+from gateway.server.parsing import RequestHead
+from gateway.server.reader import Refusal, Request, RequestReader
+from gateway.server.routes import ALWAYS_OPEN
+from gateway.server.underway import Server, UnderWay
+
+RECV_BYTES = 65536
+READS_MAX = 16  # in a connection's turn
+LOOK_S = 0.25  # after this, a request under way is watched for its client leaving; who has closed its side has left
+LINGER_READS = 2  # in a connection's turn
+READ_AHEAD_BYTES = 65536
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_dropped = bytearray(RECV_BYTES)  # nobody reads it
+
+
+class State(enum.Enum):
+    """What a connection does."""
+
+    READING = "reading"
+    HELD = "held"
+    ASKING = "asking"
+    WRITING = "writing"
+    STREAMING = "streaming"
+    LINGERING = "lingering"
+    CLOSED = "closed"
+
+
+class Connection(ClientSide):
+    """Serves one client, on the loop's thread. `deadline_s`: when `due` is called unless it is moved (monotonic)."""
+
+    def __init__(self, request: socket.socket, client_address: Any, server: Server) -> None:
+        context = server.context
+        super().__init__(request, context.settings)
+        self._peer = unmapped(str(client_address[0]))
+        self.server = server
+        self.pipeline = context.pipeline
+        self.state = State.READING
+        self._loop = server.loop
+        self._watched = False  # by the loop: most connections have their request with them, and many have only one
+        self._reader = RequestReader(self.settings.max_header_bytes, self.settings.max_body_bytes)
+        self._arrived_s = 0.0  # when the first byte of the request that is read came
+        self._judged = False  # it is known whether the body of the request that is read is wanted
+        self._ahead = b""  # has come behind the request under way
+        self._more = False  # there may be more in the socket, or an end, that will not be told again
+        self._unread = False  # bytes of a refused request are still to come
+        self._request: Optional[UnderWay] = None
+        self._dropped_bytes = 0
+
+    def ready(self, events: int) -> None:
+        """The socket has something, takes something, or has ended; also to be called in vain."""
+        self._more = events & HUNG_UP != 0
+        try:
+            _ON_READY[self.state](self, events)
+        except Exception as error:
+            self._crashed(error)
+
+    def due(self, now_s: float) -> None:
+        """`deadline_s` has passed."""
+        try:
+            _WHEN_DUE[self.state](self, now_s)
+        except Exception as error:
+            self._crashed(error)
+
+    def _crashed(self, error: Exception) -> None:
+        self.pipeline.internal_error(error, "-")
+        if self._request is None or not self._request.runs:
+            self._end()
+
+    def _watch(self, writing: bool = False) -> None:
+        if not self._watched:
+            self._watched = True
+            self._loop.add(self._descriptor)
+        self._loop.wait_for(self._descriptor, self.ready, writing)
+
+    def _see(self) -> None:
+        """Be told of what comes, if that is not so already."""
+        if not self._watched or self._loop.each_once:
+            self._watch()
+
+    def _end(self) -> None:
+        self.state = State.CLOSED
+        self._conclude_unsent(False)
+        self._request = None  # it refers to this connection
+        self._loop.forget(self._descriptor)
+        self.server.closed(self.sock)
+
+    def _nothing(self, events: float) -> None:
+        """What comes is looked at in the next state."""
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def _read(self, events: int = 0) -> None:
+        if self._ahead:
+            self._next(0)  # has come before
+            return
+        reader = self._reader
+        for _ in range(READS_MAX):
+            try:
+                data = self.sock.recv(RECV_BYTES)
+            except BlockingIOError:
+                self._watch()
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._has_ended()
+                return
+            if len(data) == RECV_BYTES:
+                self._more = True
+            if not self._arrived_s or not reader.begun:
+                self._arrived_s = time.monotonic()
+            event = reader.feed(data)
+            if event is not None:
+                self._serve(event)
+                return
+            if self._take(None):
+                return
+        self._loop.again(self.ready, 0)
+
+    def _take(self, event: Union[Request, Refusal, None]) -> bool:
+        """Serve what has been read; False: more is to be."""
+        if event is not None:
+            self._serve(event)
+            return True
+        head = self._reader.head
+        if head is not None and not self._judged and self._judge(head):
+            return True
+        if self._reader.begun:
+            self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
+        return False
+
+    def _judge(self, head: RequestHead) -> bool:
+        """The head of a request is there and its body is still to come: is it wanted? True: it is not to be read."""
+        if head.path not in ALWAYS_OPEN and self.pipeline.guard.may_wait(head.headers):
+            self.state = State.HELD
+            self.set_deadline(self._arrived_s + self.settings.client_timeout_s)
+            self._loop.later(KEYS_PAUSE_S, self._judge_again)
+            return True
+        self._judged = True
+        if wants_body(head, self.pipeline, self.server.context.routes):
+            if head.expects_continue and head.version_1_1:
+                try:
+                    self.sock.send(_CONTINUE)
+                except OSError:
+                    self._eof = True
+                    self._serve(Refusal(ClientGone(), head))
+                    return True
+        elif not drops_body(head) or (head.content_length or 0) > self.settings.max_body_bytes:
+            self._serve(self._reader.leave_body())
+            return True
+        return False
+
+    def _judge_again(self, events: int) -> None:
+        if self.state is State.HELD:
+            self.state = State.READING
+            if not self._take(None):
+                self.ready(0)
+
+    def _has_ended(self) -> None:
+        """The client sends nothing more."""
+        self._eof = True
+        refusal = self._reader.ended()
+        if refusal is None:
+            self._end()
+        else:
+            self._serve(refusal)
+
+    def _be_late(self, now_s: float) -> None:
+        """The client has not sent a request in time."""
+        refusal = self._reader.late()
+        if refusal is None:
+            self._end()
+        else:
+            self._serve(refusal)
+
+    # --- a request -------------------------------------------------------------------------------------------------
+
+    def _serve(self, event: Union[Request, Refusal]) -> None:
+        self._judged = False
+        self._unread = isinstance(event, Refusal) or not event.whole
+        self.state = State.ASKING
+        self.deadline_s = self._arrived_s + LOOK_S
+        head = event.head or unreadable_head()
+        trusted = self.settings.trusted_proxies
+        address = address_behind(head, self._peer, trusted) if trusted else self._peer
+        exchange = Exchange(self.pipeline, self.server.context.relay, self, address, head, self._arrived_s)
+        self._arrived_s = 0.0
+        request = self._request = UnderWay(exchange, self.server, self._go_on_behind)
+        request.begin(event)
+        if request.runs and exchange.queued:
+            self._see()
+
+    def _read_ahead(self, events: int) -> None:
+        """A request is under way: take what comes behind it, for a while, and see whether the client leaves."""
+        request = self._request
+        assert request is not None
+        while len(self._ahead) < READ_AHEAD_BYTES and not self._eof:
+            try:
+                data = self.sock.recv(RECV_BYTES)
+            except BlockingIOError:
+                self._watch()
+                return
+            except OSError:
+                self._ahead = b""
+                self._reader.over = True
+                self._eof = True
+                request.leave()
+                return
+            self._ahead += data
+            self._eof = not data
+        if self._eof or (events & HUNG_UP and len(self._ahead) >= READ_AHEAD_BYTES):
+            if self.state is State.STREAMING or request.exchange.queued:
+                request.leave()
+            else:  # an answer that is about to come may still be taken
+                self._eof = True
+                self.set_deadline(time.monotonic() + LOOK_S)
+
+    def _look_after(self, now_s: float) -> None:
+        """A request has been under way for a while."""
+        request = self._request
+        assert request is not None
+        self.set_deadline(now_s + LOOK_S)
+        if self._eof:
+            request.leave()
+        elif not request.give_up_waiting(now_s):
+            self._see()
+
+    def _go_on_behind(self) -> None:
+        """See what becomes of the connection now that a request has its answer, or what there is of it."""
+        request = self._request
+        assert request is not None
+        if self._unsent is not None:
+            self.state = State.WRITING
+            self._write_on()
+        elif not request.exchange.finished:
+            self.state = State.STREAMING
+            self.set_deadline(math.inf)
+            if self._eof:
+                request.leave()
+            else:
+                self._see()
+        elif not request.exchange.keep_alive:
+            self._close_behind()
+        else:
+            self._request = None
+            self.state = State.READING
+            if self._more or self._ahead or self._reader.buffered_bytes or self._eof:
+                self._loop.again(self._next, 0)
+            else:
+                self._see()
+
+    def _next(self, events: int) -> None:
+        """Serve what has come behind the last request."""
+        if self.state is not State.READING:
+            return
+        self._arrived_s = time.monotonic()
+        ahead, self._ahead = self._ahead, b""
+        if self._take(self._reader.feed(ahead)):
+            return
+        if self._eof:
+            self._has_ended()
+        else:
+            self._read()
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def _write_on(self, events: int = 0) -> None:
+        """Write what the client takes of the rest of its answer."""
+        request, unsent = self._request, self._unsent
+        assert request is not None
+        assert unsent is not None
+        try:
+            if not unsent.write(self.sock):
+                self._loop.again(self.ready, 0)
+                return
+        except BlockingIOError:
+            self._watch(writing=True)
+            return
+        except OSError:
+            self._end()
+            return
+        keep_alive = request.exchange.keep_alive
+        self.set_deadline(time.monotonic() + (self.settings.keepalive_timeout_s if keep_alive else LINGER_S))
+        self._conclude_unsent(True)
+        if keep_alive:
+            self._request = None
+            self.state = State.READING
+            self._next(0)
+        else:
+            self._unread = True  # nobody has looked whether it is so
+            self._close_behind()
+
+    def _conclude_unsent(self, complete: bool) -> None:
+        """The client has all of its answer; or it has left before, or has been cut off."""
+        if self._unsent is not None and self._request is not None:
+            self._unsent = None
+            self.holds_large = False
+            self._request.exchange.sent(complete)
+            self._request.leave_place()
+
+    def stream_over(self) -> None:
+        """The relay has ended a stream, on its own thread."""
+        self._loop.soon(self._behind_stream)
+
+    def _behind_stream(self, events: int) -> None:
+        if self.state is State.STREAMING and self._request is not None and self._request.exchange.finished:
+            self._go_on_behind()
+
+    def _shut(self, now_s: float) -> None:
+        """Who has the end of a stream does not take it: the relay is told by the socket."""
+        self.set_deadline(math.inf)
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    # --- closing ---------------------------------------------------------------------------------------------------
+
+    def _close_behind(self) -> None:
+        """The last answer has been written. Closing with something unread is a reset, which may overtake it."""
+        if self._eof or not (self._unread or self._ahead or self._reader.buffered_bytes):
+            self._end()
+            return
+        self._request = None
+        self.state = State.LINGERING
+        self.shut_writing()
+        self.set_deadline(min(self.deadline_s, time.monotonic() + LINGER_S))
+        self._drop()
+
+    def _drop(self, events: int = 0) -> None:
+        """Drop what still comes behind the last answer, until the client has closed, or for long enough."""
+        try:
+            for _ in range(LINGER_READS):
+                size = self.sock.recv_into(_dropped, RECV_BYTES)
+                self._dropped_bytes += size
+                if not size or self._dropped_bytes > self.settings.max_body_bytes:
+                    self._end()
+                    return
+        except BlockingIOError:
+            self._watch()
+        except OSError:
+            self._end()
+        else:
+            self._loop.again(self.ready, 0)
+
+    def _end_in_time(self, now_s: float) -> None:
+        self._end()
+
+
+_ON_READY: dict[State, Callable[[Connection, int], None]] = {
+    State.READING: Connection._read,
+    State.HELD: Connection._nothing,
+    State.ASKING: Connection._read_ahead,
+    State.WRITING: Connection._write_on,
+    State.STREAMING: Connection._read_ahead,
+    State.LINGERING: Connection._drop,
+    State.CLOSED: Connection._nothing,
+}
+_WHEN_DUE: dict[State, Callable[[Connection, float], None]] = {
+    State.READING: Connection._be_late,
+    State.HELD: Connection._end_in_time,
+    State.ASKING: Connection._look_after,
+    State.WRITING: Connection._end_in_time,
+    State.STREAMING: Connection._shut,
+    State.LINGERING: Connection._end_in_time,
+    State.CLOSED: Connection._nothing,
+}

@@ -1,0 +1,56 @@
+"""What the head of a request alone says: from where it comes, and what becomes of its body.
+
+Owns nothing; waits for nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.errors import GatewayError
+from gateway.pipeline import PATHS, Pipeline, check_media_type
+from gateway.policy.addresses import client_address
+from gateway.routing.checks import Network
+from gateway.server.parsing import RequestHead
+from gateway.server.routes import Routes
+
+SMALL_BODY_BYTES = 4096  # so much of a body that nobody wants is awaited and dropped; more closes the connection
+
+
+def unreadable_head() -> RequestHead:
+    """What stands for the head of a request that has none that can be read."""
+    head = RequestHead("-", "-", True)
+    head.keep_alive = False
+    return head
+
+
+def has_body(head: RequestHead) -> bool:
+    """Whether a request comes with a body."""
+    return head.chunked or bool(head.content_length)
+
+
+def drops_body(head: RequestHead) -> bool:
+    """Whether the body of a request that is refused or needs none is awaited and dropped, so that the connection goes
+    on behind it. A client that waits to be told to continue may send it, or not."""
+    if head.expects_continue and head.version_1_1:
+        return False
+    return not head.chunked and head.keep_alive and (head.content_length or 0) <= SMALL_BODY_BYTES
+
+
+def wants_body(head: RequestHead, pipeline: Pipeline, routes: Routes) -> bool:
+    """Whether the body may be of use. (Who serves the request looks again, and tells.)"""
+    if head.method != "POST" or head.path not in PATHS:
+        return routes.is_for_known(head)
+    try:
+        check_media_type(head)
+        pipeline.known(head).require("infer")
+    except GatewayError:
+        return False
+    return (head.content_length or 0) <= pipeline.settings.max_body_bytes and not routes.is_foreign(head)
+
+
+def address_behind(head: RequestHead, peer: str, trusted_proxies: Sequence[Network]) -> str:
+    """The client's address, behind trusted proxies: the one that they name, else its peer's."""
+    forwarded = head.headers.get(b"x-forwarded-for")
+    text = None if forwarded is None else forwarded.decode("latin-1")
+    return client_address(peer, text, trusted_proxies)

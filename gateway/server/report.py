@@ -1,0 +1,88 @@
+"""What is told of a finished request: one event, built by name.
+
+Reads requests and changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Optional
+
+from gateway.clock import unix_s
+from gateway.inference import Call
+from gateway.pipeline import Asked
+from gateway.telemetry.events import RequestEvent
+
+LOGGED_BYTES = 65536  # of a body
+MODEL_NAME_CHARS = 256  # as many as a configured name may have
+
+
+def least_event(asked: Asked, error: Optional[str], status: int) -> RequestEvent:
+    """What can be told of a request in any case."""
+    head = asked.head
+    latency_s = time.monotonic() - asked.accepted_s
+    return RequestEvent(unix_s(), asked.request_id, head.method, head.path, status, error, latency_s)
+
+
+def event_of(
+    asked: Asked, error: Optional[str], status: int, ttft_s: Optional[float], logged_answer: Optional[bytes]
+) -> RequestEvent:
+    """All that is told of a request. `logged_answer` None: bodies are not logged."""
+    call, identity, head = asked.call, asked.identity, asked.head
+    key = identity.name if identity is not None else None
+    if call is None:
+        event = least_event(asked, error, status)
+        return event._replace(model=_model_name(asked.asked or None), key=key, client=asked.client_address)
+    usage = call.usage
+    return RequestEvent(
+        finished_unix_s=unix_s(),
+        request_id=asked.request_id,
+        method=head.method,
+        path=head.path,
+        status=status,
+        error=error,
+        latency_s=time.monotonic() - asked.accepted_s,
+        queue_s=asked.queue_s + call.waited_s,
+        engine_s=call.engine_s,
+        ttft_s=ttft_s,
+        stream=call.stream,
+        model=_model_name(call.served_model if error is None else (call.model or call.served_model)),
+        engine=call.engine_id,
+        attempts=call.attempts,
+        fallback=call.fallback,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+        usage_estimated=usage.estimated if usage else False,
+        key=key,
+        client=asked.client_address,
+        attempt_records=tuple(call.records),
+        retries=tuple(call.retries),
+        extra=_extra(asked, call, logged_answer),
+    )
+
+
+def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional[dict[str, object]]:
+    """Further keys of the log line, for what most requests do not have."""
+    extra = {} if logged_answer is None else _bodies(call, logged_answer)
+    if asked.account.cost_usd is not None:
+        extra["cost_usd"] = asked.account.cost_usd
+    if call.usage is not None and call.usage.rejected:
+        extra["usage_rejected"] = call.usage.rejected
+    if call.hedged:
+        extra["hedged"] = True
+    if call.resumed:
+        extra["resumed"] = call.resumed
+    return extra or None
+
+
+def _bodies(call: Call, answer: bytes) -> dict[str, object]:
+    """What LOG_BODIES=on adds to the log line; of a stream only the request."""
+    texts = {"request_body": call.body, "answer_body": answer}
+    return {name: body[:LOGGED_BYTES].decode("utf-8", "replace") for name, body in texts.items() if body}
+
+
+def _model_name(asked: Optional[str]) -> Optional[str]:
+    """A model as it is reported: what a client asks for may be as long as its body."""
+    if asked is None or len(asked) <= MODEL_NAME_CHARS:
+        return asked
+    return asked[:MODEL_NAME_CHARS] + "…"  # no configured name: those are ASCII

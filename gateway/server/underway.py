@@ -1,0 +1,140 @@
+"""One request of a connection while it is under way: its exchange, the task that runs its steps, its worker's place.
+
+For the loop's thread; never blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from typing import Any, Callable, NamedTuple, Optional, Protocol, Union
+
+from gateway.errors import ClientGone, GatewayError
+from gateway.inference import Answer
+from gateway.pipeline import PATHS, Pipeline, nothing, shutting_down
+from gateway.server.admin import Reply
+from gateway.server.door import drops_body, has_body
+from gateway.server.exchange import Exchange
+from gateway.server.loop import Loop
+from gateway.server.reader import Refusal, Request
+from gateway.server.relay import Relay
+from gateway.server.routes import Routes
+from gateway.server.task import Task
+from gateway.settings import Settings
+from gateway.threads import Threads
+from gateway.upstream.stream import EngineStream
+
+
+class ServerContext(NamedTuple):
+    """What a connection needs."""
+
+    settings: Settings
+    pipeline: Pipeline
+    relay: Relay
+    routes: Routes
+    log: Callable[..., None]
+    spare_time: Callable[[int], None]  # what a thread may do while it waits for so many engines; never blocks
+
+
+class Server(Protocol):
+    """Whose connections these are."""
+
+    context: ServerContext
+    loop: Loop
+    threads: Threads
+    asked: int  # engines, in this turn of the loop
+
+    def closed(self, request: socket.socket) -> None:
+        """A connection is over."""
+
+
+class UnderWay:
+    """A request from `begin` until `over` is called: it is answered, its answer has begun, or it has none."""
+
+    __slots__ = ("_has_place", "_over", "_server", "_task", "exchange", "runs")
+
+    def __init__(self, exchange: Exchange, server: Server, over: Callable[[], None]) -> None:
+        self.exchange = exchange
+        self._server = server
+        self._over = over
+        self._task: Optional[Task[Any]] = None
+        self.runs = False  # its steps have begun, and not ended
+        self._has_place = False  # a worker's, which is kept until a large answer has been taken
+
+    def begin(self, event: Union[Request, Refusal]) -> None:
+        """Run the steps of what has been read."""
+        exchange, server = self.exchange, self._server
+        head = exchange.head
+        infers = head.method == "POST" and head.path in PATHS
+        if isinstance(event, Refusal):
+            exchange.fault = event.error
+            exchange.keep_alive = False
+            if event.head is None:
+                exchange.fail(event.error)
+                self._over()
+                return
+        else:
+            exchange.body = event.body
+            if not event.whole:
+                exchange.keep_alive = False
+        pipeline, routes = server.context.pipeline, server.context.routes
+        exchange.check_origin = functools.partial(routes.check_browser, exchange, head)
+        steps: Any = pipeline.serve(exchange) if infers else routes.serve(exchange)
+        task = self._task = Task(steps, exchange, server.loop, server.threads, self._done)
+        exchange.resume_work = task.drive
+        server.asked += infers
+        self.runs = True
+        task.start()
+
+    def leave(self) -> None:
+        """The client has left."""
+        exchange = self.exchange
+        if not exchange.answered and not (exchange.queued and self._give_up(ClientGone())):
+            exchange.cancel()
+
+    def give_up_waiting(self, now_s: float) -> bool:
+        """End the wait for a worker's place if that has taken too long; whether it has."""
+        exchange, settings = self.exchange, self._server.context.settings
+        if not exchange.queued or not (exchange.cut or now_s >= exchange.enqueued_s + settings.queue_timeout_s):
+            return False
+        exchange.keep_alive = False
+        return self._give_up(shutting_down() if exchange.cut else self._server.context.pipeline.queue_timeout())
+
+    def _give_up(self, error: GatewayError) -> bool:
+        """Have a request wait no more for a worker's place; False: it has just got one."""
+        if self._task is None or not self.exchange.claim():
+            return False
+        self._server.context.pipeline.workers.gave_up(self.exchange)
+        self._task.throw(error)
+        return True
+
+    def _done(self, result: Union[Answer, EngineStream, Reply, None], error: Optional[Exception]) -> None:
+        """The steps have ended."""
+        exchange, task, server = self.exchange, self._task, self._server
+        assert task is not None
+        self._task = None
+        self.runs = False
+        exchange.resume_work = exchange.check_origin = nothing  # so that all of it is freed at once
+        exchange.fault = None
+        exchange.body = b""
+        if not exchange.body_taken and has_body(exchange.head) and not drops_body(exchange.head):
+            # Whether or not all of it is there: what becomes of the connection depends on no segment's border.
+            exchange.keep_alive = False
+        if error is not None:
+            exchange.fail(error)
+            error.__traceback__ = None  # whose frames refer to the error
+        elif isinstance(result, Reply):
+            exchange.reply(*result)
+        elif result is not None:
+            exchange.answer(result)
+        self._has_place = task.has_place
+        if task.has_place and not exchange.client.holds_large:  # else there would be more large answers than places
+            self._has_place = False
+            server.context.pipeline.workers.leave(exchange)
+        self._over()
+
+    def leave_place(self) -> None:
+        """Give the worker's place back, if it has one."""
+        if self._has_place:
+            self._has_place = False
+            self._server.context.pipeline.workers.leave(self.exchange)

@@ -1,0 +1,130 @@
+"""One request to one engine: a connection, the request, the head of the answer.
+
+Foreign exceptions become `EngineFault`, `ClientGone` or `overloaded` here and in `response.py`, nowhere else. When a
+kept connection ends before one byte of an answer, the engine has mostly closed it while it was idle, and the request is
+sent once more, on a fresh connection: the replay. There is one for a request, however many engines it is passed to, and
+it is no attempt. Owns the connection until it is the response's; has no lock.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+
+from gateway.routing.retry import Outcome
+from gateway.steps import Readable, Steps
+from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connected
+from gateway.upstream.connection import Connection
+from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.response import EngineResponse, read_head, whole_head
+from gateway.upstream.shortage import is_shortage, overloaded
+
+AT_ONCE_BYTES = 65536  # of a request; between two such parts, a kept connection is looked at again
+
+
+class _Stale(Exception):
+    """A kept connection has ended before the first byte of an answer."""
+
+
+def converse(pool: ConnectionPool, attempt: Attempt, wire: bytes) -> Steps[EngineResponse]:
+    """The answer to a request, whose head has come. `wire` are the request's bytes.
+
+    Raises EngineFault, ClientGone when the attempt was cancelled, and `overloaded` where the gateway itself has run
+    short of something.
+    """
+    connection = pool.take() if attempt.replays else None
+    while True:
+        if connection is None:
+            connection = yield from _connected(pool, attempt)
+        attempt.attach(connection)
+        try:
+            try:
+                if not connection.used or len(wire) <= AT_ONCE_BYTES:
+                    yield from connection.sent(wire)
+                else:
+                    yield from _sent_quietly(connection, wire)
+                yield Readable(connection)  # there is no answer yet: what comes now is an edge
+                data = yield from connection.received()
+            except OSError as error:
+                data = yield from _after_failure(connection, attempt, error)
+            if not data:
+                raise _ended(connection, attempt)
+            response = whole_head(data, connection, pool, attempt)
+            return response if response is not None else (yield from read_head(data, connection, pool, attempt))
+        except BaseException as error:
+            attempt.connection = None
+            connection.close()
+            if not isinstance(error, _Stale):
+                raise
+        _take_replay(attempt)
+        connection = None
+
+
+def _connected(pool: ConnectionPool, attempt: Attempt) -> Steps[Connection]:
+    """A fresh connection. Raises what it means that there is none."""
+    attempt.connecting(pool.connect_timeout_s)
+    try:
+        connection = yield from pool.connect(attempt.deadline_s - time.monotonic(), lambda: attempt.aborted is not None)
+    except OSError as error:
+        if attempt.aborted is not None:
+            raise attempt.failure() from error
+        raise not_connected(error) from error
+    attempt.connected()
+    return connection
+
+
+def _ended(connection: Connection, attempt: Attempt) -> Exception:
+    """What it means that a connection has ended without an answer."""
+    if attempt.aborted is not None:
+        return attempt.failure()
+    return _Stale() if connection.used else EngineFault(Outcome("reset", NO_ANSWER))
+
+
+def _take_replay(attempt: Attempt) -> None:
+    """The request goes once more, on a fresh connection. Raises EngineFault the second time, whatever attempt it is."""
+    try:
+        attempt.replays.pop()  # atomic: of two attempts at once, one has it
+    except IndexError:
+        raise EngineFault(Outcome("reset", NO_ANSWER)) from None
+
+
+def _after_failure(connection: Connection, attempt: Attempt, error: OSError) -> Steps[bytes]:
+    """What the engine had said although the connection has failed; raises what the failure means."""
+    if attempt.aborted is not None:
+        raise attempt.failure() from error
+    if is_shortage(error):
+        raise overloaded(error) from error
+    if connection.used and not _said_nonsense(error):
+        raise _Stale from error
+    data = yield from _early_answer(connection)
+    if not data:
+        raise EngineFault(Outcome("reset", "the engine closed the connection")) from error
+    return data
+
+
+def _sent_quietly(connection: Connection, wire: bytes) -> Steps[None]:
+    """Send a large request on a kept connection, as long as nothing comes. Raises _Stale, OSError.
+
+    What comes before the engine has the request is an early refusal, or what belongs to somebody else: on a fresh
+    connection there is no doubt.
+    """
+    unsent = memoryview(wire)
+    while unsent:
+        yield from connection.sent(unsent[:AT_ONCE_BYTES])
+        unsent = unsent[AT_ONCE_BYTES:]
+        if unsent and not connection.quiet():
+            raise _Stale
+
+
+def _said_nonsense(error: OSError) -> bool:
+    """Whether something was heard, though not TLS: no mere end."""
+    ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ended)
+
+
+def _early_answer(connection: Connection) -> Steps[bytes]:
+    """What an engine said before it closed while the request was still being sent (a 413, say)."""
+    try:
+        return (yield from connection.received())
+    except OSError:
+        return b""
