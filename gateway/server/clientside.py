@@ -37,8 +37,7 @@ class ClientSide:
 
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
         """Say that the last write of an exchange comes now."""
-        idle_s = self.settings.keepalive_timeout_s if keep_alive else LINGER_S
-        self.deadline_s = time.monotonic() + idle_s
+        self._give_idle_time(keep_alive)
         exchange.about_to_finish()
         exchange.answered = True
 
@@ -64,6 +63,9 @@ class ClientSide:
         self.holds_large = body != b""
         self._unsent = Unsent(memoryview(data)[sent:], body, self._give_time)
         return None
+
+    def _give_idle_time(self, keep_alive: bool) -> None:
+        self.deadline_s = time.monotonic() + (self.settings.keepalive_timeout_s if keep_alive else LINGER_S)
 
     def _give_time(self) -> None:
         self.set_deadline(time.monotonic() + self.settings.client_timeout_s)

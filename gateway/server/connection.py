@@ -9,7 +9,7 @@ it. A stream's bytes are written by the relay, which says when it is over.
     HELD       (the body waits in the socket)     an end                       READING
     ASKING     read ahead, see the client leave   see it, or give up the wait  all but HELD
     WRITING    write on                           an end: nothing was taken    READING, LINGERING, CLOSED
-    STREAMING  read ahead, see the client leave   shut: the relay sees it      READING, LINGERING, CLOSED
+    STREAMING  read ahead, see the client leave   (the relay keeps the time)   READING, LINGERING, CLOSED
     LINGERING  drop what comes                    an end                       CLOSED
 
 In WRITING and HELD what comes is left in the socket: READING begins with reading, so nothing of it is missed.
@@ -18,7 +18,6 @@ In WRITING and HELD what comes is left in the socket: READING begins with readin
 from __future__ import annotations
 
 import enum
-import math
 import socket
 import time
 from typing import Any, Callable, Optional, Union
@@ -116,7 +115,7 @@ class Connection(ClientSide):
         self.server.closed(self.sock)
 
     def _nothing(self, events: float) -> None:
-        """What comes is looked at in the next state."""
+        """What comes is looked at in the next state; the time is kept by the relay."""
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -265,7 +264,6 @@ class Connection(ClientSide):
             self._write_on()
         elif not request.exchange.finished:
             self.state = State.STREAMING
-            self.set_deadline(math.inf)
             if self._eof:
                 request.leave()
             else:
@@ -311,12 +309,12 @@ class Connection(ClientSide):
             self._end()
             return
         keep_alive = request.exchange.keep_alive
-        self.set_deadline(time.monotonic() + (self.settings.keepalive_timeout_s if keep_alive else LINGER_S))
+        self._give_idle_time(keep_alive)
         self._conclude_unsent(True)
         if keep_alive:
             self._request = None
             self.state = State.READING
-            self._next(0)
+            self._loop.again(self._next, 0)
         else:
             self._unread = True  # nobody has looked whether it is so
             self._close_behind()
@@ -334,16 +332,9 @@ class Connection(ClientSide):
         self._loop.soon(self._behind_stream)
 
     def _behind_stream(self, events: int) -> None:
-        if self.state is State.STREAMING and self._request is not None and self._request.exchange.finished:
+        request = self._request
+        if self.state is State.STREAMING and request is not None and request.exchange.finished:
             self._go_on_behind()
-
-    def _shut(self, now_s: float) -> None:
-        """Who has the end of a stream does not take it: the relay is told by the socket."""
-        self.set_deadline(math.inf)
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     # --- closing ---------------------------------------------------------------------------------------------------
 
@@ -392,7 +383,7 @@ _WHEN_DUE: dict[State, Callable[[Connection, float], None]] = {
     State.HELD: Connection._end_in_time,
     State.ASKING: Connection._look_after,
     State.WRITING: Connection._end_in_time,
-    State.STREAMING: Connection._shut,
+    State.STREAMING: Connection._nothing,
     State.LINGERING: Connection._end_in_time,
     State.CLOSED: Connection._nothing,
 }

@@ -7,6 +7,7 @@ costs is kept in its `Account`, what is told of it is made by `report.py`.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Callable, Optional, Protocol, Union
 
@@ -199,6 +200,7 @@ class Exchange(Asked):
             self.conclude("client_closed_request", 499)
             return
         self.stream = stream
+        self.client.set_deadline(math.inf)  # the relay keeps the time, and sets another one at the end
         self.relay.take(self, stream, data)
 
     def fail(self, error: Exception) -> None:
