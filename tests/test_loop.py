@@ -261,8 +261,11 @@ class LoopTest(SocketTest):
             self.loop.again(lambda events: (order.append(f"again {events}"), done.set()), 7)
             order.append("first")
 
-        self.loop.soon(first)
-        self.loop.soon(lambda events: order.append("second"))
+        def both() -> None:  # in one turn
+            self.loop.soon(first)
+            self.loop.soon(lambda events: order.append("second"))
+
+        self.on_loop(both)
         self.assertTrue(done.wait(TIMEOUT_S))
         self.assertEqual(order, ["first", "second", "again 7"])
 

@@ -46,7 +46,8 @@ class Loop:
     own thread, or before `start`.
 
     `after_turn` is called when all that were ready have been, before it waits for more. With `turn_s`, so many seconds
-    pass from one turn to the next at least, unless TOGETHER sockets are ready.
+    pass from one turn to the next at least, unless TOGETHER sockets are ready; nothing is to be added then, for an edge
+    may be lost.
     """
 
     def __init__(
@@ -170,7 +171,8 @@ class Loop:
 
     def _end(self) -> None:
         self._ended = True
-        self._call_posted(0)
+        while self._posted:
+            self._call_posted(0)
         self._poller.close()
         self._wakeup.close()
 
@@ -187,7 +189,7 @@ class Loop:
 
     def _call_posted(self, events: int) -> None:
         self._wakeup.clear()
-        while True:
+        for _ in range(len(self._posted)):  # what is posted meanwhile wakes it again: sockets have their turn between
             try:
                 target = self._posted.popleft()
             except IndexError:

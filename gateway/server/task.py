@@ -106,6 +106,7 @@ class Task(Generic[T]):
                     for connection in wait.connections:
                         self._watch(connection, wait.until_s, writing=True)
                 elif kind is Pause:
+                    self._unwatch()  # or what comes would cut it short
                     self._later(wait.seconds)
                 else:
                     self._pass_on(wait)
