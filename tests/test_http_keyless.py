@@ -311,7 +311,8 @@ class ManyUploads(ParkingTest):
         return clients
 
     def test_refused_uploads_that_go_on_cost_no_thread_and_health_answers(self) -> None:
-        self.enter(mock.patch("gateway.server.connection.LINGER_S", 60.0))  # all at once, on a slow machine too
+        for module in ("connection", "clientside"):  # all at once, on a slow machine too
+            self.enter(mock.patch(f"gateway.server.{module}.LINGER_S", 60.0))
         running = self.enter(gateway(API_KEYS=f"alice:{KEY}", MAX_CONNECTIONS=2 * UPLOADS, LOG_LEVEL="error"))
         self.assertEqual(running.get("/healthz").status, 200)
         before = threading.active_count()

@@ -183,8 +183,8 @@ class Loop:
         early_s = last_s + self._turn_s - self.began_s
         if early_s > 0 and len(ready) < TOGETHER:
             time.sleep(early_s)
-            self.began_s = self._clock()
             ready = self._poller.poll(0.0, events_max)
+            self.began_s = self._clock()  # not before: what is ready has come by then
         return ready
 
     def _call_posted(self, events: int) -> None:
