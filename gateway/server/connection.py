@@ -78,7 +78,8 @@ class Connection(ClientSide):
 
     def ready(self, events: int) -> None:
         """The socket has something, takes something, or has ended; also to be called in vain."""
-        self._more = events & HUNG_UP != 0
+        if events & HUNG_UP or (events and self.state is State.WRITING):
+            self._more = True
         try:
             _ON_READY[self.state](self, events)
         except Exception as error:
@@ -106,6 +107,8 @@ class Connection(ClientSide):
         """Be told of what comes, if that is not so already."""
         if not self._watched or self._loop.each_once:
             self._watch()
+        elif self._more and self._request is not None:
+            self._read_ahead(0)
 
     def _end(self) -> None:
         self.state = State.CLOSED
@@ -128,6 +131,7 @@ class Connection(ClientSide):
             try:
                 data = self.sock.recv(RECV_BYTES)
             except BlockingIOError:
+                self._more = False
                 self._watch()
                 return
             except OSError:
@@ -228,6 +232,7 @@ class Connection(ClientSide):
             try:
                 data = self.sock.recv(RECV_BYTES)
             except BlockingIOError:
+                self._more = False
                 self._watch()
                 return
             except OSError:
@@ -238,6 +243,7 @@ class Connection(ClientSide):
                 return
             self._ahead += data
             self._eof = not data
+        self._more = True
         if self._eof or (events & HUNG_UP and len(self._ahead) >= READ_AHEAD_BYTES):
             if self.state is State.STREAMING or request.exchange.queued:
                 request.leave()

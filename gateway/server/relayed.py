@@ -380,6 +380,8 @@ class Relayed:
         if self.unsent:
             self._loop.unwatch(self._client.fileno())
             self.unsent = b""  # nothing of it is sent by an event of the same turn
+        if outcome.kind == "cancelled":
+            exchange.keep_alive = False
         if outcome.kind == "cancelled" or not exchange.keep_alive:
             self._client.shut_writing()
         lingers = outcome.kind == "ok" and not (stream.drained or stream.finished)
