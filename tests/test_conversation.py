@@ -210,6 +210,20 @@ class RequestTest(unittest.TestCase):
         sock = ScriptedSocket([answer(b"Content-Length: 15", status=b"413 Large")], [10, -1])
         self.assertEqual(run(whole(ScriptedPool([sock]), Attempt(math.inf))), (413, BODY))
 
+    def test_what_has_come_before_the_request_has_gone_is_not_waited_for(self) -> None:
+        # An engine that speaks first, or while it is still being written to: a loop has been told of that already.
+        early = answer(b"Content-Length: 15", status=b"503 Busy")
+        for kept, takes in ((False, []), (False, [5, None]), (True, [5, None])):
+            with self.subTest(kept=kept, takes=takes):
+                sock = ScriptedSocket([early], takes)
+                sock.came = not takes
+                steps = converse(cast(ConnectionPool, ScriptedPool([sock], kept)), Attempt(math.inf), WIRE)
+                with self.assertRaises(StopIteration) as end:
+                    while True:
+                        self.assertIsInstance(next(steps), Writable)
+                        sock.came = True
+                self.assertEqual(end.exception.value.status, 503)
+
     def test_an_engine_that_closes_before_it_has_all_has_reset(self) -> None:
         for pieces in ([END], [ConnectionResetError()]):
             pool = ScriptedPool([ScriptedSocket(pieces, [10, -1])])

@@ -74,19 +74,22 @@ class Connection:
             if not ready:
                 raise socket.timeout("timed out")
 
-    def sent(self, data: Union[bytes, memoryview]) -> Steps[None]:
-        """All of `data` has been taken. Raises OSError."""
+    def sent(self, data: Union[bytes, memoryview]) -> Steps[bool]:
+        """All of `data` has been taken; returns whether it was at once. Raises OSError."""
+        at_once = True
         while True:
             try:
                 size = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
+                at_once = False
                 yield Writable((self,))
                 continue
             except ssl.SSLWantReadError:
+                at_once = False
                 yield Readable(self)
                 continue
             if size == len(data):
-                return
+                return at_once
             data = memoryview(data)[size:]
 
     def own(self, owner: Optional[object]) -> None:

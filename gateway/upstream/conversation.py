@@ -39,11 +39,12 @@ def converse(pool: ConnectionPool, attempt: Attempt, wire: bytes) -> Steps[Engin
         attempt.attach(connection)
         try:
             try:
-                if not connection.used or len(wire) <= AT_ONCE_BYTES:
-                    yield from connection.sent(wire)
-                else:
+                if connection.used and len(wire) > AT_ONCE_BYTES:
                     yield from _sent_quietly(connection, wire)
-                yield Readable(connection)  # there is no answer yet: what comes now is an edge
+                elif (yield from connection.sent(wire)) and connection.used:
+                    # It was quiet just now: what comes is an edge. One that came while anything else was waited for (to
+                    # connect, to write) has been told already, and would not be told again.
+                    yield Readable(connection)
                 data = yield from connection.received()
             except OSError as error:
                 data = yield from _after_failure(connection, attempt, error)
