@@ -133,17 +133,20 @@ class Attempts:
         self._hedges.watch(race)
         own: Optional[GatewayError] = None
         try:
-            first = yield from self.attempt(call, step, attempt)
-        except GatewayError as error:
-            if call.cancelled:
-                race.close()
-                raise
-            if not isinstance(error, ClientGone):
-                own = error  # the gateway's own fault: only the second attempt may still have an answer
-            first = Tried(CANCELLED, step.pool, step.lease.engine)  # type: ignore[union-attr]
-        finally:
-            self._hedges.forget(race)
-        tried = yield from race.finish(first, deadline_s)
+            try:
+                first = yield from self.attempt(call, step, attempt)
+            except GatewayError as error:
+                if call.cancelled:
+                    raise
+                if not isinstance(error, ClientGone):
+                    own = error  # the gateway's own fault: only the second attempt may still have an answer
+                first = Tried(CANCELLED, step.pool, step.lease.engine)  # type: ignore[union-attr]
+            finally:
+                self._hedges.forget(race)
+            tried = yield from race.finish(first, deadline_s)
+        except BaseException:  # also where the steps are closed
+            race.close()
+            raise
         if own is not None and tried is first:
             raise own
         return tried

@@ -98,11 +98,18 @@ class Race:
             self._done.set()  # whatever went wrong here, nobody waits for it
 
     def close(self) -> None:
-        """Nobody waits for an answer any more."""
+        """Nobody waits for an answer any more; one that is there is dropped.
+
+        `_run_second` looks at the flag and stores its answer under the same lock: either it is found here, or dropped
+        there.
+        """
         with self._lock:
             self._closed = True
+            winner, self._winner = self._winner, None
         if self.rival is not None:
             self.rival.abort("cancelled")
+        if winner is not None:
+            _discard(winner)
 
     def finish(self, first: Tried, deadline_s: float) -> Steps[Tried]:
         """The try that counts, when the first attempt has ended."""
@@ -114,16 +121,19 @@ class Race:
             waits = self._started and self._winner is None
             if not self._started:
                 self._closed = True
-        if waits:
-            yield Event(self._done, max(0.0, deadline_s - time.monotonic()) + 1.0)
-        with self._lock:
-            self._closed = True
-            winner = self._winner or first
-        if winner is first:
-            if self.rival is not None:
+        try:
+            if waits:
+                yield Event(self._done, max(0.0, deadline_s - time.monotonic()) + 1.0)
+            with self._lock:
+                self._closed = True
+                winner = self._winner or first
+            if winner is first and self.rival is not None:
                 self.rival.abort("cancelled")
                 yield Event(self._done, LOSER_S)  # what became of it belongs into this request's report
-        elif answered:
+        except BaseException:
+            _discard(first)  # whoever has won: nobody takes it
+            raise
+        if winner is not first and answered:
             _discard(first)
         return winner
 
