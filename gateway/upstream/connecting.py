@@ -19,11 +19,13 @@ from typing import Callable, Optional
 
 from gateway.steps import Readable, Steps, Writable
 from gateway.upstream.connection import Connection
-from gateway.upstream.resolver import SLICE_S, Address
+from gateway.upstream.resolver import Address
 from gateway.upstream.shortage import is_shortage, need_descriptor, reaches
 
 ATTEMPT_DELAY_S = 0.25
 """How long an address is waited for before the next one is tried beside it (RFC 8305, section 5)."""
+LOOK_S = 0.25
+"""How often who waits looks whether it is still wanted to: hundreds may wait at once, for a host that is silent."""
 
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK} if sys.platform == "win32" else {errno.EINPROGRESS}
 Ended = Callable[[], bool]
@@ -169,4 +171,4 @@ def _slice_until_s(deadline_s: float, ended: Ended) -> float:
     now_s = time.monotonic()
     if now_s >= deadline_s or ended():
         raise socket.timeout("timed out")
-    return min(deadline_s, now_s + SLICE_S)
+    return min(deadline_s, now_s + LOOK_S)
