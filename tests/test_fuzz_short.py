@@ -6,13 +6,14 @@ import random
 import socket
 import sys
 import unittest
-from typing import Callable
+from typing import Callable, Union
 from unittest import mock
 
 from gateway.server import parsing
+from gateway.server.reader import Refusal, Request, RequestReader
 from gateway.upstream import sse
 from gateway.upstream.framing import ChunkedBody
-from tests.fuzz import bodies, cuts, heads, nonces, reference, streams, talk, wire
+from tests.fuzz import bodies, cuts, heads, nonces, reading, reference, streams, talk, wire
 from tests.fuzz.__main__ import FUZZERS
 from tests.fuzz.checks import heads_read_by
 from tests.fuzz.finding import Report, numbers, rng_of
@@ -87,6 +88,17 @@ class SeenTest(unittest.TestCase):
 
         with mock.patch.object(bodies, "ChunkedBody", Forgetful):
             self.assertIn("same verdict", self.rules("bodies", bodies.pure, 200))
+
+    def test_a_reader_whose_requests_depend_on_the_segments(self) -> None:
+        class Forgetful(RequestReader):
+            __slots__ = ()
+
+            def feed(self, data: bytes) -> Union[Request, Refusal, None]:
+                return super().feed(data[:-1] if data.endswith(b"\r\n\r") else data)
+
+        with mock.patch.object(reading, "RequestReader", Forgetful):
+            for name, pure in (("heads", heads.pure), ("bodies", bodies.pure)):
+                self.assertIn("same events", self.rules(name, pure, 50), name)
 
     def test_a_stream_that_loses_a_line_at_a_cut(self) -> None:
         class Lossy(sse.EventStream):

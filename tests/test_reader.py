@@ -29,11 +29,24 @@ STREAMS = {
     "a head without an end": b"GET / HTTP/1.1\r\nHost: g\r\nX: " + b"x" * HEADER_BYTES,
     "the largest body": b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 40\r\n\r\n" + b"b" * 40 + GET,
     "the largest chunked body": CHUNKED + b"28\r\n" + b"c" * 40 + b"\r\n0\r\n\r\n" + GET,
+    "a chunk that says it is too large": CHUNKED + b"29\r\n",
     "a chunk that is too large": CHUNKED + b"29\r\n" + b"c" * 41 + b"\r\n0\r\n\r\n",
     "chunks that are too large": CHUNKED + b"14\r\n" + b"c" * 20 + b"\r\n15\r\n" + b"c" * 21 + b"\r\n0\r\n\r\n",
     "a chunk size that is none": CHUNKED + b"3\r\nabc\r\nzz\r\n",
     "a chunk without an end": CHUNKED + b"3\r\nabcd\r\n",
     "trailers that are too large": CHUNKED + b"0\r\nT: " + b"t" * HEADER_BYTES + b"\r\n\r\n",
+    "a body that is too large, then trailers that are": CHUNKED
+    + b"29\r\n"
+    + b"c" * 41
+    + b"\r\n0\r\nT: "
+    + b"t" * HEADER_BYTES
+    + b"\r\n\r\n",
+    "a body that is too large, then broken": CHUNKED + b"29\r\n" + b"c" * 41 + b"\r\nzz\r\n",
+    "trailers that are too large together": CHUNKED + b"0\r\n" + b"A: b\r\n" * 60 + b"\r\n",
+    "a length that is too large": b"POST /a HTTP/1.1\r\nHost: g\r\nContent-Length: 41\r\n\r\n" + b"x" * 41 + GET,
+    "empty lines before each of two": b"\r\n" * BLANK_LINES_MAX + GET + b"\r\n" * BLANK_LINES_MAX + POST,
+    "carriage returns alone": b"\r\r" + GET,
+    "line feeds alone": b"\n" + GET,
     "a trailer that is none": CHUNKED + b"0\r\nno colon\r\n\r\n",
 }
 
@@ -93,14 +106,22 @@ class EventsTest(unittest.TestCase):
         self.assertEqual(events([STREAMS["requests behind each other"]]), [get, post, chunked, get])
         self.assertEqual(events([STREAMS["empty lines"]]), [get, post])
         self.assertEqual(events([STREAMS["as many empty lines as may be"]]), [get])
+        self.assertEqual(events([STREAMS["empty lines before each of two"]]), [get, post])
         self.assertEqual(len(events([STREAMS["the largest body"]])), 2)
         self.assertEqual(len(events([STREAMS["the largest chunked body"]])), 2)
         for name, code in (
             ("too many empty lines", "bad_request"),
             ("a head that is too large", "headers_too_large"),
             ("a head without an end", "headers_too_large"),
+            ("a chunk that says it is too large", "body_too_large"),
             ("a chunk that is too large", "body_too_large"),
             ("chunks that are too large", "body_too_large"),
+            ("a body that is too large, then trailers that are", "body_too_large"),
+            ("a body that is too large, then broken", "body_too_large"),
+            ("trailers that are too large together", "headers_too_large"),
+            ("a length that is too large", "bad_request"),
+            ("carriage returns alone", "bad_request"),
+            ("line feeds alone", "bad_request"),
             ("a chunk size that is none", "bad_request"),
             ("a chunk without an end", "bad_request"),
             ("trailers that are too large", "headers_too_large"),

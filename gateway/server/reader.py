@@ -136,12 +136,12 @@ class RequestReader:
         head = self.head
         try:
             self._keep(chunks.feed(data))
-        except TrailersTooLarge as error:
-            return self._refuse("headers_too_large", f"the chunked body is refused: {error}", head)
         except FramingError as error:
-            if len(self._buffer) + len(error.payload) <= self._max_body_bytes:
-                return self._refuse("bad_request", f"the chunked body is broken: {error}", head)
             self._keep(error.payload)
+            if len(self._buffer) <= self._max_body_bytes:  # else it was too large before it was broken
+                if isinstance(error, TrailersTooLarge):
+                    return self._refuse("headers_too_large", f"the chunked body is refused: {error}", head)
+                return self._refuse("bad_request", f"the chunked body is broken: {error}", head)
         if len(self._buffer) + chunks.left_bytes > self._max_body_bytes:  # what a chunk announces need not be awaited
             limit = self._max_body_bytes
             return self._refuse("body_too_large", f"the body is larger than {limit} bytes", head)

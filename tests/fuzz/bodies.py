@@ -2,7 +2,7 @@
 
 On sockets, as `wire.py` says; and without: `ChunkedBody` says the same of the same bytes however they are cut (every
 single cut, byte by byte, and at random): payload, end and rest, or that they are broken; it raises nothing but
-FramingError, and takes nothing that `reference.py` refuses.
+FramingError, and takes nothing that `reference.py` refuses; `reading.py` has a reader read it behind a head.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Optional
 
 from gateway.upstream.framing import ChunkedBody, FramingError
-from tests.fuzz import cuts, reference
+from tests.fuzz import cuts, reading, reference
 from tests.fuzz.cuts import mostly, spoil
 from tests.fuzz.finding import Report, after_pure, rng_of, shown
 from tests.fuzz.wire import Wire, chat, nonce
@@ -34,6 +34,9 @@ TRAILERS = (
     "X: " + "y" * 4090, "X: " + "y" * 9000, "Expires: x", "X\xe9: 1", "X: 1\nY: 2", "X(: 1", "0", "5",
 )
 # fmt: on
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def chunks(rng: random.Random, payload: bytes) -> bytes:
@@ -89,6 +92,7 @@ def pure(report: Report, number: int) -> None:
     rng = rng_of(report.name, report.seed, number)
     data = chunks(rng, rng.choice((b"", b"a", b"hello", chat(nonce("case", report.seed, number)))))
     data += rng.choice((b"", b"", b"GET / HTTP/1.1\r\n\r\n", b"\r\n", b"0"))
+    reading.check(report, number, HEAD + data, rng)
     report.count("bodies decoded")
     ways: list[Sequence[bytes]] = [[data], [data[i : i + 1] for i in range(len(data))]]
     places = range(1, len(data)) if len(data) < 120 else [rng.randrange(1, len(data)) for _ in range(60)]
@@ -99,10 +103,10 @@ def pure(report: Report, number: int) -> None:
         said = decoded(way)
         if first is None:
             first = said
-            reading = reference.read_chunked(data, 0)
-            if said[0] == "whole" and reading.verdict == reference.REFUSED:
-                report.found("two readings", number, f"taken, and the reference refuses it: {reading.why}", shown(way))
-            if reading.verdict == reference.TAKEN and said[0] == "broken":
+            read = reference.read_chunked(data, 0)
+            if said[0] == "whole" and read.verdict == reference.REFUSED:
+                report.found("two readings", number, f"taken, and the reference refuses it: {read.why}", shown(way))
+            if read.verdict == reference.TAKEN and said[0] == "broken":
                 report.note(f"stricter than the reference: {said[1]!r}")
         elif said[0] != first[0] or (said[0] != "broken" and said != first):
             report.found("same verdict", number, f"{first} when whole, {said} when cut", shown(way))
