@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import unittest
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -151,13 +150,7 @@ class RunningGateway:
 
     def stop(self, drain_timeout_s: Optional[float] = 0) -> None:
         """Stop at once (None: drain as configured). May be called again."""
-        stopper = threading.Thread(target=self.app.stop, args=(drain_timeout_s,), name="stopper")
-        stopper.start()
-        while stopper.is_alive():
-            # The accepting thread looks for its end twice a second, or when somebody connects.
-            with contextlib.suppress(OSError):
-                socket.create_connection((self.host, self.port), timeout=TIMEOUT_S).close()
-            stopper.join(0.02)
+        self.app.stop(drain_timeout_s)
 
 
 @contextlib.contextmanager
