@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+from gateway.server.connection import READ_AHEAD_BYTES, State
 from gateway.threads import SPARE_THREADS
 from tests.access import b64
 from tests.parking import ParkingTest, client_threads, completion
@@ -281,6 +282,42 @@ class Order(ParkingTest):
         side.read_request().answer(completion("2"))
         self.assert_says(client, "2")
 
+    def test_a_third_request_that_comes_while_a_large_answer_is_written(self) -> None:
+        running, engine = self.one_engine()
+        client = self.enter(narrow(running))
+        client.send(WHOLE + WHOLE)
+        side = engine.take()
+        text = "x" * 1_000_000
+        side.answer(completion(text))
+        server = running.app.server
+        eventually(lambda: [one.state for one in list(server._open.values())] == [State.WRITING])
+        client.send(WHOLE)
+        self.settle(running)
+        self.assert_says(client, text)
+        for text in ("2", "3"):
+            side.read_request().answer(completion(text))
+            self.assert_says(client, text)
+
+    def test_more_than_is_read_ahead_is_served_though_that_ends_with_a_request(self) -> None:
+        size = 4096
+        whole = request_bytes("POST", CHAT, ask("x" * 3000))
+        whole = request_bytes("POST", CHAT, ask("x" * (3000 + size - len(whole))))
+        self.assertEqual(READ_AHEAD_BYTES % len(whole), 0)
+        running, engine = self.one_engine()
+        client = self.begin(running)
+        side = self.kept(running, engine, client)
+        client.send(WHOLE)
+        side.read_request()
+        count = READ_AHEAD_BYTES // size + 4
+        with self.hold_loop(running):
+            client.send(whole * count)
+        self.settle(running)
+        for number in range(1 + count):
+            side.answer(completion(str(number)))
+            self.assert_says(client, str(number))
+            if number < count:
+                side.read_request()
+
     def test_a_second_request_in_parts_around_the_first_answer(self) -> None:
         for cut in (1, HEAD_BYTES, len(WHOLE) - 1):
             with self.subTest(cut=cut):
@@ -360,6 +397,17 @@ class Leaving(ParkingTest):
                 self.assert_says(first, "fine")
                 self.assertEqual(self.states(running), ["up"])
                 self.wait_for_connections(running, 1)
+
+    def test_a_client_whose_request_and_end_come_in_one_go_is_seen_to_leave(self) -> None:
+        running, engine = self.one_engine()
+        client = self.enter(running.connect())
+        self.wait_for_connections(running, 1)
+        self.settle(running)
+        with self.hold_loop(running):
+            client.send(WHOLE)
+            client.close()
+        self.assertTrue(engine.take().wait_until_left())
+        self.wait_for_connections(running, 0)
 
     def test_what_a_client_that_has_left_had_sent_behind_its_request_is_not_served(self) -> None:
         running, _ = self.one_engine()
@@ -651,6 +699,25 @@ class Slow(ParkingTest):
                 slow.request("POST", CHAT, ask())
                 side.read_request().answer(completion())
                 self.assert_says(slow, "fine")
+
+    def test_a_client_that_takes_nothing_of_its_stream_is_cut_off_and_keeps_no_connection(self) -> None:
+        running, engine = self.one_engine(STREAM_IDLE_TIMEOUT="0.2")
+        client = self.enter(narrow(running))
+        client.request("POST", CHAT, ask(stream=True))
+        side = engine.take()
+        side.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        event = b'data: {"choices": [{"index": 0, "delta": {"content": "%b"}}]}\n\n' % (b"x" * 60_000)
+
+        def flood() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    side.send(b"%x\r\n%b\r\n" % (len(event), event))
+
+        flooding = threading.Thread(target=flood, name="flood")
+        flooding.start()
+        self.wait_for_connections(running, 0)
+        flooding.join(TIMEOUT_S)
+        self.assertFalse(flooding.is_alive())
 
     def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(self) -> None:
         running, engine = self.one_engine(CLIENT_TIMEOUT="0.3")
