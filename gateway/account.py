@@ -1,8 +1,8 @@
-"""What one request may take, has taken and has to pay: its limits, its caller's slot, its cost.
+"""What one request has taken and has to pay: its limits, its caller's slot, its cost.
 
-An `Account` belongs to one request and is settled once, before the last write where the usage is known by then: the
-client's next request finds it done. It holds no lock: a request belongs to one thread at a time. Raises nothing: each
-step is taken whatever becomes of the others.
+An `Account` belongs to one request from its admission on, and is settled once, before the last write where the usage is
+known by then: the client's next request finds it done. It holds no lock: a request belongs to one thread at a time.
+Raises nothing: each step is taken whatever becomes of the others.
 """
 
 from __future__ import annotations
@@ -18,38 +18,21 @@ from gateway.policy.limits import Admission
 class Account:
     """The money and the limits of one request. `on_error` is told of what nobody had foreseen, and of which request."""
 
-    __slots__ = ("_admission", "_guard", "_on_error", "_request_id", "cost_usd", "limit_headers", "settled")
+    __slots__ = ("_admission", "_guard", "_on_error", "_request_id", "cost_usd", "settled")
 
-    def __init__(self, guard: Guard, on_error: Callable[[Exception, str], object], request_id: str) -> None:
+    def __init__(
+        self, guard: Guard, admission: Admission, on_error: Callable[[Exception, str], object], request_id: str
+    ) -> None:
         self._guard = guard
+        self._admission = admission
         self._on_error = on_error
         self._request_id = request_id
-        self._admission: Optional[Admission] = None
-        self.limit_headers = b""  # lines that tell what is left to the caller
         self.cost_usd: Optional[float] = None
         self.settled = False
 
-    def open(self, admission: Admission) -> None:
-        """The request has been admitted."""
-        self._admission = admission
-        self.limit_headers = admission.header_lines()
-
-    @property
-    def admitted(self) -> bool:
-        """Whether the request has been admitted."""
-        return self._admission is not None
-
-    def release(self) -> None:
-        """Give the caller's slot back."""
-        admission = self._admission
-        if admission is not None:
-            try:
-                admission.release_concurrency()
-            except Exception as error:
-                self._report(error)
-
     def settle(self, call: Call, identity: Optional[Identity]) -> None:
-        """Charge for the tokens that the call has used, and give back what was reserved beyond them; once."""
+        """Charge for the tokens that the call has used, and give back what was reserved beyond them, and the caller's
+        slot; once."""
         if self.settled:
             return
         self.settled = True
@@ -63,12 +46,12 @@ class Account:
                     self._guard.spend(identity, self.cost_usd)
         except Exception as error:  # the client gets its answer all the same
             self._report(error)
-        if admission is not None:
-            self.release()
-            try:
-                admission.settle(tokens)
-            except Exception as error:
-                self._report(error)
+        if admission.holds:
+            for give_back in (admission.release_concurrency, lambda: admission.settle(tokens)):
+                try:
+                    give_back()
+                except Exception as error:
+                    self._report(error)
 
     def _report(self, error: Exception) -> None:
         try:

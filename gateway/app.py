@@ -116,6 +116,7 @@ class Gateway:
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
         routes = Routes(self.pipeline, self.registry, Admin(self.pipeline))
+        self.pipeline.check_origin = routes.check_browser
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
         try:

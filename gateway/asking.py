@@ -92,7 +92,7 @@ class Asker:
         if call.model is None:
             call.model = self._router.unnamed()
         asked = self._router.route(call.model, call.allow_fallback, call.may_use)
-        pools = self._that_fit(call, asked)
+        pools = self._that_fit(call, asked) if self._router.knows_context else asked
         may_use = call.may_use
         if may_use is not None:  # a key that may not ask a model does not fall back to it either
             pools = tuple(pool for pool in pools if may_use(pool.name))
@@ -109,7 +109,7 @@ class Asker:
 
     def _that_fit(self, call: Call, pools: tuple[ModelPool, ...]) -> tuple[ModelPool, ...]:
         """The pools whose context has room for the call. Raises `context_too_long`."""
-        if not self._router.knows_context or all(pool.spec.max_model_len is None for pool in pools):
+        if all(pool.spec.max_model_len is None for pool in pools):
             return pools
         tokens = call.estimated_tokens()
         own = pools[0].spec

@@ -91,7 +91,8 @@ class Attempts:
 
     def take_step(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Steps[Tried]:
         """Ask the engine that a step has a place on, and where the model hedges, a second one when that is slow."""
-        attempt = self.new_attempt(tries, step, deadline_s, self._router.must_stay(tries.asked, step.pool))
+        must_stay = step.pool is not tries.asked and self._router.must_stay(tries.asked, step.pool)
+        attempt = self.new_attempt(tries, step, deadline_s, must_stay)
         if step.pool.spec.hedge_after_ms is None:
             return self.attempt(call, step, attempt)
         return self._hedged(call, tries, step, attempt, deadline_s)

@@ -86,7 +86,7 @@ class Engines:
     ) -> Steps[Union[Answer, EngineStream]]:
         """One engine's answer to a call, or the stream of it that has begun; `earlier` is the broken stream that is to
         go on. Raises EngineFault, GatewayError."""
-        model = self.served_model(call, pool)
+        model = self.served_model(call, pool) if self._router.fleet.wildcard else pool.name
         if engine.spec.is_echo:
             yield ASIDE  # it may be asked for much
             return echoed(call, model)
@@ -95,23 +95,22 @@ class Engines:
             if not 200 <= response.status < 300:
                 response = yield from self._see_refused(response, call, pool, engine, attempt)
             try:
-                if call.stream:
-                    attempt.begun = False  # nobody knows yet of what
-                kind = response.kind()
-                if kind is None:
-                    kind = yield from response.await_kind()
-                stream = self._open_stream(call, engine, earlier, response, kind)
-                if stream is None:
-                    body: Union[bytes, bytearray, None] = response.take_whole(self._sizes.answer_bytes)
-                    if body is None:
+                body = None if call.stream else response.take_object(self._sizes.answer_bytes)
+                if body is None:
+                    attempt.begun = not call.stream  # else nobody knows yet of what
+                    kind = response.kind()
+                    if kind is None:
+                        kind = yield from response.await_kind()
+                    stream = self._open_stream(call, engine, earlier, response, kind)
+                    if stream is None:
                         body = yield from response.read_all(self._sizes.answer_bytes)
-                    response.release()
-                elif call.stream:
-                    yield from stream.wait_first()
-                    return stream
-                else:
-                    body = yield from assembly.assemble(stream, call.path, self._sizes.answer_bytes)
-                    stream.give_back()
+                    elif call.stream:
+                        yield from stream.wait_first()
+                        return stream
+                    else:
+                        body = yield from assembly.assemble(stream, call.path, self._sizes.answer_bytes)
+                        stream.give_back()
+                response.release()
             except BaseException:
                 response.close()
                 raise

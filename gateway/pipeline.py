@@ -13,9 +13,8 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Any, Callable, Optional, Protocol, Union
+from typing import Callable, Optional, Protocol, Union
 
-from gateway import validation
 from gateway.account import Account
 from gateway.clock import unix_s
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
@@ -24,7 +23,6 @@ from gateway.jsonbounds import takes_long
 from gateway.policy.addresses import address_group
 from gateway.policy.auth import Identity
 from gateway.policy.guard import Guard
-from gateway.policy.limits import Admission
 from gateway.policy.prices import TokensAtMost
 from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
@@ -34,6 +32,7 @@ from gateway.telemetry.observe import Telemetry
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH
 from gateway.upstream.stream import EngineStream
+from gateway.validation import parse_json
 from gateway.workers import Job, Overloaded, WorkerPool
 
 PATHS = {
@@ -48,8 +47,8 @@ KEYS_PAUSE_S = 0.1  # until it is seen again whether an identity provider's keys
 USAGE_REJECTED_LOG_S = 10.0  # an engine that is wrong once is wrong with each answer
 
 
-def nothing() -> None:
-    """Nothing is to be done."""
+def nothing(asked: Asked) -> None:
+    """Nothing is checked."""
 
 
 class Head(Protocol):
@@ -68,42 +67,24 @@ class Head(Protocol):
 class Asked(Job):
     """One request: what `serve` reads of it, and what it notes for the answer and the report."""
 
-    __slots__ = (
-        "accepted_s",
-        "account",
-        "asked",
-        "body",
-        "body_taken",
-        "call",
-        "check_origin",
-        "client_address",
-        "enqueued_s",
-        "fault",
-        "head",
-        "identity",
-        "left",
-        "queue_s",
-        "request_id",
-    )
+    body = b""
+    body_taken = False  # it was wanted
+    fault: Optional[GatewayError] = None  # what is wrong with it
+    identity: Optional[Identity] = None
+    call: Optional[Call] = None
+    account: Optional[Account] = None  # since it has been admitted
+    limit_headers = b""  # lines that tell what is left to the caller
+    asked = ""  # the model that an invalid request names
+    restricted = False  # its caller may not use all models
+    left = False  # the client has
+    enqueued_s = 0.0
+    queue_s = 0.0
 
-    def __init__(self, head: Head, client_address: str, request_id: str, accepted_s: float, account: Account) -> None:
-        super().__init__()
+    def __init__(self, head: Head, client_address: str, request_id: str, accepted_s: float) -> None:
         self.head = head
-        self.accepted_s = accepted_s
-        self.body = b""
-        self.body_taken = False  # it was wanted
-        self.fault: Optional[GatewayError] = None  # what is wrong with it
         self.client_address = client_address
         self.request_id = request_id
-        self.account = account
-        self.identity: Optional[Identity] = None
-        self.call: Optional[Call] = None
-        self.asked = ""  # the model that an invalid request names
-        self.left = False  # the client has
-        self.enqueued_s = 0.0
-        self.queue_s = 0.0
-        # Raises GatewayError for what a page elsewhere may have had a browser send.
-        self.check_origin: Callable[[], None] = nothing
+        self.accepted_s = accepted_s
 
 
 class Pipeline:
@@ -125,6 +106,8 @@ class Pipeline:
         self.draining = False
         self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(unix_s())
+        # Raises GatewayError for what a page elsewhere may have had a browser send.
+        self.check_origin: Callable[[Asked], None] = nothing
         self._open: dict[Job, None] = {}
         self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
 
@@ -134,16 +117,16 @@ class Pipeline:
         An `EngineStream` must be closed by the caller with the outcome. The caller gives the worker's place back.
         """
         head = asked.head
-        asked.check_origin()
-        while self.guard.may_wait(head.headers):
+        self.check_origin(asked)
+        while self.guard.reads_keys and self.guard.may_wait(head.headers):
             yield Pause(KEYS_PAUSE_S)
         identity = asked.identity = self.guard.identify(head.headers, head.repeated, asked.client_address)
         identity.require("infer")
         self.take_body(asked)
         if len(asked.body) > ASIDE_BYTES or (len(asked.body) > MARKS_MAX and takes_long(asked.body, MARKS_MAX)):
             yield ASIDE
-        call = self._validated(asked)
-        asked.account.open(self.admit(call, self.servable(call), identity, asked.client_address))
+        call = asked.call = self._validated(asked, identity)
+        self._admit(asked, call, identity)
         self._open[asked] = None
         asked.enqueued_s = time.monotonic()
         if asked.left:
@@ -171,18 +154,56 @@ class Pipeline:
         asked.body_taken = True
         return asked.body
 
-    def _validated(self, asked: Asked) -> Call:
-        """The call that the body asks for; what is wrong with it is reported with the model that it names."""
-        head, request = asked.head, self.parse(asked.body)
+    def _validated(self, asked: Asked, identity: Identity) -> Call:
+        """The call that the body asks for; nothing has been sent anywhere yet. Raises GatewayError: what is wrong with
+        it is reported with the model that it names."""
+        body, headers = asked.body, asked.head.headers
+        request = parse_json(body, self.settings.max_json_values)
+        path = PATHS[asked.head.path]
         try:
-            call = self.validate(head.path, asked.body, request, head.headers, asked.request_id, asked.identity)
+            BY_PATH[path].validate(request)
+            call = Call(
+                path,
+                request,
+                body,
+                request_id=asked.request_id,
+                session=headers.get(b"x-session-id", b"").decode("latin-1"),
+                allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
+                idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
+            )
+            if call.model is None:
+                call.model = self.factory.router.unnamed()
         except GatewayError:
             model = request.get("model")
             asked.asked = model if type(model) is str else ""
             raise
-        asked.call = call
-        asked.priority = call.priority
+        call.priority = asked.priority = identity.priority
+        if b"x-gateway-priority" in headers:
+            call.priority = asked.priority = priority_of(headers, identity)
+        if len(body) > FEW_BYTES:
+            call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
+        if not identity.may_use_all:
+            asked.restricted = True
+            call.may_use = self.allowed_to(identity)
         return call
+
+    def _admit(self, asked: Asked, call: Call, identity: Identity) -> None:
+        """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
+        no worker: any call while draining (and no longer lingering), and one for an unknown model."""
+        if self.draining and not self.lingering:
+            raise shutting_down()
+        address, router = asked.client_address, self.factory.router
+        model = router.route(call.model, may_use=call.may_use)[0].name
+        call.caller = identity.name or str(address_group(address))
+        if asked.restricted:
+            named = call.model or model
+            # Where one engine serves every name, the name asked for is the model.
+            names = (named,) if router.fleet.wildcard else router.names_of(model)
+            if not identity.may_use(*names):
+                raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
+        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
+        asked.limit_headers = admission.header_lines
+        asked.account = Account(self.guard, admission, self.internal_error, asked.request_id)
 
     def _overloaded(self, asked: Asked, refusal: Overloaded) -> GatewayError:
         self._open.pop(asked, None)
@@ -201,25 +222,9 @@ class Pipeline:
             headers.get(b"authorization"), headers.get(b"x-api-key"), head.repeated
         )
 
-    def admit(self, call: Call, model: str, identity: Identity, address: str) -> Admission:
-        """Take what the call needs of every limit; its places are given back by the admission. Raises GatewayError.
-
-        `model` is what `servable` gives.
-        """
-        call.caller = identity.name or str(address_group(address))
-        if not identity.may_use_all:
-            router = self.factory.router
-            named = call.model or model
-            # Where one engine serves every name, the name asked for is the model.
-            names = (named,) if router.fleet.wildcard else router.names_of(model)
-            if not identity.may_use(*names):
-                raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
-        return self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
-
-    def allowed_to(self, identity: Optional[Identity]) -> Optional[Callable[[str], bool]]:
-        """Tells of a configured model whether the caller may use it, by the aliases of then; None: all may be used."""
-        if identity is None or identity.may_use_all:
-            return None
+    def allowed_to(self, identity: Identity) -> Optional[Callable[[str], bool]]:
+        """Tells of a configured model whether the caller, who may not use all, may use it, by the aliases of then;
+        None: the names of models are not these."""
         router = self.factory.router
         if router.fleet.wildcard:
             return None
@@ -232,50 +237,6 @@ class Pipeline:
         except GatewayError:
             model = ""
         return self.guard.limit_headers(identity, model, address)
-
-    def parse(self, body: bytes) -> dict[str, Any]:
-        """The JSON object of a request, which may still hold anything. Raises GatewayError."""
-        return validation.parse_json(body, self.settings.max_json_values)
-
-    def validate(
-        self,
-        path: str,
-        body: bytes,
-        request: dict[str, Any],
-        headers: Mapping[bytes, bytes],
-        request_id: str,
-        identity: Optional[Identity],
-    ) -> Call:
-        """The call that a request asks for; nothing has been sent anywhere yet. Raises GatewayError.
-
-        `request` is what `parse` has found in `body`.
-        """
-        engine_path = PATHS[path]
-        BY_PATH[engine_path].validate(request)
-        call = Call(
-            engine_path,
-            request,
-            body,
-            request_id=request_id,
-            session=headers.get(b"x-session-id", b"").decode("latin-1"),
-            allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
-            idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
-            priority=priority_of(headers, identity),
-        )
-        if call.model is None:
-            call.model = self.factory.router.unnamed()
-        if len(body) > FEW_BYTES:
-            call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
-        if identity is not None and not identity.may_use_all:
-            call.may_use = self.allowed_to(identity)
-        return call
-
-    def servable(self, call: Call) -> str:
-        """The configured name of the call's model. Raises GatewayError for what needs no worker: any call while
-        draining (and no longer lingering), and one for an unknown model."""
-        if self.draining and not self.lingering:
-            raise shutting_down()
-        return self.factory.router.route(call.model, may_use=call.may_use)[0].name
 
     def queue_timeout(self) -> GatewayError:
         """The error of a job that waited too long."""
@@ -353,10 +314,8 @@ def tokens_at_most(call: Call) -> TokensAtMost:
     return TokensAtMost(prompt, row.answer_tokens(call.request) or None, row.generated(call.request))
 
 
-def priority_of(headers: Mapping[bytes, bytes], identity: Optional[Identity]) -> str:
+def priority_of(headers: Mapping[bytes, bytes], identity: Identity) -> str:
     """The key's own priority, or what X-Gateway-Priority asks for, from keys whose role may set it."""
-    if identity is None:
-        return "normal"
     asked = headers.get(b"x-gateway-priority")
     if asked is None or not identity.rights.may_set_priority:
         return identity.priority

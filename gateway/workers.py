@@ -29,14 +29,11 @@ HELD_WEIGHT = 0.1  # of a new sample in the average time a place is held
 class Job:
     """Something to run once. `answered` turns True just before its last write, `finished` after it."""
 
-    __slots__ = ("_claim", "answered", "began_s", "finished", "priority")
-
-    def __init__(self) -> None:
-        self._claim: Optional[threading.Lock] = None
-        self.priority = "normal"
-        self.began_s = 0.0  # when it got its place; 0: nobody has noted that
-        self.answered = False
-        self.finished = False
+    priority = "normal"
+    began_s = 0.0  # when it got its place; 0: nobody has noted that
+    answered = False
+    finished = False
+    _claim: Optional[threading.Lock] = None
 
     def queue_up(self) -> None:
         """Called before the job is queued: from now on there are two who may end it."""
@@ -145,6 +142,9 @@ class WorkerPool:
     def leave(self, left: Job) -> None:
         """Give the place of a job back: to the next waiting one, if there is one. Never blocks."""
         with self._lock:
+            if not (self._waiting or left.began_s):
+                self._running -= 1
+                return
             job = self._next_locked(left)
         if job is not None:
             self._threads.run(functools.partial(self._run, job))

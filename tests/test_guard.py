@@ -229,7 +229,7 @@ class WaitingTest(GuardTest):
         guard = self.guard(API_KEYS="alice:k-alice")
         token = b"a.b.c"
         self.assertFalse(guard.may_wait({b"authorization": b"Bearer " + token}))
-        guard._settings = replace(guard._settings, jwt_jwks="https://idp.example/keys")
+        guard.reads_keys = True
         guard.authenticator._verifier = mock.Mock(must_wait=lambda token: True)  # its keys are not there yet
         for headers, waits in (
             ({b"authorization": b"Bearer " + token}, True),

@@ -60,7 +60,7 @@ class LoopTest(ParkingTest):
             return real(data, values_max)
 
         real = validation.parse_json
-        with mock.patch.object(validation, "parse_json", parse):
+        with mock.patch("gateway.pipeline.parse_json", parse):
             self.assertEqual(running.post(body, COMPLETIONS).status, 200)
         return threads[0]
 

@@ -298,6 +298,7 @@ class TaskTest(unittest.TestCase):
 
     def test_a_socket_that_cannot_be_watched_is_told_where_the_steps_wait(self) -> None:
         watched, far = self.connection()
+        other, _ = self.connection()
         unwatched, _ = self.connection()
         register = self.loop.add
 
@@ -308,7 +309,7 @@ class TaskTest(unittest.TestCase):
 
         def steps() -> Steps[Any]:
             try:
-                yield Writable((watched, unwatched))
+                yield Writable((watched, other, unwatched))
             except Exception as error:
                 told = type(error).__name__
             yield ASIDE

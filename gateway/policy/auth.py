@@ -45,7 +45,7 @@ class Identity(NamedTuple):
 
     def require(self, permission: str) -> None:
         """Raise `forbidden`, naming the permission, unless the role has it."""
-        if not self.rights.allows(permission):
+        if permission not in self.rights.permissions:
             raise RequestRefused("forbidden", f"this needs the permission {permission}")
 
     @property

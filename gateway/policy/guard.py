@@ -65,6 +65,7 @@ class Guard:
         counted_names: Optional[Callable[[], Mapping[str, str]]] = None,
     ) -> None:
         self._settings = settings
+        self.reads_keys = bool(settings.jwt_jwks)  # from an identity provider: `may_wait` may say so
         self._log = log
         self._paths = paths
         self.clock = clock
@@ -146,9 +147,9 @@ class Guard:
 
         Never waits; has them read where that is due. Asked again, it is False when they have come, or do not come.
         """
-        if not self._settings.jwt_jwks:
-            return False
-        return self.authenticator.must_wait(headers.get(b"authorization"), headers.get(b"x-api-key"))
+        return self.reads_keys and self.authenticator.must_wait(
+            headers.get(b"authorization"), headers.get(b"x-api-key")
+        )
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Who is asking. Raises `unauthorized`, which is audited."""
@@ -308,6 +309,7 @@ class _BudgetedAdmission(Admission):
             admission._limiter, admission._reading, admission._slot, admission._reservations, admission._tokens
         )
         self._reservation = reservation
+        self.holds = True
 
     def settle(self, real_tokens: int) -> None:
         try:

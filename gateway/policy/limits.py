@@ -90,7 +90,7 @@ class Refusal(NamedTuple):
 class Admission:
     """A request that passed, and what it holds. Thread-safe."""
 
-    __slots__ = ("_limiter", "_reading", "_reservations", "_slot", "_tokens")
+    __slots__ = ("_limiter", "_reading", "_reservations", "_slot", "_tokens", "header_lines", "holds")
 
     def __init__(
         self, limiter: Limiter, reading: Reading, slot: Optional[Slot], reservations: Reservations, tokens: int
@@ -100,6 +100,10 @@ class Admission:
         self._slot = slot
         self._reservations = reservations
         self._tokens = tokens
+        self.header_lines = header_lines_of(reading)
+        """`headers` as lines of a response's head; empty when nothing limits the request."""
+        self.holds = slot is not None or bool(reservations)
+        """Whether there is anything to settle or to release."""
 
     @property
     def quotas(self) -> Quotas:
@@ -109,10 +113,6 @@ class Admission:
     def headers(self) -> tuple[Header, ...]:
         """The same as `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; reset in whole seconds, rounded up."""
         return headers_of(self._reading)
-
-    def header_lines(self) -> bytes:
-        """The same as lines of a response's head; empty when nothing limits the request."""
-        return header_lines_of(self._reading)
 
     def settle(self, real_tokens: int) -> None:
         """Correct the tokens reserved to those really used (0: none). Only the first call counts."""
@@ -155,12 +155,8 @@ class Limiter:
             self._everybody = Scope(EVERYBODY)
             self._everybody.set(everybody, 1.0, bursts, 0.0)
         self._for_keys_and_models_only = self._addresses is None and self._everybody is None
-        self._unlimited = Admission(self, NOTHING_READ, None, (), 0)
-
-    @property
-    def unlimited(self) -> Admission:
+        self.unlimited = Admission(self, NOTHING_READ, None, (), 0)
         """The admission of a request to which no limit applies: it holds nothing."""
-        return self._unlimited
 
     def set_factors(self, factor_by_priority: Mapping[str, float]) -> None:
         """Multiply the limits of every key by the factor of its priority, from its next request on (unnamed: 1)."""
@@ -174,7 +170,7 @@ class Limiter:
         has_key_limits = subject.key_limits is not NO_KEY_LIMITS and any(subject.key_limits)
         has_model_limits = subject.model_limits is not NO_RATE_LIMITS and any(subject.model_limits)
         if self._for_keys_and_models_only and not has_key_limits and not has_model_limits:
-            return self._unlimited
+            return self.unlimited
         with self._lock:
             scopes = self._scopes_locked(subject, now_s, has_key_limits, has_model_limits)
             return _refusal(scopes, subject, now_s, self._usual_s) or self._admit_locked(scopes, subject, now_s)

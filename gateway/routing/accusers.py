@@ -38,11 +38,8 @@ class Accusers:
         self._clock = clock
         self._lock = threading.Lock()
         self._refused: dict[str, _Refused] = {}
-
-    @property
-    def told(self) -> bool:
+        self.told = False
         """Whether `avoided` may have something to say."""
-        return bool(self._refused)
 
     def believed(self, caller: str, engine: Engine) -> bool:
         """Whether the 403 that `engine` has just answered `caller` takes it out; remembered either way.
@@ -58,6 +55,7 @@ class Accusers:
                     if len(self._refused) >= CALLERS_MAX:
                         return False
                 refused = self._refused[caller] = _Refused(engine)
+                self.told = True
             elif refused.until_s.get(refused.believed, now_s) <= now_s:
                 refused.believed = engine
             refused.until_s[engine] = now_s + MISCONFIGURED_S
@@ -73,6 +71,7 @@ class Accusers:
             refused.until_s = {engine: until_s for engine, until_s in refused.until_s.items() if until_s > now_s}
             if not refused.until_s:
                 del self._refused[caller]
+                self.told = bool(self._refused)
             return tuple(refused.until_s)
 
     def forget(self, engines: Collection[Engine]) -> None:
@@ -84,9 +83,9 @@ class Accusers:
             self._prune_locked(self._clock())
 
     def _prune_locked(self, now_s: float) -> None:
-        # A copy: readers of `told` need no lock.
         self._refused = {
             caller: refused
             for caller, refused in self._refused.items()
             if any(until_s > now_s for until_s in refused.until_s.values())
         }
+        self.told = bool(self._refused)

@@ -106,13 +106,12 @@ class Breaker:
                 self._forget()
                 self._change(CLOSED)
         elif failed is not None:
-            if self.state == OPEN:
-                if not failed:  # asked although it was open, as the last engine there is: it is well again
-                    self._open_s = self._policy.open_s
-                    self._forget()
-                    self._change(CLOSED)
-                return
-            self._count(failed, now_s)
+            if self.state == CLOSED:
+                self._count(failed, now_s)
+            elif not failed:  # asked although it was open, as the last engine there is: it is well again
+                self._open_s = self._policy.open_s
+                self._forget()
+                self._change(CLOSED)
 
     def answer(self, ticket: int, now_s: float) -> tuple[int, int]:
         """The first event of a stream has come: record a good outcome, and return what `broke` takes if it breaks.
@@ -191,21 +190,24 @@ class RetryBudget:
 
     def request(self, now_s: float) -> None:
         """Count a request's first try."""
-        self._requests[self._slot(now_s)] += 1
+        second = int(now_s)
+        if second != self._second:
+            self._turn(second)
+        self._requests[second % self._window_s] += 1
 
     def take(self, now_s: float) -> bool:
         """Take one retry; False when there is none left."""
-        slot = self._slot(now_s)
-        if sum(self._retries) + 1 > max(self._least, self._ratio * sum(self._requests)):
-            return False
-        self._retries[slot] += 1
-        return True
-
-    def _slot(self, now_s: float) -> int:
         second = int(now_s)
         if second != self._second:
-            for passed in range(max(self._second + 1, second - self._window_s + 1), second + 1):
-                self._requests[passed % self._window_s] = 0
-                self._retries[passed % self._window_s] = 0
-            self._second = max(second, self._second)
-        return second % self._window_s
+            self._turn(second)
+        if sum(self._retries) + 1 > max(self._least, self._ratio * sum(self._requests)):
+            return False
+        self._retries[second % self._window_s] += 1
+        return True
+
+    def _turn(self, second: int) -> None:
+        """A second begins (or an older one is asked about, which counts in its own place)."""
+        for passed in range(max(self._second + 1, second - self._window_s + 1), second + 1):
+            self._requests[passed % self._window_s] = 0
+            self._retries[passed % self._window_s] = 0
+        self._second = max(second, self._second)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from random import Random
 from typing import Optional
 
-from gateway.routing.breaker import HALF_OPEN
+from gateway.routing.breaker import CLOSED, HALF_OPEN
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Line, Waiter
 from gateway.routing.members import Members
@@ -41,25 +41,20 @@ class Chooser:
         """Choose an engine and take a place. See `ModelPool.acquire`."""
         if self.line.length:  # nobody overtakes those who wait
             return None
-        engine = self._choose_locked(tried, affinity, avoid, now_s)
-        return None if engine is None else self.take_locked(engine, now_s)
-
-    def _choose_locked(
-        self, tried: Collection[Engine], affinity: bytes, avoid: Collection[Engine], now_s: float
-    ) -> Optional[Engine]:
         engines = self._members.in_locked(now_s)
         if not engines:
             return None
         request = RouteRequest(affinity, now_s)
         if not (tried or avoid):
             engine = self._strategy.select(engines, request)
-            if not engine.full():
-                return engine
+            limit = engine.spec.max_concurrency
+            if limit is None or engine.in_flight < limit:
+                return self.take_locked(engine, now_s)
         free = [e for e in engines if not e.full()]
         fresh = [e for e in free if e not in tried]
         if avoid:
             fresh = [e for e in fresh if e not in avoid] or fresh
-        return self._retry.select(fresh or free, request) if free else None
+        return self.take_locked(self._retry.select(fresh or free, request), now_s) if free else None
 
     def last_resort_locked(self, tried: Collection[Engine], now_s: float) -> Optional[Engine]:
         """The engine that returns soonest although it is out; never a resting, full or tried one."""
@@ -82,6 +77,8 @@ class Chooser:
         """Take a place on this engine."""
         engine.in_flight += 1
         before = engine.breaker.state
+        if before == CLOSED:
+            return Lease(engine, engine.breaker.ticket)
         ticket = engine.breaker.admit(now_s)
         if engine.breaker.state != HALF_OPEN:
             return Lease(engine, ticket)

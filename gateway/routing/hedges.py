@@ -25,11 +25,12 @@ class Hedges:
     def configure_locked(self, spec: ModelSpec) -> None:
         """Take over a configuration: the budget begins anew, what was measured stays."""
         self._after_ms = spec.hedge_after_ms
+        self.by_latency = spec.hedge_after_ms == "p95"
         self._budget = RetryBudget(spec.hedge_ratio, least=1 if spec.hedge_ratio else 0)  # one, or nobody would see it
 
     def note_locked(self, latency_s: float) -> None:
         """An engine has answered well after so long."""
-        if self._after_ms == "p95":
+        if self.by_latency:
             self._latencies_s.append(latency_s)
 
     def after_s_locked(self, now_s: float) -> Optional[float]:

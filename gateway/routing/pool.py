@@ -11,7 +11,7 @@ from typing import Optional
 
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
-from gateway.routing.retry import Outcome, judge
+from gateway.routing.retry import OK, Outcome, judge
 from gateway.routing.roster import Roster, wake
 from gateway.routing.standing import StateChange
 
@@ -156,7 +156,7 @@ class ModelPool(Roster):
         that the engine is still there. `doubted`: the outcome is rather the caller's (`Accusers`), and is held against
         nobody.
         """
-        blame = "none" if doubted else judge(outcome).blame
+        blame = "none" if doubted else "good" if outcome is OK else judge(outcome).blame
         with self._lock:
             now_s = self._clock()
             if lease.ticket < lease.engine.since_ticket:
@@ -164,11 +164,12 @@ class ModelPool(Roster):
             change = self._standing.ended_locked(lease, blame, outcome, duration_s, now_s)
             if blame == "good":
                 held_s = duration_s if held_s is None else held_s
-                if lease.counted is None:
+                if lease.counted is None and self._hedges.by_latency:
                     self._hedges.note_locked(duration_s)
             self._chooser.give_back_locked(lease.engine, held_s if blame == "good" else None)
             served = self._chooser.serve_locked(now_s) if self._chooser.line.length else []
             if self._decisions is not None:
                 self._decisions.settle_locked(lease, outcome, doubted, blame, duration_s, held_s, served, now_s)
-        wake(served)
+        if served:
+            wake(served)
         return change

@@ -65,6 +65,7 @@ class Tries:
         "_proven",
         "_reaches",
         "_tried",
+        "asked",
         "sent",
     )
 
@@ -79,6 +80,7 @@ class Tries:
         reaches: Callable[[ModelPool, ModelPool], bool] = lambda asked, other: True,
     ) -> None:
         self._pools = pools
+        self.asked = pools[0]  # the model whose route it is
         self._reaches = reaches
         self._limit = attempts_per_model
         self._affinity = affinity
@@ -122,8 +124,8 @@ class Tries:
             if self._here < self._limit and (not self._index or self.may_ask(pool)):
                 lease = pool.acquire(self._tried, self._affinity, self._avoid)
                 if lease is not None:
-                    if not self._better_elsewhere(lease.engine):
-                        return self._take(pool, self._untried_at_last(pool, lease))
+                    if not (self._pauses_s and self._better_elsewhere(lease.engine)):
+                        return self._take(pool, lease if self._failure is None else self._untried_at_last(pool, lease))
                     pool.settle(lease, Outcome("cancelled"), 0.0)
                 else:
                     waiter = pool.join_line(self._priority, self._affinity)
@@ -139,18 +141,14 @@ class Tries:
         pause_s = self._pauses_s.get(engine, 0.0)
         return pause_s > BACKOFF_MAX_S and any(map(self.may_ask, self._pools[self._index + 1 :]))
 
-    @property
-    def asked(self) -> ModelPool:
-        """The model whose route it is."""
-        return self._pools[0]
-
     def may_ask(self, pool: ModelPool) -> bool:
         """Whether the request may be sent there now: see `Router.reaches`."""
         return self._reaches(self._pools[0], pool)
 
     def _untried_at_last(self, pool: ModelPool, lease: Lease) -> Lease:
         """The model's last try: rather on an engine that is out but untried than where the connection broke before."""
-        broke = self._failure is not None and self._failure.kind in _CONNECTION_BROKE
+        assert self._failure is not None  # of an earlier try
+        broke = self._failure.kind in _CONNECTION_BROKE
         if not broke or self._here + 1 < self._limit or lease.engine not in self._tried:
             return lease
         other = pool.acquire_last_resort(self._tried)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.errors import GatewayError, RequestRefused
-from gateway.pipeline import Pipeline
+from gateway.pipeline import Asked, Pipeline
 from gateway.policy.auth import Identity
 from gateway.policy.keyrecord import KeyRefused, arguments_of, is_name, parse_duration, to_public
 from gateway.policy.keys import KeyExists, KeyUnknown
@@ -21,6 +21,7 @@ from gateway.policy.statedb import StateDbError
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.telemetry.usage import parse_usage_query, usage_csv, usage_rows
+from gateway.validation import parse_json
 
 ReadBody = Callable[[], bytes]
 NAME_CHARS = 200
@@ -103,16 +104,17 @@ class Admin:
             return identity
         except RequestRefused as error:
             if error.code == "forbidden":
-                self.audit_refusal(exchange, head, error, None if identity is None else identity.name)
+                self.audit_refusal(exchange, error, None if identity is None else identity.name)
             raise
 
-    def audit_refusal(self, exchange: Exchange, head: RequestHead, error: RequestRefused, key: Optional[str]) -> None:
+    def audit_refusal(self, asked: Asked, error: RequestRefused, key: Optional[str]) -> None:
         """Say who was refused what, if it was something of this. `key` None: not known."""
+        head = asked.head
         if self.methods(head.path) is None:
             return
         self._guard.audit_refusal(
             "permission_refused",
-            exchange.client_address,
+            asked.client_address,
             key=key,
             method=head.method,
             path=head.path[:PATH_CHARS],
@@ -154,9 +156,12 @@ class Admin:
             records = () if store is None else store.list()
         return json_reply({"keys": [to_public(record) for record in records]})
 
+    def _parse(self, body: bytes) -> dict[str, Any]:
+        return parse_json(body, self._pipeline.settings.max_json_values)
+
     def _create_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         with self._audited(identity, "create_key") as told, _KeyRefusals():
-            arguments = arguments_of(self._pipeline.parse(read_body()))
+            arguments = arguments_of(self._parse(read_body()))
             if is_name(arguments["name"]):  # else it may be anything, a secret in the wrong place too
                 told["name"] = arguments["name"]
             record, secret = self._guard.store.create(**arguments)
@@ -173,7 +178,7 @@ class Admin:
     def _rotate_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "rotate_key", name=name[:NAME_CHARS]), _KeyRefusals():
-            wanted = self._pipeline.parse(read_body() or b"{}") if head.content_length or head.chunked else {}
+            wanted = self._parse(read_body() or b"{}") if head.content_length or head.chunked else {}
             spans = _spans(wanted, grace="1h", expires=None)
             record, secret = self._guard.store.rotate(name, spans["grace"] or 0.0, spans["expires"])
         return json_reply({**to_public(record), "key": secret}, 200, ("Cache-Control", "no-store"))

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Optional
 
 from gateway.errors import RequestRefused
+from gateway.pipeline import Head
 from gateway.routing.checks import Address, parse_address
-from gateway.server.parsing import RequestHead
 from gateway.settings import Settings
 
 KNOWN_NAMES = 256
@@ -40,7 +40,7 @@ class BrowserRules:
         # Without a name: HTTP/1.0, or a target that has none; browsers always send one.
         self._known: set[Optional[bytes]] = {None, b""}
 
-    def check(self, head: RequestHead) -> None:
+    def check(self, head: Head) -> None:
         """Raise `misdirected_request` for another's name, `forbidden` for what another origin's page would do."""
         headers = head.headers
         host = headers.get(b"host")
@@ -52,7 +52,7 @@ class BrowserRules:
                 "forbidden", "pages of this origin may not use the gateway: it is not one of CORS_ORIGINS"
             )
 
-    def _check_name(self, head: RequestHead, host: bytes) -> None:
+    def _check_name(self, head: Head, host: bytes) -> None:
         name = _name_in(host)
         canonical, address = _canonical(name)
         known = canonical in self._allowed or canonical == "localhost" or canonical.endswith(".localhost")
@@ -68,7 +68,7 @@ class BrowserRules:
                 f"{name[:100]} is no name of this gateway; if it is to be, add it to ALLOWED_HOSTS",
             )
 
-    def _is_foreign(self, head: RequestHead) -> bool:
+    def _is_foreign(self, head: Head) -> bool:
         """Whether a page of another origin is behind a request, and that origin is not allowed to be."""
         site = head.headers.get(b"sec-fetch-site")
         if site == b"same-origin":
@@ -81,13 +81,13 @@ class BrowserRules:
         return origin is not None and not _is_own(origin, head.headers.get(b"host"))
 
 
-def is_forwarded(head: RequestHead) -> bool:
+def is_forwarded(head: Head) -> bool:
     """Whether a proxy says that it passes on somebody else's request: then loopback is not where it comes from."""
     headers = head.headers
     return any(name in headers for name in _FORWARDED)
 
 
-def _acts(head: RequestHead) -> bool:
+def _acts(head: Head) -> bool:
     """Whether a request does something; what administrators look at is audited, and nobody else's business."""
     return head.method not in _HARMLESS or (head.path.startswith("/admin/") and head.method != "OPTIONS")
 

@@ -36,7 +36,7 @@ class ClientSide:
         self.deadline_s = deadline_s
 
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
-        """Say that the last write of an exchange comes now."""
+        """Say that the last write of a stream comes now."""
         self._give_idle_time(keep_alive)
         exchange.about_to_finish()
         exchange.answered = True
@@ -49,7 +49,8 @@ class ClientSide:
 
         A client that does not take it (1 MiB of it, or what is left, in each CLIENT_TIMEOUT) is cut off.
         """
-        self.before_last(exchange, keep_alive)
+        self.deadline_s = time.monotonic() + (self.settings.keepalive_timeout_s if keep_alive else LINGER_S)
+        exchange.answered = True
         try:
             sent = self.sock.send(data)
         except BlockingIOError:

@@ -221,7 +221,7 @@ class Connection(ClientSide):
         self._arrived_s = 0.0
         request = self._request = UnderWay(exchange, self.server, self._go_on_behind)
         request.begin(event)
-        if request.runs and exchange.queued:
+        if request.runs and not request.has_place and exchange.queued:
             self._see()
 
     def _read_ahead(self, events: int) -> None:

@@ -14,7 +14,7 @@ from typing import Callable, Optional, Protocol, Union
 from gateway.account import Account
 from gateway.errors import ClientGone, GatewayError, HttpError
 from gateway.inference import Answer
-from gateway.pipeline import PATHS, Asked, Pipeline, nothing, shutting_down
+from gateway.pipeline import PATHS, Asked, Pipeline, shutting_down
 from gateway.routing.retry import Outcome
 from gateway.server import responses
 from gateway.server.errorformat import error_format_of
@@ -50,7 +50,7 @@ class Client(Protocol):
         ...
 
     def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
-        """Say that the last write of an exchange comes now."""
+        """Say that the last write of a stream comes now."""
         ...
 
     def shut_writing(self) -> None:
@@ -79,22 +79,15 @@ class StreamRelay(Protocol):
 class Exchange(Asked):
     """One request and what becomes of it. `accepted_s`: when its first byte came (monotonic)."""
 
-    __slots__ = (
-        "client",
-        "cut",
-        "error",
-        "keep_alive",
-        "logged_answer",
-        "on_cancel",
-        "pipeline",
-        "relay",
-        "resume_work",
-        "status",
-        "stream",
-        "ttft_s",
-    )
-
     head: RequestHead
+    status = 0
+    error: Optional[str] = None
+    ttft_s: Optional[float] = None
+    on_cancel: Optional[Callable[[], None]] = None
+    logged_answer = b""
+    cut = False  # by the gateway's own end
+    stream: Optional[EngineStream] = None
+    resume_work: Optional[Callable[[], None]] = None  # when it has waited for a place, and has got it
 
     def __init__(
         self,
@@ -105,21 +98,11 @@ class Exchange(Asked):
         head: RequestHead,
         accepted_s: float,
     ) -> None:
-        request_id = request_id_of(head)
-        account = Account(pipeline.guard, pipeline.internal_error, request_id)
-        super().__init__(head, client_address, request_id, accepted_s, account)
+        super().__init__(head, client_address, request_id_of(head), accepted_s)
         self.pipeline = pipeline
         self.relay = relay
         self.client = client
         self.keep_alive = head.keep_alive
-        self.status = 0
-        self.error: Optional[str] = None
-        self.ttft_s: Optional[float] = None
-        self.on_cancel: Optional[Callable[[], None]] = None
-        self.logged_answer = b""
-        self.cut = False  # by the gateway's own end
-        self.stream: Optional[EngineStream] = None
-        self.resume_work: Callable[[], None] = nothing  # when it has waited for a place, and has got it
 
     @property
     def error_format(self) -> str:
@@ -127,7 +110,8 @@ class Exchange(Asked):
         return error_format_of(self.pipeline.settings.error_format, self.head)
 
     def run(self) -> bool:
-        self.resume_work()
+        if self.resume_work is not None:
+            self.resume_work()
         return True  # the loop gives the place back
 
     def cancel(self) -> None:
@@ -167,9 +151,10 @@ class Exchange(Asked):
             if settings.log_bodies:
                 self.logged_answer = bytes(result.body[:LOGGED_BYTES])
             kind = responses.EVENT_STREAM if call.stream else responses.JSON
-            account.settle(call, self.identity)
-            if account.cost_usd is not None:
-                kind += b"X-Gateway-Cost-Usd: %.9f\r\n" % account.cost_usd
+            if account is not None:
+                account.settle(call, self.identity)
+                if account.cost_usd is not None:
+                    kind += b"X-Gateway-Cost-Usd: %.9f\r\n" % account.cost_usd
             self.finish_with(200, answer_headers(self, call, kind, settings.cors_origins), result.body)
         except Exception as error:
             if isinstance(result, EngineStream):
@@ -224,10 +209,8 @@ class Exchange(Asked):
         if isinstance(error, HttpError):
             self.keep_alive = False
         call = self.call
-        if not self.account.admitted:
+        if self.account is None:
             self._tell_limits(error)
-        elif call is not None:
-            self.account.settle(call, self.identity)
         origins = self.pipeline.settings.cors_origins
         if call is not None and call.engine_id is not None:
             headers = answer_headers(self, call, responses.JSON, origins)
@@ -252,7 +235,7 @@ class Exchange(Asked):
             return
         limits = self.pipeline.limit_headers(self.call, identity, self.client_address)
         if limits:
-            self.account.limit_headers = responses.header_lines(limits)
+            self.limit_headers = responses.header_lines(limits)
 
     def finish_with(self, status: int, headers: bytes, body: responses.Text) -> None:
         """Send a complete response and conclude. A bytearray is not to be used afterwards."""
@@ -268,9 +251,13 @@ class Exchange(Asked):
         else:
             head_only = self.head.method == "HEAD"
             data, body = responses.whole(status, headers, bytes(body), self.keep_alive, head_only), b""
+        if self.account is not None and not self.account.settled:
+            self._settle(self.account)
         sent = self.client.send_last(self, data, self.keep_alive, body)
-        if sent is not None:
-            self.sent(sent)
+        if sent:
+            self.conclude(self.error, self.status)
+        elif sent is not None:
+            self.sent(False)
 
     def sent(self, complete: bool) -> None:
         """The last write is over: conclude. Not `complete`: the client has left before it had everything, or has been
@@ -283,16 +270,21 @@ class Exchange(Asked):
             self.conclude("client_closed_request", 499)
 
     def about_to_finish(self) -> None:
-        """Called before the last write: the caller's slot is free before it can know that the answer has ended."""
+        """Called before the last write of a stream: the caller's slot is free before it can know that the answer has
+        ended."""
         stream, call = self.stream, self.call
+        assert stream is not None
+        assert call is not None
         try:
-            if stream is not None and call is not None:
-                self._count(call, stream)
-                self.account.settle(call, self.identity)
-            elif not self.account.settled:
-                self.account.release()
+            self._count(call, stream)
         except Exception as error:  # the client gets its answer all the same
             self._report(error)
+        if self.account is not None:
+            self._settle(self.account)
+
+    def _settle(self, account: Account) -> None:
+        if self.call is not None:
+            account.settle(self.call, self.identity)
 
     def conclude(self, error: Optional[str], status: int) -> None:
         """Report the finished request, once, after its last byte. Raises nothing: whatever goes wrong here, the
@@ -300,9 +292,9 @@ class Exchange(Asked):
         if self.finished:
             return
         self.answered = True
-        call, account = self.call, self.account
-        if call is not None and not account.settled:
-            account.settle(call, self.identity)
+        if self.account is not None and not self.account.settled:
+            self._settle(self.account)
+        call = self.call
         try:
             try:
                 logged = self.logged_answer if self.pipeline.settings.log_bodies else None
@@ -389,7 +381,7 @@ class Exchange(Asked):
         call = self.call
         assert call is not None
         try:
-            if not self.account.settled:
+            if self.account is not None and not self.account.settled:
                 self._count(call, stream)
         except Exception as error:
             self._report(error)

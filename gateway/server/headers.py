@@ -41,8 +41,8 @@ def answer_headers(asked: Asked, call: Call, kind: bytes, cors_origins: tuple[st
             queue_s * 1e3,
             call.engine_s * 1e3,
             max(0.0, own_s) * 1e3,
-            asked.account.limit_headers,
-            cors_headers(asked.head, cors_origins),
+            asked.limit_headers,
+            cors_headers(asked.head, cors_origins) if cors_origins else b"",
         )
     )
 
@@ -53,7 +53,7 @@ def refusal_headers(asked: Asked, call: Optional[Call], cors_origins: tuple[str,
         responses.JSON,
         asked.request_id.encode("latin-1"),
         _attempts_and_timing(asked, call) if asked.head.path in PATHS else b"",
-        asked.account.limit_headers,
+        asked.limit_headers,
         cors_headers(asked.head, cors_origins),
     )
 

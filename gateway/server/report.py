@@ -64,7 +64,7 @@ def event_of(
 def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional[dict[str, object]]:
     """Further keys of the log line, for what most requests do not have."""
     extra = {} if logged_answer is None else _bodies(call, logged_answer)
-    if asked.account.cost_usd is not None:
+    if asked.account is not None and asked.account.cost_usd is not None:
         extra["cost_usd"] = asked.account.cost_usd
     if call.usage is not None and call.usage.rejected:
         extra["usage_rejected"] = call.usage.rejected

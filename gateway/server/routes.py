@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 
 from gateway import __version__
 from gateway.errors import GatewayError, RequestRefused
-from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
+from gateway.pipeline import KEYS_PAUSE_S, PATHS, Asked, Pipeline
 from gateway.policy.auth import Identity
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
@@ -62,12 +62,12 @@ class Routes:
         }
         self._lost_paths = LostPaths(self._endpoints())
 
-    def check_browser(self, exchange: Exchange, head: RequestHead) -> None:
+    def check_browser(self, asked: Asked) -> None:
         """Raise `misdirected_request` or `forbidden` for what a page elsewhere may have had a browser send."""
         try:
-            self._browsers.check(head)
+            self._browsers.check(asked.head)
         except RequestRefused as error:
-            self._admin.audit_refusal(exchange, head, error, None)
+            self._admin.audit_refusal(asked, error, None)
             raise
 
     def is_foreign(self, head: RequestHead) -> bool:
@@ -91,7 +91,7 @@ class Routes:
     def serve(self, exchange: Exchange) -> Steps[Reply]:
         """The answer to anything but an inference request. Raises GatewayError."""
         head, pipeline = exchange.head, self._pipeline
-        exchange.check_origin()
+        self.check_browser(exchange)
         if head.path == "/metrics":
             # Who has just been answered finds that in the numbers, too.
             for _ in range(COUNT_LOOKS):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from typing import Any, Callable, Generic, Optional, TypeVar
+from typing import Any, Callable, Optional
 
 from gateway.server.loop import Loop
 from gateway.steps import ASIDE, Opened, Pause, Places, Readable, Steps, Turn, Wait, Watched, Writable
@@ -20,43 +20,26 @@ from gateway.threads import Threads
 from gateway.upstream.shortage import overloaded
 from gateway.workers import Job, Overloaded
 
-T = TypeVar("T")
-Done = Callable[[Optional[T], Optional[Exception]], None]
 
+class Task:
+    """Runs steps for a request. `_done` is called once, on the loop's thread, with what they give or raise."""
 
-class Task(Generic[T]):
-    """Runs `steps` for a request. `done` is called once, on the loop's thread, with what they give or raise."""
+    has_place = False  # a worker's; who has made the task gives it back
+    _steps: Steps[Any]
+    _pool: Optional[Places] = None  # in which it has a place, or waits for one
+    _waiting = False
+    _number = 0  # of the wait: what was to wake an earlier one comes too late
+    _watched = -1  # the descriptor that the loop watches for it
 
-    __slots__ = (
-        "_below",
-        "_done",
-        "_job",
-        "_loop",
-        "_number",
-        "_pool",
-        "_steps",
-        "_threads",
-        "_waiting",
-        "_watched",
-        "has_place",
-    )
-
-    def __init__(self, steps: Steps[T], job: Job, loop: Loop, threads: Threads, done: Done[T]) -> None:
-        self._steps: Steps[Any] = steps
-        self._below: list[Steps[Any]] = []  # those that wait for the end of `_steps`, a conversation
+    def __init__(self, job: Job, loop: Loop, threads: Threads) -> None:
         self._job = job
         self._loop = loop
         self._threads = threads
-        self._done = done
-        self._pool: Optional[Places] = None  # in which it has a worker's place, or waits for one
-        self.has_place = False  # who has made the task gives it back
-        self._waiting = False
-        self._number = 0  # of the wait: what was to wake an earlier one comes too late
-        self._watched = -1  # the descriptor that the loop watches for it
+        self._below: list[Steps[Any]] = []  # those that wait for the end of `_steps`, a conversation
 
-    def start(self) -> None:
-        """Begin. On the loop's thread."""
-        self._go_on(self._steps.send, None)
+    def _done(self, value: Any, error: Optional[Exception]) -> None:
+        """The steps have ended."""
+        raise NotImplementedError
 
     def throw(self, error: Exception) -> None:
         """Have the steps end, which wait for a place, on the loop's thread. The caller holds the job's claim."""
@@ -68,7 +51,7 @@ class Task(Generic[T]):
         self._drive(ASIDE)
 
     def _go_on(self, resume: Callable[[Any], Any], value: Any) -> None:
-        """Run the steps until they wait, on the loop's thread."""
+        """Run `_steps` until they wait, on the loop's thread, from `send` or `throw` of them with the value."""
         while True:
             try:
                 wait = resume(value)
@@ -76,13 +59,15 @@ class Task(Generic[T]):
                 if not self._below:
                     self._end(end.value, None)
                     return
-                resume, value = self._leave_conversation().send, end.value
+                steps = self._steps = self._below.pop()
+                resume, value = steps.send, end.value
                 continue
             except Exception as error:
                 if not self._below:
                     self._end(None, error)
                     return
-                resume, value = self._leave_conversation().throw, error
+                steps = self._steps = self._below.pop()
+                resume, value = steps.throw, error
                 continue
             kind = type(wait)
             try:
@@ -112,14 +97,10 @@ class Task(Generic[T]):
                     self._pass_on(wait)
                 return
             except OSError as error:  # the system lets nobody watch more
+                self._waiting = False  # for another of several
                 resume, value = self._steps.throw, overloaded(error)
             except Overloaded as error:
                 resume, value = self._steps.throw, error
-
-    def _leave_conversation(self) -> Steps[Any]:
-        """The steps that are under way again, behind the conversation that has ended."""
-        self._steps = self._below.pop()
-        return self._steps
 
     def _watch(self, connection: Watched, until_s: float, writing: bool = False) -> None:
         loop = self._loop
@@ -154,9 +135,10 @@ class Task(Generic[T]):
             self._loop.forget(self._watched)
             self._watched = -1
 
-    def _end(self, value: Optional[T], error: Optional[Exception]) -> None:
+    def _end(self, value: Any, error: Optional[Exception]) -> None:
         if self._watched >= 0:
-            self._unwatch()
+            self._loop.forget(self._watched)
+            self._watched = -1
         self._done(value, error)
 
     # --- on a thread -----------------------------------------------------------------------------------------------
@@ -190,12 +172,14 @@ class Task(Generic[T]):
                     if not self._below:
                         self._post(self._done, end.value, None)
                         return
-                    resume, value = self._leave_conversation().send, end.value
+                    self._steps = self._below.pop()
+                    resume, value = self._steps.send, end.value
                 except Exception as error:
                     if not self._below:
                         self._post(self._done, None, error)
                         return
-                    resume, value = self._leave_conversation().throw, error
+                    self._steps = self._below.pop()
+                    resume, value = self._steps.throw, error
 
     def _take_turn(self, turn: Turn, nothing: None) -> None:
         self._go_on(lambda value: turn, None)

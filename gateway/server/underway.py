@@ -5,13 +5,12 @@ For the loop's thread; never blocks.
 
 from __future__ import annotations
 
-import functools
 import socket
 from typing import Any, Callable, NamedTuple, Optional, Protocol, Union
 
 from gateway.errors import ClientGone, GatewayError
 from gateway.inference import Answer
-from gateway.pipeline import PATHS, Pipeline, nothing, shutting_down
+from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.server.admin import Reply
 from gateway.server.door import drops_body, has_body
 from gateway.server.exchange import Exchange
@@ -48,18 +47,17 @@ class Server(Protocol):
         """A connection is over."""
 
 
-class UnderWay:
+class UnderWay(Task):
     """A request from `begin` until `over` is called: it is answered, its answer has begun, or it has none."""
 
-    __slots__ = ("_has_place", "_over", "_server", "_task", "exchange", "runs")
+    runs = False  # its steps have begun, and not ended
+    _keeps_place = False  # a worker's, until a large answer has been taken
 
     def __init__(self, exchange: Exchange, server: Server, over: Callable[[], None]) -> None:
+        super().__init__(exchange, server.loop, server.threads)
         self.exchange = exchange
         self._server = server
         self._over = over
-        self._task: Optional[Task[Any]] = None
-        self.runs = False  # its steps have begun, and not ended
-        self._has_place = False  # a worker's, which is kept until a large answer has been taken
 
     def begin(self, event: Union[Request, Refusal]) -> None:
         """Run the steps of what has been read."""
@@ -77,14 +75,13 @@ class UnderWay:
             exchange.body = event.body
             if not event.whole:
                 exchange.keep_alive = False
-        pipeline, routes = server.context.pipeline, server.context.routes
-        exchange.check_origin = functools.partial(routes.check_browser, exchange, head)
-        steps: Any = pipeline.serve(exchange) if infers else routes.serve(exchange)
-        task = self._task = Task(steps, exchange, server.loop, server.threads, self._done)
-        exchange.resume_work = task.drive
+        context = server.context
+        steps: Any = context.pipeline.serve(exchange) if infers else context.routes.serve(exchange)
+        exchange.resume_work = self.drive
         server.asked += infers
         self.runs = True
-        task.start()
+        self._steps = steps
+        self._go_on(steps.send, None)
 
     def leave(self) -> None:
         """The client has left."""
@@ -102,19 +99,18 @@ class UnderWay:
 
     def _give_up(self, error: GatewayError) -> bool:
         """Have a request wait no more for a worker's place; False: it has just got one."""
-        if self._task is None or not self.exchange.claim():
+        if not (self.runs and self.exchange.claim()):
             return False
         self._server.context.pipeline.workers.gave_up(self.exchange)
-        self._task.throw(error)
+        self.throw(error)
         return True
 
     def _done(self, result: Union[Answer, EngineStream, Reply, None], error: Optional[Exception]) -> None:
         """The steps have ended."""
-        exchange, task, server = self.exchange, self._task, self._server
-        assert task is not None
-        self._task = None
+        exchange = self.exchange
         self.runs = False
-        exchange.resume_work = exchange.check_origin = nothing  # so that all of it is freed at once
+        exchange.resume_work = None  # so that all of it is freed at once
+        del self._steps
         exchange.fault = None
         exchange.body = b""
         if not exchange.body_taken and has_body(exchange.head) and not drops_body(exchange.head):
@@ -127,14 +123,15 @@ class UnderWay:
             exchange.reply(*result)
         elif result is not None:
             exchange.answer(result)
-        self._has_place = task.has_place
-        if task.has_place and not exchange.client.holds_large:  # else there would be more large answers than places
-            self._has_place = False
-            server.context.pipeline.workers.leave(exchange)
+        if self.has_place:
+            if exchange.client.holds_large:  # there are never more large answers than places
+                self._keeps_place = True
+            else:
+                self._server.context.pipeline.workers.leave(exchange)
         self._over()
 
     def leave_place(self) -> None:
         """Give the worker's place back, if it has one."""
-        if self._has_place:
-            self._has_place = False
+        if self._keeps_place:
+            self._keeps_place = False
             self._server.context.pipeline.workers.leave(self.exchange)

@@ -149,6 +149,8 @@ class Call:
 
         `ask_usage`: ask for a stream's usage, which the client has not.
         """
+        if not ask_usage and (model is None or self.request.get("model") == model):
+            return self.body
         key = (model, ask_usage)
         payload = self._payloads.get(key)
         if payload is None:
@@ -158,8 +160,6 @@ class Call:
     def _build_payload(self, model: Optional[str], ask_usage: bool) -> bytes:
         request = self.request
         same = model is None or request.get("model") == model
-        if same and not ask_usage:
-            return self.body
         if same and "stream_options" not in request:
             # The object is known to be valid and not empty: the key goes in front, the rest stays as it came.
             start = self.body.index(b"{") + 1

@@ -75,4 +75,5 @@ class Endpoint:
 
     def wire(self, path: str, body: bytes, headers: bytes) -> bytes:
         """The bytes of a request."""
-        return b"%b%bContent-Length: %d\r\n\r\n%b" % (self.prepare(path)[0], headers, len(body), body)
+        head = (self._prepared.get(path) or self.prepare(path))[0]
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (head, headers, len(body), body)

@@ -49,7 +49,8 @@ class EngineResponse:
     ) -> None:
         self.head = head
         self.status = head.status
-        self.decoder: BodyDecoder = decoder_of(head)
+        plain = head.length is not None and b"content-encoding" not in head.headers
+        self.decoder: BodyDecoder = LengthBody(head.length or 0) if plain else decoder_of(head)
         self._raw = raw
         self._payload: Text = b""  # decoded ahead
         self._fault: Optional[EngineFault] = None  # behind that
@@ -90,13 +91,19 @@ class EngineResponse:
                 return payload
         return b""
 
-    def take_whole(self, max_bytes: int = ANSWER_MAX_BYTES) -> Optional[bytes]:
-        """The whole body, if all of it has come already, as it mostly has; else None: see `read_all`."""
-        first = self._payload
-        if not self.decoder.complete or type(first) is not bytes or len(first) > max_bytes or self._raw:
+    def take_object(self, max_bytes: int = ANSWER_MAX_BYTES) -> Union[bytes, bytearray, None]:
+        """The whole body, if it has come with the head and begins as a JSON object: the usual answer. Else None: see
+        `kind` and `read_all`."""
+        raw = self._raw
+        if (
+            self.head.length != len(raw)
+            or type(self.decoder) is not LengthBody
+            or raw[:1] != b"{"
+            or len(raw) > max_bytes
+        ):
             return None
-        self._payload = b""
-        return first
+        self._raw = b""
+        return self.decoder.feed(raw)
 
     def read_all(self, max_bytes: int = ANSWER_MAX_BYTES) -> Steps[Text]:
         """The whole body; one that came in parts is a bytearray, which the caller owns: a large one is held once.
