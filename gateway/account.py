@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Callable, Optional
 
+from gateway.guard import Guard
 from gateway.inference import Call
-from gateway.policy.auth import Identity
-from gateway.policy.guard import Guard
-from gateway.policy.limits import Admission
+from gateway.keys.auth import Identity
+from gateway.limits.limiter import Admission
 
 
 class Account:

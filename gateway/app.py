@@ -16,9 +16,9 @@ from random import Random
 from typing import Any, Optional, TextIO
 
 from gateway.announcing import dotenv_warnings, shown_path, url_of
+from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
-from gateway.policy.guard import Guard
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.standing import StateChange
 from gateway.server.admin import Admin

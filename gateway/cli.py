@@ -110,7 +110,7 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None
         return _state_command(arguments[0], arguments[1:])
     command, flags = _parse(arguments)
     from gateway.configuration import ConfigurationError
-    from gateway.policy.starting import faults_of_named
+    from gateway.settingfiles import faults_of_named
     from gateway.settings import load
 
     try:
@@ -196,7 +196,7 @@ def _check(settings: Settings) -> int:
     """Say what would run: loading has found what would not."""
     from gateway.announcing import LOOK_S, PATIENCE_S, describe, look, write
     from gateway.app import new_factory
-    from gateway.policy.statefile import StateDbError, holds_keys
+    from gateway.state.file import StateDbError, holds_keys
 
     try:
         state_keys = holds_keys(settings.state_db)
@@ -219,10 +219,10 @@ def _state_command(command: str, arguments: list[str]) -> int:
     from pathlib import Path
 
     from gateway.configuration import ConfigurationError
-    from gateway.policy.keyscommand import keys_command, state_db_at
-    from gateway.policy.starting import roles_of
-    from gateway.policy.statefile import StateDbError
+    from gateway.keys.command import keys_command, state_db_at
+    from gateway.settingfiles import roles_of
     from gateway.settings import load
+    from gateway.state.file import StateDbError
     from gateway.telemetry.usage import usage_command
 
     try:
@@ -263,7 +263,7 @@ def serve(settings: Settings, signals: Optional[Signals] = None) -> int:
     from gateway.app import Gateway
     from gateway.configuration import ConfigurationError
     from gateway.descriptors import raise_limit
-    from gateway.policy.statefile import StateDbError
+    from gateway.state.file import StateDbError
 
     signals = signals or Signals()
     try:

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Callable, Optional, Union
 
-from gateway.asking import Asker
 from gateway.attempts import OnCrash, TimeLimits
+from gateway.dispatch import Asker
 from gateway.engines import SizeLimits
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer

@@ -18,12 +18,12 @@ from typing import Callable, Optional, Protocol, Union
 from gateway.account import Account
 from gateway.clock import unix_s
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
+from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
 from gateway.jsonbounds import takes_long
-from gateway.policy.addresses import address_group
-from gateway.policy.auth import Identity
-from gateway.policy.guard import Guard
-from gateway.policy.prices import TokensAtMost
+from gateway.keys.auth import Identity
+from gateway.limits.addresses import address_group
+from gateway.limits.prices import TokensAtMost
 from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Pause, Steps, Turn

@@ -22,7 +22,7 @@ from unittest import mock
 
 from gateway import cli
 from gateway.mock.server import MockEngine
-from gateway.policy.statedb import StateDb
+from gateway.state.database import StateDb
 from tests.support import (
     CHAT,
     Header,

@@ -53,7 +53,7 @@ WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
 
 # Seconds each: begun last, they would run when all others have finished.
 LONG = {"test_nine_engines", "test_parallel", "test_http_process", "test_http_budgets"}
-LONG |= {"test_http_secrets", "test_http_keys", "test_statedb", "test_readme", "test_ending", "test_http_terminal"}
+LONG |= {"test_http_secrets", "test_http_keys", "test_database", "test_readme", "test_ending", "test_http_terminal"}
 
 
 def alone(marked: T) -> T:

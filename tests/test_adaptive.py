@@ -5,7 +5,7 @@ from __future__ import annotations
 import unittest
 from typing import Optional
 
-from gateway.policy.adaptive import FLOORS, AdaptiveLimits
+from gateway.limits.adaptive import FLOORS, AdaptiveLimits
 
 ALL = {"low": 1.0, "normal": 1.0, "high": 1.0}
 

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import unittest
 
-from gateway.policy.addresses import address_group, client_address, unmapped
+from gateway.limits.addresses import address_group, client_address, unmapped
 from gateway.settings import is_loopback
 from gateway.settingvalues import networks
 from tests.access import ADMIN_KEYS, AccessTest, bearer

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gateway.errors import RequestRefused
-from gateway.policy.auth import ANYONE, Authenticator, Identity
-from gateway.policy.keys import KeyStore
-from gateway.policy.limits import KeyLimits
-from gateway.policy.roles import DEFAULT_ROLES
-from gateway.policy.statedb import StateDb
-from gateway.policy.tokens import TokenVerifier
+from gateway.keys.auth import ANYONE, Authenticator, Identity
+from gateway.keys.jwt import TokenVerifier
+from gateway.keys.roles import DEFAULT_ROLES
+from gateway.keys.store import KeyStore
+from gateway.limits.limiter import KeyLimits
 from gateway.settingvalues import ApiKey
+from gateway.state.database import StateDb
 from tests.access import SECRET, token
 
 NOTHING: frozenset[bytes] = frozenset()

@@ -15,10 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from gateway.policy.budgets import KEEP_S, STEADY_S, Budgets, BudgetWarning, Reservation, period_at
-from gateway.policy.keyrecord import BUDGET_PERIODS
-from gateway.policy.prices import Price, TokensAtMost, cost_usd
-from gateway.policy.statedb import StateDb, StateDbError
+from gateway.limits.budgets import BUDGET_PERIODS, KEEP_S, STEADY_S, Budgets, BudgetWarning, Reservation, period_at
+from gateway.limits.prices import Price, TokensAtMost, cost_usd
+from gateway.state.database import StateDb, StateDbError
 from tests.support import ROOT, eventually
 
 DAY_S = 86_400.0
@@ -423,8 +422,8 @@ class OnDiskTest(BudgetsTest):
     def test_a_killed_process_leaves_what_it_spent(self) -> None:
         script = f"""
 import sys, time
-from gateway.policy.budgets import Budgets
-from gateway.policy.statedb import StateDb
+from gateway.limits.budgets import Budgets
+from gateway.state.database import StateDb
 budgets = Budgets(StateDb(sys.argv[1]), lambda: {self.now_s})
 budgets.check("alice", 5.0, "day", {self.now_s})
 while True:

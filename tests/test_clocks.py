@@ -17,15 +17,14 @@ from unittest import mock
 from gateway import clock
 from gateway.clock import JUMP_S, JumpWatch
 from gateway.errors import RequestRefused
+from gateway.guard import Guard
+from gateway.keys.auth import TOKEN_CACHE_S, Authenticator
+from gateway.keys.jwt import TokenRefused, TokenVerifier
+from gateway.keys.store import KeyStore
+from gateway.limits.budgets import BUDGET_PERIODS, KEEP_S, LEFT_MAX, Budgets, Reservation, period_at
+from gateway.limits.budgets import STEADY_S as BUDGETS_STEADY_S
 from gateway.pipeline import PATHS
-from gateway.policy.auth import TOKEN_CACHE_S, Authenticator
-from gateway.policy.budgets import KEEP_S, LEFT_MAX, Budgets, Reservation, period_at
-from gateway.policy.budgets import STEADY_S as BUDGETS_STEADY_S
-from gateway.policy.guard import Guard
-from gateway.policy.keyrecord import BUDGET_PERIODS
-from gateway.policy.keys import KeyStore
-from gateway.policy.statedb import StateDb
-from gateway.policy.tokens import TokenRefused, TokenVerifier
+from gateway.state.database import StateDb
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.ledger import PRUNE_INTERVAL_S, STEADY_S, Ledger
 from gateway.upstream.status import retry_after_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unittest
 from typing import Any, Optional
 
+from gateway.errors import GatewayError
 from gateway.mock.server import MockEngine
 from gateway.routing.retry import Outcome
 from gateway.routing.specs import FleetSpec, ModelSpec, model_from
@@ -35,9 +36,11 @@ def stopped(steps: Steps[Any], waits: int) -> bool:
             if isinstance(value, EngineStream):
                 value.close(Outcome("cancelled"))
             return False
-        except EngineFault as fault:
+        except (EngineFault, GatewayError) as error:  # a conversation's: the steps that wait for it are told
             under_way.pop()
-            failure = fault
+            if not under_way:
+                raise
+            failure = error
             continue
         if waits == 0:
             for each in reversed(under_way):

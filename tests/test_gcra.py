@@ -6,7 +6,7 @@ import math
 import unittest
 from random import Random
 
-from gateway.policy.gcra import NEVER_S, Gcra, TokenGcra
+from gateway.limits.gcra import NEVER_S, Gcra, TokenGcra
 
 SCHEDULES = 10_000
 

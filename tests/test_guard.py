@@ -17,14 +17,14 @@ from unittest import mock
 
 from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError
+from gateway.guard import ADDRESSES_LOGGED_MAX, REFUSALS_LOGGED_PER_S, Guard
+from gateway.keys.auth import Identity
+from gateway.keys.roles import DEFAULT_ROLES
+from gateway.keys.store import KeyStore
+from gateway.limits.limiter import Admission, KeyLimits
+from gateway.limits.prices import TokensAtMost
 from gateway.pipeline import PATHS
-from gateway.policy.auth import Identity
-from gateway.policy.guard import ADDRESSES_LOGGED_MAX, REFUSALS_LOGGED_PER_S, Guard
-from gateway.policy.keys import KeyStore
-from gateway.policy.limits import Admission, KeyLimits
-from gateway.policy.prices import TokensAtMost
-from gateway.policy.roles import DEFAULT_ROLES
-from gateway.policy.statedb import StateDb, StateDbError
+from gateway.state.database import StateDb, StateDbError
 from gateway.telemetry.events import RequestEvent
 from tests.access import Clock
 from tests.support import CHAT, eventually, load_settings

@@ -7,8 +7,8 @@ import time
 import unittest
 from typing import Any, NamedTuple, Optional
 
-from gateway.policy.keys import KeyStore
-from gateway.policy.statedb import StateDb
+from gateway.keys.store import KeyStore
+from gateway.state.database import StateDb
 from tests.access import ADMIN_KEYS, AS_ROOT, ROOT, SECRET, AccessTest, ask, b64, bearer, token
 from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, Header, RunningGateway, eventually
 
@@ -118,7 +118,7 @@ class WaysInTest(AccessTest):
                 self.shut(way)
         self.assert_no_engine_was_asked()
 
-    def test_tokens(self) -> None:
+    def test_jwt(self) -> None:
         now = int(time.time())
         for name, text in (
             ("expired", good(exp=now - 31)),

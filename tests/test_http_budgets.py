@@ -15,9 +15,9 @@ from collections import Counter
 from typing import Any
 from unittest import mock
 
-from gateway.policy.keys import KeyStore
-from gateway.policy.statedb import StateDb
+from gateway.keys.store import KeyStore
 from gateway.settings import reload
+from gateway.state.database import StateDb
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest, ask, bearer
 from tests.support import (
     CHAT,

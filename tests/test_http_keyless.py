@@ -236,7 +236,7 @@ class UnknownTokens(ParkingTest):
 
     def test_keys_that_are_due_again_when_the_body_has_come_do_not_stop_the_loop(self) -> None:
         provider = self.scripted()
-        self.enter(mock.patch("gateway.policy.jwks._implementation"))
+        self.enter(mock.patch("gateway.keys.jwks._implementation"))
         running = self.enter(gateway(JWT_JWKS=provider.url.replace("/v1", "/keys"), JWT_ALGORITHM="RS256"))
         provider.accept().close()
         headers = [("Authorization", f"Bearer {unknown_token()}")]
@@ -245,7 +245,7 @@ class UnknownTokens(ParkingTest):
         late = self.enter(running.connect())
         late.send(data[:-1])
         self.settle(running)
-        with mock.patch("gateway.policy.jwks.RETRY_S", 0.0):
+        with mock.patch("gateway.keys.jwks.RETRY_S", 0.0):
             late.send(data[-1:])
             side = provider.accept()
         self.assertEqual(running.get("/healthz").status, 200)
@@ -255,7 +255,7 @@ class UnknownTokens(ParkingTest):
 
     def test_whoever_waits_for_keys_waits_on_the_loop(self) -> None:
         provider = self.scripted()
-        self.enter(mock.patch("gateway.policy.jwks._implementation"))
+        self.enter(mock.patch("gateway.keys.jwks._implementation"))
         running = self.serve(
             {"m": {"engines": [self.engine().url]}},
             JWT_JWKS=provider.url.replace("/v1", "/keys"),

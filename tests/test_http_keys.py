@@ -12,7 +12,7 @@ from typing import Any, Optional
 from unittest import mock
 
 from gateway.configuration import ConfigurationError
-from gateway.policy.statedb import StateDb
+from gateway.state.database import StateDb
 from tests.access import ADMIN_KEYS, AS_ROOT, ROOT, SECRET, AccessTest, ask, bearer, token
 from tests.support import CHAT, Header, Response, RunningGateway, dead_url, eventually, gateway_process
 

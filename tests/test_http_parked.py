@@ -740,7 +740,7 @@ class KeySets(ParkingTest):
     def test_who_waits_for_the_keys_of_an_identity_provider_delays_nobody(self) -> None:
         provider = self.scripted()
         # The waiting is what this is about, not the signatures: it goes without the extra packages.
-        self.enter(mock.patch("gateway.policy.jwks._implementation"))
+        self.enter(mock.patch("gateway.keys.jwks._implementation"))
         key = ("X-API-Key", "sk-alice-0123456789abcdef")
         running = self.serve(
             {"m": {"engines": [self.engine().url]}},

@@ -11,9 +11,9 @@ from typing import Any, Callable, Optional
 from unittest import mock
 
 from gateway.errors import EngineFailed
+from gateway.guard import Guard
+from gateway.limits.limiter import Admission
 from gateway.mock.server import MockEngine
-from gateway.policy.guard import Guard
-from gateway.policy.limits import Admission
 from gateway.server import exchange, report
 from gateway.server.exchange import Exchange
 from gateway.telemetry.observe import Telemetry

@@ -22,11 +22,16 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.announcing",),
     ("gateway.server",),
     ("gateway.pipeline",),
-    ("gateway.account", "gateway.workers", "gateway.validation", "gateway.policy"),
+    ("gateway.account", "gateway.workers", "gateway.validation"),
+    ("gateway.guard",),
+    ("gateway.settingfiles",),
+    ("gateway.keys",),
+    ("gateway.limits",),
+    ("gateway.state",),
     ("gateway.settings", "gateway.dotenv", "gateway.fleet", "gateway.tools.decisionlog", "gateway.inference"),
     ("gateway.settingvalues",),
     ("gateway.configuration",),
-    ("gateway.asking", "gateway.attempts", "gateway.engines", "gateway.completing"),
+    ("gateway.dispatch", "gateway.attempts", "gateway.engines", "gateway.completing"),
     ("gateway.hedging", "gateway.rescue"),
     ("gateway.upstream", "gateway.tools.replay"),
     ("gateway.routing",),
@@ -48,7 +53,7 @@ TELEMETRY_USERS = (
     "gateway.app",
     "gateway.server",
     "gateway.pipeline",
-    "gateway.policy.guard",
+    "gateway.guard",
     "gateway.telemetry",
 )
 
@@ -87,8 +92,8 @@ SOCKET_MODULES = (
 )
 SOCKET_NAMES = {"getpeername", "recv", "recv_into", "sendall", "sendmsg", "setblocking", "setsockopt", "sock"}
 SOCKET_USERS = (
-    "gateway.policy.addresses",
-    "gateway.policy.jwks",
+    "gateway.keys.jwks",
+    "gateway.limits.addresses",
     "gateway.server.clientside",
     "gateway.server.connection",
     "gateway.server.loop",
@@ -125,14 +130,14 @@ THREAD_MAKERS = {
 THREAD_STARTERS = (
     "gateway.cli",
     "gateway.deadlines",
+    "gateway.guard",
     "gateway.hedging",
-    "gateway.policy.guard",
-    "gateway.policy.jwks",
-    "gateway.policy.statedb",
+    "gateway.keys.jwks",
     "gateway.server.loop",
     "gateway.server.relayed",
     "gateway.server.server",
     "gateway.signals",
+    "gateway.state.database",
     "gateway.telemetry.observe",
     "gateway.threads",
     "gateway.tools.decisionlog",
@@ -275,7 +280,7 @@ class OrderTest(unittest.TestCase):
                 self.assertTrue(within(i.importer, "gateway.mock", "gateway.tools", "gateway.cli"), str(i))
 
     def test_the_library_and_what_is_below_it_read_no_settings(self) -> None:
-        below = ("inference", "gateway.inference", "gateway.asking", "gateway.upstream", "gateway.routing")
+        below = ("inference", "gateway.inference", "gateway.dispatch", "gateway.upstream", "gateway.routing")
         names = ("settings", "settingvalues", "configuration", "dotenv", "fleet")
         settings = [f"gateway.{name}" for name in names]
         faults = [i for i in self.imports if within(i.importer, *below) and within(i.module, *settings)]
@@ -409,10 +414,10 @@ class RuleTest(unittest.TestCase):
             ("gateway.routing.pool", "from gateway.upstream import client"),
             ("gateway.routing.pool", "def f():\n    from ..upstream.client import ask"),
             ("gateway.upstream.client", "from gateway.inference import Call"),
-            ("gateway.upstream.stream", "from gateway.asking import Answer"),
-            ("gateway.asking", "from gateway.inference import InferenceFactory"),
+            ("gateway.upstream.stream", "from gateway.dispatch import Answer"),
+            ("gateway.dispatch", "from gateway.inference import InferenceFactory"),
             ("gateway.routing.pool", "from gateway.tools.decisionlog import DecisionLog"),
-            ("gateway.tools.replay", "import gateway.asking"),
+            ("gateway.tools.replay", "import gateway.dispatch"),
             ("gateway.workers", "from gateway import pipeline"),
             ("gateway.pipeline", "from gateway.server.exchange import Exchange"),
             ("gateway.server.handler", "import gateway.cli"),
@@ -427,8 +432,8 @@ class RuleTest(unittest.TestCase):
             ("gateway.cli", "from gateway.app import Gateway"),
             ("gateway.server.handler", "from gateway.upstream.framing import ChunkedBody"),
             ("gateway.server.handler", "from gateway.server import responses"),
-            ("gateway.inference", "from gateway.asking import Asker"),
-            ("gateway.asking", "from gateway.upstream.client import EngineClient"),
+            ("gateway.inference", "from gateway.dispatch import Asker"),
+            ("gateway.dispatch", "from gateway.upstream.client import EngineClient"),
             ("gateway.app", "from gateway.tools.decisionlog import DecisionLog"),
             ("gateway.tools.replay", "from gateway.routing.pool import ModelPool"),
             ("gateway.inference", "from gateway.telemetry.events import AttemptRecord"),

@@ -16,8 +16,9 @@ import unittest
 from pathlib import Path
 from typing import Any, Optional
 
-from gateway.policy.keyrecord import PREVIOUS_MAX
-from gateway.policy.keys import (
+from gateway.keys.command import keys_command, state_db_at
+from gateway.keys.record import PREVIOUS_MAX
+from gateway.keys.store import (
     KeyExists,
     KeyRecord,
     KeyRefused,
@@ -28,9 +29,8 @@ from gateway.policy.keys import (
     secret_digest,
     to_public,
 )
-from gateway.policy.keyscommand import keys_command, state_db_at
-from gateway.policy.statedb import StateDb, StateDbError
-from gateway.policy.statefile import APPLICATION_ID, MIGRATIONS
+from gateway.state.database import StateDb, StateDbError
+from gateway.state.file import APPLICATION_ID, MIGRATIONS
 from tests.support import ROOT, eventually
 
 NOON = 1_800_000_000.0
@@ -567,7 +567,7 @@ class CommandTest(KeysTest):
     def test_a_running_gateway_sees_what_another_process_creates_and_revokes(self) -> None:
         store = self.store()
         code = (
-            "import sys\nfrom pathlib import Path\nfrom gateway.policy.keyscommand import keys_command, state_db_at\n"
+            "import sys\nfrom pathlib import Path\nfrom gateway.keys.command import keys_command, state_db_at\n"
             "sys.exit(keys_command(sys.argv[2:], state_db_at(Path(sys.argv[1]))))"
         )
 

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional
 
-from gateway.policy.statedb import StateDb
+from gateway.state.database import StateDb
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.ledger import PRUNE_INTERVAL_S, PRUNE_ROWS, STEADY_S, Ledger
 from gateway.telemetry.usage import UsageQuery, parse_usage_query, usage_command, usage_csv, usage_rows

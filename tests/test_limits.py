@@ -7,10 +7,10 @@ import unittest
 from random import Random
 from typing import Any, Union
 
-from gateway.policy.addresses import address_group, client_address
-from gateway.policy.generations import Generations
-from gateway.policy.limits import Admission, KeyLimits, Limiter, RateLimits, Refusal, Subject
-from gateway.policy.scopes import ADDRESSES_MAX
+from gateway.limits.addresses import address_group, client_address
+from gateway.limits.limiter import Admission, KeyLimits, Limiter, RateLimits, Refusal, Subject
+from gateway.limits.quotas import ADDRESSES_MAX
+from gateway.limits.recentlyused import RecentlyUsed
 from gateway.settingvalues import networks
 from tests.test_gcra import Log
 
@@ -522,9 +522,9 @@ class MemoryTest(unittest.TestCase):
         self.assertIsInstance(limiter.admit(stubborn, 100.0), Refusal)
 
 
-class GenerationsTest(unittest.TestCase):
+class RecentlyUsedTest(unittest.TestCase):
     def test_what_is_not_used_is_forgotten_after_one_to_two_lifetimes(self) -> None:
-        table: Generations[str, int] = Generations(10.0, 100)
+        table: RecentlyUsed[str, int] = RecentlyUsed(10.0, 100)
         self.assertIsNone(table.get("a", 0.0))
         table.put("a", 1, 1.0)
         self.assertEqual(table.get("a", 9.0), 1)
@@ -534,7 +534,7 @@ class GenerationsTest(unittest.TestCase):
         self.assertIsNone(table.get("a", 47.0))
 
     def test_holds_no_more_than_its_capacity(self) -> None:
-        table: Generations[int, int] = Generations(10.0, 100)
+        table: RecentlyUsed[int, int] = RecentlyUsed(10.0, 100)
         for number in range(1000):
             table.put(number, number, 0.0)
             self.assertLessEqual(len(table), 100)
@@ -549,7 +549,7 @@ class GenerationsTest(unittest.TestCase):
             looked.append(value)
             return value >= 0
 
-        table: Generations[int, int] = Generations(10.0, 100, keep)
+        table: RecentlyUsed[int, int] = RecentlyUsed(10.0, 100, keep)
         table.put(-1, -1, 0.0)
         for number in range(5000):
             table.put(number, number, 0.0)

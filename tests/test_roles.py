@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.configuration import ConfigurationError
-from gateway.policy.auth import Identity
-from gateway.policy.roles import DEFAULT_ROLES, PERMISSIONS, Role, load_roles, model_allowed
+from gateway.keys.auth import Identity
+from gateway.keys.roles import DEFAULT_ROLES, PERMISSIONS, Role, load_roles, model_allowed
 
 
 class DefaultRolesTest(unittest.TestCase):

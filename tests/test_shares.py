@@ -7,9 +7,9 @@ import unittest
 from typing import Optional
 
 from gateway.errors import STATUS_BY_CODE
+from gateway.guard import Guard
+from gateway.limits.shares import ALONE_S, CALLERS_MAX, FAILURES, WAITS_MAX, Measured, Shares
 from gateway.pipeline import PATHS
-from gateway.policy.guard import Guard
-from gateway.policy.shares import ALONE_S, CALLERS_MAX, FAILURES, WAITS_MAX, Measured, Shares
 from gateway.telemetry.events import RequestEvent
 from tests.access import AccessTest, Clock, ask
 from tests.support import CHAT, RunningGateway, eventually, load_settings

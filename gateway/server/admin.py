@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.errors import GatewayError, RequestRefused
+from gateway.keys.auth import Identity
+from gateway.keys.record import KeyRefused, arguments_of, is_name, parse_duration, to_public
+from gateway.keys.store import KeyExists, KeyUnknown
 from gateway.pipeline import Asked, Pipeline
-from gateway.policy.auth import Identity
-from gateway.policy.keyrecord import KeyRefused, arguments_of, is_name, parse_duration, to_public
-from gateway.policy.keys import KeyExists, KeyUnknown
-from gateway.policy.statedb import StateDbError
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
+from gateway.state.database import StateDbError
 from gateway.telemetry.usage import parse_usage_query, usage_csv, usage_rows
 from gateway.validation import parse_json
 

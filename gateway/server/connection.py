@@ -23,8 +23,8 @@ import time
 from typing import Any, Callable, Optional, Union
 
 from gateway.errors import ClientGone
+from gateway.limits.addresses import unmapped
 from gateway.pipeline import KEYS_PAUSE_S
-from gateway.policy.addresses import unmapped
 from gateway.server.clientside import LINGER_S, ClientSide
 from gateway.server.door import address_behind, drops_body, unreadable_head, wants_body
 from gateway.server.exchange import Exchange

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.errors import GatewayError
+from gateway.limits.addresses import client_address
 from gateway.pipeline import PATHS, Pipeline, check_media_type
-from gateway.policy.addresses import client_address
 from gateway.routing.checks import Network
 from gateway.server.parsing import RequestHead
 from gateway.server.routes import Routes

@@ -13,8 +13,8 @@ from typing import Any, Callable, Optional
 
 from gateway import __version__
 from gateway.errors import GatewayError, RequestRefused
+from gateway.keys.auth import Identity
 from gateway.pipeline import KEYS_PAUSE_S, PATHS, Asked, Pipeline
-from gateway.policy.auth import Identity
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Callable
 from .processes import BenchError
 
 if TYPE_CHECKING:
-    from gateway.policy.auth import Authenticator
+    from gateway.keys.auth import Authenticator
 
 LEAK_T = 4.5
 _REPETITIONS = 16
@@ -43,7 +43,7 @@ def refusal_times() -> dict[str, dict[str, float]]:
     Raises BenchError when this checkout cannot recognise keys and tokens.
     """
     try:
-        import gateway.policy.auth  # noqa: F401
+        import gateway.keys.auth  # noqa: F401
     except ImportError as exc:
         raise BenchError(f"authtiming: this checkout has no keys yet: {exc}") from exc
     rng = random.Random()  # never the same order: whatever else has a rhythm would meet the same places each time
@@ -51,7 +51,7 @@ def refusal_times() -> dict[str, dict[str, float]]:
 
 
 def _key(rng: random.Random) -> Secret:
-    from gateway.policy.auth import Authenticator
+    from gateway.keys.auth import Authenticator
     from gateway.settingvalues import ApiKey
 
     key = _word(rng, 47)
@@ -59,8 +59,8 @@ def _key(rng: random.Random) -> Secret:
 
 
 def _token(rng: random.Random) -> Secret:
-    from gateway.policy.auth import Authenticator
-    from gateway.policy.tokens import TokenVerifier
+    from gateway.keys.auth import Authenticator
+    from gateway.keys.jwt import TokenVerifier
 
     verifier = TokenVerifier(_word(rng, 32))
     token = verifier.sign({"sub": "alice", "exp": time.time() + 3_600}).encode()

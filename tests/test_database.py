@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from gateway.policy.statedb import StateDb, StateDbError
-from gateway.policy.statefile import APPLICATION_ID, MIGRATIONS, holds_keys
+from gateway.state.database import StateDb, StateDbError
+from gateway.state.file import APPLICATION_ID, MIGRATIONS, holds_keys
 from tests.support import ROOT, eventually, os_text
 
 SPEND = """INSERT INTO budget VALUES (?, ?, ?)
@@ -178,7 +178,7 @@ class OpeningTest(StateDbTest):
         # For root no file is read-only: the child gives that up, after a first use, which imports all it needs.
         code = """
 import os, sys
-from gateway.policy.statedb import StateDb, StateDbError
+from gateway.state.database import StateDb, StateDbError
 StateDb(sys.argv[2]).close()
 if os.geteuid() == 0:
     os.seteuid(65534)
@@ -199,7 +199,7 @@ except StateDbError as error:
 
     def test_many_processes_may_make_the_same_file_at_once(self) -> None:
         code = (
-            "import sys\nfrom gateway.policy.statedb import StateDb\nsys.stdin.read(1)\n"
+            "import sys\nfrom gateway.state.database import StateDb\nsys.stdin.read(1)\n"
             "db = StateDb(sys.argv[1], busy_timeout_s=20)\n"
             'db.write_now(lambda c: c.execute("INSERT INTO ledger (ts_unix_s) VALUES (1)"), 30)\nprint(db.close())'
         )
@@ -429,8 +429,8 @@ class OtherProcessesTest(StateDbTest):
     def test_two_processes_add_to_one_budget_and_lose_nothing(self) -> None:
         code = """
 import sys
-from gateway.policy.statedb import StateDb
-from tests.test_statedb import note, spend
+from gateway.state.database import StateDb
+from tests.test_database import note, spend
 db = StateDb(sys.argv[1], flush_interval_s=0.002, busy_timeout_s=20)
 for number in range(2000):
     db.submit(spend("shared", 1))
@@ -452,8 +452,8 @@ print(db.close(30), db.dropped, db.errors)
     def test_a_killed_process_loses_at_most_its_last_second(self) -> None:
         code = """
 import sys, time
-from gateway.policy.statedb import StateDb
-from tests.test_statedb import note, spend
+from gateway.state.database import StateDb
+from tests.test_database import note, spend
 db = StateDb(sys.argv[1])
 number = 0
 while True:

@@ -12,7 +12,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Generations(Generic[K, V]):
+class RecentlyUsed(Generic[K, V]):
     """Remembers what was used within `lifetime_s`, and of that at least the `capacity / 2` used last. Not thread-safe.
 
     When the young generation is `lifetime_s` old or half the capacity large it becomes the old one, and what was in

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from gateway.clock import unix_s
-from gateway.policy.keyrecord import (
+from gateway.keys.record import (
     KeyRecord,
     KeyRefused,
     arguments_of,
@@ -28,9 +28,9 @@ from gateway.policy.keyrecord import (
     span_faults,
     to_public,
 )
-from gateway.policy.roles import DEFAULT_ROLES
-from gateway.policy.statedb import StateDb, StateDbError
+from gateway.keys.roles import DEFAULT_ROLES
 from gateway.routing.checks import quoted
+from gateway.state.database import StateDb, StateDbError
 
 if TYPE_CHECKING:
     import sqlite3

@@ -15,11 +15,11 @@ from typing import Callable, NamedTuple, Optional
 
 from gateway.clock import unix_s
 from gateway.errors import RequestRefused
-from gateway.policy.keyrecord import KeyRecord
-from gateway.policy.keys import KeyStore
-from gateway.policy.limits import NO_KEY_LIMITS, KeyLimits
-from gateway.policy.roles import DEFAULT_ROLES, Role, model_allowed
-from gateway.policy.tokens import TokenRefused, TokenVerifier
+from gateway.keys.jwt import TokenRefused, TokenVerifier
+from gateway.keys.record import KeyRecord
+from gateway.keys.roles import DEFAULT_ROLES, Role, model_allowed
+from gateway.keys.store import KeyStore
+from gateway.limits.limiter import NO_KEY_LIMITS, KeyLimits
 from gateway.settingvalues import ApiKey
 
 KEY_MAX_BYTES = 8192

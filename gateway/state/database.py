@@ -20,7 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
-from gateway.policy.statefile import StateDbError, connect, in_words, is_outside_cause, open_state_file, transaction
+from gateway.state.file import StateDbError, connect, in_words, is_outside_cause, open_state_file, transaction
 
 if TYPE_CHECKING:
     import sqlite3

@@ -17,8 +17,8 @@ from typing import Any, Optional
 from unittest import mock
 
 from gateway.configuration import ConfigurationError
-from gateway.policy.jwks import KeySet, MissingExtra
-from gateway.policy.tokens import HMAC_DIGESTS, TOKEN_MAX_BYTES, TokenRefused, TokenVerifier
+from gateway.keys.jwks import KeySet, MissingExtra
+from gateway.keys.jwt import HMAC_DIGESTS, TOKEN_MAX_BYTES, TokenRefused, TokenVerifier
 from tests.support import TIMEOUT_S, dead_url, eventually
 
 try:

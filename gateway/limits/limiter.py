@@ -13,10 +13,9 @@ import time
 from collections.abc import Mapping
 from typing import Callable, NamedTuple, Optional, Union
 
-from gateway.policy.gcra import NEVER_S, TokenGcra
-from gateway.policy.generations import Generations
-from gateway.policy.holding import Places, averaged
-from gateway.policy.scopes import (
+from gateway.limits.gcra import NEVER_S, TokenGcra
+from gateway.limits.places import Places, averaged
+from gateway.limits.quotas import (
     EVERYBODY,
     NOTHING_READ,
     AddressScopes,
@@ -32,6 +31,7 @@ from gateway.policy.scopes import (
     headers_of,
     read_scopes,
 )
+from gateway.limits.recentlyused import RecentlyUsed
 
 __all__ = ["Admission", "KeyLimits", "Limiter", "Quota", "Quotas", "RateLimits", "Refusal", "Subject"]
 
@@ -146,7 +146,7 @@ class Limiter:
         self.clock = clock
         self._bursts = bursts = Bursts(burst_share, token_burst_share)
         self._factors: Mapping[str, float] = {}
-        self._keys: Generations[Optional[str], Scope] = Generations(KEY_LIFETIME_S, KEYS_MAX, Scope.is_active)
+        self._keys: RecentlyUsed[Optional[str], Scope] = RecentlyUsed(KEY_LIFETIME_S, KEYS_MAX, Scope.is_active)
         self._models: dict[str, Scope] = {}
         self._addresses = AddressScopes(address_rpm, bursts) if address_rpm else None
         self._everybody: Optional[Scope] = None

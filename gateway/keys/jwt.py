@@ -2,7 +2,7 @@
 
 Owns the strict reading of a compact token and the rules for its claims; one algorithm, fixed by configuration, is all a
 verifier knows, whatever a token says. HS256/384/512 are done here; other signatures come from a `SignatureCheck`
-(policy/jwks.py). No state, no lock. No error repeats a token or a part of one.
+(keys/jwks.py). No state, no lock. No error repeats a token or a part of one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
 
 from gateway.clock import unix_s
-from gateway.policy.roles import MODEL_PATTERN
+from gateway.keys.roles import MODEL_PATTERN
 
 HMAC_DIGESTS: Mapping[str, str] = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
 SECRET_MIN_BYTES = 32

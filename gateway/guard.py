@@ -18,11 +18,11 @@ from typing import Callable, Optional
 from gateway.clock import JumpWatch, unix_s
 from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError, RequestRefused
-from gateway.policy.adaptive import AdaptiveLimits
-from gateway.policy.auth import Authenticator, Identity
-from gateway.policy.budgets import Budgets, BudgetWarning, Reservation
-from gateway.policy.keys import REFRESH_INTERVAL_S, KeyStore
-from gateway.policy.limits import (
+from gateway.keys.auth import Authenticator, Identity
+from gateway.keys.store import REFRESH_INTERVAL_S, KeyStore
+from gateway.limits.adaptive import AdaptiveLimits
+from gateway.limits.budgets import Budgets, BudgetWarning, Reservation
+from gateway.limits.limiter import (
     NO_KEY_LIMITS,
     NO_RATE_LIMITS,
     Admission,
@@ -32,14 +32,14 @@ from gateway.policy.limits import (
     Refusal,
     Subject,
 )
-from gateway.policy.prices import Price, TokensAtMost, cost_usd
-from gateway.policy.scopes import Header
-from gateway.policy.shares import Shares
-from gateway.policy.starting import refuse_to_serve_strangers, roles_of, verifier_of
-from gateway.policy.statedb import StateDb
-from gateway.policy.statefile import state_file_exists
+from gateway.limits.prices import Price, TokensAtMost, cost_usd
+from gateway.limits.quotas import Header
+from gateway.limits.shares import Shares
 from gateway.routing.specs import FleetSpec
+from gateway.settingfiles import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.settings import Settings
+from gateway.state.database import StateDb
+from gateway.state.file import state_file_exists
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.ledger import Ledger
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from gateway.configuration import ConfigurationError
-from gateway.policy.jwks import KeySet, refuse_unusable_key_set
-from gateway.policy.roles import DEFAULT_ROLES, Role, load_roles
-from gateway.policy.statefile import StateDbError, holds_keys, refuse_unusable
-from gateway.policy.tokens import TokenVerifier
+from gateway.keys.jwks import KeySet, refuse_unusable_key_set
+from gateway.keys.jwt import TokenVerifier
+from gateway.keys.roles import DEFAULT_ROLES, Role, load_roles
 from gateway.program import program
 from gateway.settings import Settings, is_loopback
 from gateway.settingvalues import KEY_SET_ALGORITHMS
+from gateway.state.file import StateDbError, holds_keys, refuse_unusable
 from gateway.tools.decisionlog import refuse_unwritable
 
 

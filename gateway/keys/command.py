@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from gateway.clock import unix_s
-from gateway.policy.keyrecord import BUDGET_PERIODS, PRIORITIES
-from gateway.policy.keys import KeyExists, KeyRefused, KeyStore, KeyUnknown, parse_duration, to_public
-from gateway.policy.roles import DEFAULT_ROLES
-from gateway.policy.statedb import StateDb, StateDbError
-from gateway.policy.statefile import state_file_exists
+from gateway.keys.record import PRIORITIES
+from gateway.keys.roles import DEFAULT_ROLES
+from gateway.keys.store import KeyExists, KeyRefused, KeyStore, KeyUnknown, parse_duration, to_public
+from gateway.limits.budgets import BUDGET_PERIODS
+from gateway.state.database import StateDb, StateDbError
+from gateway.state.file import state_file_exists
 
 OpenDb = Callable[[bool], Optional[StateDb]]
 """Opens the state database; makes it only when its argument says so, and gives None when there is none."""

@@ -15,13 +15,13 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Union
 
 from gateway.clock import JumpWatch, unix_s
-from gateway.policy.holding import Places
-from gateway.policy.keyrecord import BUDGET_PERIODS
-from gateway.policy.statedb import StateDb, StateDbError
+from gateway.limits.places import Places
+from gateway.state.database import StateDb, StateDbError
 
 if TYPE_CHECKING:
     import sqlite3
 
+BUDGET_PERIODS = ("day", "week", "month")
 WARN_AT = 0.8
 KEEP_S = 400 * 86_400.0
 """Past periods are kept for a year and a month, to be looked at."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from gateway.clock import unix_s
-from gateway.policy.roles import MODEL_PATTERN, NAME_PATTERN, model_allowed
+from gateway.keys.roles import MODEL_PATTERN, NAME_PATTERN, model_allowed
+from gateway.limits.budgets import BUDGET_PERIODS
 from gateway.routing.checks import quoted
 
 KEY_PREFIX = "igw_"
-BUDGET_PERIODS = ("day", "week", "month")
 PRIORITIES = ("high", "normal", "low")
 MODELS_MAX = 100
 PREVIOUS_MAX = 100

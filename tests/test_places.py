@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 
-from gateway.policy.holding import WAIT_MIN_S, Places
+from gateway.limits.places import WAIT_MIN_S, Places
 
 
 class PlacesTest(unittest.TestCase):

@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Optional, TypeVar, Union
 
-from gateway.policy.addresses import address_group
-from gateway.policy.gcra import Gcra, TokenGcra
-from gateway.policy.generations import Generations
-from gateway.policy.holding import Places
+from gateway.limits.addresses import address_group
+from gateway.limits.gcra import Gcra, TokenGcra
+from gateway.limits.places import Places
+from gateway.limits.recentlyused import RecentlyUsed
 
 Header = tuple[str, str]
 GcraT = TypeVar("GcraT", bound=Gcra)
@@ -123,7 +123,7 @@ class AddressScopes:
         self._gcra = gcra
         # No TAT is further ahead than the burst lasts: what was used longer ago has recovered.
         lifetime_s = gcra.burst * 60.0 / gcra.rate_per_minute
-        self._tat_s_by_group: Generations[Union[str, bytes], float] = Generations(lifetime_s, ADDRESSES_MAX)
+        self._tat_s_by_group: RecentlyUsed[Union[str, bytes], float] = RecentlyUsed(lifetime_s, ADDRESSES_MAX)
         self._group: Union[str, bytes] = ""
 
     def __len__(self) -> int:

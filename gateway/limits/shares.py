@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Optional, Union
 
-from gateway.policy.addresses import address_group
+from gateway.limits.addresses import address_group
 from gateway.telemetry.events import RequestEvent
 
 FAILURES = frozenset(("backend_error", "backend_unavailable", "gateway_timeout", "overloaded", "queue_timeout"))

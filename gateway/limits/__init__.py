@@ -1,0 +1,1 @@
+"""How much each caller, address and model may ask for and spend."""

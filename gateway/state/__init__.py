@@ -1,0 +1,1 @@
+"""The one file of state: an SQLite database, opened, kept and written to."""
