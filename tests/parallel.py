@@ -52,8 +52,15 @@ T = TypeVar("T")
 WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
 
 # Seconds each: begun last, they would run when all others have finished.
-LONG = {"test_nine_engines", "test_parallel", "test_http_process", "test_http_budgets"}
-LONG |= {"test_http_secrets", "test_http_keys", "test_database", "test_readme", "test_ending", "test_http_terminal"}
+LONG = {"process.test_nine_engines", "process.test_parallel", "process.test_process", "http.test_budgets"}
+LONG |= {
+    "process.test_secrets",
+    "http.test_keys",
+    "unit.test_database",
+    "http.test_readme",
+    "process.test_ending",
+    "process.test_terminal",
+}
 
 
 def alone(marked: T) -> T:
@@ -157,7 +164,7 @@ def _units(suite: unittest.TestSuite) -> tuple[list[unittest.TestCase], list[Uni
             units[marked, kind.__module__, "" if whole else kind.__qualname__].append(test)
 
     def order(key: tuple[bool, str, str]) -> tuple[bool, bool, int]:
-        module = key[1].rpartition(".")[2]
+        module = key[1].partition(".")[2]
         return module not in LONG, "http" not in module, -len(units[key])
 
     keys = sorted(units, key=order)

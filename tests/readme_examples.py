@@ -1,4 +1,4 @@
-"""The examples of README and docs, as tests/smoke.py and tests/test_readme.py run them.
+"""The examples of README and docs, as tests/smoke.py and tests/http/test_readme.py run them.
 
 Each file is one terminal session: its examples run in order, in one shell. A marker in an HTML comment stands above
 each code block that is run:

@@ -12,9 +12,9 @@ lines, one for each request that it read or refused. Rules:
 * `GET /smuggled-<id>`, hidden in bodies, is in the gateway's lines no more often than in the front's as sent
 * no client gets the nonce of another
 
-It fails for a gateway that ignores `Transfer-Encoding` (tests/test_fuzz_fronts.py breaks one so and sees it found),
-that ends a chunk elsewhere, or that takes `Transfer_Encoding`, which both fronts pass on, for a coding. What they
-refuse or rewrite themselves (`xchunked`, both lengths) never comes so far; heads.py and bodies.py try that
+It fails for a gateway that ignores `Transfer-Encoding` (tests/process/test_fuzz_fronts.py breaks one so and sees it
+found), that ends a chunk elsewhere, or that takes `Transfer_Encoding`, which both fronts pass on, for a coding. What
+they refuse or rewrite themselves (`xchunked`, both lengths) never comes so far; heads.py and bodies.py try that
 directly.
 
 HAProxy is run as it comes, with `http-server-close`, and with what it calls accept-invalid-http-request; nginx with

@@ -1,0 +1,1 @@
+"""Tests of gateways, engines and clients in this process, on real sockets."""

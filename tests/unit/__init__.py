@@ -1,0 +1,1 @@
+"""Tests that open no socket and start no gateway: one module, one class, a fake clock."""
