@@ -1,7 +1,8 @@
 """The writing side of a client's connection: what an exchange and the relay see of it.
 
 Owns the socket, which does not block, and what the client has not taken yet. For the thread that may write: the loop's,
-or while a stream is open, the relay's. `deadline_s` is only stored here; the loop looks at it.
+or while a stream is open, the relay's. The one passes it on with `Relay.take`, the other with `stream_over`, each as
+the last thing done with it. `deadline_s` is only stored here; the loop looks at it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from typing import Optional, Union
 
 from gateway.server import responses
-from gateway.server.exchange import Exchange
+from gateway.server.answering import Answering
 from gateway.server.unsent import Unsent
 from gateway.settings import Settings
 
@@ -35,14 +36,14 @@ class ClientSide:
         """When this connection is to be ended unless something happens before (monotonic seconds)."""
         self.deadline_s = deadline_s
 
-    def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
+    def before_last(self, exchange: Answering, keep_alive: bool) -> None:
         """Say that the last write of a stream comes now."""
         self._give_idle_time(keep_alive)
         exchange.about_to_finish()
         exchange.answered = True
 
     def send_last(
-        self, exchange: Exchange, data: bytes, keep_alive: bool, body: responses.Text = b""
+        self, exchange: Answering, data: bytes, keep_alive: bool, body: responses.Text = b""
     ) -> Optional[bool]:
         """Write an answer's `data`, then `body`, which is not copied; False when the client is gone, None when the rest
         is written when the client takes it.
@@ -71,7 +72,7 @@ class ClientSide:
     def _give_time(self) -> None:
         self.set_deadline(time.monotonic() + self.settings.client_timeout_s)
 
-    def _has_gone(self, exchange: Exchange) -> None:
+    def _has_gone(self, exchange: Answering) -> None:
         """Nothing can be written: what the client had sent behind this is served to nobody."""
         exchange.keep_alive = False
         self._eof = True

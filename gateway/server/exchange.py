@@ -1,8 +1,7 @@
-"""One request's answer: its bytes, its stream, its end.
+"""One request's answer, complete or a stream.
 
-The loop's thread does all of it, but for what the relay does with a stream that it has taken over; so at any moment one
-thread may write to the client. `answered` turns True just before the last write, `finished` after it. What the request
-costs is kept in its `Account`, what is told of it is made by `report.py`.
+The loop's thread does all of it, but for what the relay does with a stream that it has taken over. How an answer ends
+is said by `answering.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +10,15 @@ import math
 import time
 from typing import Callable, Optional, Protocol, Union
 
-from gateway.account import Account
-from gateway.errors import ClientGone, GatewayError, HttpError
+from gateway.errors import ClientGone, GatewayError
 from gateway.inference import Answer
-from gateway.pipeline import PATHS, Asked, Pipeline, shutting_down
+from gateway.pipeline import Pipeline, shutting_down
 from gateway.routing.retry import Outcome
 from gateway.server import responses
-from gateway.server.errorformat import error_format_of
-from gateway.server.headers import answer_headers, cors_headers, refusal_headers, request_id_of
+from gateway.server.answering import Answering, Client
+from gateway.server.headers import answer_headers
 from gateway.server.parsing import RequestHead
-from gateway.server.report import LOGGED_BYTES, event_of, least_event
+from gateway.server.report import LOGGED_BYTES
 from gateway.steps import drive
 from gateway.upstream import answers
 from gateway.upstream.attempt import EngineFault
@@ -29,46 +27,6 @@ from gateway.upstream.call import Call
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.stream import EngineStream
 
-_TELL_LIMITS_THEMSELVES = ("rate_limit_exceeded", "request_exceeds_limit")
-
-
-class Client(Protocol):
-    """The client's side of an exchange: its connection, as far as an answer needs it."""
-
-    holds_large: bool
-    """Whether the rest of a large answer waits for the client."""
-
-    def set_deadline(self, deadline_s: float) -> None:
-        """When the connection is to be ended unless something happens before (monotonic seconds)."""
-        ...
-
-    def send_last(
-        self, exchange: Exchange, data: bytes, keep_alive: bool, body: responses.Text = b""
-    ) -> Optional[bool]:
-        """Write an answer's `data`, then `body`; False when the client is gone, None when the rest is written by and by
-        and `exchange.sent` is called then."""
-        ...
-
-    def before_last(self, exchange: Exchange, keep_alive: bool) -> None:
-        """Say that the last write of a stream comes now."""
-        ...
-
-    def shut_writing(self) -> None:
-        """Tell the client that nothing more comes."""
-        ...
-
-    def send_now(self, data: Union[bytes, memoryview]) -> int:
-        """Write what the socket takes without waiting; returns its length. Raises OSError."""
-        ...
-
-    def stream_over(self) -> None:
-        """The relay has ended a stream, and concluded its exchange."""
-        ...
-
-    def fileno(self) -> int:
-        """The client socket's descriptor, for a selector."""
-        ...
-
 
 class StreamRelay(Protocol):
     """Where open streams live, so that they occupy no worker."""
@@ -76,16 +34,10 @@ class StreamRelay(Protocol):
     def take(self, exchange: Exchange, stream: EngineStream, unsent: bytes) -> None: ...
 
 
-class Exchange(Asked):
+class Exchange(Answering):
     """One request and what becomes of it. `accepted_s`: when its first byte came (monotonic)."""
 
-    head: RequestHead
-    status = 0
-    error: Optional[str] = None
-    ttft_s: Optional[float] = None
     on_cancel: Optional[Callable[[], None]] = None
-    logged_answer = b""
-    cut = False  # by the gateway's own end
     stream: Optional[EngineStream] = None
     resume_work: Optional[Callable[[], None]] = None  # when it has waited for a place, and has got it
 
@@ -98,16 +50,8 @@ class Exchange(Asked):
         head: RequestHead,
         accepted_s: float,
     ) -> None:
-        super().__init__(head, client_address, request_id_of(head), accepted_s)
-        self.pipeline = pipeline
+        super().__init__(pipeline, client, client_address, head, accepted_s)
         self.relay = relay
-        self.client = client
-        self.keep_alive = head.keep_alive
-
-    @property
-    def error_format(self) -> str:
-        """The shape in which this client reads errors: `simple` or `openai`."""
-        return error_format_of(self.pipeline.settings.error_format, self.head)
 
     def run(self) -> bool:
         if self.resume_work is not None:
@@ -188,90 +132,8 @@ class Exchange(Asked):
         self.client.set_deadline(math.inf)  # the relay keeps the time, and sets another one at the end
         self.relay.take(self, stream, data)
 
-    def fail(self, error: Exception) -> None:
-        """Answer with an error (or with nothing, when the client has left) and conclude. Raises nothing."""
-        try:
-            if not isinstance(error, GatewayError):
-                error = self.pipeline.internal_error(error, self.request_id)
-            self._fail(error)
-        except Exception as another:
-            self._give_up(another)
-
-    def _fail(self, error: GatewayError) -> None:
-        if isinstance(error, ClientGone) and self.cut:
-            error = shutting_down()
-        elif isinstance(error, ClientGone):
-            self.keep_alive = False
-            self.answered = True
-            self.conclude(error.code, error.status)
-            return
-        self.error = error.code
-        if isinstance(error, HttpError):
-            self.keep_alive = False
-        call = self.call
-        if self.account is None:
-            self._tell_limits(error)
-        origins = self.pipeline.settings.cors_origins
-        if call is not None and call.engine_id is not None:
-            headers = answer_headers(self, call, responses.JSON, origins)
-        else:
-            headers = refusal_headers(self, call, origins)
-        body = responses.error_body(error, self.error_format, self.request_id)
-        self.finish_with(error.status, headers + responses.error_headers(error), body)
-
-    def reply(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
-        """Write what needed no engine, and conclude."""
-        lines = b"%bX-Request-ID: %b\r\n%b" % (
-            responses.header_lines(headers),
-            self.request_id.encode("latin-1"),
-            cors_headers(self.head, self.pipeline.settings.cors_origins),
-        )
-        self.finish_with(status, lines, body)
-
-    def _tell_limits(self, error: GatewayError) -> None:
-        """What is left of the caller's limits, although nothing was taken; a limit that refused has told it itself."""
-        identity = self.identity
-        if identity is None or self.head.path not in PATHS or error.code in _TELL_LIMITS_THEMSELVES:
-            return
-        limits = self.pipeline.limit_headers(self.call, identity, self.client_address)
-        if limits:
-            self.limit_headers = responses.header_lines(limits)
-
-    def finish_with(self, status: int, headers: bytes, body: responses.Text) -> None:
-        """Send a complete response and conclude. A bytearray is not to be used afterwards."""
-        self.status = status
-        if self.pipeline.draining:
-            self.keep_alive = False
-        if self.keep_alive and not self.head.version_1_1:
-            headers += b"Connection: keep-alive\r\n"  # HTTP/1.0 clients take silence for close
-        if len(body) > responses.LARGE_BYTES:  # not copied, so that who does not take it holds it once
-            data = responses.before_body(status, headers, len(body), self.keep_alive)
-            if self.head.method == "HEAD":
-                body = b""
-        else:
-            head_only = self.head.method == "HEAD"
-            data, body = responses.whole(status, headers, bytes(body), self.keep_alive, head_only), b""
-        if self.account is not None and not self.account.settled:
-            self._settle(self.account)
-        sent = self.client.send_last(self, data, self.keep_alive, body)
-        if sent:
-            self.conclude(self.error, self.status)
-        elif sent is not None:
-            self.sent(False)
-
-    def sent(self, complete: bool) -> None:
-        """The last write is over: conclude. Not `complete`: the client has left before it had everything, or has been
-        cut off."""
-        if complete:
-            self.conclude(self.error, self.status)
-        elif self.cut:
-            self.conclude("draining", self.status)
-        else:
-            self.conclude("client_closed_request", 499)
-
     def about_to_finish(self) -> None:
-        """Called before the last write of a stream: the caller's slot is free before it can know that the answer has
-        ended."""
+        """Called before the last write of a stream."""
         stream, call = self.stream, self.call
         assert stream is not None
         assert call is not None
@@ -279,63 +141,7 @@ class Exchange(Asked):
             self._count(call, stream)
         except Exception as error:  # the client gets its answer all the same
             self._report(error)
-        if self.account is not None:
-            self._settle(self.account)
-
-    def _settle(self, account: Account) -> None:
-        if self.call is not None:
-            account.settle(self.call, self.identity)
-
-    def conclude(self, error: Optional[str], status: int) -> None:
-        """Report the finished request, once, after its last byte. Raises nothing: whatever goes wrong here, the
-        exchange has ended."""
-        if self.finished:
-            return
-        self.answered = True
-        if self.account is not None and not self.account.settled:
-            self._settle(self.account)
-        call = self.call
-        try:
-            try:
-                logged = self.logged_answer if self.pipeline.settings.log_bodies else None
-                event = event_of(self, error, status, self.ttft_s, logged)
-            except Exception as unforeseen:
-                self._report(unforeseen)
-                event = least_event(self, error, status)
-            self.pipeline.concluded(self, event)
-            if call is not None and call.usage is not None and call.usage.rejected:
-                self.pipeline.usage_rejected(call.served_model or "", call.engine_id or "", call.usage.rejected)
-        except Exception as unforeseen:
-            self._report(unforeseen)
-        finally:
-            self.finished = True
-
-    def _give_up(self, error: Exception) -> None:
-        """End the exchange though something went wrong that nobody had foreseen: with an error if nothing has been
-        written yet, else by closing the connection. Raises nothing."""
-        self._report(error)
-        if self.finished:
-            return
-        self.keep_alive = False
-        if not (self.status or self.answered):
-            self.error = "internal_error"
-            try:
-                failure = GatewayError(self.error, "the gateway failed; see its log for this request id")
-                body = responses.error_body(failure, self.error_format, self.request_id)
-                self.finish_with(500, refusal_headers(self, None, self.pipeline.settings.cors_origins), body)
-                return
-            except Exception as another:
-                self._report(another)
-        if not self.finished:
-            self.client.shut_writing()
-            self.conclude("internal_error", self.status or 500)
-
-    def _report(self, error: Exception) -> None:
-        """Log what nobody had foreseen. Raises nothing."""
-        try:
-            self.pipeline.internal_error(error, self.request_id)
-        except Exception:
-            pass  # then there is no log either
+        super().about_to_finish()
 
     # --- a stream under way ----------------------------------------------------------------------------------------
 

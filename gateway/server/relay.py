@@ -54,7 +54,7 @@ class Relay:
             relayed.cancelled = True
             self.post(relayed, functools.partial(self._cancel, relayed))
 
-        exchange.on_cancel = cancel
+        exchange.on_cancel = cancel  # first: a client that leaves from now on is told here, one before is seen below
         call = exchange.call
         if call is not None and call.cancelled:
             relayed.cancelled = True  # the client left between the first event and now

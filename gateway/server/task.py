@@ -4,7 +4,9 @@ The loop's thread runs the steps of every request and waits for all their socket
 something else (`Event`), or that take long (`ASIDE`), go over to a thread, once, and are driven there to their end: to
 a worker's where the request has its place, else to one of those that are aside. What they give comes back to the loop.
 
-A `Task` belongs to one thread at a time: it is passed on as the last thing done with it, so there is no lock.
+A `Task` belongs to one thread at a time: it is passed on as the last thing done with it, so there is no lock. Before it
+goes to a thread it refers to nothing on the loop; while it is away the loop touches nothing of its request but
+`Exchange.cancel`, which sets flags and aborts.
 """
 
 from __future__ import annotations

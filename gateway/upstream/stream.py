@@ -4,6 +4,8 @@ When every choice that has come has its reason, what breaks the stream is no fau
 asked for, it is complete and over for its client, whatever its engine does then: for `[DONE]` and usage that gets
 `grace_s`.
 
+What comes behind the gateway's own `[DONE]` is never read: that connection is closed.
+
 Owns the response (and with it the connection) until `close`. Used by one thread at a time: that of the steps which wait
 for the first event, then whoever relays, and pulls what has come without waiting.
 """
@@ -15,21 +17,20 @@ import ssl
 import time
 from typing import Callable, Optional
 
-from gateway.routing.retry import CRASHED, Outcome
+from gateway.routing.retry import Outcome
 from gateway.steps import Steps
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.connection import RECV_BYTES
 from gateway.upstream.deltas import text_weight
-from gateway.upstream.framing import FramingError
 from gateway.upstream.response import EngineResponse
-from gateway.upstream.sse import EventStream, StreamBroken
+from gateway.upstream.sse import EventStream
+from gateway.upstream.streamlines import StreamLines
 
 GRACE_S = 1.0
 
 
-class EngineStream:
-    """Lines of a stream in order. `done` = the client has everything; `drained` = so has the connection; `finished` =
-    the gateway has ended it."""
+class EngineStream(StreamLines):
+    """A stream whose connection is read: waiting, or as much as has come."""
 
     __slots__ = (
         "_alike",
@@ -40,19 +41,14 @@ class EngineStream:
         "_late",
         "_on_close",
         "_tls",
-        "events",
-        "finished",
         "first",
         "grace_s",
-        "response",
         "sock",
     )
 
     def __init__(self, response: EngineResponse, events: EventStream, grace_s: float = GRACE_S) -> None:
-        self.response = response
-        self.events = events
+        super().__init__(response, events)
         self.grace_s = grace_s
-        self.finished = False
         self._end_s: Optional[float] = None  # when `read` ends it
         self._late = False  # it was read at that time or after it
         self.sock = response.connection.sock
@@ -67,16 +63,6 @@ class EngineStream:
     def on_close(self, settle: Callable[[Outcome], None]) -> None:
         """Call `settle(outcome)` once, when the stream is closed."""
         self._on_close = settle
-
-    @property
-    def done(self) -> bool:
-        """Whether the answer is complete: nothing more will come for the client."""
-        return self.events.done
-
-    @property
-    def drained(self) -> bool:
-        """Whether the connection's body has ended, so that the connection can be used again."""
-        return self.response.decoder.complete
 
     @property
     def ripe(self) -> bool:
@@ -132,19 +118,6 @@ class EngineStream:
             raise EngineFault(Outcome("timeout", "the engine did not end its stream"))
         self._late = now_s >= self._end_s  # what has come while nobody was reading is still taken, once
         return self._end_s
-
-    def finish(self, lines: bytes = b"") -> bytes:
-        """End a finished stream, whatever its engine does: `lines`, then what is still due to the client. Nothing is to
-        be read any more, and the connection is closed with the stream unless its body has ended."""
-        if self.done:
-            return lines
-        self.finished = True
-        return lines + self.events.finish()
-
-    def _finish_or_raise(self, fault: EngineFault) -> bytes:
-        if fault.outcome is CRASHED or not self.events.finished:
-            raise fault
-        return self.finish(fault.lines)
 
     def detach(self) -> bytes:
         """Lines that had been received already, for who pulls from now on. Raises EngineFault."""
@@ -220,81 +193,6 @@ class EngineStream:
             # A TLS record may hold more than was asked for, and no selector would tell.
             if not (raw and self.sock.pending()):  # type: ignore[attr-defined]
                 return out
-
-    def _reset(self, error: OSError, lines: bytes) -> bytes:
-        if self.done:
-            return self._take(b"", lines)
-        raise EngineFault(Outcome("reset", "the engine closed the connection mid-stream"), lines) from error
-
-    def _take(self, raw: bytes, lines: bytes) -> bytes:
-        """`lines`, then those in `raw`; b"" = the connection has closed."""
-        try:
-            more = self._lines(raw)
-        except EngineFault as fault:
-            fault.lines = lines + fault.lines
-            raise
-        return self._with_end(lines + more if lines else more)
-
-    def _with_end(self, lines: bytes) -> bytes:
-        """`lines`, then what ends the stream if the body has ended."""
-        if not self.response.decoder.complete or self.events.done:
-            return lines
-        try:
-            return lines + self._end()
-        except EngineFault as fault:
-            fault.lines = lines + fault.lines
-            raise
-
-    def _lines(self, raw: bytes) -> bytes:
-        decoder = self.response.decoder
-        if not (raw or decoder.pending):
-            closed_well = decoder.end()
-            decoder.reusable = False
-            decoder.complete = True
-            if self.done:
-                return b""
-            if not closed_well:
-                raise EngineFault(Outcome("truncated", "the engine's stream was cut short"))
-            return b""
-        try:
-            payload = decoder.feed(raw)
-        except FramingError as error:
-            lines = self._events(error.payload) if error.payload and not self.events.done else b""
-            if self.events.done:  # instead of the body's end, which the client does not need
-                decoder.complete = decoder.surplus = True
-                return lines
-            raise EngineFault(Outcome(error.kind, f"the engine's stream is broken: {error}"), lines) from error
-        except Exception as error:  # nobody had foreseen what it has sent
-            raise self._crashed() from error
-        if not self.events.done:
-            return self._events(payload) if payload else b""
-        decoder.surplus = decoder.surplus or bool(payload.strip())
-        return b""
-
-    def _events(self, payload: bytes) -> bytes:
-        try:
-            return self.events.feed(payload)
-        except StreamBroken as error:
-            raise self._fault("invalid", error) from error
-        except Exception as error:
-            raise self._crashed() from error
-
-    def _end(self) -> bytes:
-        try:
-            return self.events.end()
-        except StreamBroken as error:
-            raise self._fault("truncated", error) from error
-        except Exception as error:
-            raise self._crashed() from error
-
-    def _crashed(self) -> EngineFault:
-        self.events.finished = self.events.complete  # else it was about to say more
-        return EngineFault(CRASHED)
-
-    def _fault(self, kind: str, broken: StreamBroken) -> EngineFault:
-        self.events.finished = self.events.complete  # as above
-        outcome = Outcome(kind, str(broken), details=broken.details)
-        return EngineFault(self.response.attempt.masked(outcome), broken.lines)
 
     def close(self, outcome: Outcome, keep_open: bool = False) -> None:
         """End the stream: give the engine's place back, and the connection unless `keep_open`. Idempotent; the first

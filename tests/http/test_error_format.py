@@ -292,7 +292,7 @@ class Retries(ResilienceTest):
 class GoesWell(ResilienceTest):
     def test_no_request_that_goes_well_is_looked_at_for_it(self) -> None:
         running = self.serve({"m": {"engines": [self.engine().url]}})
-        with mock.patch("gateway.server.exchange.error_format_of") as asked:
+        with mock.patch("gateway.server.answering.error_format_of") as asked:
             for _, client in CLIENTS:
                 self.assertEqual(running.post(ask(), headers=client).status, 200)
                 self.assertEqual(running.post(ask(stream=True), headers=client).status, 200)
