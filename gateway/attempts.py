@@ -2,7 +2,8 @@
 
 `Attempts` owns the attempts that wait for an answer (`rescue.py`) and the watchdog of hedges; it holds no lock of its
 own. What one engine says is asked for by `engines.py`. An attempt's steps end in a `finally` that gives the engine's
-place back, however they end; a stream that has begun takes the place with it until it is closed.
+place back, however they end; a stream that has begun takes the place with it until it is closed. What nobody had
+foreseen is the attempt's failure, like any other.
 """
 
 from __future__ import annotations

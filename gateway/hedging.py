@@ -1,7 +1,8 @@
 """What a try gives, and two tries at once: the first to answer wins, the other one is ended.
 
 A `Race` is shared by the thread that made the first attempt, the one that makes the second, and the watchdog that tells
-when it is time for that; its lock guards who has won. It chooses no engine and asks none.
+when it is time for that; its lock guards who has won. The loser is aborted after that, and an answer that comes second
+gives its connection and its place back. It chooses no engine and asks none.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ asks on as after any failure.
 
 `Rescue` owns the waiting attempts: a dict whose single operations are atomic; there is no lock. The watchdog's thread
 walks it at each tick, so nobody has to tell that an engine has gone: one that goes between the choice of it and `enter`
-is seen at the next tick, and a request that finds no place elsewhere, or no retry left, is looked at again.
+is seen at the next tick, and a request that finds no place elsewhere, or no retry left, is looked at again. (`begun` is
+written by whoever reads the answer, and only looked at here: a late look ends what might have been waited for, or waits
+for a tick more. A complete answer that comes in that moment may stand.)
 """
 
 from __future__ import annotations

@@ -52,7 +52,11 @@ class ModelPool(Roster):
         return waiter
 
     def leave_line(self, waiter: Waiter) -> Optional[Lease]:
-        """Stop waiting. Returns the place if one has been handed over meanwhile: it must be settled then."""
+        """Stop waiting. Returns the place if one has been handed over meanwhile: it must be settled then.
+
+        Under the lock a free place goes to the first in line before anybody else can see it, and the lease is stored
+        before its waiter's event is set: one that comes at the last moment is found here.
+        """
         with self._lock:
             self._chooser.line.leave(waiter)
             if self._decisions is not None:

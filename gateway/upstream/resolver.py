@@ -3,7 +3,8 @@
 `Resolver` owns what is known of each name and the threads that look names up: started when there is something to look
 up, ended when there is nothing more. `_lock` guards the names, the look-ups that wait and those under way; it is never
 held while a name is looked up, a thread is started or anybody is told. A name has one look-up at a time, which all who
-want it wait for. An answer is replaced whole, so that `known` and `holds` need no lock.
+want it wait for. An answer is replaced whole, so that `known` and `holds` need no lock. A result is set before its
+event, and a thread that ends a look-up takes the next under the lock under which they are appended: none is left over.
 
 A look-up cannot be stopped: getaddrinfo returns when it does. So that some that hang keep no other name waiting, one
 that has taken longer than STUCK_S is no longer counted against THREADS, and one that has taken longer than LOST_S no
