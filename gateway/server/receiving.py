@@ -135,7 +135,9 @@ class Receiving(ClientSide):
         return False
 
     def _judge_again(self, events: int) -> None:
-        if self.state is State.HELD:
+        if self.state is State.HELD and self.server.ending:
+            self._end()
+        elif self.state is State.HELD:
             self.state = State.READING
             if not self._take(None):
                 self.ready(0)

@@ -50,6 +50,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.loop = Loop("clients", self._crashed, self._after_turn)
         self.threads = Threads("aside", ASIDE_THREADS)
         self.asked = 0  # engines, in this turn of the loop
+        self.ending = False
         self._open: dict[socket.socket, Connection] = {}
         self._closing = threading.Event()
         self._reported_s = -math.inf
@@ -183,6 +184,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
     def end_connections(self, timeout_s: float) -> None:
         """Shut every open connection down and wait for their ends, at most `timeout_s` in all."""
         deadline_s = time.monotonic() + timeout_s
+        self.ending = True  # for those that look at no socket now
         for request in list(self._open):
             try:
                 request.shutdown(socket.SHUT_RDWR)

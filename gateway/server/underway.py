@@ -42,6 +42,7 @@ class Server(Protocol):
     loop: Loop
     threads: Threads
     asked: int  # engines, in this turn of the loop
+    ending: bool  # connections are being ended
 
     def closed(self, request: socket.socket) -> None:
         """A connection is over."""

@@ -759,6 +759,17 @@ class KeySets(OnLoopTest):
         side.close()
         self.assert_error(waiting.read_response(), 401, "unauthorized")
 
+    def test_who_waits_for_keys_before_its_body_is_read_is_ended_with_the_gateway(self) -> None:
+        running, _ = self.one_engine()
+        self.enter(mock.patch.object(running.app.guard, "may_wait", lambda headers: True))
+        self.enter(mock.patch.object(running.app.guard, "reads_keys", True))
+        client = self.enter(running.connect())
+        client.send(WHOLE[:HEAD_BYTES])
+        server = running.app.server
+        eventually(lambda: [one.state for one in list(server._open.values())] == [State.HELD])
+        running.stop()
+        self.assertEqual(server.connections, 0)
+
 
 if __name__ == "__main__":
     unittest.main()
