@@ -1,8 +1,8 @@
 """What a mock engine says: OpenAI-shaped answers as plain bodies and as lists of stream events.
 
-Pure: the same request, model, port and number give the same answer. Words stand for tokens, so
-usage, max_tokens and the default number of stream events can be counted by hand in a test.
-Nothing here knows a socket, a lock or a behaviour's name.
+Pure: the same request, model, port and number give the same answer. Words stand for tokens, so usage, max_tokens and
+the default number of stream events can be counted by hand in a test. Nothing here knows a socket, a lock or a
+behaviour's name.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import re
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Optional, Union
 
 Json = dict[str, Any]
 
@@ -32,29 +31,20 @@ class BadRequest(ValueError):
     """The request's body cannot be answered; the text says what is wrong with it."""
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Who answers: model name, port, and the running number of the request."""
+class Asked(NamedTuple):
+    """A request, its running number, and who answers it: `events` is the number of pieces the text is made of (None:
+    its words), `usage` False leaves the usage out."""
 
+    path: str
+    body: Json
     model: str
     port: int
     number: int
+    events: Optional[int]
+    usage: bool
 
 
-@dataclass(frozen=True)
-class StreamScript:
-    """The events of one stream, each a complete `data: …` block, in the order they are sent.
-
-    `content` is made as it is taken, once: a stream of a million events needs no memory for them.
-    """
-
-    opening: list[bytes]
-    content: Iterator[bytes]
-    closing: list[bytes]
-
-
-@dataclass(frozen=True)
-class _Choice:
+class _Choice(NamedTuple):
     pieces: list[str]
     tokens: int
     finish_reason: str
@@ -68,49 +58,50 @@ def encode(value: object) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
-def event(value: object) -> bytes:
-    """Return `value` as one server-sent event."""
-    return b"data: " + encode(value) + b"\n\n"
-
-
-def error_body(status: int, message: str, kind: str) -> Json:
+def error(status: int, message: str, kind: str) -> bytes:
     """Return the error object that llama.cpp and OpenAI share."""
-    return {"error": {"code": status, "message": message, "type": kind}}
+    return encode({"error": {"code": status, "message": message, "type": kind}})
 
 
-def models(identity: Identity) -> Json:
+def models(model: str) -> Json:
     """Return the answer to GET /v1/models."""
-    entry = {"id": identity.model, "object": "model", "created": 0, "owned_by": "mock"}
-    return {"object": "list", "data": [entry]}
+    return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "mock"}]}
 
 
-def plain(path: str, body: Json, identity: Identity, events: int | None, usage: bool) -> Json:
-    """Return the whole answer to an inference request.
-
-    `events` sets the number of pieces the text is made of (None: its words); `usage` False leaves
-    the usage out. Raises BadRequest when the body lacks what the path needs.
-    """
-    if path == EMBEDDINGS:
-        return _embeddings(body, identity, usage)
-    choices = _choices(path, body, identity, events)
-    answer = _frame(path, identity, chunk=False)
-    answer["choices"] = [_whole_choice(path, index, choice) for index, choice in enumerate(choices)]
-    if usage:
-        answer["usage"] = _usage(path, body, choices)
+def plain(asked: Asked) -> Json:
+    """Return the whole answer to an inference request. Raises BadRequest when the body lacks what the path needs."""
+    if asked.path == EMBEDDINGS:
+        return _embeddings(asked)
+    choices = _choices(asked)
+    answer = _frame(asked, "chat.completion")
+    answer["choices"] = [
+        {"index": index, **_said(asked.path, "".join(choice.pieces)), "finish_reason": choice.finish_reason}
+        for index, choice in enumerate(choices)
+    ]
+    if asked.usage:
+        answer["usage"] = _usage(asked, choices)
     return answer
 
 
-def stream(path: str, body: Json, identity: Identity, events: int | None, usage: bool) -> StreamScript:
-    """Return the events of the streamed answer to a chat or text completion.
+def _said(path: str, text: str) -> Json:
+    return {"message": {"role": "assistant", "content": text}} if path == CHAT else {"text": text, "logprobs": None}
 
-    Same arguments as `plain`; `usage` True sends usage when stream_options.include_usage asks.
+
+def stream(asked: Asked) -> tuple[list[bytes], Iterator[bytes], list[bytes]]:
+    """Return the first, the content and the last events of a streamed answer, each a complete `data: …` block.
+
+    Content is made as it is taken, once: a stream of a million events needs no memory for them. Usage is sent when
+    stream_options.include_usage asks. Raises BadRequest as `plain` does.
     """
-    choices = _choices(path, body, identity, events)
-    frame = _frame(path, identity, chunk=True)
+    choices = _choices(asked)
+    frame = _frame(asked, "chat.completion.chunk")
 
-    def chunk(index: int, text: str | None, finish: str | None = None, **delta: str) -> bytes:
+    def event(value: object) -> bytes:
+        return b"data: " + encode(value) + b"\n\n"
+
+    def chunk(index: int, text: Optional[str], finish: Optional[str] = None, **delta: str) -> bytes:
         choice: Json = {"index": index, "finish_reason": finish}
-        if path == CHAT:
+        if asked.path == CHAT:
             choice["delta"] = {**delta, **({} if text is None else {"content": text})}
         else:
             choice.update(text=text or "", logprobs=None)
@@ -122,53 +113,48 @@ def stream(path: str, body: Json, identity: Identity, events: int | None, usage:
                 if position < len(choice.pieces):
                     yield chunk(index, choice.pieces[position])
 
-    indexes = range(len(choices)) if path == CHAT else ()
-    closing = [chunk(i, None, choice.finish_reason) for i, choice in enumerate(choices)]
-    options = body.get("stream_options")
-    if usage and isinstance(options, dict) and options.get("include_usage") is True:
-        closing.append(event({**frame, "choices": [], "usage": _usage(path, body, choices)}))
-    return StreamScript([chunk(i, "", role="assistant") for i in indexes], content(), closing)
+    opening = [chunk(index, "", role="assistant") for index in range(len(choices)) if asked.path == CHAT]
+    closing = [chunk(index, None, choice.finish_reason) for index, choice in enumerate(choices)]
+    options = asked.body.get("stream_options")
+    if asked.usage and isinstance(options, dict) and options.get("include_usage") is True:
+        closing.append(event({**frame, "choices": [], "usage": _usage(asked, choices)}))
+    return opening, content(), closing
 
 
-def _frame(path: str, identity: Identity, chunk: bool) -> Json:
-    chat_object = "chat.completion.chunk" if chunk else "chat.completion"
+def _frame(asked: Asked, chat_object: str) -> Json:
     return {
-        "id": f"{'chatcmpl' if path == CHAT else 'cmpl'}-mock-{identity.port}-{identity.number}",
-        "object": chat_object if path == CHAT else "text_completion",
+        "id": f"{'chatcmpl' if asked.path == CHAT else 'cmpl'}-mock-{asked.port}-{asked.number}",
+        "object": chat_object if asked.path == CHAT else "text_completion",
         "created": int(time.time()),
-        "model": identity.model,
-        "system_fingerprint": f"mock-{identity.port}",
+        "model": asked.model,
+        "system_fingerprint": f"mock-{asked.port}",
     }
 
 
-def _whole_choice(path: str, index: int, choice: _Choice) -> Json:
-    text = "".join(choice.pieces)
-    if path == CHAT:
-        message = {"role": "assistant", "content": text}
-        return {"index": index, "message": message, "finish_reason": choice.finish_reason}
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": choice.finish_reason}
-
-
-def _choices(path: str, body: Json, identity: Identity, events: int | None) -> list[_Choice]:
-    asked = [_last_user_text(body)] if path == CHAT else _prompts(body)
-    n = body.get("n")
+def _choices(asked: Asked) -> list[_Choice]:
+    texts, n = _prompts(asked), asked.body.get("n")
     copies = min(n, _MAX_CHOICES) if type(n) is int and n > 0 else 1
-    opening = f"Mock answer from {identity.model} at {identity.port}: "
-    return [_choice(opening + text, body, events) for text in asked for _ in range(copies)]
+    if asked.path == CHAT:
+        users = [text for text, message in zip(texts, asked.body["messages"]) if message.get("role") == "user"]
+        texts = users[-1:] or [""]
+    opening = f"Mock answer from {asked.model} at {asked.port}: "
+    return [_choice(opening + text, asked.body, asked.events) for text in texts for _ in range(copies)]
 
 
-def _choice(text: str, body: Json, events: int | None) -> _Choice:
+def _choice(text: str, body: Json, events: Optional[int]) -> _Choice:
     words = _words(text)
     if events is not None and events > len(words):
         text += "".join(f" token{number}" for number in range(len(words) + 1, events + 1))
-    words = _words(_cut_at_stop(text, body.get("stop")))
+    stop = body.get("stop")
+    stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+    words = _words(text[: min([len(text), *(text.find(s) for s in stops if isinstance(s, str) and s and s in text)])])
     finish = "stop"
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     if type(limit) is int and 0 < limit < len(words):
         words, finish = words[:limit], "length"
-    if events is None or events >= len(words):
-        return _Choice(words, len(words), finish)
     count = len(words)
+    if events is None or events >= count:
+        return _Choice(words, count, finish)
     bounds = [index * count // events for index in range(events + 1)] if events else [0]
     pieces = ["".join(words[low:high]) for low, high in zip(bounds, bounds[1:])]
     return _Choice(pieces, count if events else 0, finish)
@@ -178,19 +164,16 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\S+\s*|\s+", text)
 
 
-def _cut_at_stop(text: str, stop: object) -> str:
-    candidates = stop if isinstance(stop, list) else [stop]
-    found = [text.find(s) for s in candidates if isinstance(s, str) and s and s in text]
-    return text[: min(found)] if found else text
-
-
-def _messages(body: Json) -> list[Json]:
-    messages = body.get("messages")
+def _prompts(asked: Asked) -> list[str]:
+    """Return the text of each message, prompt or input."""
+    if asked.path != CHAT:
+        return _texts(asked.body, "input" if asked.path == EMBEDDINGS else "prompt")
+    messages = asked.body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("'messages' must be a non-empty list")
     if not all(isinstance(message, dict) for message in messages):
         raise BadRequest("'messages' must hold objects")
-    return messages
+    return [_text_of(message.get("content")) for message in messages]
 
 
 def _text_of(content: object) -> str:
@@ -200,19 +183,9 @@ def _text_of(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _last_user_text(body: Json) -> str:
-    for message in reversed(_messages(body)):
-        if message.get("role") == "user":
-            return _text_of(message.get("content"))
-    return ""
-
-
-def _prompts(body: Json) -> list[str]:
-    return _texts(body.get("prompt"), "prompt")
-
-
-def _texts(value: object, name: str) -> list[str]:
+def _texts(body: Json, name: str) -> list[str]:
     """Return the texts of a prompt or input: text, token numbers, or a list of either."""
+    value = body.get(name)
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
@@ -223,42 +196,31 @@ def _texts(value: object, name: str) -> list[str]:
     raise BadRequest(f"'{name}' must be text, a list of token numbers, or a list of either")
 
 
-def _usage(path: str, body: Json, choices: list[_Choice]) -> Json:
-    if path == CHAT:
-        texts = [_text_of(message.get("content")) for message in _messages(body)]
-    else:
-        texts = _prompts(body)
-    prompt = max(1, sum(len(text.split()) for text in texts))
+def _usage(asked: Asked, choices: list[_Choice]) -> Json:
+    prompt = max(1, sum(len(text.split()) for text in _prompts(asked)))
     completion = sum(choice.tokens for choice in choices)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _embeddings(body: Json, identity: Identity, usage: bool) -> Json:
-    texts = _texts(body.get("input"), "input")
-    asked = body.get("dimensions")
-    size = asked if type(asked) is int and 0 < asked <= 8192 else _EMBEDDING_DIMENSIONS
-    packed = body.get("encoding_format") == "base64"
+def _embeddings(asked: Asked) -> Json:
+    texts, dimensions = _prompts(asked), asked.body.get("dimensions")
+    size = dimensions if type(dimensions) is int and 0 < dimensions <= 8192 else _EMBEDDING_DIMENSIONS
+    packed = asked.body.get("encoding_format") == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _vector(text, size, packed)}
         for index, text in enumerate(texts)
     ]
-    answer: Json = {"object": "list", "model": identity.model, "data": data}
-    if usage:
+    answer: Json = {"object": "list", "model": asked.model, "data": data}
+    if asked.usage:
         tokens = max(1, sum(len(text.split()) for text in texts))
         answer["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
     return answer
 
 
-def _vector(text: str, size: int, packed: bool) -> list[float] | str:
+def _vector(text: str, size: int, packed: bool) -> Union[list[float], str]:
     """Return a unit vector that depends on the text alone, or its float32 bytes in base64."""
     raw = hashlib.shake_256(text.encode("utf-8", "surrogatepass")).digest(size)
     values = [byte - 127.5 for byte in raw]  # never zero, so the length never is
     length = sum(value * value for value in values) ** 0.5
     unit = [value / length for value in values]
-    if packed:
-        return base64.b64encode(struct.pack(f"<{size}f", *unit)).decode()
-    return unit
+    return base64.b64encode(struct.pack(f"<{size}f", *unit)).decode() if packed else unit

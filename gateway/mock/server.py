@@ -1,81 +1,169 @@
-"""The mock engine: a llama.cpp-style server that misbehaves on demand.
+"""The mock engine: a llama.cpp-style server that misbehaves on demand, on `http.server.ThreadingHTTPServer`.
 
-Owns the behaviour in force, the gate and the open connections. Its lock guards these three, is
-held for a few assignments only and never while a socket or a callback is used. Imports nothing of
-the gateway it is there to test.
+Owns the listening socket and the open connections, which a server's lock guards. An engine's `_turning` makes one
+change at a time: it is held while the listening socket is opened and closed, which waits for no client. Imports nothing
+of the gateway it is there to test.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import http.server
 import itertools
 import os
 import signal
 import socket
+import socketserver
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
-from gateway.mock.behaviours import MEANINGS, OPTION_NAMES, WHOLE_OPTIONS, BehaviourError, settle
-from gateway.mock.caller import Caller, CallerLeft, EngineClosed
-from gateway.mock.exchange import Ending, Mode
-from gateway.mock.gate import Gate
-from gateway.mock.ledger import Ledger
-from gateway.mock.loop import SelectorLoop
-from gateway.mock.routes import Routes
+from gateway.mock.behaviours import MEANINGS, OPTIONS, Behaviour, BehaviourError
+from gateway.mock.conduct import Conduct
+from gateway.mock.connection import readable
+from gateway.mock.state import State
 
 _CLOSE_TIMEOUT_S = 5.0
+_LONGEST_WAIT_S = 60.0
+_REST_S = 0.05  # before what the system has refused is tried again
 
 
-class MockEngine:
+class _Server(http.server.ThreadingHTTPServer):
+    """Holds a port from the start, and accepts connections from `listen` to `stop`; each has a thread of its own."""
+
+    request_queue_size = 1024
+    allow_reuse_address = os.name == "posix"  # elsewhere two servers could share a port
+    allow_reuse_port = False
+    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's looks up the host's name, which may take seconds
+
+    def __init__(self, state: State, host: str) -> None:
+        """Raises OSError when `host` does not resolve or the port is taken."""
+        found = socket.getaddrinfo(host or None, state.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family = found[0][0]
+        super().__init__(found[0][4], Conduct, bind_and_activate=False)  # type: ignore[arg-type]
+        try:
+            self.server_bind()
+        except BaseException:
+            self.server_close()
+            raise
+        self.state = state
+        state.port = self.server_address[1]
+        self._name = f"mock-{state.model}-{state.port}"
+        self._numbers = itertools.count(1)
+        self._accepting: Optional[threading.Thread] = None
+        self._lock = threading.Lock()
+        self._connections: dict[Any, threading.Thread] = {}
+        self._stopped = False
+        self._spared: Optional[socket.socket] = None
+
+    def listen(self) -> None:
+        """Accept connections, on a thread. May be called again. Raises OSError, and has closed, when it cannot."""
+        if self._accepting is None:
+            self.socket.setblocking(False)
+            try:
+                self.server_activate()
+            except OSError:
+                self.server_close()
+                raise
+            self._accepting = threading.Thread(target=self._accept_all, name=self._name, daemon=True)
+            self._accepting.start()
+
+    def _accept_all(self) -> None:
+        stopped = False
+        while not stopped:
+            with self.state.bell() as bell:
+                stopped = self._stopped  # whoever came before that is still accepted, and closed in order
+                if not stopped:
+                    readable([self.socket, bell], _LONGEST_WAIT_S)
+            try:
+                while True:
+                    sock, address = self.get_request()
+                    sock.setblocking(True)
+                    self.process_request(sock, address)
+            except (BlockingIOError, ConnectionError):
+                pass
+            except OSError:  # out of descriptors: rest rather than spin
+                time.sleep(_REST_S)
+
+    def stop(self, spared: Optional[socket.socket] = None) -> list[threading.Thread]:
+        """Close the listening socket and all connections but one; returns their threads, which end soon."""
+        self._stopped, self._spared = True, spared
+        self.state.ring()
+        if self._accepting is not None:
+            self._accepting.join(_CLOSE_TIMEOUT_S)
+        self.server_close()
+        with self._lock:  # a connection's thread takes it from the table before it closes it
+            threads = list(self._connections.values())
+            for sock in self._connections.keys() - {spared}:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        self.state.ring()
+        return threads
+
+    def has_ended(self, sock: socket.socket) -> bool:
+        """Whether `stop` has closed this connection."""
+        return self._stopped and sock is not self._spared
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, on a thread."""
+        name, args = f"{self._name}-{next(self._numbers)}", (request, client_address)
+        thread = threading.Thread(target=self.process_request_thread, args=args, name=name, daemon=True)
+        with self._lock:
+            self._connections[request] = thread
+        self.state.count(connections=1, connections_total=1)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: this caller goes, the server must not
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection in good order."""
+        self.forget(request)
+        super().shutdown_request(request)
+
+    def forget(self, request: Any) -> None:
+        """Count a connection no longer: its thread is about to close it. May be called again."""
+        with self._lock:
+            known = self._connections.pop(request, None)
+        if known is not None:
+            self.state.count(connections=-1)
+
+
+class MockEngine(State):
     """A mock engine in this process, on threads of its own. Public methods are thread safe."""
 
     def __init__(
-        self,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        model: str = "mock",
-        behaviour: str = "ok",
-        **behaviour_options: object,
+        self, host: str = "127.0.0.1", port: int = 0, model: str = "mock", behaviour: str = "ok", **options: object
     ) -> None:
         """Prepare an engine; nothing listens before `start`.
 
-        `port` 0 takes a free one. `behaviour_options` are those of the control endpoint: delay,
-        status, ratio, seed, events, gap, after, retry_after, seconds. Raises BehaviourError.
+        `port` 0 takes a free one. `options` are those of the control endpoint: delay, status, ratio, seed, events, gap,
+        after, retry_after, seconds. Raises BehaviourError.
         """
+        super().__init__(model, port, Behaviour(behaviour, options))
         self.host = host
-        self.port = port
-        self.model = model
-        self._lock = threading.Lock()
-        self._mode = Mode(settle(behaviour, behaviour_options))
-        self._gate: Gate | None = None
-        self._connections: dict[Caller, threading.Thread] = {}
-        self._connection_numbers = itertools.count(1)
-        self._ledger = Ledger()
-        self._routes = Routes(self, self._ledger)
-        self._loop: SelectorLoop | None = None
-        self._closed = False
+        self._turning = threading.Lock()
+        self._server: Optional[_Server] = None  # None as well while a port that refuses cannot be held
+        self._started = self._closed = False
+        self._timer: Optional[threading.Timer] = None  # ends a refusal
 
     def start(self) -> MockEngine:
         """Listen (or refuse, if that is the behaviour) and return self.
 
         Raises OSError when the address cannot be had, RuntimeError when started before.
         """
-        if self._loop is not None or self._closed:
-            raise RuntimeError("a mock engine starts once")
-        loop = SelectorLoop(self.host, self.port, self._accepted, self._refusal_ended)
-        behaviour = self._mode.behaviour
-        self._loop = loop
-        self.port = loop.port
-        refuse_s = behaviour.seconds if behaviour.name == "refuse" else None
-        try:
-            loop.start(f"mock-{self.model}-{self.port}", refuse_s)
-        except OSError:
-            self._loop = None
-            raise
+        with self._turning:
+            if self._started or self._closed:
+                raise RuntimeError("a mock engine starts once")
+            server = _Server(self, self.host)
+            if self.behaviour.name == "refuse":
+                self._listen_in(self.behaviour.seconds)
+            else:
+                server.listen()
+            self._server, self._started = server, True
         return self
 
     @property
@@ -84,143 +172,73 @@ class MockEngine:
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
-    @property
-    def requests(self) -> list[dict[str, Any]]:
-        """The last 64 inference requests, oldest first: dicts with `path`, `headers` (names in
-        lower case), `body` (parsed; None if not JSON or above 1 MiB) and `body_bytes`."""
-        return self._ledger.requests()
-
-    def stats(self) -> dict[str, Any]:
-        """Return the behaviour's name and options, and all counts as of one moment.
-
-        `requests`, `in_flight` and `cancelled` count inference requests; `probes` counts GETs of
-        /health and /v1/models; `connections` are open now; `request_ids` counts distinct
-        X-Request-ID headers and `duplicates` requests that brought one seen before.
-        """
-        behaviour = self._mode.behaviour
-        named = {"behaviour": behaviour.name, "options": behaviour.options()}
-        return {**named, "model": self.model, "port": self.port, **self._ledger.snapshot()}
-
     def control(self, behaviour: str, **options: object) -> None:
         """Change the behaviour for requests that arrive from now on, and for those that hang.
 
-        Options not given fall back to their defaults. When this returns from `refuse`, connects
-        are refused and all connections closed. Raises BehaviourError and then changes nothing.
+        Options not given fall back to their defaults. When this returns from `refuse`, connects are refused and all
+        connections closed. Raises BehaviourError and then changes nothing.
         """
-        self.change(Mode(settle(behaviour, options)), spared=None)
+        self.change(Behaviour(behaviour, options), spared=None)
 
-    def hold_after(self, events: int) -> Gate:
-        """Stop streams that arrive from now on after `events` content events, until released.
+    def change(self, behaviour: Behaviour, spared: Optional[socket.socket]) -> None:
+        with self._turning:
+            self.behaviour = behaviour
+            if self._started and not self._closed and behaviour.name == "refuse":
+                if self._server is not None:
+                    self._server.stop(spared)
+                self._server = None
+                with contextlib.suppress(OSError):
+                    # Bound without listening, a port still refuses connects, and nobody else can take it.
+                    self._server = _Server(self, self.host)
+                self._listen_in(behaviour.seconds)
+            elif self._started and not self._closed:
+                self._listen()
+        self.ring()
 
-        For chat, 0 means after the role event. A gate set before is released.
-        """
-        gate = Gate(events, self._nudge_all)
-        with self._lock:
-            previous, self._gate = self._gate, gate
-        if previous is not None:
-            previous.release()
-        return gate
+    def _listen(self) -> None:
+        """Listen, unless somebody else has the port just then: it is tried again until it works."""
+        self._forget_timer()
+        server, self._server = self._server, None
+        try:
+            server = server or _Server(self, self.host)
+            server.listen()
+            self._server = server
+        except OSError:
+            self._listen_in(_REST_S)
 
-    def wait_for_requests(self, count: int, timeout_s: float) -> bool:
-        """Wait until `count` inference requests have arrived in all; False after `timeout_s`."""
-        return self._ledger.wait_until(lambda counts: counts["requests"] >= count, timeout_s)
+    def _listen_in(self, seconds: float) -> None:
+        self._forget_timer()
+        self._timer = threading.Timer(seconds, self._end_refusal)
+        self._timer.name, self._timer.daemon = f"mock-{self.model}-{self.port}-timer", True
+        self._timer.start()
 
-    def wait_for_cancelled(self, count: int, timeout_s: float) -> bool:
-        """Wait until `count` callers have left before their answer; False after `timeout_s`."""
-        return self._ledger.wait_until(lambda counts: counts["cancelled"] >= count, timeout_s)
+    def _forget_timer(self) -> list[threading.Thread]:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        return [] if timer is None else [timer]
 
-    def wait_for_idle(self, timeout_s: float) -> bool:
-        """Wait until no inference request is in flight; False after `timeout_s`."""
-        return self._ledger.wait_until(lambda counts: counts["in_flight"] == 0, timeout_s)
+    def _end_refusal(self) -> None:
+        with self._turning:
+            if self._timer is threading.current_thread():  # else it was cancelled too late
+                if self.behaviour.name == "refuse":
+                    self.behaviour = Behaviour("ok", {})
+                self._listen()
 
     def close(self) -> None:
         """Close the listener and every connection, and join all threads. May be called again."""
-        with self._lock:
+        with self._turning:
             self._closed = True
-        if self._loop is not None:
-            self._loop.stop(_CLOSE_TIMEOUT_S)
-        with self._lock:
-            connections = dict(self._connections)
-        for caller in connections:
-            caller.abort()
+            threads = self._forget_timer() + ([] if self._server is None else self._server.stop())
         ends_at = time.monotonic() + _CLOSE_TIMEOUT_S
-        for thread in connections.values():
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, ends_at - time.monotonic()))
+        for thread in threads:
+            thread.join(max(0.0, ends_at - time.monotonic()))
 
     def __enter__(self) -> MockEngine:
-        return self.start() if self._loop is None else self
+        return self if self._started else self.start()
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    @property
-    def mode(self) -> Mode:
-        """What is in force now."""
-        return self._mode
-
-    @property
-    def gate(self) -> Gate | None:
-        """The gate that holds streams which begin now; None without one."""
-        return self._gate
-
-    def change(self, mode: Mode, spared: Caller | None) -> None:
-        """Put `mode` in force; `spared` is the connection that asked, closed by its own thread."""
-        with self._lock:
-            self._mode = mode
-        if self._loop is None or self._closed:
-            return
-        if mode.behaviour.name != "refuse":
-            self._loop.listen()
-            self._nudge_all()
-            return
-        self._loop.refuse(mode.behaviour.seconds)
-        for caller in self._callers():
-            if caller is not spared:
-                caller.abort()
-
-    def _refusal_ended(self) -> None:
-        with self._lock:
-            if self._mode.behaviour.name == "refuse":
-                self._mode = Mode(settle("ok", {}))
-
-    def _callers(self) -> list[Caller]:
-        with self._lock:
-            return list(self._connections)
-
-    def _nudge_all(self) -> None:
-        for caller in self._callers():
-            caller.nudge()
-
-    def _accepted(self, sock: socket.socket) -> None:
-        assert self._loop is not None
-        caller = Caller(sock, self._loop)
-        name = f"mock-{self.model}-{self.port}-{next(self._connection_numbers)}"
-        thread = threading.Thread(target=self._serve, args=(caller,), name=name, daemon=True)
-        with self._lock:
-            self._connections[caller] = thread
-        self._ledger.count("connections")
-        self._ledger.count("connections_total")
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads: this caller goes, the loop must not
-            self._forget(caller)
-
-    def _serve(self, caller: Caller) -> None:
-        try:
-            with contextlib.suppress(OSError, CallerLeft, EngineClosed):
-                caller.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                ending = self._routes.answer_all(caller)
-                if ending is Ending.RESET:
-                    caller.reset()
-        finally:
-            self._forget(caller)
-
-    def _forget(self, caller: Caller) -> None:
-        caller.close()
-        with self._lock:
-            self._connections.pop(caller, None)
-        self._ledger.count("connections", -1)
 
 
 def main(argv: Sequence[str], prog: str = "python -m gateway.mock") -> int:
@@ -257,11 +275,7 @@ def _say(line: str) -> None:
 
 
 def _end_signals() -> socket.socket:
-    """Return a socket that becomes readable with the first SIGTERM or SIGINT.
-
-    A sleep that a signal interrupts would miss one that comes just before it, or that the system
-    gives to another thread; the wake-up descriptor misses none.
-    """
+    """Return a socket that becomes readable with the first SIGTERM or SIGINT; a sleep might miss one."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -280,8 +294,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free port")
     parser.add_argument("--model", default="mock", help="the model's name")
     parser.add_argument("--behaviour", default="ok", metavar="NAME", help="see below; default ok")
-    for name in OPTION_NAMES:
-        number = int if name in WHOLE_OPTIONS else float
-        flag = "--" + name.replace("_", "-")
+    for name, option in OPTIONS.items():
+        flag, number = "--" + name.replace("_", "-"), int if option.whole else float
         parser.add_argument(flag, type=number, metavar="N", help="option of the behaviour")
     return parser

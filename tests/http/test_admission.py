@@ -21,15 +21,15 @@ WAITING = 'gateway_engine_queue_depth{model="m"}'
 
 def peak_of(engine: MockEngine) -> list[int]:
     """A list that gets the requests in flight at the engine with each that arrives."""
-    ledger, seen = engine._ledger, []
-    arrived = ledger.arrived
+    seen: list[int] = []
+    arrived = engine.arrived
 
     def note(*args: Any) -> int:
         number = arrived(*args)
-        seen.append(ledger.snapshot()["in_flight"])
+        seen.append(engine.stats()["in_flight"])
         return number
 
-    ledger.arrived = note  # type: ignore[method-assign]
+    engine.arrived = note  # type: ignore[method-assign]
     return seen
 
 

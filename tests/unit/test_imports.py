@@ -314,10 +314,10 @@ class OrderTest(unittest.TestCase):
         faults = [i for i in own if not within(i.module, "gateway.routing")]
         self.assert_none(faults, "what decided must be all that decides again")
 
-    def test_only_the_server_package_uses_http_server(self) -> None:
+    def test_only_the_server_package_and_the_mock_engine_use_http_server(self) -> None:
         users = [i for i in self.imports if within(i.module, "http.server", "socketserver")]
         self.assertTrue(users)
-        self.assert_none([i for i in users if not within(i.importer, "gateway.server")], "http.server is server/'s")
+        self.assert_none([i for i in users if not within(i.importer, "gateway.server", "gateway.mock")], "theirs")
 
     def test_who_may_touch_a_socket_is_named(self) -> None:
         self.assert_named(SOCKET_USERS, touches_a_socket)
