@@ -1,4 +1,4 @@
-"""What the tests of parked connections share: waiting for the loop, holding it, and counting the threads it asks for.
+"""What tests of connections on the loop share: waiting for the loop, holding it, counting the threads it asks for.
 
 Owns no state of its own.
 """

@@ -3,7 +3,8 @@
 `Relay` owns a loop of its own, every open stream (`relayed.py`) and the connections whose last bytes are due. All of it
 is for that loop's thread; other threads reach it by `take`, `close` and `post`, so there is no lock.
 
-Measured: 60 us CPU per event with a blocked thread per stream, 17 with this (docs/PERFORMANCE.md).
+Measured: 60 us CPU per event with a blocked thread per stream, 17 with this (docs/PERFORMANCE.md). With one loop for
+clients and streams, side by side: as much at 100 streams, 25.6 instead of 21.4 at 500, where the turns of TURN_S count.
 """
 
 from __future__ import annotations

@@ -90,14 +90,14 @@ class Watched:
 def watched(
     report: Report,
     environment: Optional[Mapping[str, object]] = None,
-    threaded: bool = False,
+    without_epoll: bool = False,
     on_request: Optional[Callable[[dict[str, Any]], None]] = None,
 ) -> Iterator[Watched]:
-    """A gateway with these settings, checked and stopped at the end. `threaded`: as where there is no epoll;
+    """A gateway with these settings, checked and stopped at the end. `without_epoll`: as where there is no epoll;
     `on_request` is told every request's log line, on the thread that writes them."""
     log = Log(on_request)
     settings = load_settings({"LOG_FORMAT": "json", **(environment or {})})
-    patched = mock.patch("gateway.server.loop.HAS_EPOLL", False) if threaded else contextlib.nullcontext()
+    patched = mock.patch("gateway.server.loop.HAS_EPOLL", False) if without_epoll else contextlib.nullcontext()
     with patched:
         app = Gateway(settings, log).start()
     running = Watched(app, log, report)

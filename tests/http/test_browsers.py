@@ -11,7 +11,7 @@ from typing import Any, Optional
 from gateway.server.browsers import BrowserRules
 from gateway.server.parsing import parse_head
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest, bearer
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.support import (
     CHAT,
     COMPLETIONS,
@@ -326,11 +326,11 @@ class MetricsTest(BrowserTest):
         self.assertEqual(running.get("/metrics", self.PASSED_ON).status, 200)
 
 
-class NamesOnThreads(Threaded, NamesTest):
+class NamesOnThreads(WithoutEpoll, NamesTest):
     pass
 
 
-class CrossSiteOnThreads(Threaded, CrossSiteTest):
+class CrossSiteOnThreads(WithoutEpoll, CrossSiteTest):
     pass
 
 

@@ -6,7 +6,7 @@ import json
 import unittest
 
 from tests.access import ADMIN_KEYS, ROOT, AccessTest
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.onloop import OnLoopTest
 from tests.support import CHAT, HI, RawClient, gateway
 
@@ -87,7 +87,7 @@ class AnnouncedChunks(OnLoopTest):
             self.assert_too_large(client)
 
 
-class AnnouncedChunksWithoutEpoll(Threaded, AnnouncedChunks):
+class AnnouncedChunksWithoutEpoll(WithoutEpoll, AnnouncedChunks):
     pass
 
 
@@ -102,7 +102,7 @@ class AnnouncedToOthers(AccessTest):
             self.assertEqual((response.status, response.error), (413, "body_too_large"), response.body)
 
 
-del Threaded
+del WithoutEpoll
 
 if __name__ == "__main__":
     unittest.main()

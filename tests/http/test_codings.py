@@ -13,7 +13,7 @@ from unittest import mock
 from gateway.upstream.codings import PIECE_BYTES
 from gateway.upstream.stream import EngineStream
 from inference import InferenceFactory
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.onloop import OnLoopTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, chunked, delta
@@ -288,11 +288,11 @@ class Streams(OnLoopTest):
         self.assert_nothing_held(running)
 
 
-class ThreadedComplete(Threaded, Complete):
+class CompleteWithoutEpoll(WithoutEpoll, Complete):
     pass
 
 
-class ThreadedStreams(Threaded, Streams):
+class StreamsWithoutEpoll(WithoutEpoll, Streams):
     pass
 
 

@@ -1,6 +1,6 @@
-"""Connections that have a thread only while something must be waited for, and what clients see of it: nothing.
+"""Connections on the loop, which have a thread only while something must block, and what clients see of it: nothing.
 
-Most of it holds for a server with a thread for each connection as well (test_threaded).
+Most of it holds where there is no epoll as well (test_without_epoll).
 """
 
 from __future__ import annotations
@@ -500,10 +500,10 @@ class TimeLimits(OnLoopTest):
         engine = self.engine()
         running = self.serve({"m": {"engines": [engine.url]}}, KEEPALIVE_TIMEOUT="0.3")
         self.assertEqual(running.post(ask()).status, 200)
-        fresh, parked, threaded = (self.enter(running.connect()) for _ in range(3))
-        self.assertEqual(threaded.ask("GET", "/healthz").status, 200)
-        self.assertEqual(parked.post(ask()).status, 200)
-        for client in (fresh, parked, threaded):
+        fresh, kept, answered = (self.enter(running.connect()) for _ in range(3))
+        self.assertEqual(answered.ask("GET", "/healthz").status, 200)
+        self.assertEqual(kept.post(ask()).status, 200)
+        for client in (fresh, kept, answered):
             client.assert_closed()
         self.wait_for_connections(running, 0)
 

@@ -8,7 +8,7 @@ import unittest
 from typing import Any
 
 from inference import InferenceFactory
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.onloop import OnLoopTest
 from tests.resilience import ask
 from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, TIMEOUT_S, Response
@@ -100,7 +100,7 @@ class Nonfinite(OnLoopTest):
                 side.close()
 
 
-class ThreadedNonfinite(Threaded, Nonfinite):
+class ThreadedNonfinite(WithoutEpoll, Nonfinite):
     pass
 
 

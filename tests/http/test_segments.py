@@ -9,7 +9,7 @@ import time
 import unittest
 from collections.abc import Iterable
 
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.support import (
     CHAT,
     HI,
@@ -211,11 +211,11 @@ def places(data: bytes) -> list[int]:
     return found if len(found) <= 60 else found[:20] + found[-20:]
 
 
-class SegmentsWithoutEpoll(Threaded, Segments):
+class SegmentsWithoutEpoll(WithoutEpoll, Segments):
     pass
 
 
-del Threaded
+del WithoutEpoll
 
 if __name__ == "__main__":
     unittest.main()

@@ -12,7 +12,7 @@ from typing import Any, Optional
 from gateway.server.connection import State
 from gateway.server.unsent import TAKEN_BYTES
 from tests.http.test_loop_connections import narrow
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.onloop import OnLoopTest, completion
 from tests.resilience import ask, fleet
 from tests.scripted import EngineSide
@@ -225,11 +225,11 @@ class Memory(OnLoopTest):
         self.assertGreater(resident_bytes(), rest + 0.5 * total)  # else they are not held, and this tells nothing
 
 
-class CutOffWithoutEpoll(Threaded, CutOff):
+class CutOffWithoutEpoll(WithoutEpoll, CutOff):
     pass
 
 
-del Threaded
+del WithoutEpoll
 
 if __name__ == "__main__":
     unittest.main()

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from gateway.settings import reload
 from gateway.upstream.call import Call
 from inference import InferenceFactory
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.onloop import OnLoopTest
 from tests.resilience import ask, fleet
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
@@ -373,11 +373,11 @@ class Payloads(unittest.TestCase):
             self.assertEqual(json.loads(call.payload("n", False)), {**request, "model": "n"})
 
 
-class UsageRefusedWithoutEpoll(Threaded, UsageRefused):
+class UsageRefusedWithoutEpoll(WithoutEpoll, UsageRefused):
     pass
 
 
-del Threaded
+del WithoutEpoll
 
 if __name__ == "__main__":
     unittest.main()

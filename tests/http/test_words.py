@@ -10,7 +10,7 @@ from unittest import mock
 from gateway.errors import RequestRefused
 from gateway.upstream.words import DETAIL_MAX_CHARS, MESSAGE_MAX_CHARS
 from inference import EngineSpec, InferenceFactory
-from tests.http.test_threaded import Threaded
+from tests.http.test_without_epoll import WithoutEpoll
 from tests.onloop import OnLoopTest
 from tests.resilience import ask
 from tests.scripted import STREAM_HEAD, EngineSide, chunked, delta
@@ -190,7 +190,7 @@ class Words(OnLoopTest):
                 self.assertEqual(body["details"], {"code": 7, "type": "oom"})
 
 
-class ThreadedWords(Threaded, Words):
+class ThreadedWords(WithoutEpoll, Words):
     pass
 
 

@@ -30,7 +30,7 @@ from tests.http import test_wire as wire
 from tests.support import RunningGateway, eventually, gateway
 
 
-class Threaded(unittest.TestCase):
+class WithoutEpoll(unittest.TestCase):
     """Comes first among the bases of a test: its gateways do without epoll."""
 
     @classmethod
@@ -41,7 +41,7 @@ class Threaded(unittest.TestCase):
         super().setUpClass()
 
 
-class Server(Threaded):
+class Server(WithoutEpoll):
     def test_this_is_the_loop_without_epoll(self) -> None:
         with gateway() as running:
             self.assertNotIsInstance(running.app.server.loop._poller, getattr(select, "epoll", ()))
@@ -83,147 +83,147 @@ class Bound(unittest.TestCase):
             self.assertEqual(self.told(running), [])
 
 
-class Addresses(Threaded, test_addresses.BothFamiliesTest):
+class Addresses(WithoutEpoll, test_addresses.BothFamiliesTest):
     pass
 
 
-class AllowedModels(Threaded, test_allowed_models.AliasTest):
+class AllowedModels(WithoutEpoll, test_allowed_models.AliasTest):
     pass
 
 
-class ErrorFormat(Threaded, test_error_format.Errors):
+class ErrorFormat(WithoutEpoll, test_error_format.Errors):
     pass
 
 
-class ChatAnswers(Threaded, test_chat.Answers):
+class ChatAnswers(WithoutEpoll, test_chat.Answers):
     pass
 
 
-class GoodEnds(Threaded, test_stream_ends.GoodEndTest):
+class GoodEnds(WithoutEpoll, test_stream_ends.GoodEndTest):
     pass
 
 
-class AskedForStreams(Threaded, test_stream_kinds.AskedTest):
+class AskedForStreams(WithoutEpoll, test_stream_kinds.AskedTest):
     pass
 
 
-class UnaskedStreams(Threaded, test_stream_kinds.NotAskedTest):
+class UnaskedStreams(WithoutEpoll, test_stream_kinds.NotAskedTest):
     pass
 
 
-class WireVersions(Threaded, wire.Versions):
+class WireVersions(WithoutEpoll, wire.Versions):
     pass
 
 
-class WireBodies(Threaded, wire.Bodies):
+class WireBodies(WithoutEpoll, wire.Bodies):
     pass
 
 
-class WireRefused400(Threaded, wire.Refused400):
+class WireRefused400(WithoutEpoll, wire.Refused400):
     pass
 
 
-class WirePipelining(Threaded, wire.Pipelining):
+class WirePipelining(WithoutEpoll, wire.Pipelining):
     pass
 
 
-class WireConnections(Threaded, wire.Connections):
+class WireConnections(WithoutEpoll, wire.Connections):
     pass
 
 
-class Rescues(Threaded, test_rescue.RescueTest):
+class Rescues(WithoutEpoll, test_rescue.RescueTest):
     pass
 
 
-class UnforeseenAttempts(Threaded, unforeseen.UnforeseenTest):
+class UnforeseenAttempts(WithoutEpoll, unforeseen.UnforeseenTest):
     pass
 
 
-class UnforeseenEnds(Threaded, unforeseen.EndsTest):
+class UnforeseenEnds(WithoutEpoll, unforeseen.EndsTest):
     pass
 
 
-class StreamsLive(Threaded, test_streams.LiveTest):
+class StreamsLive(WithoutEpoll, test_streams.LiveTest):
     pass
 
 
-class NamesHang(Threaded, names.HangTest):
+class NamesHang(WithoutEpoll, names.HangTest):
     pass
 
 
-class NamesChange(Threaded, names.ChangeTest):
+class NamesChange(WithoutEpoll, names.ChangeTest):
     pass
 
 
-class FailoverKeptConnections(Threaded, test_failover.KeptConnectionTest):
+class FailoverKeptConnections(WithoutEpoll, test_failover.KeptConnectionTest):
     pass
 
 
-class EngineAnswers(Threaded, test_engine_answers.Answers):
+class EngineAnswers(WithoutEpoll, test_engine_answers.Answers):
     pass
 
 
-class EngineKeptConnections(Threaded, test_engine_answers.KeptConnections):
+class EngineKeptConnections(WithoutEpoll, test_engine_answers.KeptConnections):
     pass
 
 
-class EngineSurplus(Threaded, test_surplus.Surplus):
+class EngineSurplus(WithoutEpoll, test_surplus.Surplus):
     pass
 
 
-class EngineSurplusIdle(Threaded, test_surplus.Idle):
+class EngineSurplusIdle(WithoutEpoll, test_surplus.Idle):
     pass
 
 
-class EngineReplays(Threaded, test_replays.Replays):
+class EngineReplays(WithoutEpoll, test_replays.Replays):
     pass
 
 
-class EngineShortages(Threaded, test_shortage.Shortages):
+class EngineShortages(WithoutEpoll, test_shortage.Shortages):
     pass
 
 
-class Segments(Threaded, test_loop_connections.Segments):
+class Segments(WithoutEpoll, test_loop_connections.Segments):
     pass
 
 
-class Refusals(Threaded, test_loop_connections.Refusals):
+class Refusals(WithoutEpoll, test_loop_connections.Refusals):
     pass
 
 
-class Order(Threaded, test_loop_connections.Order):
+class Order(WithoutEpoll, test_loop_connections.Order):
     pass
 
 
-class Leaving(Threaded, test_loop_connections.Leaving):
+class Leaving(WithoutEpoll, test_loop_connections.Leaving):
     pass
 
 
-class TimeLimits(Threaded, test_loop_connections.TimeLimits):
+class TimeLimits(WithoutEpoll, test_loop_connections.TimeLimits):
     pass
 
 
-class Draining(Threaded, test_loop_connections.Draining):
+class Draining(WithoutEpoll, test_loop_connections.Draining):
     pass
 
 
-class Queue(Threaded, test_loop_connections.Queue):
+class Queue(WithoutEpoll, test_loop_connections.Queue):
     pass
 
 
-class SseReasons(Threaded, test_sse.ReasonTest):
+class SseReasons(WithoutEpoll, test_sse.ReasonTest):
     pass
 
 
-class SseChoices(Threaded, test_sse.ChoicesTest):
+class SseChoices(WithoutEpoll, test_sse.ChoicesTest):
     pass
 
 
-class SseLines(Threaded, test_sse.LinesTest):
+class SseLines(WithoutEpoll, test_sse.LinesTest):
     pass
 
 
-class SseUsage(Threaded, test_sse.UsageTest):
+class SseUsage(WithoutEpoll, test_sse.UsageTest):
     pass
 
 
