@@ -1,8 +1,9 @@
 """One request's steps on their way: on the loop as long as it can wait for what they wait for, then on a thread.
 
 The loop's thread runs the steps of every request and waits for all their sockets at once. Steps that must wait for
-something else (`Event`), or that take long (`ASIDE`), go over to a thread, once, and are driven there to their end: to
-a worker's where the request has its place, else to one of those that are aside. What they give comes back to the loop.
+something else (`Event`), or that take long (`ASIDE`), go over to a thread and are driven there to their end: to a
+worker's where the request has its place, else to one of those that are aside, from where it comes back for its place
+(`Turn`). What they give comes back to the loop.
 
 A `Task` belongs to one thread at a time: it is passed on as the last thing done with it, so there is no lock. Before it
 goes to a thread it refers to nothing on the loop; while it is away the loop touches nothing of its request but
@@ -32,6 +33,7 @@ class Task:
     _waiting = False
     _number = 0  # of the wait: what was to wake an earlier one comes too late
     _watched = -1  # the descriptor that the loop watches for it
+    _ended: tuple[Any, Optional[Exception]] = (None, None)  # what the steps have given, or raised
 
     def __init__(self, job: Job, loop: Loop, threads: Threads) -> None:
         self._job = job
@@ -53,41 +55,31 @@ class Task:
         self._drive(ASIDE)
 
     def _go_on(self, resume: Callable[[Any], Any], value: Any) -> None:
-        """Run `_steps` until they wait, on the loop's thread, from `send` or `throw` of them with the value."""
+        """Run `_steps` on the loop's thread, until they wait for what it cannot wait for or have ended.
+
+        They begin with `resume(value)`: `send` or `throw` of theirs.
+        """
         while True:
-            try:
-                wait = resume(value)
-            except StopIteration as end:
-                if not self._below:
-                    self._end(end.value, None)
-                    return
-                steps = self._steps = self._below.pop()
-                resume, value = steps.send, end.value
-                continue
-            except Exception as error:
-                if not self._below:
-                    self._end(None, error)
-                    return
-                steps = self._steps = self._below.pop()
-                resume, value = steps.throw, error
-                continue
+            wait = self._advance(resume, value)
+            if wait is None:
+                self._end()
+                return
             kind = type(wait)
+            resume, value = self._steps.send, None
             try:
                 if kind is Readable:
-                    connection, until_s = wait
-                    self._watch(connection, until_s)
+                    self._watch(wait[0], wait[1])
                     return
                 if kind is Opened:  # the conversation with an engine is part of the steps
                     self._below.append(self._steps)
-                    steps = self._steps = wait.request.converse()
-                    resume, value = steps.send, None
+                    self._steps = wait.request.converse()
+                    resume = self._steps.send
                     continue
                 if kind is Turn:
                     self._pool = wait.pool
                     self.has_place = wait.pool.submit(self._job)
                     if not self.has_place:
                         return  # `drive` comes, or `throw`
-                    resume, value = self._steps.send, None
                     continue
                 if kind is Writable:
                     for connection in wait.connections:
@@ -103,6 +95,25 @@ class Task:
                 resume, value = self._steps.throw, overloaded(error)
             except Overloaded as error:
                 resume, value = self._steps.throw, error
+
+    def _advance(self, resume: Callable[[Any], Any], value: Any) -> Any:
+        """Run `_steps` to their next wait, a conversation's end into those below; None: they have ended, and `_ended`
+        says how."""
+        while True:
+            try:
+                return resume(value)
+            except StopIteration as end:
+                if not self._below:
+                    self._ended = end.value, None
+                    return None
+                steps = self._steps = self._below.pop()
+                resume, value = steps.send, end.value
+            except Exception as error:
+                if not self._below:
+                    self._ended = None, error
+                    return None
+                steps = self._steps = self._below.pop()
+                resume, value = steps.throw, error
 
     def _watch(self, connection: Watched, until_s: float, writing: bool = False) -> None:
         loop = self._loop
@@ -137,10 +148,10 @@ class Task:
             self._loop.forget(self._watched)
             self._watched = -1
 
-    def _end(self, value: Any, error: Optional[Exception]) -> None:
+    def _end(self) -> None:
         if self._watched >= 0:
-            self._loop.forget(self._watched)
-            self._watched = -1
+            self._unwatch()
+        (value, error), self._ended = self._ended, (None, None)
         self._done(value, error)
 
     # --- on a thread -----------------------------------------------------------------------------------------------
@@ -155,41 +166,15 @@ class Task:
 
     def _drive(self, wait: Wait) -> None:
         """Block on `wait`, and run the steps to their end, or until they need a place."""
-        resume: Callable[[Any], Any]
-        value: Any
-        while True:
-            if isinstance(wait, Turn):
-                self._post(self._take_turn, wait, None)
-                return
+        while not isinstance(wait, Turn):
+            resume: Callable[[Any], Any] = self._steps.send
             try:
                 value = wait.block()
-                resume = self._steps.send
             except Exception as error:
                 resume, value = self._steps.throw, error
-            while True:
-                try:
-                    wait = resume(value)
-                    break
-                except StopIteration as end:
-                    if not self._below:
-                        self._post(self._done, end.value, None)
-                        return
-                    self._steps = self._below.pop()
-                    resume, value = self._steps.send, end.value
-                except Exception as error:
-                    if not self._below:
-                        self._post(self._done, None, error)
-                        return
-                    self._steps = self._below.pop()
-                    resume, value = self._steps.throw, error
-
-    def _take_turn(self, turn: Turn, nothing: None) -> None:
-        self._go_on(lambda value: turn, None)
-
-    def _post(self, target: Callable[[Any, Any], None], first: Any, second: Any) -> None:
-        """Have the loop call it; where the loop has ended, it is called here."""
-
-        def call(events: int) -> None:
-            target(first, second)
-
-        self._loop.soon(call)
+            wait = self._advance(resume, value)
+            if wait is None:
+                self._loop.soon(lambda events: self._end())
+                return
+        turn = wait
+        self._loop.soon(lambda events: self._go_on(lambda nothing: turn, None))
