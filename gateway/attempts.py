@@ -84,13 +84,13 @@ class Attempts:
             self._hedges.start()
 
     def forget_changed(self, renewed: Collection[str] = ()) -> None:
-        """After a reload: see `Engines.forget_changed`."""
+        """Take over a reload: see `Engines.forget_changed`."""
         self.engines.forget_changed(renewed)
         self._watch_hedges()
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
-    def take_step(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Steps[Tried]:
+    def try_step(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Steps[Tried]:
         """Ask the engine that a step has a place on, and where the model hedges, a second one when that is slow."""
         must_stay = step.pool is not tries.asked and self._router.must_stay(tries.asked, step.pool)
         attempt = self.new_attempt(tries, step, deadline_s, must_stay)

@@ -54,7 +54,7 @@ class Asker:
         self._attempts.close()
 
     def forget_changed(self, renewed: Collection[str] = ()) -> None:
-        """After a reload: see `Attempts.forget_changed`."""
+        """Take over a reload: see `Engines.forget_changed`."""
         self._attempts.forget_changed(renewed)
 
     def ask(self, call: Call) -> Steps[Union[Answer, EngineStream]]:
@@ -74,7 +74,7 @@ class Asker:
             if failed is not None and failed[0] == step.pool.name:  # else it is a fallback
                 call.retries.append(failed)
             began_s = time.monotonic()
-            tried = yield from self._attempts.take_step(call, tries, step, deadline_s)
+            tried = yield from self._attempts.try_step(call, tries, step, deadline_s)
             call.engine_s += time.monotonic() - began_s
             self._adopt(call, asked, tried)
             result = tried.result

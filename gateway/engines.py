@@ -190,5 +190,5 @@ class Engines:
         resumes = engine.spec.resume and call.can_resume()
         events = EventStream(call.stream and not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
-            events.go_on(earlier)
+            events.continue_from(earlier)
         return EngineStream(response, events, self._stream_end_s)

@@ -1,10 +1,10 @@
-"""The library's face, and the one place where routing (who is asked) meets upstream (asking).
+"""The library's face: engines asked from a program, as the server asks them.
 
     from gateway.inference import InferenceFactory, EngineSpec
     with InferenceFactory({"13b": ["http://127.0.0.1:8010/v1"]}) as factory:
         print(factory.generate("what is python", model="13b"))
 
-`InferenceFactory` owns the router, the connections, the health checker and the watchdog. It holds no lock of its own:
+`InferenceFactory` owns the router, the connections, the health checker and the asker. It holds no lock of its own:
 choosing is locked per model in routing/, and a `Call` belongs to one thread, except for `cancel`.
 """
 

@@ -74,7 +74,7 @@ class Asked(Job):
     call: Optional[Call] = None
     account: Optional[Account] = None  # since it has been admitted
     limit_headers = b""  # lines that tell what is left to the caller
-    asked = ""  # the model that an invalid request names
+    named_model = ""  # by an invalid request
     restricted = False  # its caller may not use all models
     left = False  # the client has
     enqueued_s = 0.0
@@ -175,7 +175,7 @@ class Pipeline:
                 call.model = self.factory.router.unnamed()
         except GatewayError:
             model = request.get("model")
-            asked.asked = model if type(model) is str else ""
+            asked.named_model = model if type(model) is str else ""
             raise
         call.priority = asked.priority = identity.priority
         if b"x-gateway-priority" in headers:

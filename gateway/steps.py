@@ -81,7 +81,7 @@ class Event(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """What follows takes long or blocks: it is for a thread that may."""
+    """The steps that follow block or take long, so they need a thread."""
 
     def block(self) -> None:
         pass

@@ -35,7 +35,7 @@ class Client(Protocol):
         self, exchange: Answering, data: bytes, keep_alive: bool, body: responses.Text = b""
     ) -> Optional[bool]:
         """Write an answer's `data`, then `body`; False when the client is gone, None when the rest is written by and by
-        and `exchange.sent` is called then."""
+        and `exchange.written` is called then."""
         ...
 
     def before_last(self, exchange: Answering, keep_alive: bool) -> None:
@@ -151,9 +151,9 @@ class Answering(Asked):
         if sent:
             self.conclude(self.error, self.status)
         elif sent is not None:
-            self.sent(False)
+            self.written(False)
 
-    def sent(self, complete: bool) -> None:
+    def written(self, complete: bool) -> None:
         """The last write is over: conclude. Not `complete`: the client has left before it had everything, or has been
         cut off."""
         if complete:

@@ -50,7 +50,7 @@ class ClientSide:
 
         A client that does not take it (1 MiB of it, or what is left, in each CLIENT_TIMEOUT) is cut off.
         """
-        self.deadline_s = time.monotonic() + (self.settings.keepalive_timeout_s if keep_alive else LINGER_S)
+        self._give_idle_time(keep_alive)
         exchange.answered = True
         try:
             sent = self.sock.send(data)

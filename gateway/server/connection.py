@@ -6,7 +6,7 @@ it. A stream's bytes are written by the relay, which says when it is over.
 
     state      the socket is ready                its time is over             left for
     READING    read; a whole request is served    408 or an end                ASKING, HELD, CLOSED
-    HELD       (the body waits in the socket)     an end                       READING
+    HELD       (the body waits in the socket)     an end                       READING, CLOSED
     ASKING     read ahead, see the client leave   see it, or give up the wait  all but HELD
     WRITING    write on                           an end: nothing was taken    READING, LINGERING, CLOSED
     STREAMING  read ahead, see the client leave   (the relay keeps the time)   READING, LINGERING, CLOSED
@@ -83,7 +83,7 @@ class Connection(Receiving):
         self.server.closed(self.sock)
 
     def _nothing(self, events: float) -> None:
-        """What comes is looked at in the next state; the time is kept by the relay."""
+        """Ignore it: the next state begins by reading, and the relay keeps the time."""
 
     # --- a request -------------------------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ class Connection(Receiving):
         address = address_behind(head, self._peer, trusted) if trusted else self._peer
         exchange = Exchange(self.pipeline, self.server.context.relay, self, address, head, self._arrived_s)
         self._arrived_s = 0.0
-        request = self._request = UnderWay(exchange, self.server, self._go_on_behind)
+        request = self._request = UnderWay(exchange, self.server, self._after_answer)
         request.begin(event)
         if request.runs and not request.has_place and exchange.queued:
             self._see()
@@ -139,7 +139,7 @@ class Connection(Receiving):
         elif not request.give_up_waiting(now_s):
             self._see()
 
-    def _go_on_behind(self) -> None:
+    def _after_answer(self) -> None:
         """See what becomes of the connection now that a request has its answer, or what there is of it."""
         request = self._request
         assert request is not None
@@ -195,7 +195,7 @@ class Connection(Receiving):
         if self._unsent is not None and self._request is not None:
             self._unsent = None
             self.holds_large = False
-            self._request.exchange.sent(complete)
+            self._request.exchange.written(complete)
             self._request.leave_place()
 
     def stream_over(self) -> None:
@@ -205,7 +205,7 @@ class Connection(Receiving):
     def _behind_stream(self, events: int) -> None:
         request = self._request
         if self.state is State.STREAMING and request is not None and request.exchange.finished:
-            self._go_on_behind()
+            self._after_answer()
 
     # --- closing ---------------------------------------------------------------------------------------------------
 

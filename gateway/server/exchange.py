@@ -156,7 +156,7 @@ class Exchange(Answering):
         return b"0\r\n\r\n" if self.head.version_1_1 else b""
 
     def resume(self, broken: EngineStream) -> Optional[EngineStream]:
-        """Another stream that goes on where a broken one ended, or None. Blocks; for a worker's thread."""
+        """Another stream that goes on where a broken one ended, or None. Blocks; for the thread "resume"."""
         call = self.call
         assert call is not None
         try:
@@ -195,7 +195,7 @@ class Exchange(Answering):
             stream.close(outcome, keep_open)
         except Exception as error:
             self._report(error)
-        self.sent(outcome.kind != "cancelled")
+        self.written(outcome.kind != "cancelled")
 
     def _count(self, call: Call, stream: EngineStream) -> None:
         """The tokens of a stream, as far as it has come."""

@@ -140,7 +140,7 @@ class Flow:
             self._loop.again(self._pull_again, 0)
 
     def _add_unsent(self, data: bytes) -> None:
-        """Behind what waits for the client already."""
+        """Append `data` to what the client has not taken yet."""
         if data:
             self.unsent = bytes(self.unsent) + data
         if self._ending:

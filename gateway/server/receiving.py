@@ -97,11 +97,11 @@ class Receiving(ClientSide):
             if event is not None:
                 self._serve(event)
                 return
-            if self._take(None):
+            if self._serve_what_was_read(None):
                 return
         self._loop.again(self.ready, 0)
 
-    def _take(self, event: Union[Request, Refusal, None]) -> bool:
+    def _serve_what_was_read(self, event: Union[Request, Refusal, None]) -> bool:
         """Serve what has been read; False: more is to be."""
         if event is not None:
             self._serve(event)
@@ -139,7 +139,7 @@ class Receiving(ClientSide):
             self._end()
         elif self.state is State.HELD:
             self.state = State.READING
-            if not self._take(None):
+            if not self._serve_what_was_read(None):
                 self.ready(0)
 
     def _has_ended(self) -> None:
@@ -165,7 +165,7 @@ class Receiving(ClientSide):
             return
         self._arrived_s = time.monotonic()
         ahead, self._ahead = self._ahead, b""
-        if self._take(self._reader.feed(ahead)):
+        if self._serve_what_was_read(self._reader.feed(ahead)):
             return
         if self._eof:
             self._has_ended()

@@ -18,7 +18,7 @@ from gateway.upstream.stream import EngineStream
 
 
 class Owner(Protocol):
-    """Whose streams these are."""
+    """The relay, as its streams see it."""
 
     idle_timeout_s: float
 
@@ -114,7 +114,7 @@ class Relayed(Flow):
                 self.onward = exchange.resume(broken)
             except Exception as error:  # without another stream then
                 self._relay.on_error(error)
-            self._relay.post(self, self._go_on)
+            self._relay.post(self, self._resumed)
 
         try:
             threading.Thread(target=look, name="resume", daemon=True).start()
@@ -125,7 +125,7 @@ class Relayed(Flow):
         if rest:
             self._transmit(exchange.frame(rest))
 
-    def _go_on(self) -> None:
+    def _resumed(self) -> None:
         """The search is over: relay the new stream, or tell the client of the old one's end."""
         self.away = False
         onward, self.onward = self.onward, None

@@ -32,7 +32,7 @@ def event_of(
     key = identity.name if identity is not None else None
     if call is None:
         event = least_event(asked, error, status)
-        return event._replace(model=_model_name(asked.asked or None), key=key, client=asked.client_address)
+        return event._replace(model=_model_name(asked.named_model or None), key=key, client=asked.client_address)
     usage = call.usage
     return RequestEvent(
         finished_unix_s=unix_s(),

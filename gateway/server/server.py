@@ -49,7 +49,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.connections_max = min(context.settings.max_connections, CONNECTIONS_MAX)
         self.loop = Loop("clients", self._crashed, self._after_turn)
         self.threads = Threads("aside", ASIDE_THREADS)
-        self.asked = 0  # engines, in this turn of the loop
+        self.engines_asked = 0  # in this turn of the loop
         self.ending = False
         self._open: dict[socket.socket, Connection] = {}
         self._closing = threading.Event()
@@ -99,8 +99,8 @@ class GatewayServer(http.server.ThreadingHTTPServer):
     def _after_turn(self) -> None:
         """Until the engines answer, there is time for what earlier requests have left to be counted."""
         self._turn += 1
-        if self.asked:
-            asked, self.asked = self.asked, 0
+        if self.engines_asked:
+            asked, self.engines_asked = self.engines_asked, 0
             self.context.spare_time(asked)
 
     def _accept_ready(self, events: int) -> None:

@@ -47,14 +47,14 @@ class Task:
 
     def throw(self, error: Exception) -> None:
         """Have the steps end, which wait for a place, on the loop's thread. The caller holds the job's claim."""
-        self._go_on(self._steps.throw, error)
+        self._run(self._steps.throw, error)
 
     def drive(self) -> None:
         """The task has got the place that it has waited for; on a worker's thread."""
         self.has_place = True
         self._drive(ASIDE)
 
-    def _go_on(self, resume: Callable[[Any], Any], value: Any) -> None:
+    def _run(self, resume: Callable[[Any], Any], value: Any) -> None:
         """Run `_steps` on the loop's thread, until they wait for what it cannot wait for or have ended.
 
         They begin with `resume(value)`: `send` or `throw` of theirs.
@@ -130,7 +130,7 @@ class Task:
     def _wake(self, events: int) -> None:
         if self._waiting:
             self._waiting = False
-            self._go_on(self._steps.send, True)
+            self._run(self._steps.send, True)
 
     def _later(self, seconds: float) -> None:
         self._waiting = True
@@ -140,7 +140,7 @@ class Task:
     def _be_late(self, number: int, events: int) -> None:
         if self._waiting and self._number == number:
             self._waiting = False
-            self._go_on(self._steps.send, False)
+            self._run(self._steps.send, False)
 
     def _unwatch(self) -> None:
         """Refer to nothing on the loop any more. (The number is nobody else's: only this thread has any watched.)"""
@@ -177,4 +177,4 @@ class Task:
                 self._loop.soon(lambda events: self._end())
                 return
         turn = wait
-        self._loop.soon(lambda events: self._go_on(lambda nothing: turn, None))
+        self._loop.soon(lambda events: self._run(lambda nothing: turn, None))

@@ -36,12 +36,12 @@ class ServerContext(NamedTuple):
 
 
 class Server(Protocol):
-    """Whose connections these are."""
+    """The server, as its connections see it."""
 
     context: ServerContext
     loop: Loop
     threads: Threads
-    asked: int  # engines, in this turn of the loop
+    engines_asked: int  # in this turn of the loop
     ending: bool  # connections are being ended
 
     def closed(self, request: socket.socket) -> None:
@@ -79,10 +79,10 @@ class UnderWay(Task):
         context = server.context
         steps: Any = context.pipeline.serve(exchange) if infers else context.routes.serve(exchange)
         exchange.resume_work = self.drive
-        server.asked += infers
+        server.engines_asked += infers
         self.runs = True
         self._steps = steps
-        self._go_on(steps.send, None)
+        self._run(steps.send, None)
 
     def leave(self) -> None:
         """The client has left."""

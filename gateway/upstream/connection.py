@@ -130,7 +130,7 @@ class Connection:
         return bool(said) and said not in _IDLE_TOO_LONG
 
     def abort(self, owner: object) -> None:
-        """Wake whoever blocks on the socket and make it unusable, if `owner` still owns it. Never blocks."""
+        """Wake whoever waits for the socket and make it unusable, if `owner` still owns it. Never blocks."""
         with self._lock:
             if self.owner is owner:
                 # The plain socket's shutdown: SSLSocket.shutdown would drop the TLS object under a reading thread.

@@ -82,7 +82,7 @@ class ConnectionPool:
             self._drop(connection)
 
     def _trusted(self) -> bool:
-        """Of an address that has been distrusted (of the others, nobody need ask): is it over?"""
+        """Return whether the distrust of this address has ended; for one that has been distrusted."""
         return self._clock() >= self._trusted_from_s
 
     def _drop(self, connection: Connection) -> None:

@@ -48,7 +48,7 @@ class Kept:
         """Nobody can go on from what comes now."""
         self._pieces = None
 
-    def go_on(self, earlier: Kept) -> None:
+    def continue_from(self, earlier: Kept) -> None:
         """Its stream goes on where another has broken off. Before its first event."""
         text = earlier.text
         self._pieces = None if text is None else [text]

@@ -276,9 +276,9 @@ class EventStream(EventLines):
             if not choices and self.finished:  # it says what the answer has taken: nothing more of that will come
                 self._told = self.complete = True
 
-    def go_on(self, earlier: EventStream) -> None:
+    def continue_from(self, earlier: EventStream) -> None:
         """This stream goes on where `earlier` has broken off. Before its first event."""
-        self._kept.go_on(earlier._kept)
+        self._kept.continue_from(earlier._kept)
         self.earlier_weight = weigh(earlier.text or "")
         self._begins = False
 

@@ -171,7 +171,7 @@ class EngineStream(StreamLines):
             return b""
         except OSError as error:
             return self._reset(error, b"")
-        lines = self._take(raw, b"")
+        lines = self._feed(raw, b"")
         alike = self.events.alike
         if alike is not None and self.response.decoder.between_chunks:
             self._alike = alike
@@ -189,7 +189,7 @@ class EngineStream(StreamLines):
                 return out
             except OSError as error:
                 return self._reset(error, out)
-            out = self._take(raw, out)
+            out = self._feed(raw, out)
             # A TLS record may hold more than was asked for, and no selector would tell.
             if not (raw and self.sock.pending()):  # type: ignore[attr-defined]
                 return out

@@ -48,10 +48,10 @@ class StreamLines:
 
     def _reset(self, error: OSError, lines: bytes) -> bytes:
         if self.done:
-            return self._take(b"", lines)
+            return self._feed(b"", lines)
         raise EngineFault(Outcome("reset", "the engine closed the connection mid-stream"), lines) from error
 
-    def _take(self, raw: bytes, lines: bytes) -> bytes:
+    def _feed(self, raw: bytes, lines: bytes) -> bytes:
         """`lines`, then those in `raw`; b"" = the connection has closed."""
         try:
             more = self._lines(raw)

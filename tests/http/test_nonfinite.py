@@ -100,7 +100,7 @@ class Nonfinite(OnLoopTest):
                 side.close()
 
 
-class ThreadedNonfinite(WithoutEpoll, Nonfinite):
+class NonfiniteWithoutEpoll(WithoutEpoll, Nonfinite):
     pass
 
 

@@ -1,4 +1,4 @@
-"""A request is judged the same however its bytes are cut into segments: by the loop, by a thread and without epoll."""
+"""A request is judged the same however its bytes are cut into segments, with epoll and without."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Noted(Task, Job):
     def begin(self, steps: Steps[Any]) -> None:
         """Run steps, on the loop's thread."""
         self._steps = steps
-        self._loop.soon(lambda events: self._go_on(steps.send, None))
+        self._loop.soon(lambda events: self._run(steps.send, None))
 
     def fail(self, error: Exception) -> None:
         """End its wait for a place, on the loop's thread."""

@@ -190,7 +190,7 @@ class Words(OnLoopTest):
                 self.assertEqual(body["details"], {"code": 7, "type": "oom"})
 
 
-class ThreadedWords(WithoutEpoll, Words):
+class WordsWithoutEpoll(WithoutEpoll, Words):
     pass
 
 

@@ -422,7 +422,7 @@ class RuleTest(unittest.TestCase):
             ("gateway.tools.replay", "import gateway.dispatch"),
             ("gateway.workers", "from gateway import pipeline"),
             ("gateway.pipeline", "from gateway.server.exchange import Exchange"),
-            ("gateway.server.handler", "import gateway.cli"),
+            ("gateway.server.exchange", "import gateway.cli"),
             ("gateway.errors", "from gateway.routing.retry import Outcome"),
             ("gateway.inference", "import gateway.validation"),
         ):
@@ -432,8 +432,8 @@ class RuleTest(unittest.TestCase):
     def test_arrows_that_point_down_or_sideways_are_allowed(self) -> None:
         for importer, source in (
             ("gateway.cli", "from gateway.app import Gateway"),
-            ("gateway.server.handler", "from gateway.upstream.framing import ChunkedBody"),
-            ("gateway.server.handler", "from gateway.server import responses"),
+            ("gateway.server.exchange", "from gateway.upstream.framing import ChunkedBody"),
+            ("gateway.server.exchange", "from gateway.server import responses"),
             ("gateway.inference", "from gateway.dispatch import Asker"),
             ("gateway.dispatch", "from gateway.upstream.client import EngineClient"),
             ("gateway.app", "from gateway.tools.decisionlog import DecisionLog"),

@@ -131,7 +131,7 @@ class BoundedTest(unittest.TestCase):
         self.assertIsNone(stream.text)
         self.assertFalse(stream.keeps_text)
         onward = EventStream(True, keep_text=True)
-        onward.go_on(stream)
+        onward.continue_from(stream)
         self.assertFalse(onward.keeps_text)
 
     def test_a_stream_that_goes_on_counts_the_earlier_text(self) -> None:
@@ -140,7 +140,7 @@ class BoundedTest(unittest.TestCase):
             earlier.feed(event(delta("x" * size)))
         earlier.feed(b"".join(event(delta("y")) for _ in range(4)))
         onward = EventStream(True, keep_text=True)
-        onward.go_on(earlier)
+        onward.continue_from(earlier)
         self.assertEqual(onward.earlier_weight, KEPT_MAX_CHARS - 6)
         onward.feed(event(delta("123456")))
         self.assertEqual((onward.text or "")[-10:], "yyyy123456")

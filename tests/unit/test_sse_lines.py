@@ -89,7 +89,7 @@ class LinesTest(SseTest):
         earlier = EventStream(True, keep_text=True)
         earlier.feed(event(ROLE) + event(delta("one")))
         onward = EventStream(True, keep_text=True)
-        onward.go_on(earlier)
+        onward.continue_from(earlier)
         lines = onward.feed("\ufeff".encode() + b": hello\n\n" + event(delta(" two")))
         self.assertTrue(lines.startswith(b": hello\n\ndata: {"), lines)
 
@@ -473,7 +473,7 @@ class NonfiniteTest(SseTest):
     def test_in_a_stream_that_goes_on_after_another_whose_events_are_written_anew(self) -> None:
         for number in (b"NaN", b"-Infinity", b"1e999"):
             onward = EventStream(True, keep_text=True)
-            onward.go_on(EventStream(True, keep_text=True))
+            onward.continue_from(EventStream(True, keep_text=True))
             lines = onward.feed(event(delta("a", x="NUMBER")).replace(b'"NUMBER"', number))
             self.assertEqual(lines.count(b'"x":null'), 1)
 
@@ -559,7 +559,7 @@ class WeightTest(SseTest):
         earlier = EventStream(True, keep_text=True)
         earlier.feed(event(ROLE) + event(delta("你a")))
         onward = EventStream(True, keep_text=True)
-        onward.go_on(earlier)
+        onward.continue_from(earlier)
         onward.feed(event(ROLE) + event(delta("b")))
         self.assertEqual((onward.text, onward.earlier_weight, onward.weight), ("你ab", 5, 1))
 
