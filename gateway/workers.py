@@ -14,6 +14,7 @@ leaves): `Job.claim` decides.
 from __future__ import annotations
 
 import functools
+import heapq
 import math
 import queue
 import threading
@@ -153,6 +154,10 @@ class WorkerPool:
         """A waiting job has been claimed by who waited for it: its place in the queue is free."""
         with self._lock:
             self._count_waiting_locked(job, -1)
+            entries = self._queue.queue
+            if len(entries) > 2 * self._waiting:  # most are of nobody, and would keep their requests
+                entries[:] = [entry for entry in entries if entry[2].queued]
+                heapq.heapify(entries)
 
     def _count_waiting_locked(self, job: Job, change: int) -> None:
         self._waiting += change

@@ -61,11 +61,12 @@ class Task:
         """
         while True:
             wait = self._advance(resume, value)
+            value = None  # an error's traceback refers to this frame
             if wait is None:
                 self._end()
                 return
             kind = type(wait)
-            resume, value = self._steps.send, None
+            resume = self._steps.send
             try:
                 if kind is Readable:
                     self._watch(wait[0], wait[1])
@@ -101,14 +102,18 @@ class Task:
         says how."""
         while True:
             try:
-                return resume(value)
+                wait = resume(value)
+                value = None  # as in `_run`
+                return wait
             except StopIteration as end:
+                value = None
                 if not self._below:
                     self._ended = end.value, None
                     return None
                 steps = self._steps = self._below.pop()
                 resume, value = steps.send, end.value
             except Exception as error:
+                value = None
                 if not self._below:
                     self._ended = None, error
                     return None
@@ -173,6 +178,7 @@ class Task:
             except Exception as error:
                 resume, value = self._steps.throw, error
             wait = self._advance(resume, value)
+            value = None
             if wait is None:
                 self._loop.soon(lambda events: self._end())
                 return

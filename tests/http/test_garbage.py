@@ -9,6 +9,7 @@ import unittest
 from tests.onloop import OnLoopTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, chunked, delta
+from tests.support import eventually
 
 REQUESTS = 20
 
@@ -64,6 +65,23 @@ class Garbage(OnLoopTest):
             self.client.request("GET", "/v1/models")
             self.assertEqual(self.client.read_response().status, 200)
         self.assertEqual(self.circles(), [])
+
+    def test_refusals_of_who_finds_the_queue_full(self) -> None:
+        running, engine = self.one_engine(WORKERS=1, QUEUE_SIZE=1)
+        asked = self.begin(running)
+        side = engine.take()
+        queued = self.begin(running)
+        eventually(lambda: running.app.workers.depth == 1)
+        client = self.enter(running.connect())
+        self.collected()
+        for _ in range(REQUESTS):
+            client.request("POST", "/v1/chat/completions", ask())
+            self.assertEqual(client.read_response().status, 503)
+        self.assertEqual(self.circles(), [])
+        side.answer(completion())
+        self.assert_says(asked, "fine")
+        side.read_request().answer(completion())
+        self.assert_says(queued, "fine")
 
     def test_failures_of_the_engine_and_large_bodies(self) -> None:
         self.collected()

@@ -183,6 +183,22 @@ class PoolTest(unittest.TestCase):
         self.assert_at_rest(pool)
         self.assertEqual(given_up.runs, 0)
 
+    def test_who_has_given_up_is_not_kept(self) -> None:
+        pool, first = self.pool(1, 3), Task()
+        self.assertTrue(pool.submit(first))
+        for _ in range(100):
+            given_up = Task()
+            self.assertFalse(pool.submit(given_up))
+            self.assertTrue(given_up.claim())
+            pool.gave_up(given_up)
+        self.assertEqual(pool.depth, 0)
+        self.assertEqual(pool._queue.qsize(), 0)
+        waiting = Task()
+        self.assertFalse(pool.submit(waiting))
+        pool.leave(first)
+        self.assertTrue(waiting.wait(TIMEOUT_S))
+        self.assert_at_rest(pool)
+
     def test_a_waiting_job_can_no_longer_be_given_up_once_it_runs(self) -> None:
         pool = self.pool(1, 1)
         first, second = held(), held()
