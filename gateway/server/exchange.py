@@ -125,8 +125,7 @@ class Exchange(Answering):
         except BlockingIOError:
             pass
         except OSError:
-            stream.close(Outcome("cancelled"))
-            self.conclude("client_closed_request", 499)
+            self.stream_ended(stream, Outcome("cancelled"))
             return
         self.stream = stream
         self.client.set_deadline(math.inf)  # the relay keeps the time, and sets another one at the end
@@ -187,7 +186,7 @@ class Exchange(Answering):
         call = self.call
         assert call is not None
         try:
-            if self.account is not None and not self.account.settled:
+            if self.account is None or not self.account.settled:
                 self._count(call, stream)
         except Exception as error:
             self._report(error)

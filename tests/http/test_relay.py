@@ -291,6 +291,9 @@ class FakePipeline:
     class settings:
         log_bodies = False
         error_format = "simple"
+        cors_origins = ()
+
+    draining = False
 
     def __init__(self) -> None:
         self.events: list[RequestEvent] = []
@@ -405,6 +408,14 @@ class RelayTest(unittest.TestCase):
         self.relay.take(relayed.exchange, relayed.stream)
         self.assertEqual(relayed.engine.recv(1), b"")
         self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+
+    def test_a_client_that_leaves_before_the_first_byte_pays_for_what_has_come(self) -> None:
+        relayed = self.relayed()
+        with mock.patch.object(relayed.client, "send_now", side_effect=ConnectionResetError):
+            relayed.exchange.answer(relayed.stream)
+        self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+        usage = relayed.pipeline.events[0].completion_tokens
+        self.assertEqual((usage, relayed.engine.recv(1)), (2, b""))  # of "first"
 
     def test_a_silent_engine_is_given_up_after_the_idle_timeout_and_not_before(self) -> None:
         relayed, other = self.take(), self.take()
