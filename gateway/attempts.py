@@ -210,8 +210,11 @@ class Attempts:
             self._on_crash(error, change.model, change.engine)
 
     def _outcome_of(self, error: Exception, attempt: Attempt, pool: ModelPool, engine: Engine) -> Outcome:
-        """How an attempt has failed. What nobody had foreseen is its failure, too: the engine's answer has brought it
-        about, or another engine may do without it."""
+        """Return how an attempt has failed.
+
+        What nobody had foreseen is its failure, too: the engine's answer has brought it about, or another engine may do
+        without it.
+        """
         outcome = error.outcome if isinstance(error, EngineFault) else CRASHED
         if outcome is CRASHED:
             cause = error.__cause__ if isinstance(error, EngineFault) else error

@@ -76,7 +76,7 @@ def _as_stream(call: Call, body: Union[bytes, bytearray]) -> bytes:
 def _usage(
     call: Call, parsed: dict[str, Any], body: Union[bytes, bytearray], context_tokens: Optional[int]
 ) -> answers.Usage:
-    """What the answer in `body` has taken, as far as that can be believed."""
+    """Return the usage of the answer in `body`, as far as that can be believed."""
     usage = answers.usage_of(parsed.get("usage"), 0, 0, lambda: bounds_of(call, context_tokens))
     if not usage.estimated:
         return usage

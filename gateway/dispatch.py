@@ -183,7 +183,7 @@ class Asker:
         raise EngineFailed("queue_timeout", f"no place on an engine within {limit_s:g} s", retry_after_s=1.0)
 
     def _adopt(self, call: Call, asked: ModelPool, tried: Tried) -> None:
-        """What the client is told: the try that counts."""
+        """Note the try that counts, for what the client is told."""
         call.engine_id = tried.engine.id
         call.context_tokens = tried.pool.spec.max_model_len
         wildcard = self._router.fleet.wildcard

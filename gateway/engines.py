@@ -59,7 +59,7 @@ class Engines:
         self._watchdog.close()
 
     def forget_changed(self, renewed: Collection[str] = ()) -> None:
-        """After a reload: prepare engines anew whose configuration has changed, close what belonged to those gone.
+        """Take over a reload: prepare engines anew whose configuration has changed, close what belonged to those gone.
 
         `renewed` names the variables (`api_key_env`) whose secrets have changed.
         """
@@ -147,7 +147,7 @@ class Engines:
     def _see_refused(
         self, response: EngineResponse, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt
     ) -> Steps[EngineResponse]:
-        """What becomes of an answer other than 2xx. Raises EngineFault.
+        """See to an answer other than 2xx. Raises EngineFault.
 
         An engine that refuses to be asked for a stream's usage, which is the gateway's own wish, is asked again at once
         without, as part of the same attempt; one that answers then is not asked for it any more.

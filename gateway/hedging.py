@@ -140,7 +140,7 @@ class Race:
 
 
 def _is_final(tried: Tried) -> bool:
-    """Whether a try has an answer: a rejection is one too, since every engine would give it."""
+    """Return whether a try has an answer: a rejection is one too, since every engine would give it."""
     return not isinstance(tried.result, Outcome) or tried.result.kind == "rejected"
 
 

@@ -212,11 +212,11 @@ class Pipeline:
         return GatewayError("overloaded", text, retry_after_s=1.0 if wait_s is None else wait_s)
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
-        """Who is asking. Raises `unauthorized`."""
+        """Return the caller. Raises `unauthorized`."""
         return self.guard.identify(headers, repeated, address)
 
     def known(self, head: Head) -> Identity:
-        """Who is asking, unaudited. Raises `unauthorized`."""
+        """Return the caller, unaudited. Raises `unauthorized`."""
         headers = head.headers
         return self.guard.authenticator.identify(
             headers.get(b"authorization"), headers.get(b"x-api-key"), head.repeated
@@ -231,7 +231,7 @@ class Pipeline:
         return lambda model: identity.may_use(*router.names_of(model))
 
     def limit_headers(self, call: Optional[Call], identity: Identity, address: str) -> tuple[tuple[str, str], ...]:
-        """What is left to the caller of a request that was not admitted. `call` None: it was not even valid."""
+        """Tell what is left to the caller of a request that was not admitted. `call` None: it was not even valid."""
         try:
             model = self.factory.router.route(None if call is None else call.model)[0].name
         except GatewayError:
@@ -254,7 +254,7 @@ class Pipeline:
         return len(self._open)
 
     def is_concluding(self) -> bool:
-        """Whether some request has its answer, or most of it, and has not been reported yet. Never blocks."""
+        """Return whether some request has its answer, or most of it, and has not been reported yet. Never blocks."""
         try:
             return any(job.answered and not job.finished for job in list(self._open))
         except RuntimeError:  # an interpreter whose list(dict) is not atomic

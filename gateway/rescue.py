@@ -93,7 +93,7 @@ class Rescue:
 
 
 def _hangs(attempt: Attempt, lease: Lease) -> bool:
-    """Whether there is no answer yet, and the engine has been found gone since it was chosen: one that was asked
+    """Return whether there is no answer yet, and the engine has been found gone since it was chosen: one that was asked
     although it was down may have come back for it."""
     engine = lease.engine
     return engine.down and engine.misses != lease.misses and not attempt.begun and attempt.aborted is None
@@ -110,7 +110,7 @@ class Onward:
         self._paid = False  # the next retry has been taken from the budget, or needs none
 
     def take_retry(self) -> bool:
-        """Whether the budget has the next try."""
+        """Return whether the budget has the next try."""
         paid, self._paid = self._paid, False
         return paid or self._pool.take_retry()
 

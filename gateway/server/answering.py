@@ -25,10 +25,10 @@ class Client(Protocol):
     """The client's side of an exchange: its connection, as far as an answer needs it."""
 
     holds_large: bool
-    """Whether the rest of a large answer waits for the client."""
+    """Return whether the rest of a large answer waits for the client."""
 
     def set_deadline(self, deadline_s: float) -> None:
-        """When the connection is to be ended unless something happens before (monotonic seconds)."""
+        """Set when the connection is to be ended unless something happens before (monotonic seconds)."""
         ...
 
     def send_last(
@@ -123,7 +123,7 @@ class Answering(Asked):
         self.finish_with(status, lines, body)
 
     def _tell_limits(self, error: GatewayError) -> None:
-        """What is left of the caller's limits, although nothing was taken; a limit that refused has told it itself."""
+        """Tell what is left of the caller's limits, although nothing was taken; one that refused has done so itself."""
         identity = self.identity
         if identity is None or self.head.path not in PATHS or error.code in _TELL_LIMITS_THEMSELVES:
             return

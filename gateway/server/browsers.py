@@ -69,7 +69,7 @@ class BrowserRules:
             )
 
     def _is_foreign(self, head: Head) -> bool:
-        """Whether a page of another origin is behind a request, and that origin is not allowed to be."""
+        """Return whether a page of another origin is behind a request, and that origin is not allowed to be."""
         site = head.headers.get(b"sec-fetch-site")
         if site == b"same-origin":
             return False  # also where a proxy has put another name into Host
@@ -88,7 +88,7 @@ def is_forwarded(head: Head) -> bool:
 
 
 def _acts(head: Head) -> bool:
-    """Whether a request does something; what administrators look at is audited, and nobody else's business."""
+    """Return whether a request does something; what administrators look at is audited, and nobody else's business."""
     return head.method not in _HARMLESS or (head.path.startswith("/admin/") and head.method != "OPTIONS")
 
 

@@ -33,7 +33,7 @@ class ClientSide:
         self.holds_large = False  # the rest of a large one
 
     def set_deadline(self, deadline_s: float) -> None:
-        """When this connection is to be ended unless something happens before (monotonic seconds)."""
+        """Set when this connection is to be ended unless something happens before (monotonic seconds)."""
         self.deadline_s = deadline_s
 
     def before_last(self, exchange: Answering, keep_alive: bool) -> None:

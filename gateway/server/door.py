@@ -25,7 +25,7 @@ def unreadable_head() -> RequestHead:
 
 
 def has_body(head: RequestHead) -> bool:
-    """Whether a request comes with a body."""
+    """Return whether a request comes with a body."""
     return head.chunked or bool(head.content_length)
 
 
@@ -38,7 +38,7 @@ def drops_body(head: RequestHead) -> bool:
 
 
 def wants_body(head: RequestHead, pipeline: Pipeline, routes: Routes) -> bool:
-    """Whether the body may be of use. (Who serves the request looks again, and tells.)"""
+    """Return whether the body may be of use. (Who serves the request looks again, and tells.)"""
     if head.method != "POST" or head.path not in PATHS:
         return routes.is_for_known(head)
     try:

@@ -29,7 +29,7 @@ from gateway.upstream.stream import EngineStream
 
 
 class StreamRelay(Protocol):
-    """Where open streams live, so that they occupy no worker."""
+    """The relay, as an exchange sees it: open streams live there, so that they occupy no worker."""
 
     def take(self, exchange: Exchange, stream: EngineStream, unsent: bytes) -> None: ...
 
@@ -151,7 +151,7 @@ class Exchange(Answering):
         return lines
 
     def end_of_stream(self) -> bytes:
-        """What ends the body of a stream."""
+        """Return the bytes that end the body of a stream."""
         return b"0\r\n\r\n" if self.head.version_1_1 else b""
 
     def resume(self, broken: EngineStream) -> Optional[EngineStream]:

@@ -220,5 +220,5 @@ class Flow:
 
 
 def _so_far(stream: EngineStream) -> int:
-    """What has come of a finished stream."""
+    """Return how much has come of a finished stream."""
     return _COMPLETE if stream.events.complete else stream.events.events

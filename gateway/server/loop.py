@@ -81,7 +81,7 @@ class Loop:
         self._thread.start()
 
     def on_thread(self) -> bool:
-        """Whether the caller runs on the loop's thread."""
+        """Return whether the caller runs on the loop's thread."""
         return threading.get_ident() == self._thread_id
 
     def watch(self, descriptor: int, target: Target, writing: bool = False) -> None:
@@ -177,7 +177,7 @@ class Loop:
         self._wakeup.close()
 
     def _wait(self, timeout_s: float, events_max: int) -> list[tuple[int, int]]:
-        """What is ready; while events come fast, after the pause that lets more of them be taken together."""
+        """Return what is ready; while events come fast, after the pause that lets more be taken together."""
         ready = self._poller.poll(timeout_s, events_max)
         last_s, self.began_s = self.began_s, self._clock()
         early_s = last_s + self._turn_s - self.began_s

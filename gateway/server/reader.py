@@ -59,7 +59,7 @@ class RequestReader:
 
     @property
     def begun(self) -> bool:
-        """Whether something of a request has come, beyond what may become an empty line."""
+        """Return whether something of a request has come, beyond what may become an empty line."""
         return self.head is not None or (self._buffer != b"" and self._buffer != b"\r")
 
     @property
@@ -119,7 +119,7 @@ class RequestReader:
         return start <= last
 
     def _feed_body(self, data: bytes) -> Union[Request, Refusal, None]:
-        """What has come is (a part of) the body of `head`, and what is behind it."""
+        """Take bytes of the body of `head`, and of what is behind it."""
         if self._chunks is not None:
             return self._feed_chunks(self._chunks, data)
         if self._missing > self._max_body_bytes:

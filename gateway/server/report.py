@@ -18,7 +18,7 @@ MODEL_NAME_CHARS = 256  # as many as a configured name may have
 
 
 def least_event(asked: Asked, error: Optional[str], status: int) -> RequestEvent:
-    """What can be told of a request in any case."""
+    """Return what can be told of a request in any case."""
     head = asked.head
     latency_s = time.monotonic() - asked.accepted_s
     return RequestEvent(unix_s(), asked.request_id, head.method, head.path, status, error, latency_s)

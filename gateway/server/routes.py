@@ -71,7 +71,7 @@ class Routes:
             raise
 
     def is_foreign(self, head: RequestHead) -> bool:
-        """Whether `check_browser` raises; not audited."""
+        """Return whether `check_browser` raises; not audited."""
         try:
             self._browsers.check(head)
         except RequestRefused:
@@ -79,7 +79,7 @@ class Routes:
         return False
 
     def is_for_known(self, head: RequestHead) -> bool:
-        """Whether this is for known callers only, may wait for the database, and comes from one of them."""
+        """Return whether this is for known callers only, may wait for the database, and comes from one of them."""
         if not head.path.startswith(("/admin/", "/auth/")) or head.method == "OPTIONS":
             return False
         try:

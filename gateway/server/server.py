@@ -97,7 +97,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.context.pipeline.internal_error(error, "-")
 
     def _after_turn(self) -> None:
-        """Until the engines answer, there is time for what earlier requests have left to be counted."""
+        """Have what earlier requests have left counted: until the engines answer, there is time."""
         self._turn += 1
         if self.engines_asked:
             asked, self.engines_asked = self.engines_asked, 0

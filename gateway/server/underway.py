@@ -25,7 +25,7 @@ from gateway.upstream.stream import EngineStream
 
 
 class ServerContext(NamedTuple):
-    """What a connection needs."""
+    """The parts of the gateway that a connection needs."""
 
     settings: Settings
     pipeline: Pipeline

@@ -108,7 +108,7 @@ class Attempt:
         self.deadline_s = now_s + min(timeout_s, (self.deadline_s - now_s) / 2)
 
     def connected(self) -> None:
-        """What may take time from now on is the answer."""
+        """End the connection's own deadline: the answer's counts from now on."""
         if self._answer_s is not None:
             self.deadline_s, self._answer_s = self._answer_s, None
 
@@ -128,8 +128,8 @@ class Attempt:
 
 
 def not_connected(error: OSError) -> Exception:
-    """What it means that a connection could not be opened: EngineFault, or GatewayError if that is the gateway's own
-    fault."""
+    """Return what it means that a connection could not be opened: EngineFault, or GatewayError if that is the gateway's
+    own fault."""
     if in_connecting(error):
         return overloaded(error)
     if isinstance(error, socket.timeout):

@@ -207,12 +207,12 @@ class Call:
         return longest + BY_PATH[self.path].answer_tokens(self.request)
 
     def wants_usage(self) -> bool:
-        """Whether the client itself asked for a stream's usage event."""
+        """Return whether the client itself asked for a stream's usage event."""
         options = self.request.get("stream_options") if self.stream else None
         return isinstance(options, dict) and options.get("include_usage") is True
 
     def choices(self) -> int:
-        """How many choices a complete answer has: `n` for each prompt."""
+        """Return how many choices a complete answer has: `n` for each prompt."""
         return BY_PATH[self.path].choices(self.request)
 
     def prompt_weight(self) -> int:
@@ -220,14 +220,14 @@ class Call:
         return self.prompts().weight
 
     def prompts(self) -> Prompts:
-        """How much engines are given to read, for estimates; looked at once."""
+        """Return how much engines are given to read, for estimates; looked at once."""
         prompts = self._prompts
         if prompts is None:  # (two threads would find the same)
             prompts = self._prompts = BY_PATH[self.path].prompts(self.request)
         return prompts
 
     def affinity(self) -> bytes:
-        """What `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.
+        """Return what `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.
 
         A digest, because decisions are recorded with it, and no prompt is to stand in a file.
         """

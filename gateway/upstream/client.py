@@ -109,7 +109,7 @@ class EngineClient:
             self._surplus[asked] += 1
 
     def surplus(self, asked: Asked) -> int:
-        """How often more has come on a connection than this model had asked this engine for."""
+        """Return how often more has come on a connection than this model had asked this engine for."""
         return self._surplus.get(asked, 0)
 
     def conversation(

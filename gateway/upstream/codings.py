@@ -132,7 +132,7 @@ class _Coding:
 
     @property
     def ended(self) -> bool:
-        """Whether the body may end here. One without a byte is empty, whatever its coding."""
+        """Return whether the body may end here. One without a byte is empty, whatever its coding."""
         return self._inflate is None and (self._members > 0 or not self.held)
 
     def piece(self) -> bytes:
@@ -161,7 +161,7 @@ class _Coding:
         return out
 
     def _begin(self) -> bool:
-        """Whether there is something to inflate."""
+        """Return whether there is something to inflate."""
         held = self.held
         if self._over or not held:
             self.held = b""

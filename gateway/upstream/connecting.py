@@ -63,11 +63,11 @@ class _Race:
         self._failure: Optional[OSError] = None
 
     def under_way(self) -> tuple[Connection, ...]:
-        """What may come about any moment."""
+        """Return the connections that may come about any moment."""
         return tuple(self._under_way)
 
     def until_s(self, until_s: float) -> float:
-        """How long to wait for them, at most until then: the next address may be due before."""
+        """Return how long to wait for them, at most until then: the next address may be due before."""
         return min(until_s, self._due_s) if self._left else until_s
 
     def start_due(self) -> Optional[Connection]:
@@ -104,7 +104,7 @@ class _Race:
         return None
 
     def _won(self, connection: Connection, address: Address, code: int) -> bool:
-        """Whether the connection is there; one that has failed is dropped, and the next address is due."""
+        """Return whether the connection is there; one that has failed is dropped, and the next address is due."""
         del self._under_way[connection]
         if not code:
             return True
@@ -167,7 +167,7 @@ def _ready(connections: Collection[Connection]) -> list[Connection]:
 
 
 def _slice_until_s(deadline_s: float, ended: Ended) -> float:
-    """When to look again. Raises socket.timeout when there is nothing left to wait for."""
+    """Return when to look again. Raises socket.timeout when there is nothing left to wait for."""
     now_s = time.monotonic()
     if now_s >= deadline_s or ended():
         raise socket.timeout("timed out")

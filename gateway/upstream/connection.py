@@ -63,7 +63,7 @@ class Connection:
         self._tls = True
 
     def received(self, until_s: float = math.inf) -> Steps[bytes]:
-        """What has come, or comes until then (of time.monotonic); b"" at the end. Raises OSError."""
+        """Receive what has come, or comes until then (of time.monotonic); b"" at the end. Raises OSError."""
         while True:
             try:
                 return self.sock.recv(RECV_BYTES)
@@ -103,7 +103,7 @@ class Connection:
         self._unwatch = unwatch
 
     def unwatch(self) -> None:
-        """Whoever waits for the socket from now on does so itself: no loop is to be woken by what arrives."""
+        """Take the socket out of its loop: whoever waits for it from now on does so itself."""
         if self._unwatch is not None:
             self._unwatch(self.descriptor)
             self._unwatch = None

@@ -198,5 +198,5 @@ def _address_family(host: str) -> Optional[int]:
 
 
 def is_numeric(host: str) -> bool:
-    """Whether a host is an address, and no name that has to be looked up."""
+    """Return whether a host is an address, and no name that has to be looked up."""
     return _address_family(host) is not None

@@ -75,7 +75,7 @@ def _connected(pool: ConnectionPool, attempt: Attempt) -> Steps[Connection]:
 
 
 def _ended(connection: Connection, attempt: Attempt) -> Exception:
-    """What it means that a connection has ended without an answer."""
+    """Return what it means that a connection has ended without an answer."""
     if attempt.aborted is not None:
         return attempt.failure()
     return _Stale() if connection.used else EngineFault(Outcome("reset", NO_ANSWER))
@@ -90,7 +90,7 @@ def _take_replay(attempt: Attempt) -> None:
 
 
 def _after_failure(connection: Connection, attempt: Attempt, error: OSError) -> Steps[bytes]:
-    """What the engine had said although the connection has failed; raises what the failure means."""
+    """Return what the engine had said although the connection has failed; raise what the failure means."""
     if attempt.aborted is not None:
         raise attempt.failure() from error
     if is_shortage(error):
@@ -118,13 +118,13 @@ def _sent_quietly(connection: Connection, wire: bytes) -> Steps[None]:
 
 
 def _said_nonsense(error: OSError) -> bool:
-    """Whether something was heard, though not TLS: no mere end."""
+    """Return whether something was heard, though not TLS: no mere end."""
     ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
     return isinstance(error, ssl.SSLError) and not isinstance(error, ended)
 
 
 def _early_answer(connection: Connection) -> Steps[bytes]:
-    """What an engine said before it closed while the request was still being sent (a 413, say)."""
+    """Receive what an engine said before it closed while the request was still being sent (a 413, say)."""
     try:
         return (yield from connection.received())
     except OSError:

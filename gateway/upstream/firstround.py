@@ -42,7 +42,7 @@ class FirstRound:
         self.over()
 
     def over(self) -> bool:
-        """Whether the round has ended. Never blocks."""
+        """Return whether the round has ended. Never blocks."""
         if self._over.is_set():
             return True
         with self._lock:

@@ -124,7 +124,7 @@ class BodyDecoder:
 
     @property
     def between_chunks(self) -> bool:
-        """Whether what comes next begins a chunk."""
+        """Return whether what comes next begins a chunk."""
         return False
 
     def feed(self, data: bytes) -> bytes:
@@ -246,7 +246,7 @@ class ChunkedBody(BodyDecoder):
             self.rest = data[position:]
 
     def _check_size(self, size: int) -> None:
-        """Whether a line may be as long as this, its end not counted."""
+        """Return whether a line may be as long as this, its end not counted."""
         if self._trailers:
             if self._trailer_bytes + size > self._trailers_max_bytes:
                 raise TrailersTooLarge("the trailers are too large")

@@ -36,7 +36,7 @@ class Kept:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is a text to go on from."""
+        """Return whether there is a text to go on from."""
         return self._pieces is not None
 
     @property

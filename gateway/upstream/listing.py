@@ -47,7 +47,7 @@ class ModelLists:
         self._resolver = resolver
 
     def due(self, engine: Engine, interval_s: float) -> bool:
-        """Whether to ask it now: once in `interval_s` seconds; 0: until it has said something."""
+        """Return whether to ask it now: once in `interval_s` seconds; 0: until it has said something."""
         if not self.wanted(engine):
             return False
         if not interval_s:

@@ -101,7 +101,7 @@ def _ask_health(sock: socket.socket, spec: EngineSpec, deadline_s: float) -> int
 
 
 def _in_doubt(engine: Engine) -> bool:
-    """Whether requests wait at an engine whose last probe has failed, and that is not out for it."""
+    """Return whether requests wait at an engine whose last probe has failed, and that is not out for it."""
     return bool(engine.fails and engine.in_flight and not (engine.down or engine.removed))
 
 

@@ -113,7 +113,7 @@ class Resolver:
         return None if answer is None else answer.addresses
 
     def holds(self, host: str, address: Address) -> bool:
-        """Whether an address is among those of the name, as far as is known. Never blocks."""
+        """Return whether an address is among those of the name, as far as is known. Never blocks."""
         name = self._names.get(host)
         answer = None if name is None else name.answer
         return answer is None or address in answer.addresses

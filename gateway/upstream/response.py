@@ -155,7 +155,7 @@ class EngineResponse:
         return bytes(payload + _feed(self.decoder, raw) if raw else payload)
 
     def _is_whole(self) -> bool:
-        """Whether the whole body has arrived, or what breaks it: reading it will not block."""
+        """Return whether the whole body has arrived, or what breaks it: reading it will not block."""
         raw, self._raw = self._raw, b""
         part: bytes = b""
         if raw:
@@ -173,17 +173,17 @@ class EngineResponse:
         return self.decoder.complete or self._fault is not None
 
     def kind(self) -> Optional[str]:
-        """What the body is, by how it begins (`sniff`); None: too little has come. Raises EngineFault for what breaks
-        before."""
+        """Tell what the body is, by how it begins (`sniff`); None: too little has come. Raises EngineFault for what
+        breaks before."""
         whole = self._is_whole()
         if self._fault is not None and not self._payload:
             raise self._fault
         return kind_of(self._payload, whole)
 
     def await_kind(self) -> Steps[Optional[str]]:
-        """What `kind` tells as soon as it can; None: the connection has ended before, or much is to be decoded first.
+        """Wait until `kind` can tell, and return that.
 
-        Raises EngineFault, ClientGone.
+        None: the connection has ended before, or much is to be decoded first. Raises EngineFault, ClientGone.
         """
         while not self.decoder.pending:
             raw = yield from receive(self.connection, self.attempt)

@@ -21,7 +21,7 @@ class Shortage(Exception):
 
 
 def is_shortage(error: OSError) -> bool:
-    """Whether an operation on a socket failed for want of something that the gateway itself has run out of.
+    """Return whether an operation on a socket failed for want of something that the gateway itself has run out of.
 
     (Other numbers than the system's stand in errors of the resolver and of TLS.)
     """
@@ -29,7 +29,7 @@ def is_shortage(error: OSError) -> bool:
 
 
 def in_connecting(error: OSError) -> bool:
-    """Whether a connection could not be opened because something has run out here.
+    """Return whether a connection could not be opened because something has run out here.
 
     A name may not be known because the resolver had no descriptor; then there is still none to be had.
     """
@@ -39,7 +39,7 @@ def in_connecting(error: OSError) -> bool:
 
 
 def reaches(address: Address, port: int) -> bool:
-    """Whether this machine has a way to an address. Sends nothing, and never waits.
+    """Return whether this machine has a way to an address. Sends nothing, and never waits.
 
     "Cannot assign the address" means that no port is free, or that there is no such way (IPv6 in many a container):
     connecting a UDP socket, for which nothing is sent, needs a way too.
@@ -54,7 +54,7 @@ def reaches(address: Address, port: int) -> bool:
 
 
 def overloaded(error: OSError) -> EngineFailed:
-    """What the client gets."""
+    """Return what the client is told of a shortage."""
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no resources"
     return EngineFailed("overloaded", f"the gateway cannot open a connection: {reason}", retry_after_s=1.0)
 

@@ -66,7 +66,7 @@ class EngineStream(StreamLines):
 
     @property
     def ripe(self) -> bool:
-        """Whether `pull` gives more although no selector would tell."""
+        """Return whether `pull` gives more although no selector would tell."""
         return self.response.decoder.pending or (self._tls and self.sock.pending() > 0)  # type: ignore[attr-defined]
 
     def _has_begun(self) -> bool:
@@ -108,7 +108,7 @@ class EngineStream(StreamLines):
             raise
 
     def _until_s(self, idle_timeout_s: float) -> float:
-        """Until when to wait for more. Raises EngineFault when the engine of a complete stream has had its time."""
+        """Return until when to wait for more. Raises EngineFault when a complete stream's engine has had its time."""
         now_s = time.monotonic()
         if not self.events.complete or self.drained:
             return now_s + idle_timeout_s
@@ -130,8 +130,8 @@ class EngineStream(StreamLines):
         return self._with_end(self._events(payload) if payload else b"")
 
     def pull_chunk(self) -> bytes:
-        """What has arrived, without blocking, if that is one whole chunk that the client may get as it is; else b"".
-        Raises EngineFault.
+        """Return what has arrived, without blocking, if that is one whole chunk that the client may get as it is; else
+        b"". Raises EngineFault.
 
         Then `pull` tells more. Most events are such a chunk: the one before with another text (1.5 instead of 3.5 us).
         """

@@ -25,12 +25,12 @@ class StreamLines:
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete: nothing more will come for the client."""
+        """Return whether the answer is complete: nothing more will come for the client."""
         return self.events.done
 
     @property
     def drained(self) -> bool:
-        """Whether the connection's body has ended, so that the connection can be used again."""
+        """Return whether the connection's body has ended, so that the connection can be used again."""
         return self.response.decoder.complete
 
     def finish(self, lines: bytes = b"") -> bytes:
