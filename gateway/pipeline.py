@@ -47,10 +47,6 @@ KEYS_PAUSE_S = 0.1  # until it is seen again whether an identity provider's keys
 USAGE_REJECTED_LOG_S = 10.0  # an engine that is wrong once is wrong with each answer
 
 
-def nothing(asked: Asked) -> None:
-    """Nothing is checked."""
-
-
 class Head(Protocol):
     """What is looked at of a request's head. Header names are in lower case; `content_length` None: there is none."""
 
@@ -90,6 +86,9 @@ class Asked(Job):
 class Pipeline:
     """Sees requests through. Thread-safe."""
 
+    check_origin: Callable[[Asked], None]
+    """Raises GatewayError for what a page elsewhere may have had a browser send; set before anything is served."""
+
     def __init__(
         self,
         settings: Settings,
@@ -106,8 +105,6 @@ class Pipeline:
         self.draining = False
         self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(unix_s())
-        # Raises GatewayError for what a page elsewhere may have had a browser send.
-        self.check_origin: Callable[[Asked], None] = nothing
         self._open: dict[Job, None] = {}
         self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
 
