@@ -148,10 +148,8 @@ class Answering(Asked):
         if self.account is not None and not self.account.settled:
             self._settle(self.account)
         sent = self.client.send_last(self, data, self.keep_alive, body)
-        if sent:
-            self.conclude(self.error, self.status)
-        elif sent is not None:
-            self.written(False)
+        if sent is not None:
+            self.written(sent)
 
     def written(self, complete: bool) -> None:
         """The last write is over: conclude. Not `complete`: the client has left before it had everything, or has been

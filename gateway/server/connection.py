@@ -99,7 +99,7 @@ class Connection(Receiving):
         self._arrived_s = 0.0
         request = self._request = UnderWay(exchange, self.server, self._after_answer)
         request.begin(event)
-        if request.runs and not request.has_place and exchange.queued:
+        if request.runs and exchange.queued:
             self._see()
 
     def _read_ahead(self, events: int) -> None:

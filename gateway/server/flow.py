@@ -103,13 +103,18 @@ class Flow:
         if not data:
             self._forward(stream.pull())
             return
-        # The usual event, without the calls that its end would need.
+        self._send(data)  # the usual event, without the calls that its end would need
+
+    def _send(self, data: bytes) -> bool:
+        """Send what the client takes and keep the rest; True when nothing is left. Raises OSError."""
         try:
             sent = self._client.send_now(data)
         except BlockingIOError:
             sent = 0
         if sent < len(data):
             self._buffer(data[sent:])
+            return False
+        return True
 
     def _forward(self, lines: bytes) -> None:
         """Send lines to the client, and the end behind them when the stream is done."""
@@ -126,14 +131,8 @@ class Flow:
         if self.unsent:  # a stream that has gone on, or ended, while its client was slow
             self._add_unsent(data)
             return
-        if data:
-            try:
-                sent = self._client.send_now(data)
-            except BlockingIOError:
-                sent = 0
-            if sent < len(data):
-                self._buffer(data[sent:])
-                return
+        if data and not self._send(data):
+            return
         if self._ending:
             self._end(self._outcome)
         elif stream.ripe:
@@ -178,21 +177,15 @@ class Flow:
                 self._loop.again(self._pull_again, 0)
 
     def _transmit(self, data: bytes) -> bool:
-        """Send what the client takes and keep the rest; True when nothing is left."""
+        """Send the end of a stream, behind what waits; True when nothing is left. A client that has left ends it."""
         if self.unsent:
             self._add_unsent(data)
             return False
         try:
-            sent = self._client.send_now(data)
-        except BlockingIOError:
-            sent = 0
+            return self._send(data)
         except OSError:
             self._end(Outcome("cancelled"))
             return False
-        if sent < len(data):
-            self._buffer(data[sent:])
-            return False
-        return True
 
     def _limit(self) -> None:
         """The stream is finished: give its engine time to end it; for more choices, if not all have come that were

@@ -154,8 +154,7 @@ class Task:
             self._watched = -1
 
     def _end(self) -> None:
-        if self._watched >= 0:
-            self._unwatch()
+        self._unwatch()
         (value, error), self._ended = self._ended, (None, None)
         self._done(value, error)
 
