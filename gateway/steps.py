@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator
-from typing import Any, Callable, NamedTuple, Protocol, TypeVar, Union
+from typing import Any, Callable, NamedTuple, Optional, Protocol, TypeVar, Union
 
 T = TypeVar("T")
 Steps = Generator["Wait", Any, T]
@@ -80,6 +80,50 @@ class Event(NamedTuple):
         return self.event.wait(self.seconds)
 
 
+class Flag:
+    """Set once, from any thread, and waited for by one: on the loop that takes no thread.
+
+    `set` sets the flag and then looks for who waits, `call` notes who waits and then looks at the flag: one of the two
+    sees the other. Where both do, `wake` is called twice.
+    """
+
+    __slots__ = ("_set", "_wake")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._wake: Optional[Callable[[], object]] = None
+
+    def set(self) -> None:
+        """Wake who waits."""
+        self._set = True
+        wake = self._wake
+        if wake is not None:
+            wake()
+
+    def is_set(self) -> bool:
+        """Whether `set` has been called."""
+        return self._set
+
+    def call(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called, on whatever thread, when the flag is set; it must not block, and may be called twice."""
+        self._wake = wake
+        if self._set:
+            wake()
+
+
+class Flagged(NamedTuple):
+    """The flag is set, or so many seconds have passed; resumed with whether it is set. Needs no thread."""
+
+    flag: Flag
+    seconds: float
+
+    def block(self) -> bool:
+        event = threading.Event()
+        self.flag.call(event.set)
+        event.wait(self.seconds)
+        return self.flag.is_set()
+
+
 class Aside(NamedTuple):
     """The steps that follow block or take long, so they need a thread."""
 
@@ -127,7 +171,7 @@ class Conversable(Protocol):
         """The same as steps."""
 
 
-Wait = Union[Readable, Writable, Pause, Event, Aside, Opened, Turn]
+Wait = Union[Readable, Writable, Pause, Event, Flagged, Aside, Opened, Turn]
 ASIDE = Aside()
 
 

@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Optional
 
 from gateway.server.loop import Loop
-from gateway.steps import ASIDE, Opened, Pause, Places, Readable, Steps, Turn, Wait, Watched, Writable
+from gateway.steps import ASIDE, Flag, Flagged, Opened, Pause, Places, Readable, Steps, Turn, Wait, Watched, Writable
 from gateway.threads import Threads
 from gateway.upstream.shortage import overloaded
 from gateway.workers import Job, Overloaded
@@ -85,6 +85,9 @@ class Task:
                 if kind is Writable:
                     for connection in wait.connections:
                         self._watch(connection, wait.until_s, writing=True)
+                elif kind is Flagged:
+                    self._unwatch()  # as below
+                    self._wait_for(wait.flag, wait.seconds)
                 elif kind is Pause:
                     self._unwatch()  # or what comes would cut it short
                     self._later(wait.seconds)
@@ -137,6 +140,16 @@ class Task:
             self._waiting = False
             self._run(self._steps.send, True)
 
+    def _wait_for(self, flag: Flag, seconds: float) -> None:
+        self._later(seconds)
+        wake = functools.partial(self._be_flagged, self._number)
+        flag.call(lambda: self._loop.soon(wake))
+
+    def _be_flagged(self, number: int, events: int) -> None:
+        if self._waiting and self._number == number:
+            self._waiting = False
+            self._run(self._steps.send, True)
+
     def _later(self, seconds: float) -> None:
         self._waiting = True
         self._number += 1
@@ -169,8 +182,8 @@ class Task:
             self._threads.run(drive)
 
     def _drive(self, wait: Wait) -> None:
-        """Block on `wait`, and run the steps to their end, or until they need a place."""
-        while not isinstance(wait, Turn):
+        """Block on `wait`, and run the steps to their end, or until they need a place, or no thread."""
+        while not isinstance(wait, (Turn, Flagged)):
             resume: Callable[[Any], Any] = self._steps.send
             try:
                 value = wait.block()
@@ -181,5 +194,5 @@ class Task:
             if wait is None:
                 self._loop.soon(lambda events: self._end())
                 return
-        turn = wait
-        self._loop.soon(lambda events: self._run(lambda nothing: turn, None))
+        known = wait
+        self._loop.soon(lambda events: self._run(lambda nothing: known, None))
