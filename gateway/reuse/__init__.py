@@ -1,0 +1,1 @@
+"""Doing the work once: answers that are kept, calls that are shared, queries that leave together."""
