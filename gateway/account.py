@@ -30,6 +30,13 @@ class Account:
         self.cost_usd: Optional[float] = None
         self.settled = False
 
+    def cost_of(self, call: Call) -> Optional[float]:
+        """What the tokens that a call has used cost in USD; None for a model without a price."""
+        usage = call.usage
+        if usage is None:
+            return None
+        return self._guard.cost(call.served_model, usage.prompt_tokens, usage.completion_tokens)
+
     def settle(self, call: Call, identity: Optional[Identity]) -> None:
         """Charge for the tokens that the call has used, and give back what was reserved beyond them, and the caller's
         slot; once."""
@@ -41,7 +48,7 @@ class Account:
         try:  # before what was reserved for it is given back
             if usage is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
-                self.cost_usd = self._guard.cost(call.served_model, usage.prompt_tokens, usage.completion_tokens)
+                self.cost_usd = self.cost_of(call)
                 if self.cost_usd:
                     self._guard.spend(identity, self.cost_usd)
         except Exception as error:  # the client gets its answer all the same
@@ -52,6 +59,13 @@ class Account:
                     give_back()
                 except Exception as error:
                     self._report(error)
+
+    def leave(self) -> None:
+        """The caller has left, though its request goes on for others: its slot is free."""
+        try:
+            self._admission.release_concurrency()
+        except Exception as error:
+            self._report(error)
 
     def _report(self, error: Exception) -> None:
         try:

@@ -19,9 +19,13 @@ from gateway.announcing import dotenv_warnings, shown_path, url_of
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
+from gateway.reuse.building import caches_of
+from gateway.reuse.caches import Caches
+from gateway.reuse.counts import ReuseCounts
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.standing import StateChange
 from gateway.server.admin import Admin
+from gateway.server.cachepages import CachePages
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer
@@ -40,6 +44,7 @@ KNOWN_PATHS = frozenset(
         *PATHS,
         *("/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/{id}"),
         *("/auth/token", "/admin/keys", "/admin/usage"),
+        *("/api/v1/cache/stats", "/api/v1/cache/clear"),
     )
 )
 END_TIMEOUT_S = 5.0
@@ -61,6 +66,7 @@ class Gateway:
         self._started = False
         self._stopping = threading.Lock()
         self.registry = Registry()
+        self.reuse_counts = ReuseCounts()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS)
         register_process_metrics(self.registry)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
@@ -70,7 +76,8 @@ class Gateway:
         self.workers = WorkerPool(
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
         )
-        self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry)
+        self.caches = self._open_caches()
+        self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry, self.caches)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         self._bind_metrics()
         self.server = self._listen()
@@ -80,7 +87,8 @@ class Gateway:
         log_format = self.settings.log_format
         if log_format == "auto":
             log_format = "text" if stream.isatty() else "json"
-        observers = (lambda events: self.guard.observe(events),)  # there is none yet, nor a request
+        # There is no guard yet, nor a request.
+        observers = (lambda events: self.guard.observe(events), self.reuse_counts.observe)
         return Telemetry(stream, log_format, self.settings.log_level, self.metrics, observers)
 
     def _open_guard(self) -> Guard:
@@ -106,16 +114,36 @@ class Gateway:
             on_crash=self._attempt_crashed,
         )
 
+    def _open_caches(self) -> Optional[Caches]:
+        try:
+            caches = caches_of(self.settings, self.factory, self.telemetry.log)
+        except BaseException:
+            self.factory.close()
+            self.guard.close(END_TIMEOUT_S)
+            self.telemetry.close(END_TIMEOUT_S)
+            raise
+        if caches is not None:
+            self._tell_models(caches, self.settings)
+            caches.start()
+        return caches
+
+    def _tell_models(self, caches: Caches, settings: Settings) -> None:
+        """The answers of these models are kept; where one engine serves every name, of any."""
+        if not settings.fleet.wildcard:
+            caches.store.keep_models([model.name for model in settings.fleet.models])
+
     def _bind_metrics(self) -> None:
         gauges.bind_engines(self.registry, self._engine_gauges)
         gauges.bind_surplus(self.registry, self._surplus_counts)
         gauges.bind_breakers(self.registry, self._breaker_gauges, self._waiting_gauges)
         gauges.bind_queue(self.registry, lambda: self.workers.depth, lambda: self.workers.busy)
+        gauges.bind_cache(self.registry, self._cache_figures)
         gauges.bind_policy(self.registry, self._limit_gauges, self._ledger_dropped, self._state_db_errors)
 
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
-        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline))
+        pages = CachePages(self.caches, self.reuse_counts, self.telemetry)
+        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline, pages))
         self.pipeline.check_origin = routes.check_browser
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
@@ -170,6 +198,8 @@ class Gateway:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
         self.guard.set_fleet(settings.fleet)
+        if self.caches is not None:
+            self._tell_models(self.caches, settings)
         self.telemetry.log("info", "reloaded", models=sorted(self.factory.router.pools))
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
@@ -217,6 +247,7 @@ class Gateway:
             self.telemetry.log("info", "stopped")
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
         self.guard.close(END_TIMEOUT_S)
+        self.pipeline.reuse.close(END_TIMEOUT_S)
         self.factory.close()  # after what is to last: it waits for probes under way
         if self.decisions is not None:
             self.decisions.close(END_TIMEOUT_S)
@@ -231,6 +262,12 @@ class Gateway:
 
     def _breaker_gauges(self) -> list[tuple[tuple[str, str], int]]:
         return [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in self.factory.engines()]
+
+    def _cache_figures(self) -> tuple[int, int, int]:
+        if self.caches is None:
+            return 0, 0, 0
+        store = self.caches.store
+        return len(store), store.bytes, store.evictions
 
     def _limit_gauges(self) -> list[tuple[tuple[str], float]]:
         return [((priority,), factor) for priority, factor in self.guard.adaptive.factors().items()]

@@ -48,9 +48,7 @@ def complete(
         raise EngineFault(Outcome("invalid", str(error), details=error.details)) from error
     except ValueError as error:  # more digits than Python writes
         raise EngineFault(Outcome("invalid", str(error))) from error
-    if call.stream:
-        return Answer(_as_stream(call, complete), usage)
-    return Answer(complete, usage)
+    return Answer(_as_stream(call, complete) if call.stream else complete, usage, parsed)
 
 
 def _complete_large(call: Call, body: bytearray, model: str, context_tokens: Optional[int], event_bytes: int) -> Answer:
@@ -86,7 +84,8 @@ def _usage(
 
 def echoed(call: Call, model: str) -> Answer:
     try:
-        answer = echo.answer(call.path, call.request, call.prompt_weight())
+        opening = "Processed: " if call.is_query else "Echo: "
+        answer = echo.answer(call.path, call.request, call.prompt_weight(), opening)
     except echo.TooMuch as error:
         raise EngineFault(Outcome("rejected", str(error), status=400)) from error
     answer["id"] = call.request_id
@@ -94,7 +93,7 @@ def echoed(call: Call, model: str) -> Answer:
     reported = answer["usage"]
     usage = answers.Usage(reported["prompt_tokens"], reported.get("completion_tokens", 0), False)
     if not call.stream:
-        return Answer(answers.dump(answer), usage)
+        return Answer(answers.dump(answer), usage, answer)
     chunks = echo.chunks(call.path, answer, call.wants_usage())
     lines = b"".join(b"data: %b\n\n" % answers.dump(chunk) for chunk in chunks)
-    return Answer(lines + b"data: [DONE]\n\n", usage)
+    return Answer(lines + b"data: [DONE]\n\n", usage, answer)

@@ -21,6 +21,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "invalid_model": 400,
     "invalid_n": 400,
     "invalid_prompt": 400,
+    "invalid_query": 400,
     "invalid_stop": 400,
     "invalid_stream": 400,
     "invalid_temperature": 400,

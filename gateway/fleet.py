@@ -101,6 +101,7 @@ ENGINE_KEYS = (
     Key("health_path", as_is, "health_path"),
     Key("resume", as_is, "resume"),
     Key("usage_in_streams", as_is, "usage_in_streams"),
+    Key("max_batch", as_is, "max_batch"),
 )
 MODEL_KEYS = (
     Key("engines", as_engines, "engines", required=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from gateway.errors import GatewayError
 from gateway.routing.engine import Engine
@@ -25,13 +25,17 @@ LOSER_S = 0.05  # how long the answer may wait for a cancelled second attempt to
 
 class Answer:
     """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once. (A large one is a
-    bytearray, so that it is held once; nobody changes it.)"""
+    bytearray, so that it is held once; nobody changes it.) `parsed` is the complete answer that it was made of, with
+    the engine's own id and figures; None: it is large."""
 
-    __slots__ = ("body", "usage")
+    __slots__ = ("body", "parsed", "usage")
 
-    def __init__(self, body: Union[bytes, bytearray], usage: answers.Usage) -> None:
+    def __init__(
+        self, body: Union[bytes, bytearray], usage: answers.Usage, parsed: Optional[dict[str, Any]] = None
+    ) -> None:
         self.body = body
         self.usage = usage
+        self.parsed = parsed
 
 
 class Tried:

@@ -13,9 +13,10 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Callable, Optional, Protocol, Union
+from typing import Callable, Optional, Union
 
 from gateway.account import Account
+from gateway.asked import Asked, Head
 from gateway.clock import unix_s
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.guard import Guard
@@ -24,13 +25,16 @@ from gateway.jsonbounds import takes_long
 from gateway.keys.auth import Identity
 from gateway.limits.addresses import address_group
 from gateway.limits.prices import TokensAtMost
+from gateway.reuse.building import reuse_of
+from gateway.reuse.caches import Caches
+from gateway.reuse.serving import QUERY, Given
 from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Pause, Steps, Turn
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
 from gateway.upstream.estimates import tokens_of
-from gateway.upstream.fields import BY_PATH
+from gateway.upstream.fields import BY_PATH, completion_of
 from gateway.upstream.stream import EngineStream
 from gateway.validation import parse_json
 from gateway.workers import Job, Overloaded, WorkerPool
@@ -39,48 +43,13 @@ PATHS = {
     "/v1/chat/completions": "/chat/completions",
     "/v1/completions": "/completions",
     "/v1/embeddings": "/embeddings",
+    QUERY: "/completions",
 }
 FEW_BYTES = 4096  # of a body that is looked through in no time
 ASIDE_BYTES = 65536  # a body of more is read on a thread
 MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
 KEYS_PAUSE_S = 0.1  # until it is seen again whether an identity provider's keys have come
 USAGE_REJECTED_LOG_S = 10.0  # an engine that is wrong once is wrong with each answer
-
-
-class Head(Protocol):
-    """What is looked at of a request's head. Header names are in lower case; `content_length` None: there is none."""
-
-    method: str
-    path: str
-    headers: dict[bytes, bytes]
-    repeated: frozenset[bytes]
-    content_length: Optional[int]
-    chunked: bool
-    version_1_1: bool
-    keep_alive: bool
-
-
-class Asked(Job):
-    """One request: what `serve` reads of it, and what it notes for the answer and the report."""
-
-    body = b""
-    body_taken = False  # it was wanted
-    fault: Optional[GatewayError] = None  # what is wrong with it
-    identity: Optional[Identity] = None
-    call: Optional[Call] = None
-    account: Optional[Account] = None  # since it has been admitted
-    limit_headers = b""  # lines that tell what is left to the caller
-    named_model = ""  # by an invalid request
-    restricted = False  # its caller may not use all models
-    left = False  # the client has
-    enqueued_s = 0.0
-    queue_s = 0.0
-
-    def __init__(self, head: Head, client_address: str, request_id: str, accepted_s: float) -> None:
-        self.head = head
-        self.client_address = client_address
-        self.request_id = request_id
-        self.accepted_s = accepted_s
 
 
 class Pipeline:
@@ -96,19 +65,21 @@ class Pipeline:
         guard: Guard,
         workers: WorkerPool,
         telemetry: Telemetry,
+        caches: Optional[Caches] = None,
     ) -> None:
         self.settings = settings
         self.factory = factory
         self.guard = guard
         self.workers = workers
         self.telemetry = telemetry
+        self.reuse = reuse_of(settings, factory, self.ask, caches)
         self.draining = False
         self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(unix_s())
         self._open: dict[Job, None] = {}
         self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
 
-    def serve(self, asked: Asked) -> Steps[Union[Answer, EngineStream]]:
+    def serve(self, asked: Asked) -> Steps[Given]:
         """The answer to an inference request, or the stream of it that has begun. Raises GatewayError.
 
         An `EngineStream` must be closed by the caller with the outcome. The caller gives the worker's place back.
@@ -125,15 +96,21 @@ class Pipeline:
         call = asked.call = self._validated(asked, identity)
         self._admit(asked, call, identity)
         self._open[asked] = None
-        asked.enqueued_s = time.monotonic()
-        if asked.left:
-            raise ClientGone()
-        try:
-            yield Turn(self.workers, asked)
-        except Overloaded as refusal:
-            raise self._overloaded(asked, refusal) from None
-        finally:
-            asked.queue_s = time.monotonic() - asked.enqueued_s
+        return (yield from self.reuse.serve(asked, call))
+
+    def ask(self, asked: Asked, call: Call) -> Steps[Union[Answer, EngineStream]]:
+        """Ask engines for a call, as soon as the request has a worker's place."""
+        if not asked.placed:
+            asked.placed = True
+            asked.enqueued_s = time.monotonic()
+            if asked.left and not asked.needed:
+                raise ClientGone()
+            try:
+                yield Turn(self.workers, asked)
+            except Overloaded as refusal:
+                raise self._overloaded(asked, refusal) from None
+            finally:
+                asked.queue_s = time.monotonic() - asked.enqueued_s
         return (yield from self.factory.asker.ask(call))
 
     def take_body(self, asked: Asked) -> bytes:
@@ -154,11 +131,17 @@ class Pipeline:
     def _validated(self, asked: Asked, identity: Identity) -> Call:
         """The call that the body asks for; nothing has been sent anywhere yet. Raises GatewayError: what is wrong with
         it is reported with the model that it names."""
-        body, headers = asked.body, asked.head.headers
-        request = parse_json(body, self.settings.max_json_values)
+        headers = asked.head.headers
+        body: Optional[bytes] = asked.body
+        request = parse_json(asked.body, self.settings.max_json_values)
         path = PATHS[asked.head.path]
+        is_query = asked.head.path == QUERY
         try:
-            BY_PATH[path].validate(request)
+            if is_query:
+                request = completion_of(request)
+                body = None
+            else:
+                BY_PATH[path].validate(request)
             call = Call(
                 path,
                 request,
@@ -168,6 +151,7 @@ class Pipeline:
                 allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
                 idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             )
+            call.is_query = is_query
             if call.model is None:
                 call.model = self.factory.router.unnamed()
         except GatewayError:
@@ -177,7 +161,7 @@ class Pipeline:
         call.priority = asked.priority = identity.priority
         if b"x-gateway-priority" in headers:
             call.priority = asked.priority = priority_of(headers, identity)
-        if len(body) > FEW_BYTES:
+        if len(asked.body) > FEW_BYTES:
             call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
         if not identity.may_use_all:
             asked.restricted = True

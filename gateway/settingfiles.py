@@ -15,6 +15,8 @@ from gateway.keys.jwks import KeySet, refuse_unusable_key_set
 from gateway.keys.jwt import TokenVerifier
 from gateway.keys.roles import DEFAULT_ROLES, Role, load_roles
 from gateway.program import program
+from gateway.reuse.answerschema import AnswerFileError, refuse_foreign
+from gateway.reuse.redislink import refuse_unusable_url
 from gateway.settings import Settings, is_loopback
 from gateway.settingvalues import KEY_SET_ALGORITHMS
 from gateway.state.file import StateDbError, holds_keys, refuse_unusable
@@ -30,6 +32,10 @@ def faults_of_named(values: Mapping[str, Any]) -> Iterator[str]:
     source, algorithm = values.get("jwt_jwks"), values.get("jwt_algorithm")
     if source is not None and algorithm in KEY_SET_ALGORITHMS and values.get("auth") != "off":
         looks.append(lambda: _look_at_key_set(source, algorithm))
+    if values.get("cache") and values.get("cache_db") is not None:
+        looks.append(lambda: _look_at_cache_db(values["cache_db"]))
+    if values.get("cache") and values.get("redis_url") is not None:
+        looks.append(lambda: refuse_unusable_url(values["redis_url"]))
     if "state_db" in values:
         looks.append(lambda: _look_at_state_db(values))
     for look in looks:
@@ -44,6 +50,14 @@ def _look_at_key_set(source: str, algorithm: str) -> None:
         refuse_unusable_key_set(source, algorithm)
     except ConfigurationError as error:
         raise _of_key_set(error) from None
+
+
+def _look_at_cache_db(path: Path) -> None:
+    try:
+        refuse_unusable(path, to_be_made=True)
+        refuse_foreign(path)
+    except (StateDbError, AnswerFileError) as error:
+        raise ConfigurationError([f"CACHE_DB: {error}"]) from None
 
 
 def _look_at_state_db(values: Mapping[str, Any]) -> None:

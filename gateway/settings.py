@@ -63,7 +63,7 @@ class Setting:
 
 LISTEN, ENGINES, CHOOSING, WORK = "Listening", "Engines", "Choosing an engine", "Work under way"
 HEALTH, CLIENTS, ACCESS, LOGS = "Health probes", "Clients", "Access", "Logs"
-LIMITS = "Limits, budgets, ledger"
+LIMITS, REUSE = "Limits, budgets, ledger", "Batches and the cache"
 _TIMEOUT = seconds(0.001, DAY_S)
 
 # Two lines a row: what it is, then what it means and why the default is what it is.
@@ -225,6 +225,41 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("LEDGER_DAYS", "ledger_days", integer(0, 36_500), "90",
             "Days that rows are kept; 0: for ever", LIMITS),
 
+    Setting("BATCH_MAX_SIZE", "batch_max_size", integer(1, 4096), "32",
+            "Queries (or texts of embeddings) in one call to an engine at most; 1: each has its own", REUSE),
+    Setting("BATCH_MAX_WAIT_MS", "batch_max_wait_ms", integer(0, 60_000), "20",
+            "Milliseconds that the first of them waits for others; one that comes alone does not wait", REUSE),
+    Setting("BATCH_EMBEDDINGS", "batch_embeddings", flag, "off",
+            "`on`: `/v1/embeddings` requests of one model that come together share calls, too", REUSE),
+    Setting("COALESCE", "coalesce", flag, "on",
+            "Identical deterministic requests under way (temperature 0 or a seed; embeddings) share one call; "
+            "a request says otherwise with `X-Gateway-Coalesce: on` or `off`", REUSE),
+    Setting("CACHE", "cache", flag, "off",
+            "`on`: answers to deterministic requests are kept and given again; `X-Gateway-Cache: on` has any request "
+            "count as one", REUSE),
+    Setting("CACHE_TTL", "cache_ttl_s", seconds(1, 10 * 365 * DAY_S), "3600",
+            "Seconds that an answer is kept", REUSE),
+    Setting("CACHE_MAX_BYTES", "cache_max_bytes", integer(65_536, 1 << 40), "67108864",
+            "Memory that answers may take (64 MiB); the least recently used go", REUSE),
+    Setting("CACHE_DB", "cache_db", optional(file_path), "",
+            "SQLite file that keeps the answers, too: the cache outlives the process", REUSE),
+    Setting("CACHE_SCOPE", "cache_scope", choice("key", "global"), "key",
+            "Who is given the same answers and calls: `key`: each key its own; `global`: all keys together", REUSE),
+    Setting("CACHE_NEAR", "cache_near", flag, "off",
+            "`on`: a question that differs from one that was answered in case, politeness, articles or punctuation "
+            "alone is given that answer", REUSE),
+    Setting("CACHE_GUARD", "cache_guard", flag, "on",
+            "What tells so without a model; `off`: the similarity of embeddings alone decides, which gives wrong "
+            "answers now and then", REUSE),
+    Setting("CACHE_SIMILARITY", "cache_similarity", ratio, "0.95",
+            "Least cosine of two questions' embeddings, where `EMBEDDINGS_MODEL` is set", REUSE),
+    Setting("EMBEDDINGS_MODEL", "embeddings_model", optional(model_name), "",
+            "Model of this gateway that gives the embeddings of questions", REUSE),
+    Setting("REDIS_URL", "redis_url", optional(str), "",
+            "`redis://host:port/0`: gateways share their answers; needs `pip install '.[redis]'`", REUSE),
+    Setting("REDIS_TIMEOUT_MS", "redis_timeout_ms", integer(1, 60_000), "50",
+            "Milliseconds that a request waits for Redis at most; then it is left alone for a while", REUSE),
+
     Setting("LOG_LEVEL", "log_level", choice("debug", "info", "warning", "error"), "info",
             "`debug`, `info`, `warning` or `error`; to stderr", LOGS),
     Setting("LOG_FORMAT", "log_format", choice("auto", "text", "json"), "auto",
@@ -309,6 +344,21 @@ class Settings:
     trusted_proxies: tuple[Network, ...]
     ledger: str
     ledger_days: int
+    batch_max_size: int
+    batch_max_wait_ms: int
+    batch_embeddings: bool
+    coalesce: bool
+    cache: bool
+    cache_ttl_s: float
+    cache_max_bytes: int
+    cache_db: Path | None
+    cache_scope: str
+    cache_near: bool
+    cache_guard: bool
+    cache_similarity: float
+    embeddings_model: str | None
+    redis_url: str | None = field(repr=False)
+    redis_timeout_ms: int
     log_level: str
     log_format: str
     log_bodies: bool
@@ -378,8 +428,10 @@ def load(
     faults.extend(_exposure_faults(values))
     faults.extend(_jwt_faults(values))
     faults.extend(_breaker_faults(values))
+    faults.extend(_cache_faults(values))
     fleet = _fleet(values, faults)
     if fleet is not None:
+        faults.extend(_embedding_faults(values, fleet))
         faults.extend(_engine_key_faults(fleet, texts, blank))
     faults.extend(look(MappingProxyType(values)))
     # Not without the fleet: it names the keys of engines.
@@ -524,6 +576,25 @@ def _breaker_faults(values: Mapping[str, Any]) -> Iterator[str]:
             f"BREAKER_OPEN_SECONDS, BREAKER_MAX_OPEN_SECONDS: {first_s:g} is more than {longest_s:g},"
             " but a breaker opens for the former at first and never for longer than the latter"
         )
+
+
+def _cache_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    if not values.get("cache", True):
+        for name, setting_field in (("CACHE_NEAR", "cache_near"), ("CACHE_DB", "cache_db"), ("REDIS_URL", "redis_url")):
+            if values.get(setting_field):
+                yield f"{name}: says nothing without CACHE=on"
+    if not values.get("cache_guard", True):
+        if not values.get("cache_near", True):
+            yield "CACHE_GUARD: says nothing without CACHE_NEAR=on"
+        elif values.get("embeddings_model", "") is None:
+            yield "CACHE_GUARD: off needs EMBEDDINGS_MODEL, or nothing would tell what is alike"
+
+
+def _embedding_faults(values: Mapping[str, Any], fleet: FleetSpec) -> Iterator[str]:
+    model = values.get("embeddings_model")
+    if model is not None and not fleet.wildcard and model not in fleet.model_by_name():
+        known = ", ".join(spec.name for spec in fleet.models[:20])
+        yield f"EMBEDDINGS_MODEL: there is no model {quoted(model)}; known: {known}"
 
 
 def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:

@@ -56,6 +56,7 @@ WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
 # Seconds each: begun last, they would run when all others have finished.
 LONG = {"process.test_nine_engines", "process.test_parallel", "process.test_process", "http.test_budgets"}
 LONG |= {
+    "http.test_reuse_accounts",
     "process.test_secrets",
     "http.test_keys",
     "unit.test_database",

@@ -55,6 +55,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "id": checks.optional(checks.name),
     "weight": checks.integer(1, 1_000_000),
     "max_concurrency": checks.optional(checks.integer(1, 1_000_000)),
+    "max_batch": checks.optional(checks.integer(1, 1_000_000)),
     "model": checks.optional(checks.text),
     "api_key_env": checks.optional(checks.env_name),
     "health_path": checks.optional(checks.path),
@@ -95,7 +96,8 @@ class EngineSpec:
     for the gateway's own. `api_key_env` is the NAME of the environment variable that holds this
     engine's key, None for no key. `health_path` is what probes ask for, None for the default. `resume`: this engine
     continues a trailing assistant message, so a broken stream may go on here. `usage_in_streams`: this engine can be
-    asked for the usage of a stream (`stream_options`); False: it refuses that, and never is.
+    asked for the usage of a stream (`stream_options`); False: it refuses that, and never is. `max_batch`: prompts or
+    texts that the gateway puts into one request, None for no limit of the engine's own.
     """
 
     url: str
@@ -107,6 +109,7 @@ class EngineSpec:
     health_path: str | None = None
     resume: bool = False
     usage_in_streams: bool = True
+    max_batch: int | None = None
     address: EngineAddress = field(init=False, repr=False, compare=False)
     is_echo: bool = field(init=False, repr=False, compare=False)
     """Whether this is the built-in echo engine, which has no host."""

@@ -12,11 +12,13 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
+from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
 from gateway.keys.record import KeyRefused, arguments_of, is_name, parse_duration, to_public
 from gateway.keys.store import KeyExists, KeyUnknown
-from gateway.pipeline import Asked, Pipeline
+from gateway.pipeline import Pipeline
+from gateway.server.cachepages import CachePages, checked
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.state.database import StateDbError
@@ -59,8 +61,9 @@ class _Row:
 class Admin:
     """Answers below `/admin/` and at `/auth/token`. Thread-safe; calls may wait for the state database."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, pages: Optional[CachePages] = None) -> None:
         self._pipeline = pipeline
+        self._pages = pages
         self._guard = pipeline.guard
         admin: tuple[tuple[str, dict[str, Action]], ...] = (
             ("/admin/keys", {"GET": self._list_keys, "POST": self._create_key}),
@@ -72,6 +75,9 @@ class Admin:
         )
         self._table = [_Row("/auth/token", "", {"POST": self._token})]
         self._table += [_Row(path, "admin", actions) for path, actions in admin]
+        if pages is not None:
+            self._table.append(_Row("/api/v1/cache/stats", "metrics", {"GET": self._cache_stats}))
+            self._table.append(_Row("/api/v1/cache/clear", "admin", {"POST": self._clear_cache}))
 
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Optional[Reply]:
         """The answer, or None when the path is nothing of this. Raises GatewayError."""
@@ -208,6 +214,18 @@ class Admin:
                 raise RequestRefused("not_found", f"there is no engine {engine_id[:200]}")
             told["models"] = models
         return json_reply({"engine": engine_id, "draining": draining, "models": models})
+
+    def _cache_stats(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        assert self._pages is not None
+        return json_reply(self._pages.stats())
+
+    def _clear_cache(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        assert self._pages is not None
+        with self._audited(identity, "clear_cache") as told:
+            wanted = self._parse(read_body() or b"{}") if head.content_length or head.chunked else {}
+            told.update({"of_key" if name == "key" else name: value for name, value in checked(wanted).items()})
+            told["cleared"] = cleared = self._pages.clear(wanted)
+        return json_reply({"cleared": cleared})
 
 
 def _allowed(actions: dict[str, Action]) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Optional, Protocol, Union
 
 from gateway.account import Account
+from gateway.asked import Asked
 from gateway.errors import ClientGone, GatewayError, HttpError
-from gateway.pipeline import PATHS, Asked, Pipeline, shutting_down
+from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.server import responses
 from gateway.server.errorformat import error_format_of
 from gateway.server.headers import answer_headers, cors_headers, refusal_headers, request_id_of

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Optional
 
+from gateway.asked import Head
 from gateway.errors import RequestRefused
-from gateway.pipeline import Head
 from gateway.routing.checks import Address, parse_address
 from gateway.settings import Settings
 

@@ -13,6 +13,8 @@ from typing import Callable, Optional, Protocol, Union
 from gateway.errors import ClientGone, GatewayError
 from gateway.inference import Answer
 from gateway.pipeline import Pipeline, shutting_down
+from gateway.reuse.flights import Following
+from gateway.reuse.serving import Shared
 from gateway.routing.retry import Outcome
 from gateway.server import responses
 from gateway.server.answering import Answering, Client
@@ -32,6 +34,14 @@ class StreamRelay(Protocol):
     """The relay, as an exchange sees it: open streams live there, so that they occupy no worker."""
 
     def take(self, exchange: Exchange, stream: EngineStream, unsent: bytes) -> None: ...
+
+    def share(self, exchange: Exchange, stream: EngineStream, shared: Shared, head: bytes) -> None: ...
+
+
+class JoinedStream(Protocol):
+    """An open stream that others follow, as an exchange sees it."""
+
+    def join(self, exchange: Exchange, head: bytes) -> None: ...
 
 
 class Exchange(Answering):
@@ -60,9 +70,9 @@ class Exchange(Answering):
 
     def cancel(self) -> None:
         """The client has left: end whatever is under way for it. From any thread; never blocks."""
-        self.left = True
+        self.left = True  # first: see `Flights.leave`
         call = self.call
-        if call is not None:
+        if call is not None and not self.needed:
             call.cancel()
         on_cancel = self.on_cancel
         if on_cancel is not None:
@@ -81,11 +91,14 @@ class Exchange(Answering):
 
     # --- the answer ------------------------------------------------------------------------------------------------
 
-    def answer(self, result: Union[Answer, EngineStream]) -> None:
+    def answer(self, result: Union[Answer, EngineStream, Following]) -> None:
         """Write a complete answer, or begin a stream and pass it to the relay. Raises nothing."""
         call = self.call
         assert call is not None
         try:
+            if isinstance(result, Following):
+                self._follow(call, result)
+                return
             if not isinstance(result, Answer):
                 self._open(call, result)
                 return
@@ -105,20 +118,20 @@ class Exchange(Answering):
                 result.close(Outcome("cancelled"))
             self._give_up(error)
 
+    def _follow(self, call: Call, following: Following) -> None:
+        """Pass the client on to the stream that another request has begun."""
+        crowd: JoinedStream = following.flight.result  # type: ignore[assignment]
+        self.client.set_deadline(math.inf)
+        crowd.join(self, self._begin_stream(call))
+
     def _open(self, call: Call, stream: EngineStream) -> None:
-        self.ttft_s = time.monotonic() - self.accepted_s
         stream.response.connection.unwatch()  # from now on the relay watches it
-        headers = answer_headers(self, call, responses.EVENT_STREAM, self.pipeline.settings.cors_origins)
-        if self.pipeline.draining:
-            self.keep_alive = False
-        if self.head.version_1_1:
-            framing = b"Transfer-Encoding: chunked\r\n"
-        else:
-            self.keep_alive = False  # HTTP/1.0: the stream ends where the connection does
-            framing = b""
-        close = b"" if self.keep_alive else b"Connection: close\r\n"
-        self.status = 200
-        data = responses.head(200, headers + framing + close + b"\r\n") + self.frame(stream.first)
+        if self.shared is not None:
+            self.stream = stream
+            self.client.set_deadline(math.inf)
+            self.relay.share(self, stream, self.shared, self._begin_stream(call))
+            return
+        data = self._begin_stream(call) + self.frame(stream.first)
         stream.first = b""
         try:
             data = data[self.client.send_now(data) :]
@@ -131,18 +144,33 @@ class Exchange(Answering):
         self.client.set_deadline(math.inf)  # the relay keeps the time, and sets another one at the end
         self.relay.take(self, stream, data)
 
+    def _begin_stream(self, call: Call) -> bytes:
+        """The head of a stream's answer."""
+        self.ttft_s = time.monotonic() - self.accepted_s
+        headers = answer_headers(self, call, responses.EVENT_STREAM, self.pipeline.settings.cors_origins)
+        if self.pipeline.draining:
+            self.keep_alive = False
+        if self.head.version_1_1:
+            framing = b"Transfer-Encoding: chunked\r\n"
+        else:
+            self.keep_alive = False  # HTTP/1.0: the stream ends where the connection does
+            framing = b""
+        close = b"" if self.keep_alive else b"Connection: close\r\n"
+        self.status = 200
+        return responses.head(200, headers + framing + close + b"\r\n")
+
     def about_to_finish(self) -> None:
         """Called before the last write of a stream."""
-        stream, call = self.stream, self.call
-        assert stream is not None
-        assert call is not None
-        try:
-            self._count(call, stream)
-        except Exception as error:  # the client gets its answer all the same
-            self._report(error)
+        if self.stream is not None:  # else it follows another's, who pays
+            self.count_stream(self.stream)
         super().about_to_finish()
 
     # --- a stream under way ----------------------------------------------------------------------------------------
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the client takes an engine's chunks as they are."""
+        return self.head.version_1_1
 
     def frame(self, lines: bytes) -> bytes:
         """Lines as the client's connection carries them: one chunk, or bare for HTTP/1.0."""
@@ -174,6 +202,10 @@ class Exchange(Answering):
             error = GatewayError(
                 "backend_error", fault.outcome.message or "the engine failed", engine=fault.outcome.details
             )
+        return self.stream_refused(error)
+
+    def stream_refused(self, error: GatewayError) -> bytes:
+        """The event that tells the client why its stream ends."""
         self.error = error.code
         body = responses.error_body(error, self.error_format, self.request_id)
         return b"data: %b\n\n" % body
@@ -183,21 +215,24 @@ class Exchange(Answering):
 
         With `keep_open` the engine's connection stays open until `stream.give_back`.
         """
-        call = self.call
-        assert call is not None
-        try:
-            if self.account is None or not self.account.settled:
-                self._count(call, stream)
-        except Exception as error:
-            self._report(error)
+        if self.account is None or not self.account.settled:
+            self.count_stream(stream)
         try:
             stream.close(outcome, keep_open)
         except Exception as error:
             self._report(error)
         self.written(outcome.kind != "cancelled")
 
+    def count_stream(self, stream: EngineStream) -> None:
+        """Note the tokens of a stream, as far as it has come. Raises nothing."""
+        call = self.call
+        assert call is not None
+        try:
+            self._count(call, stream)
+        except Exception as error:  # the client gets its answer all the same
+            self._report(error)
+
     def _count(self, call: Call, stream: EngineStream) -> None:
-        """The tokens of a stream, as far as it has come."""
         earlier = stream.events.earlier_weight
         call.usage = answers.usage_of(
             stream.events.usage,

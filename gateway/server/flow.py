@@ -8,14 +8,58 @@ client gets its `[DONE]`. For the relay's thread only. `relayed.py` says what is
 from __future__ import annotations
 
 import math
-from typing import Callable, Union
+from typing import Any, Callable, Optional, Protocol, Union
 
 from gateway.routing.retry import Outcome
-from gateway.server.exchange import Exchange
 from gateway.server.loop import Loop
+from gateway.upstream.attempt import EngineFault
+from gateway.upstream.call import Call
 from gateway.upstream.stream import EngineStream
 
 _COMPLETE = -1
+
+
+class StreamClient(Protocol):
+    """What a stream's lines are written to: see `answering.Client`."""
+
+    def send_now(self, data: Union[bytes, memoryview]) -> int: ...
+
+    def before_last(self, exchange: Any, keep_alive: bool) -> None: ...
+
+    def set_deadline(self, deadline_s: float) -> None: ...
+
+    def fileno(self) -> int: ...
+
+    def shut_writing(self) -> None: ...
+
+    def stream_over(self) -> None: ...
+
+
+class StreamExchange(Protocol):
+    """Whose stream it is: one client's (`exchange.py`), or several clients' (`sharing.py`)."""
+
+    keep_alive: bool
+    cut: bool
+    on_cancel: Optional[Callable[[], None]]
+
+    @property
+    def client(self) -> StreamClient: ...
+
+    @property
+    def call(self) -> Optional[Call]: ...
+
+    @property
+    def takes_chunks(self) -> bool: ...
+
+    def frame(self, lines: bytes) -> bytes: ...
+
+    def end_of_stream(self) -> bytes: ...
+
+    def resume(self, broken: EngineStream) -> Optional[EngineStream]: ...
+
+    def stream_failed(self, fault: EngineFault) -> bytes: ...
+
+    def stream_ended(self, stream: EngineStream, outcome: Outcome, keep_open: bool = False) -> None: ...
 
 
 class Flow:
@@ -40,7 +84,7 @@ class Flow:
         "unsent",
     )
 
-    def __init__(self, exchange: Exchange, stream: EngineStream, loop: Loop, idle_timeout_s: float) -> None:
+    def __init__(self, exchange: StreamExchange, stream: EngineStream, loop: Loop, idle_timeout_s: float) -> None:
         self.exchange = exchange
         self.stream = stream
         self.active_s = loop.began_s  # when something of it came or went last
@@ -55,7 +99,7 @@ class Flow:
         self._idle_timeout_s = idle_timeout_s
         self._loop = loop
         self._client = exchange.client
-        self._chunks = exchange.head.version_1_1  # the client takes an engine's chunks as they are
+        self._chunks = exchange.takes_chunks  # the client takes an engine's chunks as they are
         self._paused = False  # the engine is not read until the client has taken what is buffered
         self._ending = False  # everything has been read; `unsent` is the rest
         self._outcome = Outcome("ok")

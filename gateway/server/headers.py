@@ -9,8 +9,9 @@ import random
 import time
 from typing import Optional
 
+from gateway.asked import MISS, NOT_REUSED, Asked, Head, Reused
 from gateway.inference import Call
-from gateway.pipeline import PATHS, Asked, Head
+from gateway.pipeline import PATHS
 from gateway.server import responses
 
 _CONTROLS = bytes((*range(32), 127))  # what no header value may hold
@@ -28,13 +29,13 @@ def answer_headers(asked: Asked, call: Call, kind: bytes, cors_origins: tuple[st
     own_s = total_s - queue_s - call.engine_s
     fallback = call.fallback
     return (
-        b"%bX-Request-ID: %b\r\nX-Gateway-Engine: %b\r\nX-Gateway-Model: %b\r\n"
+        b"%bX-Request-ID: %b\r\n%bX-Gateway-Model: %b\r\n"
         b"X-Gateway-Attempts: %d\r\n%b"
-        b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b%b"
+        b"Server-Timing: queue;dur=%.3f, engine;dur=%.3f, gateway;dur=%.3f\r\n%b%b%b"
         % (
             kind,
             asked.request_id.encode("latin-1"),
-            (call.engine_id or "").encode("latin-1"),
+            b"X-Gateway-Engine: %b\r\n" % call.engine_id.encode("latin-1") if call.engine_id else b"",  # else a cache
             _header_text(call.served_model or ""),
             call.attempts,
             b"X-Gateway-Fallback: %b\r\n" % _header_text(fallback) if fallback else b"",
@@ -42,9 +43,24 @@ def answer_headers(asked: Asked, call: Call, kind: bytes, cors_origins: tuple[st
             call.engine_s * 1e3,
             max(0.0, own_s) * 1e3,
             asked.limit_headers,
+            b"" if asked.reused is NOT_REUSED else _reused_lines(asked.reused),
             cors_headers(asked.head, cors_origins) if cors_origins else b"",
         )
     )
+
+
+def _reused_lines(reused: Reused) -> bytes:
+    """What an answer was spared."""
+    if reused is MISS:
+        return b"X-Gateway-Cache: miss\r\n"
+    lines = b""
+    if reused.cache:
+        lines = b"X-Gateway-Cache: %b\r\n" % reused.cache.encode()
+        if reused.cache in ("hit", "near"):
+            lines += b"Age: %d\r\n" % reused.age_s
+        if reused.similarity is not None:
+            lines += b"X-Gateway-Cache-Similarity: %.4f\r\n" % reused.similarity
+    return lines + b"X-Gateway-Coalesced: true\r\n" if reused.coalesced else lines
 
 
 def refusal_headers(asked: Asked, call: Optional[Call], cors_origins: tuple[str, ...]) -> bytes:
@@ -83,7 +99,8 @@ def cors_headers(head: Head, allowed: tuple[str, ...]) -> bytes:
     return (
         b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\nAccess-Control-Expose-Headers: "
         b"X-Request-ID, X-Gateway-Engine, X-Gateway-Model, X-Gateway-Attempts, "
-        b"X-Gateway-Fallback, X-Gateway-Cost-Usd, Server-Timing, Retry-After, X-Should-Retry, "
+        b"X-Gateway-Fallback, X-Gateway-Cost-Usd, X-Gateway-Cache, X-Gateway-Cache-Similarity, Age, "
+        b"X-Gateway-Coalesced, Server-Timing, Retry-After, X-Should-Retry, "
         b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
         b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n" % value
     )

@@ -13,15 +13,19 @@ import functools
 import time
 from typing import Callable
 
+from gateway.reuse.serving import Shared
 from gateway.server.exchange import Exchange
+from gateway.server.following import Follower
 from gateway.server.loop import Loop
 from gateway.server.relayed import Relayed
+from gateway.server.sharing import Crowd
 from gateway.upstream.stream import EngineStream
 
 SWEEP_S = 0.5
 # Below 2 000 events a second none waits for its turn; above, one waits 0.5 ms at most and costs less (22 -> 17 us at
 # 5 000 a second: waking up costs more than an event).
 TURN_S = 0.0005
+LINES_MAX_BYTES = 67_108_864  # kept of all shared streams; beyond, those who come cannot join them
 DRAIN_S = 1.0  # how long a finished stream's connection gets to end its body, to be kept
 
 
@@ -41,6 +45,9 @@ class Relay:
         self._on_error = on_error
         self._loop = Loop("relay", on_error, turn_s=TURN_S, clock=clock)
         self._streams: dict[Relayed, None] = {}
+        self._followers: dict[Follower, None] = {}
+        self.lines_bytes = 0  # kept of shared streams
+        self.lines_max_bytes = LINES_MAX_BYTES
         self._lingering: dict[EngineStream, float] = {}
         self._closing = False
         self._loop.later(SWEEP_S, self._sweep)
@@ -60,6 +67,25 @@ class Relay:
         if call is not None and call.cancelled:
             relayed.cancelled = True  # the client left between the first event and now
         self.post(relayed, functools.partial(self._begin, relayed))
+
+    def share(self, exchange: Exchange, stream: EngineStream, shared: Shared, head: bytes) -> None:
+        """Relay `stream` to the exchange's client, whose answer begins with `head`, and to all who follow it."""
+        crowd = Crowd(exchange, stream, shared, self, self._loop)
+        crowd.join(exchange, head)
+        self.post(crowd.flow, functools.partial(self._begin_shared, crowd))
+        shared.flights.opened(shared.flight, crowd)
+
+    def call_soon(self, step: Callable[[], None]) -> None:
+        """Have the relay's thread run a step, which raises nothing."""
+        self._loop.soon(lambda events: step())
+
+    def add_follower(self, follower: Follower) -> None:
+        """Look after the time of one."""
+        self._followers[follower] = None
+
+    def drop_follower(self, follower: Follower) -> None:
+        """A follower is over."""
+        self._followers.pop(follower, None)
 
     def post(self, relayed: Relayed, step: Callable[[], None]) -> None:
         """Have the relay's thread run a step of a stream; where it has ended, this thread does, and ends the stream."""
@@ -89,6 +115,15 @@ class Relay:
             relayed.cut_short()
         else:
             relayed.begin()
+
+    def _begin_shared(self, crowd: Crowd) -> None:
+        if crowd.flow.over:
+            return
+        self._streams[crowd.flow] = None
+        if self._closing:
+            crowd.flow.cut_short()
+        else:
+            crowd.begin()
 
     def _cancel(self, relayed: Relayed) -> None:
         if relayed in self._streams and not relayed.away:  # else it is seen when it begins, or comes back
@@ -123,6 +158,8 @@ class Relay:
         now_s = self._loop.began_s
         for relayed in [r for r in self._streams if now_s - r.active_s > self.idle_timeout_s and not r.away]:
             relayed.guarded(relayed.time_out)
+        for follower in [f for f in self._followers if f.behind_bytes and now_s - f.active_s > self.idle_timeout_s]:
+            follower.gone()
         for relayed in [r for r in self._streams if now_s >= r.end_s]:
             relayed.guarded(relayed.finish_late)
         for stream in [s for s, until_s in self._lingering.items() if now_s > until_s]:
@@ -131,5 +168,7 @@ class Relay:
     def _end_all(self, events: int) -> None:
         for relayed in list(self._streams):
             relayed.guarded(relayed.cut_short)
+        for follower in list(self._followers):
+            follower.gone()
         for stream in list(self._lingering):
             self._stop_lingering(stream)

@@ -10,8 +10,7 @@ import threading
 from typing import Callable, Optional, Protocol
 
 from gateway.routing.retry import CRASHED, Outcome
-from gateway.server.exchange import Exchange
-from gateway.server.flow import Flow
+from gateway.server.flow import Flow, StreamExchange
 from gateway.server.loop import Loop
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.stream import EngineStream
@@ -40,7 +39,7 @@ class Relayed(Flow):
 
     __slots__ = ("_fault", "_relay", "onward")
 
-    def __init__(self, exchange: Exchange, stream: EngineStream, relay: Owner, loop: Loop) -> None:
+    def __init__(self, exchange: StreamExchange, stream: EngineStream, relay: Owner, loop: Loop) -> None:
         super().__init__(exchange, stream, loop, relay.idle_timeout_s)
         self._relay = relay
         self.onward: Optional[EngineStream] = None  # what a thread has found

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from typing import Optional
 
+from gateway.asked import MISS, NOT_REUSED, Asked, Reused
 from gateway.clock import unix_s
 from gateway.inference import Call
-from gateway.pipeline import Asked
 from gateway.telemetry.events import RequestEvent
 
 LOGGED_BYTES = 65536  # of a body
@@ -72,7 +72,33 @@ def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional
         extra["hedged"] = True
     if call.resumed:
         extra["resumed"] = call.resumed
+    if asked.reused is not NOT_REUSED:
+        if not extra and asked.reused is MISS:
+            return _MISSED
+        extra.update(_reused(asked.reused))
     return extra or None
+
+
+_MISSED: dict[str, object] = {"cache": "miss"}  # nobody changes it
+
+
+def _reused(reused: Reused) -> dict[str, object]:
+    extra: dict[str, object] = {}
+    if reused.cache:
+        extra["cache"] = reused.cache
+    if reused.saved_tokens:
+        extra["saved_tokens"] = reused.saved_tokens
+    if reused.saved_usd:
+        extra["saved_usd"] = reused.saved_usd
+    if reused.similarity is not None:
+        extra["similarity"] = round(reused.similarity, 4)
+    if reused.coalesced:
+        extra["coalesced"] = True
+    if reused.batch:
+        extra["batch"] = reused.batch
+    if reused.batch_wait_s is not None:
+        extra["batch_wait_ms"] = round(reused.batch_wait_s * 1000, 3)
+    return extra
 
 
 def _bodies(call: Call, answer: bytes) -> dict[str, object]:

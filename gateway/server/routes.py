@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 from gateway import __version__
+from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
-from gateway.pipeline import KEYS_PAUSE_S, PATHS, Asked, Pipeline
+from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
@@ -29,6 +30,7 @@ from gateway.telemetry.registry import Registry
 RENDERING_SHARE = 0.25
 RENDERED_AT_ONCE_S = 0.25
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
 ALWAYS_OPEN = ("/healthz", "/readyz")
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
 COUNT_LOOKS = 20  # then it is shown as it is
@@ -80,7 +82,7 @@ class Routes:
 
     def is_for_known(self, head: RequestHead) -> bool:
         """Return whether this is for known callers only, may wait for the database, and comes from one of them."""
-        if not head.path.startswith(("/admin/", "/auth/")) or head.method == "OPTIONS":
+        if not head.path.startswith(MANAGED) or head.method == "OPTIONS":
             return False
         try:
             self._pipeline.known(head)
@@ -108,7 +110,7 @@ class Routes:
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Reply:
         """The answer to anything but an inference request. Raises GatewayError."""
         path = head.path
-        if path.startswith(("/admin/", "/auth/")):
+        if path.startswith(MANAGED):
             methods = self._admin.methods(path)
             if methods is not None and head.method == "OPTIONS":
                 return self._preflight(head, methods)

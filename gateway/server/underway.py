@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol, Union
 from gateway.errors import ClientGone, GatewayError
 from gateway.inference import Answer
 from gateway.pipeline import PATHS, Pipeline, shutting_down
+from gateway.reuse.flights import Following
 from gateway.server.admin import Reply
 from gateway.server.door import drops_body, has_body
 from gateway.server.exchange import Exchange
@@ -87,7 +88,7 @@ class UnderWay(Task):
     def leave(self) -> None:
         """The client has left."""
         exchange = self.exchange
-        if not exchange.answered and not (exchange.queued and self._give_up(ClientGone())):
+        if not exchange.answered and not (exchange.queued and not exchange.needed and self._give_up(ClientGone())):
             exchange.cancel()
 
     def give_up_waiting(self, now_s: float) -> bool:
@@ -106,7 +107,7 @@ class UnderWay(Task):
         self.throw(error)
         return True
 
-    def _done(self, result: Union[Answer, EngineStream, Reply, None], error: Optional[Exception]) -> None:
+    def _done(self, result: Union[Answer, EngineStream, Following, Reply, None], error: Optional[Exception]) -> None:
         """The steps have ended."""
         exchange = self.exchange
         self.runs = False

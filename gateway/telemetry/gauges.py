@@ -93,6 +93,18 @@ def bind_policy(
     )
 
 
+def bind_cache(registry: Registry, figures: Callable[[], tuple[int, int, int]]) -> None:
+    """Declares what the cache holds: (entries, bytes, evictions)."""
+    for place, (name, kind, text) in enumerate(
+        (
+            ("gateway_cache_entries", "gauge", "Answers in the cache."),
+            ("gateway_cache_bytes", "gauge", "Memory that the answers in the cache take."),
+            ("gateway_cache_evictions_total", "counter", "Answers dropped from the cache to make room."),
+        )
+    ):
+        registry.callback(name, kind, text, (), lambda place=place: [((), figures()[place])])  # type: ignore[misc]
+
+
 def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], int]) -> None:
     """Declares the gauges of waiting requests (`depth`) and working threads (`busy`)."""
     registry.callback(

@@ -20,6 +20,8 @@ QUEUE_BUCKETS_S = (
     *(0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
+COUNTED_EXTRA = {"usage_rejected", "hedged", "cost_usd", "resumed", "saved_tokens", "coalesced", "batch"}
+BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 OVERHEAD_BUCKETS_S = (*(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),)
 OTHER = "other"
 """The label value of everything outside the closed set."""
@@ -45,10 +47,12 @@ class GatewayMetrics:
         self._known_paths = known_paths
         self._declare_requests(registry)
         self._declare_engines(registry)
+        self._declare_reuse(registry)
         # Series by the raw label values: one dict lookup per event instead of one call per metric.
         self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._by_attempt: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._by_model: dict[str, tuple[Counter, Counter]] = {}
+        self._by_cache: dict[tuple[str, str], Counter] = {}
 
     def _declare_requests(self, registry: Registry) -> None:
         self._requests = registry.counter("gateway_requests_total", "Requests answered.", ("path", "model", "status"))
@@ -122,6 +126,23 @@ class GatewayMetrics:
             ("from_model", "to_model"),
         )
 
+    def _declare_reuse(self, registry: Registry) -> None:
+        self._cache_requests = registry.counter(
+            "gateway_cache_requests_total", "Requests by what the cache did for them.", ("model", "result")
+        )
+        self._coalesced = registry.counter(
+            "gateway_coalesced_total", "Requests that another one's call has answered.", ("model",)
+        )
+        self._saved_tokens = registry.counter(
+            "gateway_saved_tokens_total", "Tokens of answers that were given from the cache.", ("model",)
+        )
+        self._batch_size = registry.histogram(
+            "gateway_batch_size", "Requests in one call to an engine.", buckets=BATCH_BUCKETS
+        ).labels()
+        self._batch_wait = registry.histogram(
+            "gateway_batch_wait_seconds", "How long a batch has gathered.", buckets=QUEUE_BUCKETS_S
+        ).labels()
+
     def observe(self, events: Sequence[RequestEvent]) -> None:
         """Counts every event of the batch, under one hold of the registry's lock.
 
@@ -143,7 +164,13 @@ class GatewayMetrics:
         for record in event.attempt_records:
             self._count_attempt_locked(record)
         if event.extra is not None:
-            self._count_extra_locked(event, _model_label(event.model, known))
+            cache = event.extra.get("cache")
+            if cache is not None:
+                self._count_cache_locked(str(cache), _model_label(event.model, known))
+            for key in event.extra:
+                if key in COUNTED_EXTRA:
+                    self._count_extra_locked(event, _model_label(event.model, known))
+                    break
         if event.retries or event.fallback is not None:
             self._count_detours_locked(event, known)
 
@@ -182,6 +209,24 @@ class GatewayMetrics:
         resumed = extra.get("resumed")
         if isinstance(resumed, int):
             self._resumes.labels_locked(model).value += resumed
+        self._count_reuse_locked(extra, model)
+
+    def _count_cache_locked(self, result: str, model: str) -> None:
+        found = self._by_cache.get((model, result))
+        if found is None:
+            found = self._by_cache[model, result] = self._cache_requests.labels_locked(model, result)
+        found.value += 1
+
+    def _count_reuse_locked(self, extra: Mapping[str, object], model: str) -> None:
+        saved = extra.get("saved_tokens")
+        if isinstance(saved, int):
+            self._saved_tokens.labels_locked(model).value += saved
+        if extra.get("coalesced"):
+            self._coalesced.labels_locked(model).value += 1
+        batch, wait_ms = extra.get("batch"), extra.get("batch_wait_ms")
+        if isinstance(batch, int) and isinstance(wait_ms, float):  # of the one that has led it
+            self._batch_size.observe_locked(batch)
+            self._batch_wait.observe_locked(wait_ms / 1000)
 
     def _count_tokens_locked(self, event: RequestEvent, model: str) -> None:
         found = self._by_model.get(model)

@@ -62,6 +62,15 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> Steps[bytearray
         raise EngineFault(Outcome("unasked_stream", f"{PREFIX}, and it makes no answer: {text}")) from error
 
 
+def assembled(lines: bytes, path: str) -> bytearray:
+    """The body of a whole answer to POST `path`, from all lines of its stream. Raises Unfit, ValueError,
+    RecursionError."""
+    answer = _Answer(path)
+    for event in events_in(lines, PARSED_MAX_BYTES):
+        answer.add(event)
+    return answer.body()
+
+
 class _Kept:
     """What is kept of one object in many events, as JSON: its texts and lists without what stands around them."""
 

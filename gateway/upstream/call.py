@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import threading
 import uuid
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from gateway.errors import ClientGone
-from gateway.steps import Event, Steps
+from gateway.steps import Event, Flag, Flagged, Steps
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers
 from gateway.upstream.attempt import Attempt
@@ -21,6 +21,7 @@ from gateway.upstream.members import without_members
 
 CHAT = "/chat/completions"
 AFFINITY_PREFIX_CHARS = 1024
+FLAG_LOOK_S = 5.0  # a timer of the loop holds the request that long, even if it has been woken before
 
 
 class Call:
@@ -42,6 +43,7 @@ class Call:
         "fallback",
         "hedged",
         "idempotency_key",
+        "is_query",
         "may_use",
         "model",
         "must_stay",
@@ -88,6 +90,7 @@ class Call:
         self.allow_fallback = allow_fallback
         self.idempotency_key = idempotency_key
         self.priority = priority
+        self.is_query = False  # a `/query`, whose answer is its text alone
         self.caller = ""  # who asks, as a name that only says whether it is the same one
         self.cancelled = False
         self.attempts = 0
@@ -107,7 +110,7 @@ class Call:
         self.must_stay = False  # what answers is a fallback that is one because it is near
         self.origin: Optional[Call] = None  # whose stream this call goes on with
         self._attempts: dict[Attempt, None] = {}
-        self._waiting_on: Optional[threading.Event] = None
+        self._waiting_on: Union[threading.Event, Flag, None] = None
         self._payloads: dict[tuple[Optional[str], bool], bytes] = {}
         self._prompts: Optional[Prompts] = None
 
@@ -140,6 +143,18 @@ class Call:
         self._waiting_on = event
         if not self.cancelled:
             yield Event(event, timeout_s)
+        self._waiting_on = None
+        if self.cancelled:
+            raise ClientGone()
+
+    def wait_flagged(self, flag: Flag) -> Steps[None]:
+        """Wait for `flag`, without a thread; raises ClientGone when the call is cancelled instead.
+
+        Who sets it does so whatever happens, in a `finally`: there is no other bound.
+        """
+        self._waiting_on = flag
+        while not (flag.is_set() or self.cancelled):
+            yield Flagged(flag, FLAG_LOOK_S)
         self._waiting_on = None
         if self.cancelled:
             raise ClientGone()
@@ -183,13 +198,16 @@ class Call:
             if (request.get(key) or 0) > 0:
                 request[key] = max(1, request[key] - tokens_of(weigh(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
-        # Its attempts are this call's too: `cancel` reaches them, and what becomes of them is told with the rest.
-        call.origin = self
+        call.be_part_of(self)
         call.caller = self.caller
         call.replays = self.replays
-        call._attempts = self._attempts
-        call.records = self.records
+        call.records = self.records  # what becomes of its attempts is told with the rest
         return call
+
+    def be_part_of(self, call: Call) -> None:
+        """Its attempts are another call's, too: `cancel` of that reaches them."""
+        self.origin = call
+        self._attempts = call._attempts
 
     def can_resume(self) -> bool:
         """Whether a stream of this call could go on elsewhere: one choice of plain text, which begins with it."""

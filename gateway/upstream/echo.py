@@ -38,7 +38,7 @@ def content_text(content: Any) -> str:
     return ""
 
 
-def answer(path: str, request: dict[str, Any], prompt_weight: int) -> dict[str, Any]:
+def answer(path: str, request: dict[str, Any], prompt_weight: int, opening: str = "Echo: ") -> dict[str, Any]:
     """A complete answer to POST `path`, of whose prompt this is the weight. Raises TooMuch."""
     created = unix_now()
     prompt_tokens = tokens_of(prompt_weight)
@@ -65,11 +65,11 @@ def answer(path: str, request: dict[str, Any], prompt_weight: int) -> dict[str, 
         for _ in range(count):
             choice: dict[str, Any] = {"index": len(choices), "finish_reason": "stop", "logprobs": None}
             if chat:
-                choice["message"] = {"role": "assistant", "content": f"Echo: {text}"}
+                choice["message"] = {"role": "assistant", "content": opening + text}
             else:
-                choice["text"] = f"Echo: {text}"
+                choice["text"] = opening + text
             choices.append(choice)
-    tokens = sum(tokens_of(weigh(f"Echo: {text}")) for text in texts) * count
+    tokens = sum(tokens_of(weigh(opening + text)) for text in texts) * count
     return {
         "id": "echo",
         "object": "chat.completion" if chat else "text_completion",

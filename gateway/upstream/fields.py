@@ -147,6 +147,17 @@ def _taken_for_whole(value: Any) -> int:
     return _whole(value)
 
 
+def completion_of(query: Request) -> Request:
+    """The completion that answers a query: `{"query", "model", "max_tokens", "temperature"}`. Raises RequestRefused."""
+    text = query.get("query")
+    if type(text) is not str or not text.strip():
+        raise RequestRefused("invalid_query", "query must be a non-empty text", param="query")
+    request = {key: query[key] for key in ("model", "max_tokens", "temperature") if query.get(key) is not None}
+    request["prompt"] = text
+    BY_PATH["/completions"].validate(request)
+    return request
+
+
 # --- what is estimated ---------------------------------------------------------------------------------------------
 
 

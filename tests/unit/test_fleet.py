@@ -91,7 +91,7 @@ class EngineSpecTest(unittest.TestCase):
     def test_every_faulty_field_is_named_at_once(self) -> None:
         with self.assertRaises(ValueError) as caught:
             EngineSpec(
-                "x", id="a b", weight=0, max_concurrency=0, model="", api_key_env="sk-secret",
+                "x", id="a b", weight=0, max_concurrency=0, max_batch=0, model="", api_key_env="sk-secret",
                 health_path="health", resume=1, usage_in_streams=1,  # type: ignore[arg-type]
             )  # fmt: skip
         faults = str(caught.exception).split("; ")

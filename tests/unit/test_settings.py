@@ -92,6 +92,10 @@ class TableTest(SettingsCase):
             "drain_delay_s": 0.0, "allowed_hosts": (), "dns_ttl_s": 30.0,
             "max_answer_bytes": 67108864, "max_event_bytes": 8388608, "max_json_values": 1000000,
             "stream_end_grace_s": 1.0, "rate_limit_token_burst": 1.0,
+            "batch_max_size": 32, "batch_max_wait_ms": 20, "batch_embeddings": False, "coalesce": True,
+            "cache": False, "cache_ttl_s": 3600.0, "cache_max_bytes": 67108864, "cache_db": None,
+            "cache_scope": "key", "cache_near": False, "cache_guard": True, "cache_similarity": 0.95,
+            "embeddings_model": None, "redis_url": None, "redis_timeout_ms": 50,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):

@@ -1,0 +1,240 @@
+"""Requests that leave together: gathered by what they have in common, asked with one call, each answered for itself.
+
+The first of a batch leads: its steps wait until the batch is full or has waited long enough, ask for all, and tell each
+what became of it. A batch that the engine rejects is halved, and the first of the other half leads that: so one query
+that cannot be answered fails alone. The leader's client may leave: its steps go on as long as others wait.
+
+`Gathering` owns the batches that are still open; its lock guards them, their seats and what is known of lists. Flags
+are set without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Hashable
+from typing import Callable, Optional
+
+from gateway.asked import Asked
+from gateway.errors import GatewayError
+from gateway.hedging import Answer
+from gateway.steps import Flag
+from gateway.upstream.call import Call
+
+LISTS_AGAIN_S = 600.0  # after this, a model whose engines took no lists is asked with one again
+SILENCE_WAITS = 50  # after so many times the wait nothing is known any more of how they come
+GAP_WEIGHT = 0.2  # of a new gap in the usual one
+REJECTED_KEPT = 16  # lists by model
+KEYS_KEPT = 1024  # when each of so many kinds was asked for last
+
+
+class Seat:
+    """One request in a batch, with `inputs` of what the batch asks for. It is over when `flag` is set: there is an
+    `answer` or an `error`, it is to lead (`batch`), or neither: then it is to ask for itself."""
+
+    __slots__ = ("answer", "asked", "batch", "call", "error", "flag", "inputs", "of")
+
+    def __init__(self, asked: Asked, call: Call, inputs: list[str]) -> None:
+        self.asked = asked
+        self.call = call
+        self.inputs = inputs
+        self.flag = Flag()
+        self.answer: Optional[Answer] = None
+        self.error: Optional[GatewayError] = None
+        self.batch: Optional[Batch] = None
+        self.of: Optional[Batch] = None  # where it sits
+
+
+class Batch:
+    """Seats that leave together. `line`: its number, then which half it is of which half of that."""
+
+    __slots__ = ("full", "key", "leader", "line", "opened_s", "over", "seats")
+
+    def __init__(self, key: Hashable, seats: list[Seat], opened_s: float, line: tuple[int, ...]) -> None:
+        self.key = key
+        self.seats = seats
+        self.leader = seats[0].asked
+        self.opened_s = opened_s
+        self.line = line
+        self.full = Flag()
+        self.over = False
+
+    @property
+    def inputs(self) -> int:
+        """What all of them ask for."""
+        return sum(len(seat.inputs) for seat in self.seats)
+
+    def needs(self, asked: Asked) -> bool:
+        """Whether others wait for what `asked` is given."""
+        if asked is not self.leader or self.over:
+            return False
+        return any(seat.asked is not asked and not self.misses(seat) for seat in list(self.seats))
+
+    def misses(self, seat: Seat) -> bool:
+        """Whether nobody waits for what a seat is given: its client has left, and leads no flight for others."""
+        asked = seat.asked
+        return asked.left and not (asked.flight is not None and asked.flight.needs(asked))
+
+
+class Gathering:
+    """Batches that gather. Thread-safe. `wait_s`: how long the first of a batch waits for others."""
+
+    def __init__(self, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.wait_s = wait_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: dict[Hashable, Batch] = {}
+        self._arrivals: dict[Hashable, tuple[float, float]] = {}  # when the last one came, and the usual gap (s)
+        self._taken: set[str] = set()  # models whose engines have answered a list
+        self._rejected: dict[str, list[tuple[int, ...]]] = {}  # lists, by models that have answered none
+        self._numbers = itertools.count()
+        self._alone_until_s: dict[str, float] = {}
+
+    def take_seat(self, key: Hashable, seat: Seat, inputs_max: int) -> tuple[Batch, bool]:
+        """The batch of a request, and whether it has to lead it. A batch of `inputs_max` leaves; so does one that has
+        no room for it, and a request that comes alone."""
+        now_s = self._clock()
+        leaving: list[Batch] = []
+        with self._lock:
+            lonely = self._is_lonely_locked(key, now_s)
+            batch = self._open.get(key)
+            if batch is not None and batch.inputs + len(seat.inputs) > inputs_max:
+                leaving.append(self._open.pop(key))
+                batch = None
+            leads = batch is None
+            if batch is None:
+                batch = Batch(key, [seat], now_s, (next(self._numbers),))
+                if lonely:
+                    leaving.append(batch)
+                else:
+                    self._open[key] = batch
+            else:
+                batch.seats.append(seat)
+            seat.of = batch
+            if batch.inputs >= inputs_max and self._open.get(key) is batch:
+                leaving.append(self._open.pop(key))
+            if leads:
+                seat.asked.batch = batch
+        for one in leaving:
+            one.full.set()
+        return batch, leads
+
+    def _is_lonely_locked(self, key: Hashable, now_s: float) -> bool:
+        """Whether nobody is to be expected within `wait_s`: neither has one come for so long, nor do they usually.
+
+        (One that comes late in a flood, because everybody is busy, is not alone.)
+        """
+        last_s, usual_s = self._arrivals.pop(key, (-math.inf, math.inf))
+        gap_s = now_s - last_s
+        if len(self._arrivals) >= KEYS_KEPT:
+            del self._arrivals[next(iter(self._arrivals))]
+        silence = gap_s > SILENCE_WAITS * self.wait_s
+        lonely = gap_s > self.wait_s and (silence or usual_s > self.wait_s)
+        if silence or usual_s == math.inf:
+            usual_s = math.inf if silence else gap_s
+        else:
+            usual_s += GAP_WEIGHT * (gap_s - usual_s)
+        self._arrivals[key] = now_s, usual_s
+        return lonely
+
+    def begin(self, batch: Batch) -> list[Seat]:
+        """Nobody more joins a batch; returns the seats of those who are still there."""
+        with self._lock:
+            if self._open.get(batch.key) is batch:
+                del self._open[batch.key]
+            batch.seats = [seat for seat in batch.seats if not batch.misses(seat)]
+            return batch.seats
+
+    def halve(self, batch: Batch) -> None:
+        """Leave a batch its first half, and have the first of the others who is still there lead those."""
+        with self._lock:
+            middle = (len(batch.seats) + 1) // 2
+            batch.seats, others = batch.seats[:middle], batch.seats[middle:]
+            other = Batch(batch.key, others, batch.opened_s, (*batch.line, 1))
+            batch.line = (*batch.line, 0)
+            for seat in others:
+                seat.of = other
+        self.hand_over(other)
+
+    def hand_over(self, batch: Batch) -> None:
+        """Have the first seat of a batch lead it whose steps still wait for that."""
+        while batch.seats:
+            seat = batch.seats[0]
+            with self._lock:
+                there = not batch.misses(seat)
+                if there:
+                    batch.leader = seat.asked
+                    seat.asked.batch = batch
+                    seat.batch = batch
+            if there:
+                seat.flag.set()
+                return
+            batch.seats = batch.seats[1:]
+
+    def leave(self, seat: Seat) -> None:
+        """The client of a seat has left. If it has just been made a leader, another one is; if it was the last that its
+        batch was for, the engine is left."""
+        with self._lock:
+            batch, seat.batch = seat.batch, None
+            leader = None if seat.of is None else seat.of.leader
+        if batch is not None:
+            batch.seats = batch.seats[1:]
+            self.hand_over(batch)
+        elif leader is not None and leader.left and not leader.needed and leader.call is not None:
+            leader.call.cancel()
+
+    def waited_s(self, batch: Batch) -> float:
+        """How long a batch has gathered."""
+        return self._clock() - batch.opened_s
+
+    # --- what is known of lists -----------------------------------------------------------------------------------
+
+    def takes_lists(self, model: str) -> bool:
+        """Whether a model's engines may be asked with a list."""
+        until_s = self._alone_until_s.get(model)
+        if until_s is None:
+            return True
+        if self._clock() < until_s:
+            return False
+        with self._lock:
+            self._alone_until_s.pop(model, None)
+            self._rejected.pop(model, None)
+            self._taken.discard(model)
+        return True
+
+    def has_taken(self, model: str) -> bool:
+        """Whether a list has ever been answered."""
+        return model in self._taken
+
+    def list_taken(self, model: str) -> None:
+        """A list has been answered."""
+        if model not in self._taken:
+            with self._lock:
+                self._taken.add(model)
+                self._rejected.pop(model, None)
+
+    def list_rejected(self, model: str, batch: Batch) -> bool:
+        """A list has been answered with an error; whether no lists are taken at all, so that its requests are to be
+        asked each for itself, and all that come from now on.
+
+        One faulty request has the lists rejected that it is in, each a part of the one before. Two that have nothing in
+        common, and none ever taken, have only that in common.
+        """
+        with self._lock:
+            if model in self._taken:
+                return False
+            lines = self._rejected.setdefault(model, [])
+            line = batch.line
+            refused = any(other[: len(line)] != line[: len(other)] for other in lines)
+            lines.append(line)
+            del lines[:-REJECTED_KEPT]
+        if refused:
+            self.list_refused(model)
+        return refused
+
+    def list_refused(self, model: str) -> None:
+        """A model's engines take no lists."""
+        with self._lock:
+            self._alone_until_s[model] = self._clock() + LISTS_AGAIN_S

@@ -1,0 +1,346 @@
+"""What a request is spared: a kept answer, another's call, a batch. The step of `serve` between its limits and its ask.
+
+Steps (see `steps.py`). `Reuse` owns the parts that are switched on; it holds no lock of its own. It opens no socket and
+asks no engine but by the ask that it is given. Nothing here counts: what is noted in `Asked.reused` is counted with the
+event of the request.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from typing import Any, Callable, NamedTuple, Optional, Union
+
+from gateway.asked import BYPASS, MISS, Asked, Reused
+from gateway.clock import unix_s
+from gateway.errors import GatewayError
+from gateway.hedging import Answer
+from gateway.reuse import keeping, likeness
+from gateway.reuse.caches import NOTHING_NEAR, Caches
+from gateway.reuse.flights import Flight, Flights, Following, again
+from gateway.reuse.store import Found
+from gateway.reuse.stored import Stored
+from gateway.reuse.together import EMBEDDINGS, QUERIES, Together
+from gateway.routing.router import Router
+from gateway.steps import Steps
+from gateway.threads import Threads
+from gateway.upstream.answers import Usage, dump
+from gateway.upstream.call import Call
+from gateway.upstream.stream import EngineStream
+
+NOTHING_USED = Usage(0, 0, False)
+QUERY = "/query"
+Given = Union[Answer, EngineStream, Following]
+
+
+class Wishes(NamedTuple):
+    """What the headers of a request say."""
+
+    cache: bool
+    """Deterministic because its client says so."""
+    never: bool
+    """The cache is not for it."""
+    look: bool
+    keep: bool
+    max_age_s: Optional[float]
+    coalesce: Optional[bool]
+
+
+NO_WISHES = Wishes(False, False, True, True, None, None)
+
+
+class Likeness(NamedTuple):
+    """By what a request is known to be like another one."""
+
+    scope: str
+    path: str
+    model: str
+    key: bytes
+
+
+class Reuse:
+    """Spares requests their calls. Thread-safe. `caches` None: CACHE=off; `together` None: nothing is batched.
+
+    `ask` has a call asked, once there is a place for it.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        ask: Callable[[Asked, Call], Steps[Any]],
+        *,
+        coalesce: bool,
+        share_all: bool,
+        caches: Optional[Caches],
+        together: Together,
+        batch_embeddings: bool,
+    ) -> None:
+        self._router = router
+        self._ask = ask
+        self._coalesce = coalesce
+        self._share_all = share_all
+        self.caches = caches
+        self._together = together
+        self._batch_embeddings = batch_embeddings
+        self.flights = Flights()
+        self._threads = Threads("reuse", 1)
+
+    def serve(self, asked: Asked, call: Call) -> Steps[Given]:
+        """The answer to a request, or the stream of it that has begun. Raises GatewayError."""
+        headers = asked.head.headers
+        wishes = NO_WISHES
+        if b"cache-control" in headers or b"x-gateway-cache" in headers or b"x-gateway-coalesce" in headers:
+            wishes = wishes_of(headers)
+        caches, coalesce = self.caches, self._coalesce if wishes.coalesce is None else wishes.coalesce
+        like: Optional[Likeness] = None
+        if coalesce or caches is not None:
+            like = self._likeness(asked, call, wishes)
+        if caches is not None and (like is None or wishes.never):
+            asked.reused = BYPASS
+            caches = None
+        if like is None or not (coalesce or caches is not None):
+            given: Given = yield from self._ask_engines(asked, call)
+            return given
+        if caches is not None:
+            found = caches.here(like.key, wishes.max_age_s) if wishes.look else None
+            if found is None and wishes.look and caches.looks_elsewhere:
+                found = yield from self._look(caches, asked, call, like, wishes)
+            if found is not None:
+                return self._given_again(found, asked, call, like)
+            asked.reused = MISS if wishes.look else BYPASS
+            if not wishes.keep:
+                caches = None
+        if coalesce:
+            return (yield from self._fly(asked, call, like, caches))
+        return (yield from self._lead(Flight(None, asked), asked, call, like, caches))
+
+    def _likeness(self, asked: Asked, call: Call, wishes: Wishes) -> Optional[Likeness]:
+        """None: it is like no other."""
+        if not (wishes.cache or likeness.is_deterministic(call.path, call.request)):
+            return None
+        scope = "" if self._share_all or asked.identity is None else asked.identity.name or ""
+        model = self._model_of(call)
+        path = QUERY if call.is_query else call.path
+        try:
+            text = likeness.canonical(path, call.request, model)
+        except (RecursionError, ValueError):
+            return None
+        return Likeness(scope, path, model, likeness.key_of(scope, text))
+
+    def _model_of(self, call: Call) -> str:
+        """The name by which a model is known, whatever alias a request has called it by."""
+        if self._router.fleet.wildcard:
+            return call.model or ""
+        return self._router.route(call.model)[0].name
+
+    # --- the cache -------------------------------------------------------------------------------------------------
+
+    def _look(self, caches: Caches, asked: Asked, call: Call, like: Likeness, wishes: Wishes) -> Steps[Optional[Found]]:
+        """What is kept elsewhere than in memory, or for a near duplicate."""
+        found: Optional[Found] = yield from caches.find(like.key, wishes.max_age_s)
+        if found is None and caches.near is not None:
+            found = yield from self._look_near(caches, asked, call, like, wishes)
+        return found
+
+    def _given_again(self, found: Found, asked: Asked, call: Call, like: Likeness) -> Answer:
+        """A kept answer, as this request's own."""
+        stored = found.stored
+        body = keeping.stamped(stored.body, stored.request_id, asked.request_id)
+        if call.stream:
+            body = keeping.as_events(body, call.path, call.wants_usage())
+        call.served_model = stored.model
+        call.usage = NOTHING_USED
+        age_s = unix_s() - stored.stored_unix_s
+        asked.reused = Reused(
+            "hit" if stored.key == like.key else "near",
+            age_s if age_s > 0 else 0.0,
+            found.similarity,
+            saved_tokens=stored.prompt_tokens + stored.completion_tokens,
+            saved_usd=stored.cost_usd,
+        )
+        return Answer(body, NOTHING_USED)
+
+    def _look_near(self, caches: Caches, asked: Asked, call: Call, like: Likeness, wishes: Wishes) -> Steps[Any]:
+        near = likeness.near_of(like.path, call.request, like.model, like.scope)
+        if near is None:
+            return None
+        return (yield from caches.find_near(asked, near, wishes.max_age_s))
+
+    def _keep(self, caches: Caches, asked: Asked, call: Call, like: Likeness, body: bytes) -> None:
+        """Keep a complete answer. Raises nothing that the request is to fail by."""
+        usage = call.usage
+        if usage is None or call.fallback is not None or len(body) > keeping.ANSWER_MAX_BYTES:
+            return  # what another model has answered once is not what this one does
+        account = asked.account
+        cost = None if account is None else account.cost_of(call)
+        near, group, vector = NOTHING_NEAR if asked.near is None else asked.near
+        stored = Stored(
+            like.key,
+            like.scope,
+            call.served_model or "",
+            like.path,
+            body,
+            asked.request_id,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            cost or 0.0,
+            unix_s(),
+            near,
+            group,
+            vector,
+        )
+        caches.put(stored)
+
+    # --- single flight ---------------------------------------------------------------------------------------------
+
+    def _fly(self, asked: Asked, call: Call, like: Likeness, caches: Optional[Caches]) -> Steps[Given]:
+        """The answer of another's call, if one is under way; else this one's, for others too."""
+        key = _flight_key(asked, call, like)
+        while True:
+            flight, flag = self.flights.join(key, asked)
+            if flag is None:
+                return (yield from self._lead(flight, asked, call, like, caches))
+            try:
+                yield from call.wait_flagged(flag)
+            except BaseException:
+                self.flights.leave(flight, asked)
+                raise
+            if flight.error is not None and not flight.own_fault:
+                raise again(flight.error)
+            if flight.result is None:
+                continue  # the leader has failed by what was its own
+            return self._followed(flight, asked, call)
+
+    def _followed(self, flight: Flight, asked: Asked, call: Call) -> Given:
+        leader = flight.leader.call
+        assert leader is not None
+        call.engine_id, call.served_model, call.fallback = leader.engine_id, leader.served_model, leader.fallback
+        call.attempts, call.context_tokens = leader.attempts, leader.context_tokens
+        call.usage = NOTHING_USED
+        asked.reused = Reused(asked.reused.cache, coalesced=True)
+        result = flight.result
+        if isinstance(result, Answer):
+            stamp = keeping.stamped_events if call.stream else keeping.stamped
+            return Answer(stamp(bytes(result.body), flight.leader.request_id, asked.request_id), NOTHING_USED)
+        return Following(flight)
+
+    def _lead(self, flight: Flight, asked: Asked, call: Call, like: Likeness, caches: Optional[Caches]) -> Steps[Given]:
+        """Ask, and give it to all who follow."""
+        result: Union[Answer, EngineStream]
+        try:
+            result = yield from self._ask_engines(asked, call)
+        except BaseException as error:
+            self.flights.failed(flight, error if isinstance(error, GatewayError) else None)
+            raise
+        if not isinstance(result, Answer):
+            asked.shared = Shared(flight, self, functools.partial(self._keep_stream, caches, asked, call, like))
+            return result
+        self.flights.landed(flight, result)
+        if caches is not None:
+            self._keep_answer(caches, asked, call, like, result)
+        return result
+
+    def _keep_answer(self, caches: Caches, asked: Asked, call: Call, like: Likeness, answer: Answer) -> None:
+        parsed = answer.parsed
+        if parsed is None or not keeping.is_worth_keeping(parsed, call.path):
+            return
+        if call.stream:  # what the client has got is the stream of it
+            body = keeping.whole_of_answer(parsed, asked.request_id, call.served_model or "", answer.usage)
+        else:
+            body = bytes(answer.body)
+        self._keep(caches, asked, call, like, body)
+
+    def _keep_stream(
+        self,
+        caches: Optional[Caches],
+        asked: Asked,
+        call: Call,
+        like: Likeness,
+        lines: Optional[bytes],
+        reported: Optional[dict[str, Any]],
+    ) -> None:
+        """A stream has ended well: keep its answer, which is put together on a thread."""
+        usage = call.usage
+        if caches is None or lines is None or usage is None:
+            return
+
+        def keep() -> None:
+            whole = keeping.whole_of(lines, call.path, asked.request_id, call.served_model or "", usage, reported)
+            if whole is not None:
+                self._keep(caches, asked, call, like, whole)
+
+        self._threads.run(keep)
+
+    # --- batches ---------------------------------------------------------------------------------------------------
+
+    def _ask_engines(self, asked: Asked, call: Call) -> Steps[Any]:
+        if call.is_query:
+            text = call.request["prompt"]
+            return self._together.serve(asked, call, QUERIES, [text], self._batch_max(call))
+        if self._batch_embeddings and call.path == likeness.EMBEDDINGS:
+            inputs = texts_in(call.request.get("input"))
+            if inputs is not None:
+                return self._together.serve(asked, call, EMBEDDINGS, inputs, self._batch_max(call))
+        return self._ask(asked, call)
+
+    def _batch_max(self, call: Call) -> Optional[int]:
+        """Inputs that every engine which may be asked takes at once; None: any."""
+        pools = self._router.route(call.model, call.allow_fallback)
+        limits = [engine.spec.max_batch for pool in pools for engine in pool.engines]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def set_models(self, models: Collection[str]) -> None:
+        """A reload: the answers of models that are no more are dropped."""
+        if self.caches is not None:
+            self.caches.store.keep_models(models)
+
+    def close(self, timeout_s: float) -> None:
+        """End what runs in the background."""
+        self._threads.close(timeout_s)
+        if self.caches is not None:
+            self.caches.close(timeout_s)
+
+
+class Shared:
+    """What else an open stream is for: others follow it, its answer is kept. Used by the relay."""
+
+    def __init__(
+        self, flight: Flight, reuse: Reuse, keep: Callable[[Optional[bytes], Optional[dict[str, Any]]], None]
+    ) -> None:
+        self.flight = flight
+        self.flights = reuse.flights
+        self.keep = keep
+
+
+def texts_in(value: Any) -> Optional[list[str]]:
+    """The texts of an `input`; None: it is tokens."""
+    if type(value) is str:
+        return [value]
+    if type(value) is list and all(type(item) is str for item in value):
+        return value
+    return None
+
+
+def wishes_of(headers: dict[bytes, bytes]) -> Wishes:
+    """What a request's headers say of the cache and of sharing calls."""
+    cache = headers.get(b"x-gateway-cache", b"").strip().lower()
+    coalesce = headers.get(b"x-gateway-coalesce", b"").strip().lower()
+    look = keep = True
+    max_age_s: Optional[float] = None
+    for part in headers.get(b"cache-control", b"").lower().split(b","):
+        name, _, value = part.strip().partition(b"=")
+        if name == b"no-store":
+            look = keep = False
+        elif name == b"no-cache":
+            look = False
+        elif name == b"max-age":
+            digits = value.strip(b'" ')
+            max_age_s = float(digits) if digits.isdigit() and len(digits) < 12 else max_age_s
+    return Wishes(cache == b"on", cache == b"off", look, keep, max_age_s, {b"on": True, b"off": False}.get(coalesce))
+
+
+def _flight_key(asked: Asked, call: Call, like: Likeness) -> tuple[object, ...]:
+    """Requests that share a call are alike, and want the same kind of answer from the same engines."""
+    stream = dump(call.request.get("stream_options") or {}) if call.stream else None
+    may_use = None if call.may_use is None or asked.identity is None else asked.identity.name
+    return like.key, stream, call.priority, may_use, call.allow_fallback

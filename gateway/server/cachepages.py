@@ -1,0 +1,76 @@
+"""What is told of the cache, and how it is cleared.
+
+Owns nothing. Clearing may wait for Redis: it is for a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from gateway.clock import unix_s
+from gateway.errors import GatewayError, RequestRefused
+from gateway.reuse.caches import Caches
+from gateway.reuse.counts import ReuseCounts
+from gateway.reuse.redisstore import RedisUnavailable
+from gateway.telemetry.observe import Telemetry
+
+COUNT_S = 0.5  # that the figures may wait for what has just been finished
+CLEAR_S = 5.0  # that Redis may take
+AGE_MAX_S = 1e10
+
+
+class CachePages:
+    """Answers at `/api/v1/cache/`. Thread-safe. `caches` None: CACHE=off, there is nothing."""
+
+    def __init__(self, caches: Optional[Caches], counts: ReuseCounts, telemetry: Telemetry) -> None:
+        self._caches = caches
+        self._counts = counts
+        self._telemetry = telemetry
+
+    def stats(self) -> dict[str, object]:
+        """What the cache holds, and has saved since the start."""
+        self._telemetry.flush(COUNT_S)
+        store = None if self._caches is None else self._caches.store
+        counts = self._counts
+        return {
+            "entries": 0 if store is None else len(store),
+            "bytes": 0 if store is None else store.bytes,
+            "hits": counts.by_result["hit"],
+            "near_hits": counts.by_result["near"],
+            "misses": counts.by_result["miss"],
+            "evictions": 0 if store is None else store.evictions,
+            "saved_tokens": counts.saved_tokens,
+            "saved_usd": round(counts.saved_usd, 9),
+        }
+
+    def clear(self, wanted: Mapping[str, Any]) -> int:
+        """Drop answers: of a `model`, of a `key` (its name), `older_than_s`; {}: all. Returns how many. Raises
+        GatewayError."""
+        chosen = checked(wanted)
+        if self._caches is None:
+            return 0
+        older_than_s = chosen.get("older_than_s")
+        try:
+            return self._caches.clear(chosen.get("model"), chosen.get("key"), older_than_s, unix_s(), CLEAR_S)
+        except RedisUnavailable as error:
+            self._telemetry.log("warning", "redis", message=str(error))
+            raise GatewayError(
+                "internal_error", "this gateway's answers are dropped; Redis could not be asked, and still has some"
+            ) from error
+
+
+def checked(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be dropped, null counting as absent. Raises RequestRefused."""
+    chosen = {key: value for key, value in wanted.items() if value is not None}
+    for key, value in chosen.items():
+        if key in ("model", "key"):
+            if type(value) is not str or len(value) > 256:
+                raise RequestRefused("invalid_body", f"{key} must be a name", param=key)
+        elif key == "older_than_s":
+            if type(value) not in (int, float) or not 0 <= value <= AGE_MAX_S:
+                raise RequestRefused("invalid_body", "older_than_s must be a number of seconds", param=key)
+        else:
+            known = "model, key, older_than_s"
+            raise RequestRefused("invalid_body", f"{key[:40]} is not known; known: {known}", param=key[:40])
+    return chosen

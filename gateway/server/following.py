@@ -1,0 +1,196 @@
+"""One of several clients of an open stream: what it has not taken yet, and how its answer ends.
+
+A `Follower` owns the writing side of its client from the moment it has joined to the end. For the relay's thread only.
+What all of them have in common is kept by `sharing.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Optional, Protocol, Union
+
+from gateway.errors import GatewayError
+from gateway.routing.retry import Outcome
+from gateway.server.exchange import Exchange
+from gateway.server.loop import Loop
+from gateway.upstream.attempt import EngineFault
+
+BACKLOG_MAX_BYTES = 1_048_576  # that a follower may be behind those who keep up
+SENT_AT_ONCE = 65_536
+
+
+class Others(Protocol):
+    """All clients of a stream, as one of them sees them."""
+
+    loop: Loop
+
+    def on_error(self, error: BaseException, /) -> None:
+        """Hear of what nobody had foreseen."""
+
+    def caught_up(self) -> None:
+        """Somebody waits for more."""
+
+    def ended(self, follower: Follower, complete: bool) -> None:
+        """A follower is over."""
+
+
+class Follower:
+    """One client of a shared stream. `leads`: it has begun it."""
+
+    __slots__ = (
+        "_crowd",
+        "_ending",
+        "_limit_bytes",
+        "_unsent",
+        "active_s",
+        "behind_bytes",
+        "exchange",
+        "leads",
+        "over",
+    )
+
+    def __init__(self, crowd: Others, exchange: Exchange, leads: bool) -> None:
+        self._crowd = crowd
+        self.exchange = exchange
+        self.leads = leads
+        self.over = False
+        self.behind_bytes = 0
+        self.active_s = crowd.loop.began_s
+        self._unsent: deque[Union[bytes, memoryview]] = deque()
+        self._ending = False
+        self._limit_bytes = BACKLOG_MAX_BYTES
+
+    def begin(self, data: bytes) -> None:
+        """Send the head, and the lines that have come so far."""
+        self._limit_bytes += len(data)
+        self.push(data)
+
+    def push(self, data: Union[bytes, memoryview]) -> None:
+        """Send what the client takes now; the rest when it does. Raises nothing."""
+        if self.over or not data:
+            return
+        if self._unsent:
+            self._unsent.append(data)
+            self.behind_bytes += len(data)
+            return
+        client = self.exchange.client
+        try:
+            sent = client.send_now(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.gone()
+            return
+        if sent < len(data):
+            rest = memoryview(data)[sent:]
+            self._unsent.append(rest)
+            self.behind_bytes = len(rest)
+            self.active_s = self._crowd.loop.began_s
+            client.set_deadline(math.inf)
+            self._crowd.loop.watch(client.fileno(), self._ready, writing=True)
+
+    @property
+    def is_far_behind(self) -> bool:
+        """Whether it holds more than it may, while others keep up."""
+        return self.behind_bytes > self._limit_bytes and not self._ending
+
+    def _ready(self, events: int) -> None:
+        try:
+            self._flush()
+        except OSError:
+            self.gone()
+        except Exception as error:
+            self._crowd.on_error(error)
+            self.gone()
+
+    def _flush(self) -> None:
+        if self.over or not self._unsent:
+            return
+        data = self._unsent.popleft()
+        if self._unsent and len(data) < SENT_AT_ONCE:
+            parts = [data]
+            size = len(data)
+            while self._unsent and size < SENT_AT_ONCE:
+                parts.append(self._unsent.popleft())
+                size += len(parts[-1])
+            data = b"".join(parts)
+        try:
+            sent = self.exchange.client.send_now(data)
+        except BlockingIOError:
+            sent = 0
+        if sent:
+            self.active_s = self._crowd.loop.began_s
+            self.behind_bytes -= sent
+        if sent < len(data):
+            self._unsent.appendleft(memoryview(data)[sent:])
+        elif not self._unsent:
+            self._crowd.loop.unwatch(self.exchange.client.fileno())
+            if self._ending:
+                self._end(True)
+            else:
+                self._crowd.caught_up()
+
+    # --- ending ----------------------------------------------------------------------------------------------------
+
+    def finish(self, fault: Optional[EngineFault]) -> None:
+        """The stream is over: its good end, or the event that says why not."""
+        if self.over or self._ending:
+            return
+        exchange = self.exchange
+        try:
+            lines = b"" if fault is None else exchange.stream_failed(fault)
+            data = exchange.frame(lines) + exchange.end_of_stream()
+            exchange.client.before_last(exchange, exchange.keep_alive)
+        except Exception as error:
+            self._crowd.on_error(error)
+            exchange.keep_alive = False
+            self.gone()
+            return
+        self._send_last(data)
+
+    def cut_off(self) -> None:
+        """It has not kept up: what has not been begun to be sent is dropped, and it is told so."""
+        exchange = self.exchange
+        begun = self._unsent[0]
+        self._unsent.clear()
+        self._unsent.append(begun)
+        self.behind_bytes = len(begun)
+        exchange.keep_alive = False
+        lines = exchange.stream_refused(GatewayError("overloaded", "the client has not kept up with the stream"))
+        data = exchange.frame(lines) + exchange.end_of_stream()
+        if not self.leads:
+            exchange.client.before_last(exchange, False)
+        self._send_last(data)
+
+    def _send_last(self, data: bytes) -> None:
+        self._ending = True
+        self.push(data)
+        if not self._unsent:
+            self._end(True)
+
+    def cancel(self) -> None:
+        """The client has left; or the gateway ends, and tells it."""
+        if self.exchange.cut and not self._ending:
+            self.finish(EngineFault(Outcome("cancelled")))
+        elif not self.exchange.cut:
+            self.gone()
+
+    def gone(self) -> None:
+        """Nobody is left to send to."""
+        self.exchange.keep_alive = False
+        self._end(False)
+
+    def _end(self, complete: bool) -> None:
+        if self.over:
+            return
+        self.over = True
+        exchange = self.exchange
+        exchange.on_cancel = None
+        if self._unsent:
+            self._crowd.loop.unwatch(exchange.client.fileno())
+            self._unsent.clear()
+            self.behind_bytes = 0
+        if not complete or not exchange.keep_alive:
+            exchange.client.shut_writing()
+        self._crowd.ended(self, complete)
