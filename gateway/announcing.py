@@ -6,6 +6,7 @@ No state, no lock. No text here shows a secret: keys are counted, and variables 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from gateway.routing.checks import bracketed, parse_address
 from gateway.routing.engine import Engine
 from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec, ModelSpec
-from gateway.settings import Settings
+from gateway.settings import Settings, as_given
 from gateway.steps import drive
 
 LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
@@ -295,3 +296,15 @@ def _quoted_for_windows(text: str) -> str:
 def draining_line(in_flight: int) -> str:
     """What somebody who has pressed Ctrl-C is to know. It goes over the ^C that the terminal has shown."""
     return f"\rdraining: {in_flight} request{'' if in_flight == 1 else 's'} in flight; Ctrl-C again ends at once\n"
+
+
+def cannot_listen(settings: Settings, error: OSError) -> str:
+    """Why the address cannot be had, and what to do."""
+    other_port = "name another port with --port or PORT"
+    advice = {
+        errno.EADDRINUSE: f"; {other_port}",
+        errno.EACCES: f"; ports below 1024 are for privileged users: {other_port}",
+        errno.EADDRNOTAVAIL: "; this machine has no such address: name another with --host or HOST",
+    }.get(error.errno or 0, "")
+    reason = f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}{advice}"
+    return as_given([f"HOST, PORT: {reason}"], settings.flags)[0]

@@ -1,4 +1,4 @@
-"""The command line: serve (default), check, mock, keys, usage, replay.
+"""The command line: serve (default), check, mock, keys, usage, cache, replay.
 
 Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
 which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
@@ -108,6 +108,8 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None
         return replay_main(arguments[1:], f"{program()} replay")
     if arguments[:1] in (["keys"], ["usage"]):
         return _state_command(arguments[0], arguments[1:])
+    if arguments[:1] == ["cache"]:
+        return _cache_command(arguments[1:])
     command, flags = _parse(arguments)
     from gateway.configuration import ConfigurationError
     from gateway.settingfiles import faults_of_named
@@ -127,6 +129,7 @@ _COMMANDS = {
     "check": "check settings and engines file, say what would run",
     "keys": "create, list, show, revoke, rotate keys",
     "usage": "sums of the ledger",
+    "cache": "warm, show, clear the cache of a running gateway",
     "replay": "repeat recorded decisions, name the first that differs",
     "mock": "run one mock engine",
 }
@@ -135,7 +138,7 @@ _DESCRIPTION = """One OpenAI-style address in front of many inference engines.
 commands:
 {commands}
 
-`{program} COMMAND --help` says more of the last four.
+`{program} COMMAND --help` says more of the last five.
 """
 _EPILOG = """The flags are for `serve` and `check`. All settings come from the environment, then from .env in the
 current folder, by their names, as in PORT=9000; a flag goes before both, and one that names engines
@@ -241,6 +244,25 @@ def _state_command(command: str, arguments: list[str]) -> int:
         return _misconfigured([str(error)])
 
 
+def _cache_command(arguments: list[str]) -> int:
+    """`cache`: it asks a gateway that is running, here or elsewhere."""
+    from pathlib import Path
+
+    from gateway.configuration import ConfigurationError
+    from gateway.settings import load
+    from gateway.tools.asking import KEY_VARIABLE, url_of
+    from gateway.tools.warming import cache_command
+
+    def default_url() -> str:
+        settings = load({**os.environ, "AUTH": "off"}, Path(DOTENV))
+        return url_of(settings.host, settings.port)
+
+    try:
+        return cache_command(arguments, default_url, os.environ.get(KEY_VARIABLE), f"{program()} cache")
+    except ConfigurationError as error:
+        return _misconfigured(error.faults)
+
+
 def _misconfigured(faults: Sequence[str], flags: Container[str] = (), warnings: Sequence[str] = ()) -> int:
     from gateway.settings import as_given
 
@@ -260,6 +282,7 @@ def _failed(lines: Sequence[str], status: int) -> int:
 
 def serve(settings: Settings, signals: Optional[Signals] = None) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends the drain. SIGHUP reads the engines file again."""
+    from gateway.announcing import cannot_listen
     from gateway.app import Gateway
     from gateway.configuration import ConfigurationError
     from gateway.descriptors import raise_limit
@@ -273,7 +296,7 @@ def serve(settings: Settings, signals: Optional[Signals] = None) -> int:
     except StateDbError as error:
         return _misconfigured([f"STATE_DB: {error}"])
     except OSError as error:
-        return _failed([f"error: {_cannot_listen(settings, error)}"], 1)
+        return _failed([f"error: {cannot_listen(settings, error)}"], 1)
     raise_limit(settings.workers, settings.max_connections, gateway.telemetry.log)
     _settle_memory()
     signals.serve()  # from here on there may be requests to finish
@@ -306,21 +329,6 @@ def _announce(gateway: Gateway, stdout: TextIO) -> None:
     )
     if not gateway.pipeline.draining:
         write(stdout, text)
-
-
-def _cannot_listen(settings: Settings, error: OSError) -> str:
-    import errno
-
-    from gateway.settings import as_given
-
-    other_port = "name another port with --port or PORT"
-    advice = {
-        errno.EADDRINUSE: f"; {other_port}",
-        errno.EACCES: f"; ports below 1024 are for privileged users: {other_port}",
-        errno.EADDRNOTAVAIL: "; this machine has no such address: name another with --host or HOST",
-    }.get(error.errno or 0, "")
-    reason = f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}{advice}"
-    return as_given([f"HOST, PORT: {reason}"], settings.flags)[0]
 
 
 def _divert_stderr(gateway: Gateway) -> None:

@@ -11,7 +11,7 @@ import unittest
 from types import SimpleNamespace
 from typing import Any
 
-from gateway import cli
+from gateway import announcing
 from gateway.configuration import ConfigurationError
 from gateway.settings import as_given, load
 from tests.support import HAS_SIGHUP, SocketTest, dead_url, eventually, gateway_process, run_main
@@ -57,7 +57,7 @@ class LoadTest(unittest.TestCase):
 class ListenTest(unittest.TestCase):
     def said(self, number: int, *flags: str) -> str:
         settings: Any = SimpleNamespace(host="127.0.0.1", port=9, flags=frozenset(flags))
-        return cli._cannot_listen(settings, OSError(number, os.strerror(number)))
+        return announcing.cannot_listen(settings, OSError(number, os.strerror(number)))
 
     def test_what_cannot_be_listened_on_is_said_with_what_to_change(self) -> None:
         for number, advice in (
