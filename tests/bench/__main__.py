@@ -25,6 +25,7 @@ _IN_THIS_PROCESS = {
     "routing": sections.measure_routing,
     "authtiming": sections.measure_authtiming,
     "estimates": sections.measure_estimates,
+    "near": sections.measure_near,
 }
 
 
@@ -96,6 +97,9 @@ def _measure_round(plan: sections.Plan, gateways: list[peers.Gateway], rows: lis
             if "memory" in plan.sections:
                 _say(f"{progress}: {gateway.name}, 50 000 requests")
                 rows += sections.measure_memory(plan, gateway)
+            if "cache" in plan.sections:
+                _say(f"{progress}: {gateway.name}, cache")
+                rows += sections.measure_cache(plan, gateway)
 
 
 def _run(options: argparse.Namespace, command: str) -> int:

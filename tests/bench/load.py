@@ -24,6 +24,7 @@ wrk.method = "POST"
 wrk.path = {path}
 wrk.body = {body}
 {headers}
+{request}
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
@@ -57,17 +58,19 @@ def run(
     seconds: float,
     run_dir: Path,
     fresh_connections: bool = False,
+    request_lua: str = "",
 ) -> LoadResult:
     """Drives 127.0.0.1:`port` for `seconds` (rounded up to whole ones) over `connections`.
 
-    `fresh_connections` asks the gateway to close after each answer, so each request opens its own.
+    `fresh_connections` asks the gateway to close after each answer, so each request opens its own. `request_lua`
+    defines `request`, where requests are not all the same.
     Raises BenchError when wrk fails or does not end.
     """
     script = run_dir / "load.lua"
     extra = {"Content-Type": "application/json"}
     if fresh_connections:
         extra["Connection"] = "close"
-    script.write_text(_script({**headers, **extra}))
+    script.write_text(_script({**headers, **extra}, request_lua))
     whole_s = max(1, int(-(-seconds // 1)))
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{whole_s}s", "--timeout", "20s"]
     argv += ["-s", str(script), f"http://127.0.0.1:{port}"]
@@ -81,13 +84,14 @@ def run(
     raise BenchError(f"wrk printed no result: {done.stdout[-300:]} {done.stderr[-300:]}")
 
 
-def _script(headers: Mapping[str, str]) -> str:
-    lines = "\n".join(f"wrk.headers[{_lua(name)}] = {_lua(value)}" for name, value in headers.items())
-    body = _lua(payloads.chat_request().decode())
-    return _SCRIPT.format(path=_lua(payloads.CHAT_PATH), body=body, headers=lines, mark=_MARK)
+def _script(headers: Mapping[str, str], request_lua: str) -> str:
+    lines = "\n".join(f"wrk.headers[{lua(name)}] = {lua(value)}" for name, value in headers.items())
+    body = lua(payloads.chat_request().decode())
+    return _SCRIPT.format(path=lua(payloads.CHAT_PATH), body=body, headers=lines, request=request_lua, mark=_MARK)
 
 
-def _lua(text: str) -> str:
+def lua(text: str) -> str:
+    """Returns `text` as a literal of Lua's."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 

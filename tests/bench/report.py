@@ -82,6 +82,27 @@ _COLUMNS = {
     ),
 }
 _COLUMNS["connections"] = _COLUMNS["requests"]
+_COLUMNS["cache"] = (
+    _Column("cpu_us_per_request", "CPU µs/request", 1, True),
+    _Column("to_miss", "of a miss's", 2, False),
+    _Column("requests_per_s", "requests/s", 0, True),
+    _Column("p50_us", "p50 µs", 0, True),
+    _Column("p99_us", "p99 µs", 0, True),
+    _Column("foreign_cpu_percent", "others' CPU %", 0, False),
+)
+_COLUMNS["misses"] = (
+    _Column("cpu_us_per_request", "CPU µs/request", 1, False),
+    _Column("difference_us", "more than all off, µs", 1, False),
+    _Column("difference_low_us", "lowest", 1, False),
+    _Column("difference_high_us", "highest", 1, False),
+    _Column("pairs", "pairs of runs", 0, False),
+    _Column("foreign_cpu_percent", "others' CPU %", 0, False),
+)
+_COLUMNS["near"] = (
+    _Column("p50_ms", "p50 ms", 3, False),
+    _Column("p99_ms", "p99 ms", 3, False),
+    _Column("us_per_call", "µs/call", 1, False),
+)
 _TITLES = {
     "requests": "Requests over kept connections",
     "connections": "A new connection for each request",
@@ -90,6 +111,9 @@ _TITLES = {
     "idle": "Idle keep-alive connections",
     "startup": "Start-up",
     "memory": "Memory under 50 000 requests (to hold: under 40 MB at rest, less than 5 MB growth)",
+    "cache": "Answers from the cache (to hold: a hit's CPU below half of a miss's)",
+    "misses": "Misses only, against CACHE=off and COALESCE=off (to hold: less than 10 µs more)",
+    "near": "Near look-ups (to hold: under 5 ms without numpy, under 1 ms with)",
     "authtiming": "Refusing wrong keys and tokens (to hold: |t| ≤ 4.5 against wrong in the first place)",
     "estimates": "Estimates of tokens",
     "routing": "Choosing an engine (to hold: ratio ≤ 2 for round_robin, random, power_of_two)",

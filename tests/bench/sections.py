@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import authtiming, client, estimates, load, measure, peers, routing, streams
+from . import authtiming, client, estimates, load, measure, peers, reuse, routing, streams
 from .processes import BenchError
 from .running import Target, Usage, running, with_engines
 from .upstream import Upstream
 
 SECTIONS = (
     *("requests", "connections", "streams", "idle", "startup", "engines", "memory"),
-    *("routing", "authtiming", "estimates"),
+    *("cache", "near", "routing", "authtiming", "estimates"),
 )
 STRATEGIES = ("round_robin", "random", "power_of_two", "least_connections")
 ENGINE_COUNTS = (1, 10, 100, 1000)
@@ -156,6 +156,26 @@ def measure_estimates() -> list[Row]:
     rows: list[Row] = []
     with _collecting(rows, "estimates", "all", "gateway"):
         rows += [Row("estimates", kind, "gateway", found) for kind, found in estimates.estimate_errors().items()]
+    return rows
+
+
+def measure_cache(plan: Plan, gateway: peers.Gateway) -> list[Row]:
+    """Measures what our gateway's cache saves where it has the answer, and costs where it has not."""
+    rows: list[Row] = []
+    with _collecting(rows, "cache", "all", gateway.name):
+        for run in reuse.hits_and_misses(gateway, plan.upstream, plan.seconds, plan.run_dir):
+            rows.append(Row("cache", run.variant, run.name, run.metrics, run.error))
+    with _collecting(rows, "misses", "all", gateway.name):
+        for run in reuse.cost_of_misses(gateway, plan.upstream, plan.seconds, plan.run_dir):
+            rows.append(Row("misses", run.variant, run.name, run.metrics, run.error))
+    return rows
+
+
+def measure_near() -> list[Row]:
+    """Times near look-ups, in this process."""
+    rows: list[Row] = []
+    with _collecting(rows, "near", "all", "gateway"):
+        rows += [Row("near", variant, "gateway", times) for variant, times in reuse.near_times().items()]
     return rows
 
 

@@ -96,6 +96,20 @@ def start(run_dir: Path, json_ports: int, stream_s: float) -> Upstream:
     return upstream
 
 
+def start_answering(run_dir: Path, answer: bytes) -> tuple[int, int] | None:
+    """Starts an nginx that answers chat requests with `answer`; returns its port and process, None without nginx.
+
+    `run_dir` is its own. Raises BenchError when it does not come up.
+    """
+    nginx = shutil.which("nginx")
+    if nginx is None or b"$" in answer:
+        return None
+    port = processes.free_port()
+    child = _start_nginx(nginx, run_dir, None, [_server([port], f"      return 200 {_quoted(answer)};")])
+    wait_until_answering(child, port, "/health", _START_TIMEOUT_S)
+    return port, child.pid
+
+
 def _start_nginx(nginx: str, run_dir: Path, echo: Path | None, servers: list[str]) -> processes.Child:
     config = run_dir / "nginx.conf"
     config.write_text(
