@@ -68,6 +68,7 @@ class Asked(Job):
     account: Optional[Account] = None  # since it has been admitted
     limit_headers = b""  # lines that tell what is left to the caller
     named_model = ""  # by an invalid request
+    model = ""  # the configured one that it asks for, whatever alias it uses; where one engine serves all, the first
     restricted = False  # its caller may not use all models
     left = False  # the client has
     enqueued_s = 0.0

@@ -174,7 +174,7 @@ class Pipeline:
         if self.draining and not self.lingering:
             raise shutting_down()
         address, router = asked.client_address, self.factory.router
-        model = router.route(call.model, may_use=call.may_use)[0].name
+        model = asked.model = router.route(call.model, may_use=call.may_use)[0].name
         call.caller = identity.name or str(address_group(address))
         if asked.restricted:
             named = call.model or model

@@ -119,19 +119,13 @@ class Reuse:
         if not (wishes.cache or likeness.is_deterministic(call.path, call.request)):
             return None
         scope = "" if self._share_all or asked.identity is None else asked.identity.name or ""
-        model = self._model_of(call)
+        model = (call.model or "") if self._router.fleet.wildcard else asked.model
         path = QUERY if call.is_query else call.path
         try:
             text = likeness.canonical(path, call.request, model)
         except (RecursionError, ValueError):
             return None
         return Likeness(scope, path, model, likeness.key_of(scope, text))
-
-    def _model_of(self, call: Call) -> str:
-        """The name by which a model is known, whatever alias a request has called it by."""
-        if self._router.fleet.wildcard:
-            return call.model or ""
-        return self._router.route(call.model)[0].name
 
     # --- the cache -------------------------------------------------------------------------------------------------
 

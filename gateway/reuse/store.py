@@ -156,13 +156,14 @@ class AnswerStore:
                 self._drop_locked(key)
                 self.evictions += 1
                 gone.append(key)
+        if gone:
+            self._tell_gone(gone)
         if self._vectors is not None:  # it has a lock of its own, and takes a while
             self._vectors.remove(stored.key)
             if stored.vector:
                 self._vectors.add(stored.key, stored.group, stored.vector)
                 if stored.key not in self._entries:  # who has dropped it meanwhile may have come too early for that
                     self._vectors.remove(stored.key)
-        self._tell_gone(gone)
         return True
 
     def _size_of(self, stored: Stored, body_bytes: int) -> int:

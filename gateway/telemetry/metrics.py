@@ -7,7 +7,7 @@ request's own thread takes it.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Callable
+from typing import Any, Callable
 
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
 from gateway.telemetry.registry import Counter, Histogram, Registry
@@ -20,7 +20,6 @@ QUEUE_BUCKETS_S = (
     *(0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
-COUNTED_EXTRA = {"usage_rejected", "hedged", "cost_usd", "resumed", "saved_tokens", "coalesced", "batch"}
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 OVERHEAD_BUCKETS_S = (*(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),)
 OTHER = "other"
@@ -48,6 +47,14 @@ class GatewayMetrics:
         self._declare_requests(registry)
         self._declare_engines(registry)
         self._declare_reuse(registry)
+        # What is added up as it stands; True counts as one.
+        self._sums = {
+            "cost_usd": self._cost,
+            "hedged": self._hedges,
+            "resumed": self._resumes,
+            "saved_tokens": self._saved_tokens,
+            "coalesced": self._coalesced,
+        }
         # Series by the raw label values: one dict lookup per event instead of one call per metric.
         self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._by_attempt: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
@@ -164,13 +171,7 @@ class GatewayMetrics:
         for record in event.attempt_records:
             self._count_attempt_locked(record)
         if event.extra is not None:
-            cache = event.extra.get("cache")
-            if cache is not None:
-                self._count_cache_locked(str(cache), _model_label(event.model, known))
-            for key in event.extra:
-                if key in COUNTED_EXTRA:
-                    self._count_extra_locked(event, _model_label(event.model, known))
-                    break
+            self._count_extra_locked(event, event.extra, _model_label(event.model, known))
         if event.retries or event.fallback is not None:
             self._count_detours_locked(event, known)
 
@@ -197,36 +198,20 @@ class GatewayMetrics:
         if event.prompt_tokens is not None or event.completion_tokens is not None:
             self._count_tokens_locked(event, model)
 
-    def _count_extra_locked(self, event: RequestEvent, model: str) -> None:
-        extra = event.extra or {}
-        if extra.get("usage_rejected"):
-            self._usage_rejected.labels_locked(model, event.engine or "").value += 1
-        if extra.get("hedged"):
-            self._hedges.labels_locked(model).value += 1
-        cost = extra.get("cost_usd")
-        if isinstance(cost, float):
-            self._cost.labels_locked(model).value += cost
-        resumed = extra.get("resumed")
-        if isinstance(resumed, int):
-            self._resumes.labels_locked(model).value += resumed
-        self._count_reuse_locked(extra, model)
-
-    def _count_cache_locked(self, result: str, model: str) -> None:
-        found = self._by_cache.get((model, result))
-        if found is None:
-            found = self._by_cache[model, result] = self._cache_requests.labels_locked(model, result)
-        found.value += 1
-
-    def _count_reuse_locked(self, extra: Mapping[str, object], model: str) -> None:
-        saved = extra.get("saved_tokens")
-        if isinstance(saved, int):
-            self._saved_tokens.labels_locked(model).value += saved
-        if extra.get("coalesced"):
-            self._coalesced.labels_locked(model).value += 1
-        batch, wait_ms = extra.get("batch"), extra.get("batch_wait_ms")
-        if isinstance(batch, int) and isinstance(wait_ms, float):  # of the one that has led it
-            self._batch_size.observe_locked(batch)
-            self._batch_wait.observe_locked(wait_ms / 1000)
+    def _count_extra_locked(self, event: RequestEvent, extra: Mapping[str, Any], model: str) -> None:
+        for key, value in extra.items():
+            if key == "cache":
+                found = self._by_cache.get((model, value))
+                if found is None:
+                    found = self._by_cache[model, value] = self._cache_requests.labels_locked(model, value)
+                found.value += 1
+            elif key in self._sums:
+                self._sums[key].labels_locked(model).value += value
+            elif key == "usage_rejected":
+                self._usage_rejected.labels_locked(model, event.engine or "").value += 1
+            elif key == "batch_wait_ms":  # of the one that has led it
+                self._batch_wait.observe_locked(value / 1000)
+                self._batch_size.observe_locked(extra.get("batch", 1))
 
     def _count_tokens_locked(self, event: RequestEvent, model: str) -> None:
         found = self._by_model.get(model)
