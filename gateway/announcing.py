@@ -102,6 +102,7 @@ def describe(settings: Settings, router: Router, *, state_keys: bool = False) ->
         f"address: {address}{_listens(settings)}",
         f"authentication: {_describe_access(settings, state_keys)}",
         *_describe_dotenv(settings),
+        *_describe_cache(settings),
     ]
     if _is_unconfigured(fleet):
         lines.append(NO_ENGINE)
@@ -115,6 +116,23 @@ def describe(settings: Settings, router: Router, *, state_keys: bool = False) ->
         lines.extend(_describe_fallbacks(model, settings, router))
         lines.extend(f"  engine {_describe_engine(e, settings)}" for e in router.pools[model.name].engines)
     return "\n".join(lines)
+
+
+def _describe_cache(settings: Settings) -> Iterator[str]:
+    if not settings.cache:
+        return
+    parts = [f"{settings.cache_max_bytes / 2**20:g} MiB for {settings.cache_ttl_s:g} s"]
+    parts.append("each key its own" if settings.cache_scope == "key" else "all keys together")
+    if settings.cache_near:
+        bars = ["the guard of words"] if settings.cache_guard else []
+        if settings.embeddings_model is not None:
+            bars.append(f"a cosine of {settings.cache_similarity:g} by {settings.embeddings_model}")
+        parts.append(f"other words by {' and '.join(bars)}")
+    if settings.cache_db is not None:
+        parts.append(f"in {settings.cache_db}, too")
+    if settings.redis_url is not None:
+        parts.append("in Redis, too")
+    yield f"cache: {', '.join(parts)}"
 
 
 def _listens(settings: Settings) -> str:

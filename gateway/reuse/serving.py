@@ -8,7 +8,6 @@ event of the request.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.asked import BYPASS, MISS, Asked, Reused
@@ -282,11 +281,6 @@ class Reuse:
         pools = self._router.route(call.model, call.allow_fallback)
         limits = [engine.spec.max_batch for pool in pools for engine in pool.engines]
         return min((limit for limit in limits if limit is not None), default=None)
-
-    def set_models(self, models: Collection[str]) -> None:
-        """A reload: the answers of models that are no more are dropped."""
-        if self.caches is not None:
-            self.caches.store.keep_models(models)
 
     def close(self, timeout_s: float) -> None:
         """End what runs in the background."""

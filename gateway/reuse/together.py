@@ -71,8 +71,11 @@ class Together:
         try:
             if not (yield Flagged(batch.full, self.gathering.wait_s)):
                 yield Pause(0.0)  # who has come by then is part of it
-        finally:
-            seats = self.gathering.begin(batch)
+        except BaseException:
+            self.gathering.begin(batch)
+            _tell_all(batch, None)
+            raise
+        seats = self.gathering.begin(batch)
         asked = batch.leader
         wait_s = self.gathering.waited_s(batch)
         asked.reused = asked.reused._replace(batch=len(seats), batch_wait_s=wait_s)

@@ -179,6 +179,8 @@ class Admin:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "revoke_key", name=name[:NAME_CHARS]), _KeyRefusals():
             record = self._guard.store.revoke(name)
+        if self._pages is not None:  # who gets a key of that name one day is another
+            self._pages.forget_key(record.name)
         return json_reply(to_public(record))
 
     def _rotate_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:

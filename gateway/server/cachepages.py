@@ -59,6 +59,15 @@ class CachePages:
                 "internal_error", "this gateway's answers are dropped; Redis could not be asked, and still has some"
             ) from error
 
+    def forget_key(self, name: str) -> None:
+        """Drop the answers of a key that has been revoked. Raises nothing: what Redis cannot be told is logged."""
+        if self._caches is None:
+            return
+        try:
+            self._caches.clear(None, name, None, unix_s(), CLEAR_S)
+        except RedisUnavailable as error:
+            self._telemetry.log("warning", "redis", message=str(error))
+
 
 def checked(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """What is to be dropped, null counting as absent. Raises RequestRefused."""

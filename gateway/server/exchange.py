@@ -116,6 +116,8 @@ class Exchange(Answering):
         except Exception as error:
             if isinstance(result, EngineStream):
                 result.close(Outcome("cancelled"))
+            if self.shared is not None:
+                self.shared.flights.failed(self.shared.flight, None)
             self._give_up(error)
 
     def _follow(self, call: Call, following: Following) -> None:

@@ -39,6 +39,7 @@ class Follower:
     """One client of a shared stream. `leads`: it has begun it."""
 
     __slots__ = (
+        "_begun",
         "_crowd",
         "_ending",
         "_limit_bytes",
@@ -58,11 +59,13 @@ class Follower:
         self.behind_bytes = 0
         self.active_s = crowd.loop.began_s
         self._unsent: deque[Union[bytes, memoryview]] = deque()
+        self._begun = False
         self._ending = False
         self._limit_bytes = BACKLOG_MAX_BYTES
 
     def begin(self, data: bytes) -> None:
         """Send the head, and the lines that have come so far."""
+        self._begun = True
         self._limit_bytes += len(data)
         self.push(data)
 
@@ -171,6 +174,8 @@ class Follower:
 
     def cancel(self) -> None:
         """The client has left; or the gateway ends, and tells it."""
+        if not self._begun:
+            return  # it is seen then
         if self.exchange.cut and not self._ending:
             self.finish(EngineFault(Outcome("cancelled")))
         elif not self.exchange.cut:

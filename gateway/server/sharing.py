@@ -93,11 +93,15 @@ class Crowd:
         self._followers[follower] = None
         self._relay.add_follower(follower)
         exchange = follower.exchange
-        follower.begin(head + exchange.frame(b"".join(self._lines or ())))
-        if exchange.left:
-            follower.cancel()
-        elif self._over:
-            follower.finish(self._fault)
+        try:
+            follower.begin(head + exchange.frame(b"".join(self._lines or ())))
+            if exchange.left:
+                follower.cancel()
+            elif self._over:
+                follower.finish(self._fault)
+        except Exception as error:
+            self.on_error(error)
+            follower.gone()
 
     def begin(self) -> None:
         """Send what has come already, and read from now on."""

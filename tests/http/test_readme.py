@@ -42,7 +42,14 @@ TRY = (ROOT / "docs" / "TRY.md").read_text("utf-8")
 EXAMPLES = {path: found for path in TEXTS if (found := examples(path.read_text("utf-8")))}
 PORTS_BY_MODEL = {"70b": 8000, "13b": 8010, "7b": 8020}
 # Set by whoever runs a gateway, its tests or its bench, but no setting of it.
-OTHER_VARIABLES = {"GATEWAY_API_KEY", "GROQ_API_KEY", "BENCH_SGLANG_PYTHON", "TIKTOKEN_CACHE_DIR", "TESTS_PROCESSES", "OPENAI_JS"}
+OTHER_VARIABLES = {
+    "GATEWAY_API_KEY",
+    "GROQ_API_KEY",
+    "BENCH_SGLANG_PYTHON",
+    "TIKTOKEN_CACHE_DIR",
+    "TESTS_PROCESSES",
+    "OPENAI_JS",
+}
 OTHER_VARIABLES |= {"NO_COLOR", "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_BASE_URL", "OLLAMA_HOST"}  # of others
 
 

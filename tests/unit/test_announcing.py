@@ -148,6 +148,14 @@ class LinesTest(unittest.TestCase):
         shown = sum(line.startswith("  ") for line in lines)
         self.assertEqual(lines[-1], f"... and {102 - shown} more engines, 1 of them not reached")
 
+    def test_check_tells_of_the_cache(self) -> None:
+        plain = self.settings()
+        self.assertNotIn("cache:", describe(plain, self.router(plain)))
+        texts = {"CACHE": "on", "CACHE_NEAR": "on", "CACHE_TTL": "60", "EMBEDDINGS_MODEL": "e", "CACHE_SCOPE": "global"}
+        settings = self.settings(**texts)
+        line = "cache: 64 MiB for 60 s, all keys together, other words by the guard of words and a cosine of 0.95 by e"
+        self.assertIn(line, describe(settings, self.router(settings)).splitlines())
+
     def test_an_address_for_all_is_named(self) -> None:
         settings = self.settings(HOST="0.0.0.0")
         self.assertIn("listening on all addresses (0.0.0.0)", self.lines(settings, self.router(settings)))
