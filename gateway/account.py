@@ -48,7 +48,7 @@ class Account:
         try:  # before what was reserved for it is given back
             if usage is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
-                self.cost_usd = self.cost_of(call)
+                self.cost_usd = self._guard.cost(call.served_model, usage.prompt_tokens, usage.completion_tokens)
                 if self.cost_usd:
                     self._guard.spend(identity, self.cost_usd)
         except Exception as error:  # the client gets its answer all the same

@@ -21,7 +21,7 @@ from gateway.reuse.store import Found
 from gateway.reuse.stored import Stored
 from gateway.reuse.together import EMBEDDINGS, QUERIES, Together
 from gateway.routing.router import Router
-from gateway.steps import Steps
+from gateway.steps import Flag, Steps
 from gateway.threads import Threads
 from gateway.upstream.answers import Usage, dump
 from gateway.upstream.call import Call
@@ -98,8 +98,13 @@ class Reuse:
             asked.reused = BYPASS
             caches = None
         if like is None or not (coalesce or caches is not None):
-            given: Given = yield from self._ask_engines(asked, call)
-            return given
+            return self._ask_engines(asked, call)  # without steps of its own: most requests come by here
+        return self._reuse(asked, call, like, wishes, caches, coalesce)
+
+    def _reuse(
+        self, asked: Asked, call: Call, like: Likeness, wishes: Wishes, caches: Optional[Caches], coalesce: bool
+    ) -> Steps[Given]:
+        """A kept answer, another's, or one that may be kept and given to others."""
         if caches is not None:
             found = caches.here(like.key, wishes.max_age_s) if wishes.look else None
             if found is None and wishes.look and caches.looks_elsewhere:
@@ -109,9 +114,16 @@ class Reuse:
             asked.reused = MISS if wishes.look else BYPASS
             if not wishes.keep:
                 caches = None
-        if coalesce:
-            return (yield from self._fly(asked, call, like, caches))
-        return (yield from self._lead(Flight(None, asked), asked, call, like, caches))
+        if not coalesce:
+            return (yield from self._lead(Flight(None, asked), asked, call, like, caches))
+        key = _flight_key(asked, call, like)
+        while True:
+            flight, flag = self.flights.join(key, asked)
+            if flag is None:
+                return (yield from self._lead(flight, asked, call, like, caches))
+            given = yield from self._follow(flight, flag, asked, call)
+            if given is not None:
+                return given
 
     def _likeness(self, asked: Asked, call: Call, wishes: Wishes) -> Optional[Likeness]:
         """None: it is like no other."""
@@ -186,23 +198,16 @@ class Reuse:
 
     # --- single flight ---------------------------------------------------------------------------------------------
 
-    def _fly(self, asked: Asked, call: Call, like: Likeness, caches: Optional[Caches]) -> Steps[Given]:
-        """The answer of another's call, if one is under way; else this one's, for others too."""
-        key = _flight_key(asked, call, like)
-        while True:
-            flight, flag = self.flights.join(key, asked)
-            if flag is None:
-                return (yield from self._lead(flight, asked, call, like, caches))
-            try:
-                yield from call.wait_flagged(flag)
-            except BaseException:
-                self.flights.leave(flight, asked)
-                raise
-            if flight.error is not None and not flight.own_fault:
-                raise again(flight.error)
-            if flight.result is None:
-                continue  # the leader has failed by what was its own
-            return self._followed(flight, asked, call)
+    def _follow(self, flight: Flight, flag: Flag, asked: Asked, call: Call) -> Steps[Optional[Given]]:
+        """What another's call is given; None: it has failed by what was its own."""
+        try:
+            yield from call.wait_flagged(flag)
+        except BaseException:
+            self.flights.leave(flight, asked)
+            raise
+        if flight.error is not None and not flight.own_fault:
+            raise again(flight.error)
+        return None if flight.result is None else self._followed(flight, asked, call)
 
     def _followed(self, flight: Flight, asked: Asked, call: Call) -> Given:
         leader = flight.leader.call

@@ -96,11 +96,11 @@ class Exchange(Answering):
         call = self.call
         assert call is not None
         try:
-            if isinstance(result, Following):
-                self._follow(call, result)
-                return
             if not isinstance(result, Answer):
-                self._open(call, result)
+                if isinstance(result, Following):
+                    self._follow(call, result)
+                else:
+                    self._open(call, result)
                 return
             settings, account = self.pipeline.settings, self.account
             if call.stream:

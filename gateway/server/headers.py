@@ -5,6 +5,7 @@ Owns the generator of request ids, whose only call is atomic. Reads requests and
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from typing import Optional
@@ -35,7 +36,7 @@ def answer_headers(asked: Asked, call: Call, kind: bytes, cors_origins: tuple[st
         % (
             kind,
             asked.request_id.encode("latin-1"),
-            b"X-Gateway-Engine: %b\r\n" % call.engine_id.encode("latin-1") if call.engine_id else b"",  # else a cache
+            _engine_line(call.engine_id),
             _header_text(call.served_model or ""),
             call.attempts,
             b"X-Gateway-Fallback: %b\r\n" % _header_text(fallback) if fallback else b"",
@@ -47,6 +48,12 @@ def answer_headers(asked: Asked, call: Call, kind: bytes, cors_origins: tuple[st
             cors_headers(asked.head, cors_origins) if cors_origins else b"",
         )
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _engine_line(engine_id: Optional[str]) -> bytes:
+    """Which engine has answered; none where the cache has."""
+    return b"" if engine_id is None else b"X-Gateway-Engine: %b\r\n" % engine_id.encode("latin-1")
 
 
 def _reused_lines(reused: Reused) -> bytes:
