@@ -130,7 +130,7 @@ class Gateway:
     def _tell_models(self, caches: Caches, settings: Settings) -> None:
         """The answers of these models are kept; where one engine serves every name, of any."""
         if not settings.fleet.wildcard:
-            caches.store.keep_models([model.name for model in settings.fleet.models])
+            caches.keep_models([model.name for model in settings.fleet.models])
 
     def _bind_metrics(self) -> None:
         gauges.bind_engines(self.registry, self._engine_gauges)

@@ -64,6 +64,8 @@ class Asker:
         cancelled). `call` tells afterwards what happened.
         """
         limit_s = self._limits.first_token_s if call.stream else self._limits.request_s
+        if call.limit_s is not None:
+            limit_s = min(limit_s, call.limit_s)
         deadline_s = time.monotonic() + limit_s
         tries, asked = self._plan(call)
         failed: Optional[tuple[str, str]] = None

@@ -15,7 +15,7 @@ import math
 import threading
 import time
 from collections.abc import Hashable
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from gateway.asked import Asked
 from gateway.errors import GatewayError
@@ -27,7 +27,7 @@ LISTS_AGAIN_S = 600.0  # after this, a model whose engines took no lists is aske
 SILENCE_WAITS = 50  # after so many times the wait nothing is known any more of how they come
 GAP_WEIGHT = 0.2  # of a new gap in the usual one
 REJECTED_KEPT = 16  # lists by model
-KEYS_KEPT = 1024  # when each of so many kinds was asked for last
+KEYS_KEPT = 1024  # of what is known of models, and of kinds of requests: callers may choose names
 
 
 class Seat:
@@ -67,8 +67,9 @@ class Batch:
         return sum(len(seat.inputs) for seat in self.seats)
 
     def needs(self, asked: Asked) -> bool:
-        """Whether others wait for what `asked` is given."""
-        if asked is not self.leader or self.over:
+        """Whether others wait for what `asked` is given. Once it is under way, that is so of each: who leaves pays its
+        share all the same, as long as anybody stays."""
+        if self.over:
             return False
         return any(seat.asked is not asked and not self.misses(seat) for seat in list(self.seats))
 
@@ -87,7 +88,7 @@ class Gathering:
         self._lock = threading.Lock()
         self._open: dict[Hashable, Batch] = {}
         self._arrivals: dict[Hashable, tuple[float, float]] = {}  # when the last one came, and the usual gap (s)
-        self._taken: set[str] = set()  # models whose engines have answered a list
+        self._taken: dict[str, None] = {}  # models whose engines have answered a list
         self._rejected: dict[str, list[tuple[int, ...]]] = {}  # lists, by models that have answered none
         self._numbers = itertools.count()
         self._alone_until_s: dict[str, float] = {}
@@ -128,8 +129,7 @@ class Gathering:
         """
         last_s, usual_s = self._arrivals.pop(key, (-math.inf, math.inf))
         gap_s = now_s - last_s
-        if len(self._arrivals) >= KEYS_KEPT:
-            del self._arrivals[next(iter(self._arrivals))]
+        _forget_oldest(self._arrivals)
         silence = gap_s > SILENCE_WAITS * self.wait_s
         lonely = gap_s > self.wait_s and (silence or usual_s > self.wait_s)
         if silence or usual_s == math.inf:
@@ -145,6 +145,8 @@ class Gathering:
             if self._open.get(batch.key) is batch:
                 del self._open[batch.key]
             batch.seats = [seat for seat in batch.seats if not batch.misses(seat)]
+            for seat in batch.seats:
+                seat.asked.batch = batch
             return batch.seats
 
     def halve(self, batch: Batch) -> None:
@@ -155,8 +157,16 @@ class Gathering:
             other = Batch(batch.key, others, batch.opened_s, (*batch.line, 1))
             batch.line = (*batch.line, 0)
             for seat in others:
-                seat.of = other
+                seat.of = seat.asked.batch = other
         self.hand_over(other)
+
+    def end(self, batch: Batch) -> None:
+        """Everybody has been told. (A batch and its requests would keep each other in memory.)"""
+        with self._lock:
+            batch.over = True
+            for asked in (batch.leader, *(seat.asked for seat in batch.seats)):
+                if asked.batch is batch:
+                    asked.batch = None
 
     def hand_over(self, batch: Batch) -> None:
         """Have the first seat of a batch lead it whose steps still wait for that."""
@@ -201,7 +211,7 @@ class Gathering:
         with self._lock:
             self._alone_until_s.pop(model, None)
             self._rejected.pop(model, None)
-            self._taken.discard(model)
+            self._taken.pop(model, None)
         return True
 
     def has_taken(self, model: str) -> bool:
@@ -212,7 +222,8 @@ class Gathering:
         """A list has been answered."""
         if model not in self._taken:
             with self._lock:
-                self._taken.add(model)
+                self._taken[model] = None
+                _forget_oldest(self._taken)
                 self._rejected.pop(model, None)
 
     def list_rejected(self, model: str, batch: Batch) -> bool:
@@ -226,6 +237,7 @@ class Gathering:
             if model in self._taken:
                 return False
             lines = self._rejected.setdefault(model, [])
+            _forget_oldest(self._rejected)
             line = batch.line
             refused = any(other[: len(line)] != line[: len(other)] for other in lines)
             lines.append(line)
@@ -238,3 +250,9 @@ class Gathering:
         """A model's engines take no lists."""
         with self._lock:
             self._alone_until_s[model] = self._clock() + LISTS_AGAIN_S
+            _forget_oldest(self._alone_until_s)
+
+
+def _forget_oldest(known: dict[Any, Any]) -> None:
+    while len(known) > KEYS_KEPT:
+        del known[next(iter(known))]

@@ -21,6 +21,7 @@ from gateway.reuse.vectors import VectorIndex, unit
 from gateway.settings import Settings
 from gateway.steps import Steps
 
+EMBEDDING_S = 5.0  # it is to spare time: then the question is asked as one that is like no other
 EMBEDDED_CHARS_MAX = 32_768  # of a question; a longer one is like no other
 Log = Callable[..., None]
 
@@ -38,6 +39,7 @@ def reuse_of(
         caches=caches,
         together=Together(gathering, ask, settings.batch_max_size),
         batch_embeddings=settings.batch_embeddings,
+        queue_timeout_s=settings.queue_timeout_s,
     )
 
 
@@ -49,7 +51,7 @@ def caches_of(settings: Settings, factory: InferenceFactory, log: Log) -> Option
     vectors: Optional[VectorIndex] = None
     if settings.cache_near:
         model = settings.embeddings_model
-        embed = None if model is None else _embedder(factory, model)
+        embed = None if model is None else _embedder(factory, model, settings.workers)
         near = NearBars(settings.cache_guard, settings.cache_similarity, embed)
         vectors = None if settings.cache_guard or model is None else VectorIndex()
     try:
@@ -81,22 +83,32 @@ def caches_of(settings: Settings, factory: InferenceFactory, log: Log) -> Option
     )
 
 
-def _embedder(factory: InferenceFactory, model: str) -> Callable[[Asked, str], Steps[Optional[bytes]]]:
-    """Gives the vector of a text, by the gateway's own model; None where that cannot be had."""
+def _embedder(factory: InferenceFactory, model: str, most: int) -> Callable[[Asked, str], Steps[Optional[bytes]]]:
+    """Gives the vector of a text, by the gateway's own model; None where that cannot be had, or `most` are asked for.
+
+    (They need no worker's place: who has one and then waits for another request's call could wait for ever.)
+    """
+
+    under_way: set[Call] = set()  # whose single operations are atomic; one more than `most` at worst
 
     def embed(asked: Asked, text: str) -> Steps[Optional[bytes]]:
         own = asked.call
-        if own is None or not text or len(text) > EMBEDDED_CHARS_MAX:
+        if own is None or not text or len(text) > EMBEDDED_CHARS_MAX or len(under_way) >= most:
             return None
         request = {"model": model, "input": text}
         # Without fallback: the vectors of two models have nothing in common.
         call = Call(EMBEDDINGS, request, request_id=asked.request_id, allow_fallback=False, priority=own.priority)
         call.caller = own.caller
+        call.limit_s = EMBEDDING_S
+        call.be_part_of(own)  # who leaves does not wait for it
+        under_way.add(call)
         try:
             answer = yield from factory.asker.ask(call)
         except GatewayError:
             return None
-        finally:  # what engines were asked for is told with the request
+        finally:
+            under_way.discard(call)
+            # What engines were asked for is told with the request.
             own.records.extend(call.records)
             own.engine_s += call.engine_s
             own.waited_s += call.waited_s

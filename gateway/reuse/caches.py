@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Collection, Sequence
 from operator import mul
 from typing import Callable, NamedTuple, Optional, Protocol
 
@@ -22,6 +23,7 @@ from gateway.reuse.wording import form
 from gateway.steps import ASIDE, Flag, Flagged, Steps
 from gateway.threads import Threads
 
+CLEAR_S = 5.0  # that Redis may take
 EXPIRE_S = 60.0  # between two looks at what is too old
 
 
@@ -96,6 +98,7 @@ class Caches:
         self._log = log
         self._threads = Threads("cache", 1)
         self._expire_at_s = time.monotonic() + EXPIRE_S
+        self._models: Optional[frozenset[str]] = None  # None: any
         self._reading = False  # the index of the file
         self._cleared: list[Chosen] = []  # meanwhile
         self.store = store
@@ -145,6 +148,23 @@ class Caches:
         finally:
             self._reading = False
             self._cleared = []
+
+    def keep_models(self, models: Collection[str]) -> None:
+        """Only these models are left: the answers of those that were there before and are gone are dropped, in Redis by
+        and by."""
+        gone = [] if self._models is None else sorted(self._models.difference(models))
+        self._models = frozenset(models)
+        self.store.keep_models(models)
+        shared = self.shared
+        if gone and shared is not None:
+            self._threads.run(lambda: self._clear_shared(shared, gone))
+
+    def _clear_shared(self, shared: SharedStore, models: Sequence[str]) -> None:
+        try:
+            for model in models:
+                shared.clear(model, None, None, unix_s(), CLEAR_S)
+        except Exception as error:
+            self._log("warning", "redis", message=f"answers of models that are gone may be left there: {error}")
 
     def see_to_age(self) -> None:
         """Have what is too old dropped, once in a while, on a thread. Never blocks."""

@@ -6,6 +6,7 @@ Pure functions over bytes and objects.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Optional
 
 from gateway.upstream import answers
@@ -13,17 +14,18 @@ from gateway.upstream.assembly import Unfit, assembled
 from gateway.upstream.nonfinite import dump_with_nulls
 
 ANSWER_MAX_BYTES = 1_048_576  # a larger one is not kept, nor the lines of a longer stream
+_CUT = re.compile(rb'"finish_reason"\s*:\s*"(?:length|content_filter|tool_calls|function_call)"')
 _NO_TEXT = ("tool_calls", "function_call", "refusal")
 _OF_CHAT, _OF_EMBEDDINGS = "/chat/completions", "/embeddings"
 
 
-def is_worth_keeping(answer: dict[str, Any], path: str) -> bool:
-    """Whether a complete answer may be given to others: it has ended by itself, and says something. What was cut off
-    or filtered, refuses, or calls a tool is another one each time."""
+def is_worth_keeping(answer: dict[str, Any], path: str, count: Optional[int] = None) -> bool:
+    """Whether a complete answer may be given to others: it has ended by itself, and says something, in as many choices
+    as were asked for (None: any). What was cut off or filtered, refuses, or calls a tool is another one each time."""
     if path == _OF_EMBEDDINGS:
         return bool(answer.get("data"))
     choices = answer.get("choices")
-    if not isinstance(choices, list) or not choices:
+    if not isinstance(choices, list) or not choices or count not in (None, len(choices)):
         return False
     return all(_has_ended(choice, path) for choice in choices)
 
@@ -68,12 +70,13 @@ def as_events(body: bytes, path: str, include_usage: bool) -> bytes:
     common = {key: value for key, value in answer.items() if key not in ("choices", "usage", "object")}
     common["object"] = "chat.completion.chunk" if chat else "text_completion"
     said, ends = [], []
-    for choice in answer["choices"]:
+    for place, choice in enumerate(answer["choices"]):
+        choice.setdefault("index", place)
         rest = {key: value for key, value in choice.items() if key not in ("message", "text", "finish_reason")}
         delta = {"delta": dict(choice["message"])} if chat else {"text": choice["text"]}
         nothing: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
         said.append({**rest, **delta, "finish_reason": None})
-        ends.append({"index": rest.get("index", 0), **nothing, "finish_reason": choice["finish_reason"]})
+        ends.append({"index": rest["index"], **nothing, "finish_reason": choice["finish_reason"]})
     chunks = [{**common, "choices": [choice]} for choice in (*said, *ends)]
     if include_usage:
         chunks.append({**common, "choices": [], "usage": answer.get("usage")})
@@ -81,16 +84,24 @@ def as_events(body: bytes, path: str, include_usage: bool) -> bytes:
 
 
 def whole_of(
-    lines: bytes, path: str, request_id: str, model: str, usage: answers.Usage, reported: Optional[dict[str, Any]]
+    lines: bytes,
+    path: str,
+    request_id: str,
+    model: str,
+    usage: answers.Usage,
+    reported: Optional[dict[str, Any]],
+    count: Optional[int] = None,
 ) -> Optional[bytes]:
-    """The complete answer of a stream that has ended well, if it is worth keeping. `reported`: the engine's own usage,
-    None: it has told none."""
+    """The complete answer of a stream that has ended well with `count` choices (None: any), if it is worth keeping.
+    `reported`: the engine's own usage, None: it has told none."""
+    if _CUT.search(lines) is not None:  # whatever it has said after that
+        return None
     try:
         body = bytes(assembled(lines, path))
         answer = answers.parse_answer(body, path)
     except (Unfit, ValueError, RecursionError, answers.InvalidAnswer):
         return None
-    if not is_worth_keeping(answer, path):
+    if not is_worth_keeping(answer, path, count):
         return None
     answer["usage"] = reported
     return answers.complete(answer, b"", request_id, model, usage)

@@ -8,6 +8,8 @@ event of the request.
 from __future__ import annotations
 
 import functools
+import math
+import time
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.asked import BYPASS, MISS, Asked, Reused
@@ -29,6 +31,7 @@ from gateway.upstream.stream import EngineStream
 
 NOTHING_USED = Usage(0, 0, False)
 QUERY = "/query"
+LATE_S = 0.5  # earlier than its leader nobody has come; but the leader's time is looked at now and then only
 Given = Union[Answer, EngineStream, Following]
 
 
@@ -73,6 +76,7 @@ class Reuse:
         caches: Optional[Caches],
         together: Together,
         batch_embeddings: bool,
+        queue_timeout_s: float = math.inf,
     ) -> None:
         self._router = router
         self._ask = ask
@@ -81,6 +85,7 @@ class Reuse:
         self.caches = caches
         self._together = together
         self._batch_embeddings = batch_embeddings
+        self._queue_timeout_s = queue_timeout_s - LATE_S
         self.flights = Flights()
         self._threads = Threads("reuse", 1)
 
@@ -117,6 +122,7 @@ class Reuse:
         if not coalesce:
             return (yield from self._lead(Flight(None, asked), asked, call, like, caches))
         key = _flight_key(asked, call, like)
+        late_s = time.monotonic() + self._queue_timeout_s
         while True:
             flight, flag = self.flights.join(key, asked)
             if flag is None:
@@ -124,6 +130,8 @@ class Reuse:
             given = yield from self._follow(flight, flag, asked, call)
             if given is not None:
                 return given
+            if flight.error is not None and flight.error.code == "queue_timeout" and time.monotonic() >= late_s:
+                raise again(flight.error)  # it has waited as long
 
     def _likeness(self, asked: Asked, call: Call, wishes: Wishes) -> Optional[Likeness]:
         """None: it is like no other."""
@@ -240,7 +248,8 @@ class Reuse:
 
     def _keep_answer(self, caches: Caches, asked: Asked, call: Call, like: Likeness, answer: Answer) -> None:
         parsed = answer.parsed
-        if parsed is None or not keeping.is_worth_keeping(parsed, call.path):
+        count = None if call.is_query else call.choices()
+        if parsed is None or not keeping.is_worth_keeping(parsed, call.path, count):
             return
         if call.stream:  # what the client has got is the stream of it
             body = keeping.whole_of_answer(parsed, asked.request_id, call.served_model or "", answer.usage)
@@ -263,7 +272,8 @@ class Reuse:
             return
 
         def keep() -> None:
-            whole = keeping.whole_of(lines, call.path, asked.request_id, call.served_model or "", usage, reported)
+            model = call.served_model or ""
+            whole = keeping.whole_of(lines, call.path, asked.request_id, model, usage, reported, call.choices())
             if whole is not None:
                 self._keep(caches, asked, call, like, whole)
 

@@ -21,6 +21,7 @@ from gateway.upstream.answers import Usage, dump
 from gateway.upstream.call import Call
 from gateway.upstream.estimates import weigh
 
+ENGINES_WORDS = ("backend_error", "backend_rate_limited", "backend_rejected", "backend_unavailable", "not_implemented")
 SPLIT_ASIDE_BYTES = 65_536  # an answer of more is split on a thread
 
 Ask = Callable[[Asked, Call], Steps[Any]]
@@ -119,8 +120,7 @@ class Together:
             _tell_all(batch, fault)
             raise
         finally:
-            batch.over = True
-            batch.leader.batch = None  # else each would keep the other in memory
+            self.gathering.end(batch)
 
     def _lead_once(self, batch: Batch, kind: Kind) -> Steps[bool]:
         """Ask once; False: what is left of the batch is to be asked again."""
@@ -163,7 +163,7 @@ class Together:
         """See to a list that was answered with an error; False: a half of the batch is to be asked."""
         rejected = error.code in ("backend_rejected", "not_implemented")
         if not rejected and (error.code != "backend_error" or self.gathering.has_taken(model)):
-            _tell_all(batch, error)  # it is the engine that fails
+            _tell_all(batch, _for_all(error))  # it is the engine that fails
             return True
         if self.gathering.list_rejected(model, batch):
             _tell_all(batch, None)
@@ -214,6 +214,17 @@ def _tell_all(batch: Batch, error: Optional[GatewayError]) -> None:
 def _wake(seats: Sequence[Seat]) -> None:
     for seat in seats:
         seat.flag.set()
+
+
+def _for_all(error: GatewayError) -> GatewayError:
+    """What an engine has said to a batch, without its words: they may repeat what somebody else has asked."""
+    if error.engine is None and error.code not in ENGINES_WORDS:
+        return error
+    plain = again(error)
+    plain.message = f"the engine failed on a batch of requests ({error.code})"
+    plain.args = (plain.message,)
+    plain.engine = plain.details = None
+    return plain
 
 
 def _no_text() -> GatewayError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import Optional, Protocol, Union
 
 from gateway.errors import GatewayError
@@ -44,6 +45,7 @@ class Follower:
         "_ending",
         "_limit_bytes",
         "_unsent",
+        "_watching",
         "active_s",
         "behind_bytes",
         "exchange",
@@ -60,14 +62,19 @@ class Follower:
         self.active_s = crowd.loop.began_s
         self._unsent: deque[Union[bytes, memoryview]] = deque()
         self._begun = False
+        self._watching = False
         self._ending = False
         self._limit_bytes = BACKLOG_MAX_BYTES
 
-    def begin(self, data: bytes) -> None:
-        """Send the head, and the lines that have come so far."""
+    def begin(self, head: bytes, chunks: Iterable[bytes]) -> None:
+        """Send the head, and what has come so far, which is not copied."""
         self._begun = True
-        self._limit_bytes += len(data)
-        self.push(data)
+        self._unsent.extend((head, *chunks))
+        self.behind_bytes = sum(map(len, self._unsent))
+        self._limit_bytes += self.behind_bytes
+        self._flush()
+        if self._unsent and not self.over:
+            self._wait_to_send()
 
     def push(self, data: Union[bytes, memoryview]) -> None:
         """Send what the client takes now; the rest when it does. Raises nothing."""
@@ -89,9 +96,19 @@ class Follower:
             rest = memoryview(data)[sent:]
             self._unsent.append(rest)
             self.behind_bytes = len(rest)
-            self.active_s = self._crowd.loop.began_s
-            client.set_deadline(math.inf)
-            self._crowd.loop.watch(client.fileno(), self._ready, writing=True)
+            self._wait_to_send()
+
+    def _wait_to_send(self) -> None:
+        client = self.exchange.client
+        self.active_s = self._crowd.loop.began_s
+        client.set_deadline(math.inf)
+        self._watching = True
+        self._crowd.loop.watch(client.fileno(), self._ready, writing=True)
+
+    def _stop_watching(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._crowd.loop.unwatch(self.exchange.client.fileno())
 
     @property
     def is_far_behind(self) -> bool:
@@ -99,40 +116,47 @@ class Follower:
         return self.behind_bytes > self._limit_bytes and not self._ending
 
     def _ready(self, events: int) -> None:
+        if self.over:
+            return
+        self._flush()
+        if self.over or self._unsent:
+            return
+        self._stop_watching()
+        if self._ending:
+            self._end(True)
+        else:
+            self._crowd.caught_up()
+
+    def _flush(self) -> None:
+        """Send what the client takes of what it has not taken. Raises nothing."""
+        unsent, client = self._unsent, self.exchange.client
         try:
-            self._flush()
+            while unsent:
+                data = unsent.popleft() if len(unsent) == 1 else self._some()
+                try:
+                    sent = client.send_now(data)
+                except BlockingIOError:
+                    sent = 0
+                if sent:
+                    self.active_s = self._crowd.loop.began_s
+                    self.behind_bytes -= sent
+                if sent < len(data):
+                    unsent.appendleft(memoryview(data)[sent:])
+                    return
         except OSError:
             self.gone()
         except Exception as error:
             self._crowd.on_error(error)
             self.gone()
 
-    def _flush(self) -> None:
-        if self.over or not self._unsent:
-            return
-        data = self._unsent.popleft()
-        if self._unsent and len(data) < SENT_AT_ONCE:
-            parts = [data]
-            size = len(data)
-            while self._unsent and size < SENT_AT_ONCE:
-                parts.append(self._unsent.popleft())
-                size += len(parts[-1])
-            data = b"".join(parts)
-        try:
-            sent = self.exchange.client.send_now(data)
-        except BlockingIOError:
-            sent = 0
-        if sent:
-            self.active_s = self._crowd.loop.began_s
-            self.behind_bytes -= sent
-        if sent < len(data):
-            self._unsent.appendleft(memoryview(data)[sent:])
-        elif not self._unsent:
-            self._crowd.loop.unwatch(self.exchange.client.fileno())
-            if self._ending:
-                self._end(True)
-            else:
-                self._crowd.caught_up()
+    def _some(self) -> bytes:
+        """Some of what has not been taken, as one."""
+        parts: list[Union[bytes, memoryview]] = []
+        size = 0
+        while self._unsent and size < SENT_AT_ONCE:
+            parts.append(self._unsent.popleft())
+            size += len(parts[-1])
+        return b"".join(parts)
 
     # --- ending ----------------------------------------------------------------------------------------------------
 
@@ -192,10 +216,9 @@ class Follower:
         self.over = True
         exchange = self.exchange
         exchange.on_cancel = None
-        if self._unsent:
-            self._crowd.loop.unwatch(exchange.client.fileno())
-            self._unsent.clear()
-            self.behind_bytes = 0
+        self._stop_watching()
+        self._unsent.clear()
+        self.behind_bytes = 0
         if not complete or not exchange.keep_alive:
             exchange.client.shut_writing()
         self._crowd.ended(self, complete)

@@ -71,8 +71,9 @@ class Relay:
     def share(self, exchange: Exchange, stream: EngineStream, shared: Shared, head: bytes) -> None:
         """Relay `stream` to the exchange's client, whose answer begins with `head`, and to all who follow it."""
         crowd = Crowd(exchange, stream, shared, self, self._loop)
+        flow = crowd.flow  # it may be over as soon as its first client has joined
         crowd.join(exchange, head)
-        self.post(crowd.flow, functools.partial(self._begin_shared, crowd))
+        self.post(flow, functools.partial(self._begin_shared, crowd, flow))
         shared.flights.opened(shared.flight, crowd)
 
     def call_soon(self, step: Callable[[], None]) -> None:
@@ -116,12 +117,12 @@ class Relay:
         else:
             relayed.begin()
 
-    def _begin_shared(self, crowd: Crowd) -> None:
-        if crowd.flow.over:
+    def _begin_shared(self, crowd: Crowd, flow: Relayed) -> None:
+        if flow.over:
             return
-        self._streams[crowd.flow] = None
+        self._streams[flow] = None
         if self._closing:
-            crowd.flow.cut_short()
+            flow.cut_short()
         else:
             crowd.begin()
 

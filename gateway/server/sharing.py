@@ -65,12 +65,19 @@ class Crowd:
         self._shared = shared
         self._flight: Flight = shared.flight
         self._followers: dict[Follower, None] = {}
-        self._lines: Optional[list[bytes]] = []
+        self._chunks: Optional[list[bytes]] = []  # of the lines so far, as HTTP/1.1 frames them
         self._lines_bytes = 0
         self._over = False
         self._fault: Optional[EngineFault] = None
         self._leader_took: Optional[bool] = None  # all that it was sent; once it is no follower any more
-        self.flow = _SharedFlow(self, stream, relay, loop)
+        # None once it is over: each would keep the other in memory.
+        self._flow: Optional[_SharedFlow] = _SharedFlow(self, stream, relay, loop)
+
+    @property
+    def flow(self) -> Relayed:
+        """The stream. To be asked for before anybody has joined."""
+        assert self._flow is not None
+        return self._flow
 
     @property
     def client(self) -> Crowd:
@@ -94,22 +101,28 @@ class Crowd:
         self._relay.add_follower(follower)
         exchange = follower.exchange
         try:
-            follower.begin(head + exchange.frame(b"".join(self._lines or ())))
+            chunks = self._chunks or ()
+            follower.begin(head, chunks if exchange.takes_chunks else map(_unframed, chunks))
             if exchange.left:
                 follower.cancel()
             elif self._over:
                 follower.finish(self._fault)
+            else:
+                self.caught_up()  # those who were here may all be behind
         except Exception as error:
             self.on_error(error)
             follower.gone()
 
     def begin(self) -> None:
         """Send what has come already, and read from now on."""
-        stream = self.flow.stream
-        first, stream.first = stream.first, b""
+        flow = self._flow
+        if flow is None:
+            return
+        first, flow.stream.first = flow.stream.first, b""
         if first:
             self.send_now(first)
-        self.flow.begin()
+        if not flow.over:  # by nobody's taking that
+            flow.begin()
 
     def ended(self, follower: Follower, complete: bool) -> None:
         """A follower is over: its request is concluded, but that of who pays for the stream only with it."""
@@ -129,8 +142,8 @@ class Crowd:
         deserted = self._shared.flights.leave(self._flight, exchange)
         if self._over:
             self._let_go()
-        elif deserted:
-            self.flow.guarded(self.flow.cancel)
+        elif deserted and self._flow is not None:
+            self._flow.guarded(self._flow.cancel)
         else:
             self.caught_up()
 
@@ -138,7 +151,7 @@ class Crowd:
         """Keep nothing that would keep this in memory, unless somebody is still on the way here."""
         if not self._flight.followers:
             self._flight.result = None
-            self._lines = None
+            self._chunks = None
 
     def _conclude_leader(self, complete: bool) -> None:
         self._leader.written(complete)
@@ -151,21 +164,22 @@ class Crowd:
         lines = bytes(data)
         if not lines:  # as a chunk, that would be the end
             return 0
-        self._keep(lines)
         chunk = b"%x\r\n%b\r\n" % (len(lines), lines)
-        followers = list(self._followers)
-        for follower in followers:
+        if self._chunks is not None:
+            self._keep(chunk)
+        behind = 0
+        for follower in list(self._followers):
             follower.push(chunk if follower.exchange.takes_chunks else lines)
-        if any(follower.behind_bytes for follower in followers):
+            behind += follower.behind_bytes
+        if behind:
             self._see_to_slow_ones()
         return len(data)
 
-    def _keep(self, lines: bytes) -> None:
-        if self._lines is None:
-            return
-        self._lines.append(lines)
-        self._lines_bytes += len(lines)
-        self._relay.lines_bytes += len(lines)
+    def _keep(self, chunk: bytes) -> None:
+        assert self._chunks is not None
+        self._chunks.append(chunk)
+        self._lines_bytes += len(chunk)
+        self._relay.lines_bytes += len(chunk)
         if self._lines_bytes > LINES_MAX_BYTES or self._relay.lines_bytes > self._relay.lines_max_bytes:
             self._stop_keeping()
 
@@ -175,20 +189,22 @@ class Crowd:
         attached = sum(not follower.leads for follower in self._followers)
         if followers <= attached:
             self._relay.lines_bytes -= self._lines_bytes
-            self._lines, self._lines_bytes = None, 0
+            self._chunks, self._lines_bytes = None, 0
 
     def _see_to_slow_ones(self) -> None:
         waiting = [follower for follower in self._followers if not follower.behind_bytes]
         if not waiting:
-            self.flow.pause()
+            if self._flow is not None:
+                self._flow.pause()
             return
         for follower in [one for one in self._followers if one.is_far_behind]:
             follower.cut_off()
 
     def caught_up(self) -> None:
         """Somebody waits for more."""
-        if not self._over and any(not follower.behind_bytes for follower in self._followers):
-            self.flow.guarded(self.flow.go_on)
+        flow = self._flow
+        if flow is not None and any(not follower.behind_bytes for follower in self._followers):
+            flow.guarded(flow.go_on)
 
     # --- as the exchange and the client of the stream --------------------------------------------------------------
 
@@ -212,14 +228,14 @@ class Crowd:
     def stream_ended(self, stream: EngineStream, outcome: Outcome, keep_open: bool = False) -> None:
         """The stream is over: who has begun it pays, its answer may be kept, each follower gets its end."""
         self._over = True
-        leader = self._leader
+        leader, self._flow = self._leader, None
         if outcome.kind != "ok" and self._fault is None:
             self._fault = EngineFault(outcome)
         steps: tuple[Callable[[], None], ...] = (
             lambda: leader.count_stream(stream),
             lambda: stream.close(outcome, keep_open),
             lambda: self._shared.flights.end(self._flight),
-            self._keep_answer,
+            lambda: self._keep_answer(stream),
         )
         for step in steps:
             try:
@@ -233,13 +249,11 @@ class Crowd:
         self._relay.lines_bytes -= self._lines_bytes
         self._lines_bytes = 0
         leader.shared = None
-        del self.flow
         self._let_go()
 
-    def _keep_answer(self) -> None:
-        complete = self._fault is None and self._lines is not None
-        events = self.flow.stream.events
-        self._shared.keep(b"".join(self._lines or ()) if complete else None, events.usage)
+    def _keep_answer(self, stream: EngineStream) -> None:
+        if self._fault is None and self._chunks is not None:
+            self._shared.keep(b"".join(map(_unframed, self._chunks)), stream.events.usage)
 
     def before_last(self, exchange: object, keep_alive: bool) -> None:
         """Each follower has its own last write."""
@@ -256,6 +270,11 @@ class Crowd:
 
     def stream_over(self) -> None:
         """Each follower's client is told by itself."""
+
+
+def _unframed(chunk: bytes) -> bytes:
+    """The lines in a chunk."""
+    return chunk[chunk.index(b"\n") + 1 : -2]
 
 
 class _SharedFlow(Relayed):

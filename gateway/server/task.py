@@ -24,6 +24,20 @@ from gateway.upstream.shortage import overloaded
 from gateway.workers import Job, Overloaded
 
 
+class _Timer:
+    """What the loop calls when a wait has taken long enough. It lets go of its task when that is woken before: the loop
+    keeps a timer until it is due, and would keep the request with it."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, task: Task) -> None:
+        self.task: Optional[Task] = task
+
+    def __call__(self, events: int) -> None:
+        if self.task is not None:
+            self.task._be_late()
+
+
 class Task:
     """Runs steps for a request. `_done` is called once, on the loop's thread, with what they give or raise."""
 
@@ -32,6 +46,7 @@ class Task:
     _pool: Optional[Places] = None  # in which it has a place, or waits for one
     _waiting = False
     _number = 0  # of the wait: what was to wake an earlier one comes too late
+    _timer: Optional[_Timer] = None  # of the wait
     _watched = -1  # the descriptor that the loop watches for it
     _ended: tuple[Any, Optional[Exception]] = (None, None)  # what the steps have given, or raised
 
@@ -95,7 +110,7 @@ class Task:
                     self._pass_on(wait)
                 return
             except OSError as error:  # the system lets nobody watch more
-                self._waiting = False  # for another of several
+                self._stop_waiting()  # for another of several
                 resume, value = self._steps.throw, overloaded(error)
             except Overloaded as error:
                 resume, value = self._steps.throw, error
@@ -137,8 +152,14 @@ class Task:
 
     def _wake(self, events: int) -> None:
         if self._waiting:
-            self._waiting = False
+            self._stop_waiting()
             self._run(self._steps.send, True)
+
+    def _stop_waiting(self) -> None:
+        self._waiting = False
+        if self._timer is not None:
+            self._timer.task = None
+            self._timer = None
 
     def _wait_for(self, flag: Flag, seconds: float) -> None:
         self._later(seconds)
@@ -147,17 +168,20 @@ class Task:
 
     def _be_flagged(self, number: int, events: int) -> None:
         if self._waiting and self._number == number:
-            self._waiting = False
+            self._stop_waiting()
             self._run(self._steps.send, True)
 
     def _later(self, seconds: float) -> None:
         self._waiting = True
         self._number += 1
-        self._loop.later(max(0.0, seconds), functools.partial(self._be_late, self._number))
+        if self._timer is not None:  # another of several connections has set it
+            self._timer.task = None
+        timer = self._timer = _Timer(self)
+        self._loop.later(max(0.0, seconds), timer)
 
-    def _be_late(self, number: int, events: int) -> None:
-        if self._waiting and self._number == number:
-            self._waiting = False
+    def _be_late(self) -> None:
+        if self._waiting:
+            self._stop_waiting()
             self._run(self._steps.send, False)
 
     def _unwatch(self) -> None:

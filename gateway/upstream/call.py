@@ -44,6 +44,7 @@ class Call:
         "hedged",
         "idempotency_key",
         "is_query",
+        "limit_s",
         "may_use",
         "model",
         "must_stay",
@@ -90,6 +91,7 @@ class Call:
         self.allow_fallback = allow_fallback
         self.idempotency_key = idempotency_key
         self.priority = priority
+        self.limit_s: Optional[float] = None  # for all its attempts; None: what the gateway gives a request
         self.is_query = False  # a `/query`, whose answer is its text alone
         self.caller = ""  # who asks, as a name that only says whether it is the same one
         self.cancelled = False
