@@ -31,7 +31,8 @@ from gateway.upstream.stream import EngineStream
 
 NOTHING_USED = Usage(0, 0, False)
 QUERY = "/query"
-LATE_S = 0.5  # earlier than its leader nobody has come; but the leader's time is looked at now and then only
+KEEPING_MAX = 64  # streams that wait to be put together, and are held until then
+LATE = 0.9  # who has waited for so much of the time that its leader has waited is late, too
 Given = Union[Answer, EngineStream, Following]
 
 
@@ -85,9 +86,10 @@ class Reuse:
         self.caches = caches
         self._together = together
         self._batch_embeddings = batch_embeddings
-        self._queue_timeout_s = queue_timeout_s - LATE_S
+        self._queue_timeout_s = LATE * queue_timeout_s
         self.flights = Flights()
         self._threads = Threads("reuse", 1)
+        self._keeping = 0  # streams that are still to be put together
 
     def serve(self, asked: Asked, call: Call) -> Steps[Given]:
         """The answer to a request, or the stream of it that has begun. Raises GatewayError."""
@@ -268,10 +270,12 @@ class Reuse:
     ) -> None:
         """A stream has ended well: keep its answer, which is put together on a thread."""
         usage = call.usage
-        if caches is None or lines is None or usage is None:
+        if caches is None or lines is None or usage is None or self._keeping >= KEEPING_MAX:
             return
+        self._keeping += 1  # by the relay's thread alone; taken back by the other: at worst a stream less is kept
 
         def keep() -> None:
+            self._keeping -= 1
             model = call.served_model or ""
             whole = keeping.whole_of(lines, call.path, asked.request_id, model, usage, reported, call.choices())
             if whole is not None:

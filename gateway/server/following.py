@@ -78,7 +78,7 @@ class Follower:
 
     def push(self, data: Union[bytes, memoryview]) -> None:
         """Send what the client takes now; the rest when it does. Raises nothing."""
-        if self.over or not data:
+        if self.over or self._ending or not data:
             return
         if self._unsent:
             self._unsent.append(data)
@@ -191,8 +191,8 @@ class Follower:
         self._send_last(data)
 
     def _send_last(self, data: bytes) -> None:
-        self._ending = True
         self.push(data)
+        self._ending = True  # nothing more behind that
         if not self._unsent:
             self._end(True)
 

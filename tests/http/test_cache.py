@@ -1353,6 +1353,26 @@ class NearTest(CacheTest):
         self.embedder.control("error")
         self.assertEqual(self.results(running, fixed(other)), ["miss"])
 
+    def test_a_model_that_hangs_holds_nobody_up(self) -> None:
+        with mock.patch("gateway.reuse.building.EMBEDDING_S", 0.3):
+            running = self.with_model(WORKERS=2)
+            self.embedder.control("hang")
+            clients = [self.enter(running.connect()) for _ in range(6)]
+            for number, client in enumerate(clients):
+                client.request("POST", CHAT, fixed(f"question {number}?"))
+            answers = [client.read_response() for client in clients]
+        self.assertEqual([a.header("x-gateway-cache") for a in answers], ["miss"] * 6)
+        self.assertLessEqual(self.embedder.stats()["requests"], 2)  # as many as there are workers
+
+    def test_who_leaves_does_not_wait_for_an_embedding(self) -> None:
+        running = self.with_model()
+        self.embedder.control("hang")
+        client = self.enter(running.connect())
+        client.request("POST", CHAT, fixed("one question"))
+        eventually(lambda: self.embedder.stats()["in_flight"] == 1)
+        client.close()
+        eventually(lambda: self.embedder.stats()["cancelled"] == 1, 2.0)
+
     def forget_newest(self, running: RunningGateway) -> None:
         """Forget what was kept last, so that it is no exact hit."""
         caches = running.app.caches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any, Optional
 from unittest import mock
 
 from gateway.server import following, sharing
+from gateway.server.exchange import Exchange
 from tests.parallel import alone
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
@@ -173,7 +175,10 @@ class WholeAnswersTest(CoalescingTest):
         running, engine = self.one(WORKERS=1, QUEUE_TIMEOUT=1)
         blocker = self.begin(running, ask("another"))
         blocked = engine.take()
-        clients = self.flock(running, 2)
+        clients = self.flock(running, 1)
+        time.sleep(0.6)  # it comes that much later
+        clients.append(self.begin(running, same()))
+        eventually(lambda: self.followers(running) == 1)
         first = clients[0].read_response()
         self.assertEqual(first.error, "queue_timeout")
         self.answer(blocked)
@@ -217,6 +222,30 @@ class WholeAnswersTest(CoalescingTest):
                 for side in sides:
                     self.answer(side)
                 self.assertEqual([client.read_response().status for client in clients], [200, 200])
+
+    def test_followers_wait_for_a_place_as_long_as_their_leader(self) -> None:
+        running, engine = self.one(WORKERS=1, QUEUE_TIMEOUT=1)
+        self.begin(running, ask("another"))
+        engine.take()
+        began_s = time.monotonic()
+        clients = self.flock(running, 6)
+        self.assertEqual([client.read_response().error for client in clients], ["queue_timeout"] * 6)
+        self.assertLess(time.monotonic() - began_s, 3.0)  # not a second for each
+
+    def test_who_has_been_answered_is_kept_by_nothing(self) -> None:
+        running, engine = self.one()
+        clients = self.flock(running, 5)
+        self.answer(engine.take())
+        for client in clients:
+            client.read_response()
+            client.close()
+        self.assert_idle(running)
+        eventually(lambda: running.app.server.connections == 0)
+
+        def alive() -> int:
+            return sum(type(one) is Exchange for one in gc.get_objects())
+
+        eventually(lambda: alive() == 0, 2.0)  # the timers of those who waited are due in five seconds
 
     def test_the_end_of_the_gateway_ends_them_all(self) -> None:
         running, engine = self.one()
@@ -347,6 +376,35 @@ class StreamsTest(CoalescingTest):
         client.read_event()
         client.close()
         self.assert_idle(running)
+
+    def test_who_comes_while_all_others_are_behind_gets_it_in_time(self) -> None:
+        with mock.patch.object(sharing, "LINES_MAX_BYTES", 1 << 26):
+            running, side, clients = self.streams(1)
+            piece = chunked(delta("x" * 50_000))
+
+            def send() -> None:
+                for _ in range(300):
+                    side.send(piece)
+                self.finish(side)
+
+            sending = threading.Thread(target=send)
+            sending.start()
+            eventually(lambda: any(f.behind_bytes for f in list(running.app.relay._followers)))
+            late = self.begin(running, same(stream=True))
+            late.read_head()
+            self.assertEqual(late.read_events()[-1], "data: [DONE]")
+            sending.join()
+            self.assertIn("overloaded", clients[0].read_events()[-1])
+            self.assert_idle(running)
+
+    def test_clients_that_leave_at_once_are_no_error(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [{"url": engine.url}]}})
+        for number in range(150):
+            with running.connect() as client:
+                client.request("POST", CHAT, same(text=f"number {number}", stream=True))
+        self.assert_idle(running)
+        self.assertEqual([line for line in running.log_lines() if line["event"] != "request"][1:], [])
 
     def test_one_slow_client_alone_gets_all_of_it(self) -> None:
         with mock.patch.object(following, "BACKLOG_MAX_BYTES", 100_000):

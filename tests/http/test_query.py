@@ -177,6 +177,48 @@ class TogetherTest(QueryTest):
                         self.assertEqual(client.read_response().json(), {"result": f"Answer to q{i}"})
                 self.assert_idle(running)
 
+    def test_who_leaves_while_it_is_asked_pays_its_share(self) -> None:
+        for place in range(2):
+            with self.subTest(place=place):
+                running, engine = self.one(BATCH_MAX_SIZE=2)
+                side = self.warm(running, engine)
+                clients = [self.send(running, "q0")]
+                eventually(lambda: self.gathered(running) == 1)  # noqa: B023
+                clients.append(self.send(running, "q1"))
+                side.read_request()
+                clients[place].close()
+                time.sleep(0.6)
+                side.answer(texts(side.json["prompt"]))
+                self.assertEqual(clients[1 - place].read_response().status, 200)
+                self.assert_idle(running)
+                eventually(lambda: len(running.request_lines()) == 3)  # noqa: B023
+                self.assertEqual(sum(line["prompt_tokens"] for line in running.request_lines()), 30)
+
+    def test_when_all_leave_while_it_is_asked_the_engine_is_left(self) -> None:
+        running, engine = self.one(BATCH_MAX_SIZE=2)
+        side = self.warm(running, engine)
+        clients = [self.send(running, f"q{i}") for i in range(2)]
+        side.read_request()
+        for client in clients:
+            client.close()
+        self.assertTrue(side.wait_until_left())
+        self.assert_idle(running)
+
+    def test_what_an_engine_says_of_a_batch_is_told_to_nobody(self) -> None:
+        running, engine = self.one(BATCH_MAX_SIZE=2)
+        side = self.warm(running, engine)
+        clients = [self.send(running, f"q{i}") for i in range(2)]
+        side.read_request().answer(texts(side.json["prompt"]))
+        for client in clients:
+            client.read_response()
+        clients = [self.send(running, "a secret"), self.send(running, "another")]
+        words = json.dumps({"error": {"message": "failed on a secret", "type": "a secret"}}).encode()
+        side.read_request().answer(words, status="500 No")
+        for client in clients:
+            answer = client.read_response()
+            self.assertEqual(answer.error, "backend_error")
+            self.assertNotIn(b"secret", answer.body)
+
     def test_who_leaves_before_is_not_asked_for(self) -> None:
         running, engine = self.one(BATCH_MAX_WAIT_MS=1500)
         side = self.warm(running, engine)
