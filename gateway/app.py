@@ -21,7 +21,6 @@ from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
 from gateway.reuse.building import caches_of
 from gateway.reuse.caches import Caches
-from gateway.reuse.counts import ReuseCounts
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.standing import StateChange
 from gateway.server.admin import Admin
@@ -66,7 +65,6 @@ class Gateway:
         self._started = False
         self._stopping = threading.Lock()
         self.registry = Registry()
-        self.reuse_counts = ReuseCounts()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS)
         register_process_metrics(self.registry)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
@@ -87,8 +85,7 @@ class Gateway:
         log_format = self.settings.log_format
         if log_format == "auto":
             log_format = "text" if stream.isatty() else "json"
-        # There is no guard yet, nor a request.
-        observers = (lambda events: self.guard.observe(events), self.reuse_counts.observe)
+        observers = (lambda events: self.guard.observe(events),)  # there is none yet, nor a request
         return Telemetry(stream, log_format, self.settings.log_level, self.metrics, observers)
 
     def _open_guard(self) -> Guard:
@@ -142,7 +139,7 @@ class Gateway:
 
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
-        pages = CachePages(self.caches, self.reuse_counts, self.telemetry)
+        pages = CachePages(self.caches, self.metrics, self.telemetry)
         routes = Routes(self.pipeline, self.registry, Admin(self.pipeline, pages))
         self.pipeline.check_origin = routes.check_browser
         telemetry = self.telemetry

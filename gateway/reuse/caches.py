@@ -24,6 +24,8 @@ from gateway.steps import ASIDE, Flag, Flagged, Steps
 from gateway.threads import Threads
 
 CLEAR_S = 5.0  # that Redis may take
+LONG_CHARS = 1000  # of a question, whose form takes no millisecond
+MANY_VECTORS = 200
 EXPIRE_S = 60.0  # between two looks at what is too old
 
 
@@ -226,6 +228,8 @@ class Caches:
         """The answer to a near duplicate. What it has been looked for by is noted, to keep its own answer with."""
         bars = self.near
         assert bars is not None
+        if len(near.text) > LONG_CHARS:
+            yield ASIDE
         words = form(near.text)
         by_words = b"" if words is None else likeness.digest(near.group, words.encode("utf-8", "surrogatepass"))
         if bars.embed is None:
@@ -254,6 +258,8 @@ class Caches:
     def _by_vector(
         self, group: bytes, vector: bytes, at_least: float, max_age_s: Optional[float]
     ) -> Steps[Optional[Found]]:
+        if self.store.vectors > MANY_VECTORS:
+            yield ASIDE  # it may be milliseconds
         hit = self.store.nearest(group, vector, at_least, unix_s(), max_age_s)
         if hit is None:
             return None

@@ -104,10 +104,9 @@ class Flights:
     def opened(self, flight: Flight, stream: Stream) -> None:
         """The leader has a stream, which may be followed from now on, until `close`."""
         with self._lock:
-            if flight.over:  # its only client has left at once
-                return
-            flight.result = stream
             flags = list(flight.followers.values())
+            if flags or not flight.over:  # it may have ended already; or its only client has left at once
+                flight.result = stream
         for flag in flags:
             flag.set()
 

@@ -23,7 +23,7 @@ from gateway.reuse.store import Found
 from gateway.reuse.stored import Stored
 from gateway.reuse.together import EMBEDDINGS, QUERIES, Together
 from gateway.routing.router import Router
-from gateway.steps import Flag, Steps
+from gateway.steps import ASIDE, Flag, Steps
 from gateway.threads import Threads
 from gateway.upstream.answers import Usage, dump
 from gateway.upstream.call import Call
@@ -32,6 +32,7 @@ from gateway.upstream.stream import EngineStream
 NOTHING_USED = Usage(0, 0, False)
 QUERY = "/query"
 KEEPING_MAX = 64  # streams that wait to be put together, and are held until then
+LARGE_BYTES = 65_536  # of an answer: to make a stream of more takes a while
 LATE = 0.9  # who has waited for so much of the time that its leader has waited is late, too
 Given = Union[Answer, EngineStream, Following]
 
@@ -117,6 +118,8 @@ class Reuse:
             if found is None and wishes.look and caches.looks_elsewhere:
                 found = yield from self._look(caches, asked, call, like, wishes)
             if found is not None:
+                if len(found.stored.body) > LARGE_BYTES:
+                    yield ASIDE
                 return self._given_again(found, asked, call, like)
             asked.reused = MISS if wishes.look else BYPASS
             if not wishes.keep:

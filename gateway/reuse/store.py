@@ -113,6 +113,11 @@ class AnswerStore:
         key = self._by_near.get(near)
         return None if key is None else self.get(key, now_unix_s, max_age_s)
 
+    @property
+    def vectors(self) -> int:
+        """How many there are to be compared."""
+        return 0 if self._vectors is None else len(self._vectors)
+
     def nearest(
         self, group: bytes, vector: bytes, at_least: float, now_unix_s: float, max_age_s: Optional[float] = None
     ) -> Optional[tuple[bytes, float, Optional[Found]]]:

@@ -11,8 +11,8 @@ from typing import Any, Optional
 from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
 from gateway.reuse.caches import Caches
-from gateway.reuse.counts import ReuseCounts
 from gateway.reuse.redisstore import RedisUnavailable
+from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 
 COUNT_S = 0.5  # that the figures may wait for what has just been finished
@@ -23,25 +23,25 @@ AGE_MAX_S = 1e10
 class CachePages:
     """Answers at `/api/v1/cache/`. Thread-safe. `caches` None: CACHE=off, there is nothing."""
 
-    def __init__(self, caches: Optional[Caches], counts: ReuseCounts, telemetry: Telemetry) -> None:
+    def __init__(self, caches: Optional[Caches], metrics: GatewayMetrics, telemetry: Telemetry) -> None:
         self._caches = caches
-        self._counts = counts
+        self._metrics = metrics
         self._telemetry = telemetry
 
     def stats(self) -> dict[str, object]:
         """What the cache holds, and has saved since the start."""
         self._telemetry.flush(COUNT_S)
         store = None if self._caches is None else self._caches.store
-        counts = self._counts
+        totals = self._metrics.cache_totals
         return {
             "entries": 0 if store is None else len(store),
             "bytes": 0 if store is None else store.bytes,
-            "hits": counts.by_result["hit"],
-            "near_hits": counts.by_result["near"],
-            "misses": counts.by_result["miss"],
+            "hits": totals["hit"],
+            "near_hits": totals["near"],
+            "misses": totals["miss"],
             "evictions": 0 if store is None else store.evictions,
-            "saved_tokens": counts.saved_tokens,
-            "saved_usd": round(counts.saved_usd, 9),
+            "saved_tokens": totals["saved_tokens"],
+            "saved_usd": round(float(totals["saved_usd"]), 9),
         }
 
     def clear(self, wanted: Mapping[str, Any]) -> int:

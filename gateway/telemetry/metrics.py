@@ -20,6 +20,7 @@ QUEUE_BUCKETS_S = (
     *(0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
+CACHE_RESULTS = ("hit", "near", "miss", "bypass")
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 OVERHEAD_BUCKETS_S = (*(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),)
 OTHER = "other"
@@ -47,6 +48,8 @@ class GatewayMetrics:
         self._declare_requests(registry)
         self._declare_engines(registry)
         self._declare_reuse(registry)
+        self.cache_totals: dict[str, float] = dict.fromkeys((*CACHE_RESULTS, "saved_tokens", "saved_usd"), 0)
+        """Of all models: requests by what the cache did for them, and what hits have saved."""
         # What is added up as it stands; True counts as one.
         self._sums = {
             "cost_usd": self._cost,
@@ -205,8 +208,13 @@ class GatewayMetrics:
                 if found is None:
                     found = self._by_cache[model, value] = self._cache_requests.labels_locked(model, value)
                 found.value += 1
+                self.cache_totals[value] += 1
             elif key in self._sums:
                 self._sums[key].labels_locked(model).value += value
+                if key == "saved_tokens":
+                    self.cache_totals[key] += value
+            elif key == "saved_usd":
+                self.cache_totals[key] += value
             elif key == "usage_rejected":
                 self._usage_rejected.labels_locked(model, event.engine or "").value += 1
             elif key == "batch_wait_ms":  # of the one that has led it

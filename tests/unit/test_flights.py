@@ -215,6 +215,20 @@ class StreamTest(FlightTest):
         self.assertFalse(client_leaves(self.flights, flight, leader))
         self.assertEqual([self.flights.leave(flight, asked) for asked in followers], [False, False])
 
+    def test_one_that_has_ended_before_it_is_told_of_is_followed_all_the_same(self) -> None:
+        flight, _, _, flags = self.flown(2)
+        stream = OpenStream()
+        self.flights.end(flight)
+        self.flights.opened(flight, stream)
+        self.assertIs(flight.result, stream)
+        self.assertEqual([flag.is_set() for flag in flags], [True, True])
+
+    def test_one_that_nobody_has_waited_for_is_not_kept(self) -> None:
+        flight, _ = self.lead()
+        self.flights.end(flight)
+        self.flights.opened(flight, OpenStream())
+        self.assertIsNone(flight.result)
+
 
 class LeaveTest(FlightTest):
     def test_in_every_order_the_last_one_ends_it_and_only_the_last(self) -> None:

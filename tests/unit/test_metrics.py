@@ -290,6 +290,27 @@ class GatewayMetricsTest(unittest.TestCase):
         ):
             self.assertEqual(series.get(name), 1, name)
 
+    def test_counts_what_was_spared(self) -> None:
+        self.metrics.observe(
+            [
+                event(extra={"cache": "hit", "saved_tokens": 12, "saved_usd": 0.25}),
+                event(extra={"cache": "near", "saved_tokens": 30}),
+                event(extra={"cache": "miss"}),
+                event(extra={"cache": "bypass", "coalesced": True}),
+                event(extra={"batch": 4, "batch_wait_ms": 2.0}),
+                event(extra={"batch": 4}),
+            ]
+        )
+        series = scrape(self.registry)
+        for result in ("hit", "near", "miss", "bypass"):
+            self.assertEqual(series[f'gateway_cache_requests_total{{model="13b",result="{result}"}}'], 1)
+        self.assertEqual(series['gateway_saved_tokens_total{model="13b"}'], 42)
+        self.assertEqual(series['gateway_coalesced_total{model="13b"}'], 1)
+        self.assertEqual((series["gateway_batch_size_count"], series["gateway_batch_size_sum"]), (1, 4))
+        self.assertEqual(series["gateway_batch_wait_seconds_sum"], 0.002)
+        totals = {"hit": 1, "near": 1, "miss": 1, "bypass": 1, "saved_tokens": 42, "saved_usd": 0.25}
+        self.assertEqual(self.metrics.cache_totals, totals)
+
     def test_every_outcome_has_its_own_label(self) -> None:
         records = tuple(AttemptRecord("13b", "a:1", outcome, 0.1) for outcome in sorted(OUTCOMES))
         series = self.observed(event(attempt_records=records))

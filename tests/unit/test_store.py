@@ -9,7 +9,6 @@ import importlib.util
 import json
 import random
 import threading
-import tracemalloc
 import unittest
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
@@ -50,6 +49,11 @@ def bytes_of(*answers: Stored) -> int:
 
 def vector(*values: float) -> bytes:
     return unit(values)
+
+
+TRACES_MEMORY = importlib.util.find_spec("_tracemalloc") is not None
+if TRACES_MEMORY:
+    import tracemalloc
 
 
 class StoreTest(unittest.TestCase):
@@ -228,6 +232,7 @@ class RoomTest(StoreTest):
             self.assertGreater(bytes_of(answer("a", **fields)), plain, fields)
 
 
+@unittest.skipUnless(TRACES_MEMORY, "this interpreter does not trace memory")
 class HonestTest(unittest.TestCase):
     """What the store says that it takes, and what it takes."""
 
