@@ -79,6 +79,7 @@ class Asked(Job):
     shared: Optional[Any] = None  # what else its stream is for: a `reuse.serving.Shared`
     reused = NOT_REUSED
     near: Optional[Any] = None  # by what a near duplicate of it is to be found (see reuse/caches.py)
+    redis_s = 0.0  # that it has waited for Redis
     placed = False  # it has a worker's place, or has had it
 
     def __init__(self, head: Head, client_address: str, request_id: str, accepted_s: float) -> None:

@@ -246,7 +246,9 @@ _DAMAGED = "is damaged or not a database: once it is moved away, a new one is ma
 
 def refuse_foreign(path: Path) -> None:
     """Raise AnswerFileError for a file that is there and is none of answers; changes nothing."""
-    if sqlite3 is None or not path.is_file() or not path.stat().st_size:
+    if path.exists() and not path.is_file():
+        raise AnswerFileError(f"{path}: cannot be opened: it is not a file")
+    if sqlite3 is None or not path.exists() or not path.stat().st_size:
         return
     try:
         with contextlib.closing(connect_to_read(path, 1.0)) as connection:

@@ -129,9 +129,9 @@ class Gathering:
         """
         last_s, usual_s = self._arrivals.pop(key, (-math.inf, math.inf))
         gap_s = now_s - last_s
-        _forget_oldest(self._arrivals)
         silence = gap_s > SILENCE_WAITS * self.wait_s
         lonely = gap_s > self.wait_s and (silence or usual_s > self.wait_s)
+        _forget_oldest(self._arrivals)
         if silence or usual_s == math.inf:
             usual_s = math.inf if silence else gap_s
         else:
@@ -167,6 +167,8 @@ class Gathering:
             for asked in (batch.leader, *(seat.asked for seat in batch.seats)):
                 if asked.batch is batch:
                     asked.batch = None
+            for seat in batch.seats:
+                seat.of = None
 
     def hand_over(self, batch: Batch) -> None:
         """Have the first seat of a batch lead it whose steps still wait for that."""
@@ -189,6 +191,7 @@ class Gathering:
         with self._lock:
             batch, seat.batch = seat.batch, None
             leader = None if seat.of is None else seat.of.leader
+            seat.of = None
         if batch is not None:
             batch.seats = batch.seats[1:]
             self.hand_over(batch)

@@ -39,7 +39,6 @@ def reuse_of(
         caches=caches,
         together=Together(gathering, ask, settings.batch_max_size),
         batch_embeddings=settings.batch_embeddings,
-        queue_timeout_s=settings.queue_timeout_s,
     )
 
 

@@ -185,14 +185,14 @@ class Caches:
         self.file.touch((key,))
         return found
 
-    def find(self, key: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
+    def find(self, asked: Asked, key: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
         """The answer to a request that is kept anywhere."""
         found = self.store.get(key, unix_s(), max_age_s)
         if found is not None:
             return (yield from self._whole(found))
         if self.shared is None:
             return None
-        return (yield from self._shared(self.shared.get(key), max_age_s))
+        return (yield from self._shared(asked, self.shared.get(key), max_age_s))
 
     def _whole(self, found: Found) -> Steps[Optional[Found]]:
         """With its body, which may be in the file."""
@@ -209,12 +209,14 @@ class Caches:
         self.store.loaded(stored)
         return Found(stored, False, found.similarity)
 
-    def _shared(self, lookup: Optional[Lookup], max_age_s: Optional[float]) -> Steps[Optional[Found]]:
+    def _shared(self, asked: Asked, lookup: Optional[Lookup], max_age_s: Optional[float]) -> Steps[Optional[Found]]:
         """What another gateway has kept; it is kept here, too."""
         if lookup is None:
             return None
-        if not lookup.flag.is_set():
-            yield Flagged(lookup.flag, self._redis_timeout_s)
+        if not lookup.flag.is_set() and asked.redis_s < self._redis_timeout_s:
+            began_s = time.monotonic()
+            yield Flagged(lookup.flag, self._redis_timeout_s - asked.redis_s)
+            asked.redis_s += time.monotonic() - began_s
         stored = lookup.found
         if stored is None:
             return None
@@ -232,31 +234,33 @@ class Caches:
             yield ASIDE
         words = form(near.text)
         by_words = b"" if words is None else likeness.digest(near.group, words.encode("utf-8", "surrogatepass"))
+        if words is None and bars.guard:
+            return None
         if bars.embed is None:
             asked.near = TakenNear(by_words)
-            return (yield from self._by_words(by_words, max_age_s)) if by_words and bars.guard else None
+            return (yield from self._by_words(asked, by_words, max_age_s)) if by_words and bars.guard else None
         vector = yield from bars.embed(asked, near.text)
         if vector is None:
             return None
         asked.near = TakenNear(by_words, near.group, vector)
         if not bars.guard:
-            return (yield from self._by_vector(near.group, vector, bars.similarity, max_age_s))
-        found = (yield from self._by_words(by_words, max_age_s)) if by_words else None
+            return (yield from self._by_vector(asked, near.group, vector, bars.similarity, max_age_s))
+        found = (yield from self._by_words(asked, by_words, max_age_s)) if by_words else None
         if found is None:
             return None
         cosine = cosine_of(found.stored.vector, vector)
         return found._replace(similarity=cosine) if cosine is not None and cosine >= bars.similarity else None
 
-    def _by_words(self, near: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
+    def _by_words(self, asked: Asked, near: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
         found = self.store.get_near(near, unix_s(), max_age_s)
         if found is not None:
             return (yield from self._whole(found))
         if self.shared is None:
             return None
-        return (yield from self._shared(self.shared.get(near=near), max_age_s))
+        return (yield from self._shared(asked, self.shared.get(near=near), max_age_s))
 
     def _by_vector(
-        self, group: bytes, vector: bytes, at_least: float, max_age_s: Optional[float]
+        self, asked: Asked, group: bytes, vector: bytes, at_least: float, max_age_s: Optional[float]
     ) -> Steps[Optional[Found]]:
         if self.store.vectors > MANY_VECTORS:
             yield ASIDE  # it may be milliseconds
@@ -266,7 +270,7 @@ class Caches:
         key, similarity, found = hit
         if found is not None:
             return (yield from self._whole(found))
-        found = yield from self._shared(None if self.shared is None else self.shared.get(key), max_age_s)
+        found = yield from self._shared(asked, None if self.shared is None else self.shared.get(key), max_age_s)
         if found is None:
             if max_age_s is None:
                 self.store.forget(key)

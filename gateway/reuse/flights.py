@@ -11,6 +11,7 @@ after it: flags are set and calls cancelled without the lock.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Hashable
 from typing import Optional, Protocol, Union
 
@@ -19,8 +20,9 @@ from gateway.errors import ClientGone, GatewayError
 from gateway.hedging import Answer
 from gateway.steps import Flag
 
-OWN_CODES = ("draining", "forbidden", "queue_timeout")
-"""What befalls a leader alone: another one leads then."""
+OWN_CODES = ("draining", "forbidden", "gateway_timeout", "queue_timeout")
+"""What befalls a leader alone, or only those who have waited as long (LATE_CODES): another one leads then."""
+LATE_CODES = ("gateway_timeout", "queue_timeout")
 
 
 class Stream(Protocol):
@@ -30,7 +32,7 @@ class Stream(Protocol):
 class Flight:
     """One call, and who waits for it. `key` None: nobody can follow; its stream is only looked at for the cache."""
 
-    __slots__ = ("closed", "error", "followers", "key", "leader", "over", "own_fault", "result")
+    __slots__ = ("began_s", "closed", "error", "followers", "key", "leader", "over", "own_fault", "result")
 
     def __init__(self, key: Optional[Hashable], leader: Asked) -> None:
         self.key = key
@@ -41,6 +43,7 @@ class Flight:
         self.own_fault = False  # the leader's: its followers try again
         self.closed = key is None  # nobody more can follow
         self.over = False
+        self.began_s = time.monotonic()
 
     def needs(self, asked: Asked) -> bool:
         """Whether others wait for what `asked` is given."""

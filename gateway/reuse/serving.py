@@ -8,7 +8,6 @@ event of the request.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from typing import Any, Callable, NamedTuple, Optional, Union
 
@@ -18,7 +17,7 @@ from gateway.errors import GatewayError
 from gateway.hedging import Answer
 from gateway.reuse import keeping, likeness
 from gateway.reuse.caches import NOTHING_NEAR, Caches
-from gateway.reuse.flights import Flight, Flights, Following, again
+from gateway.reuse.flights import LATE_CODES, Flight, Flights, Following, again
 from gateway.reuse.store import Found
 from gateway.reuse.stored import Stored
 from gateway.reuse.together import EMBEDDINGS, QUERIES, Together
@@ -78,7 +77,6 @@ class Reuse:
         caches: Optional[Caches],
         together: Together,
         batch_embeddings: bool,
-        queue_timeout_s: float = math.inf,
     ) -> None:
         self._router = router
         self._ask = ask
@@ -87,7 +85,6 @@ class Reuse:
         self.caches = caches
         self._together = together
         self._batch_embeddings = batch_embeddings
-        self._queue_timeout_s = LATE * queue_timeout_s
         self.flights = Flights()
         self._threads = Threads("reuse", 1)
         self._keeping = 0  # streams that are still to be put together
@@ -127,7 +124,7 @@ class Reuse:
         if not coalesce:
             return (yield from self._lead(Flight(None, asked), asked, call, like, caches))
         key = _flight_key(asked, call, like)
-        late_s = time.monotonic() + self._queue_timeout_s
+        came_s = time.monotonic()
         while True:
             flight, flag = self.flights.join(key, asked)
             if flag is None:
@@ -135,8 +132,10 @@ class Reuse:
             given = yield from self._follow(flight, flag, asked, call)
             if given is not None:
                 return given
-            if flight.error is not None and flight.error.code == "queue_timeout" and time.monotonic() >= late_s:
-                raise again(flight.error)  # it has waited as long
+            now_s = time.monotonic()
+            if flight.error is not None and flight.error.code in LATE_CODES:
+                if now_s - came_s >= LATE * (now_s - flight.began_s):
+                    raise again(flight.error)  # it has waited as long
 
     def _likeness(self, asked: Asked, call: Call, wishes: Wishes) -> Optional[Likeness]:
         """None: it is like no other."""
@@ -155,7 +154,7 @@ class Reuse:
 
     def _look(self, caches: Caches, asked: Asked, call: Call, like: Likeness, wishes: Wishes) -> Steps[Optional[Found]]:
         """What is kept elsewhere than in memory, or for a near duplicate."""
-        found: Optional[Found] = yield from caches.find(like.key, wishes.max_age_s)
+        found: Optional[Found] = yield from caches.find(asked, like.key, wishes.max_age_s)
         if found is None and caches.near is not None:
             found = yield from self._look_near(caches, asked, call, like, wishes)
         return found

@@ -17,10 +17,11 @@ from gateway.reuse.vectors import VectorIndex
 
 ENTRY_BYTES = 880
 """What one answer takes besides its body, its vector and its names: objects, and places in the dicts (measured)."""
+DROPPED_AT_ONCE = 500
 OTHERS_MAX = 20_000  # vectors of answers that other gateways keep
 
 
-STORED_AT, MODEL, NEAR = (Stored._fields.index(name) for name in ("stored_unix_s", "model", "near"))
+STORED_AT, NEAR = (Stored._fields.index(name) for name in ("stored_unix_s", "near"))
 
 
 class Chosen(NamedTuple):
@@ -226,21 +227,29 @@ class AnswerStore:
     ) -> int:
         """Drop what all of this is true of (None: of any); returns how many."""
         chosen = Chosen(model, scope, older_than_s, now_unix_s)
+        return self._drop_all(chosen.takes)
+
+    def _drop_all(self, takes: Callable[[Stored], bool]) -> int:
+        """Drop what is taken, a few at a time: between, others get the lock."""
         with self._lock:
-            keys = [key for key, entry in self._entries.items() if chosen.takes(Stored._make(entry[0]))]
-            for key in keys:
-                self._drop_locked(key)
-        self._tell_gone(keys)
-        return len(keys)
+            keys = list(self._entries)
+        gone: list[bytes] = []
+        for first in range(0, len(keys), DROPPED_AT_ONCE):
+            with self._lock:
+                for key in keys[first : first + DROPPED_AT_ONCE]:
+                    entry = self._entries.get(key)
+                    if entry is not None and takes(Stored._make(entry[0])):
+                        self._drop_locked(key)
+                        gone.append(key)
+        self._tell_gone(gone)
+        return len(gone)
 
     def keep_models(self, models: Collection[str]) -> None:
         """Only these models are left: drop the answers of all others, and take none of theirs."""
+        left = frozenset(models)
         with self._lock:
-            self._models = frozenset(models)
-            keys = [key for key, entry in self._entries.items() if entry[0][MODEL] not in self._models]
-            for key in keys:
-                self._drop_locked(key)
-        self._tell_gone(keys)
+            self._models = left
+        self._drop_all(lambda stored: stored.model not in left)
 
     def expire(self, now_unix_s: float) -> None:
         """Drop what is too old."""

@@ -69,7 +69,10 @@ class Together:
 
     def _gather(self, batch: Batch, kind: Kind) -> Steps[None]:
         """Wait for others, and ask for all."""
+        lead = batch.leader.call
         try:
+            if lead is not None:
+                lead.wakes(batch.full)  # when nobody is left who waits
             if not (yield Flagged(batch.full, self.gathering.wait_s)):
                 yield Pause(0.0)  # who has come by then is part of it
         except BaseException:
@@ -79,9 +82,11 @@ class Together:
         seats = self.gathering.begin(batch)
         asked = batch.leader
         wait_s = self.gathering.waited_s(batch)
-        asked.reused = asked.reused._replace(batch=len(seats), batch_wait_s=wait_s)
-        if asked.call is not None:
-            asked.call.waited_s += wait_s
+        if seats:  # else all have left
+            asked.reused = asked.reused._replace(batch=len(seats), batch_wait_s=wait_s)
+        if lead is not None:
+            lead.wakes(None)
+            lead.waited_s += wait_s
         yield from self._lead(batch, kind)
 
     def _follow(self, seat: Seat, kind: Kind) -> Steps[None]:
@@ -145,7 +150,8 @@ class Together:
         self.gathering.list_taken(model)
         for seat, own in zip(seats, answers):
             adopt(seat.call, call, seat.asked is batch.leader)
-            seat.asked.reused = seat.asked.reused._replace(batch=len(seats))
+            if not seat.asked.reused.batch:
+                seat.asked.reused = seat.asked.reused._replace(batch=len(seats))
             seat.call.usage = own.usage
             seat.answer = own
         _wake(seats)
@@ -161,6 +167,9 @@ class Together:
 
     def _failed(self, batch: Batch, model: str, error: GatewayError) -> bool:
         """See to a list that was answered with an error; False: a half of the batch is to be asked."""
+        if error.code == "context_too_long":  # of one of them, which fails alone
+            self.gathering.halve(batch)
+            return False
         rejected = error.code in ("backend_rejected", "not_implemented")
         if not rejected and (error.code != "backend_error" or self.gathering.has_taken(model)):
             _tell_all(batch, _for_all(error))  # it is the engine that fails

@@ -226,6 +226,9 @@ class Admin:
         with self._audited(identity, "clear_cache") as told:
             wanted = self._parse(read_body() or b"{}") if head.content_length or head.chunked else {}
             told.update({"of_key" if name == "key" else name: value for name, value in checked(wanted).items()})
+            model = wanted.get("model")
+            if type(model) is str:  # by whatever name
+                wanted["model"] = self._pipeline.factory.router.counted_names().get(model, model)
             told["cleared"] = cleared = self._pages.clear(wanted)
         return json_reply({"cleared": cleared})
 

@@ -161,6 +161,12 @@ class Call:
         if self.cancelled:
             raise ClientGone()
 
+    def wakes(self, flag: Optional[Flag]) -> None:
+        """Have `cancel` set `flag` from now on; None: nothing."""
+        self._waiting_on = flag
+        if flag is not None and self.cancelled:
+            flag.set()
+
     def payload(self, model: Optional[str], ask_usage: bool = False) -> bytes:
         """The body to send to an engine that knows the model as `model` (None: leave it as it is).
 

@@ -1387,8 +1387,9 @@ class NearTest(CacheTest):
 
     def test_an_exact_hit_needs_no_embedding(self) -> None:
         running = self.with_model()
-        self.vectors = {"hi": [1.0, 0.0]}
-        self.assertEqual(self.results(running, *[fixed("hi")] * 3), ["miss", "hit", "hit"])
+        question = "What is the capital of France?"
+        self.vectors = {question: [1.0, 0.0]}
+        self.assertEqual(self.results(running, *[fixed(question)] * 3), ["miss", "hit", "hit"])
         self.assertEqual(self.embedder.stats()["requests"], 1)
 
 

@@ -232,6 +232,17 @@ class WholeAnswersTest(CoalescingTest):
         self.assertEqual([client.read_response().error for client in clients], ["queue_timeout"] * 6)
         self.assertLess(time.monotonic() - began_s, 3.0)  # not a second for each
 
+    def test_who_comes_late_does_not_share_its_leaders_lack_of_time(self) -> None:
+        running, engine = self.one(REQUEST_TIMEOUT=1, RETRY_ATTEMPTS=1)
+        clients = self.flock(running, 1)
+        engine.take()
+        time.sleep(0.6)  # it comes that much later
+        clients.append(self.begin(running, same()))
+        eventually(lambda: self.followers(running) == 1)
+        self.assertEqual(clients[0].read_response().error, "gateway_timeout")
+        self.answer(engine.take())
+        self.assertEqual(clients[1].read_response().status, 200)
+
     def test_who_has_been_answered_is_kept_by_nothing(self) -> None:
         running, engine = self.one()
         clients = self.flock(running, 5)
@@ -243,6 +254,7 @@ class WholeAnswersTest(CoalescingTest):
         eventually(lambda: running.app.server.connections == 0)
 
         def alive() -> int:
+            gc.collect()  # of other tests
             return sum(type(one) is Exchange for one in gc.get_objects())
 
         eventually(lambda: alive() == 0, 2.0)  # the timers of those who waited are due in five seconds
@@ -459,18 +471,20 @@ class StreamsTest(CoalescingTest):
     def test_a_hundred_streams_are_one_call(self) -> None:
         engine = self.engine()
         running = self.serve({"m": {"engines": [{"url": engine.url}]}})
-        with engine.hold_after(1) as gate:
-            clients = [self.begin(running, same(stream=True)) for _ in range(100)]
-            for client in clients:
-                client.read_head()
-                client.read_event()
-            self.assertTrue(gate.wait_for_held(1, 10))
-            clients[0].close()
-        rests = [tuple(client.read_events()) for client in clients[1:]]
-        self.assertEqual(len(set(rests)), 1)
-        self.assertEqual(rests[0][-1], "data: [DONE]")
-        self.assertEqual(engine.stats()["requests"], 1)
-        self.assert_idle(running)
+        for calls, leaves in ((1, False), (2, True)):
+            with engine.hold_after(1) as gate:
+                clients = [self.begin(running, same(stream=True)) for _ in range(100)]
+                for client in clients:
+                    client.read_head()
+                    client.read_event()
+                self.assertTrue(gate.wait_for_held(1, 10))
+                if leaves:
+                    clients[0].close()
+            rests = [tuple(client.read_events()) for client in clients[int(leaves) :]]
+            self.assertEqual((len(rests), len(set(rests))), (99 if leaves else 100, 1))
+            self.assertEqual(rests[0][-1], "data: [DONE]")
+            self.assertEqual(engine.stats()["requests"], calls)
+            self.assert_idle(running)
 
 
 if __name__ == "__main__":

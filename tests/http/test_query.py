@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ import unittest
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.reuse.batching import Seat
 from tests.parallel import alone
 from tests.resilience import ResilienceTest
 from tests.scripted import EngineSide, ScriptedEngine
@@ -243,6 +245,16 @@ class TogetherTest(QueryTest):
         eventually(lambda: len(running.request_lines()) == 4)
         self.assertEqual(sum(line["attempts"] for line in running.request_lines()), 1)
 
+    def test_the_end_of_the_gateway_ends_those_who_gather(self) -> None:
+        running, engine = self.one()
+        self.warm(running, engine)
+        clients = [self.send(running, f"q{i}") for i in range(3)]
+        eventually(lambda: self.gathered(running) == 3)
+        stopping = threading.Thread(target=running.stop)
+        stopping.start()
+        self.assertEqual([client.read_response().error for client in clients], ["draining"] * 3)
+        stopping.join()
+
     def test_the_engines_limit_counts(self) -> None:
         engine = self.scripted()
         models = {"m": {"engines": [{"url": engine.url, "max_batch": 2}]}}
@@ -253,6 +265,36 @@ class TogetherTest(QueryTest):
             self.assertEqual(len(asked.json["prompt"]), 2)
             asked.answer(texts(asked.json["prompt"]))
         self.assertEqual([c.read_response().status for c in clients], [200] * 4)
+
+    def test_one_that_is_too_long_fails_alone(self) -> None:
+        engine = self.scripted()
+        models = {"m": {"engines": [{"url": engine.url}], "max_model_len": 200}}
+        running = self.serve(models, BATCH_MAX_WAIT_MS=LONG, BATCH_MAX_SIZE=3)
+        side = self.warm(running, engine)
+        clients = [self.send(running, text) for text in ("q0", "word " * 2000, "q2")]
+        long = clients[1].read_response()
+        self.assertEqual((long.status, long.error), (400, "context_too_long"))
+        sides = [side.read_request(), engine.take()]
+        for asked in sides:
+            prompt = asked.json["prompt"]
+            asked.answer(texts(prompt if isinstance(prompt, list) else [prompt]))
+        self.assertEqual([clients[0].read_response().status, clients[2].read_response().status], [200, 200])
+        self.assert_idle(running)
+
+    def test_what_is_over_is_kept_by_nothing(self) -> None:
+        running, engine = self.one(BATCH_MAX_SIZE=2)
+        side = self.warm(running, engine)
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        clients = [self.send(running, f"q{i}") for i in range(2)]
+        side.read_request()
+        side.answer(texts(side.json["prompt"]))
+        for client in clients:
+            client.read_response()
+            client.close()
+        self.assert_idle(running)
+        eventually(lambda: not any(type(one) is Seat for one in gc.get_objects()), 2.0)
 
     def test_a_failing_engine_fails_each(self) -> None:
         running, engine = self.one(BATCH_MAX_SIZE=2)

@@ -125,7 +125,7 @@ class JoinTest(FlightTest):
     def test_an_engines_error_is_everybodys_as_well(self) -> None:
         for error in (
             EngineFailed("backend_error", "no"),
-            EngineFailed("gateway_timeout", "late"),
+            EngineFailed("backend_unavailable", "gone"),
             RequestRefused("backend_rejected", "no"),
             GatewayError("overloaded", "full"),
         ):
