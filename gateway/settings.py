@@ -226,9 +226,9 @@ SETTINGS: tuple[Setting, ...] = (
             "Days that rows are kept; 0: for ever", LIMITS),
 
     Setting("BATCH_MAX_SIZE", "batch_max_size", integer(1, 4096), "32",
-            "Queries (or texts of embeddings) in one call to an engine at most; 1: each has its own", REUSE),
+            "Queries (or texts of embeddings) in one call to an engine at most; 1: each has a call of its own", REUSE),
     Setting("BATCH_MAX_WAIT_MS", "batch_max_wait_ms", integer(0, 60_000), "20",
-            "Milliseconds that the first of them waits for others; one that comes alone does not wait", REUSE),
+            "Milliseconds that the first query of a batch waits for others; one that comes alone does not wait", REUSE),
     Setting("BATCH_EMBEDDINGS", "batch_embeddings", flag, "off",
             "`on`: `/v1/embeddings` requests of one model that come together share calls, too", REUSE),
     Setting("COALESCE", "coalesce", flag, "on",
@@ -249,8 +249,8 @@ SETTINGS: tuple[Setting, ...] = (
             "`on`: a question that differs from one that was answered in case, politeness, articles or punctuation "
             "alone is given that answer", REUSE),
     Setting("CACHE_GUARD", "cache_guard", flag, "on",
-            "What tells so without a model; `off`: the similarity of embeddings alone decides, which gives wrong "
-            "answers now and then", REUSE),
+            "The guard of words for `CACHE_NEAR`, which needs no model; `off`: the similarity of embeddings alone decides "
+            "what is alike, which gives wrong answers now and then", REUSE),
     Setting("CACHE_SIMILARITY", "cache_similarity", ratio, "0.95",
             "Least cosine of two questions' embeddings, where `EMBEDDINGS_MODEL` is set", REUSE),
     Setting("EMBEDDINGS_MODEL", "embeddings_model", optional(model_name), "",

@@ -13,7 +13,7 @@ from gateway.upstream import answers
 from gateway.upstream.assembly import Unfit, assembled
 from gateway.upstream.nonfinite import dump_with_nulls
 
-ANSWER_MAX_BYTES = 1_048_576  # a larger one is not kept, nor the lines of a longer stream
+ANSWER_MAX_BYTES = 1_048_576  # a larger one is not kept
 _CUT = re.compile(rb'"finish_reason"\s*:\s*"(?:length|content_filter|tool_calls|function_call)"')
 _NO_TEXT = ("tool_calls", "function_call", "refusal")
 _OF_CHAT, _OF_EMBEDDINGS = "/chat/completions", "/embeddings"

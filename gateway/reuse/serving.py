@@ -62,7 +62,7 @@ class Likeness(NamedTuple):
 
 
 class Reuse:
-    """Spares requests their calls. Thread-safe. `caches` None: CACHE=off; `together` None: nothing is batched.
+    """Spares requests their calls. Thread-safe. `caches` None: CACHE=off.
 
     `ask` has a call asked, once there is a place for it.
     """

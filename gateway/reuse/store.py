@@ -58,7 +58,7 @@ def size_of(stored: Stored, body_bytes: int) -> int:
 
 _Entry = tuple[tuple[Any, ...], int, bool]
 """A `Stored`, its bytes, whether its body is in the file alone. Plain tuples of what is no container: the collector of
-circles looks at each once and never again (of named ones it would at all 100 000 each time: 8 us a request more)."""
+circles looks at each once and never again (named ones would be looked at each time: 8 us a request with 100 000)."""
 
 
 class AnswerStore:
