@@ -1,7 +1,7 @@
 """One request, as the steps of `serve` know it: what they read of it, and what they note for the answer and the report.
 
-Owns the shape only. An `Asked` belongs to one thread at a time, but for `left`, which the server sets, and `flight`, `batch` and `reused`, which
-who leads others notes in theirs while they wait.
+Owns the shape only. An `Asked` belongs to one thread at a time, but for `left`, which the server sets, and `flight`,
+`batch` and `reused`, which who leads others notes in theirs while they wait.
 """
 
 from __future__ import annotations

@@ -249,8 +249,8 @@ SETTINGS: tuple[Setting, ...] = (
             "`on`: a question that differs from one that was answered in case, politeness, articles or punctuation "
             "alone is given that answer", REUSE),
     Setting("CACHE_GUARD", "cache_guard", flag, "on",
-            "The guard of words for `CACHE_NEAR`, which needs no model; `off`: the similarity of embeddings alone decides "
-            "what is alike, which gives wrong answers now and then", REUSE),
+            "The guard of words for `CACHE_NEAR`, which needs no model; `off`: the similarity of embeddings alone "
+            "decides what is alike, which gives wrong answers now and then", REUSE),
     Setting("CACHE_SIMILARITY", "cache_similarity", ratio, "0.95",
             "Least cosine of two questions' embeddings, where `EMBEDDINGS_MODEL` is set", REUSE),
     Setting("EMBEDDINGS_MODEL", "embeddings_model", optional(model_name), "",
