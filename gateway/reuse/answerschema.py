@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from gateway.reuse.stored import Stored, decode, encode
-from gateway.state.file import connect, in_words, transaction
+from gateway.state.file import connect, create_file, in_words, schema_version, transaction, use_wal
 
 if TYPE_CHECKING:
     import sqlite3
@@ -162,7 +161,7 @@ def open_to_write(path: Path, busy_timeout_s: float, journal_bytes: int) -> sqli
     if sqlite3 is None:
         raise AnswerFileError(f"{path}: cannot be opened: this Python was built without SQLite")
     try:
-        _make(path)
+        create_file(path, AnswerFileError)
         connection = connect(path, busy_timeout_s)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "that is no path"
@@ -180,19 +179,10 @@ def open_to_write(path: Path, busy_timeout_s: float, journal_bytes: int) -> sqli
     return connection
 
 
-def _make(path: Path) -> None:
-    # Only ever a new file: closing another descriptor of a file that is in use would drop SQLite's locks on it.
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        if path.exists() and not path.is_file():
-            raise AnswerFileError(f"{path}: cannot be opened: it is not a file") from None
-
-
 def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_s: float, journal_bytes: int) -> None:
     with transaction(connection, "DEFERRED"):
         _has_schema(connection, path)
-    _use_wal(connection, busy_timeout_s)
+    use_wal(connection, busy_timeout_s)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA journal_size_limit = {journal_bytes}")
     with transaction(connection):
@@ -207,31 +197,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_s: float, 
             raise AnswerFileError(f"{path}: {_DAMAGED}")
 
 
-def _use_wal(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
-    # Two processes that change a new file's mode at once: one is refused without the usual waiting.
-    deadline_s = time.monotonic() + busy_timeout_s
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchall()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= deadline_s:
-                raise
-            time.sleep(0.005)
-
-
 def _has_schema(connection: sqlite3.Connection, path: Path) -> bool:
     """False for an empty file; raises AnswerFileError when it is not ours to change."""
-    application = connection.execute("PRAGMA application_id").fetchall()[0][0]
-    version: int = connection.execute("PRAGMA user_version").fetchall()[0][0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]
-    if application != APPLICATION_ID and (application or version or tables):
-        raise AnswerFileError(f"{path}: is the database of another program")
-    if version > SCHEMA_VERSION:
-        raise AnswerFileError(
-            f"{path}: was written by a newer version (schema {version}; this one knows {SCHEMA_VERSION})"
-        )
-    return version > 0
+    return schema_version(connection, path, APPLICATION_ID, SCHEMA_VERSION, AnswerFileError) > 0
 
 
 def connect_to_read(path: Path, busy_timeout_s: float) -> sqlite3.Connection:

@@ -2,7 +2,8 @@
 
 Owns the schema (versioned by `PRAGMA user_version`), how a connection is opened, and the words for what SQLite says. It
 keeps no connection and no state, and has no lock: SQLite's own file locks keep several processes apart. It never makes
-an empty file in the place of one that was deleted, and never changes a database of another program.
+an empty file in the place of one that was deleted, and never changes a database of another program. What holds for any
+SQLite file of this gateway takes the error to raise as an argument.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 try:
     import sqlite3
@@ -141,7 +143,7 @@ def open_state_file(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     if sqlite3 is None:
         raise _without_sqlite(path)
     try:
-        _create(path)
+        create_file(path, StateDbError)
         connection = connect(path, busy_timeout_s)
     except OSError as error:
         raise StateDbError(f"{path}: cannot be made: {error.strerror or error}") from error
@@ -206,7 +208,9 @@ def in_words(error: Exception) -> str:
     return f"cannot be written: {text or type(error).__name__}"
 
 
-def _create(path: Path) -> None:
+def create_file(path: Path, refused: Callable[[str], Exception]) -> None:
+    """Make an empty file that its owner alone can read, unless there is one. Raises `refused` where that is no file,
+    and OSError."""
     # Made here for its mode. Only ever a new file: closing a second descriptor of a file that is in use would drop the
     # locks which SQLite holds in this process (sqlite.org/howtocorrupt.html, 2.2).
     try:
@@ -214,7 +218,7 @@ def _create(path: Path) -> None:
     except FileExistsError:
         # A device would be taken for an empty database, and files be made beside it.
         if path.exists() and not path.is_file():
-            raise StateDbError(f"{path}: cannot be opened: it is not a file") from None
+            raise refused(f"{path}: cannot be opened: it is not a file") from None
 
 
 def _why_not(path: Path) -> str:
@@ -228,7 +232,7 @@ def _why_not(path: Path) -> str:
 def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_s: float) -> None:
     with transaction(connection, "DEFERRED"):  # one snapshot: another process may be making the schema just now
         _schema_version(connection, path)
-    _use_wal(connection, busy_timeout_s)
+    use_wal(connection, busy_timeout_s)
     connection.execute("PRAGMA synchronous = NORMAL")
     with transaction(connection):
         known = _schema_version(connection, path)
@@ -242,7 +246,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_s: float) 
         connection.execute("DELETE FROM generation WHERE 0")
 
 
-def _use_wal(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
+def use_wal(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
+    """Have readers and a writer not wait for each other. Raises sqlite3.Error."""
     # Two processes that change a new file's mode at once: one is refused without the usual waiting. A file system that
     # cannot have WAL keeps the old mode, which is as safe.
     deadline_s = time.monotonic() + busy_timeout_s
@@ -257,14 +262,18 @@ def _use_wal(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
 
 
 def _schema_version(connection: sqlite3.Connection, path: Path) -> int:
-    """The schema's version, 0 for an empty file; StateDbError when it is not ours to change."""
+    return schema_version(connection, path, APPLICATION_ID, len(MIGRATIONS), StateDbError)
+
+
+def schema_version(
+    connection: sqlite3.Connection, path: Path, application_id: int, newest: int, refused: Callable[[str], Exception]
+) -> int:
+    """The schema's version, 0 for an empty file. Raises `refused` where it is not ours to change, and sqlite3.Error."""
     application = connection.execute("PRAGMA application_id").fetchall()[0][0]
     version: int = connection.execute("PRAGMA user_version").fetchall()[0][0]
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]
-    if application != APPLICATION_ID and (application or version or tables):
-        raise StateDbError(f"{path}: is the database of another program")
-    if version > len(MIGRATIONS):
-        raise StateDbError(
-            f"{path}: was written by a newer version (schema {version}; this one knows {len(MIGRATIONS)})"
-        )
+    if application != application_id and (application or version or tables):
+        raise refused(f"{path}: is the database of another program")
+    if version > newest:
+        raise refused(f"{path}: was written by a newer version (schema {version}; this one knows {newest})")
     return version
