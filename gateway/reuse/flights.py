@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Hashable
-from typing import Optional, Protocol, Union
+from typing import Any, Optional, Protocol, Union
 
 from gateway.asked import Asked
 from gateway.errors import ClientGone, GatewayError
@@ -26,13 +26,16 @@ LATE_CODES = ("gateway_timeout", "queue_timeout")
 
 
 class Stream(Protocol):
-    """An open stream that several clients follow."""
+    """An open stream that several clients follow (`server/sharing.py`)."""
+
+    def join(self, exchange: Any, head: bytes) -> None:
+        """Pass a client on, whose answer begins with `head`."""
 
 
 class Flight:
     """One call, and who waits for it. `key` None: nobody can follow; its stream is only looked at for the cache."""
 
-    __slots__ = ("began_s", "closed", "error", "followers", "key", "leader", "over", "own_fault", "result")
+    __slots__ = ("began_s", "error", "followers", "key", "leader", "over", "own_fault", "result")
 
     def __init__(self, key: Optional[Hashable], leader: Asked) -> None:
         self.key = key
@@ -41,7 +44,6 @@ class Flight:
         self.result: Union[Answer, Stream, None] = None
         self.error: Optional[GatewayError] = None
         self.own_fault = False  # the leader's: its followers try again
-        self.closed = key is None  # nobody more can follow
         self.over = False
         self.began_s = time.monotonic()
 
@@ -53,10 +55,10 @@ class Flight:
 class Following:
     """A stream that another request's call has begun: this one follows it."""
 
-    __slots__ = ("flight",)
+    __slots__ = ("stream",)
 
-    def __init__(self, flight: Flight) -> None:
-        self.flight = flight
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
 
 
 class Flights:
@@ -144,7 +146,6 @@ class Flights:
             flag.set()
 
     def _close_locked(self, flight: Flight) -> None:
-        flight.closed = True
         if flight.key is not None and self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
 

@@ -20,7 +20,7 @@ from gateway.reuse.caches import NOTHING_NEAR, Caches
 from gateway.reuse.flights import LATE_CODES, Flight, Flights, Following, again
 from gateway.reuse.store import Found
 from gateway.reuse.stored import Stored
-from gateway.reuse.together import EMBEDDINGS, QUERIES, Together
+from gateway.reuse.together import EMBEDDINGS, QUERIES, Together, adopt
 from gateway.routing.router import Router
 from gateway.steps import ASIDE, Flag, Steps
 from gateway.threads import Threads
@@ -219,20 +219,17 @@ class Reuse:
             raise
         if flight.error is not None and not flight.own_fault:
             raise again(flight.error)
-        return None if flight.result is None else self._followed(flight, asked, call)
-
-    def _followed(self, flight: Flight, asked: Asked, call: Call) -> Given:
-        leader = flight.leader.call
+        result, leader = flight.result, flight.leader.call
+        if result is None:
+            return None
         assert leader is not None
-        call.engine_id, call.served_model, call.fallback = leader.engine_id, leader.served_model, leader.fallback
-        call.attempts, call.context_tokens = leader.attempts, leader.context_tokens
+        adopt(call, leader, leads=False)
         call.usage = NOTHING_USED
         asked.reused = Reused(asked.reused.cache, coalesced=True)
-        result = flight.result
-        if isinstance(result, Answer):
-            stamp = keeping.stamped_events if call.stream else keeping.stamped
-            return Answer(stamp(bytes(result.body), flight.leader.request_id, asked.request_id), NOTHING_USED)
-        return Following(flight)
+        if not isinstance(result, Answer):
+            return Following(result)
+        stamp = keeping.stamped_events if call.stream else keeping.stamped
+        return Answer(stamp(bytes(result.body), flight.leader.request_id, asked.request_id), NOTHING_USED)
 
     def _lead(self, flight: Flight, asked: Asked, call: Call, like: Likeness, caches: Optional[Caches]) -> Steps[Given]:
         """Ask, and give it to all who follow."""

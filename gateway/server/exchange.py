@@ -38,12 +38,6 @@ class StreamRelay(Protocol):
     def share(self, exchange: Exchange, stream: EngineStream, shared: Shared, head: bytes) -> None: ...
 
 
-class JoinedStream(Protocol):
-    """An open stream that others follow, as an exchange sees it."""
-
-    def join(self, exchange: Exchange, head: bytes) -> None: ...
-
-
 class Exchange(Answering):
     """One request and what becomes of it. `accepted_s`: when its first byte came (monotonic)."""
 
@@ -98,7 +92,8 @@ class Exchange(Answering):
         try:
             if not isinstance(result, Answer):
                 if isinstance(result, Following):
-                    self._follow(call, result)
+                    self.client.set_deadline(math.inf)
+                    result.stream.join(self, self._begin_stream(call))
                 else:
                     self._open(call, result)
                 return
@@ -119,12 +114,6 @@ class Exchange(Answering):
             if self.shared is not None:
                 self.shared.flights.failed(self.shared.flight, None)
             self._give_up(error)
-
-    def _follow(self, call: Call, following: Following) -> None:
-        """Pass the client on to the stream that another request has begun."""
-        crowd: JoinedStream = following.flight.result  # type: ignore[assignment]
-        self.client.set_deadline(math.inf)
-        crowd.join(self, self._begin_stream(call))
 
     def _open(self, call: Call, stream: EngineStream) -> None:
         stream.response.connection.unwatch()  # from now on the relay watches it
