@@ -17,8 +17,8 @@ from gateway.clock import unix_s
 from gateway.reuse import likeness
 from gateway.reuse.answerfile import AnswerFile
 from gateway.reuse.likeness import Near
-from gateway.reuse.store import AnswerStore, Chosen, Found
-from gateway.reuse.stored import Stored
+from gateway.reuse.store import AnswerStore, Found
+from gateway.reuse.stored import Chosen, Stored
 from gateway.reuse.wording import form
 from gateway.steps import ASIDE, Flag, Flagged, Steps
 from gateway.threads import Threads
@@ -43,14 +43,7 @@ class SharedStore(Protocol):
 
     def put(self, stored: Stored) -> None: ...
 
-    def clear(
-        self,
-        model: Optional[str],
-        scope: Optional[str],
-        older_than_s: Optional[float],
-        now_unix_s: float,
-        timeout_s: float,
-    ) -> int: ...
+    def clear(self, chosen: Chosen, timeout_s: float) -> int: ...
 
     def close(self, timeout_s: float) -> None: ...
 
@@ -164,7 +157,7 @@ class Caches:
     def _clear_shared(self, shared: SharedStore, models: Sequence[str]) -> None:
         try:
             for model in models:
-                shared.clear(model, None, None, unix_s(), CLEAR_S)
+                shared.clear(Chosen(unix_s(), model), CLEAR_S)
         except Exception as error:
             self._log("warning", "redis", message=f"answers of models that are gone may be left there: {error}")
 
@@ -287,23 +280,16 @@ class Caches:
         if self.shared is not None:
             self.shared.put(stored)
 
-    def clear(
-        self,
-        model: Optional[str],
-        scope: Optional[str],
-        older_than_s: Optional[float],
-        now_unix_s: float,
-        timeout_s: float,
-    ) -> int:
-        """Drop what all of this is true of (None: of any), here and in Redis; returns how many, the larger number of
+    def clear(self, chosen: Chosen, timeout_s: float = CLEAR_S) -> int:
+        """Drop what is chosen, here and in Redis, which may take `timeout_s`; returns how many, the larger number of
         both. Blocks. Raises RedisUnavailable, with those here dropped."""
         if self._reading:
-            self._cleared.append(Chosen(model, scope, older_than_s, now_unix_s))
-        cleared = self.store.clear(now_unix_s, model, scope, older_than_s)
-        if self.file is not None and model is None and scope is None and older_than_s is None:
+            self._cleared.append(chosen)
+        cleared = self.store.clear(chosen)
+        if self.file is not None and chosen.everything:
             self.file.clear()
         if self.shared is not None:
-            cleared = max(cleared, self.shared.clear(model, scope, older_than_s, now_unix_s, timeout_s))
+            cleared = max(cleared, self.shared.clear(chosen, timeout_s))
         return cleared
 
     def close(self, timeout_s: float) -> None:

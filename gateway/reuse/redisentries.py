@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
 from gateway.reuse.redislink import Command, Link
-from gateway.reuse.stored import Stored, decode, encode
+from gateway.reuse.stored import Chosen, Stored, decode, encode
 
 VECTORS = b"igw:v"
 VECTORS_MAX = 20_000
@@ -42,8 +42,6 @@ class Asked(NamedTuple):
 
     keys: tuple[bytes, ...]
     near: bytes
-    scope: Optional[str]
-    """Whose it must be; None: anybody's."""
 
     def command(self, whole_script: bool = False) -> Command:
         """Ask Redis; by the script's digest, or with the whole script, which Redis then knows."""
@@ -61,19 +59,26 @@ class Asked(NamedTuple):
             if not isinstance(value, bytes) or value[:4] != _MAGIC:
                 continue
             stored = _decode(value[_HEAD.size :])
-            if stored is None or (self.scope is not None and stored.scope != self.scope):
-                continue
-            if stored.key in self.keys or (self.near and stored.near == self.near):
+            if stored is not None and (stored.key in self.keys or (self.near and stored.near == self.near)):
                 return stored
         return None
 
 
-class Chosen(NamedTuple):
-    """Which answers to remove: those of a model, of a scope, stored by then; None: whatever it is."""
+class Doomed(NamedTuple):
+    """What is chosen to be removed, as the heads of answers tell it; None: whatever it is."""
 
     model: Optional[bytes]
     scope: Optional[bytes]
     until_unix_s: Optional[float]
+
+    @classmethod
+    def of(cls, chosen: Chosen) -> Doomed:
+        """The heads of what is chosen."""
+        return cls(
+            None if chosen.model is None else digest(chosen.model),
+            None if chosen.scope is None else digest(chosen.scope),
+            None if chosen.older_than_s is None else chosen.now_unix_s - chosen.older_than_s,
+        )
 
     def has(self, head: object) -> bool:
         """Whether an answer with this head is one of them. What has none is not known to be."""
@@ -121,7 +126,7 @@ def news_in(reply: Any, origin: bytes) -> Iterator[tuple[bytes, Optional[Stored]
         yield record_id, stored if stored is not None and stored.vector else None
 
 
-def remove(link: Link, chosen: Chosen, until_s: float) -> Iterator[int]:
+def remove(link: Link, chosen: Doomed, until_s: float) -> Iterator[int]:
     """Remove what is chosen, and yield after each step how many answers went. All: pointers and vectors go, too.
 
     Raises what the link does, an error that Redis replies, and TimeoutError at `until_s` (of time.monotonic).

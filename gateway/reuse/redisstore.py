@@ -20,10 +20,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from gateway.reuse.redisentries import Asked, Chosen, digest, putting, remove, size_of
+from gateway.reuse.redisentries import Asked, Doomed, putting, remove, size_of
 from gateway.reuse.redislink import Breaker, Command, Link
 from gateway.reuse.redisnews import News
-from gateway.reuse.stored import Stored
+from gateway.reuse.stored import Chosen, Stored
 from gateway.steps import Flag
 
 __all__ = ["Lookup", "RedisStore", "RedisUnavailable"]
@@ -112,13 +112,12 @@ class RedisStore:
         self._thread = threading.Thread(target=self._run, name="redis", daemon=True)
         self._thread.start()
 
-    def get(self, *keys: bytes, near: bytes = b"", scope: Optional[str] = None) -> Optional[Lookup]:
+    def get(self, *keys: bytes, near: bytes = b"") -> Optional[Lookup]:
         """Ask for the first of `keys` that Redis has, else for what was put last with this `near` (b"": not that).
 
-        None at once while Redis is to be left alone, or too many ask. Never blocks. An answer of another scope than
-        `scope` is none (None: any will do).
+        None at once while Redis is to be left alone, or too many ask. Never blocks.
         """
-        lookup = Lookup(Asked(keys, near, scope), self._clock())
+        lookup = Lookup(Asked(keys, near), self._clock())
         with self._changed:
             if self._refuses(lookup.asked_s) or len(self._gets) >= GETS_MAX or not (keys or near):
                 self.skipped += 1
@@ -140,21 +139,22 @@ class RedisStore:
             self._put_bytes += size
             self._changed.notify()
 
-    def clear(
-        self,
-        model: Optional[str],
-        scope: Optional[str],
-        older_than_s: Optional[float],
-        now_unix_s: float,
-        timeout_s: float,
-    ) -> int:
-        """Remove the answers of a model, of a scope, at least so old by `now_unix_s`; None: whatever it is.
+    def clear(self, chosen: Chosen, timeout_s: float) -> int:
+        """Remove the answers that are chosen, those that are just so old included; of all, pointers and vectors, too.
 
         Returns how many were removed. Blocks, on a connection of its own, for about `timeout_s`, at most twice that;
-        raises RedisUnavailable when it could not be done, or not to the end. All None: pointers and vectors go, too.
+        raises RedisUnavailable when it could not be done, or not to the end.
         """
-        until_unix_s = None if older_than_s is None else now_unix_s - older_than_s
-        return _removed(Link(self._url, timeout_s), _chosen(model, scope, until_unix_s), timeout_s)
+        link = Link(self._url, timeout_s)
+        removed = 0
+        try:
+            for count in remove(link, Doomed.of(chosen), time.monotonic() + timeout_s):
+                removed += count
+        except Exception as error:
+            raise RedisUnavailable(link.in_words(error), removed) from None
+        finally:
+            link.drop()
+        return removed
 
     def close(self, timeout_s: float) -> None:
         """Give up every look-up, send the answers that wait, and end the thread: within `timeout_s`. Idempotent."""
@@ -345,24 +345,3 @@ def _putting(puts: Sequence[Stored], ttl_ms: int, origin: bytes) -> tuple[list[C
         except Exception:
             faulty += 1
     return commands, faulty
-
-
-def _chosen(model: Optional[str], scope: Optional[str], until_unix_s: Optional[float]) -> Chosen:
-    return Chosen(
-        None if model is None else digest(model),
-        None if scope is None else digest(scope),
-        until_unix_s,
-    )
-
-
-def _removed(link: Link, chosen: Chosen, timeout_s: float) -> int:
-    """Remove what is chosen, and drop the link; returns how many went. Raises RedisUnavailable."""
-    removed = 0
-    try:
-        for count in remove(link, chosen, time.monotonic() + timeout_s):
-            removed += count
-    except Exception as error:
-        raise RedisUnavailable(link.in_words(error), removed) from None
-    finally:
-        link.drop()
-    return removed

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from gateway.reuse.stored import Stored
+from gateway.reuse.stored import Chosen, Stored
 from gateway.reuse.vectors import VectorIndex
 
 ENTRY_BYTES = 880
@@ -22,24 +22,6 @@ OTHERS_MAX = 20_000  # vectors of answers that other gateways keep
 
 
 STORED_AT, NEAR = (Stored._fields.index(name) for name in ("stored_unix_s", "near"))
-
-
-class Chosen(NamedTuple):
-    """Answers that are dropped: those of which all of this is true (None: of any)."""
-
-    model: Optional[str]
-    scope: Optional[str]
-    older_than_s: Optional[float]
-    now_unix_s: float
-
-    def takes(self, stored: Stored) -> bool:
-        """Whether one is among them."""
-        age_s = self.now_unix_s - stored.stored_unix_s
-        return (
-            self.model in (None, stored.model)
-            and self.scope in (None, stored.scope)
-            and (self.older_than_s is None or age_s > self.older_than_s)
-        )
 
 
 class Found(NamedTuple):
@@ -218,15 +200,8 @@ class AnswerStore:
                 self._vectors.remove(key)
         self._on_gone(keys)
 
-    def clear(
-        self,
-        now_unix_s: float,
-        model: Optional[str] = None,
-        scope: Optional[str] = None,
-        older_than_s: Optional[float] = None,
-    ) -> int:
-        """Drop what all of this is true of (None: of any); returns how many."""
-        chosen = Chosen(model, scope, older_than_s, now_unix_s)
+    def clear(self, chosen: Chosen) -> int:
+        """Drop what is chosen; returns how many."""
         return self._drop_all(chosen.takes)
 
     def _drop_all(self, takes: Callable[[Stored], bool]) -> int:
@@ -253,7 +228,7 @@ class AnswerStore:
 
     def expire(self, now_unix_s: float) -> None:
         """Drop what is too old."""
-        self.clear(now_unix_s, older_than_s=self._ttl_s)
+        self.clear(Chosen(now_unix_s, older_than_s=self._ttl_s))
 
     def keys(self) -> Iterable[bytes]:
         """Of all answers, the least recently used first."""

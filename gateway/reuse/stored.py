@@ -1,4 +1,4 @@
-"""One answer as it is kept: in memory, in the SQLite file, in Redis.
+"""One answer as it is kept (in memory, in the SQLite file, in Redis), and how answers are chosen to be dropped.
 
 Pure values. A `Stored` never changes; who has it may keep it.
 """
@@ -43,6 +43,29 @@ class Stored(NamedTuple):
     def tokens(self) -> int:
         """What a hit saves."""
         return self.prompt_tokens + self.completion_tokens
+
+
+class Chosen(NamedTuple):
+    """Answers that are dropped: those of which all of this is true (None: of any)."""
+
+    now_unix_s: float
+    model: Optional[str] = None
+    scope: Optional[str] = None
+    older_than_s: Optional[float] = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether it is all of them."""
+        return self.model is None and self.scope is None and self.older_than_s is None
+
+    def takes(self, stored: Stored) -> bool:
+        """Whether one is among them."""
+        age_s = self.now_unix_s - stored.stored_unix_s
+        return (
+            self.model in (None, stored.model)
+            and self.scope in (None, stored.scope)
+            and (self.older_than_s is None or age_s > self.older_than_s)
+        )
 
 
 def encode(stored: Stored) -> bytes:

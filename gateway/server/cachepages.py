@@ -12,11 +12,11 @@ from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
 from gateway.reuse.caches import Caches
 from gateway.reuse.redisstore import RedisUnavailable
+from gateway.reuse.stored import Chosen
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 
 COUNT_S = 0.5  # that the figures may wait for what has just been finished
-CLEAR_S = 5.0  # that Redis may take
 AGE_MAX_S = 1e10
 
 
@@ -50,9 +50,10 @@ class CachePages:
         chosen = checked(wanted)
         if self._caches is None:
             return 0
-        older_than_s = chosen.get("older_than_s")
         try:
-            return self._caches.clear(chosen.get("model"), chosen.get("key"), older_than_s, unix_s(), CLEAR_S)
+            return self._caches.clear(
+                Chosen(unix_s(), chosen.get("model"), chosen.get("key"), chosen.get("older_than_s"))
+            )
         except RedisUnavailable as error:
             self._telemetry.log("warning", "redis", message=str(error))
             raise GatewayError(
@@ -64,7 +65,7 @@ class CachePages:
         if self._caches is None:
             return
         try:
-            self._caches.clear(None, name, None, unix_s(), CLEAR_S)
+            self._caches.clear(Chosen(unix_s(), scope=name))
         except RedisUnavailable as error:
             self._telemetry.log("warning", "redis", message=str(error))
 

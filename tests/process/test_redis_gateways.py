@@ -12,6 +12,7 @@ import time
 import unittest
 from typing import Any
 
+from gateway.reuse.stored import Chosen
 from tests.process.test_redis_store import Server, needs_redis
 from tests.resilience import ResilienceTest, ask
 from tests.support import RunningGateway, eventually
@@ -109,7 +110,7 @@ class SharedTest(ResilienceTest):
         self.assertEqual(self.hit(running), "hit")  # from memory
         self.server.signal(signal.SIGCONT)
         self.wait_open(running, False)
-        running.app.caches.store.clear(time.time())  # type: ignore[union-attr]
+        running.app.caches.store.clear(Chosen(time.time()))  # type: ignore[union-attr]
         self.assertEqual(self.hit(running), "hit")  # from Redis
 
     def test_killed_and_started_again_it_is_used_again(self) -> None:

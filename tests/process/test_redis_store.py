@@ -27,7 +27,7 @@ from gateway.configuration import ConfigurationError
 from gateway.reuse import redisnews, redisstore
 from gateway.reuse.redislink import refuse_unusable_url
 from gateway.reuse.redisstore import Lookup, RedisStore, RedisUnavailable
-from gateway.reuse.stored import Stored
+from gateway.reuse.stored import Chosen, Stored
 from gateway.steps import Flagged
 from tests.support import TIMEOUT_S, eventually
 
@@ -318,8 +318,7 @@ class RunningTest(StoreTest):
         self.assertIsNone(self.found(store, key_of(20)))
         raw.lpush("igw:a:" + key_of(30).hex(), 1)
         self.assertIsNone(self.found(store, key_of(30)))
-        self.assertIsNone(self.found(store, key_of(1), scope="bob"))
-        self.assertEqual(self.found(store, key_of(30), key_of(1), scope="alice"), stored(1))
+        self.assertEqual(self.found(store, key_of(30), key_of(1)), stored(1))
         self.assertEqual((self.heard.lines, store.errors), ([], 0))
 
     def test_clear_by_model_scope_and_age(self) -> None:
@@ -346,12 +345,12 @@ class RunningTest(StoreTest):
             with self.subTest(choice=choice):
                 self.keep(store, *answers)
                 raw.set("igw:a:garbage", "x")
-                removed = store.clear(*choice, now_unix_s=NOW_S, timeout_s=LONG_S)
+                removed = store.clear(Chosen(NOW_S, *choice), LONG_S)
                 left = {number for number in range(1, 5) if self.found(store, key_of(number)) is not None}
                 self.assertEqual(left, {1, 2, 3, 4} - gone)
                 self.assertEqual(removed, len(gone) + (choice == (None, None, None)))
                 self.assertEqual(raw.exists("igw:a:garbage"), choice != (None, None, None))
-        self.assertEqual(store.clear(None, None, None, NOW_S, LONG_S), 5)
+        self.assertEqual(store.clear(Chosen(NOW_S), LONG_S), 5)
         self.assertEqual((raw.keys("igw:[an]*"), raw.xlen("igw:v"), raw.get("other")), ([], 0, b"kept"))
 
     def test_clear_of_many_is_bounded_in_time(self) -> None:
@@ -363,9 +362,9 @@ class RunningTest(StoreTest):
         late = itertools.chain([0.0], itertools.repeat(2 * LONG_S))  # at the begin, and from then on
         with self.assertRaises(RedisUnavailable) as caught:
             with mock.patch("time.monotonic", side_effect=late):
-                store.clear(None, None, None, NOW_S, LONG_S)
+                store.clear(Chosen(NOW_S), LONG_S)
         self.assertIn("time was over", str(caught.exception))
-        self.assertEqual(caught.exception.removed + store.clear(None, None, None, NOW_S, LONG_S), 3001)
+        self.assertEqual(caught.exception.removed + store.clear(Chosen(NOW_S), LONG_S), 3001)
 
     def test_flushall_costs_only_what_was_there(self) -> None:
         store = self.store()
@@ -505,7 +504,7 @@ class FailingTest(StoreTest):
         store.put(stored(2))
         self.assertEqual(store.skipped, 2)
         with self.assertRaises(RedisUnavailable) as caught:
-            store.clear(None, None, None, NOW_S, 0.2)
+            store.clear(Chosen(NOW_S), 0.2)
         self.assertEqual((caught.exception.removed, str(caught.exception)), (0, "no answer within 200 ms"))
         self.server.signal(signal.SIGCONT)
         self.advance(store, 1.0)
@@ -656,7 +655,7 @@ class PasswordTest(StoreTest):
                 heard.wait_for_states("open")
                 self.assertNotIn("hush", str(heard.lines))
                 with self.assertRaises(RedisUnavailable) as caught:
-                    store.clear(None, None, None, NOW_S, LONG_S)
+                    store.clear(Chosen(NOW_S), LONG_S)
                 self.assertNotIn("hush", str(caught.exception))
                 self.assertIsNone(caught.exception.__cause__)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gateway.reuse.store import AnswerStore, size_of
-from gateway.reuse.stored import Stored
+from gateway.reuse.stored import Chosen, Stored
 from gateway.reuse.vectors import VectorIndex, unit
 
 LARGE = 10**9
@@ -323,7 +323,7 @@ class HonestTest(unittest.TestCase):
             for each in self.answers(300, lambda number: 3000, 0, random.Random(1)):
                 store.put(each)
             del each
-            store.clear(NOW_S)
+            store.clear(Chosen(NOW_S))
             gc.collect()
             after, _ = tracemalloc.get_traced_memory()
         finally:
@@ -370,7 +370,7 @@ class NearTest(StoreTest):
         removals: dict[str, Callable[[AnswerStore], object]] = {
             "too old": lambda store: store.get(one.key, NOW_S + 61.0),
             "evicted": lambda store: [store.put(answer(str(number))) for number in range(9)],
-            "cleared": lambda store: store.clear(NOW_S),
+            "cleared": lambda store: store.clear(Chosen(NOW_S)),
             "forgotten": lambda store: store.forget(one.key),
             "its model is no more": lambda store: store.keep_models(["70b"]),
             "expired": lambda store: store.expire(NOW_S + 61.0),
@@ -470,7 +470,7 @@ class ClearTest(StoreTest):
                         and (older_than_s is None or NOW_S - each.stored_unix_s > older_than_s)
                     }
                     what = (model, scope, older_than_s)
-                    self.assertEqual(store.clear(NOW_S, model, scope, older_than_s), len(expected), what)
+                    self.assertEqual(store.clear(Chosen(NOW_S, model, scope, older_than_s)), len(expected), what)
                     self.assertEqual((set(self.gone), len(self.gone)), (expected, len(expected)), what)
                     left = [each for each in self.answers.values() if each.key not in expected]
                     self.assertEqual(set(store.keys()), {each.key for each in left}, what)
@@ -622,7 +622,7 @@ class ThreadsTest(unittest.TestCase):
                     elif action == 10:
                         store.forget(each.key)
                     elif step % 10 == 0:
-                        store.clear(NOW_S, model="70b")
+                        store.clear(Chosen(NOW_S, model="70b"))
                     if step % 400 == 0:
                         store.keep_models(("13b", "70b"))
             except BaseException as error:
@@ -640,7 +640,7 @@ class ThreadsTest(unittest.TestCase):
         for near, key in store._by_near.items():
             self.assertEqual(Stored._make(entries[key][0]).near, near)
         self.assertLessEqual(len(vectors), len(entries))
-        store.clear(NOW_S)
+        store.clear(Chosen(NOW_S))
         self.assertEqual((store.bytes, len(store), store._by_near, len(vectors)), (0, 0, {}, 0))
 
 
