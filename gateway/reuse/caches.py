@@ -6,10 +6,8 @@ Redis without a thread, and for no longer than `redis_timeout_s`; what the file 
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Collection, Sequence
-from operator import mul
 from typing import Callable, NamedTuple, Optional, Protocol
 
 from gateway.asked import Asked
@@ -19,6 +17,7 @@ from gateway.reuse.answerfile import AnswerFile
 from gateway.reuse.likeness import Near
 from gateway.reuse.store import AnswerStore, Found
 from gateway.reuse.stored import Chosen, Stored
+from gateway.reuse.vectors import cosine_of
 from gateway.reuse.wording import form
 from gateway.steps import ASIDE, Flag, Flagged, Steps
 from gateway.threads import Threads
@@ -66,14 +65,6 @@ class TakenNear(NamedTuple):
 
 
 NOTHING_NEAR = TakenNear()
-
-
-def cosine_of(one: bytes, other: bytes) -> Optional[float]:
-    """The cosine of two vectors of length 1; None: they cannot be compared."""
-    if not one or len(one) != len(other):
-        return None
-    form = f"<{len(one) // 4}f"
-    return float(sum(map(mul, struct.unpack(form, one), struct.unpack(form, other))))
 
 
 class Caches:

@@ -44,6 +44,19 @@ def unit(values: Sequence[float]) -> bytes:
     return struct.pack(f"<{len(floats)}f", *(value / length for value in floats))
 
 
+def cosine_of(one: bytes, other: bytes) -> Optional[float]:
+    """The cosine of two vectors of `unit`; None: they cannot be compared."""
+    vector, another = _floats(one), _floats(other)
+    if len(vector) != len(another) or not (_is_unit(vector) and _is_unit(another)):
+        return None
+    return _cosine(_dot(vector, another), _dot(vector, vector), _dot(another, another))
+
+
+def _cosine(product: float, square: float, other_square: float) -> float:
+    # Divided by the lengths, which float32 has left not quite 1: the cosine of a vector to itself is to be 1.
+    return min(product / math.sqrt(square * other_square), 1.0)
+
+
 class VectorIndex:
     """Finds, among vectors of length 1 within one group, one that is as similar as wanted. Thread-safe.
 
@@ -315,8 +328,7 @@ class _Best:
         product = _dot(self.query, other)
         if not product >= self.at_least - 2 * _UNIT_TOLERANCE:
             return
-        # Divided by the lengths, which float32 has left not quite 1: the cosine of a vector to itself is to be 1.
-        cosine = min(product / math.sqrt(self._square * _dot(other, other)), 1.0)
+        cosine = _cosine(product, self._square, _dot(other, other))
         if cosine >= self.at_least and (self.found is None or cosine > self.found[1]):
             self.found = (key, cosine)
             self.at_least = cosine

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from gateway.reuse import planes, vectors
-from gateway.reuse.vectors import VectorIndex, unit
+from gateway.reuse.vectors import VectorIndex, cosine_of, unit
 
 WAYS = (False, True) if importlib.util.find_spec("numpy") else (False,)
 D = 48
@@ -59,6 +59,28 @@ class UnitVectorTest(unittest.TestCase):
         for values in ([], [0.0, 0.0], [math.nan, 1.0], [1.0, math.nan], [math.inf, 1.0], [1.0, -math.inf], [10**400]):
             with self.assertRaises(ValueError, msg=values):
                 unit(values)
+
+
+class CosineTest(unittest.TestCase):
+    def test_of_a_vector_and_itself_is_exactly_1(self) -> None:
+        chance = random.Random(7)
+        for dimension in (1, 2, 3, 384):
+            vector = unit([chance.gauss(0, 1) for _ in range(dimension)])
+            self.assertEqual(cosine_of(vector, vector), 1.0, dimension)
+
+    def test_is_that_of_the_angle(self) -> None:
+        for degrees in (0, 30, 90, 120, 180):
+            angle = math.radians(degrees)
+            cosine = cosine_of(unit([1.0, 0.0]), unit([math.cos(angle), math.sin(angle)]))
+            assert cosine is not None
+            self.assertAlmostEqual(cosine, math.cos(angle), places=6)
+
+    def test_what_cannot_be_compared_has_none(self) -> None:
+        whole = unit([3.0, 4.0])
+        for other in (b"", whole[:4], whole[:-1], unit([1.0, 2.0, 3.0]), b"\0" * 8, struct.pack("<2f", math.nan, 1.0)):
+            self.assertIsNone(cosine_of(whole, other), other)
+            self.assertIsNone(cosine_of(other, whole), other)
+        self.assertIsNone(cosine_of(b"", b""))
 
 
 class IndexTest(unittest.TestCase):
