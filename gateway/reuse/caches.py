@@ -91,7 +91,7 @@ class Caches:
         self.near = near
         self.file = file
         self.shared = shared
-        self.looks_elsewhere = near is not None or file is not None or shared is not None
+        self.looks_elsewhere = near is not None or shared is not None
         self._redis_timeout_s = redis_timeout_s
         self._ttl_s = ttl_s
 
@@ -160,30 +160,17 @@ class Caches:
             self._threads.run(lambda: self.store.expire(unix_s()))
 
     def here(self, key: bytes, max_age_s: Optional[float]) -> Optional[Found]:
-        """The answer to a request, if it is in memory."""
-        found = self.store.get(key, unix_s(), max_age_s)
-        if self.file is None or found is None:
-            return found
-        if found.in_file:
-            return None
-        self.file.touch((key,))
+        """The answer to a request, if this gateway has it; see `whole`."""
+        return self._used(self.store.get(key, unix_s(), max_age_s))
+
+    def _used(self, found: Optional[Found]) -> Optional[Found]:
+        if self.file is not None and found is not None:
+            self.file.touch((found.stored.key,))
         return found
 
-    def find(self, asked: Asked, key: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
-        """The answer to a request that is kept anywhere."""
-        found = self.store.get(key, unix_s(), max_age_s)
-        if found is not None:
-            return (yield from self._whole(found))
-        if self.shared is None:
-            return None
-        return (yield from self._shared(asked, self.shared.get(key), max_age_s))
-
-    def _whole(self, found: Found) -> Steps[Optional[Found]]:
-        """With its body, which may be in the file."""
-        if self.file is None:
-            return found
-        self.file.touch((found.stored.key,))
-        if not found.in_file:
+    def whole(self, found: Found) -> Steps[Optional[Found]]:
+        """An answer with its body, which may be in the file alone; None: it is no longer there."""
+        if self.file is None or not found.in_file:
             return found
         yield ASIDE
         stored = self.file.load(found.stored.key)
@@ -192,6 +179,12 @@ class Caches:
             return None
         self.store.loaded(stored)
         return Found(stored, False, found.similarity)
+
+    def elsewhere(self, asked: Asked, key: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
+        """The answer to a request, if another gateway has kept it."""
+        if self.shared is None:
+            return None
+        return (yield from self._shared(asked, self.shared.get(key), max_age_s))
 
     def _shared(self, asked: Asked, lookup: Optional[Lookup], max_age_s: Optional[float]) -> Steps[Optional[Found]]:
         """What another gateway has kept; it is kept here, too."""
@@ -236,9 +229,9 @@ class Caches:
         return found._replace(similarity=cosine) if cosine is not None and cosine >= bars.similarity else None
 
     def _by_words(self, asked: Asked, near: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
-        found = self.store.get_near(near, unix_s(), max_age_s)
+        found = self._used(self.store.get_near(near, unix_s(), max_age_s))
         if found is not None:
-            return (yield from self._whole(found))
+            return (yield from self.whole(found))
         if self.shared is None:
             return None
         return (yield from self._shared(asked, self.shared.get(near=near), max_age_s))
@@ -253,8 +246,9 @@ class Caches:
             return None
         key, similarity, found = hit
         if found is not None:
-            return (yield from self._whole(found))
-        found = yield from self._shared(asked, None if self.shared is None else self.shared.get(key), max_age_s)
+            self._used(found)
+            return (yield from self.whole(found))
+        found = yield from self.elsewhere(asked, key, max_age_s)
         if found is None:
             if max_age_s is None:
                 self.store.forget(key)

@@ -8,6 +8,7 @@ event of the request.
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from typing import Any, Callable, NamedTuple, Optional, Union
 
@@ -41,15 +42,14 @@ class Wishes(NamedTuple):
 
     cache: bool
     """Deterministic because its client says so."""
-    never: bool
-    """The cache is not for it."""
     look: bool
     keep: bool
+    """False: nor is it looked for."""
     max_age_s: Optional[float]
     coalesce: Optional[bool]
 
 
-NO_WISHES = Wishes(False, False, True, True, None, None)
+NO_WISHES = Wishes(False, True, True, None, None)
 
 
 class Likeness(NamedTuple):
@@ -87,7 +87,7 @@ class Reuse:
         self._batch_embeddings = batch_embeddings
         self.flights = Flights()
         self._threads = Threads("reuse", 1)
-        self._keeping = 0  # streams that are still to be put together
+        self._keeping = threading.Semaphore(KEEPING_MAX)  # less the streams that are still to be put together
 
     def serve(self, asked: Asked, call: Call) -> Steps[Given]:
         """The answer to a request, or the stream of it that has begun. Raises GatewayError."""
@@ -99,7 +99,7 @@ class Reuse:
         like: Optional[Likeness] = None
         if coalesce or caches is not None:
             like = self._likeness(asked, call, wishes)
-        if caches is not None and (like is None or wishes.never):
+        if caches is not None and (like is None or not wishes.keep):
             asked.reused = BYPASS
             caches = None
         if like is None or not (coalesce or caches is not None):
@@ -112,6 +112,8 @@ class Reuse:
         """A kept answer, another's, or one that may be kept and given to others."""
         if caches is not None:
             found = caches.here(like.key, wishes.max_age_s) if wishes.look else None
+            if found is not None and found.in_file:
+                found = yield from caches.whole(found)
             if found is None and wishes.look and caches.looks_elsewhere:
                 found = yield from self._look(caches, asked, call, like, wishes)
             if found is not None:
@@ -119,8 +121,6 @@ class Reuse:
                     yield ASIDE
                 return self._given_again(found, asked, call, like)
             asked.reused = MISS if wishes.look else BYPASS
-            if not wishes.keep:
-                caches = None
         if not coalesce:
             return (yield from self._lead(Flight(None, asked), asked, call, like, caches))
         key = _flight_key(asked, call, like)
@@ -153,8 +153,8 @@ class Reuse:
     # --- the cache -------------------------------------------------------------------------------------------------
 
     def _look(self, caches: Caches, asked: Asked, call: Call, like: Likeness, wishes: Wishes) -> Steps[Optional[Found]]:
-        """What is kept elsewhere than in memory, or for a near duplicate."""
-        found: Optional[Found] = yield from caches.find(asked, like.key, wishes.max_age_s)
+        """What other gateways have kept, or is kept for a near duplicate."""
+        found: Optional[Found] = yield from caches.elsewhere(asked, like.key, wishes.max_age_s)
         if found is None and caches.near is not None:
             found = yield from self._look_near(caches, asked, call, like, wishes)
         return found
@@ -269,12 +269,11 @@ class Reuse:
     ) -> None:
         """A stream has ended well: keep its answer, which is put together on a thread."""
         usage = call.usage
-        if caches is None or lines is None or usage is None or self._keeping >= KEEPING_MAX:
+        if caches is None or lines is None or usage is None or not self._keeping.acquire(blocking=False):
             return
-        self._keeping += 1  # by the relay's thread alone; taken back by the other: at worst a stream less is kept
 
         def keep() -> None:
-            self._keeping -= 1
+            self._keeping.release()
             model = call.served_model or ""
             whole = keeping.whole_of(lines, call.path, asked.request_id, model, usage, reported, call.choices())
             if whole is not None:
@@ -331,7 +330,7 @@ def wishes_of(headers: dict[bytes, bytes]) -> Wishes:
     """What a request's headers say of the cache and of sharing calls."""
     cache = headers.get(b"x-gateway-cache", b"").strip().lower()
     coalesce = headers.get(b"x-gateway-coalesce", b"").strip().lower()
-    look = keep = True
+    look = keep = cache != b"off"
     max_age_s: Optional[float] = None
     for part in headers.get(b"cache-control", b"").lower().split(b","):
         name, _, value = part.strip().partition(b"=")
@@ -342,7 +341,7 @@ def wishes_of(headers: dict[bytes, bytes]) -> Wishes:
         elif name == b"max-age":
             digits = value.strip(b'" ')
             max_age_s = float(digits) if digits.isdigit() and len(digits) < 12 else max_age_s
-    return Wishes(cache == b"on", cache == b"off", look, keep, max_age_s, {b"on": True, b"off": False}.get(coalesce))
+    return Wishes(cache == b"on", look, keep, max_age_s, {b"on": True, b"off": False}.get(coalesce))
 
 
 def _flight_key(asked: Asked, call: Call, like: Likeness) -> tuple[object, ...]:
