@@ -27,6 +27,7 @@ class _Column(NamedTuple):
     ratio: bool
 
 
+_FOREIGN = _Column("foreign_cpu_percent", "others' CPU %", 0, False)
 _COLUMNS = {
     "requests": (
         _Column("cpu_us_per_request", "CPU µs/request", 0, True),
@@ -35,7 +36,7 @@ _COLUMNS = {
         _Column("p99_us", "p99 µs", 0, False),
         _Column("added_p50_us", "added p50 µs", 0, True),
         _Column("added_p99_us", "added p99 µs", 0, True),
-        _Column("foreign_cpu_percent", "others' CPU %", 0, False),
+        _FOREIGN,
     ),
     "footprint": (
         _Column("rss_mb", "RSS MB", 1, True),
@@ -50,7 +51,7 @@ _COLUMNS = {
         _Column("first_event_p50_ms", "first event p50 ms", 1, True),
         _Column("first_event_p99_ms", "first event p99 ms", 1, True),
         _Column("client_cpu_percent", "client CPU %", 0, False),
-        _Column("foreign_cpu_percent", "others' CPU %", 0, False),
+        _FOREIGN,
     ),
     "idle": (
         _Column("kb_per_connection", "KB/connection", 1, True),
@@ -80,29 +81,29 @@ _COLUMNS = {
         _Column("mean_ns", "ns/refusal", 0, False),
         _Column("t", "t", 2, False),
     ),
+    "cache": (
+        _Column("cpu_us_per_request", "CPU µs/request", 1, True),
+        _Column("to_miss", "of a miss's", 2, False),
+        _Column("requests_per_s", "requests/s", 0, True),
+        _Column("p50_us", "p50 µs", 0, True),
+        _Column("p99_us", "p99 µs", 0, True),
+        _FOREIGN,
+    ),
+    "misses": (
+        _Column("cpu_us_per_request", "CPU µs/request", 1, False),
+        _Column("difference_us", "more than all off, µs", 1, False),
+        _Column("difference_low_us", "lowest", 1, False),
+        _Column("difference_high_us", "highest", 1, False),
+        _Column("pairs", "pairs of runs", 0, False),
+        _FOREIGN,
+    ),
+    "near": (
+        _Column("p50_ms", "p50 ms", 3, False),
+        _Column("p99_ms", "p99 ms", 3, False),
+        _Column("us_per_call", "µs/call", 1, False),
+    ),
 }
 _COLUMNS["connections"] = _COLUMNS["requests"]
-_COLUMNS["cache"] = (
-    _Column("cpu_us_per_request", "CPU µs/request", 1, True),
-    _Column("to_miss", "of a miss's", 2, False),
-    _Column("requests_per_s", "requests/s", 0, True),
-    _Column("p50_us", "p50 µs", 0, True),
-    _Column("p99_us", "p99 µs", 0, True),
-    _Column("foreign_cpu_percent", "others' CPU %", 0, False),
-)
-_COLUMNS["misses"] = (
-    _Column("cpu_us_per_request", "CPU µs/request", 1, False),
-    _Column("difference_us", "more than all off, µs", 1, False),
-    _Column("difference_low_us", "lowest", 1, False),
-    _Column("difference_high_us", "highest", 1, False),
-    _Column("pairs", "pairs of runs", 0, False),
-    _Column("foreign_cpu_percent", "others' CPU %", 0, False),
-)
-_COLUMNS["near"] = (
-    _Column("p50_ms", "p50 ms", 3, False),
-    _Column("p99_ms", "p99 ms", 3, False),
-    _Column("us_per_call", "µs/call", 1, False),
-)
 _TITLES = {
     "requests": "Requests over kept connections",
     "connections": "A new connection for each request",
