@@ -1321,6 +1321,17 @@ class NearTest(CacheTest):
         self.assertEqual(self.results(running, {**similar, "max_tokens": 77}), ["miss"])
         self.assertEqual(running.get(STATS).json()["near_hits"], 1)
 
+    def test_no_key_s_question_is_compared_with_another_s_but_in_the_global_scope(self) -> None:
+        self.vectors = {"What is the capital of France?": [1.0, 0.0], "Name France's seat of government": [1.0, 0.0]}
+        asked, similar = (fixed(text) for text in self.vectors)
+        for scope, result in (("key", "miss"), ("global", "near")):
+            with self.subTest(scope):
+                running = self.with_model(CACHE_GUARD="off", CACHE_SCOPE=scope)
+                alice, bob = self.make(running, f"alice-{scope}"), self.make(running, f"bob-{scope}")
+                self.assertEqual(self.results(running, asked, headers=alice), ["miss"])
+                self.assertEqual(self.results(running, similar, headers=bob), [result])
+                self.assertEqual(self.results(running, similar, headers=alice), ["near"])
+
     def test_an_embedding_that_cannot_be_had_is_a_miss(self) -> None:
         self.fleet["e"]["fallbacks"] = []
         for guard in ("on", "off"):

@@ -314,6 +314,26 @@ class StreamsTest(CoalescingTest):
         self.assertEqual(content_of(clients[0].read_events()), "two")
         self.assert_idle(running)
 
+    def test_no_key_follows_another_s_stream_but_in_the_global_scope(self) -> None:
+        for scope, calls in (("key", 2), ("global", 1)):
+            with self.subTest(scope):
+                running, engine = self.one(API_KEYS="a:sk-a,b:sk-b", CACHE_SCOPE=scope)
+                clients, sides = [], []
+                for name in ("a", "b"):
+                    client = self.begin(running, same(stream=True), [("Authorization", f"Bearer sk-{name}")])
+                    if len(sides) < calls:
+                        side = engine.take()
+                        side.send(STREAM_HEAD + chunked(delta(f"for {name}, ")))
+                        sides.append(side)
+                    clients.append(client)
+                    self.assertEqual(
+                        client.read_head().header("x-gateway-coalesced"), "true" if calls < len(clients) else None
+                    )
+                for side in sides:
+                    self.finish(side)
+                said = [content_of(client.read_events()) for client in clients]
+                self.assertEqual(said, ["for a, two", "for b, two" if calls == 2 else "for a, two"])
+
     def test_who_comes_after_its_end_asks_anew(self) -> None:
         running, side, clients = self.streams(1)
         self.finish(side)
