@@ -50,7 +50,7 @@ def integer(lowest: int, highest: int) -> Parser:
 
 def seconds(lowest_s: float, highest_s: float, *, zero_is_off: bool = False) -> Parser:
     """Parse a finite number of seconds of that range; with `zero_is_off` also 0."""
-    allowed = f"a number of seconds from {lowest_s:g} to {highest_s:g}"
+    allowed = f"a number of seconds from {lowest_s:g} to {highest_s:.10g}"
     if zero_is_off:
         allowed += ", or 0 for off"
 

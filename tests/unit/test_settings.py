@@ -206,6 +206,12 @@ class ValuesTest(SettingsCase):
                 with self.subTest(name=name, text=text):
                     self.assert_faults({name: text}, f"{name}: must ")
 
+    def test_what_may_be_given_is_said_in_plain_numbers(self) -> None:
+        self.assert_faults({"CACHE_TTL": "0"}, "CACHE_TTL: must be a number of seconds from 1 to 315360000, not ")
+        self.assert_faults(
+            {"HEALTH_INTERVAL": "-1"}, "HEALTH_INTERVAL: must be a number of seconds from 0.01 to 86400, or"
+        )
+
     def test_a_breaker_must_not_open_for_longer_than_it_may(self) -> None:
         both = "BREAKER_OPEN_SECONDS, BREAKER_MAX_OPEN_SECONDS: "
         self.assert_faults({"BREAKER_OPEN_SECONDS": "9", "BREAKER_MAX_OPEN_SECONDS": "8"}, f"{both}9 is more than 8")
