@@ -116,7 +116,9 @@ class InterruptedTest(EndingTest):
         os.mkfifo(path)
         return path
 
-    def wait_for_reader(self, fifo: Path) -> int:
+    def wait_for_reader(self, process: subprocess.Popen[bytes], fifo: Path) -> None:
+        """Until it has opened the FIFO and waits for what is in it; the writer's end is open from then on."""
+
         def opened() -> Optional[list[int]]:
             try:
                 return [os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)]
@@ -125,21 +127,24 @@ class InterruptedTest(EndingTest):
 
         (writer,) = eventually(opened)
         self.addCleanup(os.close, writer)
-        return writer
+        stat = Path(f"/proc/{process.pid}/stat")
+        if stat.exists():
+            # A signal just before `read` is seen only after it, and nothing is ever written.
+            eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
 
     def test_while_a_file_is_read(self) -> None:
         fifo = str(self.fifo())
         for command in (("check", "--engines-file", fifo), ("replay", fifo), ("--engines-file", fifo)):
             with self.subTest(command=command):
                 process = self.popen(sys.executable, *MAIN, *command)
-                self.wait_for_reader(Path(fifo))
+                self.wait_for_reader(process, Path(fifo))
                 process.send_signal(signal.SIGINT)
                 self.assertEqual(self.ended(process), (130, ""))
 
     def test_a_gateway_whose_file_is_called_like_a_command_starts_and_ends_as_one(self) -> None:
         os.mkfifo(self.directory / "check")
         process = self.popen(sys.executable, *MAIN, "--engines-file", "check")
-        self.wait_for_reader(self.directory / "check")
+        self.wait_for_reader(process, self.directory / "check")
         process.terminate()
         self.assertEqual(self.ended(process), (0, ""))
 
