@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from . import load, payloads, peers
+from . import load, paced, payloads, peers
 from .processes import BenchError
 from .running import Target, Usage, running
 from .upstream import Upstream, start_answering
@@ -31,6 +31,8 @@ DIMENSIONS = 384
 _CONNECTIONS = 64
 _MISS_CONNECTIONS = 32
 _TURNS = 6  # of each gateway, in each round
+_RATES = (1000, 2000)  # a second: at these nothing here is saturated
+_PACED_TURNS = 3
 _CACHE_MAX_BYTES = "1073741824"  # nothing that was filled in is to make place for a miss
 _LOOKUPS = 200
 _SIMILARITY = 0.95
@@ -81,30 +83,55 @@ class Run(NamedTuple):
 def hits_and_misses(gateway: peers.Gateway, upstream: Upstream, seconds: float, run_dir: Path) -> list[Run]:
     """Measures `gateway` with 10 000 answers kept: hits, an nginx that answers the same bytes, misses.
 
-    Raises BenchError when it cannot be filled.
+    They take turns; what a hit costs is compared with the miss of the same turn. Raises BenchError when it cannot be
+    filled.
     """
     hit, miss = (f"{kind}, {_CONNECTIONS} connections, {ENTRIES} entries" for kind in ("hit", "miss"))
     hits_lua = _lua_of(_HITS_LUA, seed=_SEED, last=ENTRIES - 1)
     parts = {upstream.json_pid}
     with running(_with(gateway, CACHE="on", CACHE_MAX_BYTES=_CACHE_MAX_BYTES), upstream.json_ports, run_dir) as target:
-        answer = _fill(target)
-        runs = [_counted(target, parts, hit, "hit", hits_lua, _CONNECTIONS, seconds, run_dir)]
-        runs += _nginx(hit, answer, parts, hits_lua, seconds, run_dir)
-        runs.append(_counted(target, parts, miss, "miss", None, _CONNECTIONS, seconds, run_dir))
-    cpu_us = {run.variant: run.metrics["cpu_us_per_request"] for run in runs if run.name == gateway.name}
-    runs[0].metrics["to_miss"] = cpu_us[hit] / cpu_us[miss]
-    return runs
+        targets = [target, *_nginx(_fill(target), run_dir)]
+        hits: list[list[Run]] = [[] for _ in targets]
+        misses: list[Run] = []
+        for _ in range(_TURNS):
+            hits[0].append(_counted(target, parts, hit, "hit", hits_lua, seconds, run_dir))
+            for other, taken in zip(targets[1:], hits[1:]):
+                taken.append(_measured(other, parts, hit, hits_lua, _CONNECTIONS, seconds, run_dir))
+            misses.append(_counted(target, parts, miss, "miss", None, seconds, run_dir))
+        runs = [*map(_median, hits), _median(misses)]
+        runs[0].metrics["to_miss"] = statistics.median(
+            one.metrics["cpu_us_per_request"] / another.metrics["cpu_us_per_request"]
+            for one, another in zip(hits[0], misses)
+        )
+        return runs + _paced(targets, seconds)
 
 
-def _nginx(variant: str, answer: bytes, parts: set[int], lua: str, seconds: float, run_dir: Path) -> list[Run]:
-    """Measures an nginx that answers with these bytes; nothing where there is none."""
+def _nginx(answer: bytes, run_dir: Path) -> list[Target]:
+    """Starts an nginx that answers with these bytes; nothing where there is none."""
     own_dir = run_dir / f"nginx-{next(_runs)}"
     own_dir.mkdir()
     found = start_answering(own_dir, answer)
     if found is None:
         return []
-    target = Target("nginx", found[0], found[1], {"Authorization": f"Bearer {payloads.API_KEY}"}, 1.0, 0.0)
-    return [_measured(target, parts, variant, lua, _CONNECTIONS, seconds, run_dir)]
+    return [Target("nginx", found[0], found[1], {"Authorization": f"Bearer {payloads.API_KEY}"}, 1.0, 0.0)]
+
+
+def _paced(targets: Sequence[Target], seconds: float) -> list[Run]:
+    """Measures how long hits take when they come at a fixed rate."""
+    head, tail = _body()
+    runs = []
+    for rate in _RATES:
+        variant = f"hit, {rate}/s, {_CONNECTIONS} connections"
+        taken: list[list[Run]] = [[] for _ in targets]
+        for _ in range(_PACED_TURNS):
+            for target, own in zip(targets, taken):
+                rng = random.Random(_SEED)
+                bodies = (b"%b%d%b" % (head, rng.randrange(ENTRIES), tail) for _ in itertools.count())
+                result = paced.run(target.port, target.headers, bodies, rate, _CONNECTIONS, seconds)
+                metrics = {"p50_us": result.p50_us, "p99_us": result.p99_us}
+                own.append(Run(variant, target.name, metrics, ""))
+        runs += map(_median, taken)
+    return runs
 
 
 def _fill(target: Target) -> bytes:
@@ -129,18 +156,11 @@ def _fill(target: Target) -> bytes:
 
 
 def _counted(
-    target: Target,
-    parts: set[int],
-    variant: str,
-    wanted: str,
-    lua: str | None,
-    connections: int,
-    seconds: float,
-    run_dir: Path,
+    target: Target, parts: set[int], variant: str, wanted: str, lua: str | None, seconds: float, run_dir: Path
 ) -> Run:
     """Measures it, and has the gateway's own counts say whether all were what was `wanted`. `lua` None: misses."""
     before = _counts(target)
-    run = _measured(target, parts, variant, lua, connections, seconds, run_dir)
+    run = _measured(target, parts, variant, lua, _CONNECTIONS, seconds, run_dir)
     after = _counts(target)
     others = {name: after[name] - before[name] for name in after if name != wanted and after[name] > before[name]}
     if others and not run.error:
@@ -238,16 +258,19 @@ def cost_of_misses(gateway: peers.Gateway, upstream: Upstream, seconds: float, r
                 runs[variant].append(_measured(target, parts, variant, None, _MISS_CONNECTIONS, seconds, run_dir))
             order.append(order.pop(0))  # none is always the first
     costs = {variant: [run.metrics["cpu_us_per_request"] for run in taken] for variant, taken in runs.items()}
-    return [_median(taken, costs[variant], costs[_OFF]) for variant, taken in runs.items()]
+    medians = {variant: _median(taken) for variant, taken in runs.items()}
+    for variant, median in medians.items():
+        if variant != _OFF:
+            differences_us = [cost_us - off_us for cost_us, off_us in zip(costs[variant], costs[_OFF])]
+            median.metrics["difference_us"] = statistics.median(differences_us)
+            median.metrics["difference_low_us"] = min(differences_us)
+            median.metrics["difference_high_us"] = max(differences_us)
+            median.metrics["pairs"] = float(len(differences_us))
+    return [*medians.values()]
 
 
-def _median(runs: Sequence[Run], costs_us: Sequence[float], off_us: Sequence[float]) -> Run:
+def _median(runs: Sequence[Run]) -> Run:
     metrics = {name: statistics.median(run.metrics[name] for run in runs) for name in runs[0].metrics}
-    if runs[0].variant != _OFF:
-        differences_us = [cost_us - without_us for cost_us, without_us in zip(costs_us, off_us)]
-        metrics["difference_us"] = statistics.median(differences_us)
-        metrics["difference_low_us"], metrics["difference_high_us"] = min(differences_us), max(differences_us)
-        metrics["pairs"] = float(len(differences_us))
     return runs[0]._replace(metrics=metrics, error=next((run.error for run in runs if run.error), ""))
 
 
