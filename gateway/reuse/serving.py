@@ -91,20 +91,21 @@ class Reuse:
 
     def serve(self, asked: Asked, call: Call) -> Steps[Given]:
         """The answer to a request, or the stream of it that has begun. Raises GatewayError."""
-        headers = asked.head.headers
-        wishes = NO_WISHES
+        headers, wishes = asked.head.headers, NO_WISHES
+        caches, coalesce = self.caches, self._coalesce
         if b"cache-control" in headers or b"x-gateway-cache" in headers or b"x-gateway-coalesce" in headers:
             wishes = wishes_of(headers)
-        caches, coalesce = self.caches, self._coalesce if wishes.coalesce is None else wishes.coalesce
-        like: Optional[Likeness] = None
+            coalesce = coalesce if wishes.coalesce is None else wishes.coalesce
         if coalesce or caches is not None:
             like = self._likeness(asked, call, wishes)
-        if caches is not None and (like is None or not wishes.keep):
-            asked.reused = BYPASS
-            caches = None
-        if like is None or not (coalesce or caches is not None):
-            return self._ask_engines(asked, call)  # without steps of its own: most requests come by here
-        return self._reuse(asked, call, like, wishes, caches, coalesce)
+            if caches is not None and (like is None or not wishes.keep):
+                asked.reused = BYPASS
+                caches = None
+            if like is not None and (coalesce or caches is not None):
+                return self._reuse(asked, call, like, wishes, caches, coalesce)
+        if call.is_query or self._batch_embeddings:
+            return self._ask_engines(asked, call)
+        return self._ask(asked, call)  # without steps of its own: most requests come by here
 
     def _reuse(
         self, asked: Asked, call: Call, like: Likeness, wishes: Wishes, caches: Optional[Caches], coalesce: bool
