@@ -4,13 +4,15 @@ The first of a batch leads: its steps wait until the batch is full or has waited
 what became of it. A batch that the engine rejects is halved, and the first of the other half leads that: so one query
 that cannot be answered fails alone. The leader's client may leave: its steps go on as long as others wait.
 
-`Gathering` owns the batches that are still open; its lock guards them, their seats and what is known of lists. Flags
-are set without it.
+An engine that answers a list with an error may take no lists, or one of the requests may be at fault. What tells them
+apart is how all of them end: a list whose requests are all answered in the end was rejected for being one (`Trial`).
+
+`Gathering` owns the batches that are still open; its lock guards them, their seats, trials and what is known of lists.
+Flags are set without it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
@@ -26,7 +28,6 @@ from gateway.upstream.call import Call
 LISTS_AGAIN_S = 600.0  # after this, a model whose engines took no lists is asked with one again
 SILENCE_WAITS = 50  # after so many times the wait nothing is known any more of how they come
 GAP_WEIGHT = 0.2  # of a new gap in the usual one
-REJECTED_KEPT = 16  # lists by model
 KEYS_KEPT = 1024  # of what is known of models, and of kinds of requests: callers may choose names
 
 
@@ -34,7 +35,7 @@ class Seat:
     """One request in a batch, with `inputs` of what the batch asks for. It is over when `flag` is set: there is an
     `answer` or an `error`, it is to lead (`batch`), or neither: then it is to ask for itself."""
 
-    __slots__ = ("answer", "asked", "batch", "call", "error", "flag", "inputs", "of")
+    __slots__ = ("answer", "asked", "batch", "call", "error", "flag", "inputs", "of", "trial")
 
     def __init__(self, asked: Asked, call: Call, inputs: list[str]) -> None:
         self.asked = asked
@@ -45,18 +46,35 @@ class Seat:
         self.error: Optional[GatewayError] = None
         self.batch: Optional[Batch] = None
         self.of: Optional[Batch] = None  # where it sits
+        self.trial: Optional[Trial] = None
+
+
+class Trial:
+    """What becomes of a batch that has left, and of all its parts."""
+
+    __slots__ = ("answered", "rejected", "scattered", "seats", "taken")
+
+    def __init__(self) -> None:
+        self.seats = 0
+        self.answered = 0  # of these
+        self.taken = False  # a list, of any of its parts
+        self.rejected: Optional[tuple[int, ...]] = None  # the `line` of the smallest part
+        self.scattered = False  # parts have been rejected that have no request in common
 
 
 class Batch:
-    """Seats that leave together. `line`: its number, then which half it is of which half of that."""
+    """Seats that leave together. `line`: which half it is of which half of what has left."""
 
-    __slots__ = ("full", "key", "leader", "line", "opened_s", "over", "seats")
+    __slots__ = ("full", "key", "leader", "line", "opened_s", "over", "seats", "trial")
 
-    def __init__(self, key: Hashable, seats: list[Seat], opened_s: float, line: tuple[int, ...]) -> None:
+    def __init__(
+        self, key: Hashable, seats: list[Seat], opened_s: float, trial: Trial, line: tuple[int, ...] = ()
+    ) -> None:
         self.key = key
         self.seats = seats
         self.leader = seats[0].asked
         self.opened_s = opened_s
+        self.trial = trial
         self.line = line
         self.full = Flag()
         self.over = False
@@ -88,10 +106,7 @@ class Gathering:
         self._lock = threading.Lock()
         self._open: dict[Hashable, Batch] = {}
         self._arrivals: dict[Hashable, tuple[float, float]] = {}  # when the last one came, and the usual gap (s)
-        self._taken: dict[str, None] = {}  # models whose engines have answered a list
-        self._rejected: dict[str, list[tuple[int, ...]]] = {}  # lists, by models that have answered none
-        self._numbers = itertools.count()
-        self._alone_until_s: dict[str, float] = {}
+        self._alone_until_s: dict[str, float] = {}  # models whose engines take no lists
 
     def take_seat(self, key: Hashable, seat: Seat, inputs_max: int) -> tuple[Batch, bool]:
         """The batch of a request, and whether it has to lead it. A batch of `inputs_max` leaves; so does one that has
@@ -106,14 +121,14 @@ class Gathering:
                 batch = None
             leads = batch is None
             if batch is None:
-                batch = Batch(key, [seat], now_s, (next(self._numbers),))
+                batch = Batch(key, [seat], now_s, Trial())
                 if lonely:
                     leaving.append(batch)
                 else:
                     self._open[key] = batch
             else:
                 batch.seats.append(seat)
-            seat.of = batch
+            seat.of, seat.trial = batch, batch.trial
             if batch.inputs >= inputs_max and self._open.get(key) is batch:
                 leaving.append(self._open.pop(key))
             if leads:
@@ -147,6 +162,7 @@ class Gathering:
             batch.seats = [seat for seat in batch.seats if not batch.misses(seat)]
             for seat in batch.seats:
                 seat.asked.batch = batch
+            batch.trial.seats = len(batch.seats)
             return batch.seats
 
     def halve(self, batch: Batch) -> None:
@@ -154,7 +170,7 @@ class Gathering:
         with self._lock:
             middle = (len(batch.seats) + 1) // 2
             batch.seats, others = batch.seats[:middle], batch.seats[middle:]
-            other = Batch(batch.key, others, batch.opened_s, (*batch.line, 1))
+            other = Batch(batch.key, others, batch.opened_s, batch.trial, (*batch.line, 1))
             batch.line = (*batch.line, 0)
             for seat in others:
                 seat.of = seat.asked.batch = other
@@ -213,41 +229,36 @@ class Gathering:
             return False
         with self._lock:
             self._alone_until_s.pop(model, None)
-            self._rejected.pop(model, None)
-            self._taken.pop(model, None)
         return True
 
-    def has_taken(self, model: str) -> bool:
-        """Whether a list has ever been answered."""
-        return model in self._taken
-
-    def list_taken(self, model: str) -> None:
+    def list_taken(self, batch: Batch) -> None:
         """A list has been answered."""
-        if model not in self._taken:
-            with self._lock:
-                self._taken[model] = None
-                _forget_oldest(self._taken)
-                self._rejected.pop(model, None)
+        batch.trial.taken = True
 
-    def list_rejected(self, model: str, batch: Batch) -> bool:
-        """A list has been answered with an error; whether no lists are taken at all, so that its requests are to be
-        asked each for itself, and all that come from now on.
-
-        One faulty request has the lists rejected that it is in, each a part of the one before. Two that have nothing in
-        common, and none ever taken, have only that in common.
+    def list_rejected(self, batch: Batch) -> bool:
+        """A list has been answered with an error; whether its requests are to be asked each for itself. Else it is to
+        be halved: where one request is at fault, the lists are rejected that it is in, each a part of the one before.
         """
+        trial, line = batch.trial, batch.line
         with self._lock:
-            if model in self._taken:
-                return False
-            lines = self._rejected.setdefault(model, [])
-            _forget_oldest(self._rejected)
-            line = batch.line
-            refused = any(other[: len(line)] != line[: len(other)] for other in lines)
-            lines.append(line)
-            del lines[:-REJECTED_KEPT]
+            inner = trial.rejected
+            if inner is None or line[: len(inner)] == inner:
+                trial.rejected = line
+            elif inner[: len(line)] != line:
+                trial.scattered = True
+            return trial.scattered and not trial.taken
+
+    def answered(self, seat: Seat, model: str) -> None:
+        """A request has its own answer, however it was asked for. When that is so of all that have left with it, and a
+        list of them was rejected, it was so for being a list."""
+        trial = seat.trial
+        if trial is None:
+            return
+        with self._lock:
+            trial.answered += 1
+            refused = trial.rejected is not None and trial.answered == trial.seats
         if refused:
             self.list_refused(model)
-        return refused
 
     def list_refused(self, model: str) -> None:
         """A model's engines take no lists."""

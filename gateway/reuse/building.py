@@ -107,10 +107,7 @@ def _embedder(factory: InferenceFactory, model: str, most: int) -> Callable[[Ask
             return None
         finally:
             under_way.discard(call)
-            # What engines were asked for is told with the request.
-            own.records.extend(call.records)
-            own.engine_s += call.engine_s
-            own.waited_s += call.waited_s
+            own.tell_of(call)
         return _vector_in(answer)
 
     return embed

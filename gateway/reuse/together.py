@@ -22,6 +22,8 @@ from gateway.upstream.call import Call
 from gateway.upstream.estimates import weigh
 
 ENGINES_WORDS = ("backend_error", "backend_rate_limited", "backend_rejected", "backend_unavailable", "not_implemented")
+REJECTIONS = ("backend_error", "backend_rejected", "context_too_long", "not_implemented")
+"""What an engine may say for one of the requests, or for their being a list."""
 SPLIT_ASIDE_BYTES = 65_536  # an answer of more is split on a thread
 
 Ask = Callable[[Asked, Call], Steps[Any]]
@@ -54,6 +56,12 @@ class Together:
         if not self.gathering.takes_lists(model) or len(inputs) > inputs_max:
             return (yield from self._alone(asked, call, kind))
         seat = Seat(asked, call, inputs)
+        answer = yield from self._together(seat, kind, inputs_max)
+        self.gathering.answered(seat, model)
+        return answer
+
+    def _together(self, seat: Seat, kind: Kind, inputs_max: int) -> Steps[Answer]:
+        asked, call = seat.asked, seat.call
         batch, leads = self.gathering.take_seat(_key(asked, call, kind), seat, inputs_max)
         if leads:
             yield from self._gather(batch, kind)
@@ -134,20 +142,23 @@ class Together:
             yield from self._lead_one(batch, seats[0], kind)
             return True
         call = _joint_call(batch, kind)
-        model = call.model or ""
         try:
             answer = yield from self._ask(batch.leader, call)
         except GatewayError as error:
-            return self._failed(batch, model, error)
+            return self._failed(batch, call, error)
+        finally:
+            if batch.leader.call is not None:
+                batch.leader.call.tell_of(call)
+                batch.leader.call.attempts += call.attempts
         try:
             if len(answer.body) > SPLIT_ASIDE_BYTES:
                 yield ASIDE
             answers = kind.split(answer, seats)
         except WrongCount:
-            self.gathering.list_refused(model)
+            self.gathering.list_refused(call.model or "")
             _tell_all(batch, None)
             return True
-        self.gathering.list_taken(model)
+        self.gathering.list_taken(batch)
         for seat, own in zip(seats, answers):
             adopt(seat.call, call, seat.asked is batch.leader)
             if not seat.asked.reused.batch:
@@ -165,16 +176,14 @@ class Together:
             seat.error = error
         seat.flag.set()
 
-    def _failed(self, batch: Batch, model: str, error: GatewayError) -> bool:
+    def _failed(self, batch: Batch, call: Call, error: GatewayError) -> bool:
         """See to a list that was answered with an error; False: a half of the batch is to be asked."""
-        if error.code == "context_too_long":  # of one of them, which fails alone
-            self.gathering.halve(batch)
-            return False
-        rejected = error.code in ("backend_rejected", "not_implemented")
-        if not rejected and (error.code != "backend_error" or self.gathering.has_taken(model)):
-            _tell_all(batch, _for_all(error))  # it is the engine that fails
+        if error.code not in REJECTIONS:  # it is not for what was asked
+            for seat in batch.seats:
+                adopt(seat.call, call, seat.asked is batch.leader)
+            _tell_all(batch, _for_all(error))
             return True
-        if self.gathering.list_rejected(model, batch):
+        if self.gathering.list_rejected(batch):
             _tell_all(batch, None)
             return True
         self.gathering.halve(batch)
@@ -201,16 +210,13 @@ def _joint_call(batch: Batch, kind: Kind) -> Call:
 
 
 def adopt(call: Call, shared: Call, leads: bool) -> None:
-    """Note for one request what became of the call that it shares; the attempts are told once, by who leads."""
+    """Note for one request what became of the call that it shares; who leads tells of its attempts."""
     call.engine_id = shared.engine_id
     call.served_model = shared.served_model
     call.context_tokens = shared.context_tokens
     call.fallback = shared.fallback
-    call.attempts = shared.attempts
-    if leads:
-        call.records, call.retries, call.hedged = shared.records, shared.retries, shared.hedged
-        call.waited_s += shared.waited_s
-        call.engine_s += shared.engine_s
+    if not leads:
+        call.attempts = shared.attempts
 
 
 def _tell_all(batch: Batch, error: Optional[GatewayError]) -> None:

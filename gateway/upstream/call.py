@@ -217,6 +217,15 @@ class Call:
         self.origin = call
         self._attempts = call._attempts
 
+    def tell_of(self, part: Call) -> None:
+        """What another call's engines were asked for is told with this one's. (Its `attempts` are not: those are what
+        the client's answer took.)"""
+        self.records.extend(part.records)
+        self.retries.extend(part.retries)
+        self.hedged = self.hedged or part.hedged
+        self.waited_s += part.waited_s
+        self.engine_s += part.engine_s
+
     def can_resume(self) -> bool:
         """Whether a stream of this call could go on elsewhere: one choice of plain text, which begins with it."""
         request = self.request

@@ -215,11 +215,27 @@ class TogetherTest(QueryTest):
             client.read_response()
         clients = [self.send(running, "a secret"), self.send(running, "another")]
         words = json.dumps({"error": {"message": "failed on a secret", "type": "a secret"}}).encode()
-        side.read_request().answer(words, status="500 No")
+        side.read_request().answer(words, status="429 Too Many Requests")
         for client in clients:
             answer = client.read_response()
-            self.assertEqual(answer.error, "backend_error")
+            self.assertEqual(answer.error, "backend_rate_limited")
             self.assertNotIn(b"secret", answer.body)
+
+    def test_each_is_told_the_engine_that_has_failed_a_batch_and_its_call_is_counted_once(self) -> None:
+        running, engine = self.one(BATCH_MAX_SIZE=2)
+        side = self.warm(running, engine)
+        clients = [self.send(running, f"q{i}") for i in range(2)]
+        side.read_request().answer(b"{}", status="429 Too Many Requests")
+        for client in clients:
+            self.assertEqual(client.read_response().status, 429)
+        self.assert_idle(running)
+        eventually(lambda: len(running.request_lines()) == 3)
+        lines = running.request_lines()
+        self.assertEqual([(line["attempts"], line["engine"] is None) for line in lines], [(1, False)] * 3)
+        self.assertEqual(sum(line["engine_ms"] > 0 for line in lines), 2)  # the first one, and who has led
+        figures = running.metrics()
+        calls = {name: value for name, value in figures.items() if name.startswith("gateway_engine_requests_total")}
+        self.assertEqual(sum(calls.values()), 2, calls)
 
     def test_who_leaves_before_is_not_asked_for(self) -> None:
         running, engine = self.one(BATCH_MAX_WAIT_MS=1500)
@@ -304,9 +320,9 @@ class TogetherTest(QueryTest):
         for client in clients:
             client.read_response()
         clients = [self.send(running, f"r{i}") for i in range(2)]
-        side.read_request().answer(b"{}", status="500 No")
+        side.read_request().answer(b"{}", status="429 Too Many Requests")
         for client in clients:
-            self.assertEqual(client.read_response().error, "backend_error")
+            self.assertEqual(client.read_response().error, "backend_rate_limited")
         self.assert_idle(running)
 
 
@@ -374,6 +390,49 @@ class FaultyTest(QueryTest):
             else:
                 self.assertEqual(answer.json(), {"result": f"Answer to {query}"})
         self.assertLessEqual(len(engine.asked), 4 + 2 * 4)
+        self.assert_idle(running)
+
+    def test_so_does_one_that_it_fails_on(self) -> None:
+        def fails(prompt: Any) -> tuple[bytes, str]:
+            return (b"{}", "500 No") if rejects(prompt) else says(prompt)
+
+        running, engine = self.behind(fails, BATCH_MAX_SIZE=16, BATCH_MAX_WAIT_MS=500, BREAKER_MIN_REQUESTS=1000)
+        queries = [f"q{i}" for i in range(16)] + ["poison"]
+        answers = self.ask_all(running, queries)
+        self.assertEqual([a.status for a in answers], [200] * 16 + [502])
+        self.assertEqual(answers[-1].error, "backend_error")
+        self.assert_idle(running)
+
+    def test_what_led_to_its_answer_is_counted_though_others_led(self) -> None:
+        running, engine = self.behind(says, BATCH_MAX_SIZE=16, BATCH_MAX_WAIT_MS=500)
+        self.ask_all(running, [f"q{i}" for i in range(16)] + ["poison"])
+        self.assert_idle(running)
+        figures = running.metrics()
+        calls = sum(value for name, value in figures.items() if name.startswith("gateway_engine_requests_total"))
+        self.assertEqual(calls, len(engine.asked))
+
+    def test_faulty_ones_do_not_end_the_asking_with_lists(self) -> None:
+        running, engine = self.behind(says, BATCH_MAX_SIZE=16, BATCH_MAX_WAIT_MS=500)
+        queries = ["first", *("poison" if i in (2, 13) else f"q{i}" for i in range(16))]
+        answers = self.ask_all(running, queries)
+        self.assertEqual([a.status for a in answers], [400 if query == "poison" else 200 for query in queries])
+        before = len(engine.asked)
+        self.ask_all(running, [f"r{i}" for i in range(16)])
+        self.assertLessEqual(len(engine.asked) - before, 2)
+        self.assert_idle(running)
+
+    def test_an_engine_that_takes_lists_no_more_is_asked_with_concurrent_calls_from_then_on(self) -> None:
+        taking = True
+
+        def once(prompt: Any) -> tuple[bytes, str]:
+            return says(prompt) if taking or isinstance(prompt, str) else (b"{}", "500 No")
+
+        running, engine = self.behind(once, BATCH_MAX_SIZE=8, BATCH_MAX_WAIT_MS=300, BREAKER_MIN_REQUESTS=1000)
+        queries = [f"q{i}" for i in range(17)]
+        for taking in (True, False, False):
+            before = len(engine.asked)
+            self.assertEqual({a.status for a in self.ask_all(running, queries)}, {200})
+        self.assertEqual([one for one in engine.asked[before:] if isinstance(one, list)], [])
         self.assert_idle(running)
 
     def test_an_engine_that_takes_no_lists_is_asked_with_concurrent_calls_from_then_on(self) -> None:

@@ -212,11 +212,6 @@ class GatherTest(BatchingTest):
         self.now_s += 0.015
         self.assertAlmostEqual(self.gathering.waited_s(batch), 0.015)
 
-    def test_lines_are_numbered(self) -> None:
-        lines = [self.take(key=str(number))[0].line for number in range(5)]
-        self.assertEqual(len(set(lines)), 5)
-        self.assertEqual({len(line) for line in lines}, {1})
-
 
 class BeginTest(BatchingTest):
     def test_nobody_joins_one_that_has_left(self) -> None:
@@ -396,78 +391,87 @@ class ListsTest(BatchingTest):
             each.batch = None
         return batch, other
 
-    def test_one_that_is_rejected_in_parts_of_parts_tells_nothing_of_lists(self) -> None:
-        batch = self.begun(8)[0]
+    def all_answered(self, seats: list[Seat], model: str = MODEL) -> None:
+        for each in seats:
+            self.gathering.answered(each, model)
+
+    def test_parts_of_parts_are_halved_and_tell_nothing_while_one_has_no_answer(self) -> None:
+        batch, seats = self.begun(8)
         for _ in range(3):
-            self.assertFalse(self.gathering.list_rejected(MODEL, batch))
-            if len(batch.seats) > 1:
-                _, batch = self.halves(batch)
+            self.assertFalse(self.gathering.list_rejected(batch))
+            _, batch = self.halves(batch)
+        self.all_answered(seats[:7])
         self.assertTrue(self.gathering.takes_lists(MODEL))
 
-    def test_two_that_have_nothing_in_common_do(self) -> None:
-        self.assertFalse(self.gathering.list_rejected(MODEL, self.batch()))
-        self.assertTrue(self.gathering.list_rejected(MODEL, self.batch()))
+    def test_two_that_have_nothing_in_common_are_asked_one_by_one(self) -> None:
+        batch = self.batch()
+        self.assertFalse(self.gathering.list_rejected(batch))
+        one, other = self.halves(batch)
+        self.assertFalse(self.gathering.list_rejected(one))
+        self.assertTrue(self.gathering.list_rejected(other))
+        one, other = self.halves(one)
+        self.assertTrue(self.gathering.list_rejected(one))
+        self.assertTrue(self.gathering.list_rejected(other))
+
+    def test_but_not_where_a_list_was_taken(self) -> None:
+        one, other = self.halves(self.batch())
+        inner, rest = self.halves(other)
+        self.gathering.list_taken(inner)
+        for each in (one, rest, *self.halves(one)):
+            self.assertFalse(self.gathering.list_rejected(each))
+
+    def test_what_becomes_of_another_batch_is_another_matter(self) -> None:
+        for _ in range(40):
+            self.assertFalse(self.gathering.list_rejected(self.batch()))
+        self.gathering.list_taken(self.batch())
+        one, other = self.halves(self.batch())
+        self.assertFalse(self.gathering.list_rejected(one))
+        self.assertTrue(self.gathering.list_rejected(other))
+        self.assertTrue(self.gathering.takes_lists(MODEL))
+
+    def test_when_all_are_answered_it_was_rejected_for_being_a_list(self) -> None:
+        batch, seats = self.begun(4)
+        self.gathering.list_rejected(batch)
+        self.all_answered(seats[:3])
+        self.assertTrue(self.gathering.takes_lists(MODEL))
+        self.all_answered(seats[3:])
         self.assertFalse(self.gathering.takes_lists(MODEL))
 
-    def test_both_halves_of_one_do(self) -> None:
-        batch = self.batch()
-        self.assertFalse(self.gathering.list_rejected(MODEL, batch))
-        one, other = self.halves(batch)
-        self.assertFalse(self.gathering.list_rejected(MODEL, one))
-        self.assertTrue(self.gathering.list_rejected(MODEL, other))
+    def test_also_where_parts_were_taken_by_another_engine(self) -> None:
+        batch, seats = self.begun(4)
+        self.gathering.list_rejected(batch)
+        self.gathering.list_taken(self.halves(batch)[1])
+        self.all_answered(seats)
+        self.assertFalse(self.gathering.takes_lists(MODEL))
 
-    def test_a_half_and_another_batch_do(self) -> None:
-        batch = self.batch()
-        self.gathering.list_rejected(MODEL, batch)
-        one, _ = self.halves(batch)
-        self.gathering.list_rejected(MODEL, one)
-        self.assertTrue(self.gathering.list_rejected(MODEL, self.batch()))
+    def test_lists_that_are_taken_are_taken_however_many_are_answered(self) -> None:
+        for _ in range(5):
+            batch, seats = self.begun(4)
+            self.gathering.list_taken(batch)
+            self.all_answered(seats)
+        self.assertTrue(self.gathering.takes_lists(MODEL))
+
+    def test_who_has_left_before_it_was_asked_for_is_not_waited_for(self) -> None:
+        batch, seats = self.gathered(3, most=4)
+        seats[1].asked.left = True
+        self.gathering.begin(batch)
+        self.gathering.list_rejected(batch)
+        self.all_answered([seats[0], seats[2]])
+        self.assertFalse(self.gathering.takes_lists(MODEL))
 
     def test_each_model_is_known_for_itself(self) -> None:
-        self.assertFalse(self.gathering.list_rejected(MODEL, self.batch()))
-        self.assertFalse(self.gathering.list_rejected("70b", self.batch()))
-        self.assertTrue(self.gathering.list_rejected("70b", self.batch()))
+        batch, seats = self.begun(4)
+        self.gathering.list_rejected(batch)
+        self.all_answered(seats, "70b")
         self.assertTrue(self.gathering.takes_lists(MODEL))
         self.assertFalse(self.gathering.takes_lists("70b"))
 
-    def test_a_model_that_has_ever_taken_one_takes_them(self) -> None:
-        self.gathering.list_rejected(MODEL, self.batch())
-        self.assertFalse(self.gathering.has_taken(MODEL))
-        self.gathering.list_taken(MODEL)
-        self.assertTrue(self.gathering.has_taken(MODEL))
-        for _ in range(40):
-            self.assertFalse(self.gathering.list_rejected(MODEL, self.batch()))
-        self.assertTrue(self.gathering.takes_lists(MODEL))
-
-    def test_one_taken_between_two_that_were_rejected(self) -> None:
-        self.gathering.list_rejected(MODEL, self.batch())
-        self.gathering.list_taken(MODEL)
-        self.assertFalse(self.gathering.list_rejected(MODEL, self.batch()))
-
-    def test_after_a_pause_it_is_tried_again_from_the_beginning(self) -> None:
-        self.gathering.list_taken(MODEL)
+    def test_after_a_pause_it_is_tried_again(self) -> None:
         self.gathering.list_refused(MODEL)
         self.now_s += LISTS_AGAIN_S - 0.5
         self.assertFalse(self.gathering.takes_lists(MODEL))
         self.now_s += 0.5
         self.assertTrue(self.gathering.takes_lists(MODEL))
-        self.assertFalse(self.gathering.has_taken(MODEL))
-        self.assertFalse(self.gathering.list_rejected(MODEL, self.batch()))
-        self.assertTrue(self.gathering.list_rejected(MODEL, self.batch()))
-        self.assertFalse(self.gathering.takes_lists(MODEL))
-
-    def test_what_was_rejected_long_before_the_pause_is_forgotten_with_it(self) -> None:
-        self.gathering.list_rejected(MODEL, self.batch())
-        self.gathering.list_refused(MODEL)
-        self.now_s += LISTS_AGAIN_S
-        self.assertTrue(self.gathering.takes_lists(MODEL))
-        self.assertFalse(self.gathering.list_rejected(MODEL, self.batch()))
-
-    def test_not_all_that_were_ever_rejected_are_remembered(self) -> None:
-        batch = self.batch()
-        for _ in range(100):
-            self.assertFalse(self.gathering.list_rejected(MODEL, batch))
-        self.assertLess(len(self.gathering._rejected[MODEL]), 50)
 
 
 class HammerTest(unittest.TestCase):
