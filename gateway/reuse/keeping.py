@@ -38,7 +38,7 @@ def _has_ended(choice: Any, path: str) -> bool:
     message = choice.get("message")
     if not isinstance(message, dict) or not message.get("content"):
         return False
-    return len(message) == 2 or not any(map(message.get, _NO_TEXT))  # most have a role and a content
+    return not any(map(message.get, _NO_TEXT))
 
 
 def stamped(body: bytes, request_id: str, own_id: str) -> bytes:

@@ -38,6 +38,15 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
     "encoding_format": ("float",),
     "modalities": (["text"],),
 }
+TO_THE_LETTER: dict[str, Any] = {
+    "echo": False,
+    "suffix": "",
+    "prompt_logprobs": None,
+    "return_token_ids": False,
+    "continue_final_message": False,
+    "add_generation_prompt": True,
+}
+"""Where it is anything else than this, the answer repeats or goes on from the very words asked."""
 SAMPLING = ("top_p", "top_k", "min_p")  # of no effect where the likeliest token is always taken
 
 
@@ -108,14 +117,19 @@ def key_of(scope: str, asked: bytes) -> bytes:
 
 
 def near_of(path: str, request: Request, model: str, scope: str) -> Optional[Near]:
-    """What to look for a near duplicate by; None: it has no last words, or not only words. Raises RecursionError."""
+    """What to look for a near duplicate by; None: it has no last words, or not only words, or the answer depends on
+    them to the letter. Raises RecursionError."""
     place = _LAST_WORDS.get(path)
-    found = None if place is None else place(request)
+    found = None if place is None or _is_to_the_letter(request) else place(request)
     if found is None:
         return None
     text, rest = found
     scope_bytes = scope.encode("utf-8", "surrogatepass")
     return Near(digest(b"near", scope_bytes, canonical(path, rest, model)), text)
+
+
+def _is_to_the_letter(request: Request) -> bool:
+    return any(request.get(key) not in (None, usual) for key, usual in TO_THE_LETTER.items())
 
 
 def _last_message(request: Request) -> Optional[tuple[str, Request]]:
@@ -124,7 +138,7 @@ def _last_message(request: Request) -> Optional[tuple[str, Request]]:
     last = messages[-1]
     content = last.get("content")
     if type(content) is list and len(content) == 1 and content[0].keys() == {"type", "text"}:
-        content = content[0]["text"]
+        content = content[0]["text"] if content[0]["type"] == "text" else None
     if last.get("role") != "user" or type(content) is not str:
         return None
     return content, {**request, "messages": [*messages[:-1], {**last, "content": None}]}

@@ -9,7 +9,6 @@ its own rules.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import NamedTuple, Optional
 
 from gateway.reuse import wordlists as lists
@@ -31,8 +30,6 @@ def form(text: str) -> Optional[str]:
     if len(text) > LONGEST_CHARS or lists.ODD.search(text):
         return None
     text = text.strip("\n") if "\n" in text.strip() else text.strip()
-    if not text.isascii():
-        text = _composed(text)
     spoken = frozenset(lists.WORD_ONLY.findall(text.lower()))
     signs = not spoken.isdisjoint(lists.SIGNS)
     pieces = _pieces(text, signs)
@@ -50,11 +47,6 @@ def form(text: str) -> Optional[str]:
         if all(token in lists.FUNCTION or not any(map(str.isalnum, token)) for token in tokens):
             return None
     return "\x1f".join([*_sum(tokens), ending, pieces.payload])
-
-
-def _composed(text: str) -> str:
-    """Letters with their accents as one character each, the rest untouched."""
-    return unicodedata.normalize("NFC", text) if any(map(unicodedata.combining, text)) else text
 
 
 def _pieces(text: str, signs: bool) -> _Pieces:

@@ -396,7 +396,7 @@ class FaultyTest(QueryTest):
         def fails(prompt: Any) -> tuple[bytes, str]:
             return (b"{}", "500 No") if rejects(prompt) else says(prompt)
 
-        running, engine = self.behind(fails, BATCH_MAX_SIZE=16, BATCH_MAX_WAIT_MS=500, BREAKER_MIN_REQUESTS=1000)
+        running, _ = self.behind(fails, BATCH_MAX_SIZE=16, BATCH_MAX_WAIT_MS=500, BREAKER_MIN_REQUESTS=1000)
         queries = [f"q{i}" for i in range(16)] + ["poison"]
         answers = self.ask_all(running, queries)
         self.assertEqual([a.status for a in answers], [200] * 16 + [502])
@@ -422,14 +422,18 @@ class FaultyTest(QueryTest):
         self.assert_idle(running)
 
     def test_an_engine_that_takes_lists_no_more_is_asked_with_concurrent_calls_from_then_on(self) -> None:
-        taking = True
+        taking = threading.Event()
 
         def once(prompt: Any) -> tuple[bytes, str]:
-            return says(prompt) if taking or isinstance(prompt, str) else (b"{}", "500 No")
+            return says(prompt) if taking.is_set() or isinstance(prompt, str) else (b"{}", "500 No")
 
         running, engine = self.behind(once, BATCH_MAX_SIZE=8, BATCH_MAX_WAIT_MS=300, BREAKER_MIN_REQUESTS=1000)
         queries = [f"q{i}" for i in range(17)]
-        for taking in (True, False, False):
+        taking.set()
+        self.assertEqual({a.status for a in self.ask_all(running, queries)}, {200})
+        self.assertIn(list, map(type, engine.asked))
+        taking.clear()
+        for _ in range(2):
             before = len(engine.asked)
             self.assertEqual({a.status for a in self.ask_all(running, queries)}, {200})
         self.assertEqual([one for one in engine.asked[before:] if isinstance(one, list)], [])

@@ -81,6 +81,9 @@ class WorthTest(unittest.TestCase):
         ):
             self.assert_worth(chat(choice(**fields)), False)
             self.assert_worth(chat(choice(), choice(1, **fields)), False)
+            without_role = choice(**fields)
+            del without_role["message"]["role"]
+            self.assert_worth(chat(without_role), False)
 
     def test_what_says_nothing_is_not(self) -> None:
         self.assert_worth(chat(choice(content="")), False)

@@ -426,7 +426,6 @@ class NearTest(unittest.TestCase):
             self.group(logprobs=True),
             self.group(COMPLETIONS),
             self.group(QUERY),
-            self.group(COMPLETIONS, suffix="x"),
             self.group(COMPLETIONS, max_tokens=5),
         ]
         self.assertNotIn(None, groups)
@@ -463,11 +462,30 @@ class NearTest(unittest.TestCase):
             user([text, text]),
             user([{"type": "text"}]),
             user([{"type": "text", "text": 5}]),
+            user([{"type": "input_image", "text": "a"}]),
+            user([{"type": "refusal", "text": "a"}]),
         ):
             self.assertIsNone(self.group(messages=[USER, last]), last)
         for prompt in (None, ["a"], [1, 2], [[1]]):
             self.assertIsNone(self.group(COMPLETIONS, prompt=prompt), prompt)
         self.assertIsNone(near_of(EMBEDDINGS, {"input": "a"}, "m", "s"))
+
+    def test_nor_where_the_answer_repeats_the_words_or_goes_on_from_them(self) -> None:
+        for path, more in (
+            (COMPLETIONS, {"echo": True}),
+            (COMPLETIONS, {"suffix": "x"}),
+            (COMPLETIONS, {"prompt_logprobs": 0}),
+            (CHAT, {"prompt_logprobs": 1}),
+            (CHAT, {"return_token_ids": True}),
+            (CHAT, {"continue_final_message": True, "add_generation_prompt": False}),
+            (CHAT, {"add_generation_prompt": False}),
+        ):
+            self.assertIsNone(self.group(path, **more), more)
+        for path, more in (
+            (COMPLETIONS, {"echo": False, "suffix": "", "prompt_logprobs": None}),
+            (CHAT, {"add_generation_prompt": True, "continue_final_message": False, "return_token_ids": False}),
+        ):
+            self.assertIsNotNone(self.group(path, **more), more)
 
     def test_a_group_is_no_key(self) -> None:
         rest = {**BASE, "messages": [BASE["messages"][0], {**USER, "content": None}]}

@@ -143,7 +143,13 @@ class RulesTest(unittest.TestCase):
 
     def test_letters_of_other_languages_stay(self) -> None:
         self.differ("un año", "un ano")
-        self.same("un an\u0303o", "un a\u00f1o")
+        self.same("un a\u00f1o", "un a\u00f1o ")
+
+    def test_letters_that_only_look_alike_are_others(self) -> None:
+        # A question may be about them: how many there are, or in which form.
+        for one, other in (("un an\u0303o", "un a\u00f1o"), ("in e\u0301 now", "in \u00e9 now")):
+            self.differ(one, other)
+            self.differ(f"How many code points are {one}?", f"How many code points are {other}?")
 
     def test_what_shares_nothing_has_no_form(self) -> None:
         for text in ("", " \n", "?", "please", "Hello!", "What is it?", "Why?", "a\tb", "a\x00b", "x " * LONGEST_CHARS):
