@@ -235,7 +235,8 @@ class Attempts:
         self, call: Call, pool: ModelPool, lease: Lease, outcome: Outcome, answer_s: float, total_s: float
     ) -> None:
         call.records.append(AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s))
-        doubted = (
+        # A list may have failed for being one: each of its requests is asked by itself then, and tells.
+        doubted = (call.is_joint and outcome.kind in ("error", "invalid")) or (
             outcome.kind == "unauthorized"
             and outcome.status == 403
             and not self._router.accusers.believed(call.caller, lease.engine)

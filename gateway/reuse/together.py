@@ -183,7 +183,8 @@ class Together:
                 adopt(seat.call, call, seat.asked is batch.leader)
             _tell_all(batch, _for_all(error))
             return True
-        if self.gathering.list_rejected(batch):
+        # What makes an engine fail is asked as seldom as may be, and others of these are not kept waiting for it.
+        if self.gathering.list_rejected(batch) or error.code == "backend_error":
             _tell_all(batch, None)
             return True
         self.gathering.halve(batch)
@@ -204,6 +205,7 @@ def _joint_call(batch: Batch, kind: Kind) -> Call:
         priority=lead.priority,
     )
     call.model, call.caller, call.may_use, call.is_query = lead.model, lead.caller, lead.may_use, lead.is_query
+    call.is_joint = True
     if batch.leader.call is not None:
         call.be_part_of(batch.leader.call)  # which is cancelled when nobody waits any more
     return call

@@ -157,8 +157,8 @@ class ModelPool(Roster):
 
         `duration_s` is how long the engine took until its answer (or first event); `held_s` how long the place was
         held, None = the same. A stream that ends well after `answered` is not counted again: it only shows
-        that the engine is still there. `doubted`: the outcome is rather the caller's (`Accusers`), and is held against
-        nobody.
+        that the engine is still there. `doubted`: the outcome is rather the caller's (`Accusers`, or a list), and is
+        held against nobody.
         """
         blame = "none" if doubted else "good" if outcome is OK else judge(outcome).blame
         with self._lock:

@@ -43,6 +43,7 @@ class Call:
         "fallback",
         "hedged",
         "idempotency_key",
+        "is_joint",
         "is_query",
         "limit_s",
         "may_use",
@@ -92,6 +93,7 @@ class Call:
         self.idempotency_key = idempotency_key
         self.priority = priority
         self.limit_s: Optional[float] = None  # for all its attempts; None: what the gateway gives a request
+        self.is_joint = False  # it asks for several requests at once, by a list of their inputs
         self.is_query = False  # a `/query`, whose answer is its text alone
         self.caller = ""  # who asks, as a name that only says whether it is the same one
         self.cancelled = False

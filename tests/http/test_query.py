@@ -396,7 +396,7 @@ class FaultyTest(QueryTest):
         def fails(prompt: Any) -> tuple[bytes, str]:
             return (b"{}", "500 No") if rejects(prompt) else says(prompt)
 
-        running, _ = self.behind(fails, BATCH_MAX_SIZE=16, BATCH_MAX_WAIT_MS=500, BREAKER_MIN_REQUESTS=1000)
+        running, _ = self.behind(fails, BATCH_MAX_SIZE=16, BATCH_MAX_WAIT_MS=500, RETRY_ATTEMPTS=3)
         queries = [f"q{i}" for i in range(16)] + ["poison"]
         answers = self.ask_all(running, queries)
         self.assertEqual([a.status for a in answers], [200] * 16 + [502])
@@ -421,13 +421,25 @@ class FaultyTest(QueryTest):
         self.assertLessEqual(len(engine.asked) - before, 2)
         self.assert_idle(running)
 
+    def test_what_it_says_to_lists_is_not_held_against_an_engine(self) -> None:
+        def broken(prompt: Any) -> tuple[bytes, str]:
+            return says(prompt) if isinstance(prompt, str) else (b"{}", "500 No")
+
+        running, engine = self.behind(
+            broken, BATCH_MAX_SIZE=2, BATCH_MAX_WAIT_MS=500, RETRY_ATTEMPTS=3, BREAKER_MIN_REQUESTS=5
+        )
+        self.assertEqual({a.status for a in self.ask_all(running, [f"q{i}" for i in range(17)])}, {200})
+        self.assertGreater(sum(isinstance(prompt, list) for prompt in engine.asked), 5)
+        self.assert_idle(running)
+        self.assertEqual([line for line in running.log_lines() if line["event"] == "engine_state"], [])
+
     def test_an_engine_that_takes_lists_no_more_is_asked_with_concurrent_calls_from_then_on(self) -> None:
         taking = threading.Event()
 
         def once(prompt: Any) -> tuple[bytes, str]:
             return says(prompt) if taking.is_set() or isinstance(prompt, str) else (b"{}", "500 No")
 
-        running, engine = self.behind(once, BATCH_MAX_SIZE=8, BATCH_MAX_WAIT_MS=300, BREAKER_MIN_REQUESTS=1000)
+        running, engine = self.behind(once, BATCH_MAX_SIZE=8, BATCH_MAX_WAIT_MS=300, RETRY_ATTEMPTS=3)
         queries = [f"q{i}" for i in range(17)]
         taking.set()
         self.assertEqual({a.status for a in self.ask_all(running, queries)}, {200})
