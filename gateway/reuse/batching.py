@@ -6,6 +6,7 @@ that cannot be answered fails alone. The leader's client may leave: its steps go
 
 An engine that answers a list with an error may take no lists, or one of the requests may be at fault. What tells them
 apart is how all of them end: a list whose requests are all answered in the end was rejected for being one (`Trial`).
+Where the engine has failed (5xx), that may have been an accident: it is believed the second time in a row.
 
 `Gathering` owns the batches that are still open; its lock guards them, their seats, trials and what is known of lists.
 Flags are set without it.
@@ -35,7 +36,7 @@ class Seat:
     """One request in a batch, with `inputs` of what the batch asks for. It is over when `flag` is set: there is an
     `answer` or an `error`, it is to lead (`batch`), or neither: then it is to ask for itself."""
 
-    __slots__ = ("answer", "asked", "batch", "call", "error", "flag", "inputs", "of", "trial")
+    __slots__ = ("answer", "asked", "batch", "call", "error", "flag", "inputs", "of")
 
     def __init__(self, asked: Asked, call: Call, inputs: list[str]) -> None:
         self.asked = asked
@@ -46,13 +47,12 @@ class Seat:
         self.error: Optional[GatewayError] = None
         self.batch: Optional[Batch] = None
         self.of: Optional[Batch] = None  # where it sits
-        self.trial: Optional[Trial] = None
 
 
 class Trial:
     """What becomes of a batch that has left, and of all its parts."""
 
-    __slots__ = ("answered", "rejected", "scattered", "seats", "taken")
+    __slots__ = ("answered", "failed", "rejected", "scattered", "seats", "taken")
 
     def __init__(self) -> None:
         self.seats = 0
@@ -60,6 +60,7 @@ class Trial:
         self.taken = False  # a list, of any of its parts
         self.rejected: Optional[tuple[int, ...]] = None  # the `line` of the smallest part
         self.scattered = False  # parts have been rejected that have no request in common
+        self.failed = False  # an engine, on a list
 
 
 class Batch:
@@ -107,6 +108,7 @@ class Gathering:
         self._open: dict[Hashable, Batch] = {}
         self._arrivals: dict[Hashable, tuple[float, float]] = {}  # when the last one came, and the usual gap (s)
         self._alone_until_s: dict[str, float] = {}  # models whose engines take no lists
+        self._failed: dict[str, None] = {}  # models on whose last list an engine has failed, and then answered each
 
     def take_seat(self, key: Hashable, seat: Seat, inputs_max: int) -> tuple[Batch, bool]:
         """The batch of a request, and whether it has to lead it. A batch of `inputs_max` leaves; so does one that has
@@ -128,7 +130,7 @@ class Gathering:
                     self._open[key] = batch
             else:
                 batch.seats.append(seat)
-            seat.of, seat.trial = batch, batch.trial
+            seat.of = batch
             if batch.inputs >= inputs_max and self._open.get(key) is batch:
                 leaving.append(self._open.pop(key))
             if leads:
@@ -231,34 +233,39 @@ class Gathering:
             self._alone_until_s.pop(model, None)
         return True
 
-    def list_taken(self, batch: Batch) -> None:
+    def list_taken(self, batch: Batch, model: str) -> None:
         """A list has been answered."""
         batch.trial.taken = True
+        if model in self._failed:
+            with self._lock:
+                self._failed.pop(model, None)
 
-    def list_rejected(self, batch: Batch) -> bool:
-        """A list has been answered with an error; whether its requests are to be asked each for itself. Else it is to
-        be halved: where one request is at fault, the lists are rejected that it is in, each a part of the one before.
+    def list_rejected(self, batch: Batch, failed: bool) -> bool:
+        """A list has been answered with an error, or an engine has `failed` on it; whether its requests are to be asked
+        each for itself. Else it is to be halved: where one request is at fault, the lists are rejected that it is in,
+        each a part of the one before; and what makes an engine fail is asked as seldom as may be.
         """
         trial, line = batch.trial, batch.line
         with self._lock:
-            inner = trial.rejected
-            if inner is None or line[: len(inner)] == inner:
+            trial.failed = trial.failed or failed
+            if trial.rejected is None or line[: len(trial.rejected)] == trial.rejected:
                 trial.rejected = line
-            elif inner[: len(line)] != line:
+            else:
                 trial.scattered = True
-            return trial.scattered and not trial.taken
+            return failed or (trial.scattered and not trial.taken)
 
-    def answered(self, seat: Seat, model: str) -> None:
+    def answered(self, trial: Trial, model: str) -> None:
         """A request has its own answer, however it was asked for. When that is so of all that have left with it, and a
         list of them was rejected, it was so for being a list."""
-        trial = seat.trial
-        if trial is None:
-            return
         with self._lock:
             trial.answered += 1
-            refused = trial.rejected is not None and trial.answered == trial.seats
-        if refused:
-            self.list_refused(model)
+            if trial.rejected is None or trial.answered != trial.seats:
+                return
+            if trial.failed and model not in self._failed:
+                self._failed[model] = None
+                _forget_oldest(self._failed)
+                return
+        self.list_refused(model)
 
     def list_refused(self, model: str) -> None:
         """A model's engines take no lists."""

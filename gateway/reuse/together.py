@@ -56,13 +56,13 @@ class Together:
         if not self.gathering.takes_lists(model) or len(inputs) > inputs_max:
             return (yield from self._alone(asked, call, kind))
         seat = Seat(asked, call, inputs)
-        answer = yield from self._together(seat, kind, inputs_max)
-        self.gathering.answered(seat, model)
+        batch, leads = self.gathering.take_seat(_key(asked, call, kind), seat, inputs_max)
+        answer = yield from self._together(seat, batch, leads, kind)
+        self.gathering.answered(batch.trial, model)
         return answer
 
-    def _together(self, seat: Seat, kind: Kind, inputs_max: int) -> Steps[Answer]:
-        asked, call = seat.asked, seat.call
-        batch, leads = self.gathering.take_seat(_key(asked, call, kind), seat, inputs_max)
+    def _together(self, seat: Seat, batch: Batch, leads: bool, kind: Kind) -> Steps[Answer]:
+        asked = seat.asked
         if leads:
             yield from self._gather(batch, kind)
         else:
@@ -73,7 +73,7 @@ class Together:
             raise again(seat.error)
         if asked.left and not asked.needed:
             raise ClientGone()
-        return (yield from self._alone(asked, call, kind))
+        return (yield from self._alone(asked, seat.call, kind))
 
     def _gather(self, batch: Batch, kind: Kind) -> Steps[None]:
         """Wait for others, and ask for all."""
@@ -158,7 +158,7 @@ class Together:
             self.gathering.list_refused(call.model or "")
             _tell_all(batch, None)
             return True
-        self.gathering.list_taken(batch)
+        self.gathering.list_taken(batch, call.model or "")
         for seat, own in zip(seats, answers):
             adopt(seat.call, call, seat.asked is batch.leader)
             if not seat.asked.reused.batch:
@@ -183,8 +183,7 @@ class Together:
                 adopt(seat.call, call, seat.asked is batch.leader)
             _tell_all(batch, _for_all(error))
             return True
-        # What makes an engine fail is asked as seldom as may be, and others of these are not kept waiting for it.
-        if self.gathering.list_rejected(batch) or error.code == "backend_error":
+        if self.gathering.list_rejected(batch, failed=error.code == "backend_error"):
             _tell_all(batch, None)
             return True
         self.gathering.halve(batch)

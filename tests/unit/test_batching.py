@@ -391,78 +391,95 @@ class ListsTest(BatchingTest):
             each.batch = None
         return batch, other
 
-    def all_answered(self, seats: list[Seat], model: str = MODEL) -> None:
-        for each in seats:
-            self.gathering.answered(each, model)
+    def rejected(self, batch: Batch, failed: bool = False) -> bool:
+        return self.gathering.list_rejected(batch, failed)
+
+    def all_answered(self, batch: Batch, count: int, model: str = MODEL) -> None:
+        for _ in range(count):
+            self.gathering.answered(batch.trial, model)
 
     def test_parts_of_parts_are_halved_and_tell_nothing_while_one_has_no_answer(self) -> None:
-        batch, seats = self.begun(8)
+        batch = self.begun(8)[0]
         for _ in range(3):
-            self.assertFalse(self.gathering.list_rejected(batch))
+            self.assertFalse(self.rejected(batch))
             _, batch = self.halves(batch)
-        self.all_answered(seats[:7])
+        self.all_answered(batch, 7)
         self.assertTrue(self.gathering.takes_lists(MODEL))
 
     def test_two_that_have_nothing_in_common_are_asked_one_by_one(self) -> None:
         batch = self.batch()
-        self.assertFalse(self.gathering.list_rejected(batch))
+        self.assertFalse(self.rejected(batch))
         one, other = self.halves(batch)
-        self.assertFalse(self.gathering.list_rejected(one))
-        self.assertTrue(self.gathering.list_rejected(other))
+        self.assertFalse(self.rejected(one))
+        self.assertTrue(self.rejected(other))
         one, other = self.halves(one)
-        self.assertTrue(self.gathering.list_rejected(one))
-        self.assertTrue(self.gathering.list_rejected(other))
+        self.assertTrue(self.rejected(one))
+        self.assertTrue(self.rejected(other))
 
     def test_but_not_where_a_list_was_taken(self) -> None:
         one, other = self.halves(self.batch())
         inner, rest = self.halves(other)
-        self.gathering.list_taken(inner)
+        self.gathering.list_taken(inner, MODEL)
         for each in (one, rest, *self.halves(one)):
-            self.assertFalse(self.gathering.list_rejected(each))
+            self.assertFalse(self.rejected(each))
 
     def test_what_becomes_of_another_batch_is_another_matter(self) -> None:
         for _ in range(40):
-            self.assertFalse(self.gathering.list_rejected(self.batch()))
-        self.gathering.list_taken(self.batch())
+            self.assertFalse(self.rejected(self.batch()))
+        self.gathering.list_taken(self.batch(), MODEL)
         one, other = self.halves(self.batch())
-        self.assertFalse(self.gathering.list_rejected(one))
-        self.assertTrue(self.gathering.list_rejected(other))
+        self.assertFalse(self.rejected(one))
+        self.assertTrue(self.rejected(other))
         self.assertTrue(self.gathering.takes_lists(MODEL))
 
     def test_when_all_are_answered_it_was_rejected_for_being_a_list(self) -> None:
-        batch, seats = self.begun(4)
-        self.gathering.list_rejected(batch)
-        self.all_answered(seats[:3])
+        batch = self.batch()
+        self.rejected(batch)
+        self.all_answered(batch, 3)
         self.assertTrue(self.gathering.takes_lists(MODEL))
-        self.all_answered(seats[3:])
+        self.all_answered(batch, 1)
         self.assertFalse(self.gathering.takes_lists(MODEL))
 
     def test_also_where_parts_were_taken_by_another_engine(self) -> None:
-        batch, seats = self.begun(4)
-        self.gathering.list_rejected(batch)
-        self.gathering.list_taken(self.halves(batch)[1])
-        self.all_answered(seats)
+        batch = self.batch()
+        self.rejected(batch)
+        self.gathering.list_taken(self.halves(batch)[1], MODEL)
+        self.all_answered(batch, 4)
         self.assertFalse(self.gathering.takes_lists(MODEL))
 
     def test_lists_that_are_taken_are_taken_however_many_are_answered(self) -> None:
         for _ in range(5):
-            batch, seats = self.begun(4)
-            self.gathering.list_taken(batch)
-            self.all_answered(seats)
+            batch = self.batch()
+            self.gathering.list_taken(batch, MODEL)
+            self.all_answered(batch, 4)
         self.assertTrue(self.gathering.takes_lists(MODEL))
 
     def test_who_has_left_before_it_was_asked_for_is_not_waited_for(self) -> None:
         batch, seats = self.gathered(3, most=4)
         seats[1].asked.left = True
         self.gathering.begin(batch)
-        self.gathering.list_rejected(batch)
-        self.all_answered([seats[0], seats[2]])
+        self.rejected(batch)
+        self.all_answered(batch, 2)
+        self.assertFalse(self.gathering.takes_lists(MODEL))
+
+    def fails_on_one(self) -> None:
+        batch = self.batch()
+        self.assertTrue(self.rejected(batch, failed=True))
+        self.all_answered(batch, 4)
+
+    def test_one_on_which_an_engine_fails_may_be_an_accident_and_two_in_a_row_are_none(self) -> None:
+        self.fails_on_one()
+        self.assertTrue(self.gathering.takes_lists(MODEL))
+        self.gathering.list_taken(self.batch(), MODEL)
+        self.fails_on_one()
+        self.assertTrue(self.gathering.takes_lists(MODEL))
+        self.fails_on_one()
         self.assertFalse(self.gathering.takes_lists(MODEL))
 
     def test_each_model_is_known_for_itself(self) -> None:
-        batch, seats = self.begun(4)
-        self.gathering.list_rejected(batch)
-        self.all_answered(seats, "70b")
+        batch = self.batch()
+        self.rejected(batch)
+        self.all_answered(batch, 4, "70b")
         self.assertTrue(self.gathering.takes_lists(MODEL))
         self.assertFalse(self.gathering.takes_lists("70b"))
 
