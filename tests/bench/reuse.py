@@ -123,6 +123,7 @@ def _paced(targets: Sequence[Target], seconds: float) -> list[Run]:
     for rate in _RATES:
         variant = f"hit, {rate}/s, {_CONNECTIONS} connections"
         taken: list[list[Run]] = [[] for _ in targets]
+        before = _counts(targets[0])
         for _ in range(_PACED_TURNS):
             for target, own in zip(targets, taken):
                 rng = random.Random(_SEED)
@@ -131,6 +132,7 @@ def _paced(targets: Sequence[Target], seconds: float) -> list[Run]:
                 metrics = {"p50_us": result.p50_us, "p99_us": result.p99_us}
                 own.append(Run(variant, target.name, metrics, ""))
         runs += map(_median, taken)
+        runs[-len(targets)] = runs[-len(targets)]._replace(error=_not_all(targets[0], "hit", before))
     return runs
 
 
@@ -161,11 +163,14 @@ def _counted(
     """Measures it, and has the gateway's own counts say whether all were what was `wanted`. `lua` None: misses."""
     before = _counts(target)
     run = _measured(target, parts, variant, lua, _CONNECTIONS, seconds, run_dir)
+    return run._replace(error=run.error or _not_all(target, wanted, before))
+
+
+def _not_all(target: Target, wanted: str, before: dict[str, int]) -> str:
+    """What else there has been than was wanted; "": nothing."""
     after = _counts(target)
     others = {name: after[name] - before[name] for name in after if name != wanted and after[name] > before[name]}
-    if others and not run.error:
-        run = run._replace(error=f"not all were {wanted}: {others}")
-    return run
+    return f"not all were {wanted}: {others}" if others else ""
 
 
 def _counts(target: Target) -> dict[str, int]:
