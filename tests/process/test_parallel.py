@@ -191,6 +191,26 @@ DYING = """
             threading.Event().wait()
 """
 
+CRASHING = """
+    import os
+    import signal
+    import unittest
+
+    class Crashes(unittest.TestCase):
+        def test_1_before(self):
+            pass
+
+        def test_2_crashes(self):
+            with self.subTest("told before it died"):
+                with open("crashes", "a") as file:
+                    file.write("x")
+            if os.path.getsize("crashes") <= int(os.environ["CRASHES"]):
+                os.kill(os.getpid(), signal.SIGSEGV)
+
+        def test_3_behind(self):
+            pass
+"""
+
 # Tells whoever listens that it runs, by a connection that lasts as long as the process.
 WAITING = """
     import os
@@ -504,6 +524,24 @@ class EndTest(ProjectTest):
         self.assertIn(f"{ended} 8 while it ran tests.test_dying.DiesBetween; 1 of its tests have no outcome.", output)
         self.assertRegex(output, r"ERROR: test_hangs ")
         self.assertRegex(output, r"(?s)Timeout .*in test_hangs\n")  # where it hung
+
+    def test_an_interpreter_s_own_crash_is_told_and_what_is_left_runs_once_more_where_it_may_crash(self) -> None:
+        self.module("crashing", CRASHING)
+        self.module("passing", PASSING)
+        again = "The interpreter crashed during tests.test_crashing.Crashes; 2 tests run again."
+        path = self.directory / "tests" / "parallel.py"
+        source = path.read_text("utf-8")
+        self.assertIn('\nMAY_CRASH = platform.python_implementation() == "PyPy"\n', source)
+        for may, crashes, failed in ((True, 1, False), (True, 2, True), (False, 1, True)):
+            with self.subTest(may=may, crashes=crashes):
+                path.write_text(re.sub(r"(?m)^MAY_CRASH = .*", f"MAY_CRASH = {may}", source), "utf-8")
+                status, output = self.unittest(2, "-v", CRASHES=crashes)
+                self.assertEqual(output.count(again), may)
+                self.assertEqual(status != 0, failed, output)
+                self.assertEqual("ended with status -11 while it ran tests.test_crashing.Crashes" in output, failed)
+                self.assertIn(f"Ran {6 - failed} tests", output)
+                self.assertRegex(output, r"(?m)^test_1_before .* ok$")
+                (self.directory / "crashes").unlink()
 
     def run_until_both_wait(self) -> tuple[subprocess.Popen[str], list[socket.socket]]:
         self.constant("GRACE_S", 0.1)
