@@ -1,0 +1,1 @@
+"""Asks several models, runs what they wrote, and answers with what agrees."""
