@@ -1,0 +1,363 @@
+"""What runs inside every level: a supervisor that holds the channel, a keeper that watches, a worker that runs the job.
+
+Three files that are one program, `kernel.py`, `worker.py` and this one; `texts.py` joins them. They need the standard
+library alone; the gateway never imports them. Run as `python -I -S -B -c TEXT serve ARGUMENTS`, the program serves
+one job by its stdin and stdout; the zygote has the same text in front of its own. On Linux only.
+
+    supervisor   reads the job from the channel and answers there; moves what the job writes, with caps; kills
+    keeper       its child: starts the worker, watches memory, CPU and processes, says how the worker ended
+    worker       the keeper's child: limits itself for good, then becomes the job: the only one to run foreign code
+
+The supervisor and the keeper never parse what the job wrote. The nonce, which makes an answer an answer, is read when
+the worker exists already, so it is not in the job's memory, nor is the channel among its descriptors. A level adds
+what it has by `Walls`. Whatever fails on the way is an answer with reason "setup", or none: never a success.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any, Callable, NoReturn, Optional
+
+from gateway.verify.sandbox.kernel import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    PR_SET_PDEATHSIG,
+    SYS_PIDFD_OPEN,
+    close_except,
+    prctl,
+    stand_back,
+    syscall,
+)
+from gateway.verify.sandbox.worker import Ends, Walls, work
+
+TICK_S = 0.025  # how often memory, CPU and processes are looked at
+READ_BYTES = 1 << 18
+NONCE_BYTES = 32
+
+
+def supervise(channel_in: int, channel_out: int, walls: Walls) -> bool:
+    """Run the one job that comes by `channel_in` and answer by `channel_out`; returns when all of it is dead, with
+    whether it has answered: else the gateway has gone."""
+    ends = Ends()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    walls.before_keeper()
+    keeper = os.fork()
+    if keeper == 0:
+        keep(ends, walls)
+    descent = Descent(keeper, walls)
+    close_except({channel_in, channel_out, ends.job_w, ends.status_r, ends.out_r, ends.err_r, ends.report_r})
+    walls.supervisor()
+    prctl(PR_SET_DUMPABLE, 0)
+    try:
+        received = receive(channel_in)
+        if received is not None:
+            limits, job, nonce = received
+            pump = Pump(ends, channel_in, limits, descent.end)
+            started_s = time.monotonic()
+            hand_over(ends.job_w, job)
+            pump.run(started_s + limits["wall_s"])
+            if not pump.gone:
+                answer(channel_out, pump.answer(nonce, time.monotonic() - started_s))
+                close_except(())  # the channel's end tells that this was all
+                return True
+        return False
+    finally:
+        descent.end()
+
+
+def receive(fd: int) -> Optional[tuple[dict[str, Any], bytes, str]]:
+    """The job's limits, the job as the worker gets it, the nonce; None when the gateway has gone."""
+    data, whole = bytearray(), 0
+    while not whole or len(data) < whole:
+        chunk = os.read(fd, READ_BYTES)
+        if not chunk:
+            return None
+        data += chunk
+        end = data.find(b"\n") + 1
+        if not whole and end:
+            header = json.loads(data[:end])
+            whole = end + header["code"] + header["source"] + header["payload"] + NONCE_BYTES
+    return header["limits"], bytes(data[: whole - NONCE_BYTES]), data[whole - NONCE_BYTES : whole].decode()
+
+
+def hand_over(fd: int, job: bytes) -> None:
+    try:
+        with open(fd, "wb") as file:
+            file.write(job)
+    except OSError:
+        pass  # the worker has died before, which the keeper tells
+
+
+def answer(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class Descent:
+    """The keeper and all that descends from it."""
+
+    def __init__(self, keeper: int, walls: Walls) -> None:
+        self._keeper: Optional[int] = keeper
+        self._own_pids = walls.own_pids
+
+    def end(self) -> None:
+        """Kill all of them and wait until they are dead; nothing if they are."""
+        if self._keeper is None:
+            return
+        os.kill(self._keeper, signal.SIGKILL)
+        if self._own_pids:
+            os.waitpid(self._keeper, 0)
+        else:
+            self._end_one_by_one()
+        self._keeper = None
+
+    def _end_one_by_one(self) -> None:
+        while True:  # who has lost its parent is a child of this process, a subreaper
+            for pid in descendants(os.getpid()):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+
+
+class Pump:
+    """Moves what the job writes into memory, with caps; ends the job when it has had its time or written too much."""
+
+    def __init__(self, ends: Ends, channel: int, limits: dict[str, Any], end: Callable[[], None]) -> None:
+        self.gone = False  # the gateway
+        self._ends, self._channel, self._end = ends, channel, end
+        self._cap_by_fd = {ends.out_r: limits["output_bytes"], ends.err_r: limits["output_bytes"]}
+        self._cap_by_fd.update({ends.report_r: limits["report_bytes"], ends.status_r: 1 << 16})
+        self._data_by_fd = {fd: bytearray() for fd in self._cap_by_fd}
+        self._reason = ""
+        self._ended = self._truncated = False
+
+    def run(self, deadline_s: float) -> None:
+        poll, left = select.poll(), set(self._cap_by_fd)
+        for fd in left:
+            poll.register(fd, select.POLLIN)
+        poll.register(self._channel, 0)  # POLLHUP: the gateway has gone
+        while left:
+            wait_ms = None if self._ended else int(max(0.0, deadline_s - time.monotonic()) * 1000) + 1
+            ready = poll.poll(wait_ms)
+            if not ready:
+                self._over("wall")
+            for fd, _ in ready:
+                chunk = os.read(fd, 1 << 16) if fd in left else b""
+                if chunk:
+                    self._take(fd, chunk)
+                    continue
+                poll.unregister(fd)
+                left.discard(fd)
+                self.gone = self.gone or fd == self._channel
+                if fd in (self._channel, self._ends.status_r):  # nobody waits for it any more; the job has ended
+                    self._over("")
+
+    def _take(self, fd: int, chunk: bytes) -> None:
+        room = self._cap_by_fd[fd] - len(self._data_by_fd[fd])
+        self._data_by_fd[fd] += chunk[:room]
+        if len(chunk) > room:
+            self._truncated = True
+            self._over("output")
+
+    def _over(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        if not self._ended:
+            self._ended = True
+            self._end()
+
+    def answer(self, nonce: str, wall_s: float) -> bytes:
+        said = [json.loads(line) for line in bytes(self._data_by_fd[self._ends.status_r]).splitlines()]
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        head: dict[str, Any] = {"reason": "setup", "exit_code": None, "error": None, "cpu_s": _cpu_s(usage)}
+        head["memory_bytes"] = usage.ru_maxrss << 10
+        if said[-1:] == [{}] and not self._reason:  # it was told that the job had begun, and nothing more
+            head.update(reason="signal", exit_code=-signal.SIGKILL, error="what watched the program was killed")
+        for one in said:
+            head.update(one)
+        if self._reason and head["error"] is None:
+            head.update(reason=self._reason, exit_code=None)
+        out, err = self._data_by_fd[self._ends.out_r], self._data_by_fd[self._ends.err_r]
+        report = last_report(bytes(self._data_by_fd[self._ends.report_r]))
+        head.update(nonce=nonce, wall_s=wall_s, truncated=self._truncated, stdout=len(out), stderr=len(err))
+        head["report"] = len(report)
+        return json.dumps(head).encode() + b"\n" + out + err + report
+
+
+def last_report(data: bytes) -> bytes:
+    """The last of the reports that came whole: each is its length in 8 bytes, then its text."""
+    found, at = b"", 0
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 8], "big")
+        if end > len(data):
+            break
+        found, at = data[at + 8 : end], end
+    return found
+
+
+def _cpu_s(usage: resource.struct_rusage) -> float:
+    return round(usage.ru_utime + usage.ru_stime, 4)
+
+
+def keep(ends: Ends, walls: Walls) -> NoReturn:
+    """Start the worker, watch it, and say how it ended: in the pipe, one JSON object a line. Never returns."""
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        close_except({ends.job_r, ends.out_w, ends.err_w, ends.report_w, ends.status_w})
+        os.setpgid(0, 0)  # no session of its own: see `stand_back`
+        walls.before_worker()
+        prctl(PR_SET_DUMPABLE, 0)
+        ready_r, ready_w = os.pipe()
+        worker = os.fork()
+        if worker == 0:
+            work(ends, ready_w, walls)
+        walls.keeper()
+        prctl(PR_SET_DUMPABLE, 0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user has cleared it
+        close_except({ends.status_w, ready_r})
+        said = watch(worker, ready_r, ends.status_w)
+    except BaseException as error:
+        said = {"reason": "setup", "error": f"{type(error).__name__}: {error}"}
+    try:
+        tell(ends.status_w, said)
+    finally:
+        os._exit(0)
+
+
+def tell(fd: int, said: dict[str, Any]) -> None:
+    os.write(fd, json.dumps(said).encode() + b"\n")
+
+
+def watch(worker: int, ready_r: int, status_w: int) -> dict[str, Any]:
+    poll, limits, tick_s, peak = select.poll(), None, TICK_S, 0
+    pidfd = syscall(SYS_PIDFD_OPEN, worker, 0)
+    if pidfd >= 0:
+        poll.register(pidfd, select.POLLIN)
+    poll.register(ready_r, select.POLLIN)
+    poll.register(status_w, 0)  # POLLERR: the supervisor has died
+    while True:
+        events = dict(poll.poll(None if limits is None and pidfd >= 0 else tick_s * 1000 if pidfd >= 0 else 5))
+        if status_w in events:
+            os._exit(1)
+        if ready_r in events:
+            poll.unregister(ready_r)
+            said = json.loads(os.read(ready_r, 1 << 16) or b'{"reason": "setup", "error": "the worker died"}')
+            if "error" in said:
+                return dict(said)
+            limits = said
+            tell(status_w, {})
+            continue
+        ended = reap(worker)
+        if ended is not None:
+            ended["memory_bytes"] = max(peak, ended["memory_bytes"])
+            if limits and ended["exit_code"] == -signal.SIGKILL and ended["cpu_s"] >= limits["cpu_s"]:
+                ended["reason"] = "cpu"
+            return ended
+        if limits:
+            started_s = time.monotonic()
+            processes, memory_bytes, cpu_s = usage_of(os.getpid(), limits["memory_bytes"])
+            peak = max(peak, memory_bytes)
+            tick_s = max(TICK_S, 10 * (time.monotonic() - started_s))  # a tenth of a processor at most
+            for reason, over in (
+                ("memory", memory_bytes > limits["memory_bytes"]),
+                ("cpu", cpu_s > limits["cpu_s"]),
+                ("processes", processes > limits["processes"]),
+            ):
+                if over:
+                    return {"reason": reason, "memory_bytes": peak, "cpu_s": cpu_s}
+
+
+def reap(worker: int) -> Optional[dict[str, Any]]:
+    """Take leave of all who have ended; how the worker ended, if it has."""
+    while True:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if pid == worker:
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            reason = "cpu" if code == -signal.SIGXCPU else "signal" if code < 0 else "exit"
+            cpu_s = _cpu_s(resource.getrusage(resource.RUSAGE_CHILDREN))
+            return {"reason": reason, "exit_code": code, "cpu_s": cpu_s, "memory_bytes": usage.ru_maxrss << 10}
+        if pid == 0:
+            return None
+
+
+def descendants(root: int) -> dict[int, list[bytes]]:
+    """Those who descend from `root`, each with the fields of its /proc/.../stat behind the name."""
+    stats: dict[int, list[bytes]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                with open(f"/proc/{entry.name}/stat", "rb") as file:
+                    stats[int(entry.name)] = file.read().rpartition(b")")[2].split()
+            except OSError:
+                pass
+    children: dict[int, list[int]] = {}
+    for pid, fields in stats.items():
+        children.setdefault(int(fields[1]), []).append(pid)
+    found, todo = {}, children.get(root, [])
+    while todo:
+        pid = todo.pop()
+        found[pid] = stats[pid]
+        todo.extend(children.get(pid, ()))
+    return found
+
+
+def usage_of(root: int, enough_bytes: int) -> tuple[int, int, float]:
+    """Processes, bytes of memory and CPU seconds of all who descend from `root`.
+
+    RLIMIT_AS and RLIMIT_CPU are of one process each: forks would multiply them. Memory is counted page by page, each
+    shared one once for each who has it; only if that is more than `enough_bytes`, exactly.
+    """
+    found = descendants(root)
+    ticks = sum(int(field) for fields in found.values() for field in fields[11:15])  # its own, its dead children's
+    reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+    memory_bytes = sum(_field_bytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:")) or 0 for pid in found)
+    if memory_bytes > enough_bytes:
+        memory_bytes = 0
+        for pid in found:  # who has made itself unreadable is counted as before
+            exact = _field_bytes(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:"))
+            rough = _field_bytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:"))
+            memory_bytes += rough or 0 if exact is None else exact
+    return len(found), memory_bytes, ticks / os.sysconf("SC_CLK_TCK") + _cpu_s(reaped)
+
+
+def _field_bytes(path: str, names: tuple[bytes, ...]) -> Optional[int]:
+    try:
+        with open(path, "rb") as file:
+            found = [int(line.split()[1]) << 10 for line in file if line.startswith(names)]
+    except OSError:
+        return None
+    return sum(found) if found else None
+
+
+def serve_stdio(arguments: dict[str, Any]) -> None:
+    """Serve the one job that comes by stdin. `arguments`: "work", the job's directory, empty; "uid", whom the worker
+    becomes (null: nobody else); "sockets", whether it may make any; "remove", whether to remove the directory if the
+    gateway has gone, which else does it."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stand_back()
+    channel_in, channel_out = os.dup(0), os.dup(1)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    walls = Walls(arguments["work"], arguments.get("uid"), arguments.get("sockets", True))
+    if not supervise(channel_in, channel_out, walls) and arguments.get("remove"):
+        import shutil
+
+        shutil.rmtree(walls.work, ignore_errors=True)
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
+    serve_stdio(json.loads(sys.argv[2]))

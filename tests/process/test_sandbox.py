@@ -1,0 +1,218 @@
+"""The levels that the standard library brings: what they promise, as whoever runs the tests, and as nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Optional
+
+from gateway.verify.sandbox.job import Job
+from gateway.verify.sandbox.namespaces import NamespacesLevel
+from gateway.verify.sandbox.process import ProcessLevel
+from tests import escapes, sandboxing
+from tests.sandboxing import HARNESSES, Jailed, descendants
+from tests.support import ROOT, eventually
+
+NOBODY = 65534
+LINUX = sys.platform.startswith("linux")
+
+
+@unittest.skipUnless(LINUX, "Linux has them")
+class Namespaced(Jailed):
+    @classmethod
+    def make_level(cls) -> NamespacesLevel:
+        return NamespacesLevel(HARNESSES)
+
+
+@unittest.skipUnless(LINUX, "Linux has them")
+class Processed(Jailed):
+    @classmethod
+    def make_level(cls) -> ProcessLevel:
+        return ProcessLevel(HARNESSES)
+
+
+class NamespacesPlainTest(Namespaced, sandboxing.PlainCases):
+    pass
+
+
+class NamespacesLimitTest(Namespaced, sandboxing.LimitCases):
+    pass
+
+
+class NamespacesEscapeTest(Namespaced, escapes.EscapeCases):
+    pass
+
+
+class ProcessPlainTest(Processed, sandboxing.PlainCases):
+    pass
+
+
+class ProcessLimitTest(Processed, sandboxing.LimitCases):
+    own_disk = own_count = False
+
+    def test_nothing_is_left_when_the_gateway_is_killed(self) -> None:
+        code = (
+            "import sys, tempfile, threading\nfrom gateway.verify.sandbox.job import Job, Limits\n"
+            "from gateway.verify.sandbox.process import ProcessLevel\ntempfile.tempdir = sys.argv[1]\n"
+            "job = Job('bash', 'mkdir d; echo > d/f; sleep 60', limits=Limits(wall_s=60.0))\n"
+            "threading.Thread(target=ProcessLevel({}).open().run, args=(job,)).start()\n"
+        )
+        folder = Path(tempfile.gettempdir())
+        with subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT) as gateway:
+            try:
+                eventually(lambda: list(folder.glob("gateway-job-*/d/f")))
+            finally:
+                gateway.kill()
+        eventually(lambda: not list(folder.glob("gateway-job-*")))
+
+
+@unittest.skipUnless(LINUX and hasattr(os, "geteuid") and os.geteuid() == 0, "only root is sure to have namespaces")
+class AvailabilityTest(unittest.TestCase):
+    """That the other tests are skipped only where there is nothing to test."""
+
+    def test_where_a_program_of_the_system_can_use_namespaces_the_level_can(self) -> None:
+        kinds = (
+            "--mount",
+            "--pid",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--cgroup",
+            "--fork",
+            "--mount-proc",
+            "--propagation=slave",
+        )
+        try:
+            can = subprocess.run(["unshare", *kinds, "unshare", "--user", "true"], capture_output=True, check=False)
+        except OSError:
+            self.skipTest("there is no unshare to ask")
+        if can.returncode:
+            self.skipTest(can.stderr.decode())
+        level = NamespacesLevel({})
+        self.addCleanup(level.close)
+        self.assertIsNone(level.probe())
+
+    def test_where_parts_of_proc_are_hidden_nobodys_level_says_so(self) -> None:
+        python = nobodys_python()
+        if python is None:
+            self.skipTest("nobody may run a Python or read the tests")
+        look = (
+            "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            "from gateway.verify.sandbox.namespaces import NamespacesLevel\n"
+            "level = NamespacesLevel({}); print(level.probe()); level.close()"
+        )
+        hide = 'mount -t tmpfs none /proc/irq && exec "$0" -B -c "$1"'
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, python, look],
+            cwd=ROOT,
+            env={"PATH": os.environ.get("PATH", "")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "unshare" in done.stderr or "mount:" in done.stderr:
+            self.skipTest(done.stderr)
+        self.assertIn("/proc cannot be mounted", done.stdout, done.stderr)
+
+
+class ZygoteTest(Namespaced):
+    def test_another_zygote_comes_when_one_has_died(self) -> None:
+        before, launcher = descendants(), self.level._zygote._process.pid
+        os.kill(launcher, signal.SIGKILL)
+        others = before - {launcher}  # for whom nobody has waited yet
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))
+        run = self.job("print(1)")
+        self.assertEqual(run.stdout, b"1\n", run)
+
+    def test_a_closed_level_opens_nothing_and_leaves_nothing(self) -> None:
+        level = NamespacesLevel({}, parked=3)
+        before = descendants()
+        level.start()
+        jail = level.open()
+        level.close()
+        eventually(lambda: descendants() <= before)
+        self.assertEqual(jail.run(Job("python", "print(1)")).reason, "setup")
+        with self.assertRaises(OSError):
+            level.open()
+
+    def test_why_it_cannot_be_used_is_told(self) -> None:
+        for python, words in (("/no/such/python", "No such file"), ("/bin/false", "died")):
+            level = NamespacesLevel({}, python=python)
+            self.addCleanup(level.close)
+            self.assertIn(words, level.probe() or "")
+
+    def test_all_ends_when_the_gateway_is_killed(self) -> None:
+        code = (
+            "import threading\nfrom gateway.verify.sandbox.job import Job, Limits\n"
+            "from gateway.verify.sandbox.namespaces import NamespacesLevel\n"
+            "level = NamespacesLevel({})\nlevel.start()\n"
+            "job = Job('python', 'import time; time.sleep(60)', limits=Limits(wall_s=60.0))\n"
+            "threading.Thread(target=level.open().run, args=(job,)).start()\nprint('started', flush=True)\n"
+        )
+        before = descendants()
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as gateway:
+            try:
+                assert gateway.stdout is not None
+                self.assertEqual(gateway.stdout.readline(), b"started\n")
+                eventually(lambda: len(descendants() - before) >= 9)  # it, launcher, zygote, two jails
+                started = descendants() - before - {gateway.pid}
+            finally:
+                gateway.kill()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+
+
+def nobodys_python() -> Optional[str]:
+    """A Python of 3.9 or later that nobody may run, with the tests; None where there is none."""
+    for name in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
+        try:
+            places = [Path(name).resolve(strict=True), ROOT / "tests"]
+            open_to_all = all(one.stat().st_mode & stat.S_IXOTH for place in places for one in (place, *place.parents))
+            new = "import sys; sys.exit(sys.version_info < (3, 9))"
+            if open_to_all and subprocess.run([name, "-c", new], check=False).returncode == 0:
+                return name
+        except OSError:
+            pass
+    return None
+
+
+@unittest.skipUnless(LINUX and hasattr(os, "geteuid") and os.geteuid() == 0, "only root can become somebody else")
+class NobodyTest(unittest.TestCase):
+    """The same as an ordinary user, one process for each class."""
+
+    def assert_passes(self, *names: str) -> None:
+        python = nobodys_python()
+        if python is None:
+            self.skipTest("nobody may run a Python or read the tests")
+        done = subprocess.run(
+            [python, "-B", "-m", "unittest", *[f"tests.process.test_sandbox.{name}" for name in names]],
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            cwd=ROOT,
+            env={"PATH": os.environ.get("PATH", ""), "TESTS_PROCESSES": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout.decode())
+        self.assertRegex(done.stdout.decode(), r"Ran \d\d+ tests")
+
+    def test_escapes_and_limits_of_namespaces(self) -> None:
+        self.assert_passes("NamespacesEscapeTest", "NamespacesLimitTest")
+
+
+class NobodysPlainTest(NobodyTest):
+    test_escapes_and_limits_of_namespaces = None  # type: ignore[assignment]
+
+    def test_plain_programs_and_limits_of_processes(self) -> None:
+        self.assert_passes("NamespacesPlainTest", "ProcessPlainTest", "ProcessLimitTest")
+
+
+if __name__ == "__main__":
+    unittest.main()
