@@ -1,0 +1,380 @@
+"""Judges a program from outside: runs it in processes of its own, and tells what it gave or which tests it passed.
+
+Trusted code, for inside the sandbox: `harness_main`. Behind `keys.py`, `wire.py`, `node.py`, `candidate.py`,
+`nursery.py` and `remote.py` in one text there. What a program can influence is what its own calls give, and no more:
+it never runs in the process that knows what is expected and says "passed". Each wait has an end, and everything that
+was started is dead when the judge returns. Whatever goes wrong on the way is an error or a failure, never a success.
+
+Time: a call of mode "outputs" has `per_call_s` of the processor, all together have `total_s`; of the clock the double
+and a quarter of a second. A process that had to be ended is started anew RESTARTS_MAX times. What the sandbox allows
+the job must be more: at least a second more of the processor, and twice `total_s` and a second of the clock.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import time
+from typing import Any, Callable, Optional
+
+from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
+from gateway.verify.harness.keys import error_key, key_of  # in the sandbox this file stands before
+from gateway.verify.harness.processes import (  # in the sandbox this file stands before
+    PRINTED_BYTES_MAX,
+    WALL_FACTOR,
+    WALL_SLACK_S,
+    Ended,
+    Late,
+    Nursery,
+    Process,
+)
+from gateway.verify.harness.remote import Link  # in the sandbox this file stands before
+from gateway.verify.harness.testing import ClientTest, alarm  # in the sandbox this file stands before
+from gateway.verify.harness.wire import Garbled, KeyUnpacker, Packer  # in the sandbox this file stands before
+
+RESTARTS_MAX = 2
+LATE_MAX = 4  # calls in a row that took too long: so do the rest, without trying
+LOAD_S = 1.0
+CALL_WALL_FACTOR, CALL_WALL_SLACK_S = 4.0, 0.5  # of the clock, for one call: it may have to wait its turn
+FAILURES_TOLD = 20
+TEXT_CHARS = 1000
+WRAPS: dict[str, Callable[..., Any]] = {  # what an example may do with a result; on plain values, as all of them are
+    kind.__name__: kind for kind in (round, sorted, list, tuple, set, len, str, int, float, bool, abs, sum)
+}
+
+Report = dict[str, Any]
+
+
+def harness_main(code: str, payload: bytes, report: Callable[[bytes], None]) -> None:
+    """Judge `code` as `payload` (JSON, see `judge`) says, and report, once, as JSON."""
+    nursery = Nursery(code, payload)
+    try:
+        found = judge_with(nursery, code, payload)
+    finally:
+        nursery.close()
+    report(json.dumps(found).encode("ascii"))
+
+
+def judge(code: str, payload: dict[str, Any]) -> Report:
+    """Judge the program `code`; for outside the sandbox. Main thread only.
+
+    `payload`: "mode": "outputs" (call `entry_point` with each of `inputs`), "tests" (Python sources), "stdio" (run it
+    with each of `pairs`' "input"), "program" (run it once); "language": "python", "javascript", "bash";
+    "entry_point": None is the only function of the program; "inputs": literals of lists of arguments; "wraps": for
+    each input None or ["round", [digits]]; "per_call_s", "total_s".
+
+    Returns "error" (None, or "kind" and "text": nothing could be judged), "keys" (one per input; of mode "program" one,
+    of what it printed), "passed", "total", "failures" ("index", "text": the first FAILURES_TOLD), "functions".
+    """
+    nursery = Nursery(code)
+    try:
+        return judge_with(nursery, code, json.dumps(payload).encode())
+    finally:
+        nursery.close()
+
+
+def judge_with(nursery: Nursery, code: str, payload: bytes) -> Report:
+    try:
+        task = json.loads(payload)
+        judging = Judging(nursery, code, task)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return empty_report("crash", f"not a task: {described(error)}")
+    try:
+        if task["mode"] == "outputs":
+            judging.outputs()
+        elif task["mode"] == "tests":
+            judging.tests()
+        elif task["mode"] in ("stdio", "program"):
+            judging.runs(task["mode"] == "stdio")
+        else:
+            judging.fail("crash", f"no mode {task['mode']!r}")
+    except NoProgram as failure:
+        judging.fail(*failure.args)
+    except BaseException as error:  # this is never a success
+        judging.fail("crash", f"the judge itself failed: {described(error)}")
+    return judging.report
+
+
+def empty_report(kind: str, text: str) -> Report:
+    error = {"kind": kind, "text": text[:TEXT_CHARS]}
+    return {"error": error, "keys": [], "passed": 0, "total": 0, "failures": [], "functions": []}
+
+
+class NoProgram(Exception):
+    """The program cannot be judged: kind and text of the report's error."""
+
+
+class Judging:
+    """One program and one task: its processes, its time, its report."""
+
+    def __init__(self, nursery: Nursery, code: str, task: dict[str, Any]) -> None:
+        self.report: Report = {**empty_report("", ""), "error": None}
+        self._nursery, self._code = nursery, code
+        self._language: str = task.get("language", "python")
+        self._entry_point: Optional[str] = task.get("entry_point")
+        self._inputs: list[str] = list(task.get("inputs") or [])
+        self._wraps: list[Any] = list(task.get("wraps") or [])
+        self._tests: list[str] = list(task.get("tests") or [])
+        self._pairs: list[dict[str, str]] = list(task.get("pairs") or [])
+        self._per_call_s, self._total_s = float(task.get("per_call_s", 0.1)), float(task.get("total_s", 2.0))
+        self._until_s = time.monotonic() + self._total_s * WALL_FACTOR + WALL_SLACK_S
+        self._process: Optional[Process] = None
+        self._started = 0
+        self._used_s = 0.0  # by processes that have ended
+        self._own_started_s = time.process_time()  # what the judge itself needs counts too
+
+    def fail(self, kind: str, text: str) -> None:
+        """Put the error that ends all; inputs without a key get one that says the same."""
+        self.report["error"] = {"kind": kind, "text": text[:TEXT_CHARS]}
+        self.report["keys"] += [error_key(kind)] * (len(self._inputs) - len(self.report["keys"]))
+
+    # --- processes and time
+
+    def _left_s(self) -> float:
+        own_s = time.process_time() - self._own_started_s
+        return self._total_s - own_s - self._used_s - (self._process.cpu_s() if self._process else 0.0)
+
+    def _over(self) -> bool:
+        return self._left_s() <= 0 or time.monotonic() >= self._until_s
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._used_s += self._process.cpu_s()
+            process, self._process = self._process, None
+            try:
+                process.end()
+            except Ended as error:
+                raise NoProgram("crash", str(error)) from None
+
+    def _loaded(self) -> Process:
+        """The process that answers calls, started if there is none. Raises NoProgram."""
+        if self._process is not None:
+            return self._process
+        if self._language not in ("python", "javascript"):
+            raise NoProgram("entry_point", f"a program of {self._language} is only run: it has nothing to call")
+        self._started += 1
+        try:
+            kind = "calls" if self._language == "python" else "javascript calls"
+            process = self._process = self._nursery.start(kind)
+            if self._language == "javascript":
+                process.send(["load", self._code])
+            self._told(process)
+        except Late:
+            self._end()
+            raise NoProgram("timeout", "it takes too long to load") from None
+        except Ended as error:
+            raise NoProgram("crash", f"before it was loaded {error}") from None
+        return process
+
+    def _told(self, process: Process) -> list[str]:
+        """Wait for what a process says of its loading; the names that can be called."""
+        try:
+            said = process.receive(min(LOAD_S, self._left_s()), self._until_s)
+            if said[0] == "failed":
+                kind, text = said[1:]
+                raise NoProgram("syntax" if kind == "syntax" else "load", str(text))
+            functions, callables = ([str(name) for name in names] for names in said[1:3])
+        except (Garbled, ValueError, TypeError):
+            raise NoProgram("crash", "it interferes with its loading") from None
+        self.report["functions"] = functions
+        self._callables = callables
+        return callables
+
+    def _entry(self) -> str:
+        """The name of the function to call, once the program is loaded. Raises NoProgram."""
+        functions = self.report["functions"]
+        if self._entry_point is None:
+            if len(functions) != 1:
+                raise NoProgram("entry_point", f"which of its {len(functions)} functions is meant?")
+            return str(functions[0])
+        if self._entry_point not in self._callables:
+            raise NoProgram("entry_point", f"it defines no function {self._entry_point!r}")
+        return self._entry_point
+
+    # --- mode "outputs"
+
+    def outputs(self) -> None:
+        keys, total = self.report["keys"], len(self._inputs)
+        inputs = self._inputs if self._language == "python" else [packed_literal(text) for text in self._inputs]
+        while True:
+            process = self._loaded()
+            entry = self._entry()
+            if len(keys) >= total:
+                break
+            process.send(["outputs", entry, self._per_call_s, inputs[len(keys) :], len(keys)])
+            why = self._collect(process, keys, total)
+            self._end()
+            if not why:
+                break
+            keys.append(error_key(why))
+            if self._started > RESTARTS_MAX or self._over():
+                keys += [error_key(why)] * (total - len(keys))
+                break
+
+    def _collect(self, process: Process, keys: list[str], total: int) -> str:
+        """Take keys as they come; why it ended before all had come, or ""."""
+        late = 0
+        hard_s = self._per_call_s * 1.5 + 0.05  # after the alarm in the program's process
+        wall_s = self._per_call_s * CALL_WALL_FACTOR + CALL_WALL_SLACK_S
+        while len(keys) < total:
+            try:
+                until_s = min(time.monotonic() + wall_s, self._until_s)
+                said = process.receive(min(hard_s, self._left_s()), until_s)
+                index, what, *data = said[1:]
+                if said[0] != "output" or index != len(keys):
+                    raise Garbled
+                key = self._key(index, what, data)
+            except Late:
+                return "timeout"
+            except (Ended, Garbled, ValueError, TypeError, IndexError):
+                return "crash"
+            keys.append(key)
+            if self._over():
+                return "timeout" if len(keys) < total else ""
+            late = late + 1 if what == "late" else 0
+            if late >= LATE_MAX:
+                keys += [error_key("timeout")] * (total - len(keys))
+        return ""
+
+    def _key(self, index: int, what: str, data: list[Any]) -> str:
+        if what == "late":
+            return error_key("timeout")
+        if what == "raised":
+            return error_key(str(data[0]))
+        value = KeyUnpacker().read(data[0])
+        if what == "changed":  # it gave nothing, and changed what it was given
+            return key_of(("<changed>", value))
+        wrap = self._wraps[index] if index < len(self._wraps) else None
+        if wrap:
+            try:
+                value = WRAPS[wrap[0]](value, *wrap[1])
+            except Exception as error:
+                return error_key(type(error).__name__)
+        return key_of(value)
+
+    # --- mode "tests"
+
+    def tests(self) -> None:
+        self.report["total"] = len(self._tests)
+        self._loaded()
+        if self._entry_point is not None:
+            self._entry()
+        for index, source in enumerate(self._tests):
+            text: Optional[str]
+            if self._over():
+                text = "no time was left for it"
+            elif self._process is None and self._started > RESTARTS_MAX:
+                text = "the program had been ended too often"
+            else:
+                text = self._test(index, source)
+            self._count(index, text)
+
+    def _count(self, index: int, text: Optional[str]) -> None:
+        if text is None:
+            self.report["passed"] += 1
+        elif len(self.report["failures"]) < FAILURES_TOLD:
+            self.report["failures"].append({"index": index, "text": text[:TEXT_CHARS]})
+
+    def _test(self, index: int, source: str) -> Optional[str]:
+        """Run one test; None when it has passed, else why not."""
+        process = self._loaded()
+
+        def talk(message: list[Any]) -> list[Any]:
+            process.send(message)
+            return process.receive(self._left_s(), self._until_s)
+
+        link = Link(talk, self._entry_point)
+        entry = self._entry_point
+        if entry is None and len(self.report["functions"]) == 1:
+            entry = self.report["functions"][0]
+        test = ClientTest(source, f"test {index}", link, entry)
+        with alarm(self._until_s):
+            text = test.failure()
+        if link.broken or test.cut:
+            self._end()
+        return text or link.broken or None
+
+    # --- modes "stdio" and "program"
+
+    def runs(self, compared: bool) -> None:
+        self.report["total"] = len(self._pairs) if compared else 0
+        if self._language != "python":
+            self._check()
+        if not compared:
+            status, printed, _ = self._run(b"")
+            if status is None:
+                key = error_key("output" if flooded(printed) else "timeout")
+            else:
+                key = key_of((normalised(printed), status)) if status == 0 else error_key(f"status {status}")
+            self.report["keys"] = [key]
+            return
+        for index, pair in enumerate(self._pairs):
+            self._count(index, "no time was left for it" if self._over() else self._compare(pair))
+
+    def _compare(self, pair: dict[str, str]) -> Optional[str]:
+        status, printed, said = self._run(str(pair.get("input") or "").encode("utf-8", "surrogatepass"))
+        if status is None:
+            return "it printed too much" if flooded(printed) else "it took too long"
+        got, wanted = normalised(printed), normalised(str(pair["output"]))
+        if status != 0:
+            return f"it ended with status {status}: {said[-300:].strip()}"
+        return None if got == wanted else f"it printed {shortened(got)}, not {shortened(wanted)}"
+
+    def _run(self, stdin: bytes) -> tuple[Optional[int], str, str]:
+        """Run the program once: its exit status (None: it took too long), what it printed to stdout and stderr."""
+        return self._finished("script" if self._language == "python" else f"{self._language} script", stdin)
+
+    def _finished(self, kind: str, stdin: bytes) -> tuple[Optional[int], str, str]:
+        status: Optional[int] = None
+        try:
+            process = self._process = self._nursery.start(kind, stdin)
+            if kind == "script":
+                self._told(process)
+            status = process.finish(self._left_s(), self._until_s)
+        except Late:
+            pass
+        except Ended as error:
+            raise NoProgram("crash", str(error)) from None
+        finally:
+            self._end()
+        out, err = (bytes(process.printed[stream]).decode("utf-8", "replace") for stream in (1, 2))
+        return status, out, err
+
+    def _check(self) -> None:
+        """Have the language say whether this is a program at all, before it is run. Raises NoProgram."""
+        if self._language not in ("javascript", "bash"):
+            raise NoProgram("load", f"no way to run a program of {self._language}")
+        status, _, said = self._finished(f"{self._language} check", b"")
+        if status == 126:
+            raise NoProgram("load", said)
+        if status != 0:
+            raise NoProgram("syntax", syntax_text(said))
+
+
+def packed_literal(text: str) -> Any:
+    """An input for the wire; None, which is no list of arguments, when it is not a literal."""
+    try:
+        return Packer().pack(ast.literal_eval(text))
+    except Exception:
+        return None
+
+
+def normalised(text: str) -> str:
+    """Without white space at the ends of lines and of the text."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
+
+
+def flooded(printed: str) -> bool:
+    return len(printed) > PRINTED_BYTES_MAX // 4  # characters, of a run that was ended
+
+
+def shortened(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")
+
+
+def syntax_text(said: str) -> str:
+    """One line of what node or bash says about a fault."""
+    lines = [line for line in said.splitlines() if "rror" in line] or said.splitlines() or ["not a program"]
+    place = re.search(r"main\.(?:js|mjs):(\d+)", said) or re.search(r"line (\d+)", said)
+    return lines[0].split("main.sh: ")[-1].strip() + (f" (line {place.group(1)})" if place else "")

@@ -1,0 +1,145 @@
+"""A client's test, run in the judge: trusted code, which sees of the program only what `remote.py` lets it see.
+
+A test is Python: statements with asserts, functions `check(candidate)` or `test…()`, or a `unittest.TestCase`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import os
+import signal
+import sys
+import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
+from gateway.verify.harness.remote import Link, Remote, Unusable  # in the sandbox likewise
+
+CUT_AGAIN_S = 0.05
+
+
+class Cut(BaseException):
+    """Raised in a test whose time is over."""
+
+
+@contextmanager
+def alarm(until_s: float) -> Iterator[None]:
+    """Interrupt what the judge's own process does at `until_s` of the clock, again and again."""
+    armed = True
+
+    def ring(*_: object) -> None:
+        if armed:
+            raise Cut
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(0.001, until_s + 0.1 - time.monotonic()), CUT_AGAIN_S)
+    try:
+        yield
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class ClientTest:
+    """One test of the client's, run here, with the program's names in its reach."""
+
+    def __init__(self, source: str, name: str, link: Link, entry: Optional[str]) -> None:
+        self.cut = False  # whether it had to be interrupted
+        self._source, self._name, self._link, self._entry = source, name, link, entry
+
+    def failure(self) -> Optional[str]:
+        """Run it: None when it has passed, else what is wrong. A test that calls nothing of the program fails."""
+        exit_before = os._exit
+        try:
+            code = compile(self._source, self._name, "exec", dont_inherit=True)
+            names = self._link.names()
+            constants = {name for name, value in names.items() if is_data(value)}
+            os._exit = _no_exit  # type: ignore[assignment]
+            self._run(code, names)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            if isinstance(error, SyntaxError) and error.filename == self._name:
+                return f"the test is not Python: {described(error)}"
+            return self._told(error)
+        except (Cut, Unusable) as error:
+            self.cut = True
+            return self._told(error)
+        except BaseException as error:
+            return self._told(error)
+        finally:
+            os._exit = exit_before
+        if self._link.failed_within is not None:
+            return self._told(self._link.failed_within)
+        if not self._link.calls and not constants & used_names(code):
+            return "the test calls nothing of the program"
+        return None
+
+    def _run(self, code: types.CodeType, names: dict[str, Any]) -> None:
+        entry = names.get(self._entry) if self._entry else None
+        if entry is not None:
+            names.setdefault("candidate", entry)
+        names.update(__name__=self._name, __builtins__=builtins)
+        exec(code, names)
+        for name, value in list(names.items()):
+            own = type(value) is types.FunctionType and value.__code__.co_filename == self._name
+            if own and name == "check" and value.__code__.co_argcount == 1 and entry is not None:
+                value(entry)
+            elif own and name.startswith("test") and value.__code__.co_argcount == 0:
+                finish(value())
+        unittest: Any = sys.modules.get("unittest")
+        for value in list(names.values()) if unittest else ():
+            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == self._name:
+                run_case(unittest, value)
+
+    def _told(self, error: BaseException) -> str:
+        if isinstance(error, SystemExit):
+            what = "the test ended its process"
+        elif isinstance(error, Cut):
+            what = "the test took too long"
+        elif isinstance(error, Unusable):
+            what = str(error)
+        elif isinstance(error, AssertionError):
+            what = str(error) or "it does not hold"
+        else:
+            what = described(error)
+        line, step = 0, error.__traceback__
+        while step is not None:
+            line = step.tb_lineno if step.tb_frame.f_code.co_filename == self._name else line
+            step = step.tb_next
+        lines = self._source.splitlines()
+        where = f"line {line}: {lines[line - 1].strip()}: " if 0 < line <= len(lines) else ""
+        return f"{where[:300]}{what}" + (f"; {self._link.last}" if self._link.last else "")
+
+
+def _no_exit(_: int) -> None:
+    raise SystemExit
+
+
+def is_data(value: Any) -> bool:
+    return type(value) is not Remote and type(value) is not types.ModuleType and not callable(value)
+
+
+def used_names(code: types.CodeType) -> set[str]:
+    inner = [used_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def finish(value: Any) -> None:
+    if type(value) is types.CoroutineType:
+        import asyncio  # a test with an async function has loaded it
+
+        asyncio.run(value)
+
+
+def run_case(unittest: Any, case: type) -> None:
+    """Run a TestCase; raises AssertionError with the text of what failed first."""
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    for _, text in itertools.chain(result.failures, result.errors):
+        raise AssertionError(text.strip().splitlines()[-1])
+    if not result.testsRun or not result.wasSuccessful() or len(result.skipped) == result.testsRun:
+        raise AssertionError(f"{case.__name__}: no test was run to its end, or one passed that should not")
