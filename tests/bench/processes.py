@@ -55,19 +55,19 @@ class Child:
         if self not in _running:
             return
         _signal_group(self.pid, signal.SIGTERM)
-        if not self._wait(_TERM_WAIT_S):
+        if self.wait(_TERM_WAIT_S) is None:
             _signal_group(self.pid, signal.SIGKILL)
-            self._wait(_KILL_WAIT_S)
+            self.wait(_KILL_WAIT_S)
         # The root may be gone while a descendant of its group lingers.
         _signal_group(self.pid, signal.SIGKILL)
         _running.remove(self)
 
-    def _wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float) -> int | None:
+        """Waits for the root process; returns its exit status, None when it still runs after `timeout_s`."""
         try:
-            self._popen.wait(timeout_s)
+            return self._popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            return False
-        return True
+            return None
 
 
 def start(
