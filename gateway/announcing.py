@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Callable, TextIO
 
 from gateway.inference import InferenceFactory
@@ -20,13 +20,16 @@ from gateway.routing.checks import bracketed, parse_address
 from gateway.routing.engine import Engine
 from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec, ModelSpec
+from gateway.routing.virtual import VirtualSpec
 from gateway.settings import Settings, as_given
 from gateway.steps import drive
+from gateway.verify.building import sandbox_of
 
 LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
 ERROR_CHARS = 200  # of what an engine has said
 LISTED_MAX = 8  # of the names that an engine lists
 WARNINGS_MAX = 20  # of lines of `.env` that are warned about one by one
+SANDBOX_CLOSE_S = 5.0  # for what was tried to end
 LOOK_S = 10.0  # how long engines are waited for; those that have not answered by then are said not to have
 PATIENCE_S = 1.0  # how long without a word
 NO_ENGINE = "no engine configured: answering by echo; set BACKEND_URL, ENGINES or ENGINES_FILE"
@@ -91,10 +94,21 @@ def look(factory: InferenceFactory, limit_s: float) -> bool:
 # --- check ---------------------------------------------------------------------------------------------------------
 
 
-def describe(settings: Settings, router: Router, *, state_keys: bool = False) -> str:
+def sandbox_lines(settings: Settings) -> list[str]:
+    """Where programs would run, and why not at a better level. May take seconds: a level is known by a job that has run
+    there."""
+    sandbox = sandbox_of(settings)
+    try:
+        return sandbox.describe()
+    finally:
+        sandbox.close(SANDBOX_CLOSE_S)
+
+
+def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *, state_keys: bool = False) -> str:
     """What would run, for `check`: address, authentication, `.env`, models with their fallbacks and engines.
 
-    `router` is that of a factory that has had a `look`. `state_keys`: whether the state database holds keys.
+    `router` is that of a factory that has had a `look`, `sandbox` what `sandbox_lines` says. `state_keys`: whether the
+    state database holds keys.
     """
     fleet = settings.fleet
     address = url_of(settings.host, settings.port)
@@ -103,6 +117,7 @@ def describe(settings: Settings, router: Router, *, state_keys: bool = False) ->
         f"authentication: {_describe_access(settings, state_keys)}",
         *_describe_dotenv(settings),
         *_describe_cache(settings),
+        *sandbox,
     ]
     if _is_unconfigured(fleet):
         lines.append(NO_ENGINE)
@@ -115,7 +130,22 @@ def describe(settings: Settings, router: Router, *, state_keys: bool = False) ->
         lines.append(f"  strategy: {model.strategy or settings.strategy}")
         lines.extend(_describe_fallbacks(model, settings, router))
         lines.extend(f"  engine {_describe_engine(e, settings)}" for e in router.pools[model.name].engines)
+    for virtual in fleet.virtual:
+        lines.append(f"model {virtual.name}: what {', '.join(virtual.members)} agree on")
+        lines.extend(_describe_virtual(virtual))
     return "\n".join(lines)
+
+
+def _describe_virtual(virtual: VirtualSpec) -> Iterator[str]:
+    if virtual.aliases:
+        yield f"  aliases: {', '.join(virtual.aliases)}"
+    if virtual.start is not None and virtual.start < len(virtual.members):
+        yield f"  asked first: {', '.join(virtual.members[: virtual.start])}"
+    if virtual.min_families > 1:
+        yield f"  of {virtual.min_families} families at least"
+    if virtual.judge is not None:
+        yield f"  answers without code are compared by {virtual.judge}, where words do not decide"
+    yield "  without agreement: " + ("the best answer" if virtual.fallback == "best" else "an error")
 
 
 def _describe_cache(settings: Settings) -> Iterator[str]:

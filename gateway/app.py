@@ -25,6 +25,7 @@ from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.standing import StateChange
 from gateway.server.admin import Admin
 from gateway.server.cachepages import CachePages
+from gateway.server.parts import Parts
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer
@@ -43,7 +44,7 @@ KNOWN_PATHS = frozenset(
         *PATHS,
         *("/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/{id}"),
         *("/auth/token", "/admin/keys", "/admin/usage"),
-        *("/api/v1/cache/stats", "/api/v1/cache/clear"),
+        *("/api/v1/cache/stats", "/api/v1/cache/clear", "/api/v1/models", "/api/v1/health"),
     )
 )
 END_TIMEOUT_S = 5.0
@@ -145,10 +146,12 @@ class Gateway:
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
         try:
-            return GatewayServer((self.settings.host, self.settings.port), context)
+            server = GatewayServer((self.settings.host, self.settings.port), context)
         except OSError:
             self._close_parts()
             raise
+        self.pipeline.verify.begin = Parts(self.pipeline, server.loop, server.threads).begin
+        return server
 
     def _open_decision_log(self) -> None:
         """Last of all: it empties the file, which a start that fails must not do. Raises as `start`, all closed."""
@@ -244,6 +247,7 @@ class Gateway:
             self.telemetry.log("info", "stopped")
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
         self.guard.close(END_TIMEOUT_S)
+        self.pipeline.verify.close(END_TIMEOUT_S)
         self.pipeline.reuse.close(END_TIMEOUT_S)
         self.factory.close()  # after what is to last: it waits for probes under way
         if self.decisions is not None:

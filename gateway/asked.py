@@ -80,6 +80,8 @@ class Asked(Job):
     shared: Optional[Any] = None  # what else its stream is for: a `reuse.serving.Shared`
     reused = NOT_REUSED
     near: Optional[Any] = None  # by what a near duplicate of it is to be found (see reuse/caches.py)
+    part_of = ""  # the id of the request that this one is a part of
+    verification: Optional[dict[str, Any]] = None  # what is logged of it
     redis_s = 0.0  # that it has waited for Redis
     placed = False  # it has a worker's place, or has had it
 

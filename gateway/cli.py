@@ -197,7 +197,7 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
 def _check(settings: Settings) -> int:
     """Say what would run: loading has found what would not."""
-    from gateway.announcing import LOOK_S, PATIENCE_S, describe, look, write
+    from gateway.announcing import LOOK_S, PATIENCE_S, describe, look, sandbox_lines, write
     from gateway.app import new_factory
     from gateway.state.file import StateDbError, holds_keys
 
@@ -211,7 +211,7 @@ def _check(settings: Settings) -> int:
             if sys.stderr.isatty():
                 print(f"waiting for engines, at most {LOOK_S:g} s ...", file=sys.stderr, flush=True)
             look(factory, LOOK_S)
-        write(sys.stdout, describe(settings, factory.router, state_keys=state_keys) + "\n")
+        write(sys.stdout, describe(settings, factory.router, sandbox_lines(settings), state_keys=state_keys) + "\n")
     finally:
         _within(OUTPUT_S, factory.close)  # a probe may take as long as HEALTH_TIMEOUT allows
     return 0

@@ -26,6 +26,7 @@ from gateway.routing.specs import (
     link_faults,
     model_from,
 )
+from gateway.routing.virtual import VIRTUAL_CHECKS, VirtualSpec
 
 
 class _Bad:
@@ -81,8 +82,14 @@ def as_engines(value: object, path: str, faults: list[str]) -> object:
     return _BAD if duplicates or None in engines else tuple(engines)
 
 
+def as_consensus(value: object, path: str, faults: list[str]) -> object:
+    """Take {"members": [...], ...} as the fields of a VirtualSpec."""
+    fields = _fields(value, path, CONSENSUS_KEYS, VIRTUAL_CHECKS, faults)
+    return _BAD if fields is None else fields
+
+
 def as_models(value: object, path: str, faults: list[str]) -> object:
-    """Take an object of name -> model as a tuple of ModelSpec."""
+    """Take an object of name -> model as a tuple of ModelSpec and VirtualSpec."""
     if not isinstance(value, JsonObject) or not value:
         faults.append(f"{path}: must be an object with at least one model, not {quoted(value)}")
         return _BAD
@@ -116,6 +123,18 @@ MODEL_KEYS = (
     Key("price", as_price, "price"),
     Key("rpm", as_is, "rpm"),
     Key("tpm", as_is, "tpm"),
+    Key("family", as_is, "family"),
+)
+VIRTUAL_KEYS = (
+    Key("consensus", as_consensus, "consensus", required=True),
+    Key("aliases", as_tuple, "aliases"),
+)
+CONSENSUS_KEYS = (
+    Key("members", as_tuple, "members", required=True),
+    Key("start", as_is, "start"),
+    Key("min_families", as_is, "min_families"),
+    Key("fallback", as_is, "fallback"),
+    Key("judge", as_is, "judge"),
 )
 FLEET_KEYS = (
     Key("models", as_models, "models", required=True),
@@ -161,7 +180,26 @@ def _engine(value: object, path: str, faults: list[str]) -> EngineSpec | None:
     return None if fields is None else EngineSpec(**fields)
 
 
-def _model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
+def _model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | VirtualSpec | None:
+    if isinstance(value, JsonObject) and "consensus" in value:
+        return _virtual(name, value, path, faults)
+    return _real(name, value, path, faults)
+
+
+def _virtual(name: str, value: JsonObject, path: str, faults: list[str]) -> VirtualSpec | None:
+    noted_before = len(faults)
+    faults.extend(path + fault for fault in VIRTUAL_CHECKS["name"](name))
+    fields = _fields(value, path, VIRTUAL_KEYS, VIRTUAL_CHECKS, faults)
+    if fields is None or len(faults) > noted_before:
+        return None
+    try:
+        return VirtualSpec(name, aliases=fields.get("aliases", ()), **fields["consensus"])
+    except ValueError as error:  # each value is right by itself
+        faults.append(f"{path}.consensus.{error}")
+        return None
+
+
+def _real(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
     bad_name = [path + fault for fault in MODEL_CHECKS["name"](name)]
     faults.extend(bad_name)
     fields = _fields(value, path, MODEL_KEYS, MODEL_CHECKS, faults)
@@ -177,7 +215,16 @@ def load_engines_file(path: Path) -> FleetSpec:
         faults.extend(_link_faults(document))
     if fields is None or faults:
         raise ConfigurationError(faults)
-    return FleetSpec(**fields)
+    models, virtual = _apart(fields["models"])
+    try:
+        return FleetSpec(models, fields.get("default_model"), virtual=virtual)
+    except ValueError as error:
+        raise ConfigurationError(str(error).split("; ")) from None
+
+
+def _apart(specs: Sequence[ModelSpec | VirtualSpec]) -> tuple[tuple[ModelSpec, ...], tuple[VirtualSpec, ...]]:
+    models = tuple(spec for spec in specs if isinstance(spec, ModelSpec))
+    return models, tuple(spec for spec in specs if isinstance(spec, VirtualSpec))
 
 
 def _link_faults(document: JsonObject) -> Iterator[str]:
@@ -188,6 +235,7 @@ def _link_faults(document: JsonObject) -> Iterator[str]:
         links = [
             ModelLinks(name, *(_texts(model, key) for key in ("aliases", "fallbacks", "context_fallbacks")))
             for name, model in models.items()
+            if not (isinstance(model, JsonObject) and "consensus" in model)
         ]
         yield from link_faults(links, default if isinstance(default, str) else None)
 
@@ -225,7 +273,7 @@ def parse_engines(text: str) -> FleetSpec:
             faults.append(f"{step('', name)}: is defined twice")
         else:
             models[name] = [_with_own_name(url.strip()) for url in urls.split(",") if url.strip()]
-    specs = [_model(name, JsonObject(engines=urls), step("", name), faults) for name, urls in models.items()]
+    specs = [_real(name, JsonObject(engines=urls), step("", name), faults) for name, urls in models.items()]
     if not specs and not faults:
         faults.append("must name at least one model, as in 13b=http://127.0.0.1:8000/v1")
     if faults:

@@ -29,14 +29,17 @@ from gateway.reuse.building import reuse_of
 from gateway.reuse.caches import Caches
 from gateway.reuse.serving import QUERY, Given
 from gateway.routing.line import RANK_BY_PRIORITY
+from gateway.routing.virtual import VirtualSpec
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Pause, Steps, Turn
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
+from gateway.upstream.call import CHAT
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH, completion_of
 from gateway.upstream.stream import EngineStream
 from gateway.validation import parse_json
+from gateway.verify.serving import INFERENCE, Verify
 from gateway.workers import Job, Overloaded, WorkerPool
 
 PATHS = {
@@ -44,6 +47,7 @@ PATHS = {
     "/v1/completions": "/completions",
     "/v1/embeddings": "/embeddings",
     QUERY: "/completions",
+    INFERENCE: "/chat/completions",
 }
 FEW_BYTES = 4096  # of a body that is looked through in no time
 ASIDE_BYTES = 65536  # a body of more is read on a thread
@@ -73,6 +77,7 @@ class Pipeline:
         self.workers = workers
         self.telemetry = telemetry
         self.reuse = reuse_of(settings, factory, self.ask, caches)
+        self.verify = Verify(settings, factory.router)
         self.draining = False
         self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(unix_s())
@@ -89,14 +94,49 @@ class Pipeline:
         while self.guard.reads_keys and self.guard.may_wait(head.headers):
             yield Pause(KEYS_PAUSE_S)
         identity = asked.identity = self.guard.identify(head.headers, head.repeated, asked.client_address)
-        identity.require("infer")
+        verifies = head.path == INFERENCE
+        identity.require("verify" if verifies else "infer")
         self.take_body(asked)
         if len(asked.body) > ASIDE_BYTES or (len(asked.body) > MARKS_MAX and takes_long(asked.body, MARKS_MAX)):
             yield ASIDE
+        if verifies:
+            return (yield from self._verify(asked, identity))
         call = asked.call = self._validated(asked, identity)
+        virtual = self.factory.router.virtual(call.model)
+        if virtual is not None and call.path == CHAT:
+            return (yield from self._agree(asked, call, identity, virtual))
         self._admit(asked, call, identity)
         self._open[asked] = None
         return (yield from self.reuse.serve(asked, call))
+
+    def _verify(self, asked: Asked, identity: Identity) -> Steps[Answer]:
+        """The answers of several models, compared. What they are asked is admitted by itself."""
+        router = self.factory.router
+        self._refuse_when_draining()
+        asked.restricted = not identity.may_use_all
+        known = [name for name in router.pools if not asked.restricted or identity.may_use(*router.names_of(name))]
+        self._open[asked] = None
+        return (yield from self.verify.infer(asked, parse_json(asked.body, self.settings.max_json_values), known))
+
+    def _agree(self, asked: Asked, call: Call, identity: Identity, virtual: VirtualSpec) -> Steps[Answer]:
+        """The answer of a model that is made of others."""
+        self._refuse_when_draining()
+        asked.model = virtual.name
+        if asked.restricted:
+            if not identity.may_use(virtual.name, *virtual.aliases):
+                raise _forbidden(call.model or virtual.name)
+            asked.restricted = False  # who may use it may use what it is made of
+        call.caller = identity.name or str(address_group(asked.client_address))
+        self._open[asked] = None
+        return (yield from self.verify.agree(asked, call, virtual))
+
+    def serve_part(self, part: Asked, call: Call) -> Steps[Given]:
+        """The answer to a part of a request that has been seen to be right, by whoever has made it."""
+        identity = part.identity
+        assert identity is not None
+        self._admit(part, call, identity)
+        self._open[part] = None
+        return (yield from self.reuse.serve(part, call))
 
     def ask(self, asked: Asked, call: Call) -> Steps[Union[Answer, EngineStream]]:
         """Ask engines for a call, as soon as the request has a worker's place."""
@@ -171,8 +211,7 @@ class Pipeline:
     def _admit(self, asked: Asked, call: Call, identity: Identity) -> None:
         """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
         no worker: any call while draining (and no longer lingering), and one for an unknown model."""
-        if self.draining and not self.lingering:
-            raise shutting_down()
+        self._refuse_when_draining()
         address, router = asked.client_address, self.factory.router
         model = asked.model = router.route(call.model, may_use=call.may_use)[0].name
         call.caller = identity.name or str(address_group(address))
@@ -181,10 +220,14 @@ class Pipeline:
             # Where one engine serves every name, the name asked for is the model.
             names = (named,) if router.fleet.wildcard else router.names_of(model)
             if not identity.may_use(*names):
-                raise RequestRefused("forbidden", f"the model {named[:200]} is not allowed for this key", param="model")
+                raise _forbidden(named)
         admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
         asked.limit_headers = admission.header_lines
         asked.account = Account(self.guard, admission, self.internal_error, asked.request_id)
+
+    def _refuse_when_draining(self) -> None:
+        if self.draining and not self.lingering:
+            raise shutting_down()
 
     def _overloaded(self, asked: Asked, refusal: Overloaded) -> GatewayError:
         self._open.pop(asked, None)
@@ -263,6 +306,10 @@ class Pipeline:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.telemetry.log("error", "internal_error", request_id=request_id, traceback=trace)
         return GatewayError("internal_error", "the gateway failed; see its log for this request id")
+
+
+def _forbidden(model: str) -> GatewayError:
+    return RequestRefused("forbidden", f"the model {model[:200]} is not allowed for this key", param="model")
 
 
 def check_media_type(head: Head) -> None:

@@ -63,7 +63,8 @@ class Setting:
 
 LISTEN, ENGINES, CHOOSING, WORK = "Listening", "Engines", "Choosing an engine", "Work under way"
 HEALTH, CLIENTS, ACCESS, LOGS = "Health probes", "Clients", "Access", "Logs"
-LIMITS, REUSE = "Limits, budgets, ledger", "Batches and the cache"
+LIMITS, REUSE, VERIFY = "Limits, budgets, ledger", "Batches and the cache", "Verification"
+ISOLATION_LEVELS = ("container", "bubblewrap", "namespaces", "process")
 _TIMEOUT = seconds(0.001, DAY_S)
 
 # Two lines a row: what it is, then what it means and why the default is what it is.
@@ -260,6 +261,26 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("REDIS_TIMEOUT_MS", "redis_timeout_ms", integer(1, 60_000), "50",
             "Milliseconds that a request waits for Redis at most; then it is left alone for a while", REUSE),
 
+    Setting("SANDBOX", "sandbox", choice("auto", *ISOLATION_LEVELS, "off"), "auto",
+            "Where programs that models wrote are run: `auto`: the strongest level there is of `container`, "
+            "`bubblewrap`, `namespaces`, `process`; a level's name; `off`: nothing is run", VERIFY),
+    Setting("SANDBOX_MIN", "sandbox_min", choice(*ISOLATION_LEVELS), "namespaces",
+            "Below this level nothing is run, and the answer says so; `process` is no isolation, only limits", VERIFY),
+    Setting("SANDBOX_RUNTIME", "sandbox_runtime", optional(str), "",
+            "The command that runs containers, with its options; unset: `docker` or `podman`, if found", VERIFY),
+    Setting("SANDBOX_IMAGE", "sandbox_image", optional(str), "",
+            "The image for level `container`, with `python3` in it; it must be there: none is pulled", VERIFY),
+    Setting("SANDBOX_CONCURRENCY", "sandbox_concurrency", integer(1, 1000), "2",
+            "Programs that run at once; others wait", VERIFY),
+    Setting("SANDBOX_TIMEOUT", "sandbox_timeout_s", seconds(0.1, 3600), "30",
+            "Seconds that a request may ask for one program at most", VERIFY),
+    Setting("SANDBOX_MEMORY_MB", "sandbox_memory_mb", integer(32, 1 << 20), "256",
+            "MiB of memory that a request may ask for one program at most", VERIFY),
+    Setting("HEAL_ATTEMPTS", "heal_attempts", integer(0, 5), "1",
+            "How often a program that failed goes back to the model that wrote it, with its error; 0: never", VERIFY),
+    Setting("VERIFY_TIMEOUT", "verify_timeout_s", seconds(0.1, DAY_S), "60",
+            "Seconds for all members of a verification; who has not answered by then does not count", VERIFY),
+
     Setting("LOG_LEVEL", "log_level", choice("debug", "info", "warning", "error"), "info",
             "`debug`, `info`, `warning` or `error`; to stderr", LOGS),
     Setting("LOG_FORMAT", "log_format", choice("auto", "text", "json"), "auto",
@@ -359,6 +380,15 @@ class Settings:
     embeddings_model: str | None
     redis_url: str | None = field(repr=False)
     redis_timeout_ms: int
+    sandbox: str
+    sandbox_min: str
+    sandbox_runtime: str | None
+    sandbox_image: str | None
+    sandbox_concurrency: int
+    sandbox_timeout_s: float
+    sandbox_memory_mb: int
+    heal_attempts: int
+    verify_timeout_s: float
     log_level: str
     log_format: str
     log_bodies: bool

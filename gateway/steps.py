@@ -124,6 +124,16 @@ class Flagged(NamedTuple):
         return self.flag.is_set()
 
 
+class Say(NamedTuple):
+    """The client is told these bytes now, as the beginning of its stream, as far as it takes them. A request's task
+    does that; whoever drives steps without a client has nobody to tell."""
+
+    lines: bytes
+
+    def block(self) -> None:
+        pass
+
+
 class Aside(NamedTuple):
     """The steps that follow block or take long, so they need a thread."""
 
@@ -171,7 +181,7 @@ class Conversable(Protocol):
         """The same as steps."""
 
 
-Wait = Union[Readable, Writable, Pause, Event, Flagged, Aside, Opened, Turn]
+Wait = Union[Readable, Writable, Pause, Event, Flagged, Say, Aside, Opened, Turn]
 ASIDE = Aside()
 
 

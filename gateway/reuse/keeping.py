@@ -63,8 +63,10 @@ def whole_of_answer(answer: dict[str, Any], request_id: str, model: str, usage: 
     return answers.complete(dict(answer), b"", request_id, model, usage)
 
 
-def as_events(body: bytes, path: str, include_usage: bool) -> bytes:
-    """A complete answer as its stream: what each choice says, its reason, usage if that is asked for, `[DONE]`."""
+def as_events(body: bytes, path: str, include_usage: bool, in_last: Optional[dict[str, Any]] = None) -> bytes:
+    """A complete answer as its stream: what each choice says, its reason, usage if that is asked for, `[DONE]`.
+
+    `in_last` is told in the last chunk, too."""
     answer = json.loads(body)
     chat = path == _OF_CHAT
     common = {key: value for key, value in answer.items() if key not in ("choices", "usage", "object")}
@@ -80,6 +82,7 @@ def as_events(body: bytes, path: str, include_usage: bool) -> bytes:
     chunks = [{**common, "choices": [choice]} for choice in (*said, *ends)]
     if include_usage:
         chunks.append({**common, "choices": [], "usage": answer.get("usage")})
+    chunks[-1].update(in_last or {})
     return b"".join(b"data: %b\n\n" % dump_with_nulls(chunk) for chunk in chunks) + b"data: [DONE]\n\n"
 
 

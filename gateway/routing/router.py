@@ -19,6 +19,7 @@ from gateway.routing.engine import DEFAULT_POLICY, Engine, ListedModel
 from gateway.routing.nearness import IsNear, are_near, is_near_host
 from gateway.routing.pool import ModelPool
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
+from gateway.routing.virtual import VirtualSpec
 
 COUNTED_NAMES_MAX = 1000  # that engines may add to what is counted, ever: a stranger's list is no closed set
 
@@ -90,11 +91,14 @@ class Router:
         self.knows_context = any(spec.max_model_len is not None for spec in fleet.models)
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
+        self._virtual = fleet.virtual_by_name()
         self._routes = routes
         self._own_lists = {name: self._own_list(fleet, pools[name].spec) for name in pools}
         own = {fleet.default_model: fleet.default_model} if fleet.wildcard and fleet.default_model else {}
-        self._counted: tuple[Sequence[ListedModel], dict[str, str]] = ((), {**own, **fleet.model_by_name()})
+        virtual = {name: spec.name for name, spec in self._virtual.items()}
+        self._counted: tuple[Sequence[ListedModel], dict[str, str]] = ((), {**own, **fleet.model_by_name(), **virtual})
         self._names_of = {spec.name: (spec.name, *spec.aliases) for spec in fleet.models}
+        self._names_of.update({spec.name: (spec.name, *spec.aliases) for spec in fleet.virtual})
         self.pools = pools
         return tuple(gone)
 
@@ -161,8 +165,12 @@ class Router:
         return f"nothing tells whether {', '.join(unknown[:3]) or 'it'} is in a private network"
 
     def names(self) -> tuple[str, ...]:
-        """Every name that requests may use: models in file order, then aliases."""
-        return tuple(self._routes)
+        """Every name that requests may use: models in file order, then aliases, then models made of others."""
+        return (*self._routes, *self._virtual)
+
+    def virtual(self, model: Optional[str]) -> Optional[VirtualSpec]:
+        """The model made of others that has this name; None: there is none."""
+        return None if model is None else self._virtual.get(model)
 
     def names_of(self, model: str) -> tuple[str, ...]:
         """All names of a configured model, its own first; just the name for one that is (or has become) unknown."""
@@ -220,6 +228,9 @@ class Router:
             route = self._routes.get(fleet.default_model or "") or next(iter(self._routes.values()))
         else:
             found = self._routes.get(model)
+            if found is None and model in self._virtual:
+                text = f"the model {model[:200]!r} is made of others: it answers chat completions only"
+                raise RequestRefused("endpoint_not_served", text, param="model")
             if found is None:
                 known = ", ".join([name for name in sorted(self.pools) if may_use is None or may_use(name)][:20])
                 raise RequestRefused(

@@ -22,6 +22,7 @@ from gateway.routing.checks import (
     quoted,
     step,
 )
+from gateway.routing.virtual import VirtualSpec, virtual_faults
 
 STRATEGIES = (
     "round_robin",
@@ -76,6 +77,7 @@ MODEL_CHECKS: Mapping[str, Check] = {
     "price": checks.optional(checks.price),
     "rpm": checks.optional(checks.integer(1, 1_000_000_000)),
     "tpm": checks.optional(checks.integer(1, 1_000_000_000)),
+    "family": checks.optional(checks.name),
 }
 
 
@@ -162,6 +164,7 @@ class ModelSpec:
     `hedge_after_ms` (or "p95") asks a second engine when the first has not answered by then, for at most `hedge_ratio`
     of the requests; None never. `context_fallbacks` are the models for prompts longer than `max_model_len`.
     `price` is USD per million tokens of the prompt and of the answer; `rpm`, `tpm` limit requests and tokens a minute.
+    `family` names what several models come from: they may err alike; None: the model's own name.
     """
 
     name: str
@@ -177,6 +180,7 @@ class ModelSpec:
     price: tuple[float, float] | None = None
     rpm: int | None = None
     tpm: int | None = None
+    family: str | None = None
 
     def __post_init__(self) -> None:
         _refuse_faults(MODEL_CHECKS, vars(self))
@@ -187,12 +191,14 @@ class FleetSpec:
     """All models, in order; raises ValueError naming every clash and every name that leads nowhere.
 
     `default_model` (a name or an alias) is used when a request names none; None takes the first.
-    `wildcard`: the single model serves every name a request may ask for, so any default will do.
+    `wildcard`: the single model serves every name a request may ask for, so any default will do. `virtual` are the
+    models that are made of others.
     """
 
     models: tuple[ModelSpec, ...]
     default_model: str | None = None
     wildcard: bool = False
+    virtual: tuple[VirtualSpec, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -202,6 +208,7 @@ class FleetSpec:
         default = None if self.wildcard else self.default_model
         links = [ModelLinks(m.name, m.aliases, m.fallbacks or (), m.context_fallbacks) for m in self.models]
         faults = list(link_faults(links, default))
+        faults += virtual_faults(self.virtual, self.model_by_name(), self.family_by_model())
         if faults:
             raise ValueError("; ".join(faults))
         if self.default_model is None:
@@ -210,6 +217,14 @@ class FleetSpec:
     def model_by_name(self) -> Mapping[str, str]:
         """Every name that a request may use, with the model it stands for."""
         return {name: model.name for model in self.models for name in (model.name, *model.aliases)}
+
+    def family_by_model(self) -> Mapping[str, str]:
+        """What each model comes from."""
+        return {model.name: model.family or model.name for model in self.models}
+
+    def virtual_by_name(self) -> Mapping[str, VirtualSpec]:
+        """The models made of others, by every name that a request may use."""
+        return {name: spec for spec in self.virtual for name in (spec.name, *spec.aliases)}
 
 
 class ModelLinks(NamedTuple):

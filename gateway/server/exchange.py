@@ -43,6 +43,8 @@ class Exchange(Answering):
 
     on_cancel: Optional[Callable[[], None]] = None
     stream: Optional[EngineStream] = None
+    begun = False  # its stream, before there is an answer
+    _unsaid = b""  # of that, what the client has not taken
     resume_work: Optional[Callable[[], None]] = None  # when it has waited for a place, and has got it
 
     def __init__(
@@ -102,6 +104,9 @@ class Exchange(Answering):
                 self.ttft_s = time.monotonic() - self.accepted_s
             if settings.log_bodies:
                 self.logged_answer = bytes(result.body[:LOGGED_BYTES])
+            if self.begun:
+                self._finish_begun(bytes(result.body))
+                return
             kind = responses.EVENT_STREAM if call.stream else responses.JSON
             if account is not None:
                 account.settle(call, self.identity)
@@ -114,6 +119,43 @@ class Exchange(Answering):
             if self.shared is not None:
                 self.shared.flights.failed(self.shared.flight, None)
             self._give_up(error)
+
+    def say(self, lines: bytes) -> None:
+        """Begin a stream's answer before there is one, with lines that say nothing of it. What a client does not take
+        is kept; more is not added to that. Raises nothing."""
+        call, data = self.call, self._unsaid
+        assert call is not None
+        if not self.begun:
+            self.begun = True
+            data = self._begin_stream(call) + self.frame(lines)
+        elif not data:
+            data = self.frame(lines)
+        try:
+            self._unsaid = data[self.client.send_now(data) :]
+        except BlockingIOError:
+            self._unsaid = data
+        except OSError:
+            pass  # who has left is seen by the connection
+
+    def _finish_begun(self, lines: bytes) -> None:
+        """End a stream's answer that `say` has begun, with all that it consists of."""
+        if self.pipeline.draining:
+            self.keep_alive = False
+        data = self._unsaid + self.frame(lines) + self.end_of_stream()
+        self._unsaid = b""
+        sent = self.client.send_last(self, data, self.keep_alive)
+        if sent is not None:
+            self.written(sent)
+
+    def _fail(self, error: GatewayError) -> None:
+        if not self.begun or (isinstance(error, ClientGone) and not self.cut):
+            super()._fail(error)
+            return
+        if isinstance(error, ClientGone):
+            error = shutting_down()
+            self.keep_alive = False
+        self.ttft_s = None
+        self._finish_begun(self.stream_refused(error))
 
     def _open(self, call: Call, stream: EngineStream) -> None:
         stream.response.connection.unwatch()  # from now on the relay watches it

@@ -72,6 +72,10 @@ def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional
         extra["hedged"] = True
     if call.resumed:
         extra["resumed"] = call.resumed
+    if asked.part_of:
+        extra["part_of"] = asked.part_of
+    if asked.verification is not None:
+        extra["verification"] = asked.verification
     if asked.reused is not NOT_REUSED:
         if not extra and asked.reused is MISS:
             return _MISSED

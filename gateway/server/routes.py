@@ -16,6 +16,7 @@ from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
 from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
+from gateway.routing.virtual import VirtualSpec
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.exchange import Exchange
@@ -31,6 +32,7 @@ RENDERING_SHARE = 0.25
 RENDERED_AT_ONCE_S = 0.25
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
+MODELS_AGAIN = "/api/v1/models"
 ALWAYS_OPEN = ("/healthz", "/readyz")
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
 COUNT_LOOKS = 20  # then it is shown as it is
@@ -61,6 +63,7 @@ class Routes:
             "/readyz": self._readyz,
             "/health": self._health,
             "/metrics": self._metrics,
+            "/api/v1/health": self._health,
         }
         self._lost_paths = LostPaths(self._endpoints())
 
@@ -118,6 +121,8 @@ class Routes:
             if reply is not None:
                 return reply
         handler = self._gets.get(path)
+        if handler is None and path == MODELS_AGAIN:
+            handler = functools.partial(self._models, exchange)
         if handler is None and (path == "/v1/models" or (path.startswith("/v1/models/") and path != "/v1/models/")):
             handler = functools.partial(self._models, exchange)
         if handler is None and path not in PATHS and path != "*":
@@ -150,7 +155,7 @@ class Routes:
 
     def _endpoints(self) -> dict[str, str]:
         """Every path with the methods it is for."""
-        gets = ("/v1/models", "/v1/models/{id}", *self._gets)
+        gets = ("/v1/models", "/v1/models/{id}", MODELS_AGAIN, *self._gets)
         return {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
 
     def _healthz(self, head: RequestHead) -> Reply:
@@ -201,7 +206,7 @@ class Routes:
         assert identity is not None  # these paths are not open
         router = self._pipeline.factory.router
         listed = {one.id: one.max_model_len for one in router.listed()}
-        if head.path == "/v1/models":
+        if head.path in ("/v1/models", MODELS_AGAIN):
             entries = [self._entry(name, listed, identity) for name in listed or router.names()]
             return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
         name = urllib.parse.unquote(head.path[len("/v1/models/") :])
@@ -216,6 +221,9 @@ class Routes:
         router = self._pipeline.factory.router
         if name not in (listed or router.names()):
             return None
+        virtual = router.virtual(name)
+        if virtual is not None:
+            return self._virtual_entry(name, virtual, identity)
         pool = router.route(name, may_use=identity.may_use)[0]
         # Where one engine serves every name, the name is the model.
         names = (name,) if listed else router.names_of(pool.name)
@@ -228,7 +236,23 @@ class Routes:
             "owned_by": "inference-gateway",
             "available": pool.any_available(),
         }
+        if pool.spec.family is not None:
+            entry["family"] = pool.spec.family
         max_model_len = pool.spec.max_model_len or listed.get(name)
         if max_model_len is not None:
             entry["max_model_len"] = max_model_len
         return entry
+
+    def _virtual_entry(self, name: str, virtual: VirtualSpec, identity: Identity) -> Optional[dict[str, Any]]:
+        """A model made of others; there is an answer where one of them can give it."""
+        if not identity.may_use(virtual.name, *virtual.aliases):
+            return None
+        router = self._pipeline.factory.router
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._pipeline.started_unix_s,
+            "owned_by": "inference-gateway",
+            "available": any(router.route(member)[0].any_available() for member in virtual.members),
+            "members": list(virtual.members),
+        }

@@ -18,7 +18,21 @@ import time
 from typing import Any, Callable, Optional
 
 from gateway.server.loop import Loop
-from gateway.steps import ASIDE, Flag, Flagged, Opened, Pause, Places, Readable, Steps, Turn, Wait, Watched, Writable
+from gateway.steps import (
+    ASIDE,
+    Flag,
+    Flagged,
+    Opened,
+    Pause,
+    Places,
+    Readable,
+    Say,
+    Steps,
+    Turn,
+    Wait,
+    Watched,
+    Writable,
+)
 from gateway.threads import Threads
 from gateway.upstream.shortage import overloaded
 from gateway.workers import Job, Overloaded
@@ -60,6 +74,9 @@ class Task:
         """The steps have ended."""
         raise NotImplementedError
 
+    def _say(self, lines: bytes) -> None:
+        """The client is to be told something before its answer; on the loop's thread."""
+
     def throw(self, error: Exception) -> None:
         """Have the steps end, which wait for a place, on the loop's thread. The caller holds the job's claim."""
         self._run(self._steps.throw, error)
@@ -96,6 +113,9 @@ class Task:
                     self.has_place = wait.pool.submit(self._job)
                     if not self.has_place:
                         return  # `drive` comes, or `throw`
+                    continue
+                if kind is Say:
+                    self._say(wait.lines)
                     continue
                 if kind is Writable:
                     for connection in wait.connections:
@@ -207,7 +227,7 @@ class Task:
 
     def _drive(self, wait: Wait) -> None:
         """Block on `wait`, and run the steps to their end, or until they need a place, or no thread."""
-        while not isinstance(wait, (Turn, Flagged)):
+        while not isinstance(wait, (Turn, Flagged, Say)):
             resume: Callable[[Any], Any] = self._steps.send
             try:
                 value = wait.block()

@@ -85,6 +85,9 @@ class UnderWay(Task):
         self._steps = steps
         self._run(steps.send, None)
 
+    def _say(self, lines: bytes) -> None:
+        self.exchange.say(lines)
+
     def leave(self) -> None:
         """The client has left."""
         exchange = self.exchange

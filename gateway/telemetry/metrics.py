@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
 from gateway.telemetry.registry import Counter, Histogram, Registry
+from gateway.telemetry.verifications import VerificationMetrics
 
 DURATION_BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -48,6 +49,7 @@ class GatewayMetrics:
         self._declare_requests(registry)
         self._declare_engines(registry)
         self._declare_reuse(registry)
+        self._verifications = VerificationMetrics(registry)
         self.cache_totals: dict[str, float] = dict.fromkeys((*CACHE_RESULTS, "saved_tokens", "saved_usd"), 0)
         """Of all models: requests by what the cache did for them, and what hits have saved."""
         # What is added up as it stands; True counts as one.
@@ -180,16 +182,8 @@ class GatewayMetrics:
 
     def _count_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
         model = _model_label(event.model, known)
-        path = event.path if event.path in self._known_paths else self._path_label(event.path)
-        key = (path, model, event.status)
-        found = self._by_request.get(key)
-        if found is None:
-            found = self._by_request[key] = (
-                self._requests.labels_locked(path, model, str(event.status)),
-                self._duration.labels_locked(path, model),
-            )
-        found[0].value += 1
-        found[1].observe_locked(event.latency_s)
+        if event.extra is None or "part_of" not in event.extra:
+            self._count_answered_locked(event, model)
         if event.attempts or event.queue_s:
             self._queue_wait.observe_locked(event.queue_s)
         if event.stream:
@@ -200,6 +194,18 @@ class GatewayMetrics:
             self._overhead.observe_locked(max(overhead_s, 0.0))
         if event.prompt_tokens is not None or event.completion_tokens is not None:
             self._count_tokens_locked(event, model)
+
+    def _count_answered_locked(self, event: RequestEvent, model: str) -> None:
+        path = event.path if event.path in self._known_paths else self._path_label(event.path)
+        key = (path, model, event.status)
+        found = self._by_request.get(key)
+        if found is None:
+            found = self._by_request[key] = (
+                self._requests.labels_locked(path, model, str(event.status)),
+                self._duration.labels_locked(path, model),
+            )
+        found[0].value += 1
+        found[1].observe_locked(event.latency_s)
 
     def _count_extra_locked(self, event: RequestEvent, extra: Mapping[str, Any], model: str) -> None:
         for key, value in extra.items():
@@ -217,6 +223,8 @@ class GatewayMetrics:
                 self.cache_totals[key] += value
             elif key == "usage_rejected":
                 self._usage_rejected.labels_locked(model, event.engine or "").value += 1
+            elif key == "verification":
+                self._verifications.count_locked(value)
             elif key == "batch_wait_ms":  # of the one that has led it
                 self._batch_wait.observe_locked(value / 1000)
                 self._batch_size.observe_locked(extra.get("batch", 1))

@@ -23,6 +23,7 @@ from tests.support import (
 )
 
 GETS = ("/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/echo")
+GETS += ("/api/v1/models", "/api/v1/health")
 POSTS = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 
@@ -80,10 +81,10 @@ class Paths(SocketTest):
     def test_the_index_lists_the_endpoints(self) -> None:
         endpoints = self.gateway.get("/").json()["endpoints"]
         gets = ("/", "/v1/models", "/v1/models/{id}", "/healthz", "/readyz", "/health", "/metrics", "/admin/usage")
-        gets += ("/api/v1/cache/stats",)
+        gets += ("/api/v1/cache/stats", "/api/v1/models", "/api/v1/health")
         keys = {"/admin/keys": "GET, POST", "/admin/keys/{name}": "DELETE", "/admin/keys/{name}/rotate": "POST"}
         engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable")}
-        posts = (*POSTS, "/query", "/auth/token", "/api/v1/cache/clear")
+        posts = (*POSTS, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")
         self.assertEqual(endpoints, {**dict.fromkeys(posts, "POST"), **dict.fromkeys(gets, "GET"), **keys, **engines})
         for path, methods in endpoints.items():
             for method in methods.split(", "):

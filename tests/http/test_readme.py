@@ -19,7 +19,7 @@ import unittest
 from pathlib import Path
 
 from gateway.errors import STATUS_BY_CODE
-from gateway.fleet import ENGINE_KEYS, FLEET_KEYS, MODEL_KEYS, load_engines_file
+from gateway.fleet import CONSENSUS_KEYS, ENGINE_KEYS, FLEET_KEYS, MODEL_KEYS, load_engines_file
 from gateway.mock.behaviours import MEANINGS
 from gateway.routing.specs import STRATEGIES
 from gateway.settings import SETTINGS, readme_table
@@ -38,6 +38,7 @@ from tests.support import ROOT, TIMEOUT_S, gateway, locale_wanted, mock_engine
 
 TEXT = README.read_text("utf-8")
 CONFIGURATION = (ROOT / "docs" / "CONFIGURATION.md").read_text("utf-8")
+VERIFICATION = (ROOT / "docs" / "VERIFICATION.md").read_text("utf-8")
 TRY = (ROOT / "docs" / "TRY.md").read_text("utf-8")
 EXAMPLES = {path: found for path in TEXTS if (found := examples(path.read_text("utf-8")))}
 PORTS_BY_MODEL = {"70b": 8000, "13b": 8010, "7b": 8020}
@@ -136,7 +137,11 @@ class TextTest(unittest.TestCase):
         keys = {(row.key, "file") for row in FLEET_KEYS} | {(row.key, "model") for row in MODEL_KEYS}
         keys |= {(row.key, "engine") for row in ENGINE_KEYS}
         listed = set(re.findall(r"^\| `(\w+)` \| (file|model|engine) \|", CONFIGURATION, re.MULTILINE))
-        self.assertEqual(listed, keys - {("models", "file"), ("url", "engine")})
+        self.assertEqual(listed, keys - {("models", "file"), ("url", "engine")} | {("consensus", "model")})
+        consensus = re.findall(
+            r"^\| `(\w+)` \| (?!yours)", VERIFICATION.partition("key of `consensus`")[2], re.MULTILINE
+        )
+        self.assertEqual(consensus[: len(CONSENSUS_KEYS)], [row.key for row in CONSENSUS_KEYS])
         for name in STRATEGIES:
             self.assertRegex(CONFIGURATION, rf"(?m)^\| `{name}` \| ")
         sentence = TRY.partition("The mock engine's behaviours:")[2].partition(";")[0]

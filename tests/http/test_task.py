@@ -11,7 +11,7 @@ from unittest import mock
 
 from gateway.server.loop import Loop
 from gateway.server.task import Task
-from gateway.steps import ASIDE, Conversable, Event, Opened, Pause, Readable, Steps, Turn, Writable
+from gateway.steps import ASIDE, Conversable, Event, Opened, Pause, Readable, Say, Steps, Turn, Writable
 from gateway.threads import Threads
 from gateway.upstream.connection import Connection
 from gateway.workers import Job, Overloaded, WorkerPool
@@ -220,6 +220,24 @@ class TaskTest(unittest.TestCase):
             raise error
 
         self.assertEqual(self.run_steps(steps()), (None, error, "clients"))
+
+    def test_what_is_said_to_the_client_is_said_on_the_loop_whoever_runs_the_steps(self) -> None:
+        said: list[tuple[bytes, str]] = []
+        task = Noted(self.loop, self.threads)
+        task._say = lambda lines: said.append((lines, thread_name()))  # type: ignore[method-assign]
+
+        def steps() -> Steps[str]:
+            yield Say(b"a")
+            yield ASIDE
+            there = thread_name()
+            yield Say(b"b")
+            yield Say(b"c")
+            return f"{there}, {thread_name()}"
+
+        task.begin(steps())
+        eventually(lambda: task.ended)
+        self.assertEqual(said, [(b"a", "clients"), (b"b", "clients"), (b"c", "clients")])
+        self.assertEqual(task.ended, [("aside, clients", None, "clients")])
 
     def test_with_a_place_it_goes_on_at_once_and_a_worker_drives_it(self) -> None:
         pool = self.pool(1)

@@ -22,6 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.announcing",),
     ("gateway.server",),
     ("gateway.pipeline",),
+    ("gateway.verify",),
     ("gateway.reuse",),
     ("gateway.asked",),
     ("gateway.account", "gateway.workers", "gateway.validation"),
@@ -87,6 +88,14 @@ PURE = (
     "gateway.upstream.skim",
     "gateway.upstream.sse",
     "gateway.validation",
+    "gateway.verify.blocks",
+    "gateway.verify.consensus",
+    "gateway.verify.finals",
+    "gateway.verify.judging",
+    "gateway.verify.languages",
+    "gateway.verify.programs",
+    "gateway.verify.quantities",
+    "gateway.verify.question",
 )
 IO_MODULES = {"asyncio", "http", "multiprocessing", "os", "requests", "select", "selectors", "signal", "socket"}
 IO_MODULES |= {"socketserver", "ssl", "subprocess", "urllib", "tempfile", "pathlib", "io"}
@@ -136,6 +145,15 @@ SOCKET_USERS = (
     "gateway.upstream.resolver",
     "gateway.upstream.shortage",
     "gateway.upstream.stream",
+    "gateway.verify.harness.nursery",
+    "gateway.verify.harness.processes",
+    "gateway.verify.sandbox.channel",
+    "gateway.verify.sandbox.container",
+    "gateway.verify.sandbox.inside",
+    "gateway.verify.sandbox.jails",
+    "gateway.verify.sandbox.namespaces",
+    "gateway.verify.sandbox.process",
+    "gateway.verify.sandbox.zygote",
 )
 THREAD_MAKERS = {
     "ProcessPoolExecutor",

@@ -96,6 +96,9 @@ class TableTest(SettingsCase):
             "cache": False, "cache_ttl_s": 3600.0, "cache_max_bytes": 67108864, "cache_db": None,
             "cache_scope": "key", "cache_near": False, "cache_guard": True, "cache_similarity": 0.95,
             "embeddings_model": None, "redis_url": None, "redis_timeout_ms": 50,
+            "sandbox": "auto", "sandbox_min": "namespaces", "sandbox_runtime": None, "sandbox_image": None,
+            "sandbox_concurrency": 2, "sandbox_timeout_s": 30.0, "sandbox_memory_mb": 256,
+            "heal_attempts": 1, "verify_timeout_s": 60.0,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
@@ -119,7 +122,8 @@ class TableTest(SettingsCase):
             STATE_DB ROLES_FILE METRICS_AUTH JWT_SECRET JWT_ALGORITHM JWT_ISSUER JWT_AUDIENCE JWT_JWKS
             RATE_LIMIT_RPM RATE_LIMIT_TPM RATE_LIMIT_CONCURRENCY RATE_LIMIT_IP_RPM RATE_LIMIT_GLOBAL_RPM
             RATE_LIMIT_GLOBAL_TPM RATE_LIMIT_BURST RATE_LIMIT_TOKEN_BURST STREAM_END_GRACE
-            TRUSTED_PROXIES LEDGER_DAYS"""
+            TRUSTED_PROXIES LEDGER_DAYS SANDBOX SANDBOX_MIN SANDBOX_RUNTIME SANDBOX_IMAGE SANDBOX_CONCURRENCY
+            SANDBOX_TIMEOUT SANDBOX_MEMORY_MB HEAL_ATTEMPTS VERIFY_TIMEOUT"""
         self.assertLessEqual(set(contract.split()), set(names))
 
     def test_every_row_fills_a_field_and_explains_itself(self) -> None:

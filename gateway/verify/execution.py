@@ -1,0 +1,276 @@
+"""Runs what the members wrote, in the sandbox: what is to be run, and what a run has shown.
+
+`Runs` belongs to one request and to who runs its steps; results come to its mailbox from the sandbox's threads, where
+they are read (a report may be large, and the loop has others to serve). A program is judged once for the same inputs,
+however often it is asked for. Nothing here decides who is right, and no code that a model or a client wrote is parsed
+here: that is done in the sandbox.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+from gateway.steps import Steps
+from gateway.verify.panel import Mailbox
+from gateway.verify.programs import Program
+from gateway.verify.question import Question
+from gateway.verify.sandbox.job import Job, Limits, Run
+from gateway.verify.sandbox.sandbox import Sandbox, Ticket
+
+JUDGED_S = 2.0  # of CPU and of wall time, for all calls of one candidate
+CALL_S = 0.1
+SPARE_S = 3.0  # for starting and reporting, behind that
+INPUTS_S = 4.0  # for making inputs
+SHOWN_CHARS = 2000
+SEED = 7  # the same question gets the same inputs
+UNAVAILABLE = "isolation_unavailable"
+
+
+class Inputs(NamedTuple):
+    """What all candidates are run on."""
+
+    entry_point: Optional[str]
+    arguments: tuple[str, ...] = ()
+    tiers: tuple[int, ...] = ()
+    expected: tuple[Optional[str], ...] = ()
+    """Of each, the key that an example demands; None: it demands nothing."""
+    wraps: tuple[Any, ...] = ()
+
+
+class Judged(NamedTuple):
+    """What one candidate has done. `keys` None: it could not be run."""
+
+    keys: Optional[tuple[str, ...]]
+    passed: Optional[int]
+    total: int
+    error: Optional[str]
+    """What went wrong, for whoever is to repair it; None: nothing that is known here."""
+    unavailable: bool = False
+    """Nothing was run: there is no sandbox."""
+
+
+class RunNote(NamedTuple):
+    """One run, as it is counted."""
+
+    isolation: str
+    result: str
+    seconds: float
+
+
+class Runs:
+    """The runs of one request. `make_job`s are handed to the sandbox, results are read by `wait`."""
+
+    def __init__(self, sandbox: Sandbox, mailbox: Mailbox, question: Question) -> None:
+        self._sandbox = sandbox
+        self._mailbox = mailbox
+        self._question = question
+        self._tickets: set[Ticket] = set()
+        self._judged: dict[tuple[Program, Inputs], Judged] = {}
+        self._shown: dict[Program, Run] = {}
+        self._made: dict[tuple[object, ...], Inputs] = {}
+        self._answered: dict[object, Any] = {}
+        self.notes: list[RunNote] = []
+
+    def close(self) -> None:
+        """Nobody waits for any of it: what runs is killed."""
+        for ticket in self._tickets:
+            ticket.cancel()
+        self._tickets.clear()
+
+    # --- what is run -----------------------------------------------------------------------------------------------
+
+    def inputs(self, programs: Sequence[Program], answers: Sequence[str], until_s: float) -> Steps[Inputs]:
+        """What the candidates are to be run on, made from the prompt and from what they wrote."""
+        question = self._question
+        if question.tests or question.pairs:
+            return Inputs(question.entry_point)
+        key = (*programs, *answers)
+        if key in self._made:
+            return self._made[key]
+        payload = {
+            "prompt": question.prompt,
+            "entry_point": question.entry_point,
+            "candidates": [program.code for program in programs],
+            "answers": list(answers),
+            "inputs": list(question.inputs),
+            "seed": SEED,
+            "language": programs[0].language,
+        }
+        limits = Limits(wall_s=INPUTS_S, cpu_s=INPUTS_S, memory_bytes=self._question.limits.memory_bytes)
+        job = Job("python", "", "generate", json.dumps(payload).encode(), limits)
+        _, report = (yield from self._run([(key, job, _report_of)], until_s)).get(key) or (None, None)
+        made = Inputs(question.entry_point) if report is None else _inputs_of(report)
+        self._made[key] = made
+        return made
+
+    def judge(self, programs: Sequence[Program], inputs: Inputs, until_s: float) -> Steps[list[Judged]]:
+        """What each program does with the inputs, or by the tests; all side by side."""
+        missing = [program for program in dict.fromkeys(programs) if (program, inputs) not in self._judged]
+        jobs = [((program, inputs), self._judge_job(program, inputs), _report_of) for program in missing]
+        done = yield from self._run(jobs, until_s)
+        for program in missing:
+            run, report = done.get((program, inputs)) or (None, None)
+            self._judged[program, inputs] = judged_of(run, report)
+        return [self._judged[program, inputs] for program in programs]
+
+    def show(self, programs: Sequence[Program], until_s: float) -> Steps[dict[Program, Run]]:
+        """Each program run by itself, for what it prints."""
+        missing = [program for program in dict.fromkeys(programs) if program not in self._shown]
+        limits = self._limits(self._question.limits.timeout_s)
+        jobs = [(p, Job(p.language, p.code, limits=limits), _nothing_of) for p in missing]
+        done = yield from self._run(jobs, until_s)
+        self._shown.update({program: run for program, (run, _) in done.items()})
+        return self._shown
+
+    def _judge_job(self, program: Program, inputs: Inputs) -> Job:
+        question = self._question
+        if question.tests:
+            mode = "tests"
+        elif question.pairs:
+            mode = "stdio"
+        else:
+            mode = "outputs" if inputs.entry_point is not None and inputs.arguments else "program"
+        total_s = min(JUDGED_S, question.limits.timeout_s) if mode == "outputs" else question.limits.timeout_s
+        payload = {
+            "mode": mode,
+            "language": program.language,
+            "entry_point": inputs.entry_point,
+            "inputs": list(inputs.arguments),
+            "wraps": list(inputs.wraps),
+            "per_call_s": CALL_S,
+            "total_s": total_s,
+            "tests": list(question.tests),
+            "pairs": list(question.pairs),
+        }
+        # The judge ends a program after twice the time by the clock, and needs some to tell of it.
+        limits = self._limits(total_s)
+        limits = limits._replace(wall_s=2 * total_s + SPARE_S, cpu_s=limits.cpu_s + 1)
+        return Job(program.language, program.code, "judge", json.dumps(payload).encode(), limits)
+
+    def _limits(self, wall_s: float) -> Limits:
+        asked = self._question.limits
+        return Limits(
+            wall_s=wall_s, cpu_s=max(1.0, math.ceil(wall_s * asked.cpu_share)), memory_bytes=asked.memory_bytes
+        )
+
+    # --- waiting ---------------------------------------------------------------------------------------------------
+
+    def _run(
+        self, jobs: Sequence[tuple[Any, Job, Callable[[Run], Any]]], until_s: float
+    ) -> Steps[dict[Any, tuple[Run, Any]]]:
+        """The run of each job, and what is read of it; those that have not ended by then are killed, and missing."""
+        tickets: dict[Any, Ticket] = {}
+        done: dict[Any, tuple[Run, Any]] = {}
+
+        def note(key: Any, run: Run, report: Any) -> None:
+            done[key] = run, report
+            self.notes.append(RunNote(run.isolation, _result(run), run.seconds))
+
+        for key, job, read in jobs:
+            ticket = tickets[key] = self._sandbox.submit(job, _Reader(self._mailbox, note, key, read))
+            self._tickets.add(ticket)
+        try:
+            while len(done) < len(tickets) and time.monotonic() < until_s:
+                yield from self._mailbox.wait(until_s)
+        finally:
+            for ticket in tickets.values():
+                ticket.cancel()
+                self._tickets.discard(ticket)
+        return done
+
+
+class _Reader:
+    """Reads a run where it has ended, on a thread of the sandbox."""
+
+    def __init__(
+        self, mailbox: Mailbox, note: Callable[[Any, Run, Any], None], key: Any, read: Callable[[Run], Any]
+    ) -> None:
+        self._mailbox = mailbox
+        self._note = note
+        self._key = key
+        self._read = read
+
+    def __call__(self, run: Run) -> None:
+        self._mailbox.put(functools.partial(self._note, self._key, run, self._read(run)))
+
+
+def _result(run: Run) -> str:
+    if run.reason == "setup":
+        return run.error if run.error in (UNAVAILABLE, "cancelled") else "setup"
+    return "ok" if run.reason == "exit" and run.exit_code == 0 else run.reason
+
+
+def _nothing_of(run: Run) -> None:
+    return None
+
+
+def _report_of(run: Run) -> Optional[dict[str, Any]]:
+    """The report of a harness; None: it has given none."""
+    try:
+        report = json.loads(run.report) if run.report else None
+    except (ValueError, RecursionError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
+def _inputs_of(report: dict[str, Any]) -> Inputs:
+    """What a harness has made. (It is ours, but what it has read is not: nothing of it is taken on trust.)"""
+    name = report.get("entry_point")
+    if not isinstance(name, str):
+        return Inputs(None)  # there is nothing to call
+    rows = report.get("inputs") or ()
+    return Inputs(
+        name,
+        tuple(str(row["args"]) for row in rows),
+        tuple(int(row["tier"]) for row in rows),
+        tuple(None if row.get("expected") is None else str(row["expected"]) for row in rows),
+        tuple(_frozen(row.get("wrap")) for row in rows),
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def judged_of(run: Optional[Run], report: Optional[dict[str, Any]]) -> Judged:
+    """What a run of the judge has shown. None: it has not ended in time, or has told nothing."""
+    if run is None:
+        return Judged(None, None, 0, "it did not end in time")
+    if run.reason == "setup":
+        return Judged(None, None, 0, run.error or UNAVAILABLE, unavailable=True)
+    if report is None:
+        return Judged(None, None, 0, _ended(run))
+    error = report.get("error")
+    text = None
+    if isinstance(error, dict):
+        text = f"{error.get('kind')} error: {error.get('text')}"[:SHOWN_CHARS]
+    keys = report.get("keys")
+    total = report.get("total")
+    passed = report.get("passed")
+    failures = report.get("failures")
+    if text is None and isinstance(failures, list) and failures:
+        first = failures[0]
+        said = first.get("text") if isinstance(first, dict) else first
+        text = f"{len(failures)} of {total} tests failed; the first: {said}"[:SHOWN_CHARS]
+    return Judged(
+        tuple(map(str, keys)) if isinstance(keys, list) and keys else None,
+        passed if type(passed) is int else None,
+        total if type(total) is int else 0,
+        text,
+    )
+
+
+def _ended(run: Run) -> str:
+    why = {
+        "wall": "it did not end in time",
+        "cpu": "it used too much CPU time",
+        "memory": "it used too much memory",
+        "output": "it printed too much",
+    }
+    said = run.stderr[-SHOWN_CHARS:].decode("utf-8", "replace")
+    return why.get(run.reason, f"it ended with status {run.exit_code} {said}".rstrip())
