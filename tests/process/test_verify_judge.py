@@ -238,7 +238,7 @@ class OutputsTest(JudgeTest):
         )
         self.assertEqual(self.keys(code, "[1]", "[2]", "[3]"), ["1", "2", "3"])
         size = Path("printed").stat().st_size
-        self.assertTrue(1000 < size <= 25_000, size)
+        self.assertTrue(1000 < size < 50_000, size)  # of 300 KB; whoever else writes there in this process included
 
     def test_stdin_is_empty(self) -> None:
         self.assertEqual(self.keys("import sys\ndef f(): return sys.stdin.read()", "[]"), ["s''"])
