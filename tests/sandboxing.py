@@ -128,7 +128,7 @@ class Jailed(unittest.TestCase):
         self.assertEqual(list(Path(tempfile.gettempdir()).glob("gateway-job-*")), [])
 
     def limits(self, **limits: Any) -> Limits:
-        defaults: dict[str, Any] = {"wall_s": 8.0, "cpu_s": 4.0, "memory_bytes": (384 if PYPY else 128) * MIB}
+        defaults: dict[str, Any] = {"wall_s": 40.0, "cpu_s": 4.0, "memory_bytes": (384 if PYPY else 128) * MIB}
         return Limits(**{**defaults, **limits})
 
     def job(self, code: str, language: str = "python", harness: str = "", payload: bytes = b"", **limits: Any) -> Run:

@@ -24,8 +24,8 @@ from gateway.verify.sandbox.sandbox import Sandbox, Ticket
 
 JUDGED_S = 2.0  # of CPU and of wall time, for all calls of one candidate
 CALL_S = 0.1
-SPARE_S = 3.0  # for starting and reporting, behind that
-INPUTS_S = 4.0  # for making inputs
+SPARE_S = 10.0  # of the clock, for starting and reporting where others want the processors, too
+INPUTS_S = 5.0  # of CPU time, for making inputs
 SHOWN_CHARS = 2000
 SEED = 7  # the same question gets the same inputs
 UNAVAILABLE = "isolation_unavailable"
@@ -101,7 +101,7 @@ class Runs:
             "seed": SEED,
             "language": programs[0].language,
         }
-        limits = Limits(wall_s=INPUTS_S, cpu_s=INPUTS_S, memory_bytes=self._question.limits.memory_bytes)
+        limits = Limits(wall_s=INPUTS_S + SPARE_S, cpu_s=INPUTS_S, memory_bytes=self._question.limits.memory_bytes)
         job = Job("python", "", "generate", json.dumps(payload).encode(), limits)
         _, report = (yield from self._run([(key, job, _report_of)], until_s)).get(key) or (None, None)
         made = Inputs(question.entry_point) if report is None else _inputs_of(report)
