@@ -35,6 +35,7 @@ class Part(Asked):
         self.call = call
         self.priority = call.priority
         self.part_of = whole.request_id
+        self._whole = whole
         self._task: Optional[_PartTask] = _PartTask(self, parts, done)
         self._loop = parts.loop
 
@@ -57,6 +58,11 @@ class Part(Asked):
             call.cancel()
         self._loop.soon(self._give_up)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the gateway's end has ended it, or what it is a part of."""
+        return self.cut or bool(getattr(self._whole, "cut", False))
+
     def cut_off(self) -> None:
         self.cut = True
         self.cancel()
@@ -64,7 +70,7 @@ class Part(Asked):
     def _give_up(self, events: int) -> None:
         task = self._task
         if task is not None and self.queued and not self.needed:
-            task.give_up(shutting_down() if self.cut else ClientGone())
+            task.give_up(shutting_down() if self.is_cut else ClientGone())
 
     def queue_timeout(self, events: int) -> None:
         """It has waited for a place for as long as a request may."""
@@ -104,7 +110,7 @@ class _PartTask(Task):
         del self._steps
         answer = value if isinstance(value, Answer) else None
         part.answered = True
-        if part.cut and isinstance(error, ClientGone):
+        if part.is_cut and isinstance(error, ClientGone):
             error = shutting_down()
         if error is not None and not isinstance(error, GatewayError):
             error = pipeline.internal_error(error, part.request_id)

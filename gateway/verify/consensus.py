@@ -15,6 +15,7 @@ from gateway.verify.harness.keys import comparable, is_error, matches
 NEAR_TIER = 2  # inputs up to this tier are such as the task is about
 EXAMPLE_TIER = 0
 DISSENT_FORGIVEN_FROM = 5  # members
+AGREEING_MIN = 2  # one alone agrees with nobody
 
 
 class Candidate(NamedTuple):
@@ -79,6 +80,7 @@ def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_fa
     majority = 2 * len(chosen) > members and families >= min_families
     verified = (
         majority  # (which a tie leaves to nobody)
+        and len(chosen) >= AGREEING_MIN
         and best == len(examples) > 0  # something was executed that could have failed, and nothing did
         and dissent <= (1 if members >= DISSENT_FORGIVEN_FROM else 0)
     )

@@ -234,13 +234,13 @@ def _full(code: str, lines: Sequence[str], language: str, defined: frozenset[str
     if language != "python":
         return set(defined), set() if _ELIDED.search(code) else set(defined)
     methods, full = set(defined), set(defined)
-    for at, line in enumerate(lines):
-        found = _DEF.match(line)
-        if found:
-            methods.add(found[1])
-            full.discard(found[1])
-            if _has_body(lines[at : at + _LOOKED_AHEAD]):
-                full.add(found[1])
+    heads = [(at, found[1]) for at, found in enumerate(map(_DEF.match, lines)) if found]
+    ends = [at + 1 for at, _ in heads[1:]] + [len(lines)]  # with the next definition's line, so that all is read twice
+    for (at, name), end in zip(heads, ends):
+        methods.add(name)
+        full.discard(name)
+        if _has_body(lines[at : min(end, at + _LOOKED_AHEAD)]):
+            full.add(name)
     return methods, set() if _ELIDED.search(code) else full
 
 

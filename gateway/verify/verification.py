@@ -8,6 +8,7 @@ Whatever ends it, `finally` cancels the members that have not answered and kills
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
@@ -19,7 +20,7 @@ from gateway.verify.blocks import CodeBlock, bare_code, code_blocks, without_thi
 from gateway.verify.consensus import Candidate, Decision
 from gateway.verify.execution import Inputs, Judged, Runs
 from gateway.verify.finals import groups_of
-from gateway.verify.harness.keys import error_key, is_error, matches
+from gateway.verify.harness.keys import error_key, is_error, key_of, matches
 from gateway.verify.judging import groups_said, judge_messages
 from gateway.verify.panel import Panel, Voice
 from gateway.verify.programs import Program, program_of
@@ -28,7 +29,9 @@ from gateway.verify.sandbox.job import Run
 from gateway.verify.sandbox.sandbox import Sandbox
 
 RUNS_S = 60.0  # that programs may take and wait for their turn, beyond their own limit, when all members have answered
-LARGE_CHARS = 65_536  # to look for code in more, or to compare so much, takes a while
+LARGE_CHARS = 16_384  # of answers: to look for code in more takes a while
+READ_CHARS_MAX = 131_072  # of an answer: code behind that is not looked for
+SILENT = (key_of(("", 0)),)  # of a program that ended well, and printed nothing
 REPAIR = (
     "Your program was run, and failed:\n\n{error}\n\n"
     "Correct it. Answer with the whole corrected program in one code block, without anything else."
@@ -86,7 +89,7 @@ class Verification:
                 yield from panel.gather(functools.partial(self._may_decide, seen))
                 seen = panel.answers
                 decision = yield from self._decide()
-                if self._is_settled(decision):
+                if panel.answers == seen and self._is_settled(decision):
                     break
                 if any(not voice.over for voice in panel.voices) or panel.answers > seen or self._heal():
                     continue
@@ -112,12 +115,13 @@ class Verification:
         is compared, all are waited for."""
         if self._panel.answers <= seen or not self._question.verify:
             return False
-        return 2 * sum(voice.text is not None for voice in self._panel.voices) > len(self._panel.voices)
+        return 2 * sum(voice.text is not None for voice in self._panel.voices) > len(self._question.members)
 
     # --- deciding --------------------------------------------------------------------------------------------------
 
     def _decide(self) -> Steps[Decision]:
         question, voices = self._question, self._panel.voices
+        self._judged = {}
         yield from self._read()
         writers = [v for v in voices if v.text is not None and self._readings[v.index].program is not None]
         families = [voice.member.family for voice in voices]
@@ -125,33 +129,38 @@ class Verification:
         texts = [None if v.text is None else self._readings[v.index].text for v in voices]
         if question.execute and question.verify and writers:
             candidates = yield from self._judge(writers)
-            if any(not self._judged[voice.index].unavailable for voice in writers):
+            shows = [one for one in candidates if one.keys != SILENT]
+            ran = any(not self._judged[voice.index].unavailable for voice in writers)
+            if ran and shows:  # programs that print nothing, and have nothing to be called, cannot be told apart
                 inputs = self._inputs
                 assert inputs is not None
                 shape = consensus.Inputs(inputs.tiers or (0,), inputs.expected or (None,))
-                return consensus.decide(candidates, shape, len(voices), question.min_families)
+                return consensus.decide(shows, shape, len(question.members), question.min_families)
         if sum(len(text) for text in texts if text is not None) > LARGE_CHARS:
             yield ASIDE
-        return consensus.decide_texts(groups_of(texts), families, len(voices), question.min_families)
+        return consensus.decide_texts(groups_of(texts), families, len(question.members), question.min_families)
 
     def _read(self) -> Steps[None]:
         """Look for code in what has come."""
+        unread_chars = 0
         for voice in self._panel.voices:
             if voice.text is None or self._read_answers.get(voice.index) == voice.answers:
                 continue
-            if len(voice.text) > LARGE_CHARS:
+            unread_chars += len(voice.text)
+            if unread_chars > LARGE_CHARS:
                 yield ASIDE
             self._readings[voice.index] = read(voice.text, self._entry_point)
             self._read_answers[voice.index] = voice.answers
 
     def _judge(self, writers: Sequence[Voice]) -> Steps[list[Candidate]]:
-        self._judged = {}
         programs = [self._program(voice) for voice in writers]
         answers = [self._readings[voice.index].text for voice in writers]
         until_s = self._runs_until_s()
         inputs = self._inputs = yield from self.runs.inputs(programs, answers, until_s)
         if inputs.entry_point is not None and inputs.entry_point != self._entry_point:
             self._entry_point = inputs.entry_point  # now that it is known, what answers consist of is seen better
+            if sum(map(len, answers)) > LARGE_CHARS:
+                yield ASIDE
             for voice in writers:
                 reading = self._readings[voice.index]
                 program = program_of(reading.blocks, inputs.entry_point)
@@ -190,7 +199,7 @@ class Verification:
         if groups is None:
             return decision
         families = [voice.member.family for voice in self._panel.voices]
-        decided = consensus.decide_texts(groups, families, len(texts), question.min_families)
+        decided = consensus.decide_texts(groups, families, len(question.members), question.min_families)
         return decided._replace(details={**decided.details, "judge": question.judge.model})
 
     def _is_settled(self, decision: Decision) -> bool:
@@ -264,6 +273,9 @@ def _tested(judged: Judged) -> Optional[tuple[str, ...]]:
 
 def read(text: str, entry_point: Optional[str]) -> Reading:
     """What an answer says: its code, and what that makes."""
+    if len(text) > READ_CHARS_MAX:  # and of what it says, nothing but that it is the same
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        text = f"{text[:READ_CHARS_MAX]}\n\n{digest}"
     said = without_thinking(text)
     blocks = code_blocks(text)
     if not blocks:

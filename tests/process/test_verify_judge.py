@@ -569,6 +569,19 @@ class TestsTest(JudgeTest):
         self.assertPasses(code, "x = [[3], [1]]\ninner = x[1]\nf(x)\nassert x == [[1, 7], [3]]")
         self.assertPasses(code, "d, s = {}, {1}\ng(d, s=s)\nassert d == {'k': 1} and s == {1, 2}")
 
+    def test_an_object_of_the_tests_that_comes_back_is_not_asked_whether_it_is_a_number(self) -> None:
+        tree = (
+            "class TreeNode:\n    def __init__(self, *parts): pass\n    def __eq__(self, other): return True\n"
+            "def depth(root): return root"
+        )
+        self.assertIsNotNone(self.why(tree, "assert depth(TreeNode(1, TreeNode(2))) == 2"))
+        own = "class Solution:\n    def __eq__(self, other): return True\n    def add(self, a, b): return self"
+        self.assertIsNotNone(self.why(own, "assert Solution().add(1, 2) == 3"))
+
+    def test_a_program_cannot_end_the_loop_of_a_test(self) -> None:
+        code = "def f(*args): raise StopIteration"
+        self.assertIsNotNone(self.why(code, "assert all(map(lambda case: f(*case[0]) == case[1], [((1,), 2)]))"))
+
     def test_objects_of_the_programs_classes_work_as_they_would_there(self) -> None:
         code = (
             "import dataclasses, collections, enum\n"
@@ -601,7 +614,7 @@ class TestsTest(JudgeTest):
             "assert Money(3) * 2 == 6 and len(Money(3)) == 3 and bool(Money(0)) is False",
             "with Money(3) as m:\n    assert m.n == 3\nassert m.n == 0",
             "assert pair() == (1, 2) and pair().a == 1 and (1, 2) == pair()",
-            "assert red() is Color.RED and red() == Color.RED and Color(1) is red()",
+            "assert red() is Color.RED and red() == Color.RED and Color(1) == red()",
             "assert total(Node(1, Node(2))) == 3",
             (
                 "class Node:\n"

@@ -29,6 +29,11 @@ class VerifiedTest(unittest.TestCase):
         self.assertEqual((made.chosen, made.verified, made.strategy, made.agreement), (0, True, "consensus", 1.0))
         self.assertEqual(made.groups, [[0, 1, 2]])
 
+    def test_one_alone_agrees_with_nobody(self) -> None:
+        keys = ("i1", "i2")
+        only = decide([Candidate(0, "a", keys)], Inputs((0, 2), ("i1", None)), 1)
+        self.assertEqual((only.verified, only.chosen), (False, 0))
+
     def test_two_of_three_are_verified_when_the_third_fails_an_example(self) -> None:
         made = decision(FAILING, RIGHT, RIGHT)
         self.assertEqual((made.chosen, made.verified), (1, True))

@@ -169,7 +169,12 @@ def command(kind: str, code: str) -> list[str]:
     """What runs or checks a program of another language: the program as a file in the current directory."""
     language, _, what = kind.partition(" ")
     if kind == "javascript calls":
-        return [found("node"), f"--max-old-space-size={NODE_MEMORY_MB}", "-e", NODE_PROGRAM]
+        return [
+            found("node"),
+            f"--max-old-space-size={NODE_MEMORY_MB}",
+            "-e",
+            f"(() => {{{NODE_PROGRAM}}})();",
+        ]  # names of its own
     module = any(line.startswith(("import ", "import{", "export ")) for line in code.splitlines())
     name = "main.sh" if language == "bash" else "main.mjs" if module else "main.js"
     with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:

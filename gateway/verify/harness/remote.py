@@ -52,6 +52,12 @@ class Remote:
         object.__setattr__(self, "_judge_made", False)
         object.__setattr__(self, "_judge_maker", False)
 
+    def _judge_as_made(self) -> Remote:
+        """The same object as who made it has it: whoever gives it back otherwise gives one that nobody asks."""
+        made = Remote(self._judge_link, self._judge_number, self._judge_name, self._judge_what)
+        object.__setattr__(made, "_judge_made", True)
+        return made
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._judge_link.call(self, args, kwargs)
 
@@ -108,11 +114,11 @@ class Link:
     def __init__(self, talk: Callable[[list[Any]], list[Any]], entry_point: Optional[str]) -> None:
         self.broken = ""  # why the process is of no more use
         self.calls = 0
+        self._remotes: dict[int, Remote] = {}
         self.last = ""  # the last call and what it gave, for people
         self.failed_within: Optional[AssertionError] = None  # in a function of the test's that the program called
         self._talk, self._entry_point = talk, entry_point
         self._functions: list[Callable[..., Any]] = []
-        self._remotes: dict[int, Remote] = {}
         self._exceptions: dict[int, type[BaseException]] = {}
 
     def names(self) -> dict[str, Any]:
@@ -165,7 +171,7 @@ class Link:
             raise
         if type(value) is Remote:
             if target._judge_maker:
-                object.__setattr__(value, "_judge_made", True)
+                value = value._judge_as_made()
             self.last = f"{target._judge_name}({shown}) gave an object of its own, a {value._judge_name}"
         else:
             self.last = f"{target._judge_name}({shown}) gave {reprlib.repr(value)}"
@@ -176,9 +182,7 @@ class Link:
         based = one._judge_what == "base"
         if type(other) is Remote or (one._judge_made and not (based and name in COMPARISONS)):
             value = self.ask(name, ordered)
-            if type(value) is Remote and one._judge_made:
-                object.__setattr__(value, "_judge_made", True)
-            return value
+            return value._judge_as_made() if type(value) is Remote and one._judge_made else value
         if based:
             plain = self.ask("base", (one,))
             if type(plain) is not Remote:
@@ -203,6 +207,8 @@ class Link:
         except NONSENSE:
             self._spoil()
         if said[0] == "raised":
+            if type(value) is StopIteration and what != "__next__":  # it would end the test's own loop (PEP 479)
+                raise RuntimeError("the program raised StopIteration")
             raise value
         return value
 

@@ -93,9 +93,9 @@ def work(ends: Ends, ready_w: int, walls: Walls) -> NoReturn:
         main = prepare_python()
         if walls.parked:  # the faults of copy on write are taken now
             exec(compile(WARM_UP, "main.py", "exec", dont_inherit=True), {})
-        with open(ends.job_r, "rb") as file:
-            header = json.loads(file.readline())
-            code, source, payload = (file.read(header[part]) for part in ("code", "source", "payload"))
+        header = json.loads(read_line(ends.job_r))
+        code, source, payload = (read_exactly(ends.job_r, header[part]) for part in ("code", "source", "payload"))
+        os.close(ends.job_r)
         harness = find_harness(header["harness"], source, walls)
         argv = [] if harness or header["language"] == "python" else command(header["language"], code, header["limits"])
         os.dup2(ends.out_w, 1), os.dup2(ends.err_w, 2)
@@ -134,6 +134,27 @@ def settle(walls: Walls) -> None:
         os.dup2(null, fd)
     with contextlib.suppress(AttributeError):
         libc.mallopt(M_ARENA_MAX, 2)  # each thread's own 64 MiB of address space would be its limit's end
+
+
+def read_line(fd: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(fd, 1) or b"\n"
+    return line
+
+
+def read_exactly(fd: int, count: int) -> bytes:
+    """So many bytes, of which this process keeps no other copy: what a harness wipes out is gone."""
+    buffer = bytearray(count)
+    view, got = memoryview(buffer), 0
+    while got < count:
+        some = os.readv(fd, [view[got:]])
+        if not some:
+            raise OSError("the job is cut short")
+        got += some
+    data = bytes(buffer)
+    view[:] = bytes(count)
+    return data
 
 
 def find_harness(name: str, source: bytes, walls: Walls) -> Optional[Harness]:
