@@ -65,6 +65,9 @@ class Voice:
         self.answers = 0  # that it has given
         self.heals = 0  # that it was asked for
         self.healed = False  # its answer is a repaired one
+        self.before: Optional[tuple[Optional[Answer], str]] = (
+            None  # what it said before, until the repair has been read
+        )
         self.cancel: Callable[[], None] = _nothing
 
 
@@ -164,6 +167,13 @@ class Panel:
             voice.cancel()
         return voice.text
 
+    @staticmethod
+    def take_back(voice: Voice) -> None:
+        """What a member was asked to repair is what it has said: its last answer repairs nothing."""
+        if voice.before is not None:
+            voice.answer, voice.text = voice.before
+            voice.healed = False
+
     @property
     def answers(self) -> int:
         """How many answers have come in all."""
@@ -188,6 +198,8 @@ class Panel:
         voice.latency_s += at_s - voice.began_s
         text = None if answer is None else text_of(answer)
         if text is not None:
+            if voice.text is not None:
+                voice.before = voice.answer, voice.text
             voice.healed = voice.text is not None
             voice.answer, voice.text, voice.error = answer, text, None
             voice.answers += 1

@@ -149,7 +149,12 @@ class Verification:
             unread_chars += len(voice.text)
             if unread_chars > LARGE_CHARS:
                 yield ASIDE
-            self._readings[voice.index] = read(voice.text, self._entry_point)
+            reading = read(voice.text, self._entry_point)
+            if voice.before is not None and reading.program is None:  # an excuse is no repair
+                self._panel.take_back(voice)
+            else:
+                self._readings[voice.index] = reading
+            voice.before = None
             self._read_answers[voice.index] = voice.answers
 
     def _judge(self, writers: Sequence[Voice]) -> Steps[list[Candidate]]:

@@ -249,6 +249,15 @@ class HealTest(VerificationCase):
         self.assertEqual([voice.healed for voice in verdict.voices], [True, False, False])
         self.assertEqual(len(verdict.voices), 3)
 
+    def test_an_excuse_is_no_repair(self) -> None:
+        running = self.begin(question("abc"), heals=1)
+        self.say(running, BROKEN, BROKEN, RIGHT)
+        self.say(running, "Sorry, I cannot help with that.", "Sorry, I cannot help with that.", start=3)
+        verdict = running.result
+        self.assertEqual([voice.text for voice in verdict.voices], [BROKEN, BROKEN, RIGHT])
+        self.assertFalse(any(voice.healed for voice in verdict.voices))
+        self.assertEqual((verdict.decision.chosen, verdict.decision.strategy), (2, "best_available"))
+
     def test_nobody_is_asked_a_third_time(self) -> None:
         running = self.begin(question("ab"), heals=1)
         self.say(running, BROKEN, BROKEN)
