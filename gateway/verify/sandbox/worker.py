@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import ctypes
 import json
 import linecache
 import math
@@ -145,15 +146,14 @@ def read_line(fd: int) -> bytes:
 
 def read_exactly(fd: int, count: int) -> bytes:
     """So many bytes, of which this process keeps no other copy: what a harness wipes out is gone."""
-    buffer = bytearray(count)
-    view, got = memoryview(buffer), 0
+    buffer, got = ctypes.create_string_buffer(count + 1), 0
     while got < count:
-        some = os.readv(fd, [view[got:]])
+        some = check(libc.read(fd, ctypes.byref(buffer, got), ctypes.c_size_t(count - got)), "read")
         if not some:
             raise OSError("the job is cut short")
         got += some
-    data = bytes(buffer)
-    view[:] = bytes(count)
+    data = ctypes.string_at(buffer, count)
+    ctypes.memset(buffer, 0, count)
     return data
 
 
