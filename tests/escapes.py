@@ -234,9 +234,11 @@ class EscapeCases(Jailed):
         scan = (
             f"decoy = {decoy!r}\nimport re, sys\nhits = set()\nfor line in open('/proc/self/maps'):\n"
             "    a, b = [int(x, 16) for x in line.split()[0].split('-')]\n"
-            "    if 'r' in line.split()[1] and b - a < 1 << 24:\n        try:\n"
+            "    if 'r' in line.split()[1] and b - a < 1 << 28:\n        try:\n"
             "            with open('/proc/self/mem', 'rb', 0) as f:\n                f.seek(a)\n"
-            "                hits.update(re.findall(rb'(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])', f.read(b - a)))\n"
+            "                for i in range(a, b, 1 << 20):\n"
+            "                    data = f.read(min(1 << 20, b - i))\n"
+            "                    hits.update(re.findall(rb'(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])', data))\n"
             "        except (OSError, ValueError, OverflowError, MemoryError): pass\n"
             "print(*[hit.decode() for hit in hits][:1500])"
         )
