@@ -60,6 +60,10 @@ def make_container() -> Container:
     return Container(HARNESSES, RUNTIME, IMAGE, spare=SPARE)
 
 
+def setUpModule() -> None:
+    """The classes run one after the other, in one process: each looks at all containers there are."""
+
+
 class Contained(Jailed):
     @classmethod
     def make_level(cls) -> Container:
