@@ -38,6 +38,7 @@ class RealSandboxTest(VerifiedTest):
         client = self.infer(running, **fields)
         for name, side in self.take("".join(texts)).items():
             answer(side, texts[name])
+        client.timeout_s = 90.0  # programs wait for their turn where others want the processors
         response = client.read_response()
         self.assertEqual(response.status, 200, response.body)
         self.assertEqual(running.log.getvalue().count("internal_error"), 0)
