@@ -208,6 +208,10 @@ class PlainCases(Jailed):
         )
         self.assertEqual(self.job(code).stdout, b"[0, 1, 4, 9]\n")
 
+    def test_it_stands_back_behind_who_else_wants_the_processors(self) -> None:
+        run = self.job("import os; print(os.getpriority(os.PRIO_PROCESS, 0))")
+        self.assertEqual(int(run.stdout), os.getpriority(os.PRIO_PROCESS, 0) + 10, run)
+
     def test_its_environment_directory_and_descriptors_are_its_own(self) -> None:
         with mock.patch.dict(os.environ, GATEWAY_SECRET=SECRET):
             said = self.attack(

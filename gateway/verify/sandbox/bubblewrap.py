@@ -7,7 +7,6 @@ needs user namespaces for it. What limits a job inside is the supervisor's.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -16,8 +15,8 @@ from typing import Optional
 
 from gateway.verify.sandbox.jails import CommandJail, CommandLevel, first_bytes, python_arguments
 from gateway.verify.sandbox.job import Limits
+from gateway.verify.sandbox.process import NOBODY, is_real_root
 
-NOBODY = 65534
 # What root's supervisor needs of root's rights: to make the job nobody's, to kill it, to see what memory it uses.
 KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_SYS_PTRACE")
 # Without --die-with-parent: a bwrap that is killed while it sets up leaves a child that waits for ever. What ends
@@ -33,16 +32,6 @@ SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives")
 SHARED_BYTES = 1 << 20
 PATIENCE_S = 5.0  # for a jail to end by itself, before it is killed
 DISK_BYTES = Limits().disk_bytes
-
-
-def is_real_root() -> bool:
-    """Return whether this is root of the whole machine, who can become anybody; not that of a user namespace."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return False
-    try:
-        return int(Path("/proc/self/uid_map").read_text().split()[2]) > NOBODY
-    except (OSError, ValueError, IndexError):
-        return False
 
 
 def interpreter() -> Path:

@@ -135,3 +135,15 @@ def proof(jail: Channel, python: str) -> Optional[str]:
     if run.reason == "exit" and run.exit_code == 0 and run.stdout == b"ok\n":
         return None
     return run.error or (run.stderr or run.stdout).decode("utf-8", "replace").strip()[-300:] or run.reason
+
+
+def proved(open_jail: Callable[[], Channel], python: str) -> Optional[str]:
+    """Why jails do not do what they are for, as `proof`, by one that is opened for it."""
+    try:
+        jail = open_jail()
+    except OSError as error:
+        return str(error)
+    try:
+        return proof(jail, python)
+    finally:
+        jail.close()

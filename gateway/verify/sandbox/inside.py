@@ -341,17 +341,23 @@ def _field_bytes(path: str, names: tuple[bytes, ...]) -> Optional[int]:
     return sum(found) if found else None
 
 
+def take_stdio() -> tuple[int, int]:
+    """Become a supervisor that is spoken to by stdin and stdout; gives the channel, which no job inherits there."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stand_back()
+    channel = os.dup(0), os.dup(1)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    return channel
+
+
 def serve_stdio(arguments: dict[str, Any]) -> None:
     """Serve the one job that comes by stdin. `arguments`: "work", the job's directory, empty; "uid", whom the worker
     becomes (null: nobody else); "sockets", whether it may make any; "remove", whether to remove the directory if the
     gateway has gone, which else does it."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stand_back()
-    channel_in, channel_out = os.dup(0), os.dup(1)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
+    channel_in, channel_out = take_stdio()
     walls = Walls(arguments["work"], arguments.get("uid"), arguments.get("sockets", True))
     if not supervise(channel_in, channel_out, walls) and arguments.get("remove"):
         import shutil

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from gateway.verify.sandbox.channel import Channel, proof
+from gateway.verify.sandbox.channel import Channel, proved
 from gateway.verify.sandbox.job import Limits
 from gateway.verify.sandbox.texts import inside_text
 
@@ -123,13 +123,9 @@ class NamespacesLevel:
             return "namespaces are Linux's"
         try:
             self.start()
-            jail = self.open()
-            try:
-                return proof(jail, PROOF)
-            finally:
-                jail.close()
         except OSError as error:
             return str(error)
+        return proved(self.open, PROOF)
 
     def start(self) -> None:
         """Start the zygote, if there is none, and park jails; raises OSError when there can be none."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
 
-from gateway.verify.sandbox.channel import Channel, proof
+from gateway.verify.sandbox.channel import Channel, proved
 from gateway.verify.sandbox.texts import inside_command
 
 NOBODY = 65534
@@ -33,7 +33,7 @@ class ProcessLevel:
 
     def __init__(self, source_by_harness: Mapping[str, str]) -> None:
         self._source_by_harness = source_by_harness
-        self._root = sys.platform.startswith("linux") and os.geteuid() == 0 and _nobody_is_known()
+        self._root = is_real_root()
         self._lock = threading.Lock()
         self._jails: set[Channel] = set()
         self._closed = False
@@ -43,14 +43,7 @@ class ProcessLevel:
             return "limits of processes are only known on Linux"
         if self._python() is None:
             return "the gateway is root, and no other user may read a Python that its programs could run on"
-        try:
-            jail = self.open()
-            try:
-                return proof(jail, PROOF)
-            finally:
-                jail.close()
-        except OSError as error:
-            return f"a process cannot be started: {error}"
+        return proved(self.open, PROOF)
 
     def open(self) -> Channel:
         python = self._python()
@@ -104,9 +97,15 @@ class ProcessLevel:
         return next((one for one in candidates if not self._root or _open_to_all(one)), None)
 
 
-def _nobody_is_known() -> bool:
-    """Whether this root has more users than itself: that of a container without privileges is an ordinary user."""
-    ranges = [[int(field) for field in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
+def is_real_root() -> bool:
+    """Whether this is root that can become nobody: that of a user namespace with no more users is an ordinary user."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        return False
+    try:
+        lines = Path("/proc/self/uid_map").read_text().splitlines()
+        ranges = [[int(field) for field in line.split()] for line in lines]
+    except (OSError, ValueError):
+        return False
     return any(first <= NOBODY < first + count for first, _, count in ranges)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 from typing import Any
 
-from gateway.verify.sandbox.inside import supervise
+from gateway.verify.sandbox.inside import supervise, take_stdio
 from gateway.verify.sandbox.kernel import NOBODY, PR_SET_DUMPABLE, become, check, new_user_namespace, prctl
 from gateway.verify.sandbox.worker import Walls
 
@@ -37,13 +35,7 @@ class StandingWalls(Walls):
 def serve_standing(arguments: dict[str, Any]) -> None:
     """Serve the one job that comes by stdin, then end this process. `arguments`: "as_root", whether this is root."""
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        channel_in, channel_out = os.dup(0), os.dup(1)
-        null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        supervise(channel_in, channel_out, StandingWalls(arguments["as_root"]))
+        supervise(*take_stdio(), StandingWalls(arguments["as_root"]))
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
