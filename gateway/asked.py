@@ -72,6 +72,7 @@ class Asked(Job):
     model = ""  # the configured one that it asks for, whatever alias it uses; where one engine serves all, the first
     restricted = False  # its caller may not use all models
     left = False  # the client has
+    cut = False  # by the gateway's own end
     enqueued_s = 0.0
     queue_s = 0.0
 

@@ -68,7 +68,6 @@ class Answering(Asked):
     error: Optional[str] = None
     ttft_s: Optional[float] = None
     logged_answer = b""
-    cut = False  # by the gateway's own end
 
     def __init__(
         self, pipeline: Pipeline, client: Client, client_address: str, head: RequestHead, accepted_s: float

@@ -7,7 +7,6 @@ connection stands behind it: who has begun it takes its answer, and cancels it. 
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any, Callable, Optional
 
@@ -19,14 +18,11 @@ from gateway.server.loop import Loop
 from gateway.server.report import event_of
 from gateway.server.task import Task
 from gateway.threads import Threads
-
-Done = Callable[[Optional[Answer], Optional[Exception]], None]
+from gateway.verify.panel import Done
 
 
 class Part(Asked):
     """A request that is made for another one."""
-
-    cut = False
 
     def __init__(self, whole: Asked, call: Call, parts: Parts, done: Done) -> None:
         super().__init__(whole.head, whole.client_address, call.request_id, time.monotonic())
@@ -61,7 +57,7 @@ class Part(Asked):
     @property
     def is_cut(self) -> bool:
         """Whether the gateway's end has ended it, or what it is a part of."""
-        return self.cut or bool(getattr(self._whole, "cut", False))
+        return self.cut or self._whole.cut
 
     def cut_off(self) -> None:
         self.cut = True
@@ -144,9 +140,5 @@ class Parts:
     def begin(self, asked: Asked, call: Call, done: Done) -> Callable[[], None]:
         """Ask for a call; see `verify.panel.Begin`."""
         part = Part(asked, call, self, done)
-        self.loop.soon(functools.partial(_begin, part))
+        self.loop.soon(part.begin)
         return part.cancel
-
-
-def _begin(part: Part, events: int) -> None:
-    part.begin(events)

@@ -32,7 +32,7 @@ RENDERING_SHARE = 0.25
 RENDERED_AT_ONCE_S = 0.25
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
-MODELS_AGAIN = "/api/v1/models"
+MODELS = ("/v1/models", "/api/v1/models")
 ALWAYS_OPEN = ("/healthz", "/readyz")
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
 COUNT_LOOKS = 20  # then it is shown as it is
@@ -121,9 +121,7 @@ class Routes:
             if reply is not None:
                 return reply
         handler = self._gets.get(path)
-        if handler is None and path == MODELS_AGAIN:
-            handler = functools.partial(self._models, exchange)
-        if handler is None and (path == "/v1/models" or (path.startswith("/v1/models/") and path != "/v1/models/")):
+        if handler is None and (path in MODELS or (path.startswith("/v1/models/") and path != "/v1/models/")):
             handler = functools.partial(self._models, exchange)
         if handler is None and path not in PATHS and path != "*":
             raise self._lost_paths.not_found(path)
@@ -155,7 +153,7 @@ class Routes:
 
     def _endpoints(self) -> dict[str, str]:
         """Every path with the methods it is for."""
-        gets = ("/v1/models", "/v1/models/{id}", MODELS_AGAIN, *self._gets)
+        gets = (*MODELS, "/v1/models/{id}", *self._gets)
         return {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
 
     def _healthz(self, head: RequestHead) -> Reply:
@@ -206,7 +204,7 @@ class Routes:
         assert identity is not None  # these paths are not open
         router = self._pipeline.factory.router
         listed = {one.id: one.max_model_len for one in router.listed()}
-        if head.path in ("/v1/models", MODELS_AGAIN):
+        if head.path in MODELS:
             entries = [self._entry(name, listed, identity) for name in listed or router.names()]
             return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
         name = urllib.parse.unquote(head.path[len("/v1/models/") :])

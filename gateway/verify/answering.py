@@ -9,10 +9,11 @@ from datetime import datetime, timezone
 from typing import Any, Optional
 
 from gateway.clock import unix_s
-from gateway.verify.execution import UNAVAILABLE, Runs
+from gateway.verify.execution import Runs
 from gateway.verify.harness.keys import is_error
 from gateway.verify.panel import Voice
 from gateway.verify.sandbox.job import Run
+from gateway.verify.sandbox.sandbox import UNAVAILABLE
 from gateway.verify.verification import Verdict, described
 
 ABSTAINED = "abstained"
@@ -52,10 +53,7 @@ def verification_of(verdict: Verdict, strategy: Optional[str] = None) -> dict[st
 
 def has_consensus(verdict: Verdict) -> bool:
     """Whether a strict majority of all members agrees, or a program passes the tests."""
-    decision = verdict.decision
-    if decision.strategy == "tests_passed":
-        return True
-    return decision.strategy in ("consensus", "majority") and 2 * decision.agreement > 1
+    return verdict.decision.agrees or verdict.decision.strategy == "tests_passed"
 
 
 def _gave_something(keys: Optional[tuple[str, ...]]) -> bool:

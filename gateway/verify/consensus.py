@@ -53,6 +53,11 @@ class Decision(NamedTuple):
     groups: list[list[int]]
     details: dict[str, object]
 
+    @property
+    def agrees(self) -> bool:
+        """Whether a strict majority of all members says the same."""
+        return self.strategy in ("consensus", "majority")
+
 
 def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_families: int = 1) -> Decision:
     """Returns the decision on programs.

@@ -20,7 +20,8 @@ from gateway.verify.panel import Mailbox
 from gateway.verify.programs import Program
 from gateway.verify.question import Question
 from gateway.verify.sandbox.job import Job, Limits, Run
-from gateway.verify.sandbox.sandbox import Sandbox, Ticket
+from gateway.verify.sandbox.levels import CANCELLED
+from gateway.verify.sandbox.sandbox import UNAVAILABLE, Sandbox, Ticket
 
 JUDGED_S = 2.0  # of CPU and of wall time, for all calls of one candidate
 CALL_S = 0.1
@@ -28,7 +29,6 @@ SPARE_S = 10.0  # of the clock, for starting and reporting where others want the
 INPUTS_S = 5.0  # of CPU time, for making inputs
 SHOWN_CHARS = 2000
 SEED = 7  # the same question gets the same inputs
-UNAVAILABLE = "isolation_unavailable"
 
 
 class Inputs(NamedTuple):
@@ -63,24 +63,15 @@ class RunNote(NamedTuple):
 
 
 class Runs:
-    """The runs of one request. `make_job`s are handed to the sandbox, results are read by `wait`."""
+    """The runs of one request. Jobs are handed to the sandbox, which reads what they report where they end."""
 
     def __init__(self, sandbox: Sandbox, mailbox: Mailbox, question: Question) -> None:
         self._sandbox = sandbox
         self._mailbox = mailbox
         self._question = question
-        self._tickets: set[Ticket] = set()
         self._judged: dict[tuple[Program, Inputs], Judged] = {}
-        self._shown: dict[Program, Run] = {}
         self._made: dict[tuple[object, ...], Inputs] = {}
-        self._answered: dict[object, Any] = {}
         self.notes: list[RunNote] = []
-
-    def close(self) -> None:
-        """Nobody waits for any of it: what runs is killed."""
-        for ticket in self._tickets:
-            ticket.cancel()
-        self._tickets.clear()
 
     # --- what is run -----------------------------------------------------------------------------------------------
 
@@ -120,12 +111,10 @@ class Runs:
 
     def show(self, programs: Sequence[Program], until_s: float) -> Steps[dict[Program, Run]]:
         """Each program run by itself, for what it prints."""
-        missing = [program for program in dict.fromkeys(programs) if program not in self._shown]
         limits = self._limits(self._question.limits.timeout_s)
-        jobs = [(p, Job(p.language, p.code, limits=limits), _nothing_of) for p in missing]
+        jobs = [(p, Job(p.language, p.code, limits=limits), _nothing_of) for p in dict.fromkeys(programs)]
         done = yield from self._run(jobs, until_s)
-        self._shown.update({program: run for program, (run, _) in done.items()})
-        return self._shown
+        return {program: run for program, (run, _) in done.items()}
 
     def _judge_job(self, program: Program, inputs: Inputs) -> Job:
         question = self._question
@@ -164,44 +153,30 @@ class Runs:
         self, jobs: Sequence[tuple[Any, Job, Callable[[Run], Any]]], until_s: float
     ) -> Steps[dict[Any, tuple[Run, Any]]]:
         """The run of each job, and what is read of it; those that have not ended by then are killed, and missing."""
-        tickets: dict[Any, Ticket] = {}
+        tickets: list[Ticket] = []
         done: dict[Any, tuple[Run, Any]] = {}
 
         def note(key: Any, run: Run, report: Any) -> None:
             done[key] = run, report
             self.notes.append(RunNote(run.isolation, _result(run), run.seconds))
 
-        for key, job, read in jobs:
-            ticket = tickets[key] = self._sandbox.submit(job, _Reader(self._mailbox, note, key, read))
-            self._tickets.add(ticket)
+        def ended(key: Any, read: Callable[[Run], Any], run: Run) -> None:  # on a thread of the sandbox
+            self._mailbox.put(functools.partial(note, key, run, read(run)))
+
         try:
+            for key, job, read in jobs:
+                tickets.append(self._sandbox.submit(job, functools.partial(ended, key, read)))
             while len(done) < len(tickets) and time.monotonic() < until_s:
                 yield from self._mailbox.wait(until_s)
         finally:
-            for ticket in tickets.values():
+            for ticket in tickets:
                 ticket.cancel()
-                self._tickets.discard(ticket)
         return done
-
-
-class _Reader:
-    """Reads a run where it has ended, on a thread of the sandbox."""
-
-    def __init__(
-        self, mailbox: Mailbox, note: Callable[[Any, Run, Any], None], key: Any, read: Callable[[Run], Any]
-    ) -> None:
-        self._mailbox = mailbox
-        self._note = note
-        self._key = key
-        self._read = read
-
-    def __call__(self, run: Run) -> None:
-        self._mailbox.put(functools.partial(self._note, self._key, run, self._read(run)))
 
 
 def _result(run: Run) -> str:
     if run.reason == "setup":
-        return run.error if run.error in (UNAVAILABLE, "cancelled") else "setup"
+        return run.error if run.error in (UNAVAILABLE, CANCELLED) else "setup"
     return "ok" if run.reason == "exit" and run.exit_code == 0 else run.reason
 
 

@@ -65,10 +65,15 @@ class Voice:
         self.answers = 0  # that it has given
         self.heals = 0  # that it was asked for
         self.healed = False  # its answer is a repaired one
-        self.before: Optional[tuple[Optional[Answer], str]] = (
-            None  # what it said before, until the repair has been read
-        )
+        # What it said before, until the repair has been read.
+        self.before: Optional[tuple[Optional[Answer], str]] = None
         self.cancel: Callable[[], None] = _nothing
+
+    def take_back(self) -> None:
+        """What it was asked to repair is what it has said: its last answer repairs nothing."""
+        if self.before is not None:
+            self.answer, self.text = self.before
+            self.healed = False
 
 
 class Mailbox:
@@ -122,7 +127,7 @@ class Panel:
         self._asked = asked
         self._begin = begin
         self._make_call = make_call
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self.mailbox = Mailbox(asked)
         self.voices: list[Voice] = []
         self.calls: list[Call] = []
@@ -152,7 +157,7 @@ class Panel:
     def gather(self, enough: Callable[[], bool]) -> Steps[None]:
         """Wait until all have answered, or it is enough, or the time is over. Raises ClientGone."""
         while any(not voice.over for voice in self.voices) and not enough():
-            if not (yield from self.mailbox.wait(self._deadline_s)):
+            if not (yield from self.mailbox.wait(self.deadline_s)):
                 for voice in self.voices:
                     self._end(voice, GatewayError("gateway_timeout", "the model has not answered in time"))
 
@@ -161,18 +166,11 @@ class Panel:
         voice = Voice(len(self.voices), member)
         self.ask(voice, messages)
         try:
-            while not voice.over and (yield from self.mailbox.wait(self._deadline_s)):
+            while not voice.over and (yield from self.mailbox.wait(self.deadline_s)):
                 pass
         finally:
             voice.cancel()
         return voice.text
-
-    @staticmethod
-    def take_back(voice: Voice) -> None:
-        """What a member was asked to repair is what it has said: its last answer repairs nothing."""
-        if voice.before is not None:
-            voice.answer, voice.text = voice.before
-            voice.healed = False
 
     @property
     def answers(self) -> int:
@@ -182,7 +180,7 @@ class Panel:
     @property
     def is_late(self) -> bool:
         """Whether nobody is to be asked any more."""
-        return time.monotonic() >= self._deadline_s
+        return time.monotonic() >= self.deadline_s
 
     def close(self) -> None:
         """Wait for nobody any more."""

@@ -176,9 +176,8 @@ class Verify:
     ) -> Steps[tuple[Verdict, list[Call]]]:
         """The verdict, and all that members were asked. `fallback`: what to do without agreement; "": say so."""
         began_s = time.monotonic()
-        deadline_s = began_s + self._timeout_s
-        panel = Panel(asked, self.begin, _caller(asked, call, asks.judge), deadline_s)
-        verification = Verification(panel, asks, self.sandbox, self._heal_attempts, deadline_s)
+        panel = Panel(asked, self.begin, _caller(asked, call, asks.judge), began_s + self._timeout_s)
+        verification = Verification(panel, asks, self.sandbox, self._heal_attempts)
         try:
             verdict = yield from verification.run()
         finally:

@@ -65,13 +65,10 @@ class Verdict(NamedTuple):
 class Verification:
     """Sees one question through with a panel. Each member may be asked `heal_attempts` times to repair its program."""
 
-    def __init__(
-        self, panel: Panel, question: Question, sandbox: Sandbox, heal_attempts: int, deadline_s: float
-    ) -> None:
+    def __init__(self, panel: Panel, question: Question, sandbox: Sandbox, heal_attempts: int) -> None:
         self._panel = panel
         self._question = question
         self._heal_attempts = heal_attempts
-        self._deadline_s = deadline_s
         self.runs = Runs(sandbox, panel.mailbox, question)
         self._readings: dict[int, Reading] = {}
         self._read_answers: dict[int, int] = {}  # by member, of how many answers that reading is the last
@@ -102,13 +99,11 @@ class Verification:
             if not any(voice.text is not None for voice in panel.voices):
                 raise nobody(panel.voices)
             decision = yield from self._judge_texts(decision)
-            yield from self._read()  # who has answered since is shown, too
             shown = yield from self._show()
             unavailable = any(judged.unavailable for judged in self._judged.values())
             return Verdict(decision, panel.voices, self._readings, self._judged, shown, self._inputs, unavailable)
         finally:
             panel.close()
-            self.runs.close()
 
     def _may_decide(self, seen: int) -> bool:
         """Whether there are more than the `seen` answers, and so many that they may be a strict majority. Where nothing
@@ -151,7 +146,7 @@ class Verification:
                 yield ASIDE
             reading = read(voice.text, self._entry_point)
             if voice.before is not None and reading.program is None:  # an excuse is no repair
-                self._panel.take_back(voice)
+                voice.take_back()
             else:
                 self._readings[voice.index] = reading
             voice.before = None
@@ -188,14 +183,13 @@ class Verification:
         return program
 
     def _runs_until_s(self) -> float:
-        return max(time.monotonic(), self._deadline_s) + self._question.limits.timeout_s + RUNS_S
+        return max(time.monotonic(), self._panel.deadline_s) + self._question.limits.timeout_s + RUNS_S
 
     def _judge_texts(self, decision: Decision) -> Steps[Decision]:
         """Where words alone do not decide, ask the judge, if there is one."""
         question = self._question
         if question.judge is None or self._judged or 2 * decision.agreement > 1:
             return decision
-        yield from self._read()
         texts = [None if v.text is None else self._readings[v.index].text for v in self._panel.voices]
         if sum(text is not None for text in texts) < 2:
             return decision
@@ -217,7 +211,7 @@ class Verification:
         demands = bool(question.tests or question.pairs) or (
             inputs is not None and any(key is not None for key in inputs.expected)
         )
-        return not demands and decision.strategy in ("consensus", "majority") and 2 * decision.agreement > 1
+        return not demands and decision.agrees
 
     def _heal(self) -> bool:
         """Send programs that have failed back to who wrote them, once each; whether there are any."""

@@ -71,9 +71,7 @@ class VerificationCase(unittest.TestCase):
 
     def begin(self, asks: Optional[Question] = None, heals: int = 0, for_s: float = 60.0) -> ByHand[Verdict]:
         panel = self.panel = self.members.panel(self.clock.now_s + for_s, self.asked)
-        verification = self.verification = Verification(
-            panel, asks or question(), self.jail.sandbox, heals, self.clock.now_s + for_s
-        )
+        verification = self.verification = Verification(panel, asks or question(), self.jail.sandbox, heals)
         return ByHand(verification.run())
 
     panel: Panel
