@@ -23,7 +23,6 @@ from gateway.routing.specs import FleetSpec, ModelSpec
 from gateway.routing.virtual import VirtualSpec
 from gateway.settings import Settings, as_given
 from gateway.steps import drive
-from gateway.verify.building import sandbox_of
 
 LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
 ERROR_CHARS = 200  # of what an engine has said
@@ -97,6 +96,8 @@ def look(factory: InferenceFactory, limit_s: float) -> bool:
 def sandbox_lines(settings: Settings) -> list[str]:
     """Where programs would run, and why not at a better level. May take seconds: a level is known by a job that has run
     there."""
+    from gateway.verify.building import sandbox_of
+
     sandbox = sandbox_of(settings)
     try:
         return sandbox.describe()

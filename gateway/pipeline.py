@@ -39,9 +39,10 @@ from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH, completion_of
 from gateway.upstream.stream import EngineStream
 from gateway.validation import parse_json
-from gateway.verify.serving import INFERENCE, Verify
+from gateway.verify.late import Late
 from gateway.workers import Job, Overloaded, WorkerPool
 
+INFERENCE = "/api/v1/inference"
 PATHS = {
     "/v1/chat/completions": "/chat/completions",
     "/v1/completions": "/completions",
@@ -77,7 +78,7 @@ class Pipeline:
         self.workers = workers
         self.telemetry = telemetry
         self.reuse = reuse_of(settings, factory, self.ask, caches)
-        self.verify = Verify(settings, factory.router)
+        self.verify = Late(settings, factory.router)
         self.draining = False
         self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
         self.started_unix_s = int(unix_s())
@@ -116,7 +117,7 @@ class Pipeline:
         asked.restricted = not identity.may_use_all
         known = [name for name in router.pools if not asked.restricted or identity.may_use(*router.names_of(name))]
         self._open[asked] = None
-        return (yield from self.verify.infer(asked, parse_json(asked.body, self.settings.max_json_values), known))
+        return (yield from self.verify.get().infer(asked, parse_json(asked.body, self.settings.max_json_values), known))
 
     def _agree(self, asked: Asked, call: Call, identity: Identity, virtual: VirtualSpec) -> Steps[Answer]:
         """The answer of a model that is made of others."""
@@ -128,7 +129,7 @@ class Pipeline:
             asked.restricted = False  # who may use it may use what it is made of
         call.caller = identity.name or str(address_group(asked.client_address))
         self._open[asked] = None
-        return (yield from self.verify.agree(asked, call, virtual))
+        return (yield from self.verify.get().agree(asked, call, virtual))
 
     def serve_part(self, part: Asked, call: Call) -> Steps[Given]:
         """The answer to a part of a request that has been seen to be right, by whoever has made it."""

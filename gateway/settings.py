@@ -47,6 +47,7 @@ from gateway.settingvalues import (
     seconds,
     share,
 )
+from gateway.verify.sandbox.job import ORDER as LEVELS_OF_ISOLATION
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class Setting:
 LISTEN, ENGINES, CHOOSING, WORK = "Listening", "Engines", "Choosing an engine", "Work under way"
 HEALTH, CLIENTS, ACCESS, LOGS = "Health probes", "Clients", "Access", "Logs"
 LIMITS, REUSE, VERIFY = "Limits, budgets, ledger", "Batches and the cache", "Verification"
-ISOLATION_LEVELS = ("container", "bubblewrap", "namespaces", "process")
 _TIMEOUT = seconds(0.001, DAY_S)
 
 # Two lines a row: what it is, then what it means and why the default is what it is.
@@ -261,10 +261,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("REDIS_TIMEOUT_MS", "redis_timeout_ms", integer(1, 60_000), "50",
             "Milliseconds that a request waits for Redis at most; then it is left alone for a while", REUSE),
 
-    Setting("SANDBOX", "sandbox", choice("auto", *ISOLATION_LEVELS, "off"), "auto",
+    Setting("SANDBOX", "sandbox", choice("auto", *LEVELS_OF_ISOLATION, "off"), "auto",
             "Where programs that models wrote are run: `auto`: the strongest level there is of `container`, "
             "`bubblewrap`, `namespaces`, `process`; a level's name; `off`: nothing is run", VERIFY),
-    Setting("SANDBOX_MIN", "sandbox_min", choice(*ISOLATION_LEVELS), "namespaces",
+    Setting("SANDBOX_MIN", "sandbox_min", choice(*LEVELS_OF_ISOLATION), "namespaces",
             "Below this level nothing is run, and the answer says so; `process` is no isolation, only limits", VERIFY),
     Setting("SANDBOX_RUNTIME", "sandbox_runtime", optional(str), "",
             "The command that runs containers, with its options; unset: `docker` or `podman`, if found", VERIFY),

@@ -79,7 +79,7 @@ class VerifiedTest(ResilienceTest):
     def jail(self, running: RunningGateway, answer: Callable[[Job], Optional[Run]] = adds_one) -> Jail:
         """Have programs run in a sandbox that does what the test says."""
         jail = Jail(answer)
-        running.app.pipeline.verify.sandbox = jail.sandbox
+        running.app.pipeline.verify.get().sandbox = jail.sandbox
         return jail
 
     def state_db(self) -> Path:

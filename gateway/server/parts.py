@@ -8,7 +8,7 @@ connection stands behind it: who has begun it takes its answer, and cancels it. 
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from gateway.asked import Asked
 from gateway.errors import ClientGone, GatewayError
@@ -18,7 +18,9 @@ from gateway.server.loop import Loop
 from gateway.server.report import event_of
 from gateway.server.task import Task
 from gateway.threads import Threads
-from gateway.verify.panel import Done
+
+if TYPE_CHECKING:
+    from gateway.verify.panel import Done
 
 
 class Part(Asked):

@@ -29,7 +29,6 @@ from gateway.verify.panel import Begin, MakeCall, Member, Message, Panel
 from gateway.verify.question import Ceilings, Question, RunLimits
 from gateway.verify.verification import Verdict, Verification
 
-INFERENCE = "/api/v1/inference"
 ID_CHARS = 120  # of a request's id before the number of its part
 NOT_PASSED_ON = ("model", "stream", "stream_options", "n")
 PROMPT_CHARS = 200_000
@@ -38,11 +37,9 @@ PROMPT_CHARS = 200_000
 class Verify:
     """Answers what is to be verified. Thread-safe."""
 
-    begin: Begin
-    """Asks for a part of a request; set before anything is served."""
-
-    def __init__(self, settings: Settings, router: Router) -> None:
+    def __init__(self, settings: Settings, router: Router, begin: Begin) -> None:
         self._router = router
+        self._begin = begin
         self.sandbox = sandbox_of(settings)
         self._ceilings = Ceilings(settings.sandbox_timeout_s, settings.sandbox_memory_mb << 20)
         self._timeout_s = settings.verify_timeout_s
@@ -176,7 +173,7 @@ class Verify:
     ) -> Steps[tuple[Verdict, list[Call]]]:
         """The verdict, and all that members were asked. `fallback`: what to do without agreement; "": say so."""
         began_s = time.monotonic()
-        panel = Panel(asked, self.begin, _caller(asked, call, asks.judge), began_s + self._timeout_s)
+        panel = Panel(asked, self._begin, _caller(asked, call, asks.judge), began_s + self._timeout_s)
         verification = Verification(panel, asks, self.sandbox, self._heal_attempts)
         try:
             verdict = yield from verification.run()

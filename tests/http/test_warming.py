@@ -11,10 +11,9 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from gateway.pipeline import PATHS
+from gateway.pipeline import INFERENCE, PATHS
 from gateway.tools import asking, warming
 from gateway.tools.prompts import PATH_BY_MEMBER, request_in
-from gateway.verify.serving import INFERENCE
 from tests.access import ADMIN_KEYS, ROOT, AccessTest
 from tests.support import RunningGateway, dead_url, engines, eventually, gateway_process
 

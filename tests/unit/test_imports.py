@@ -36,7 +36,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.configuration",),
     ("gateway.dispatch", "gateway.attempts", "gateway.engines", "gateway.completing"),
     ("gateway.hedging", "gateway.rescue"),
-    ("gateway.upstream", "gateway.tools.replay"),
+    ("gateway.upstream", "gateway.tools.replay", "gateway.verify.sandbox"),
     ("gateway.routing",),
     (
         *("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.steps"),

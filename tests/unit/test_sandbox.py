@@ -10,8 +10,8 @@ import unittest
 import unittest.mock
 from typing import Callable, Optional
 
-from gateway.verify.sandbox.job import Job, Run
-from gateway.verify.sandbox.levels import ORDER, Stop
+from gateway.verify.sandbox.job import ORDER, Job, Run
+from gateway.verify.sandbox.levels import Stop
 from gateway.verify.sandbox.sandbox import RETRY_S, Sandbox
 from tests.support import TIMEOUT_S, eventually
 
@@ -92,7 +92,6 @@ class FakeLevel:
 class SandboxTest(unittest.TestCase):
     def setUp(self) -> None:
         self.now_s = 1000.0
-        self.heard: list[tuple[str, str, float]] = []
         self.results: queue.Queue[Run] = queue.Queue()
 
     def sandbox(
@@ -108,7 +107,6 @@ class SandboxTest(unittest.TestCase):
             minimum,
             concurrency=concurrency,
             queue_size=size,
-            on_run=lambda *heard: self.heard.append(heard),
             levels=levels,
             clock=lambda: self.now_s,
         )
@@ -334,9 +332,9 @@ class QueueTest(SandboxTest):
         self.level.begun.get(timeout=TIMEOUT_S)
         for _ in range(3):
             ticket.cancel()
-        self.assertEqual(self.result().error, "cancelled")
+        run = self.result()
+        self.assertEqual((run.isolation, run.error), ("namespaces", "cancelled"))
         self.assertEqual(self.level.kills.qsize(), 1)
-        self.assertEqual([heard[:2] for heard in self.heard], [("namespaces", "cancelled")])
         self.level.go.set()
         self.assertEqual(sandbox.run(JOB).reason, "exit")  # the place is free
         self.assertTrue(self.results.empty())
@@ -369,10 +367,11 @@ class QueueTest(SandboxTest):
     def test_every_run_is_told_with_its_level_result_and_time(self) -> None:
         self.level.go.set()
         sandbox = self.sandbox(self.level)
-        sandbox.run(JOB)
+        runs = [sandbox.run(JOB)]
         self.level.results = [ran("namespaces")._replace(reason="wall", seconds=5.0)]
-        sandbox.run(JOB)
-        self.assertEqual(self.heard, [("namespaces", "exit", 0.01), ("namespaces", "wall", 5.0)])
+        runs.append(sandbox.run(JOB))
+        told = [(run.isolation, run.reason, run.seconds) for run in runs]
+        self.assertEqual(told, [("namespaces", "exit", 0.01), ("namespaces", "wall", 5.0)])
 
     def test_every_jail_is_closed_and_new_ones_are_made_when_no_job_waits(self) -> None:
         sandbox = self.sandbox(self.level, concurrency=1)

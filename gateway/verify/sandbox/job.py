@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple, Optional, Protocol
 
 LANGUAGES = ("python", "javascript", "bash")
+ORDER = ("container", "bubblewrap", "namespaces", "process")  # the levels, the strongest first
 
 
 class Limits(NamedTuple):

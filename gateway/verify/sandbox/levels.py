@@ -16,7 +16,6 @@ from gateway.verify.sandbox.job import Level, Limits, Run
 from gateway.verify.sandbox.namespaces import NamespacesLevel
 from gateway.verify.sandbox.process import ProcessLevel
 
-ORDER = ("container", "bubblewrap", "namespaces", "process")  # the strongest first
 CANCELLED = "cancelled"
 MOST_SPARE = 4  # jails of a level that wait for jobs: some 10 MiB each
 

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple, Optional
 
 from gateway.threads import Threads
-from gateway.verify.sandbox.job import Job, Level, Limits, Run
-from gateway.verify.sandbox.levels import CANCELLED, ORDER, Stop, all_levels, nothing_ran
+from gateway.verify.sandbox.job import ORDER, Job, Level, Limits, Run
+from gateway.verify.sandbox.levels import CANCELLED, Stop, all_levels, nothing_ran
 
 QUEUE_SIZE = 1024  # jobs that wait
 RETRY_S = 30.0  # a choice made in want of a better level is made anew after this long
@@ -29,7 +29,6 @@ BUSY = "sandbox_busy"  # too many jobs wait
 CLOSED = "sandbox_closed"
 
 Done = Callable[[Run], None]
-OnRun = Callable[[str, str, float], None]  # isolation, result, seconds
 
 
 class Choice(NamedTuple):
@@ -71,9 +70,8 @@ class Sandbox:
     `level_wanted` is "auto" (the strongest that works), a level's name (that one or none) or "off"; `minimum` the name
     of the weakest level at which anything may run. `runtime` is the container command with its arguments (None: docker,
     else podman), `image` the image it is to use (None: no containers). `source_by_harness` has the harnesses by name,
-    `limits` the most that any job will ask for. At most `queue_size` jobs wait. `on_run` hears of every job: the
-    isolation ("" when it had none), the reason of its Run ("cancelled" if it was) and the seconds. `levels` stand in
-    for those of this machine. Raises ValueError for a name that is no level's.
+    `limits` the most that any job will ask for. At most `queue_size` jobs wait. `levels` stand in for
+    those of this machine. Raises ValueError for a name that is no level's.
     """
 
     def __init__(
@@ -86,7 +84,6 @@ class Sandbox:
         source_by_harness: Optional[Mapping[str, str]] = None,
         limits: Limits = CEILING,
         queue_size: int = QUEUE_SIZE,
-        on_run: Optional[OnRun] = None,
         levels: Optional[Sequence[Level]] = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,7 +94,6 @@ class Sandbox:
         self._levels = _permitted(levels, level_wanted, minimum)
         self._concurrency = concurrency
         self._queue_size = queue_size
-        self._on_run = on_run
         self._clock = clock
         self._threads = Threads("sandbox", concurrency)
         self._enders = Threads("sandbox-ends", concurrency)  # closing a jail may block, cancelling a job must not
@@ -229,8 +225,6 @@ class Sandbox:
 
     def _finish(self, ticket: Ticket, run: Run) -> None:
         try:
-            if self._on_run is not None:
-                self._on_run(run.isolation, CANCELLED if run.error == CANCELLED else run.reason, run.seconds)
             ticket.done(run)
         except Exception:
             traceback.print_exc()
