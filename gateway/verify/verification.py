@@ -28,7 +28,7 @@ from gateway.verify.question import Question
 from gateway.verify.sandbox.job import Run
 from gateway.verify.sandbox.sandbox import Sandbox
 
-RUNS_S = 60.0  # that programs may take and wait for their turn, beyond their own limit, when all members have answered
+RUNS_S = 300.0  # that programs may wait for their turn, when all members have answered: many may be verified at once
 LARGE_CHARS = 16_384  # of answers: to look for code in more takes a while
 READ_CHARS_MAX = 131_072  # of an answer: code behind that is not looked for
 SILENT = (key_of(("", 0)),)  # of a program that ended well, and printed nothing
