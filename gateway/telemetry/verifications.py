@@ -41,7 +41,8 @@ class VerificationMetrics:
     def count_locked(self, noted: Mapping[str, Any]) -> None:
         """Count one verification."""
         self._results.labels_locked(noted["result"]).value += 1
-        self._agreement.observe_locked(noted["agreement"])
+        if noted["agreement"] is not None:
+            self._agreement.observe_locked(noted["agreement"])
         for isolation, result, seconds in noted["runs"]:
             isolation = isolation or "none"
             self._runs.labels_locked(isolation, result).value += 1

@@ -5,10 +5,12 @@ Pure functions; nothing is decided here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, Optional
 
 from gateway.clock import unix_s
+from gateway.verify.consensus import Decision
 from gateway.verify.execution import Runs
 from gateway.verify.harness.keys import is_error
 from gateway.verify.panel import Voice
@@ -17,6 +19,7 @@ from gateway.verify.sandbox.sandbox import UNAVAILABLE
 from gateway.verify.verification import Verdict, described
 
 ABSTAINED = "abstained"
+UNFINISHED = "unfinished"
 
 
 def verification_of(verdict: Verdict, strategy: Optional[str] = None) -> dict[str, Any]:
@@ -126,16 +129,17 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def noted(verdict: Verdict, runs: Runs, strategy: Optional[str] = None) -> dict[str, Any]:
-    """What the log line says of it, and the metrics count."""
-    decision = verdict.decision
+def noted(
+    decision: Optional[Decision], voices: Sequence[Voice], runs: Runs, strategy: Optional[str] = None
+) -> dict[str, Any]:
+    """What the log line says of it, and the metrics count. `decision` None: it has ended before there was one."""
     return {
-        "result": strategy or decision.strategy,
-        "verified": decision.verified,
-        "agreement": round(decision.agreement, 4),
-        "members": len(verdict.voices),
-        "answered": sum(voice.text is not None for voice in verdict.voices),
-        "healed": sum(voice.healed for voice in verdict.voices),
+        "result": strategy or (UNFINISHED if decision is None else decision.strategy),
+        "verified": decision is not None and decision.verified,
+        "agreement": None if decision is None else round(decision.agreement, 4),
+        "members": len(voices),
+        "answered": sum(voice.text is not None for voice in voices),
+        "healed": sum(voice.healed for voice in voices),
         "runs": [[note.isolation, note.result, round(note.seconds, 4)] for note in runs.notes],
     }
 

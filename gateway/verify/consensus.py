@@ -1,8 +1,8 @@
 """Which of several members' answers to give, and whether what was run bears it out.
 
 Pure: results in, a `Decision` out; nothing is run, parsed or waited for here. A candidate is known by what its program
-returned on each input (its vector of keys), or by whether it passed the tests given. What a program looks like, and
-how a member described it, counts for nothing.
+returned on each input (its vector of keys), or by how many of the tests given it has passed. What a program looks like,
+and how a member described it, counts for nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ AGREEING_MIN = 2  # one alone agrees with nobody
 
 
 class Candidate(NamedTuple):
-    """What is known of one member's program.
-
-    `keys` are its results, one per input; None when it gave no code, or could not be run. `passed` says whether it
-    passed the tests; None when there were none. `family` is the family of the member's model.
-    """
+    """What is known of one member's program: its results, one per input; None when it gave no code, or could not be
+    run. `family` is the family of the member's model."""
 
     member: int
     family: str
     keys: Optional[tuple[str, ...]]
-    passed: Optional[bool] = None
+
+
+class Tested(NamedTuple):
+    """How many of the tests given one member's program has passed."""
+
+    member: int
+    family: str
+    passes: int
 
 
 class Inputs(NamedTuple):
@@ -64,11 +68,8 @@ def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_fa
 
     `members` is how many were asked, those that failed or gave no code included: a majority is one of all of them.
     `min_families`: a group with members of fewer model families is chosen only where no other counts, and is never
-    verified. Every `keys` has
-    one entry per input. Thread-safe.
+    verified. Every `keys` has one entry per input. Thread-safe.
     """
-    if any(candidate.passed is not None for candidate in candidates):
-        return _by_tests(candidates, inputs, members, min_families)
     alive = [candidate for candidate in candidates if _runs(candidate)]
     if not alive:
         # A program that raises everywhere agrees with all others that do, about nothing.
@@ -123,32 +124,31 @@ def decide_texts(
     return Decision(chosen[0], False, strategy, len(chosen) / max(1, members), ordered, details)
 
 
-def _by_tests(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_families: int) -> Decision:
-    """Tests given by the client decide alone: one that passes is verified, and agreement with it is no condition.
+def uncompared(answered: Sequence[int]) -> Decision:
+    """Returns the decision where answers are not to be compared: that of the first member, with whom nobody is said to
+    agree. Thread-safe."""
+    if not answered:
+        return decide_texts([], [], 0)
+    return Decision(min(answered), False, "best_available", 0.0, [], {})
 
-    Among several that pass, behaviour chooses: what most of them do is likelier right where the tests say nothing.
-    """
-    passing = [candidate for candidate in candidates if candidate.passed]
-    details: dict[str, object] = {"passed": len(passing), "inputs": len(inputs.tiers)}
+
+def decide_tested(tested: Sequence[Tested], total: int, members: int, min_families: int = 1) -> Decision:
+    """Returns the decision by `total` tests of the client's. They decide alone: a program that passes all of them is
+    verified, and agreement with it is no condition. Programs that fail agree with nobody. Thread-safe."""
+    ordered = sorted(tested, key=lambda one: (-one.passes, one.member))
+    passing = [one for one in ordered if one.passes >= total > 0]
+    details: dict[str, object] = {"passed": len(passing), "tests": total}
+    if not ordered:
+        return Decision(None, False, "abstained", 0.0, [], details)
     if not passing:
-        ran = [candidate for candidate in candidates if _runs(candidate)] or [
-            candidate for candidate in candidates if candidate.keys is not None
-        ]
-        if not ran:
-            return Decision(None, False, "abstained", 0.0, [], details)
-        groups = _groups(ran, range(len(inputs.tiers)))
-        chosen, _ = _largest(groups, ran, ran, inputs)
-        return _decision(chosen, False, "best_available", members, _with_others(groups, chosen), details)
-    vectors = [candidate for candidate in passing if candidate.keys is not None]
-    chosen = [candidate for candidate in passing if candidate.keys is None][:1]
-    if vectors:
-        chosen, _ = _largest(_groups(vectors, range(len(inputs.tiers))), vectors, vectors, inputs)
-    families = len({candidate.family for candidate in passing})
+        alone = [[one.member] for one in ordered]
+        return Decision(ordered[0].member, False, "best_available", 1 / max(1, members), alone, details)
+    families = len({one.family for one in passing})
     details["families"] = families
     enough = families >= min_families
-    group = [candidate.member for candidate in passing]
     strategy = "tests_passed" if enough else "best_available"
-    return Decision(chosen[0].member, enough, strategy, len(passing) / max(1, members), [group], details)
+    group = [one.member for one in passing]
+    return Decision(group[0], enough, strategy, len(group) / max(1, members), [group], details)
 
 
 def _runs(candidate: Candidate) -> bool:

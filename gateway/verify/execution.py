@@ -52,6 +52,8 @@ class Judged(NamedTuple):
     """What went wrong, for whoever is to repair it; None: nothing that is known here."""
     unavailable: bool = False
     """Nothing was run: there is no sandbox."""
+    is_tests_fault: bool = False
+    """What went wrong, no program could do better: the tests cannot be passed."""
 
 
 class RunNote(NamedTuple):
@@ -112,16 +114,16 @@ class Runs:
     def show(self, programs: Sequence[Program], until_s: float) -> Steps[dict[Program, Run]]:
         """Each program run by itself, for what it prints."""
         limits = self._limits(self._question.limits.timeout_s)
-        jobs = [(p, Job(p.language, p.code, limits=limits), _nothing_of) for p in dict.fromkeys(programs)]
+        pairs = self._question.pairs
+        stdin = pairs[0]["input"].encode("utf-8", "surrogatepass") if pairs else b""  # or it would find the end of it
+        jobs = [(p, Job(p.language, p.code, "", stdin, limits), _nothing_of) for p in dict.fromkeys(programs)]
         done = yield from self._run(jobs, until_s)
         return {program: run for program, (run, _) in done.items()}
 
     def _judge_job(self, program: Program, inputs: Inputs) -> Job:
         question = self._question
-        if question.tests:
+        if question.tests or question.pairs:
             mode = "tests"
-        elif question.pairs:
-            mode = "stdio"
         else:
             mode = "outputs" if inputs.entry_point is not None and inputs.arguments else "program"
         total_s = min(JUDGED_S, question.limits.timeout_s) if mode == "outputs" else question.limits.timeout_s
@@ -228,15 +230,20 @@ def judged_of(run: Optional[Run], report: Optional[dict[str, Any]]) -> Judged:
     total = report.get("total")
     passed = report.get("passed")
     failures = report.get("failures")
+    is_tests_fault = False
     if text is None and isinstance(failures, list) and failures:
-        first = failures[0]
-        said = first.get("text") if isinstance(first, dict) else first
-        text = f"{len(failures)} of {total} tests failed; the first: {said}"[:SHOWN_CHARS]
+        told = [failure for failure in failures if isinstance(failure, dict)]
+        real = [failure for failure in told if not failure.get("faulty")]
+        is_tests_fault = not real
+        said = (real or told or [{}])[0].get("text")
+        failed = total - passed if type(total) is int and type(passed) is int else len(failures)
+        text = f"{failed} of {total} tests failed; the first: {said}"[:SHOWN_CHARS]
     return Judged(
         tuple(map(str, keys)) if isinstance(keys, list) and keys else None,
         passed if type(passed) is int else None,
         total if type(total) is int else 0,
         text,
+        is_tests_fault=is_tests_fault,
     )
 
 

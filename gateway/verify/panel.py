@@ -17,10 +17,11 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 from gateway.asked import Asked
 from gateway.errors import ClientGone, GatewayError
 from gateway.inference import Answer, Call
-from gateway.steps import Flag, Flagged, Say, Steps
+from gateway.steps import ASIDE, Flag, Flagged, Say, Steps
 
 COMMENT_S = 5.0  # between two comments to a client that waits for a stream
 COMMENT = b": asking several models\n\n"
+LARGE_BYTES = 65_536  # to parse more takes a while
 LOOK_S = 5.0  # a timer of the loop holds the request that long, even if it has been woken before
 
 Message = dict[str, Any]
@@ -81,13 +82,13 @@ class Mailbox:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._come: deque[Callable[[], None]] = deque()
+        self._come: deque[tuple[Callable[[], None], int]] = deque()
         self._flag = Flag()
         self._comment_s = time.monotonic() + COMMENT_S
 
-    def put(self, news: Callable[[], None]) -> None:
-        """Something has come: `news` notes it. Never blocks."""
-        self._come.append(news)
+    def put(self, news: Callable[[], None], size_bytes: int = 0) -> None:
+        """Something has come: `news` notes it, and reads `size_bytes` for that. Never blocks."""
+        self._come.append((news, size_bytes))
         self._flag.set()
 
     def wait(self, until_s: float) -> Steps[bool]:
@@ -102,7 +103,9 @@ class Mailbox:
             if call.cancelled:
                 raise ClientGone()
             come = [self._come.popleft() for _ in range(len(self._come))]
-            for news in come:
+            if sum(size_bytes for _, size_bytes in come) > LARGE_BYTES:
+                yield ASIDE
+            for news, _ in come:
                 news()
             now_s = time.monotonic()
             if come or now_s >= until_s:
@@ -150,7 +153,8 @@ class Panel:
 
         def done(answer: Optional[Answer], error: Optional[Exception]) -> None:
             at_s = time.monotonic()
-            self.mailbox.put(lambda: self._answered(voice, call, answer, error, at_s))
+            size_bytes = 0 if answer is None else len(answer.body)
+            self.mailbox.put(lambda: self._answered(voice, call, answer, error, at_s), size_bytes)
 
         voice.cancel = self._begin(self._asked, call, done)
 

@@ -17,7 +17,7 @@ from gateway.reuse import keeping
 from gateway.routing.router import Router
 from gateway.routing.virtual import VirtualSpec
 from gateway.settings import Settings
-from gateway.steps import Steps
+from gateway.steps import ASIDE, Steps
 from gateway.upstream.answers import Usage, unix_now
 from gateway.upstream.call import CHAT
 from gateway.upstream.fields import BY_PATH
@@ -25,7 +25,7 @@ from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.verify import answering, question
 from gateway.verify.building import sandbox_of
 from gateway.verify.consensus import Decision
-from gateway.verify.panel import Begin, MakeCall, Member, Message, Panel
+from gateway.verify.panel import LARGE_BYTES, Begin, MakeCall, Member, Message, Panel
 from gateway.verify.question import Ceilings, Question, RunLimits
 from gateway.verify.verification import Verdict, Verification
 
@@ -93,6 +93,7 @@ class Verify:
         verdict, _ = yield from self._verified(asked, call, asks)
         chosen = verdict.decision.chosen
         call.served_model = None if chosen is None else verdict.voices[chosen].member.model
+        yield from _aside_if_large(verdict)
         total_s = time.monotonic() - asked.accepted_s
         response = answering.response_of(verdict, asked.request_id, total_s, asks.execute)
         return Answer(dump_with_nulls(response), NOTHING)
@@ -150,6 +151,7 @@ class Verify:
         verification = answering.verification_of(verdict)
         chosen = verdict.decision.chosen
         assert chosen is not None  # somebody has answered
+        yield from _aside_if_large(verdict)
         answer = verdict.voices[chosen].answer
         assert answer is not None and answer.parsed is not None
         body = {
@@ -177,6 +179,9 @@ class Verify:
         verification = Verification(panel, asks, self.sandbox, self._heal_attempts)
         try:
             verdict = yield from verification.run()
+        except BaseException:  # it is told how far it has come, whatever ends it
+            asked.verification = answering.noted(None, panel.voices, verification.runs)
+            raise
         finally:
             call.engine_s = time.monotonic() - began_s
             call.attempts = sum(part.attempts for part in panel.calls)
@@ -184,7 +189,7 @@ class Verify:
             verdict = verdict._replace(decision=_with_an_answer(verdict))
         abstained = fallback == "abstain" and not answering.has_consensus(verdict)
         strategy = answering.ABSTAINED if abstained else None
-        asked.verification = answering.noted(verdict, verification.runs, strategy)
+        asked.verification = answering.noted(verdict.decision, verdict.voices, verification.runs, strategy)
         if abstained:
             told = answering.verification_of(verdict, strategy)
             text = "the models do not agree, and none of their answers is given"
@@ -213,6 +218,12 @@ def _caller(asked: Asked, call: Call, judge: Optional[Member]) -> MakeCall:
         return part
 
     return make
+
+
+def _aside_if_large(verdict: Verdict) -> Steps[None]:
+    """To a thread, where making an answer of all that was said takes a while."""
+    if sum(len(voice.text) for voice in verdict.voices if voice.text is not None) > LARGE_BYTES:
+        yield ASIDE
 
 
 def _with_an_answer(verdict: Verdict) -> Decision:

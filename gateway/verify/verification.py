@@ -17,10 +17,10 @@ from gateway.errors import GatewayError
 from gateway.steps import ASIDE, Steps
 from gateway.verify import consensus
 from gateway.verify.blocks import CodeBlock, bare_code, code_blocks, without_thinking
-from gateway.verify.consensus import Candidate, Decision
+from gateway.verify.consensus import Candidate, Decision, Tested
 from gateway.verify.execution import Inputs, Judged, Runs
 from gateway.verify.finals import groups_of
-from gateway.verify.harness.keys import error_key, is_error, key_of, matches
+from gateway.verify.harness.keys import is_error, key_of, matches
 from gateway.verify.judging import groups_said, judge_messages
 from gateway.verify.panel import Panel, Voice
 from gateway.verify.programs import Program, program_of
@@ -122,18 +122,32 @@ class Verification:
         families = [voice.member.family for voice in voices]
         # Now: members may answer while programs run, and are read then.
         texts = [None if v.text is None else self._readings[v.index].text for v in voices]
-        if question.execute and question.verify and writers:
-            candidates = yield from self._judge(writers)
-            shows = [one for one in candidates if one.keys != SILENT]
-            ran = any(not self._judged[voice.index].unavailable for voice in writers)
-            if ran and shows:  # programs that print nothing, and have nothing to be called, cannot be told apart
-                inputs = self._inputs
-                assert inputs is not None
-                shape = consensus.Inputs(inputs.tiers or (0,), inputs.expected or (None,))
-                return consensus.decide(shows, shape, len(question.members), question.min_families)
+        if not question.verify:
+            return consensus.uncompared([voice.index for voice in voices if voice.text is not None])
+        if question.execute and writers:
+            yield from self._judge(writers)
+            if not all(self._judged[voice.index].unavailable for voice in writers):
+                decision = self._decide_judged(writers)
+                if decision is not None:
+                    return decision
         if sum(len(text) for text in texts if text is not None) > LARGE_CHARS:
             yield ASIDE
         return consensus.decide_texts(groups_of(texts), families, len(question.members), question.min_families)
+
+    def _decide_judged(self, writers: Sequence[Voice]) -> Optional[Decision]:
+        """The decision by what programs have done; None: they cannot be told apart, since they print nothing and have
+        nothing to be called."""
+        question, inputs = self._question, self._inputs
+        members, families = len(question.members), question.min_families
+        all_judged = [(voice, self._judged[voice.index]) for voice in writers]
+        total = len(question.tests) + len(question.pairs)
+        if total:
+            tested = [Tested(v.index, v.member.family, j.passed) for v, j in all_judged if j.passed is not None]
+            return consensus.decide_tested(tested, total, members, families)
+        assert inputs is not None
+        candidates = [Candidate(v.index, v.member.family, j.keys) for v, j in all_judged if j.keys != SILENT]
+        shape = consensus.Inputs(inputs.tiers or (0,), inputs.expected or (None,))
+        return consensus.decide(candidates, shape, members, families) if candidates else None
 
     def _read(self) -> Steps[None]:
         """Look for code in what has come."""
@@ -152,7 +166,7 @@ class Verification:
             voice.before = None
             self._read_answers[voice.index] = voice.answers
 
-    def _judge(self, writers: Sequence[Voice]) -> Steps[list[Candidate]]:
+    def _judge(self, writers: Sequence[Voice]) -> Steps[None]:
         programs = [self._program(voice) for voice in writers]
         answers = [self._readings[voice.index].text for voice in writers]
         until_s = self._runs_until_s()
@@ -168,14 +182,7 @@ class Verification:
                     self._readings[voice.index] = reading._replace(program=program)
             programs = [self._program(voice) for voice in writers]
         results = yield from self.runs.judge(programs, inputs, until_s)
-        candidates = []
-        with_tests = bool(self._question.tests or self._question.pairs)
-        for voice, judged in zip(writers, results):
-            self._judged[voice.index] = judged
-            passed = judged.passed == judged.total > 0 if with_tests else None
-            keys = _tested(judged) if with_tests else judged.keys
-            candidates.append(Candidate(voice.index, voice.member.family, keys, passed))
-        return candidates
+        self._judged = {voice.index: judged for voice, judged in zip(writers, results)}
 
     def _program(self, voice: Voice) -> Program:
         program = self._readings[voice.index].program
@@ -188,7 +195,7 @@ class Verification:
     def _judge_texts(self, decision: Decision) -> Steps[Decision]:
         """Where words alone do not decide, ask the judge, if there is one."""
         question = self._question
-        if question.judge is None or self._judged or 2 * decision.agreement > 1:
+        if question.judge is None or not question.verify or self._judged or 2 * decision.agreement > 1:
             return decision
         texts = [None if v.text is None else self._readings[v.index].text for v in self._panel.voices]
         if sum(text is not None for text in texts) < 2:
@@ -234,7 +241,7 @@ class Verification:
     def _failure(self, voice: Voice) -> Optional[str]:
         """Why a member's program has failed; None: it has not, as far as can be seen."""
         judged = self._judged.get(voice.index)
-        if judged is None or judged.unavailable:
+        if judged is None or judged.unavailable or judged.is_tests_fault:
             return None
         if judged.error is not None:
             return judged.error
@@ -261,13 +268,6 @@ class Verification:
         programs = [self._program(voice) for voice in writers]
         shown = yield from self.runs.show(programs, self._runs_until_s())
         return {voice.index: shown[program] for voice, program in zip(writers, programs) if program in shown}
-
-
-def _tested(judged: Judged) -> Optional[tuple[str, ...]]:
-    """What a program is known by that was tested, and not run on inputs: how many tests it has passed."""
-    if judged.passed is None:
-        return None
-    return (f"i{judged.passed}" if judged.passed else error_key("tests"),)
 
 
 def read(text: str, entry_point: Optional[str]) -> Reading:

@@ -492,7 +492,12 @@ class LeavingTest(VerifiedTest):
         client.close()
         for name in "bc":
             self.assertTrue(sides[name].wait_until_left())
-        self.assertEqual(running.request_line("gone")["status"], 499)
+        line = running.request_line("gone")
+        self.assertEqual(line["status"], 499)
+        noted = line["verification"]
+        self.assertEqual((noted["result"], noted["members"], noted["answered"]), ("unfinished", 3, 1))
+        running.wait_for_metric('gateway_verifications_total{result="unfinished"}', 1)
+        self.assertNotIn("gateway_verification_agreement_count", [k for k, v in running.metrics().items() if v])
         self.parts(running, "gone", 3)
         self.assert_idle(running)
 

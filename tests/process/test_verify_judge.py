@@ -74,7 +74,7 @@ class JudgeTest(unittest.TestCase):
 
     def stdio(self, code: str, *pairs: tuple[str, str], language: str = "python", **more: Any) -> dict[str, Any]:
         given = [{"input": one, "output": other} for one, other in pairs]
-        return dict(judge(code, {**TIGHT, "mode": "stdio", "language": language, "pairs": given, **more}))
+        return dict(judge(code, {**TIGHT, "mode": "tests", "language": language, "pairs": given, **more}))
 
     def program(self, code: str, language: str = "python", **more: Any) -> dict[str, Any]:
         return dict(judge(code, {**TIGHT, "mode": "program", "language": language, **more}))
@@ -517,6 +517,8 @@ class TestsTest(JudgeTest):
         self.assertFails(code, "assert f(1 == 1", "not Python")
         self.assertFails(code, "f(1)\nnowhere", "NameError")
         self.assertFails(code, "", "calls nothing")
+        for test, faulty in (("assert f(1 == 1", True), ("assert 1", True), ("assert f(1) == 7", False)):
+            self.assertEqual([one["faulty"] for one in self.judged(code, test)["failures"]], [faulty], test)
         self.assertFails(code, "if __name__ == '__main__':\n    assert f(1) == 2", "calls nothing")
         self.assertFails("import math\n" + code, "assert math.gcd(4, 6) == 2", "calls nothing")
         self.assertPasses("LIMIT = 7\n" + code, "assert LIMIT == 7")
@@ -756,7 +758,15 @@ class RunsTest(JudgeTest):
         code = "a, b = map(int, input().split())\nprint(a + b, ' ')\nprint()"
         report = self.stdio(code, ("1 2\n", "3"), ("5 5", "10\n\n"), ("1 1", "2.0"), ("1 1", "3"))
         self.assertEqual((report["passed"], report["total"]), (2, 4))
-        self.assertEqual(report["failures"][1], {"index": 3, "text": "it printed '2', not '3'"})
+        self.assertEqual(report["failures"][1], {"index": 3, "text": "it printed '2', not '3'", "faulty": False})
+
+    def test_what_a_program_prints_counts_beside_tests_of_its_functions(self) -> None:
+        code = "def f(x): return x + 1\nif __name__ == '__main__':\n    print(f(int(input())))"
+        pairs = [{"input": "1", "output": "2"}, {"input": "1", "output": "3"}]
+        tests = ["assert f(1) == 2", "assert f(1) == 3"]
+        report = judge(code, {**TIGHT, "mode": "tests", "tests": tests, "pairs": pairs})
+        self.assertEqual((report["passed"], report["total"]), (2, 4))
+        self.assertEqual([failure["index"] for failure in report["failures"]], [1, 3])
 
     def test_a_program_that_fails_after_it_printed_has_not_passed(self) -> None:
         for code, said in (("print(1)\n1 / 0", "ZeroDivisionError"), ("print(1)\nimport sys; sys.exit(3)", "status 3")):
@@ -780,7 +790,7 @@ class RunsTest(JudgeTest):
             "too long", self.stdio("import time\ntime.sleep(100)", ("", ""), total_s=0.2)["failures"][0]["text"]
         )
         report = self.stdio("while True: print('x' * 1000)", ("", "x"))
-        self.assertEqual(report["failures"], [{"index": 0, "text": "it printed too much"}])
+        self.assertEqual(report["failures"], [{"index": 0, "text": "it printed too much", "faulty": False}])
         self.assertEqual(self.program("while True: print('x' * 1000)")["keys"], ["!output"])
 
     def test_a_long_input_that_nobody_reads_hinders_nothing(self) -> None:
@@ -925,7 +935,7 @@ class ReportTest(JudgeTest):
             b"{}",
             b'{"mode": "other"}',
             b'{"mode": "tests", "tests": 7}',
-            b'{"mode": "stdio", "pairs": [{}]}',
+            b'{"mode": "tests", "pairs": [{}]}',
         ):
             found: list[bytes] = []
             harness_main("def f(): pass", payload, found.append)

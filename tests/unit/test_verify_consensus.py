@@ -5,7 +5,16 @@ from __future__ import annotations
 import unittest
 from typing import Optional
 
-from gateway.verify.consensus import Candidate, Decision, Inputs, decide, decide_texts
+from gateway.verify.consensus import (
+    Candidate,
+    Decision,
+    Inputs,
+    Tested,
+    decide,
+    decide_tested,
+    decide_texts,
+    uncompared,
+)
 
 # Two examples (results 1 and 2), two literals, one near, one wild.
 INPUTS = Inputs((0, 0, 1, 1, 2, 3), ("1", "2", None, None, None, None))
@@ -128,23 +137,43 @@ class FamiliesTest(unittest.TestCase):
 
 
 class TestsGivenTest(unittest.TestCase):
-    def made(self, *passed: bool, keys: Optional[tuple[Optional[tuple[str, ...]], ...]] = None) -> Decision:
-        vectors = keys or ((),) * len(passed)
-        candidates = [Candidate(m, f"{m}", k, p) for m, (k, p) in enumerate(zip(vectors, passed))]
-        return decide(candidates, INPUTS if keys else Inputs((), ()), len(passed))
+    def made(self, *passes: int, total: int = 3, families: str = "abcdef", min_families: int = 1) -> Decision:
+        tested = [Tested(member, families[member], count) for member, count in enumerate(passes)]
+        return decide_tested(tested, total, len(passes), min_families)
 
     def test_one_that_passes_is_verified_and_chosen(self) -> None:
-        made = self.made(False, True, False)
+        made = self.made(2, 3, 0)
         self.assertEqual((made.chosen, made.verified, made.strategy, made.groups), (1, True, "tests_passed", [[1]]))
         self.assertAlmostEqual(made.agreement, 1 / 3)
 
-    def test_none_that_passes_is_not_verified_however_much_they_agree(self) -> None:
-        made = self.made(False, False, False, keys=(RIGHT, RIGHT, RIGHT))
-        self.assertEqual((made.verified, made.strategy), (False, "best_available"))
+    def test_all_that_pass_are_the_group_and_the_first_of_them_is_chosen(self) -> None:
+        made = self.made(0, 3, 1, 3)
+        self.assertEqual((made.chosen, made.groups, made.agreement), (1, [[1, 3]], 0.5))
 
-    def test_all_that_pass_are_the_group_and_the_largest_behaviour_among_them_is_chosen(self) -> None:
-        made = self.made(True, True, False, True, keys=(WRONG, RIGHT, WRONG, RIGHT))
-        self.assertEqual((made.chosen, made.groups), (1, [[0, 1, 3]]))
+    def test_where_none_passes_the_most_tests_passed_choose_and_nobody_agrees_with_anybody(self) -> None:
+        made = self.made(1, 1, 2)
+        self.assertEqual((made.chosen, made.verified, made.strategy), (2, False, "best_available"))
+        self.assertEqual(made.groups, [[2], [0], [1]])
+        self.assertAlmostEqual(made.agreement, 1 / 3)
+
+    def test_programs_of_one_family_are_not_enough_where_two_are_demanded(self) -> None:
+        made = self.made(3, 3, 0, families="aab", min_families=2)
+        self.assertEqual((made.chosen, made.verified, made.strategy), (0, False, "best_available"))
+        self.assertTrue(self.made(3, 3, 0, families="aba", min_families=2).verified)
+
+    def test_where_nothing_could_be_tested_there_is_no_choice(self) -> None:
+        made = decide_tested([], 3, 2)
+        self.assertEqual((made.chosen, made.verified, made.strategy), (None, False, "abstained"))
+
+
+class UncomparedTest(unittest.TestCase):
+    def test_the_first_that_has_answered_is_chosen_and_nobody_is_said_to_agree(self) -> None:
+        made = uncompared([2, 1])
+        self.assertEqual((made.chosen, made.verified, made.strategy, made.agreement), (1, False, "best_available", 0.0))
+        self.assertEqual((made.groups, made.agrees), ([], False))
+
+    def test_without_an_answer_there_is_no_choice(self) -> None:
+        self.assertIsNone(uncompared([]).chosen)
 
 
 class TextsTest(unittest.TestCase):

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 from gateway.errors import ClientGone, GatewayError
+from gateway.inference import Answer
 from gateway.verify.answering import has_consensus, noted, response_of, verification_of
 from gateway.verify.execution import JUDGED_S, SPARE_S
-from gateway.verify.panel import Member, Panel
+from gateway.verify.panel import LARGE_BYTES, Member, Panel
 from gateway.verify.question import Question, RunLimits
 from gateway.verify.sandbox.job import Job, Run
 from gateway.verify.verification import LARGE_CHARS, Verdict, Verification
-from tests.panels import UNAVAILABLE, ByHand, Clock, Jail, Members, asked_of, clock_of, code, run_of
+from tests.panels import UNAVAILABLE, ByHand, Clock, Jail, Members, answer_of, asked_of, clock_of, code, run_of
 
 MODULES = ("gateway.verify.panel", "gateway.verify.verification", "gateway.verify.execution")
 PROMPT = "Write f(x) that adds one.\n\n>>> f(1)\n2\n"
@@ -30,6 +31,12 @@ FINE = RunLimits(30.0, 256 << 20, 1.0)
 
 def members_of(text: str) -> tuple[Member, ...]:
     return tuple(Member(name, name) for name in text)
+
+
+def padded(text: str) -> Answer:
+    """An answer whose JSON is large, and whose text is not."""
+    answer = answer_of(text)
+    return Answer(answer.body + b" " * LARGE_BYTES, answer.usage)
 
 
 def question(members: str = "abc", **changes: Any) -> Question:
@@ -188,7 +195,9 @@ class NotComparedTest(VerificationCase):
         self.assertFalse(running.ended)
         self.say(running, WRONG, start=2)
         verdict = running.result
-        self.assertFalse(verdict.decision.verified)
+        decision = verdict.decision
+        self.assertEqual((decision.strategy, decision.verified), ("best_available", False))
+        self.assertEqual((decision.agreement, decision.groups, decision.chosen), (0.0, [], 0))
         self.assertEqual(
             [ticket.job.harness for ticket in self.jail.tickets], ["", ""]
         )  # one program was written twice
@@ -324,6 +333,26 @@ class HealTest(VerificationCase):
         decision = running.result.decision
         self.assertEqual((decision.strategy, decision.chosen, decision.verified), ("tests_passed", 0, True))
 
+    def test_what_no_program_could_do_better_is_nothing_to_repair(self) -> None:
+        faulty = {"index": 0, "text": "the test is not Python", "faulty": True}
+        real = {"index": 1, "text": "1 != 2", "faulty": False}
+        report: dict[str, Any] = {"error": None, "keys": [], "passed": 0, "total": 2}
+        for failures, repaired in (([faulty], False), ([faulty, faulty], False), ([faulty, real], True)):
+            with self.subTest(failures=failures):
+                self.members.calls.clear()
+                self.reports["return x"] = {**report, "failures": failures}
+                running = self.begin(question("a", tests=("assert f(1 ==", "assert f(1) == 2")), heals=1)
+                self.say(running, WRONG)
+                self.assertEqual(len(self.members.calls), 1 + repaired)
+                if repaired:
+                    self.assertIn(
+                        "2 of 2 tests failed; the first: 1 != 2", self.members.calls[1].messages[2]["content"]
+                    )
+                    running.close()
+                else:
+                    failures_told = verification_of(running.result)["details"]["failures"]
+                    self.assertIn("the test is not Python", failures_told["a"])
+
 
 class JudgeTest(VerificationCase):
     JUDGE = Member("j", "j")
@@ -408,17 +437,26 @@ class RunTest(VerificationCase):
 
     def test_tests_take_the_place_of_inputs(self) -> None:
         self.reports["return x + 1"] = {"error": None, "keys": [], "passed": 2, "total": 2, "failures": []}
-        for changes, mode in (
-            ({"tests": ("assert 1",)}, "tests"),
-            ({"pairs": ({"input": "1", "output": "2"},)}, "stdio"),
-        ):
+        pairs = ({"input": "1", "output": "2"},)
+        for changes in ({"tests": ("assert 1",)}, {"pairs": pairs}, {"tests": ("assert 1",), "pairs": pairs}):
             self.jail.tickets.clear()
             self.members = Members()
             running = self.begin(question("ab", **changes))
             self.say(running, RIGHT, None)
             self.assertTrue(running.result.decision.verified)
             self.assertEqual(self.jail.of("generate"), [])
-            self.assertEqual(self.jail.of("judge")[0].payload["mode"], mode)
+            payload = self.jail.of("judge")[0].payload
+            given = (payload["mode"], payload["tests"], payload["pairs"])
+            self.assertEqual(given, ("tests", list(changes.get("tests", ())), list(changes.get("pairs", ()))))
+
+    def test_a_program_is_shown_with_what_the_first_pair_has_it_read(self) -> None:
+        pairs = ({"input": "7", "output": "8"}, {"input": "8", "output": "9"})
+        for changes, stdin in (({"pairs": pairs}, b"7"), ({}, b"")):
+            running = self.begin(question("a", show_runs=True, **changes))
+            self.members.calls[-1].say(RIGHT)
+            running.go()
+            self.assertTrue(running.ended)
+            self.assertEqual(self.jail.of("")[-1].job.payload, stdin)
 
     def test_a_run_may_take_what_the_request_allows(self) -> None:
         running = self.begin(question("ab", limits=RunLimits(4.0, 64 << 20, 0.5), show_runs=True))
@@ -484,10 +522,22 @@ class RunTest(VerificationCase):
         self.say(running, "42", "42")
         self.assertEqual((running.ended, running.asides), (True, 0))
 
+    def test_an_answer_that_takes_a_while_to_parse_is_parsed_on_a_thread(self) -> None:
+        running = self.begin(question("ab"))
+        self.say(running, "42")
+        before = running.asides
+        self.members.calls[1].done(None, GatewayError("backend_error", "x" * LARGE_BYTES))
+        running.go()
+        self.assertEqual(running.asides, before)  # an error is nothing to parse
+        running = self.begin(question("ab"))
+        self.members.calls[2].done(padded("42"), None)
+        running.go()
+        self.assertEqual(running.asides, 1)
+
     def test_where_none_passes_all_tests_one_that_passes_some_is_the_best_there_is(self) -> None:
-        report = {"error": None, "keys": [], "passed": 0, "total": 1, "failures": [{"index": 0, "text": "no"}]}
-        self.reports.update({"return x + 1": report, "return x": {**report, "passed": 1, "total": 2}})
-        running = self.begin(question("ab", tests=("assert f(1) == 3",)))
+        report = {"error": None, "keys": [], "passed": 0, "total": 2, "failures": [{"index": 0, "text": "no"}]}
+        self.reports.update({"return x + 1": report, "return x": {**report, "passed": 1}})
+        running = self.begin(question("ab", tests=("assert f(1) == 3", "assert f(1) == 1")))
         self.say(running, RIGHT, WRONG)
         decision = running.result.decision
         self.assertEqual((decision.verified, decision.strategy, decision.chosen), (False, "best_available", 1))
@@ -569,7 +619,7 @@ class ToldTest(VerificationCase):
 
     def test_what_the_log_line_says(self) -> None:
         verdict = self.verdict()
-        line = noted(verdict, self.verification.runs)
+        line = noted(verdict.decision, verdict.voices, self.verification.runs)
         runs = line.pop("runs")
         self.assertEqual(
             line,
@@ -577,6 +627,13 @@ class ToldTest(VerificationCase):
         )
         self.assertEqual(len(runs), len(self.jail.tickets))
         self.assertEqual(runs[0], ["namespaces", "ok", 0.01])
+
+    def test_what_it_says_of_one_that_has_ended_before(self) -> None:
+        running = self.begin(question("abc"))
+        self.say(running, RIGHT)
+        line = noted(None, self.panel.voices, self.verification.runs)
+        self.assertEqual((line["result"], line["verified"], line["agreement"]), ("unfinished", False, None))
+        self.assertEqual((line["members"], line["answered"], line["runs"]), (3, 1, []))
 
     def test_a_minority_is_no_consensus(self) -> None:
         running = self.begin(question("ab"))

@@ -59,13 +59,14 @@ def harness_main(code: str, payload: bytes, report: Callable[[bytes], None]) -> 
 def judge(code: str, payload: dict[str, Any]) -> Report:
     """Judge the program `code`; for outside the sandbox. Main thread only.
 
-    `payload`: "mode": "outputs" (call `entry_point` with each of `inputs`), "tests" (Python sources), "stdio" (run it
-    with each of `pairs`' "input"), "program" (run it once); "language": "python", "javascript", "bash";
+    `payload`: "mode": "outputs" (call `entry_point` with each of `inputs`), "tests" (Python sources, and what
+    it prints for each of `pairs`' "input"), "program" (run it once); "language": "python", "javascript", "bash";
     "entry_point": None is the only function of the program; "inputs": literals of lists of arguments; "wraps": for
     each input None or ["round", [digits]]; "per_call_s", "total_s".
 
     Returns "error" (None, or "kind" and "text": nothing could be judged), "keys" (one per input; of mode "program" one,
-    of what it printed), "passed", "total", "failures" ("index", "text": the first FAILURES_TOLD), "functions".
+    of what it printed), "passed", "total", "failures" ("index", "text", "faulty": whether no program could pass that
+    test; the first FAILURES_TOLD), "functions".
     """
     nursery = Nursery(code)
     try:
@@ -85,8 +86,8 @@ def judge_with(nursery: Nursery, code: str, payload: bytes) -> Report:
             judging.outputs()
         elif task["mode"] == "tests":
             judging.tests()
-        elif task["mode"] in ("stdio", "program"):
-            judging.runs(task["mode"] == "stdio")
+        elif task["mode"] == "program":
+            judging.program()
         else:
             judging.fail("crash", f"no mode {task['mode']!r}")
     except NoProgram as failure:
@@ -256,28 +257,38 @@ class Judging:
     # --- mode "tests"
 
     def tests(self) -> None:
-        self.report["total"] = len(self._tests)
+        self.report["total"] = len(self._tests) + len(self._pairs)
+        if self._tests:
+            self._call_tests()
+            self._end()
+        if self._pairs and self._language != "python":
+            self._check()
+        for index, pair in enumerate(self._pairs, len(self._tests)):
+            self._count(index, "no time was left for it" if self._over() else self._compare(pair))
+
+    def _call_tests(self) -> None:
         self._loaded()
         if self._entry_point is not None:
             self._entry()
         for index, source in enumerate(self._tests):
             text: Optional[str]
+            faulty = False
             if self._over():
                 text = "no time was left for it"
             elif self._process is None and self._started > RESTARTS_MAX:
                 text = "the program had been ended too often"
             else:
-                text = self._test(index, source)
-            self._count(index, text)
+                text, faulty = self._test(index, source)
+            self._count(index, text, faulty)
 
-    def _count(self, index: int, text: Optional[str]) -> None:
+    def _count(self, index: int, text: Optional[str], faulty: bool = False) -> None:
         if text is None:
             self.report["passed"] += 1
         elif len(self.report["failures"]) < FAILURES_TOLD:
-            self.report["failures"].append({"index": index, "text": text[:TEXT_CHARS]})
+            self.report["failures"].append({"index": index, "text": text[:TEXT_CHARS], "faulty": faulty})
 
-    def _test(self, index: int, source: str) -> Optional[str]:
-        """Run one test; None when it has passed, else why not."""
+    def _test(self, index: int, source: str) -> tuple[Optional[str], bool]:
+        """Run one test; None when it has passed, else why not, and whether that is its own fault."""
         process = self._loaded()
 
         def talk(message: list[Any]) -> list[Any]:
@@ -293,24 +304,19 @@ class Judging:
             text = test.failure()
         if link.broken or test.cut:
             self._end()
-        return text or link.broken or None
+        return text or link.broken or None, test.faulty
 
-    # --- modes "stdio" and "program"
+    # --- programs as a whole
 
-    def runs(self, compared: bool) -> None:
-        self.report["total"] = len(self._pairs) if compared else 0
+    def program(self) -> None:
         if self._language != "python":
             self._check()
-        if not compared:
-            status, printed, _ = self._run(b"")
-            if status is None:
-                key = error_key("output" if flooded(printed) else "timeout")
-            else:
-                key = key_of((normalised(printed), status)) if status == 0 else error_key(f"status {status}")
-            self.report["keys"] = [key]
-            return
-        for index, pair in enumerate(self._pairs):
-            self._count(index, "no time was left for it" if self._over() else self._compare(pair))
+        status, printed, _ = self._run(b"")
+        if status is None:
+            key = error_key("output" if flooded(printed) else "timeout")
+        else:
+            key = key_of((normalised(printed), status)) if status == 0 else error_key(f"status {status}")
+        self.report["keys"] = [key]
 
     def _compare(self, pair: dict[str, str]) -> Optional[str]:
         status, printed, said = self._run(str(pair.get("input") or "").encode("utf-8", "surrogatepass"))

@@ -50,6 +50,7 @@ class ClientTest:
 
     def __init__(self, source: str, name: str, link: Link, entry: Optional[str]) -> None:
         self.cut = False  # whether it had to be interrupted
+        self.faulty = False  # whether no program could pass it
         self._source, self._name, self._link, self._entry = source, name, link, entry
 
     def failure(self) -> Optional[str]:
@@ -63,6 +64,7 @@ class ClientTest:
             self._run(code, names)
         except (SyntaxError, ValueError, RecursionError) as error:
             if isinstance(error, SyntaxError) and error.filename == self._name:
+                self.faulty = True
                 return f"the test is not Python: {described(error)}"
             return self._told(error)
         except (Cut, Unusable) as error:
@@ -75,6 +77,7 @@ class ClientTest:
         if self._link.failed_within is not None:
             return self._told(self._link.failed_within)
         if not self._link.calls and not constants & used_names(code):
+            self.faulty = True
             return "the test calls nothing of the program"
         return None
 
