@@ -908,6 +908,13 @@ class JavaScriptTest(JudgeTest):
         )
         self.assertEqual([failure["index"] for failure in report["failures"]], [1], report)
 
+    def test_names_of_modules_and_of_what_is_large_stand_in_no_tests_way(self) -> None:
+        code = (
+            "const path = require('path');\nconst LARGE = 'x'.repeat(2e7);\nconst MANY = [...Array(1e6).keys()];\n"
+            "const ring = {};\nring.ring = ring;\nconst f = x => path.basename(x);"
+        )
+        self.assertPasses(code, "assert f('a/b') == 'b'", language="javascript", entry_point="f", **self.slow)
+
     def test_hostile_programs_do_not_pass(self) -> None:
         for code in (
             "const f = x => ({valueOf: () => 9, toString: () => '9', equals: () => true});",

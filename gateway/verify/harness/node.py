@@ -148,9 +148,14 @@ async function output(call, packedArgs, ms) {
   }
 }
 
+function named(value) {
+  try { return pack(value, true); } catch (error) { if (!(error instanceof OverLarge)) throw error; }
+  return typeof value === "object" ? handle(value) : ["o", "large value"];  // a module that refers to itself
+}
+
 async function answer(request) {
   try {
-    if (request[0] === "names") return ["names", [...names].map(([name, value]) => [name, pack(value, true)])];
+    if (request[0] === "names") return ["names", [...names].map(([name, value]) => [name, named(value)])];
     const args = unpack(request[2]), before = args.map(a => pack(a, true));
     if (request[1] === "call") {
       const value = await settled(args[0](...args.slice(1)), 1e9);
