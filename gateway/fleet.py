@@ -8,7 +8,7 @@ no lock; reads the one file it is told to and never writes, never looks at the e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -26,7 +26,7 @@ from gateway.routing.specs import (
     link_faults,
     model_from,
 )
-from gateway.routing.virtual import VIRTUAL_CHECKS, VirtualSpec
+from gateway.routing.virtual import VIRTUAL_CHECKS, VirtualLinks, VirtualSpec, start_faults
 
 
 class _Bad:
@@ -85,6 +85,10 @@ def as_engines(value: object, path: str, faults: list[str]) -> object:
 def as_consensus(value: object, path: str, faults: list[str]) -> object:
     """Take {"members": [...], ...} as the fields of a VirtualSpec."""
     fields = _fields(value, path, CONSENSUS_KEYS, VIRTUAL_CHECKS, faults)
+    if isinstance(value, JsonObject):
+        few = [f"{step(path, 'start')}{fault}" for fault in start_faults(value.get("start"), value.get("members"))]
+        faults.extend(few)
+        fields = None if few else fields
     return _BAD if fields is None else fields
 
 
@@ -144,9 +148,14 @@ _FLEET_CHECKS: Mapping[str, Check] = {"default_model": check_text}
 
 
 def _fields(
-    value: object, path: str, keys: Sequence[Key], checks: Mapping[str, Check], faults: list[str]
+    value: object,
+    path: str,
+    keys: Sequence[Key],
+    checks: Mapping[str, Check],
+    faults: list[str],
+    unfit: Container[str] = (),
 ) -> dict[str, Any] | None:
-    """Read one object into dataclass fields; None when a fault was noted."""
+    """Read one object into dataclass fields; None when a fault was noted. `unfit`: keys that are known elsewhere."""
     if not isinstance(value, JsonObject):
         faults.append(f"{path or 'the file'}: must be an object, not {quoted(value)}")
         return None
@@ -158,7 +167,8 @@ def _fields(
         here = step(path, key)
         row = rows.get(key)
         if row is None:
-            faults.append(f"{here}: is not a known key; known here: {', '.join(rows)}")
+            why = "is for models with engines, not for those made of others" if key in unfit else "is not a known key"
+            faults.append(f"{here}: {why}; known here: {', '.join(rows)}")
             continue
         parsed = row.parse(item, here, faults)
         if parsed is not _BAD and row.field in checks:
@@ -181,22 +191,18 @@ def _engine(value: object, path: str, faults: list[str]) -> EngineSpec | None:
 
 
 def _model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | VirtualSpec | None:
-    if isinstance(value, JsonObject) and "consensus" in value:
+    if _is_virtual(value):
         return _virtual(name, value, path, faults)
     return _real(name, value, path, faults)
 
 
-def _virtual(name: str, value: JsonObject, path: str, faults: list[str]) -> VirtualSpec | None:
+def _virtual(name: str, value: object, path: str, faults: list[str]) -> VirtualSpec | None:
     noted_before = len(faults)
     faults.extend(path + fault for fault in VIRTUAL_CHECKS["name"](name))
-    fields = _fields(value, path, VIRTUAL_KEYS, VIRTUAL_CHECKS, faults)
+    fields = _fields(value, path, VIRTUAL_KEYS, VIRTUAL_CHECKS, faults, {row.key for row in MODEL_KEYS})
     if fields is None or len(faults) > noted_before:
         return None
-    try:
-        return VirtualSpec(name, aliases=fields.get("aliases", ()), **fields["consensus"])
-    except ValueError as error:  # each value is right by itself
-        faults.append(f"{path}.consensus.{error}")
-        return None
+    return VirtualSpec(name, aliases=fields.get("aliases", ()), **fields["consensus"])
 
 
 def _real(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
@@ -231,18 +237,37 @@ def _link_faults(document: JsonObject) -> Iterator[str]:
     # From the raw document: a model with another fault still exists for those that fall back to it.
     models = document.get("models")
     if isinstance(models, JsonObject):
-        default = document.get("default_model")
-        links = [
-            ModelLinks(name, *(_texts(model, key) for key in ("aliases", "fallbacks", "context_fallbacks")))
-            for name, model in models.items()
-            if not (isinstance(model, JsonObject) and "consensus" in model)
-        ]
-        yield from link_faults(links, default if isinstance(default, str) else None)
+        real = [_links(name, model) for name, model in models.items() if not _is_virtual(model)]
+        virtual = [_virtual_links(name, model) for name, model in models.items() if _is_virtual(model)]
+        yield from link_faults(real, _text(document, "default_model"), virtual)
 
 
-def _texts(model: object, key: str) -> tuple[str, ...]:
-    members = model.get(key) if isinstance(model, JsonObject) else None
-    return tuple(m for m in members if isinstance(m, str)) if isinstance(members, list) else ()
+def _is_virtual(model: object) -> bool:
+    return isinstance(model, JsonObject) and "consensus" in model
+
+
+def _links(name: str, model: object) -> ModelLinks:
+    aliases, fallbacks, larger = (_texts(model, key) for key in ("aliases", "fallbacks", "context_fallbacks"))
+    return ModelLinks(name, aliases, fallbacks, larger, _text(model, "family"))
+
+
+def _virtual_links(name: str, model: Any) -> VirtualLinks:
+    consensus = model["consensus"]
+    links = VirtualLinks(name, _texts(model, "aliases"), _texts(consensus, "members"), _text(consensus, "judge"))
+    families: Any = consensus.get("min_families") if isinstance(consensus, JsonObject) else None
+    missing_or_told = any(True for _ in VIRTUAL_CHECKS["min_families"](families))
+    return links if missing_or_told else links._replace(min_families=families)
+
+
+def _text(holder: object, key: str) -> str | None:
+    value = holder.get(key) if isinstance(holder, JsonObject) else None
+    return value if isinstance(value, str) else None
+
+
+def _texts(holder: object, key: str) -> tuple[str | None, ...]:
+    """A list of names as it stands there: what is none has its place."""
+    members = holder.get(key) if isinstance(holder, JsonObject) else None
+    return tuple(m if isinstance(m, str) else None for m in members) if isinstance(members, list) else ()
 
 
 def _with_own_name(text: str) -> JsonObject:

@@ -622,7 +622,9 @@ def _cache_faults(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _embedding_faults(values: Mapping[str, Any], fleet: FleetSpec) -> Iterator[str]:
     model = values.get("embeddings_model")
-    if model is not None and not fleet.wildcard and model not in fleet.model_by_name():
+    if model in fleet.virtual_by_name():
+        yield f"EMBEDDINGS_MODEL: the model {quoted(model)} is made of others: it answers chat completions only"
+    elif model is not None and not fleet.wildcard and model not in fleet.model_by_name():
         known = ", ".join(spec.name for spec in fleet.models[:20])
         yield f"EMBEDDINGS_MODEL: there is no model {quoted(model)}; known: {known}"
 
@@ -660,7 +662,7 @@ def _with_default(fleet: FleetSpec, default_model: str | None, faults: list[str]
     try:
         return replace(fleet, default_model=default_model)
     except ValueError:
-        known = ", ".join(model.name for model in fleet.models[:20])
+        known = ", ".join([*(m.name for m in fleet.models), *(v.name for v in fleet.virtual)][:20])
         faults.append(f"DEFAULT_MODEL: there is no model {quoted(default_model)}; known: {known}")
         return None
 

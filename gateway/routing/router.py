@@ -84,19 +84,28 @@ class Router:
         if gone or forgotten:
             self.accusers.forget([*gone, *forgotten])
         names = {alias: spec.name for spec in fleet.models for alias in spec.aliases}
+        routes: dict[Optional[str], tuple[ModelPool, ...]]
         routes = {name: self._route(fleet, pools, name) for name in pools}
         for alias, name in names.items():
             routes[alias] = routes[name]
+        made = fleet.virtual_by_name()
+        virtual: dict[Optional[str], VirtualSpec] = {}
+        virtual.update(made.items())
+        # None stands for what requests get that name no model.
+        if fleet.default_model in virtual:
+            virtual[None] = virtual[fleet.default_model]
+        else:
+            routes[None] = routes.get(fleet.default_model) or next(iter(routes.values()))
         self.uses_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools.values())
         self.knows_context = any(spec.max_model_len is not None for spec in fleet.models)
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
-        self._virtual = fleet.virtual_by_name()
+        self._virtual = virtual
         self._routes = routes
         self._own_lists = {name: self._own_list(fleet, pools[name].spec) for name in pools}
         own = {fleet.default_model: fleet.default_model} if fleet.wildcard and fleet.default_model else {}
-        virtual = {name: spec.name for name, spec in self._virtual.items()}
-        self._counted: tuple[Sequence[ListedModel], dict[str, str]] = ((), {**own, **fleet.model_by_name(), **virtual})
+        own.update({name: spec.name for name, spec in made.items()})
+        self._counted: tuple[Sequence[ListedModel], dict[str, str]] = ((), {**own, **fleet.model_by_name()})
         self._names_of = {spec.name: (spec.name, *spec.aliases) for spec in fleet.models}
         self._names_of.update({spec.name: (spec.name, *spec.aliases) for spec in fleet.virtual})
         self.pools = pools
@@ -166,11 +175,12 @@ class Router:
 
     def names(self) -> tuple[str, ...]:
         """Every name that requests may use: models in file order, then aliases, then models made of others."""
-        return (*self._routes, *self._virtual)
+        return tuple(name for name in (*self._routes, *self._virtual) if name is not None)
 
     def virtual(self, model: Optional[str]) -> Optional[VirtualSpec]:
-        """The model made of others that has this name; None: there is none."""
-        return None if model is None else self._virtual.get(model)
+        """The model made of others that has this name, or that is the default where `model` is None; None: it is none
+        of those."""
+        return self._virtual.get(model)
 
     def names_of(self, model: str) -> tuple[str, ...]:
         """All names of a configured model, its own first; just the name for one that is (or has become) unknown."""
@@ -221,25 +231,22 @@ class Router:
     def route(
         self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None
     ) -> tuple[ModelPool, ...]:
-        """The pools to ask for `model` (None: the default), first its own; raises `model_not_found`, which names those
-        models that the caller `may_use` (None: all)."""
-        fleet = self.fleet
-        if model is None or fleet.wildcard:
-            route = self._routes.get(fleet.default_model or "") or next(iter(self._routes.values()))
-        else:
-            found = self._routes.get(model)
-            if found is None and model in self._virtual:
-                text = f"the model {model[:200]!r} is made of others: it answers chat completions only"
-                raise RequestRefused("endpoint_not_served", text, param="model")
-            if found is None:
-                known = ", ".join([name for name in sorted(self.pools) if may_use is None or may_use(name)][:20])
-                raise RequestRefused(
-                    "model_not_found",
-                    f"the model {model[:200]!r} does not exist; known: {known or 'none to this key'}",
-                    param="model",
-                )
-            route = found
+        """The pools to ask for `model` (None: the default), first its own. Raises `model_not_found`, which names those
+        models that the caller `may_use` (None: all); `endpoint_not_served` for one that is made of others."""
+        route = self._routes.get(None if self.fleet.wildcard else model)
+        if route is None:
+            raise self._unrouted(model, may_use)
         return route if allow_fallback else route[:1]
+
+    def _unrouted(self, model: Optional[str], may_use: Optional[Callable[[str], bool]]) -> RequestRefused:
+        virtual = self._virtual.get(model)
+        named = virtual.name if model is None and virtual is not None else (model or "")[:200]
+        if virtual is None:
+            known = ", ".join([name for name in sorted(self.pools) if may_use is None or may_use(name)][:20])
+            text = f"the model {named!r} does not exist; known: {known or 'none to this key'}"
+            return RequestRefused("model_not_found", text, param="model")
+        text = f"the {'default ' * (model is None)}model {named!r} is made of others: it answers chat completions only"
+        return RequestRefused("endpoint_not_served", text, param="model")
 
 
 def _asked_otherwise(pool: ModelPool, spec: ModelSpec, renewed: Collection[str]) -> list[Engine]:

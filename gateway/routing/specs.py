@@ -22,7 +22,7 @@ from gateway.routing.checks import (
     quoted,
     step,
 )
-from gateway.routing.virtual import VirtualSpec, virtual_faults
+from gateway.routing.virtual import VirtualLinks, VirtualSpec, virtual_faults
 
 STRATEGIES = (
     "round_robin",
@@ -190,7 +190,8 @@ class ModelSpec:
 class FleetSpec:
     """All models, in order; raises ValueError naming every clash and every name that leads nowhere.
 
-    `default_model` (a name or an alias) is used when a request names none; None takes the first.
+    `default_model` (a name or an alias, of a model made of others, too) is used when a request names none; None takes
+    the first with engines.
     `wildcard`: the single model serves every name a request may ask for, so any default will do. `virtual` are the
     models that are made of others.
     """
@@ -202,13 +203,13 @@ class FleetSpec:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise ValueError("models: must hold at least one model")
+            raise ValueError("models: must hold at least one model with engines")
         if self.wildcard and len(self.models) > 1:
             raise ValueError("models: a wildcard fleet has exactly one model")
         default = None if self.wildcard else self.default_model
-        links = [ModelLinks(m.name, m.aliases, m.fallbacks or (), m.context_fallbacks) for m in self.models]
-        faults = list(link_faults(links, default))
-        faults += virtual_faults(self.virtual, self.model_by_name(), self.family_by_model())
+        links = [ModelLinks(m.name, m.aliases, m.fallbacks or (), m.context_fallbacks, m.family) for m in self.models]
+        virtual = [VirtualLinks(v.name, v.aliases, v.members, v.judge, v.min_families) for v in self.virtual]
+        faults = list(link_faults(links, default, virtual))
         if faults:
             raise ValueError("; ".join(faults))
         if self.default_model is None:
@@ -228,16 +229,20 @@ class FleetSpec:
 
 
 class ModelLinks(NamedTuple):
-    """The names by which one model is known and those by which it knows others."""
+    """The names by which one model is known and those by which it knows others; None stands for what is no name, a
+    fault of its own."""
 
     name: str
-    aliases: tuple[str, ...]
-    fallbacks: tuple[str, ...]
-    context_fallbacks: tuple[str, ...] = ()
+    aliases: Sequence[str | None]
+    fallbacks: Sequence[str | None]
+    context_fallbacks: Sequence[str | None] = ()
+    family: str | None = None
 
 
-def link_faults(models: Sequence[ModelLinks], default_model: str | None) -> Iterator[str]:
-    """Yield, with their JSON paths, the faults that no model can see alone."""
+def link_faults(
+    models: Sequence[ModelLinks], default_model: str | None, virtual: Sequence[VirtualLinks] = ()
+) -> Iterator[str]:
+    """Yield, with their JSON paths, the faults that no model can see alone. `virtual`: those made of others."""
     owner: dict[str, str] = {}
     for model in models:
         if model.name in owner:
@@ -245,18 +250,27 @@ def link_faults(models: Sequence[ModelLinks], default_model: str | None) -> Iter
         owner[model.name] = model.name
     for model in models:
         for index, alias in enumerate(model.aliases):
+            if alias is None:
+                continue
             if alias in owner and alias not in model.aliases[:index]:
                 yield f"{step('models', model.name)}.aliases[{index}]: {quoted(alias)} is taken"
             owner.setdefault(alias, model.name)
+    made = {name for links in virtual for name in (links.name, *links.aliases)} - set(owner)
     for model in models:
         for key, others in (("fallbacks", model.fallbacks), ("context_fallbacks", model.context_fallbacks)):
             for index, other in enumerate(others):
                 where = f"{step('models', model.name)}.{key}[{index}]"
-                if other not in owner:
+                if other is None:
+                    continue
+                if other in made:
+                    yield f"{where}: {quoted(other)} is made of others: only a model with engines can stand in"
+                elif other not in owner:
                     yield f"{where}: there is no model {quoted(other)}"
                 elif owner[other] == model.name:
                     yield f"{where}: {quoted(other)} is the model itself"
-    if default_model is not None and default_model not in owner:
+    families = {model.name: model.family or model.name for model in models}
+    yield from virtual_faults(virtual, owner, families)
+    if default_model is not None and default_model not in owner and default_model not in made:
         yield f"default_model: there is no model {quoted(default_model)}"
 
 

@@ -6,8 +6,9 @@ models. No lock: nothing here changes after it was made. Never holds live state,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.routing import checks
 from gateway.routing.checks import Check, quoted, step
@@ -21,9 +22,6 @@ def _members(value: object) -> Iterator[str]:
         yield f": must be a list of 2 to {MEMBERS_MAX} models"
         return
     yield from checks.names(value)
-    for index, name in enumerate(value):
-        if name in value[:index]:
-            yield f"[{index}]: {quoted(name)} is a member already: one model has one voice"
 
 
 VIRTUAL_CHECKS: Mapping[str, Check] = {
@@ -58,41 +56,66 @@ class VirtualSpec:
 
     def __post_init__(self) -> None:
         faults = [key + fault for key, check in VIRTUAL_CHECKS.items() for fault in check(getattr(self, key))]
-        if not faults and self.start is not None and self.start > len(self.members):
-            faults.append(f"start: must be at most {len(self.members)}, the number of members")
+        faults += ["start" + fault for fault in start_faults(self.start, self.members)] if not faults else []
         if faults:
             raise ValueError("; ".join(faults))
 
 
+def start_faults(start: object, members: object) -> Iterator[str]:
+    """Yield the fault that `start` has when there are not so many members."""
+    if isinstance(start, int) and isinstance(members, (list, tuple)) and start > len(members):
+        yield f": must be at most {len(members)}, the number of members"
+
+
+class VirtualLinks(NamedTuple):
+    """The names by which a model made of others is known and those by which it knows them; None stands for what is no
+    name, a fault of its own."""
+
+    name: str
+    aliases: Sequence[str | None]
+    members: Sequence[str | None]
+    judge: str | None = None
+    min_families: int = 1
+
+
 def virtual_faults(
-    virtual: Sequence[VirtualSpec], model_by_name: Mapping[str, str], family_by_model: Mapping[str, str]
+    virtual: Sequence[VirtualLinks], model_by_name: Mapping[str, str], family_by_model: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield, with their JSON paths, the faults that a model made of others has by what the others are. The names of
     real models are in `model_by_name`."""
+    if virtual and not model_by_name:
+        yield "models: all of them are made of others, and what they are made of must be here, too, with engines"
     taken = set(model_by_name)
-    for spec in virtual:
-        here = step("models", spec.name)
-        if spec.name in taken:
-            yield f"{here}: the name is taken"
-        taken.add(spec.name)
-    for spec in virtual:
-        here = step("models", spec.name)
-        for index, alias in enumerate(spec.aliases):
-            if alias in taken:
-                yield f"{here}.aliases[{index}]: {quoted(alias)} is taken"
-            taken.add(alias)
-        named = [(f"consensus.members[{index}]", name) for index, name in enumerate(spec.members)]
-        named += [("consensus.judge", spec.judge)] if spec.judge is not None else []
-        found: dict[str, str] = {}
-        for where, name in named:
+    for links in virtual:
+        if links.name in taken:
+            yield f"{step('models', links.name)}: the name is taken"
+        taken.add(links.name)
+    for links in virtual:
+        for index, alias in enumerate(links.aliases):
+            if alias in taken and alias not in links.aliases[:index]:
+                yield f"{step('models', links.name)}.aliases[{index}]: {quoted(alias)} is taken"
+            if alias is not None:
+                taken.add(alias)
+    for links in virtual:
+        here = f"{step('models', links.name)}.consensus"
+        found: dict[str, str] = {}  # the members' names, by the model that they stand for
+        for index, name in enumerate(links.members):
+            if name is None or name in links.members[:index]:
+                continue
             model = model_by_name.get(name)
             if model is None:
-                other = "is made of others itself" if name in taken else "does not exist"
-                yield f"{here}.{where}: the model {quoted(name)} {other}"
-            elif model in found and where != "consensus.judge":
-                yield f"{here}.{where}: {quoted(name)} is {quoted(found[model])} again: one model has one voice"
-            elif where != "consensus.judge":
+                yield f"{here}.members[{index}]: {_not_real(name, taken)}"
+            elif model in found:
+                same = f"{quoted(name)} is {quoted(found[model])} again"
+                yield f"{here}.members[{index}]: {same}: one model has one voice"
+            else:
                 found[model] = name
+        if links.judge is not None and links.judge not in model_by_name:
+            yield f"{here}.judge: {_not_real(links.judge, taken)}"
         families = {family_by_model[model] for model in found}
-        if len(found) == len(spec.members) and spec.min_families > len(families):
-            yield f"{here}.consensus.min_families: the members are of {len(families)} families only"
+        if found and len(found) == len(links.members) and links.min_families > len(families):
+            yield f"{here}.min_families: the members are of {len(families)} families only"
+
+
+def _not_real(name: str, taken: Collection[str]) -> str:
+    return f"the model {quoted(name)} {'is made of others itself' if name in taken else 'does not exist'}"

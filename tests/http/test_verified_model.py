@@ -287,6 +287,34 @@ class RefusedTest(ModelTest):
             self.assertEqual(response.json()["param"], "model")
         self.assert_untouched("a", "b")
 
+    def test_as_the_default_it_answers_requests_that_name_no_model(self) -> None:
+        running = self.verified("ab", TWO, DEFAULT_MODEL="v")
+        client = self.enter(running.connect())
+        client.request("POST", CHAT, {"messages": [{"role": "user", "content": PROMPT}]})
+        self.say({"a": RIGHT, "b": RIGHT})
+        response = client.read_response()
+        self.assertEqual((response.status, response.header("x-gateway-model")), (200, "v"))
+        self.assertTrue(response.json()["verification"]["verified"])
+        self.assertEqual(running.request_line(response.request_id)["model"], "v")
+
+    def test_as_the_default_it_answers_nothing_but_chats(self) -> None:
+        running = self.verified("ab", TWO, DEFAULT_MODEL="v")
+        for path, body in ((COMPLETIONS, {"prompt": "hi"}), (EMBEDDINGS, {"input": "hi"}), ("/query", {"query": "hi"})):
+            response = running.post(body, path)
+            self.assert_error(response, 400, "endpoint_not_served")
+            self.assertIn("the default model 'v' is made of others", response.json()["message"])
+        client = self.enter(running.connect())
+        client.request("POST", COMPLETIONS, {"model": "a", "prompt": "hi"})
+        side = self.next_of(self.by_name["a"])
+        side.answer(json.dumps({"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]}).encode())
+        self.assertEqual(client.read_response().status, 200)
+
+    def test_as_the_default_it_is_for_those_who_may_use_it(self) -> None:
+        running = self.verified("ab", TWO, DEFAULT_MODEL="v", STATE_DB=self.state_db(), **KEYS)
+        secret = running.app.guard.store.create("one", models=("a", "b"))[1]
+        body = {"messages": [{"role": "user", "content": PROMPT}]}
+        self.assert_error(running.post(body, CHAT, [("Authorization", f"Bearer {secret}")]), 403, "forbidden")
+
     def test_who_may_use_it_may_use_what_it_is_made_of_by_it_alone(self) -> None:
         running = self.verified("ab", TWO, STATE_DB=self.state_db(), **KEYS)
         secret = running.app.guard.store.create("one", models=("v",))[1]

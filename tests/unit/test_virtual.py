@@ -15,7 +15,7 @@ from gateway.errors import RequestRefused
 from gateway.fleet import CONSENSUS_KEYS, VIRTUAL_KEYS, load_engines_file
 from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec, ModelSpec, model_from
-from gateway.routing.virtual import FALLBACKS, MEMBERS_MAX, VIRTUAL_CHECKS, VirtualSpec
+from gateway.routing.virtual import FALLBACKS, MEMBERS_MAX, VIRTUAL_CHECKS, VirtualLinks, VirtualSpec, virtual_faults
 from gateway.settings import load
 
 THREE = ("a", "b", "c")
@@ -152,11 +152,22 @@ class LinksTest(unittest.TestCase):
             models=models,
         )
 
-    def test_it_is_nobodys_default_and_nobodys_fallback(self) -> None:
-        with self.assertRaisesRegex(ValueError, '^default_model: there is no model "v"'):
-            fleet(VirtualSpec("v", THREE), default="v")
-        with self.assertRaisesRegex(ValueError, r"^models.a.fallbacks\[0\]"):
-            fleet(VirtualSpec("v", THREE), models=(model("a", fallbacks=("v",)), model("b"), model("c")))
+    def test_it_may_be_the_default(self) -> None:
+        spec = VirtualSpec("v", THREE, aliases=("sure",))
+        for name in ("v", "sure"):
+            self.assertEqual(fleet(spec, default=name).default_model, name)
+        self.assert_faults(['default_model: there is no model "w"'], spec, default="w")
+
+    def test_it_stands_in_for_nobody(self) -> None:
+        spec = VirtualSpec("v", THREE, aliases=("sure",))
+        for key, name in (("fallbacks", "v"), ("fallbacks", "sure"), ("context_fallbacks", "v")):
+            models = (model("a", **{key: ("b", name)}), model("b"), model("c"))
+            told = f'models.a.{key}[1]: "{name}" is made of others: only a model with engines can stand in'
+            self.assert_faults([told], spec, models=models)
+
+    def test_a_name_that_stands_twice_in_a_list_is_told_once(self) -> None:
+        links = VirtualLinks("v", ("x", "x"), ("a", "a", None))
+        self.assertEqual(list(virtual_faults([links], {"a": "a", "b": "b"}, {"a": "a", "b": "b"})), [])
 
     def test_a_models_family_is_its_name_unless_it_says_so(self) -> None:
         one = fleet(models=(model("a", family="llama"), model("b")))
@@ -218,7 +229,11 @@ class FileTest(unittest.TestCase):
                 {"consensus": {**good, "quorum": 1}},
                 r"models\.v\.consensus\.quorum: is not a known key; known here: mem",
             ),
-            ({"consensus": good, "engines": []}, r"models\.v\.engines: is not a known key; known here: consensus"),
+            ({"consensus": good, "engin": []}, r"models\.v\.engin: is not a known key; known here: consensus"),
+            *[
+                ({"consensus": good, key: []}, rf"models\.v\.{key}: is for models with engines, not for those made of")
+                for key in ("engines", "fallbacks", "context_fallbacks", "price")
+            ],
             ({"consensus": good, "aliases": "x"}, r"models\.v\.aliases: must be a list"),
             (
                 {"consensus": {"members": ["a", "z"]}},
@@ -249,9 +264,82 @@ class FileTest(unittest.TestCase):
             self.load({"a": {"engines": ["http://a"]}, "v.1": {"consensus": {"members": ["a", "z"]}}})
         self.assertEqual(caught.exception.faults, ('models["v.1"].consensus.members[1]: the model "z" does not exist',))
 
+    def test_all_faults_are_named_at_once_whatever_they_are_of(self) -> None:
+        consensus = {"members": ["a", 5, "z", "w"], "start": 9, "min_families": 0, "judge": "y", "quorum": 1}
+        models = {
+            "a": {"engines": ["http://a"], "aliases": [5, "w"], "fallbacks": [5, "x", "v"], "wieght": 1},
+            "b": {"engines": []},
+            "v": {"consensus": consensus, "aliases": ["a", "ok", "ok"]},
+            "w": {"consensus": {"members": ["a", "b"], "min_families": 3}},
+            "o": {"consensus": []},
+        }
+        with self.assertRaises(ConfigurationError) as caught:
+            self.load(models, default_model="y")
+        faults = list(caught.exception.faults)
+        expected = [
+            "models.a.aliases[0]: must be",
+            "models.a.fallbacks[0]: must be",
+            "models.a.wieght: is not a known key",
+            "models.b.engines: must be a list",
+            "models.v.consensus.members[1]: must be",
+            "models.v.consensus.min_families: must be an integer",
+            "models.v.consensus.quorum: is not a known key",
+            "models.v.consensus.start: must be at most 4, the number of members",
+            'models.v.aliases[2]: "ok" is named twice',
+            "models.o.consensus: must be an object, not []",
+            'models.a.fallbacks[1]: there is no model "x"',
+            'models.a.fallbacks[2]: "v" is made of others: only',
+            "models.w: the name is taken",
+            'models.v.aliases[0]: "a" is taken',
+            'models.v.consensus.members[2]: the model "z" does not exist',
+            'models.v.consensus.members[3]: "w" is "a" again',
+            'models.v.consensus.judge: the model "y" does not exist',
+            "models.w.consensus.min_families: the members are of 2 families only",
+            'default_model: there is no model "y"',
+        ]
+        self.assertEqual(len(faults), len(expected), faults)
+        for start in expected:
+            with self.subTest(start):
+                self.assertEqual(sum(fault.startswith(start) for fault in faults), 1, faults)
+
     def test_a_file_of_nothing_real_is_refused(self) -> None:
-        with self.assertRaises(ConfigurationError):
+        with self.assertRaises(ConfigurationError) as caught:
             self.load({"v": {"consensus": {"members": ["a", "b"]}}})
+        first, *others = caught.exception.faults
+        self.assertEqual(
+            first, "models: all of them are made of others, and what they are made of must be here, too, with engines"
+        )
+        self.assertEqual(
+            others,
+            [f'models.v.consensus.members[{i}]: the model "{name}" does not exist' for i, name in enumerate("ab")],
+        )
+
+    def test_the_files_default_may_be_made_of_others(self) -> None:
+        models = {"a": {"engines": ["http://a"]}, "b": {"engines": ["http://b"]}}
+        virtual = {"v": {"consensus": {"members": ["a", "b"]}, "aliases": ["sure"]}}
+        self.assertEqual(self.load({**models, **virtual}, default_model="sure").default_model, "sure")
+
+    def settings_faults(self, **variables: str) -> list[str]:
+        self.with_v({"consensus": {"members": ["a", "b"]}, "aliases": ["sure"]})
+        with self.assertRaises(ConfigurationError) as caught:
+            load({"ENGINES_FILE": str(self.path), "STATE_DB": "none.db", **variables}, None)
+        return list(caught.exception.faults)
+
+    def test_the_settings_default_may_be_made_of_others(self) -> None:
+        self.with_v({"consensus": {"members": ["a", "b"]}, "aliases": ["sure"]})
+        for name in ("v", "sure"):
+            settings = load({"ENGINES_FILE": str(self.path), "STATE_DB": "none.db", "DEFAULT_MODEL": name}, None)
+            self.assertEqual(settings.fleet.default_model, name)
+        self.assertEqual(
+            self.settings_faults(DEFAULT_MODEL="w"), ['DEFAULT_MODEL: there is no model "w"; known: a, b, v']
+        )
+
+    def test_no_embeddings_come_of_it(self) -> None:
+        near = {"CACHE": "on", "CACHE_NEAR": "on"}
+        self.assertEqual(
+            self.settings_faults(EMBEDDINGS_MODEL="v", **near),
+            ['EMBEDDINGS_MODEL: the model "v" is made of others: it answers chat completions only'],
+        )
 
 
 class RouterTest(unittest.TestCase):
@@ -275,11 +363,28 @@ class RouterTest(unittest.TestCase):
     def test_it_is_no_fallback_of_others(self) -> None:
         self.assertEqual([pool.name for pool in self.router.route("a")], ["a", "b", "c"])
 
+    def refusal(self, router: Router, name: Any, may_use: Any = None) -> RequestRefused:
+        with self.assertRaises(RequestRefused) as caught:
+            router.route(name, may_use=may_use)
+        return caught.exception
+
     def test_it_has_no_route(self) -> None:
         for name in ("v", "sure"):
-            with self.assertRaises(RequestRefused) as caught:
-                self.router.route(name)
-            self.assertEqual((caught.exception.code, caught.exception.param), ("endpoint_not_served", "model"))
+            refusal = self.refusal(self.router, name)
+            self.assertEqual((refusal.code, refusal.param), ("endpoint_not_served", "model"))
+
+    def test_as_the_default_it_is_what_requests_get_that_name_none(self) -> None:
+        self.assertIsNone(self.router.virtual(None))
+        for name in ("v", "sure"):
+            router = Router(fleet(self.spec, default=name))
+            self.assertEqual(router.virtual(None), self.spec)
+            self.assertEqual(router.names(), ("a", "b", "c", "v", "sure"))
+            refusal = self.refusal(router, None)
+            self.assertEqual((refusal.code, refusal.param), ("endpoint_not_served", "model"))
+            self.assertRegex(str(refusal), "^the default model 'v' is made of others")
+            router.reload(fleet(self.spec))
+            self.assertIsNone(router.virtual(None))
+            self.assertEqual(router.route(None)[0].name, "a")
 
     def test_reload_adds_and_removes_it(self) -> None:
         other = VirtualSpec("w", ("b", "c"))
