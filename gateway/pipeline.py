@@ -115,7 +115,7 @@ class Pipeline:
         router = self.factory.router
         self._refuse_when_draining()
         asked.restricted = not identity.may_use_all
-        known = [name for name in router.pools if not asked.restricted or identity.may_use(*router.names_of(name))]
+        known = [name for name in router.models() if not asked.restricted or identity.may_use(*router.names_of(name))]
         self._open[asked] = None
         return (yield from self.verify.get().infer(asked, parse_json(asked.body, self.settings.max_json_values), known))
 

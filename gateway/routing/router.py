@@ -182,6 +182,10 @@ class Router:
         of those."""
         return self._virtual.get(model)
 
+    def models(self) -> tuple[str, ...]:
+        """All models by their own names: those with engines, then those made of others."""
+        return (*self.pools, *(spec.name for spec in self.fleet.virtual))
+
     def names_of(self, model: str) -> tuple[str, ...]:
         """All names of a configured model, its own first; just the name for one that is (or has become) unknown."""
         return self._names_of.get(model) or (model,)
@@ -232,7 +236,8 @@ class Router:
         self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None
     ) -> tuple[ModelPool, ...]:
         """The pools to ask for `model` (None: the default), first its own. Raises `model_not_found`, which names those
-        models that the caller `may_use` (None: all); `endpoint_not_served` for one that is made of others."""
+        models that the caller `may_use` (None: all); `endpoint_not_served` for one that is made of others, `forbidden`
+        where the caller may not use that."""
         route = self._routes.get(None if self.fleet.wildcard else model)
         if route is None:
             raise self._unrouted(model, may_use)
@@ -242,9 +247,11 @@ class Router:
         virtual = self._virtual.get(model)
         named = virtual.name if model is None and virtual is not None else (model or "")[:200]
         if virtual is None:
-            known = ", ".join([name for name in sorted(self.pools) if may_use is None or may_use(name)][:20])
+            known = ", ".join([name for name in sorted(self.models()) if may_use is None or may_use(name)][:20])
             text = f"the model {named!r} does not exist; known: {known or 'none to this key'}"
             return RequestRefused("model_not_found", text, param="model")
+        if may_use is not None and not may_use(virtual.name):
+            return RequestRefused("forbidden", f"the model {named} is not allowed for this key", param="model")
         text = f"the {'default ' * (model is None)}model {named!r} is made of others: it answers chat completions only"
         return RequestRefused("endpoint_not_served", text, param="model")
 

@@ -52,8 +52,8 @@ class Verify:
     # --- /api/v1/inference -----------------------------------------------------------------------------------------
 
     def infer(self, asked: Asked, request: dict[str, Any], known: Sequence[str]) -> Steps[Answer]:
-        """The answers of all models of a request, compared. `known`: the models that its caller may use. Raises
-        GatewayError."""
+        """The answers of all models of a request, compared. `known`: the models that its caller may use, those made of
+        others among them. Raises GatewayError."""
         optional = BY_PATH[CHAT].optional
 
         def check(key: str, value: object) -> Optional[tuple[str, str]]:
@@ -61,7 +61,7 @@ class Verify:
 
         options = question.check_fields(request, check)
         prompt = question.check_prompt(request)
-        names = question.check_models(request, known)
+        names = question.check_models(request, [name for name in known if self._router.virtual(name) is None])
         if self._router.fleet.wildcard and request.get("models") is None:
             names = [self._router.unnamed() or name for name in names]  # there is one, which serves every name
         entry_point = question.check_entry_point(request)
@@ -108,11 +108,12 @@ class Verify:
                 members.setdefault(name, Member(name, name))
                 continue
             where = f"models[{index}]"
-            if router.virtual(name) is not None:
-                raise RequestRefused("invalid_models", f"{where}: {name!r} is made of others", param=where)
-            model = router.route(name, may_use=known.__contains__)[0].name
+            virtual = router.virtual(name)
+            model = router.route(name, may_use=known.__contains__)[0].name if virtual is None else virtual.name
             if model not in known:
                 raise RequestRefused("forbidden", f"the model {name[:200]} is not allowed for this key", param=where)
+            if virtual is not None:
+                raise RequestRefused("invalid_models", f"{where}: {name!r} is made of others", param=where)
             if model in members:
                 text = f"{where}: {name!r} is in the list already: one model has one voice"
                 raise RequestRefused("invalid_models", text, param=where)

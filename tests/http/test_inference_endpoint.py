@@ -244,6 +244,28 @@ class RefusedTest(VerifiedTest):
         self.assert_error(response, 403, "forbidden")
         self.assertEqual(response.json()["param"], "models[1]")
 
+    def test_a_model_made_of_others_that_a_key_may_not_use_is_refused_as_any_other(self) -> None:
+        running = self.several("abc", virtual={"v": {"members": ["a", "b"]}}, STATE_DB=self.state_db(), **KEYS)
+        secret = running.app.guard.store.create("one", models=("a", "b"))[1]
+        headers = [("Authorization", f"Bearer {secret}")]
+        told = []
+        for name in ("v", "c"):
+            response = self.refused(running, headers, models=["a", name])
+            self.assert_error(response, 403, "forbidden")
+            told.append({**response.json(), "request_id": ""})
+        self.assertEqual(told[0]["message"].replace(" v ", " c "), told[1]["message"])
+        self.assertEqual({**told[0], "message": ""}, {**told[1], "message": ""})
+        response = self.refused(running, headers, models=["a", "z"])
+        self.assert_error(response, 404, "model_not_found")
+        self.assertTrue(response.json()["message"].endswith("; known: a, b"), response.json())
+
+    def test_who_may_use_the_model_made_of_others_alone_asks_nobody_here(self) -> None:
+        running = self.several("ab", virtual={"v": {"members": ["a", "b"]}}, STATE_DB=self.state_db(), **KEYS)
+        secret = running.app.guard.store.create("one", models=("v",))[1]
+        headers = [("Authorization", f"Bearer {secret}")]
+        self.assert_error(self.refused(running, headers), 403, "forbidden")
+        self.assert_error(self.refused(running, headers, models=["v"]), 400, "invalid_models")
+
     def test_a_key_that_may_use_none_is_told(self) -> None:
         running = self.several("ab", STATE_DB=self.state_db(), **KEYS)
         secret = running.app.guard.store.create("one", models=("zzz",))[1]

@@ -287,6 +287,18 @@ class RefusedTest(ModelTest):
             self.assertEqual(response.json()["param"], "model")
         self.assert_untouched("a", "b")
 
+    def test_elsewhere_too_who_may_not_use_it_is_told_that_only(self) -> None:
+        running = self.verified("abc", TWO, STATE_DB=self.state_db(), **KEYS)
+        secret = running.app.guard.store.create("one", models=("a",))[1]
+        headers = [("Authorization", f"Bearer {secret}")]
+        for path, body in ((COMPLETIONS, {"prompt": "hi"}), (EMBEDDINGS, {"input": "hi"}), ("/query", {"query": "hi"})):
+            told = []
+            for name in ("v", "c"):
+                response = running.post({"model": name, **body}, path, headers)
+                self.assert_error(response, 403, "forbidden")
+                told.append(response.json())
+            self.assertEqual(told[0]["message"].replace(" v ", " c "), told[1]["message"])
+
     def test_as_the_default_it_answers_requests_that_name_no_model(self) -> None:
         running = self.verified("ab", TWO, DEFAULT_MODEL="v")
         client = self.enter(running.connect())

@@ -373,6 +373,18 @@ class RouterTest(unittest.TestCase):
             refusal = self.refusal(self.router, name)
             self.assertEqual((refusal.code, refusal.param), ("endpoint_not_served", "model"))
 
+    def test_who_may_not_use_it_hears_no_more_than_of_another_model(self) -> None:
+        for name in ("v", "sure"):
+            refusal = self.refusal(self.router, name, {"a"}.__contains__)
+            self.assertEqual((refusal.code, refusal.param), ("forbidden", "model"))
+            self.assertEqual(str(refusal), f"the model {name} is not allowed for this key")
+            self.assertEqual(self.refusal(self.router, name, {"v"}.__contains__).code, "endpoint_not_served")
+
+    def test_it_is_known_to_who_asks_for_what_is_not(self) -> None:
+        self.assertEqual(str(self.refusal(self.router, "z")), "the model 'z' does not exist; known: a, b, c, v")
+        refusal = self.refusal(self.router, "z", {"b"}.__contains__)
+        self.assertEqual(str(refusal), "the model 'z' does not exist; known: b")
+
     def test_as_the_default_it_is_what_requests_get_that_name_none(self) -> None:
         self.assertIsNone(self.router.virtual(None))
         for name in ("v", "sure"):
