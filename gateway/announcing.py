@@ -132,7 +132,7 @@ def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *,
         lines.extend(_describe_fallbacks(model, settings, router))
         lines.extend(f"  engine {_describe_engine(e, settings)}" for e in router.pools[model.name].engines)
     for virtual in fleet.virtual:
-        lines.append(f"model {virtual.name}: what {', '.join(virtual.members)} agree on")
+        lines.append(f"model {virtual.label}{_default_mark(fleet, virtual)}")
         lines.extend(_describe_virtual(virtual))
     return "\n".join(lines)
 
@@ -213,7 +213,7 @@ def _is_unconfigured(fleet: FleetSpec) -> bool:
     return fleet.wildcard and fleet.models[0].engines[0].is_echo
 
 
-def _default_mark(fleet: FleetSpec, model: ModelSpec) -> str:
+def _default_mark(fleet: FleetSpec, model: ModelSpec | VirtualSpec) -> str:
     is_default = fleet.default_model in (model.name, *model.aliases)
     return " (default)" if is_default and not fleet.wildcard else ""
 
@@ -304,9 +304,10 @@ def start_lines(
 def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) -> list[str]:
     lines: list[str] = []
     left: list[Engine] = []  # of which there is no line
+    made = [f"model {virtual.label}{_default_mark(fleet, virtual)}" for virtual in fleet.virtual[: LINES_MAX // 2]]
     for pool in list(router.pools.values()):
         engines = list(pool.engines)
-        room = LINES_MAX - len(lines) - 1
+        room = LINES_MAX - len(made) - len(lines) - 1
         if room < 1:
             left += engines
             continue
@@ -319,7 +320,8 @@ def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) 
     if left:
         out = sum(engine.down for engine in left)
         lines.append(f"... and {len(left)} more engines{f', {out} of them not reached' if out else ''}")
-    return lines
+    more = len(fleet.virtual) - len(made)
+    return [*lines, *made, *([f"... and {more} more models made of others"] if more else [])]
 
 
 def _to_paste(router: Router, url: str, authenticated: bool) -> list[str]:

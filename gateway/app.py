@@ -186,7 +186,7 @@ class Gateway:
             "info",
             "started",
             url=self.url,
-            models=sorted(self.factory.router.pools),
+            models=self.factory.router.labels(),
             authentication=self.guard.authenticator.required,
             **({} if self.settings.dotenv_path is None else {"dotenv": shown_path(self.settings)}),
         )
@@ -200,7 +200,7 @@ class Gateway:
         self.guard.set_fleet(settings.fleet)
         if self.caches is not None:
             self._tell_models(self.caches, settings)
-        self.telemetry.log("info", "reloaded", models=sorted(self.factory.router.pools))
+        self.telemetry.log("info", "reloaded", models=self.factory.router.labels())
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
         """Drain (None: DRAIN_TIMEOUT, after DRAIN_DELAY; 0: not at all) and stop; True when nothing was cut off."""

@@ -182,6 +182,10 @@ class Router:
         of those."""
         return self._virtual.get(model)
 
+    def labels(self) -> list[str]:
+        """All models as people are told of them: those made of others behind the others, with their members."""
+        return [*sorted(self.pools), *sorted(spec.label for spec in self.fleet.virtual)]
+
     def models(self) -> tuple[str, ...]:
         """All models by their own names: those with engines, then those made of others."""
         return (*self.pools, *(spec.name for spec in self.fleet.virtual))

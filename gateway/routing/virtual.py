@@ -54,6 +54,11 @@ class VirtualSpec:
     judge: str | None = None
     aliases: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """Its name, and what tells people that it is no model with engines."""
+        return f"{self.name} (of {', '.join(self.members)})"
+
     def __post_init__(self) -> None:
         faults = [key + fault for key, check in VIRTUAL_CHECKS.items() for fault in check(getattr(self, key))]
         faults += ["start" + fault for fault in start_faults(self.start, self.members)] if not faults else []

@@ -327,6 +327,11 @@ class RefusedTest(ModelTest):
         body = {"messages": [{"role": "user", "content": PROMPT}]}
         self.assert_error(running.post(body, CHAT, [("Authorization", f"Bearer {secret}")]), 403, "forbidden")
 
+    def test_the_log_lists_it_among_the_models(self) -> None:
+        running = self.verified("ab", TWO)
+        lines = eventually(lambda: [line for line in running.log_lines() if line["event"] == "started"])
+        self.assertEqual(lines[0]["models"], ["a", "b", "v (of a, b)"])
+
     def test_who_may_use_it_may_use_what_it_is_made_of_by_it_alone(self) -> None:
         running = self.verified("ab", TWO, STATE_DB=self.state_db(), **KEYS)
         secret = running.app.guard.store.create("one", models=("v",))[1]

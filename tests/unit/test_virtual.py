@@ -9,7 +9,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from gateway.announcing import describe, sandbox_lines
+from gateway.announcing import LINES_MAX, describe, sandbox_lines, start_lines
 from gateway.configuration import ConfigurationError
 from gateway.errors import RequestRefused
 from gateway.fleet import CONSENSUS_KEYS, VIRTUAL_KEYS, load_engines_file
@@ -398,6 +398,9 @@ class RouterTest(unittest.TestCase):
             self.assertIsNone(router.virtual(None))
             self.assertEqual(router.route(None)[0].name, "a")
 
+    def test_people_are_told_of_it_with_its_members(self) -> None:
+        self.assertEqual(self.router.labels(), ["a", "b", "c", "v (of a, b)"])
+
     def test_reload_adds_and_removes_it(self) -> None:
         other = VirtualSpec("w", ("b", "c"))
         self.router.reload(fleet(other))
@@ -411,27 +414,46 @@ class RouterTest(unittest.TestCase):
 
 
 class CheckTest(unittest.TestCase):
-    def described(self, *virtual: VirtualSpec, sandbox: tuple[str, ...] = ()) -> list[str]:
-        spec = fleet(*virtual)
+    def described(self, *virtual: VirtualSpec, sandbox: tuple[str, ...] = (), default: Any = None) -> list[str]:
+        spec = fleet(*virtual, default=default)
         settings = dataclasses.replace(load({"STATE_DB": "none.db"}, None), fleet=spec)
         return describe(settings, Router(spec), sandbox).splitlines()
 
     def test_check_tells_what_agrees_and_on_what_terms(self) -> None:
-        lines = self.described(VirtualSpec("v", THREE, 2, 2, "abstain", "a", ("sure",)), VirtualSpec("w", ("c", "a")))
-        start = lines.index("model v: what a, b, c agree on")
+        v = VirtualSpec("v", THREE, 2, 2, "abstain", "a", ("sure",))
+        lines = self.described(v, VirtualSpec("w", ("c", "a")), default="sure")
+        start = lines.index("model v (of a, b, c) (default)")
         self.assertEqual(
             lines[start:],
             [
-                "model v: what a, b, c agree on",
+                "model v (of a, b, c) (default)",
                 "  aliases: sure",
                 "  asked first: a, b",
                 "  of 2 families at least",
                 "  answers without code are compared by a, where words do not decide",
                 "  without agreement: an error",
-                "model w: what c, a agree on",
+                "model w (of c, a)",
                 "  without agreement: the best answer",
             ],
         )
+
+    def started(self, *virtual: VirtualSpec, models: tuple[ModelSpec, ...] = ()) -> list[str]:
+        router = Router(fleet(*virtual, models=models))
+        settings = load({"STATE_DB": "none.db"}, None)
+        return start_lines(settings, router, "http://x", authenticated=False, terminal=False).splitlines()
+
+    def test_the_start_tells_of_it_behind_the_others(self) -> None:
+        lines = self.started(VirtualSpec("v", ("a", "b")))
+        self.assertEqual([line for line in lines if not line.startswith(" ")][-2:], ["model c", "model v (of a, b)"])
+
+    def test_the_start_tells_of_no_more_than_can_be_read(self) -> None:
+        many = [VirtualSpec(f"v{i}", ("a", "b")) for i in range(100)]
+        lines = self.started(*many, models=tuple(model(name) for name in ("a", "b", *(f"m{i}" for i in range(100)))))
+        self.assertLessEqual(len(lines), LINES_MAX + 2)
+        self.assertIn("model a (default)", lines)
+        self.assertIn("model v0 (of a, b)", lines)
+        shown = sum(line.startswith("model v") for line in lines)
+        self.assertEqual(lines[-1], f"... and {100 - shown} more models made of others")
 
     def test_what_is_switched_off_is_said_without_trying_anything(self) -> None:
         settings = load({"STATE_DB": "none.db", "SANDBOX": "off"}, None)
