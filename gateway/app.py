@@ -192,7 +192,11 @@ class Gateway:
         )
         for warning in dotenv_warnings(self.settings.dotenv_warnings):
             self.telemetry.log("warning", "dotenv", message=warning)
+        self._look_at_sandbox()
         return self
+
+    def _look_at_sandbox(self) -> None:
+        self.pipeline.verify.look(lambda message: self.telemetry.log("warning", "sandbox", message=message))
 
     def reload(self, settings: Settings) -> None:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
@@ -201,6 +205,7 @@ class Gateway:
         if self.caches is not None:
             self._tell_models(self.caches, settings)
         self.telemetry.log("info", "reloaded", models=self.factory.router.labels())
+        self._look_at_sandbox()
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
         """Drain (None: DRAIN_TIMEOUT, after DRAIN_DELAY; 0: not at all) and stop; True when nothing was cut off."""

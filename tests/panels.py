@@ -153,6 +153,9 @@ class Jail:
     def close(self, timeout_s: float = 0.0) -> None:
         """There is nothing to end."""
 
+    def level(self) -> str:
+        return "namespaces"
+
     @property
     def sandbox(self) -> Sandbox:
         return cast(Sandbox, self)

@@ -332,6 +332,12 @@ class RefusedTest(ModelTest):
         lines = eventually(lambda: [line for line in running.log_lines() if line["event"] == "started"])
         self.assertEqual(lines[0]["models"], ["a", "b", "v (of a, b)"])
 
+    def test_the_log_tells_where_it_will_never_be_verified(self) -> None:
+        running = self.verified("ab", TWO, runs=False)
+        lines = eventually(lambda: [line for line in running.log_lines() if line["event"] == "sandbox"])
+        told = "no program is run for v, so no answer is verified: off, nothing is run"
+        self.assertEqual([(line["level"], line["message"]) for line in lines], [("warning", told)])
+
     def test_who_may_use_it_may_use_what_it_is_made_of_by_it_alone(self) -> None:
         running = self.verified("ab", TWO, STATE_DB=self.state_db(), **KEYS)
         secret = running.app.guard.store.create("one", models=("v",))[1]
