@@ -157,8 +157,9 @@ class TextTest(unittest.TestCase):
 class Stage:
     """What the `start` examples start, in this process; `ports` maps the README's ports to the real ones."""
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
+    def __init__(self, stack: contextlib.ExitStack, home: Path) -> None:
         self._stack = stack
+        self._home = home  # where the examples' files are
         self.ports: dict[int, int] = {}
 
     def start(self, code: str) -> None:
@@ -185,6 +186,8 @@ class Stage:
                 variables["REQUEST_TIMEOUT"] = "0.3"  # the same answer, sooner
             if "ENGINES" in variables:
                 variables["ENGINES"] = moved(variables["ENGINES"], lambda port: self.ports.get(port, port))
+            if "ENGINES_FILE" in variables:
+                variables["ENGINES_FILE"] = str(self._home / variables["ENGINES_FILE"])
             self.ports[port] = self._stack.enter_context(gateway(variables)).port
         else:
             raise ValueError(f"an example starts {words}")
@@ -199,8 +202,8 @@ class ExamplesTest(unittest.TestCase):
     def test_every_example_gets_what_the_text_shows(self) -> None:
         for path, found in EXAMPLES.items():
             with contextlib.ExitStack() as stack:
-                self.stage = Stage(stack)
                 self.home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                self.stage = Stage(stack, self.home)
                 (self.home / ".curlrc").write_text(f"silent\nmax-time = 90\n{CURLRC}", "utf-8")
                 for name in ("main.py", "inference.py", "gateway"):
                     (self.home / name).symlink_to(ROOT / name)
