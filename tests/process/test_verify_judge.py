@@ -524,6 +524,23 @@ class TestsTest(JudgeTest):
         self.assertPasses("LIMIT = 7\n" + code, "assert LIMIT == 7")
         self.assertFails(code, "def helper():\n    assert f(1) == 2", "calls nothing")
 
+    def test_a_test_that_asserts_nothing_is_passed_by_nobody_and_is_the_tests_fault(self) -> None:
+        code = "def f(x): return 0"
+        for test in ("f(1) == 2", "print(f(1))", "def test_a():\n    f(1) == 2", "assert (f(1) == 2, 'two')"):
+            with self.subTest(test=test):
+                failure = self.judged(code, test)["failures"][0]
+                self.assertEqual((failure["text"], failure["faulty"]), ("the test asserts nothing", True))
+        self.assertFails(code, "if f(1) != 2:\n    raise ValueError", "ValueError")
+        self.assertFails(code, "import sys\nif f(1) != 2: sys.exit(1)", "ended its process")
+        self.assertPasses(code, "if f(1) != 0:\n    raise ValueError")
+
+    def test_a_module_that_a_test_wants_and_nobody_has_is_the_tests_fault(self) -> None:
+        failure = self.judged("def f(x): return x", "from solution import f\nassert f(1) == 1")["failures"][0]
+        self.assertIn("No module named 'solution'", failure["text"])
+        self.assertTrue(failure["faulty"])
+        failure = self.judged("def f(x):\n    import nowhere", "assert f(1) == 1")["failures"][0]
+        self.assertFalse(failure["faulty"])
+
     def test_a_test_cannot_swallow_that_the_program_is_gone(self) -> None:
         code = "import os\ndef f(x): os._exit(0)"
         self.assertFails(code, "try:\n    f(1)\nexcept BaseException:\n    pass", "it ended with status 0")

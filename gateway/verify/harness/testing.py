@@ -5,6 +5,7 @@ A test is Python: statements with asserts, functions `check(candidate)` or `test
 
 from __future__ import annotations
 
+import ast
 import builtins
 import itertools
 import os
@@ -20,6 +21,7 @@ from gateway.verify.harness.candidate import described  # in the sandbox this fi
 from gateway.verify.harness.remote import Link, Remote, Unusable  # in the sandbox likewise
 
 CUT_AGAIN_S = 0.05
+_FAILING = ("assert", "fail", "exit", "quit", "_exit", "abort")  # how the names begin of what makes a test fail
 
 
 class Cut(BaseException):
@@ -54,10 +56,12 @@ class ClientTest:
         self._source, self._name, self._link, self._entry = source, name, link, entry
 
     def failure(self) -> Optional[str]:
-        """Run it: None when it has passed, else what is wrong. A test that calls nothing of the program fails."""
+        """Run it: None when it has passed, else what is wrong. A test that calls nothing of the program, or asserts
+        nothing, fails."""
         exit_before = os._exit
         try:
-            code = compile(self._source, self._name, "exec", dont_inherit=True)
+            tree = ast.parse(self._source, self._name)
+            code = compile(tree, self._name, "exec", dont_inherit=True)
             names = self._link.names()
             constants = {name for name, value in names.items() if is_data(value)}
             os._exit = _no_exit  # type: ignore[assignment]
@@ -70,6 +74,9 @@ class ClientTest:
         except (Cut, Unusable) as error:
             self.cut = True
             return self._told(error)
+        except ModuleNotFoundError as error:
+            self.faulty = self._is_own(error)
+            return self._told(error)
         except BaseException as error:
             return self._told(error)
         finally:
@@ -79,6 +86,9 @@ class ClientTest:
         if not self._link.calls and not constants & used_names(code):
             self.faulty = True
             return "the test calls nothing of the program"
+        if not self._link.broken and not asserts(tree):  # any program that can be called would pass it
+            self.faulty = True
+            return "the test asserts nothing"
         return None
 
     def _run(self, code: types.CodeType, names: dict[str, Any]) -> None:
@@ -97,6 +107,13 @@ class ClientTest:
         for value in list(names.values()) if unittest else ():
             if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == self._name:
                 run_case(unittest, value)
+
+    def _is_own(self, error: BaseException) -> bool:
+        """Whether it was raised by a line of the test, and not by the program."""
+        step = error.__traceback__
+        while step is not None and step.tb_next is not None:
+            step = step.tb_next
+        return step is not None and step.tb_frame.f_code.co_filename == self._name
 
     def _told(self, error: BaseException) -> str:
         if isinstance(error, SystemExit):
@@ -120,6 +137,19 @@ class ClientTest:
 
 def _no_exit(_: int) -> None:
     raise SystemExit
+
+
+def asserts(tree: ast.AST) -> bool:
+    """Whether anything in a test can fail but by an exception of the program's. `assert (a == b, "text")` cannot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise):
+            return True
+        if isinstance(node, ast.Assert) and not (isinstance(node.test, ast.Tuple) and node.test.elts):
+            return True
+        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+        if name.startswith(_FAILING):
+            return True
+    return False
 
 
 def is_data(value: Any) -> bool:
