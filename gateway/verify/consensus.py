@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from gateway.verify.harness.keys import comparable, is_error, matches
+from gateway.verify.harness.keys import comparable, is_error, is_unseen, matches
 
 NEAR_TIER = 2  # inputs up to this tier are such as the task is about
 EXAMPLE_TIER = 0
@@ -82,12 +82,14 @@ def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_fa
     groups = _groups(survivors, range(len(inputs.tiers)))
     chosen, tie = _largest(_counting(groups, min_families), survivors, alive, inputs)
     dissent = _dissent(chosen[0], survivors, inputs)
+    unseen = sum(map(is_unseen, _vector(chosen[0], _up_to(inputs, NEAR_TIER))))
     families = len({candidate.family for candidate in chosen})
     majority = 2 * len(chosen) > members and families >= min_families
     verified = (
         majority  # (which a tie leaves to nobody)
         and len(chosen) >= AGREEING_MIN
         and best == len(examples) > 0  # something was executed that could have failed, and nothing did
+        and not unseen  # (whether those results are the same, nobody knows)
         and dissent <= (1 if members >= DISSENT_FORGIVEN_FROM else 0)
     )
     details: dict[str, object] = {
@@ -96,6 +98,7 @@ def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_fa
         "inputs": len(inputs.tiers),
         "survivors": len(survivors),
         "dissent": dissent,
+        "unseen": unseen,
         "families": families,
         "tie": tie,
     }

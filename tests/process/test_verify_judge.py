@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if sys.platform == "linux":
     from gateway.verify.building import HARNESSES
     from gateway.verify.harness.judge import harness_main, judge
+    from gateway.verify.harness.keys import is_unseen
     from gateway.verify.sandbox.texts import harness_sources
 
 TIGHT = {"per_call_s": 0.1, "total_s": 1.0}
@@ -104,7 +105,7 @@ class OutputsTest(JudgeTest):
             *(f"[{text!r}]" for text in ("{1: {2}}", "range(3)", "(x for x in (1, 2))", "float('nan')", "[1j]")),
             *(f"[{text!r}]" for text in ("collections.deque([1])", "datetime.date(2020, 1, 2)", "'\\ud800'", "O")),
         )
-        self.assertEqual(said[:6], ["3", "[1]", "(1,2)", "1", "oO", "0.5"])
+        self.assertEqual(said[:6], ["3", "[1]", "(1,2)", "1", "(s'<object>',s'O')", "0.5"])
         self.assertEqual(said[6:10], ["2.5", "{:s'a':2}", str(1 << 70), "bb'\\xff'"])
         self.assertEqual(said[10:13], ["{:1:{2}}", "(s'range',0,3,1)", "(s'<iterator>',[1,2])"])
         self.assertEqual(said[13:16], ["nan", "[c0,1]", "(s'deque',[1])"])
@@ -138,6 +139,27 @@ class OutputsTest(JudgeTest):
         wraps = [["sorted", []], ["set", []], ["bool", []], ["len", []], ["list", []]]
         keys = self.keys("def f(x): return x", "[[2, 1]]", "[[2, 2]]", "['a']", "[7]", "[(1,)]", wraps=wraps)
         self.assertEqual(keys, ["[1,2]", "{2}", "1", "!TypeError", "[1]"])
+
+    def test_objects_of_the_programs_own_classes_are_known_by_what_they_hold(self) -> None:
+        node = "class Node:\n    def __init__(self, v, next=None): self.v, self.next = v, next\n"
+        made = "def f(*vs):\n    head = None\n    for v in {}: head = Node(v, head)\n    return head"
+        slots = "class Node:\n    __slots__ = ('next', 'v')\n" + node.partition("\n")[2]
+        backwards, forwards, slotted = (
+            self.keys(text + made.format(order), "[1, 2]", "[]")
+            for text, order in ((node, "vs"), (node, "reversed(vs)"), (slots, "vs"))
+        )
+        self.assertNotEqual(backwards, forwards)
+        self.assertEqual(backwards, slotted)
+        self.assertIn("s'v',2", backwards[0])
+        self.assertEqual(backwards[1], "None")
+        ring = node + "def f():\n    one = Node(1)\n    one.next = Node(2, one)\n    return one"
+        self.assertIn("s'<above>',1", self.keys(ring, "[]")[0])
+        for code in (
+            "f = lambda: lambda: 1",
+            "import re\ndef f(): return [re.compile('a')]",
+            node + "def f(): return Node",
+        ):
+            self.assertTrue(is_unseen(self.keys(code, "[]", entry_point="f")[0]), code)
 
     def test_async_functions_are_run_to_their_end(self) -> None:
         code = "import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return x + 1"

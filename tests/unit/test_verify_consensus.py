@@ -51,6 +51,14 @@ class VerifiedTest(unittest.TestCase):
         made = decision(RIGHT, RIGHT, WRONG)
         self.assertEqual((made.chosen, made.verified, made.strategy), (0, False, "majority"))
 
+    def test_a_result_that_nobody_can_look_into_is_not_known_to_be_the_same(self) -> None:
+        for key in ("ofunction", "o[oPattern]", "large list 60000"):
+            unseen = (*RIGHT[:4], key, "6")
+            made = decision(unseen, unseen, unseen)
+            self.assertEqual((made.chosen, made.verified, made.strategy), (0, False, "majority"), key)
+        elsewhere = (*RIGHT[:5], "ofunction")
+        self.assertTrue(decision(elsewhere, elsewhere, elsewhere).verified)
+
     def test_an_exception_near_the_domain_is_a_difference(self) -> None:
         self.assertFalse(decision(RIGHT, RIGHT, (*RIGHT[:4], "!E", "6")).verified)
 

@@ -100,7 +100,7 @@ class ForeignTest(unittest.TestCase):
         foreign = Kind("Odd", (), {**members, "__class__": property(fail)})
         listlike = Kind("Listlike", (list,), {**members})
         self.assertEqual(key_of(foreign()), "oOdd")
-        self.assertEqual(key_of([listlike()]), "[oListlike]")
+        self.assertEqual(key_of([listlike()]), "o[oListlike]")
 
     def test_what_stands_for_a_foreign_object_has_the_key_of_its_type(self) -> None:
         class Point:

@@ -22,6 +22,7 @@ WHOLE_FLOAT_MAX = 1e15
 NOISE_ABSOLUTE = 1e-14  # 0.1 + 0.2 - 0.3 is nothing
 NOISE_RELATIVE = 1e-9
 
+UNSEEN = "o"  # begins the key of what only its type's name is known of, or of a part of it
 ERROR = "!"  # a call that raised or took too long; what follows it is for people
 
 
@@ -39,13 +40,15 @@ class _TooLarge(Exception):
 
 
 def key_of(value: object) -> str:
-    """Returns the key of `value`: at most KEY_CHARS characters, never beginning with "!".
+    """Returns the key of `value`: at most KEY_CHARS characters and a mark of one, never beginning with "!".
 
     Raises nothing; a value with more than NODES_MAX parts is told from others by its type and length only.
     Thread-safe as long as nothing changes the value meanwhile.
     """
+    walk = _Walk()
     try:
-        return _Walk().key(value, 0)
+        key = walk.key(value, 0)
+        return UNSEEN + key if walk.has_opaque and not key.startswith(UNSEEN) else key
     except _TooLarge:
         return f"large {_type_name(type(value))} {len(value)}"  # type: ignore[arg-type]
     except (RuntimeError, MemoryError):  # changed under the hand, or too much for this process
@@ -60,6 +63,12 @@ def error_key(name: str) -> str:
 def is_error(key: str) -> bool:
     """Whether `key` stands for an exception or a call that took too long."""
     return key.startswith(ERROR)
+
+
+def is_unseen(key: str) -> bool:
+    """Whether two values with this key may differ in what no key tells: functions, objects of unknown classes, and
+    values with too many parts."""
+    return key.startswith((UNSEEN, "large ", "unreadable"))
 
 
 def comparable(key: str) -> str:
@@ -78,6 +87,7 @@ class _Walk:
     def __init__(self) -> None:
         self._nodes = 0
         self._path: set[int] = set()
+        self.has_opaque = False
 
     def key(self, value: object, depth: int) -> str:
         self._nodes += 1
@@ -98,10 +108,12 @@ class _Walk:
             return _complex_key(value)  # type: ignore[arg-type]
         if kind in _CONTAINERS:
             return self._container(value, kind, depth)
-        return "o" + _short(value.name if kind is Opaque else _type_name(kind))  # type: ignore[attr-defined]
+        self.has_opaque = True
+        return UNSEEN + _short(value.name if kind is Opaque else _type_name(kind))  # type: ignore[attr-defined]
 
     def _container(self, value: object, kind: type, depth: int) -> str:
         if depth >= DEPTH_MAX:
+            self.has_opaque = True
             return "deep"
         if id(value) in self._path:
             return "cycle"

@@ -136,8 +136,37 @@ def flattened(value: Any) -> Optional[tuple[type, Any]]:
     return None
 
 
+def fields_of(value: Any) -> Optional[dict[str, Any]]:
+    """What an object holds whose class is the program's own; None where its class, or one that it is derived from, is
+    somebody else's: what that holds is not known."""
+    found: dict[str, Any] = {}
+    for kind in reversed(type.mro(type(value))):
+        own = vars(type)["__dict__"].__get__(kind)
+        home = own.get("__module__")
+        if kind is object or (type(home) is str and home in ("abc", "enum", "typing")):
+            continue
+        if home != "program" or issubclass(kind, type):
+            return None
+        slots = own.get("__slots__", ())
+        for name in (slots,) if type(slots) is str else tuple(slots):
+            try:
+                found[name] = object.__getattribute__(value, name)
+            except AttributeError:  # nothing was put there
+                pass
+    try:
+        found.update(object.__getattribute__(value, "__dict__"))
+    except AttributeError:
+        pass
+    return {name: part for name, part in found.items() if type(name) is str and not name.startswith("__")}
+
+
 class OutputPacker(Packer):
-    """Packs results whose keys are wanted: subclasses as what they are derived from, the items of iterators."""
+    """Packs results whose keys are wanted: subclasses as what they are derived from, the items of iterators, and what
+    objects of the program's own classes hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._path: list[Any] = []  # the objects that those at hand are parts of
 
     def other(self, value: Any, level: int) -> Any:
         kind = type(value)
@@ -145,7 +174,20 @@ class OutputPacker(Packer):
             items = list(itertools.islice(value, ITEMS_MAX))
             return self.pack(("<iterator>", items), level + 1)
         plain = flattened(value)
-        return super().other(value, level) if plain is None else self.pack(plain[1], level)
+        if plain is not None:
+            return self.pack(plain[1], level)
+        for above, other in enumerate(reversed(self._path)):
+            if other is value:
+                return ["(", "<above>", above]
+        held = None if isinstance(value, type) else fields_of(value)
+        if held is None:
+            return super().other(value, level)
+        self._path.append(value)
+        try:
+            parts = [part for name in sorted(held) for part in (name, self.pack(held[name], level + 1))]
+        finally:
+            self._path.pop()
+        return ["(", "<object>", name_of(kind), *parts]
 
 
 class Handles:
