@@ -140,6 +140,12 @@ class OutputsTest(JudgeTest):
         keys = self.keys("def f(x): return x", "[[2, 1]]", "[[2, 2]]", "['a']", "[7]", "[(1,)]", wraps=wraps)
         self.assertEqual(keys, ["[1,2]", "{2}", "1", "!TypeError", "[1]"])
 
+    def test_what_an_iterator_gives_is_taken_as_the_example_takes_it(self) -> None:
+        code = "def f(n):\n    for i in range(n):\n        yield i"
+        wraps: list[Any] = [["list", []], ["sum", []], ["tuple", []], None]
+        keys = self.keys(code, *["[3]"] * 4, entry_point="f", wraps=wraps)
+        self.assertEqual(keys, ["[0,1,2]", "3", "(0,1,2)", "(s'<iterator>',[0,1,2])"])
+
     def test_objects_of_the_programs_own_classes_are_known_by_what_they_hold(self) -> None:
         node = "class Node:\n    def __init__(self, v, next=None): self.v, self.next = v, next\n"
         made = "def f(*vs):\n    head = None\n    for v in {}: head = Node(v, head)\n    return head"

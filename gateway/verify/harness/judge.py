@@ -42,6 +42,7 @@ TEXT_CHARS = 1000
 WRAPS: dict[str, Callable[..., Any]] = {  # what an example may do with a result; on plain values, as all of them are
     kind.__name__: kind for kind in (round, sorted, list, tuple, set, len, str, int, float, bool, abs, sum)
 }
+TAKING_ITEMS = ("list", "set", "sorted", "sum", "tuple")  # of what an iterator gives, too
 
 Report = dict[str, Any]
 
@@ -248,6 +249,8 @@ class Judging:
             return key_of(("<changed>", value))
         wrap = self._wraps[index] if index < len(self._wraps) else None
         if wrap:
+            if wrap[0] in TAKING_ITEMS and type(value) is tuple and value[:1] == ("<iterator>",):
+                value = value[1]
             try:
                 value = WRAPS[wrap[0]](value, *wrap[1])
             except Exception as error:
