@@ -109,6 +109,27 @@ class ExamplesTest(unittest.TestCase):
         ):
             self.assertEqual(read(text), [([3], None)], text)
 
+    def test_what_a_prompt_says_is_wrong_is_no_expectation(self) -> None:
+        for text in (
+            "Fix it: f(3) returns 5 but it should return 4.",
+            "Currently, f(3) == 5. It must be 4.",
+            "My bug: f(3) == 5, which is wrong.",
+            "Many answer f(3) = 5, a mistake.",
+            "Do not return f(3) = 5.",
+            "`f(3)` returns 5 instead of 4",
+            "f(3) gives 5 (expected 4)",
+        ):
+            self.assertEqual(read(text), [([3], None)], text)
+        for text in (
+            "f(3) should return 4 instead of 5",
+            "f(3) == 4, not 5",
+            "The last version was wrong.\nf(3) == 4",
+            "This is what is wrong. Now f(3) == 4",
+            "Fix it. Expected: f(3) == 4 but got 5",
+            'assert f(3) == 4, "f is wrong"',
+        ):
+            self.assertEqual(read(text), [([3], "4")], text)
+
     def test_a_definition_is_no_example_and_neither_is_a_call_with_names(self) -> None:
         self.assertEqual(read("def f(x=3):\n    return 4\nf(x) == 4; f(x - 1) == 3"), [])
 

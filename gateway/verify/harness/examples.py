@@ -34,6 +34,22 @@ _OUTPUT = re.compile(
 )
 _INPUT = re.compile(r"(?<!\w)input[`*_]*\s*(?::|=)[*_`]*\s*", re.I)
 _GOES_ON = re.compile(r"\s*(?:[-+*/%<>^&|=](?!>)|\w|[\"'(\[{])")
+# What a prompt says of a result that is not the one to give.
+_DENIED_BEFORE = re.compile(
+    r"\b(?:currently|at the moment|right now|wrongly|incorrectly|mistakenly|erroneously|buggy|bug|wrong|incorrect)\b"
+    r"|\b(?:not|never|instead of|rather than)(?:\s\w{1,20}){0,2}\s{0,9}[`'\"(]{0,3}$",
+    re.I,
+)
+_DENIED_BEHIND = re.compile(
+    r"[^.;\n]{0,60}\b(?:wrong|incorrect|mistaken?|bug|erroneous|not (?:right|correct|what)|isn't (?:right|correct))\b"
+    r"|[`'\")\s]{0,9}[,;(]?\s{0,9}(?:but|while|whereas|although|though|and)\s(?:it\s|that\s|this\s)?(?:should|must|ought)\b"
+    r"|[`'\")\s]{0,9}[,;(]?\s{0,9}(?:expected|should be)\b",
+    re.I,
+)
+_INSTEAD = re.compile(
+    r"[`'\")\s]{0,9},?\s{0,9}(?:instead of|rather than)\b", re.I
+)  # behind what is given, not what should be
+_SENTENCE_BEGIN = re.compile(r".*(?:[.;!?]\s|\n)", re.S)
 _HEADER = re.compile(r"^[^\w\n]{0,20}(?:for\s+)?examples?\b[^\n]{0,20}:?\s*$", re.I | re.M)
 
 
@@ -171,7 +187,22 @@ def _example(text: str, start: int, end: int, args: list[object]) -> Example:
     end += text[end : end + 1] in ("`", ";")
     sign = _SIGN.match(text, end)
     expected = _expected(text, sign.end()) if sign and sign.group().strip() and "\n\n" not in sign.group() else None
+    if expected is not None and sign and _is_denied(text, line_start, start, sign):
+        expected = None
     return Example(args, expected, wrap, start)
+
+
+def _is_denied(text: str, line_start: int, start: int, sign: re.Match[str]) -> bool:
+    """Whether the sentence around an example says that its result is what is wrong."""
+    before = text[max(line_start, start - 200) : start]
+    begin = _SENTENCE_BEGIN.match(before)
+    taken = take(text, sign.end())
+    if re.search(r"\bassert", before):  # which holds, whatever its message says
+        return False
+    if taken is None or _DENIED_BEFORE.search(before, begin.end() if begin else 0):
+        return True
+    demanded = re.search(r"\b(?:should|must)\b", sign.group(), re.I)
+    return bool(_DENIED_BEHIND.match(text, taken.end) or (not demanded and _INSTEAD.match(text, taken.end)))
 
 
 def value_or_none(text: str) -> object:
