@@ -180,12 +180,26 @@ class OutputsTest(JudgeTest):
         report = judge("x = 1", {"mode": "outputs", "inputs": ["[]"], "entry_point": "x"})
         self.assertEqual(report["error"]["kind"], "entry_point")
 
+    def test_functions_of_a_program_that_asks_its_user_or_ends_itself_are_called(self) -> None:
+        code = "def f(x): return x + 1\n"
+        for more in (
+            "n = int(input('n: '))\nprint(f(n))",
+            "import sys\nsys.exit(0)",
+            "exit_code = f(0)\nraise SystemExit",
+        ):
+            self.assertEqual(self.keys(code + more, "[2]"), ["3"], more)
+            self.assertPasses(code + more, "assert f(2) == 3")
+            self.assertFails(code + more, "assert f(2) == 4")
+        for more in ("import sys\nsys.exit('no')", "raise SystemExit(3)", "assert f(1) == 3"):
+            self.assertEqual(self.keys(code + more, "[2]"), ["!load"], more)
+        self.assertFails("import sys\nsys.exit(0)", "assert f(2) == 3", "load")
+
     def test_what_is_no_program_is_told_with_its_line(self) -> None:
         for code, kind, said in (
             ("x = 1\ndef f(:", "syntax", "(line 2)"),
             ("def f(): 1\n1 / 0", "load", "ZeroDivisionError: division by zero (line 2)"),
             ("def f(): 1\nimport os\nos._exit(0)", "crash", "ended with status 0"),
-            ("def f(): 1\nraise SystemExit(0)", "load", "SystemExit"),
+            ("def f(): 1\nraise SystemExit(1)", "load", "SystemExit"),
             ("def f(): 1\nwhile True: pass", "timeout", "too long"),
             ("x = '\0'", "syntax", ""),
             ("(" * 5000, "syntax", ""),

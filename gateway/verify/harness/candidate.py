@@ -87,7 +87,8 @@ class Program:
         try:
             exec(compiled, module.__dict__)
         except BaseException as error:
-            return ["failed", "load", described(error)]
+            if not (self._functions()[0] and is_good_end(error)):
+                return ["failed", "load", described(error)]
         finally:
             flush()
         return None
@@ -237,6 +238,13 @@ def argument_makers(texts: list[str]) -> list[Callable[[], Any]]:
         except Exception:
             makers.append(lambda: None)
     return makers
+
+
+def is_good_end(error: BaseException) -> bool:
+    """Whether a program has ended itself well, or since nobody sits at its stdin: what it has defined is whole."""
+    if isinstance(error, SystemExit):
+        return error.code is None or (type(error.code) in (bool, int) and not error.code)
+    return isinstance(error, EOFError)
 
 
 def run_coroutine(coroutine: Any) -> Any:
