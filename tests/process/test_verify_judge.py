@@ -180,6 +180,20 @@ class OutputsTest(JudgeTest):
         report = judge("x = 1", {"mode": "outputs", "inputs": ["[]"], "entry_point": "x"})
         self.assertEqual(report["error"]["kind"], "entry_point")
 
+    def test_methods_of_a_solution_are_called_as_functions_are(self) -> None:
+        code = (
+            "class Solution:\n    def __init__(self): self.n = 0\n    def f(self, x):\n        self.n += x\n"
+            "        return self.g(self.n)\n    @staticmethod\n    def g(x): return x + max(0, x)\n"
+            "    def max(self): return 7\n"
+        )
+        self.assertEqual(self.keys(code, "[2]", "[2]", entry_point="f"), ["4", "4"])
+        self.assertEqual(self.keys(code + "def f(x): return 1", "[2]", entry_point="f"), ["1"])
+        self.assertPasses(code, "def check(candidate):\n    assert candidate(2) == 4", entry_point="f")
+        self.assertFails(code, "def check(candidate):\n    assert candidate(2) == 5", entry_point="f")
+        self.assertPasses(code, "assert max(1, 2) == 2 and f(3) == 6 and Solution().f(1) == 2")
+        other = code.replace("Solution", "Other")
+        self.assertEqual(self.keys(other, "[2]", entry_point="f"), ["!entry_point"])
+
     def test_functions_of_a_program_that_asks_its_user_or_ends_itself_are_called(self) -> None:
         code = "def f(x): return x + 1\n"
         for more in (

@@ -179,6 +179,16 @@ class EntryPointTest(unittest.TestCase):
         self.assertEqual(self.asked("Add two numbers.", one, one, other), ("solve", 2))
         self.assertEqual(self.asked("Add two numbers.", "def add(a, b): pass", one, one), ("solve", 2))
 
+    def test_methods_of_a_solution_are_functions_without_their_self(self) -> None:
+        code = "class Solution:\n    def twoSum(self, nums, target=1): return nums\n    def _help(self, x): pass"
+        head = "Complete it:\nclass Solution:\n    def twoSum(self, nums: List[int], target: int) -> List[int]:"
+        for prompt in ("Write it.", head, "Write the method twoSum(self, nums, target)."):
+            found = asked_for(prompt, None, [code, code])
+            assert found is not None
+            self.assertEqual((found.name, found.params), ("twoSum", ("nums", "target")), prompt)
+        found = asked_for("Write it.", None, [code.replace("Solution", "Other")])
+        self.assertIsNone(found)
+
     def test_the_name_given_counts_more_than_the_prompt(self) -> None:
         self.assertEqual(self.asked("def f(a):\n    pass\n", "def g(a, b): pass", given="g"), ("g", 2))
 

@@ -25,6 +25,7 @@ from gateway.verify.harness.objects import (  # in the sandbox this file stands 
 from gateway.verify.harness.wire import KINDS, Lines, OverLarge, Unpacker, name_of  # in the sandbox likewise
 
 ALARM_AGAIN_S = 0.02  # for who catches everything
+METHODS_OF = "Solution"  # the class that programming sites have programs written as
 
 
 class TimedOut(BaseException):
@@ -59,6 +60,7 @@ class Program:
 
     def __init__(self, code: str, lines: Lines) -> None:
         self.names: dict[str, Any] = {}
+        self.methods: dict[str, Callable[..., Any]] = {}  # of `METHODS_OF`, which can be called as functions can
         self.handles = Handles()
         self._code, self._lines = code, lines
         self._armed = False
@@ -91,18 +93,19 @@ class Program:
                 return ["failed", "load", described(error)]
         finally:
             flush()
+        self.methods = methods_of(self.names.get(METHODS_OF), self.names)
         return None
 
     def _functions(self) -> tuple[list[str], list[str]]:
         """The names of functions that the program defines, and of all that can be called."""
         own = [name for name, value in self.names.items() if type(value) is types.FunctionType]
         own = [name for name in own if self.names[name].__code__.co_filename == "main.py" and name != "<lambda>"]
-        return own, [name for name, value in self.names.items() if callable(value)]
+        return own or [*self.methods], [*(name for name, value in self.names.items() if callable(value)), *self.methods]
 
     # --- outputs
 
     def _outputs(self, entry: str, per_call_s: float, texts: list[str], first: int) -> None:
-        function = self.names[entry]
+        function = self.names[entry] if entry in self.names else self.methods[entry]
         for index, make in enumerate(argument_makers(texts)):
             said = self._timed(lambda make=make: self._output(function, make), per_call_s)  # type: ignore[misc]
             flush()
@@ -185,7 +188,7 @@ class Program:
 
     def _packed_names(self) -> Any:
         packed = []
-        for name, value in list(self.names.items()):
+        for name, value in [*self.names.items(), *self.methods.items()]:
             if not name.startswith("__"):
                 try:
                     packed.append([name, self._pack(value)])
@@ -238,6 +241,17 @@ def argument_makers(texts: list[str]) -> list[Callable[[], Any]]:
         except Exception:
             makers.append(lambda: None)
     return makers
+
+
+def methods_of(kind: Any, names: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The methods of a class that have no namesake among `names`, each called on an object of its own."""
+
+    def bound(name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: getattr(kind(), name)(*args, **kwargs)
+
+    own = vars(type)["__dict__"].__get__(kind) if isinstance(kind, type) else {}
+    kinds = (types.FunctionType, staticmethod, classmethod)
+    return {n: bound(n) for n, v in own.items() if type(v) in kinds and not n.startswith("_") and n not in names}
 
 
 def is_good_end(error: BaseException) -> bool:

@@ -34,14 +34,17 @@ class Signature(NamedTuple):
 
 
 def defined_in(source: str) -> dict[str, Signature]:
-    """Returns the functions that a program defines at its top level, in order; of a text that is not Python, those
-    that look like definitions (JavaScript's among them).
+    """Returns the functions that a program defines at its top level, and the methods of its class `Solution`, in order;
+    of a text that is not Python, those that look like definitions (JavaScript's among them).
     """
     tree = parsed(source)
     if tree is None:
         return _defined_in_text(source)
     found = {}
+    body: list[ast.stmt] = []
     for node in tree.body:
+        body += node.body if isinstance(node, ast.ClassDef) and node.name == "Solution" else [node]
+    for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             found[node.name] = _signature(node.name, node.args)
         elif (
@@ -86,8 +89,10 @@ def asked_for(prompt: str, given: Optional[str], candidates: list[str]) -> Optio
 
 def _signature(name: str, args: ast.arguments) -> Signature:
     every = [*args.posonlyargs, *args.args]
+    if every and every[0].arg == "self":
+        every = every[1:]
     types = tuple(_written(arg.annotation) for arg in every)
-    return Signature(name, tuple(arg.arg for arg in every), types, len(every) - len(args.defaults))
+    return Signature(name, tuple(arg.arg for arg in every), types, max(0, len(every) - len(args.defaults)))
 
 
 def _some(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
@@ -115,7 +120,7 @@ def _defined_in_text(text: str) -> dict[str, Signature]:
         if isinstance(head, ast.FunctionDef):
             found[match.group(1)] = _signature(match.group(1), head.args)
         else:
-            params = tuple(re.findall(r"(?:^|,)\s*(\w+)", inside))
+            params = tuple(word for word in re.findall(r"(?:^|,)\s*(\w+)", inside) if word != "self")
             found[match.group(1)] = Signature(match.group(1), params, ("",) * len(params), len(params))
     return found
 
@@ -158,7 +163,7 @@ def _most_defined(by_candidate: list[dict[str, Signature]]) -> Optional[str]:
 
 def _called_as(prompt: str, name: str) -> Optional[Signature]:
     for match in _QUOTED_CALL.finditer(prompt):
-        params = tuple(re.findall(r"(?:^|,)\s*([A-Za-z_]\w*)", match.group(2)))
+        params = tuple(word for word in re.findall(r"(?:^|,)\s*([A-Za-z_]\w*)", match.group(2)) if word != "self")
         if match.group(1) == name and params:
             return Signature(name, params, ("",) * len(params), len(params))
     return Signature(name, (), (), 0)
