@@ -123,6 +123,17 @@ class OutputsTest(JudgeTest):
     def test_a_function_that_gives_nothing_is_known_by_what_it_did_to_its_arguments(self) -> None:
         self.assertEqual(self.keys("def f(x): x.sort()", "[[2, 1]]", "[[1]]"), ["(s'<changed>',[[1,2]])", "None"])
 
+    def test_a_function_that_never_gives_anything_is_known_by_what_it_prints(self) -> None:
+        show = "def f(n):\n    for i in range(n): print(i)\n"
+        self.assertEqual(self.keys(show, "[2]", "[0]"), ["(s'<printed>',s'0\\n1')", "None"])
+        self.assertNotEqual(self.keys(show, "[2]"), self.keys(show.replace("(i)", "(i + 1)"), "[2]"))
+        fails = show + "    if n > 3: raise ValueError\n"
+        self.assertEqual(self.keys(fails, "[9]", "[1]"), ["!ValueError", "(s'<printed>',s'0')"])
+        told = "def f(n):\n    print('looking')\n    return n if n > 1 else None\n"
+        self.assertEqual(self.keys(told, "[2]", "[0]"), ["2", "None"])
+        long = self.keys("def f(n): print('x' * n)", "[100000]", "[200000]")
+        self.assertEqual(long[0], long[1])
+
     def test_an_input_that_is_no_list_of_arguments_is_told_and_the_others_are_run(self) -> None:
         said = self.keys("def f(x): return x", "[1]", "7", "[", "1), (2", "[inf]", "[{1, 2}]")
         self.assertEqual(said[:1] + said[4:], ["1", "inf", "{1,2}"])

@@ -25,11 +25,35 @@ from gateway.verify.harness.objects import (  # in the sandbox this file stands 
 from gateway.verify.harness.wire import KINDS, Lines, OverLarge, Unpacker, name_of  # in the sandbox likewise
 
 ALARM_AGAIN_S = 0.02  # for who catches everything
+PRINTED_CHARS = 10_000  # of what one call prints, where it gives nothing
 METHODS_OF = "Solution"  # the class that programming sites have programs written as
 
 
 class TimedOut(BaseException):
     """Raised inside a call that takes too long."""
+
+
+class Printed:
+    """Stands before a stream and keeps the start of what is written to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._kept: list[str] = []
+        self._left = PRINTED_CHARS
+
+    def write(self, text: str) -> Any:
+        if text and self._left > 0:
+            self._kept.append(text[: self._left])
+            self._left -= len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def take(self) -> str:
+        """What was written since it was taken last."""
+        kept, self._kept, self._left = self._kept, [], PRINTED_CHARS
+        return "".join(kept)
 
 
 class ArgumentUnpacker(Unpacker):
@@ -106,9 +130,13 @@ class Program:
 
     def _outputs(self, entry: str, per_call_s: float, texts: list[str], first: int) -> None:
         function = self.names[entry] if entry in self.names else self.methods[entry]
+        sys.stdout = printed = Printed(sys.stdout)
         for index, make in enumerate(argument_makers(texts)):
             said = self._timed(lambda make=make: self._output(function, make), per_call_s)  # type: ignore[misc]
             flush()
+            text = printed.take()
+            if text and said == ["value", None]:
+                said = ["printed", text]
             self._lines.send(["output", first + index, *said])
 
     def _output(self, function: Callable[..., Any], make: Callable[[], Any]) -> list[Any]:

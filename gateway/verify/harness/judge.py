@@ -19,7 +19,7 @@ import time
 from typing import Any, Callable, Optional
 
 from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
-from gateway.verify.harness.keys import error_key, key_of  # in the sandbox this file stands before
+from gateway.verify.harness.keys import error_key, is_error, key_of  # in the sandbox this file stands before
 from gateway.verify.harness.processes import (  # in the sandbox this file stands before
     PRINTED_BYTES_MAX,
     WALL_FACTOR,
@@ -121,6 +121,7 @@ class Judging:
         self._pairs: list[dict[str, str]] = list(task.get("pairs") or [])
         self._per_call_s, self._total_s = float(task.get("per_call_s", 0.1)), float(task.get("total_s", 2.0))
         self._until_s = time.monotonic() + self._total_s * WALL_FACTOR + WALL_SLACK_S
+        self._printed: dict[int, str] = {}  # by input, of calls that give nothing
         self._process: Optional[Process] = None
         self._started = 0
         self._used_s = 0.0  # by processes that have ended
@@ -197,6 +198,15 @@ class Judging:
     # --- mode "outputs"
 
     def outputs(self) -> None:
+        try:
+            self._call_all()
+        finally:
+            keys, nothing = self.report["keys"], key_of(None)
+            if all(key == nothing or is_error(key) for key in keys):  # then it is there for what it prints
+                for index, text in self._printed.items():
+                    keys[index] = key_of(("<printed>", normalised(text)))
+
+    def _call_all(self) -> None:
         keys, total = self.report["keys"], len(self._inputs)
         inputs = self._inputs if self._language == "python" else [packed_literal(text) for text in self._inputs]
         while True:
@@ -244,6 +254,9 @@ class Judging:
             return error_key("timeout")
         if what == "raised":
             return error_key(str(data[0]))
+        if what == "printed":
+            self._printed[index] = str(data[0])
+            data = [None]
         value = KeyUnpacker().read(data[0])
         if what == "changed":  # it gave nothing, and changed what it was given
             return key_of(("<changed>", value))
