@@ -950,16 +950,26 @@ class JavaScriptTest(JudgeTest):
             "module.exports = {f: (a, b) => a + b};",
             "export function f(a, b) { return a + b; }",
             "import fs from 'fs';\nfunction f(a, b) { return a + b; }",
+            "module.exports = function (a, b) { return a + b; };",
+            "module.exports = (a, b) => a + b;",
+            "f = function (a, b) { return a + b; };",
+            "(function () { globalThis.f = (a, b) => a + b; })();",
+            "const [f] = [(a, b) => a + b];",
+            "function f(a, b) { return a + b; }\nconsole.log(f(1, 2));\nprocess.exit(0);",
             "'use strict';\nlet f = function (a, b) { return a + b; };\nif (require.main === module) process.exit(3);",
         ):
             self.assertEqual(self.js(code, "[1, 2]", "['a', 'b']", entry_point="f"), ["3", "s'ab'"], code)
+        for code in ("const a = 1;", "function g() { }\nmodule.exports = g;", "let f = 3;"):
+            self.assertEqual(self.js(code, "[1, 2]", entry_point="f"), ["!entry_point"], code)
+        self.assertEqual(self.js("const a = 1;", "['a']", entry_point="isNaN"), ["!entry_point"])
+        self.assertEqual(self.js("function f() { }\nprocess.exit(2);", "[1]", entry_point="f"), ["!crash"])
 
     def test_faults_of_programs_are_told(self) -> None:
         for code, kind, said in (
             ("const a = 1;\nfunction f( {", "syntax", "(line 2)"),
             ("const a = 1;\nnull.x;", "load", "(line 2)"),
             ("function g() {}", "entry_point", "'f'"),
-            ("process.exit(0)", "crash", "status 0"),
+            ("process.exit(4)", "crash", "status 4"),
         ):
             report = judge(
                 code, {**self.slow, "mode": "outputs", "language": "javascript", "inputs": ["[]"], "entry_point": "f"}

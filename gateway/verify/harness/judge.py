@@ -161,7 +161,7 @@ class Judging:
             kind = "calls" if self._language == "python" else "javascript calls"
             process = self._process = self._nursery.start(kind)
             if self._language == "javascript":
-                process.send(["load", self._code])
+                process.send(["load", self._code, self._entry_point])
             self._told(process)
         except Late:
             self._end()

@@ -189,8 +189,12 @@ function topLevel(code) {
   return [...found];
 }
 
-async function load(code) {
-  const wanted = topLevel(code);
+class Exited extends Error {}
+
+function evaluated(name) { try { return vm.runInThisContext(name); } catch (error) { return undefined; } }
+
+async function load(code, entry) {
+  const wanted = topLevel(code), before = entry && evaluated(entry);
   if (code.split(/\r?\n/).some(line => /^(import[ {]|export )/.test(line))) {
     const file = path.resolve("main.mjs");
     fs.writeFileSync(file, code + `\n;export const __judge_names = {${wanted}};\n`);
@@ -200,19 +204,26 @@ async function load(code) {
   }
   const own = {exports: {}}, script = new vm.Script(code, {filename: "main.js"});
   Object.assign(globalThis, {require, module: own, exports: own.exports, __filename: "main.js", __dirname: "."});
-  script.runInThisContext();
+  const exit = process.exit;
+  process.exit = status => { if (status) process.reallyExit(status); throw new Exited(); };
+  try { script.runInThisContext(); } catch (error) { if (!(error instanceof Exited)) throw error; }
+  process.exit = exit;
   for (const name of wanted) {
     try { names.set(name, vm.runInThisContext(name)); } catch (error) { }
   }
   const given = own.exports;
   if (typeof given === "function" && given.name && !names.has(given.name)) names.set(given.name, given);
   for (const [name, value] of Object.entries(given)) if (!names.has(name)) names.set(name, value);
+  if (!entry || names.has(entry)) return;  // else: put in place as the program runs, or exported without a name
+  const made = evaluated(entry);
+  if (typeof made === "function" && made !== before) names.set(entry, made);
+  else if (typeof given === "function" && !given.name) names.set(entry, given);
 }
 
 (async () => {
   Object.defineProperty(globalThis, "__judge_call", {value: () => called()});
   process.on("unhandledRejection", () => {});
-  try { await load(receive()[1]); } catch (error) {
+  try { const [, code, entry] = receive(); await load(code, entry); } catch (error) {
     send(["failed", error instanceof SyntaxError ? "syntax" : "load", described(error)]);
     process.reallyExit(0);
   }
