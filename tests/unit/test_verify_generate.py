@@ -109,6 +109,17 @@ class ExamplesTest(unittest.TestCase):
         ):
             self.assertEqual(read(text), [([3], None)], text)
 
+    def test_a_value_that_goes_on_or_is_one_of_several_is_no_expectation(self) -> None:
+        for behind in (
+            *("4 times f(2)", "5! = 120", "1 to 7", "1 or 7", "1, 2 or 7", "'a' or 'b'", "4 if x else None", "4.5e"),
+            *("3.14...", "1 less than x", "1,000", "4 × 5", "4·5", "12 (mod 5)", "4 mod 3", "[1] or [2]"),
+        ):
+            for text in (f"f(3) returns {behind}", f"f(3) = {behind}."):
+                self.assertIsNone(read(text)[0][1], text)
+        self.assertEqual(read("f(3): 1 <= x <= 5"), [([3], None)])
+        for text in ("f(3) = 4, f(5) = 6", "f(3) is 4, or so", "f(3) is 4 (or more)", "f(3) == 4 if all is well."):
+            self.assertEqual(read(text)[0], ([3], "4"), text)
+
     def test_what_a_prompt_says_is_wrong_is_no_expectation(self) -> None:
         for text in (
             "Fix it: f(3) returns 5 but it should return 4.",

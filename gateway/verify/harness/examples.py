@@ -49,6 +49,13 @@ _DENIED_BEHIND = re.compile(
 _INSTEAD = re.compile(
     r"[`'\")\s]{0,9},?\s{0,9}(?:instead of|rather than)\b", re.I
 )  # behind what is given, not what should be
+# Behind a value: it is one of several, or, behind a number, only a part of what is meant.
+_ALTERNATIVE = re.compile(r"\s{1,9}or\s{1,9}(?:[-\d\"'\[({]|\w{1,40}\()|\s{1,9}if\b[^\n]{0,80}\belse\b")
+_GOES_ON_BEHIND_NUMBER = re.compile(
+    r"\s{0,9}(?:[-+*/%^](?!>)|=\s|[×·≤≥]|[<>]=|[<>]\s|\(?mod\b)|[!…]|\.\.\.|\.\d|,\d{3}(?!\d)"
+    r"|\s(?:times|to|less|more|fewer|or)\b|(?:,\s?-?\d{1,20}){1,9},?\sor\b",
+    re.I,
+)
 _SENTENCE_BEGIN = re.compile(r".*(?:[.;!?]\s|\n)", re.S)
 _HEADER = re.compile(r"^[^\w\n]{0,20}(?:for\s+)?examples?\b[^\n]{0,20}:?\s*$", re.I | re.M)
 
@@ -235,9 +242,9 @@ def _expected(text: str, start: int) -> Optional[str]:
     line_end = text.find("\n", taken.end)
     rest = text[taken.end : line_end if line_end >= 0 else len(text)]
     number = isinstance(taken.value, (int, float)) and not isinstance(taken.value, bool)
-    if re.match(r"[\w\"'(\[{]", rest) or (number and re.match(r"\s*(?:[-+*/%^](?!>)|=\s)", rest)):
+    if re.match(r"[\w\"'(\[{]", rest) or (number and _GOES_ON_BEHIND_NUMBER.match(rest)):
         return None
-    if re.match(r"\s*[\"'][\w\"']", rest):
+    if re.match(r"\s*[\"'][\w\"']", rest) or _ALTERNATIVE.match(rest):
         return None
     return _key(taken.value)
 
