@@ -63,6 +63,12 @@ _STATED = re.compile(
 )
 _HASHED = re.compile(r"^####[ \t]*(\S[^\n]*)$", re.MULTILINE)
 _SUMMED = re.compile(r"[=≈]([^=≈]{1,80})$")
+_SEVERAL_VALUES = re.compile(r"\bor\b|±|\\pm\b", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"[.!?…)\n][\s*_]{0,9}(?:(?:oh|no|but|hmm),? )?"
+    r"(?:wait|actually|correction|scratch that|on second thought|my mistake)\b",
+    re.IGNORECASE,
+)
 _CONCLUDED = re.compile(r"(?:so|therefore|thus|hence|in total|in conclusion|total|altogether)\b[,:]?\s", re.IGNORECASE)
 _DOUBTED = re.compile(
     r"\b(?:not|no|never|neither|nor|or|if|least|most|more|less|fewer|between|about|option|step|first|each|\w+n't)\b",
@@ -92,11 +98,12 @@ def final_of(text: str) -> Optional[Final]:
         found = rule(tail)
         if found is not None:
             return found
-    if len(text) <= PIECE_CHARS and "\n" not in text:
+    taken_back = _TAKEN_BACK.search(text[:TAIL_CHARS])
+    if len(text) <= PIECE_CHARS and "\n" not in text and not taken_back:
         found = _classified(text, stated=False)
         if found is not None:
             return found
-    return _opening(text) or _concluded(tail)
+    return (None if taken_back else _opening(text)) or _concluded(tail)
 
 
 def same(a: str, b: str) -> bool:
@@ -226,6 +233,8 @@ def _stated(tail: str) -> Optional[Final]:
     found = list(_STATED.finditer(tail))
     if not found:
         return None
+    if _TAKEN_BACK.search(tail, found[-1].end()):
+        return None
     piece = found[-1]["rest"].strip()
     if not piece.strip("*_ "):
         piece = next((line for line in tail[found[-1].end("rest") :].split("\n") if line.strip()), "")
@@ -294,7 +303,7 @@ def _concluded(tail: str) -> Optional[Final]:
     last = plain(tail.rstrip().rsplit("\n", 1)[-1][-PIECE_CHARS:])
     sentence = _SENTENCE_END.split(last)[-1].rstrip(".! ")
     summed = _SUMMED.search(sentence)
-    if summed:
+    if summed and not _SEVERAL_VALUES.search(sentence):
         return _number(quantity_of(summed[1]))
     if not _CONCLUDED.match(sentence) or _DOUBTED.search(sentence) or _NAME.search(sentence):
         return None

@@ -152,6 +152,16 @@ class ShapesTest(unittest.TestCase):
         self.assertFalse(same("The answer is Paris.", "The answer is Lyon."))
         self.assertEqual(final_of("\\boxed{x^2 + 1}"), Final("expression", "x^2+1"))
 
+    def test_what_is_taken_back_or_one_of_several_is_no_answer(self) -> None:
+        for text in (
+            *("The answer is 10. Wait, it is 12.", "The answer is 10.\n\nActually, 12 of them.", "Yes. Actually no."),
+            *("Yes, it is. No, wait: it is not.", "x = 5 or x = -5", "So x² = 25, and x = ±5"),
+        ):
+            self.assertIsNone(final_of(text), text)
+        for text in ("Wait, 5 + 7. The answer is 12.", "The answer is 10. Actually, the answer is 12."):
+            self.assertEqual(final_of(text), Final("number", "12"), text)
+        self.assertEqual(final_of("The answer is actually 12."), final_of("The answer is actually 12"))
+
     def test_numbers_that_are_not_plainly_the_answer_are_none(self) -> None:
         self.all_are(
             None,
