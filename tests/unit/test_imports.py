@@ -153,6 +153,7 @@ SOCKET_USERS = (
     "gateway.verify.sandbox.jails",
     "gateway.verify.sandbox.namespaces",
     "gateway.verify.sandbox.process",
+    "gateway.verify.sandbox.watching",
     "gateway.verify.sandbox.zygote",
 )
 THREAD_MAKERS = {

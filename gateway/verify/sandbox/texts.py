@@ -21,7 +21,7 @@ _NEEDED = re.compile(r"^from gateway\.verify\.harness\.(\w+) import ", re.MULTIL
 _HARNESS = re.compile(r"^def harness_main\(", re.MULTILINE)
 _HERE = Path(__file__).parent
 _RUN_COMPILED = "import binascii, marshal, sys; exec(marshal.loads(binascii.a2b_base64(sys.argv.pop(1))))"
-_PARTS = ("kernel.py", "worker.py", "inside.py")
+_PARTS = ("kernel.py", "worker.py", "watching.py", "inside.py")
 
 
 def join(*parts: str) -> str:

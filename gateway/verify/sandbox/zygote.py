@@ -1,6 +1,6 @@
 """Level "namespaces", inside: a process that has seen no foreign code and forks one jail after another.
 
-Behind `kernel.py`, `worker.py` and `inside.py` in one text; the gateway never imports it.
+Behind the files of `inside.py` in one text; the gateway never imports it.
 
     launcher     gateway's child: goes into namespaces of its own, forks the zygote, waits for it
     zygote       pid 1 there, in a root of its own that cannot be written to; forks a supervisor for each descriptor

@@ -1,0 +1,124 @@
+"""What is looked at while a job runs, by the keeper: part three of `inside.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import time
+from typing import Any, Optional
+
+from gateway.verify.sandbox.kernel import SYS_PIDFD_OPEN, syscall
+
+TICK_S = 0.025  # how often memory, CPU and processes are looked at
+
+
+def tell(fd: int, said: dict[str, Any]) -> None:
+    os.write(fd, json.dumps(said).encode() + b"\n")
+
+
+def watch(worker: int, ready_r: int, status_w: int) -> dict[str, Any]:
+    poll, limits, tick_s, peak = select.poll(), None, TICK_S, 0
+    pidfd = syscall(SYS_PIDFD_OPEN, worker, 0)
+    if pidfd >= 0:
+        poll.register(pidfd, select.POLLIN)
+    poll.register(ready_r, select.POLLIN)
+    poll.register(status_w, 0)  # POLLERR: the supervisor has died
+    while True:
+        events = dict(poll.poll(None if limits is None and pidfd >= 0 else tick_s * 1000 if pidfd >= 0 else 5))
+        if status_w in events:
+            os._exit(1)
+        if ready_r in events:
+            poll.unregister(ready_r)
+            said = json.loads(os.read(ready_r, 1 << 16) or b'{"reason": "setup", "error": "the worker died"}')
+            if "error" in said:
+                return dict(said)
+            limits = said
+            tell(status_w, {})
+            continue
+        ended = reap(worker)
+        if ended is not None:
+            ended["memory_bytes"] = max(peak, ended["memory_bytes"])
+            if limits and ended["exit_code"] == -signal.SIGKILL and ended["cpu_s"] >= limits["cpu_s"]:
+                ended["reason"] = "cpu"
+            return ended
+        if limits:
+            started_s = time.monotonic()
+            processes, memory_bytes, cpu_s = usage_of(os.getpid(), limits["memory_bytes"])
+            peak = max(peak, memory_bytes)
+            tick_s = max(TICK_S, 10 * (time.monotonic() - started_s))  # a tenth of a processor at most
+            for reason, over in (
+                ("memory", memory_bytes > limits["memory_bytes"]),
+                ("cpu", cpu_s > limits["cpu_s"]),
+                ("processes", processes > limits["processes"]),
+            ):
+                if over:
+                    return {"reason": reason, "memory_bytes": peak, "cpu_s": cpu_s}
+
+
+def reap(worker: int) -> Optional[dict[str, Any]]:
+    """Take leave of all who have ended; how the worker ended, if it has."""
+    while True:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if pid == worker:
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            reason = "cpu" if code == -signal.SIGXCPU else "signal" if code < 0 else "exit"
+            cpu_s = processor_s(resource.getrusage(resource.RUSAGE_CHILDREN))
+            return {"reason": reason, "exit_code": code, "cpu_s": cpu_s, "memory_bytes": usage.ru_maxrss << 10}
+        if pid == 0:
+            return None
+
+
+def descendants(root: int) -> dict[int, list[bytes]]:
+    """Those who descend from `root`, each with the fields of its /proc/.../stat behind the name."""
+    stats: dict[int, list[bytes]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                with open(f"/proc/{entry.name}/stat", "rb") as file:
+                    stats[int(entry.name)] = file.read().rpartition(b")")[2].split()
+            except OSError:
+                pass
+    children: dict[int, list[int]] = {}
+    for pid, fields in stats.items():
+        children.setdefault(int(fields[1]), []).append(pid)
+    found, todo = {}, children.get(root, [])
+    while todo:
+        pid = todo.pop()
+        found[pid] = stats[pid]
+        todo.extend(children.get(pid, ()))
+    return found
+
+
+def usage_of(root: int, enough_bytes: int) -> tuple[int, int, float]:
+    """Processes, bytes of memory and CPU seconds of all who descend from `root`.
+
+    RLIMIT_AS and RLIMIT_CPU are of one process each: forks would multiply them. Memory is counted page by page, each
+    shared one once for each who has it; only if that is more than `enough_bytes`, exactly.
+    """
+    found = descendants(root)
+    ticks = sum(int(field) for fields in found.values() for field in fields[11:15])  # its own, its dead children's
+    reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+    memory_bytes = sum(_field_bytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:")) or 0 for pid in found)
+    if memory_bytes > enough_bytes:
+        memory_bytes = 0
+        for pid in found:  # who has made itself unreadable is counted as before
+            exact = _field_bytes(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:"))
+            rough = _field_bytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:"))
+            memory_bytes += rough or 0 if exact is None else exact
+    return len(found), memory_bytes, ticks / os.sysconf("SC_CLK_TCK") + processor_s(reaped)
+
+
+def _field_bytes(path: str, names: tuple[bytes, ...]) -> Optional[int]:
+    try:
+        with open(path, "rb") as file:
+            found = [int(line.split()[1]) << 10 for line in file if line.startswith(names)]
+    except OSError:
+        return None
+    return sum(found) if found else None
+
+
+def processor_s(usage: resource.struct_rusage) -> float:
+    return round(usage.ru_utime + usage.ru_stime, 4)
