@@ -79,7 +79,11 @@ class EscapeCases(Jailed):
                 "for family in (16, 17, 29, 31, 38, 40, 44):\n"
                 "    attempt('family %d' % family, lambda: (socket.socket(family, socket.SOCK_DGRAM), 'BREACH'))\n"
                 "    attempt('raw %d' % family, lambda: (socket.socket(family, socket.SOCK_RAW), 'BREACH'))\n"
-                "attempt('raw', lambda: (socket.socket(2, socket.SOCK_RAW, 1), 'BREACH'))"
+                "attempt('raw', lambda: (socket.socket(2, socket.SOCK_RAW, 1), 'BREACH'))\n"
+                "for family in (2, 10, 16, 17, 30, 40):\n"
+                "    for kind in (1, 2, 5):\n"
+                "        attempt('socket', lambda: (socket.socket(family, kind), 'BREACH'))\n"
+                "        attempt('pair', lambda: (socket.socketpair(family, kind), 'BREACH'))"
             )
             with self.assertRaises(BlockingIOError):
                 server.accept()
@@ -199,7 +203,10 @@ class EscapeCases(Jailed):
         self.assertIn("Seccomp:\\t2", said)
 
     def test_the_kernels_doors_are_shut(self) -> None:
-        calls = "321, 323, 425, 250, 298, 319, 29, 68, 64, 240, 135, 246, 175, 313, 169, 103, 304, 300, 433, 447, 462"
+        calls = (
+            "321, 323, 425, 250, 298, 319, 29, 68, 64, 240, 135, 246, 175, 313, 169, 103, 304, 300, 433, 447, 462, "
+            "278, 188, 189, 190, 253, 294, 444, 317"
+        )
         said = self.attack(
             f"for number in ({calls}):\n    attempt(number, lambda: syscall(number, *[bytes(120)] + [0] * 4))\n"
             "attempt('tiocsti', lambda: syscall(16, 0, 0x5412, b'x'))"

@@ -126,14 +126,22 @@ class FilterTest(unittest.TestCase):
             for flag in (1 << 17, 1 << 25, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30):
                 self.assertEqual(judged(self.program(name), machine, clone, flag | 17), EPERM)
 
-    def test_sockets_are_of_common_families_or_there_are_none(self) -> None:
+    def test_sockets_lead_to_programs_of_the_same_jail_or_there_are_only_pairs(self) -> None:
         for name, machine, socket in (("x86_64", X86_64, 41), ("aarch64", AARCH64, 198)):
             some, none = self.program(name), self.program(name, sockets=False)
+            pair = 53 if name == "x86_64" else 199
             for family in range(50):
-                allowed = family in (1, 2, 10)
-                self.assertEqual(judged(some, machine, socket, family), ALLOWED if allowed else EPERM)
+                unix = ALLOWED if family == 1 else EPERM
+                self.assertEqual(judged(some, machine, socket, family), unix)
                 self.assertEqual(judged(none, machine, socket, family), EPERM)
-            self.assertEqual(judged(none, machine, socket + 1), ALLOWED)
+                self.assertEqual([judged(one, machine, pair, family) for one in (some, none)], [unix, unix])
+            self.assertEqual(judged(none, machine, 42 if name == "x86_64" else 203), ALLOWED)  # connect
+
+    def test_a_socket_cannot_have_more_room_than_it_has(self) -> None:
+        for name, machine, setsockopt in (("x86_64", X86_64, 54), ("aarch64", AARCH64, 208)):
+            program = self.program(name)
+            refused = [option for option in range(80) if judged(program, machine, setsockopt, 5, 1, option) != ALLOWED]
+            self.assertEqual(refused, [7, 26])  # SO_SNDBUF, SO_ATTACH_FILTER
 
     def test_others_limits_and_the_terminals_input_are_out_of_reach(self) -> None:
         program = self.program("x86_64")

@@ -12,7 +12,7 @@ import os
 import resource
 import struct
 from collections.abc import Iterable
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 NOBODY = 65534
 NICE = 10  # a tenth of what others get: enough to go on where engines keep all processors busy
@@ -88,6 +88,7 @@ def new_user_namespace(inner_uid: int) -> None:
 
 
 # Name, number on x86_64, on aarch64 (-: there is none): what no job needs, and where kernels have been broken before.
+# The last two lines have what makes the kernel keep memory that nobody counts.
 DENIED = """
     setsid 112 157,
     ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, kcmp 312 272, mount 165 40, umount2 166 39,
@@ -101,19 +102,40 @@ DENIED = """
     io_uring_enter 426 426, io_uring_register 427 427, open_tree 428 428, move_mount 429 429, fsopen 430 430,
     fsconfig 431 431, fsmount 432 432, fspick 433 433, pidfd_getfd 438 438, process_madvise 440 440,
     mount_setattr 442 442, quotactl_fd 443 443, memfd_secret 447 447, setpriority 141 140, ioprio_set 251 30,
-    sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, sched_setaffinity 203 122
+    sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, sched_setaffinity 203 122,
+    vmsplice 278 75, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, inotify_init 253 -, inotify_init1 294 26,
+    landlock_create_ruleset 444 444, seccomp 317 277
 """
 FIRST_UNKNOWN = 452  # newer calls: ENOSYS, for which libraries have another way
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, AUDIT_ARCH
-SOCKET, CLONE, IOCTL, PRLIMIT64 = (41, 198), (56, 220), (16, 29), (302, 261)
+CLONE = (56, 220)
 NEW_NAMESPACES = 0x7E020080  # CLONE_NEW*
-FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: AF_VSOCK and others may lead out of a network namespace
-TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+AF_UNIX = 1  # there is no network for others to reach, and AF_VSOCK and the like may lead out of a namespace
+
+
+class Rule(NamedTuple):
+    """Which calls are allowed or refused for the values of one argument, of which the lower half counts."""
+
+    call: tuple[int, int]  # its number on x86_64, on aarch64
+    argument: int
+    values: tuple[int, ...]
+    allowed: bool  # these and no others; else these are refused
+
+
+def rules(sockets: bool) -> tuple[Rule, ...]:
+    """What is judged by an argument. Without `sockets` there are only pairs, as event loops need them."""
+    return (
+        Rule((41, 198), 0, (AF_UNIX,) if sockets else (), True),  # socket
+        Rule((53, 199), 0, (AF_UNIX,), True),  # socketpair
+        Rule((54, 208), 2, (7, 26), False),  # setsockopt: SO_SNDBUF, SO_ATTACH_FILTER, which the kernel keeps
+        Rule((302, 261), 0, (0,), True),  # prlimit64: its own
+        Rule((16, 29), 1, (0x5412, 0x541C), False),  # ioctl: TIOCSTI, TIOCLINUX, a terminal's input
+    )
 
 
 def filter_program(sockets: bool) -> Optional[bytes]:
-    """A BPF program that refuses DENIED, new namespaces and odd sockets (without `sockets`, all of them); None where
-    there is no table of the machine's calls."""
+    """A BPF program that refuses DENIED, new namespaces and what `rules` refuse; None where there is no table of the
+    machine's calls."""
     machine = MACHINES.get(os.uname().machine)
     if machine is None or struct.calcsize("P") != 8:
         return None
@@ -136,14 +158,13 @@ def filter_program(sockets: bool) -> Optional[bytes]:
     add((equal, SYS_CLONE3, 0, 1), (answer, missing))  # its flags cannot be read here; libc falls back to clone
     add((equal, CLONE[column], 0, 4), (load, 16))  # the first argument's lower half
     add((any_bit, NEW_NAMESPACES, 0, 1), (answer, denied), (answer, allowed))
-    families = FAMILIES if sockets else ()
-    add((equal, SOCKET[column], 0, 3 + len(families)), (load, 16))
-    for index, family in enumerate(families):
-        add((equal, family, len(families) - index, 0))
-    add((answer, denied), (answer, allowed))
-    add((equal, PRLIMIT64[column], 0, 4), (load, 16), (equal, 0, 1, 0), (answer, denied), (answer, allowed))  # its own
-    add((equal, IOCTL[column], 0, 4), (load, 24))
-    add((equal, TERMINAL_INPUT[0], 1, 0), (equal, TERMINAL_INPUT[1], 0, 1), (answer, denied))
+    for rule in rules(sockets):
+        count = len(rule.values)
+        add((equal, rule.call[column], 0, 3 + count), (load, 16 + 8 * rule.argument))
+        for index, value in enumerate(rule.values):
+            add((equal, value, count - index, 0))
+        others, these = (denied, allowed) if rule.allowed else (allowed, denied)
+        add((answer, others), (answer, these))
     add((answer, allowed))
     return b"".join(program)
 
