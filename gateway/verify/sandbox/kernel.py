@@ -65,13 +65,11 @@ def become(uid: int) -> None:
 
 
 def stand_back() -> None:
-    """Have this process and those that it starts get little of the processors while others want them.
+    """Have this session get little of the processors while others want them, where the kernel shares them among
+    sessions (sched_autogroup). Elsewhere, and within the session, it is the job that is nice: see `settle`.
 
-    Where the kernel shares them among sessions (sched_autogroup), niceness counts within a session only: the
-    session has one of its own. A new session would begin anew, so jobs may not make any.
+    A new session would begin anew, so jobs may not make any.
     """
-    with contextlib.suppress(OSError):
-        os.nice(NICE)
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "wb", buffering=0) as file:
         file.write(b"%d" % NICE)
 
