@@ -215,6 +215,73 @@ class EscapeCases(Jailed):
             answers = {line.split(" => ")[1] for line in said.splitlines() if " => " in line}
             self.assertEqual(answers, {"EPERM", "ENOSYS"})
 
+    def test_who_watches_a_program_has_its_turn_first(self) -> None:
+        run = self.job("import os\nprint(os.getpriority(0, 0) - os.getpriority(0, 1))")
+        self.assertEqual(run.stdout, b"10\n", run)
+
+    def test_what_the_kernel_keeps_for_a_program_is_counted_as_its_memory(self) -> None:
+        """Data on the way to sockets that nobody reads: of senders that are closed, to connections that nobody has
+        accepted, and to as many sockets as all processes may have open."""
+        start = "import os, socket, time\nkept, data = [], bytes(100_000)\n"
+        full = "    try:\n        while True: c.send(data)\n    except BlockingIOError: c.close()\n"
+        senders = (
+            "def one(i):\n    r = socket.socket(1, 2); r.bind('\\0%d' % i); kept.append(r)\n"
+            "    for j in range(10):\n        c = socket.socket(1, 2); c.setblocking(False)\n"
+            "        c.connect('\\0%d' % i)\n        try: c.send(data), c.send(data)\n"
+            "        except BlockingIOError: pass\n"
+            "for i in range(60): one(i)\n"
+        )
+        backlog = (
+            "s = socket.socket(1); s.bind('\\0s'); s.listen(4096)\nfor i in range(4000):\n"
+            f"    c = socket.socket(1); c.setblocking(False); c.connect('\\0s')\n{full}"
+        )
+        pairs = (
+            "for i in range(28):\n    if os.fork() == 0: break\n"
+            "for i in range(25):\n    pair = socket.socketpair(); kept.append(pair)\n    for c in pair:\n"
+            "        c.setblocking(False)\n        try:\n            while True: c.send(data)\n"
+            "        except BlockingIOError: pass\n"
+        )
+        for code in (senders, backlog, pairs):
+            self.assert_ended(self.job(f"{start}{code}time.sleep(30)", cpu_s=20.0, open_files=80), "memory")
+
+    def test_pairs_of_sockets_and_listeners_are_of_use_and_cannot_be_made_larger(self) -> None:
+        said = self.attack(
+            "import asyncio, multiprocessing\n"
+            "async def main():\n"
+            "    async def serve(reader, writer): writer.write(await reader.read(4)); writer.close()\n"
+            "    async with await asyncio.start_unix_server(serve, 's'):\n"
+            "        reader, writer = await asyncio.open_unix_connection('s')\n"
+            "        writer.write(b'pong'); print(await reader.read())\n"
+            "asyncio.run(main())\na, b = multiprocessing.Pipe(); a.send('ping'); print(b.recv())\n"
+            "for option in (7, 26, 32, 33, 50):\n    for s in (*socket.socketpair(), socket.socket(1)):\n"
+            "        attempt(option, lambda: (s.setsockopt(1, option, bytes([0, 0, 64, 0] * 4)), 'BREACH'))"
+        )
+        self.assertIn("b'pong'\nping\n", said)
+
+    def test_the_number_of_files_is_bounded(self) -> None:
+        for folder in ("/work", "/dev/shm"):
+            run = self.job(
+                "import os\nn = 0\ntry:\n    while True:\n"
+                f"        os.close(os.open('{folder}/%d' % n, os.O_CREAT | os.O_WRONLY, 0o600)); n += 1\n"
+                "except OSError: print(n)",
+                cpu_s=20.0,
+            )
+            if run.reason != "memory":
+                self.assert_ended(run, "exit", 0)
+                self.assertLess(int(run.stdout), 5000)
+
+    def test_page_tables_are_memory_too(self) -> None:
+        """A program of JavaScript has no limit of address space, nor has what it starts."""
+        reads = (
+            "import mmap\na = []\nwhile True:\n    m = mmap.mmap(-1, 1 << 32, 34, 1); a.append(m)\n"
+            "    for at in range(0, 1 << 32, 1 << 21): m[at]"
+        )
+        code = f"require('child_process').spawn('python3', ['-c', {reads!r}]).on('error', e => console.log(e.code))"
+        run = self.job(code, "javascript", wall_s=20.0, cpu_s=20.0)
+        if run.stdout == b"ENOENT\n" or (run.error and "there is no node" in run.error):
+            self.skipTest("there is no node, or no python3")
+        self.assert_ended(run, "memory")
+
     def test_descriptors_of_the_gateway_are_not_there(self) -> None:
         with open(self.secret, "rb") as file:
             os.set_inheritable(file.fileno(), True)  # as a careless gateway might have one

@@ -66,7 +66,7 @@ class PlainTest(Wrapped, sandboxing.PlainCases):
 
 class LimitTest(Wrapped, sandboxing.LimitCases):
     def test_the_work_directory_has_a_size(self) -> None:
-        """Of the number of files in it the level has no limit: the time that a program has must do."""
+        """The number of files in it counts as memory: see the escapes."""
         said = self.attack(
             "n = 0\ntry:\n    for i in range(99):\n        with open('f%d' % i, 'wb', 0) as f:\n"
             "            for j in range(4): n += f.write(b'x' * (1 << 20))\nexcept OSError: print(n >> 20)"

@@ -32,7 +32,7 @@ from gateway.verify.sandbox.kernel import (
     prctl,
     stand_back,
 )
-from gateway.verify.sandbox.watching import descendants, processor_s, tell, watch
+from gateway.verify.sandbox.watching import Kept, descendants, processor_s, tell, watch
 from gateway.verify.sandbox.worker import Ends, Walls, work
 
 READ_BYTES = 1 << 18
@@ -212,6 +212,7 @@ def keep(ends: Ends, walls: Walls) -> NoReturn:
         close_except({ends.job_r, ends.out_w, ends.err_w, ends.report_w, ends.status_w})
         os.setpgid(0, 0)  # no session of its own: see `stand_back`
         walls.before_worker()
+        kept = Kept(walls)
         prctl(PR_SET_DUMPABLE, 0)
         ready_r, ready_w = os.pipe()
         worker = os.fork()
@@ -221,7 +222,7 @@ def keep(ends: Ends, walls: Walls) -> NoReturn:
         prctl(PR_SET_DUMPABLE, 0)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user has cleared it
         close_except({ends.status_w, ready_r})
-        said = watch(worker, ready_r, ends.status_w)
+        said = watch(worker, ready_r, ends.status_w, kept)
     except BaseException as error:
         said = {"reason": "setup", "error": f"{type(error).__name__}: {error}"}
     try:

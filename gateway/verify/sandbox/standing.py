@@ -14,7 +14,8 @@ class StandingWalls(Walls):
     """Nothing is put up but what tells the job's processes from others of its user: those of other jails, which cannot
     be seen, but would count. Where that is refused, they do."""
 
-    parked = True
+    parked = own_network = True
+    folders = ("/work", "/dev/shm")
 
     def __init__(self, as_root: bool) -> None:
         super().__init__()

@@ -1,4 +1,8 @@
-"""What is looked at while a job runs, by the keeper: part three of `inside.py`."""
+"""What is looked at while a job runs, by the keeper: part three of `inside.py`.
+
+A job's memory is that of its processes and what the kernel keeps for it beside them: page tables, data on the way from
+socket to socket, files. How many sockets and files there are is told, not what each takes: each counts as the most.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,59 @@ import time
 from typing import Any, Optional
 
 from gateway.verify.sandbox.kernel import SYS_PIDFD_OPEN, syscall
+from gateway.verify.sandbox.worker import Walls
 
 TICK_S = 0.025  # how often memory, CPU and processes are looked at
+FILE_BYTES = 2048  # of a file on a tmpfs beside what is in it, at most: its inode and its name
+ROUGHLY = (b"RssAnon:", b"RssShmem:", b"VmPTE:", b"VmSwap:")  # of /proc/.../status
+EXACTLY = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")  # of /proc/.../smaps_rollup
+
+
+class Kept:
+    """What the kernel keeps for a job beside its processes. To be made before there is one."""
+
+    def __init__(self, walls: Walls) -> None:
+        self._folders = walls.folders
+        self._socket_bytes = 0
+        if walls.own_network and sockets_here() < 8:  # more: an old kernel, which counts the whole machine's
+            self._socket_bytes = most_on_the_way()
+
+    def most_bytes(self) -> int:
+        """As much as it may be now."""
+        kept_bytes = self._socket_bytes * sockets_here() if self._socket_bytes else 0
+        for folder in self._folders:
+            room = os.statvfs(folder)
+            kept_bytes += FILE_BYTES * (room.f_files - room.f_ffree)
+        return kept_bytes
+
+
+def sockets_here() -> int:
+    """Sockets of this network namespace: those that are closed, but have data on the way, and those that nobody has
+    accepted yet among them."""
+    try:
+        with open("/proc/self/net/sockstat", "rb") as file:
+            return int(file.readline().split()[2])
+    except (OSError, IndexError):
+        return 0
+
+
+def most_on_the_way() -> int:
+    """Bytes that one socket may have sent which nobody has received: its buffer, and one more message of that size,
+    since there is room as long as the buffer is not full."""
+    import _socket  # the rest of `socket` is not worth its loading here
+
+    unused = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        return 2 * unused.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
+    finally:
+        unused.close()
 
 
 def tell(fd: int, said: dict[str, Any]) -> None:
     os.write(fd, json.dumps(said).encode() + b"\n")
 
 
-def watch(worker: int, ready_r: int, status_w: int) -> dict[str, Any]:
+def watch(worker: int, ready_r: int, status_w: int, kept: Kept) -> dict[str, Any]:
     poll, limits, tick_s, peak = select.poll(), None, TICK_S, 0
     pidfd = syscall(SYS_PIDFD_OPEN, worker, 0)
     if pidfd >= 0:
@@ -46,7 +94,9 @@ def watch(worker: int, ready_r: int, status_w: int) -> dict[str, Any]:
             return ended
         if limits:
             started_s = time.monotonic()
-            processes, memory_bytes, cpu_s = usage_of(os.getpid(), limits["memory_bytes"])
+            kept_bytes = kept.most_bytes()
+            processes, memory_bytes, cpu_s = usage_of(os.getpid(), limits["memory_bytes"] - kept_bytes)
+            memory_bytes += kept_bytes
             peak = max(peak, memory_bytes)
             tick_s = max(TICK_S, 10 * (time.monotonic() - started_s))  # a tenth of a processor at most
             for reason, over in (
@@ -101,13 +151,13 @@ def usage_of(root: int, enough_bytes: int) -> tuple[int, int, float]:
     found = descendants(root)
     ticks = sum(int(field) for fields in found.values() for field in fields[11:15])  # its own, its dead children's
     reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
-    memory_bytes = sum(_field_bytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:")) or 0 for pid in found)
+    memory_bytes = sum(_field_bytes(f"/proc/{pid}/status", ROUGHLY) or 0 for pid in found)
     if memory_bytes > enough_bytes:
         memory_bytes = 0
         for pid in found:  # who has made itself unreadable is counted as before
-            exact = _field_bytes(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:"))
-            rough = _field_bytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:"))
-            memory_bytes += rough or 0 if exact is None else exact
+            exact = _field_bytes(f"/proc/{pid}/smaps_rollup", EXACTLY)
+            names = ROUGHLY if exact is None else (b"VmPTE:",)
+            memory_bytes += (exact or 0) + (_field_bytes(f"/proc/{pid}/status", names) or 0)
     return len(found), memory_bytes, ticks / os.sysconf("SC_CLK_TCK") + processor_s(reaped)
 
 

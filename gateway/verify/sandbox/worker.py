@@ -19,11 +19,12 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Sequence
 from typing import Any, Callable, NoReturn, Optional
 
 from gateway.verify.sandbox.kernel import (
-    PR_SET_DUMPABLE,
     NICE,
+    PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
     Filter,
     become,
@@ -48,6 +49,8 @@ class Walls:
 
     own_pids = False  # whether the keeper's end is the end of all its descendants
     own_count = False  # whether RLIMIT_NPROC counts this job's processes only
+    own_network = False  # whether all sockets that the keeper can count are this job's
+    folders: Sequence[str] = ()  # where it may make any number of files, as far as the mounts are concerned
     must_filter = False  # whether a machine without a filter for its calls is refused
     parked = False  # whether it is worth to warm up while no job waits
 
@@ -123,11 +126,11 @@ def work(ends: Ends, ready_w: int, walls: Walls) -> NoReturn:
 
 def settle(walls: Walls) -> None:
     os.setpgid(0, 0)
+    with contextlib.suppress(OSError):
+        os.nice(NICE)  # nobody else of the jail is: who watches must get its turn, however many processes there are
     os.chdir(walls.work)
     os.umask(0o022)
     os.environ.clear()
-    with contextlib.suppress(OSError):
-        os.nice(NICE)  # nobody else of the jail is: who watches must get its turn, however many processes there are
     os.environ.update(PATH=PATH, HOME=walls.work, TMPDIR=walls.work, LANG="C.UTF-8")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

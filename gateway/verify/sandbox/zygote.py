@@ -118,7 +118,7 @@ def _said(error: BaseException) -> str:
 class Cell(Walls):
     """What this level puts around a job: namespaces of its own below the zygote's, and nobody's rights there."""
 
-    own_pids = own_count = must_filter = parked = True
+    own_pids = own_count = own_network = must_filter = parked = True
 
     def __init__(self, root: bool, disk_bytes: int, inodes: int) -> None:
         super().__init__()
