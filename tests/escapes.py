@@ -219,6 +219,20 @@ class EscapeCases(Jailed):
         run = self.job("import os\nprint(os.getpriority(0, 0) - os.getpriority(0, 1))")
         self.assertEqual(run.stdout, b"10\n", run)
 
+    def test_who_stops_what_watches_it_is_ended(self) -> None:
+        """Where it can be stopped at all. Who lets it go on at once has stopped it too."""
+        for after in ("", "        os.kill(pid, 18)\n"):
+            run = self.job(
+                "import os, time\nothers = [int(name) for name in os.listdir('/proc') if name.isdigit()]\n"
+                "for pid in others:\n    try:\n        if pid != os.getpid(): os.kill(pid, 19)\n"
+                f"{after}    except OSError: pass\ntime.sleep(0.5)\nfor i in range(4):\n    if os.fork() == 0: break\n"
+                "a = bytearray(b'x') * (90 << 20)\ntime.sleep(30)",
+                wall_s=20.0,
+            )
+            self.assertIn(
+                (run.reason, run.error and run.error[:16]), {("memory", None), ("signal", "what watched the")}
+            )
+
     def test_what_the_kernel_keeps_for_a_program_is_counted_as_its_memory(self) -> None:
         """Data on the way to sockets that nobody reads: of senders that are closed, to connections that nobody has
         accepted, and to as many sockets as all processes may have open."""

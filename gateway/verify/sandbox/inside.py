@@ -22,7 +22,7 @@ import select
 import signal
 import sys
 import time
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 from gateway.verify.sandbox.kernel import (
     PR_SET_CHILD_SUBREAPER,
@@ -36,6 +36,7 @@ from gateway.verify.sandbox.watching import Kept, descendants, processor_s, tell
 from gateway.verify.sandbox.worker import Ends, Walls, work
 
 READ_BYTES = 1 << 18
+LOOK_S = 0.05  # how often the supervisor sees to it that the keeper watches
 NONCE_BYTES = 32
 
 
@@ -56,7 +57,7 @@ def supervise(channel_in: int, channel_out: int, walls: Walls) -> bool:
         received = receive(channel_in)
         if received is not None:
             limits, job, nonce = received
-            pump = Pump(ends, channel_in, limits, descent.end)
+            pump = Pump(ends, channel_in, limits, descent)
             started_s = time.monotonic()
             hand_over(ends.job_w, job)
             pump.run(started_s + limits["wall_s"])
@@ -102,18 +103,32 @@ class Descent:
     """The keeper and all that descends from it."""
 
     def __init__(self, keeper: int, walls: Walls) -> None:
-        self._keeper: Optional[int] = keeper
+        self._keeper: Optional[int] = keeper  # None: it is dead, and has been waited for
         self._own_pids = walls.own_pids
+        self._ended = False
+
+    def is_watched(self) -> bool:
+        """Whether the keeper has never been stopped. A job of the same user can do that to it wherever it is not the
+        first process of a namespace, and could then take what memory it wants."""
+        if self._keeper is not None:
+            pid, status = os.waitpid(self._keeper, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            if pid and (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
+                return False
+            if pid:  # it has ended, which its pipe tells too
+                self._keeper = None
+        return True
 
     def end(self) -> None:
         """Kill all of them and wait until they are dead; nothing if they are."""
-        if self._keeper is None:
+        if self._ended:
             return
-        os.kill(self._keeper, signal.SIGKILL)
-        if self._own_pids:
-            os.waitpid(self._keeper, 0)
-        else:
+        self._ended = True
+        if self._keeper is not None:
+            os.kill(self._keeper, signal.SIGKILL)
+        if not self._own_pids:
             self._end_one_by_one()
+        elif self._keeper is not None:
+            os.waitpid(self._keeper, 0)
         self._keeper = None
 
     def _end_one_by_one(self) -> None:
@@ -132,14 +147,14 @@ class Descent:
 class Pump:
     """Moves what the job writes into memory, with caps; ends the job when it has had its time or written too much."""
 
-    def __init__(self, ends: Ends, channel: int, limits: dict[str, Any], end: Callable[[], None]) -> None:
+    def __init__(self, ends: Ends, channel: int, limits: dict[str, Any], descent: Descent) -> None:
         self.gone = False  # the gateway
-        self._ends, self._channel, self._end = ends, channel, end
+        self._ends, self._channel, self._descent = ends, channel, descent
         self._cap_by_fd = {ends.out_r: limits["output_bytes"], ends.err_r: limits["output_bytes"]}
         self._cap_by_fd.update({ends.report_r: limits["report_bytes"], ends.status_r: 1 << 16})
         self._data_by_fd = {fd: bytearray() for fd in self._cap_by_fd}
         self._reason = ""
-        self._ended = self._truncated = False
+        self._ended = self._truncated = self._unwatched = False
 
     def run(self, deadline_s: float) -> None:
         poll, left = select.poll(), set(self._cap_by_fd)
@@ -147,10 +162,13 @@ class Pump:
             poll.register(fd, select.POLLIN)
         poll.register(self._channel, 0)  # POLLHUP: the gateway has gone
         while left:
-            wait_ms = None if self._ended else int(max(0.0, deadline_s - time.monotonic()) * 1000) + 1
-            ready = poll.poll(wait_ms)
-            if not ready:
+            wait_s = max(0.0, min(deadline_s - time.monotonic(), LOOK_S))
+            ready = poll.poll(None if self._ended else int(wait_s * 1000) + 1)
+            if not self._ended and time.monotonic() >= deadline_s:
                 self._over("wall")
+            elif not self._ended and not self._descent.is_watched():
+                self._unwatched = True
+                self._over("")
             for fd, _ in ready:
                 chunk = os.read(fd, 1 << 16) if fd in left else b""
                 if chunk:
@@ -173,15 +191,18 @@ class Pump:
         self._reason = self._reason or reason
         if not self._ended:
             self._ended = True
-            self._end()
+            self._descent.end()
 
     def answer(self, nonce: str, wall_s: float) -> bytes:
         said = [json.loads(line) for line in bytes(self._data_by_fd[self._ends.status_r]).splitlines()]
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         head: dict[str, Any] = {"reason": "setup", "exit_code": None, "error": None, "cpu_s": processor_s(usage)}
         head["memory_bytes"] = usage.ru_maxrss << 10
-        if said[-1:] == [{}] and not self._reason:  # it was told that the job had begun, and nothing more
-            head.update(reason="signal", exit_code=-signal.SIGKILL, error="what watched the program was killed")
+        begun = said[-1:] == [{}]  # it was told that the job had begun, and nothing more
+        if (begun or self._unwatched) and not self._reason:
+            head.update(
+                reason="signal", exit_code=-signal.SIGKILL, error="what watched the program was killed or stopped"
+            )
         for one in said:
             head.update(one)
         if self._reason and head["error"] is None:
