@@ -390,6 +390,11 @@ class LimitCases(Jailed):
 
     def test_a_jail_that_is_closed_ends_its_job(self) -> None:
         jail, runs = self.level.open(), []
+    def test_a_program_that_was_stopped_has_ended(self) -> None:
+        run = self.job("import os, time\nif os.fork() == 0: os.kill(os.getppid(), 19)\ntime.sleep(60)", wall_s=20.0)
+        self.assert_ended(run, "signal", -signal.SIGSTOP)
+        self.assertLess(run.seconds, 10.0)
+
         job = Job("python", "import time; time.sleep(60)", limits=self.limits(wall_s=60.0))
         thread = threading.Thread(target=lambda: runs.append(jail.run(job)))
         thread.start()

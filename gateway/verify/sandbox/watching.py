@@ -109,16 +109,23 @@ def watch(worker: int, ready_r: int, status_w: int, kept: Kept) -> dict[str, Any
 
 
 def reap(worker: int) -> Optional[dict[str, Any]]:
-    """Take leave of all who have ended; how the worker ended, if it has."""
-    while True:
+    """Take leave of all who have ended; how the worker ended, if it has.
+
+    One that was stopped counts as ended: a harness is by a program that would hold its place in the sandbox for longer
+    than the harness lets it.
+    """
+    pid, status, usage = os.wait4(worker, os.WNOHANG | os.WUNTRACED)
+    while pid != worker:
         pid, status, usage = os.wait4(-1, os.WNOHANG)
-        if pid == worker:
-            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
-            reason = "cpu" if code == -signal.SIGXCPU else "signal" if code < 0 else "exit"
-            cpu_s = processor_s(resource.getrusage(resource.RUSAGE_CHILDREN))
-            return {"reason": reason, "exit_code": code, "cpu_s": cpu_s, "memory_bytes": usage.ru_maxrss << 10}
         if pid == 0:
             return None
+    if os.WIFSTOPPED(status):
+        code = -os.WSTOPSIG(status)
+    else:
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+    reason = "cpu" if code == -signal.SIGXCPU else "signal" if code < 0 else "exit"
+    cpu_s = processor_s(resource.getrusage(resource.RUSAGE_CHILDREN))
+    return {"reason": reason, "exit_code": code, "cpu_s": cpu_s, "memory_bytes": usage.ru_maxrss << 10}
 
 
 def descendants(root: int) -> dict[int, list[bytes]]:
