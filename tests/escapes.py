@@ -6,6 +6,7 @@ Each is a program that tries what it must not be able to do, and says BREACH whe
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ import secrets
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,20 @@ class EscapeCases(Jailed):
         )
         self.assertNotIn("nothing", said)
         self.assertEqual(self.job("print(1)").stdout, b"1\n")
+
+    def test_descriptors_on_the_way_keep_no_other_run_from_its_processes(self) -> None:
+        """The kernel counts them for all jobs of a user together, and a judge's processes need some, too."""
+        task = {"mode": "outputs", "entry_point": "f", "inputs": ["[1]", "[2]"]}
+        hold = (
+            "import os, socket, time\npairs = [socket.socketpair() for i in range(9)]\nfor pair in pairs:\n"
+            "    try:\n        while True: socket.send_fds(pair[0], [b'x'], [1] * 200)\n"
+            "    except OSError: pass\ntime.sleep(60)"
+        )
+        with self.concurrent(hold):
+            for _ in range(6):
+                run = self.job("def f(x): return x + 1", harness="judge", payload=json.dumps(task).encode(), cpu_s=9.0)
+                self.assertIn(b'"keys": ["2", "3"]', run.report, run)
+                time.sleep(0.1)
 
     def test_links_lead_nowhere(self) -> None:
         secret = str(self.secret)

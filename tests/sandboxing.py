@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Union
 from unittest import mock
 
 from gateway.verify.sandbox.job import Job, Limits, Run
-from tests.support import eventually
+from gateway.verify.sandbox.texts import harness_sources
+from tests.support import ROOT, eventually
 
 MIB = 1 << 20
 PYPY = platform.python_implementation() == "PyPy"
@@ -32,6 +33,7 @@ HARNESSES = {
         "import subprocess\ndef harness_main(code, payload, report):\n"
         "    report(subprocess.run(['node', '-e', code], stdout=subprocess.PIPE).stdout)\n"
     ),
+    "judge": harness_sources(ROOT / "gateway" / "verify" / "harness")["judge"],
     "dumpable": (
         "import ctypes\ndef harness_main(code, payload, report):\n"
         "    report(b'%d' % ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"  # PR_GET_DUMPABLE
@@ -388,13 +390,13 @@ class LimitCases(Jailed):
     def test_a_signal_is_told(self) -> None:
         self.assert_ended(self.job("import os; os.kill(os.getpid(), 11)"), "signal", -signal.SIGSEGV)
 
-    def test_a_jail_that_is_closed_ends_its_job(self) -> None:
-        jail, runs = self.level.open(), []
     def test_a_program_that_was_stopped_has_ended(self) -> None:
         run = self.job("import os, time\nif os.fork() == 0: os.kill(os.getppid(), 19)\ntime.sleep(60)", wall_s=20.0)
         self.assert_ended(run, "signal", -signal.SIGSTOP)
         self.assertLess(run.seconds, 10.0)
 
+    def test_a_jail_that_is_closed_ends_its_job(self) -> None:
+        jail, runs = self.level.open(), []
         job = Job("python", "import time; time.sleep(60)", limits=self.limits(wall_s=60.0))
         thread = threading.Thread(target=lambda: runs.append(jail.run(job)))
         thread.start()

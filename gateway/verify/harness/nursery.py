@@ -10,8 +10,10 @@ No process outlives its judge: each dies with its parent, and the nursery kills 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -44,11 +46,16 @@ def nurse(control: socket.socket, judge: int, code: str, secret: bytes) -> NoRet
         atexit._clear()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         close_from(CHANNEL, control.fileno())
+        # Descriptors on the way count for all jobs of a user, who may not have more than a process may have open: if
+        # the limit were a program's, one that leaves many on the way would keep every nursery from starting another.
+        open_files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):  # macOS says that there is no limit, and refuses it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         requests = Lines(control.fileno())
         while True:
             request = requests.receive()
             if request[0] == "start":
-                start(control, request[1], code)
+                start(control, request[1], code, open_files)
             elif request[0] == "end":
                 control.sendall(str(end(request[1])).encode())
             else:
@@ -83,12 +90,13 @@ def close_from(low: int, kept: int = -1) -> None:
         os.closerange(kept + 1, limit)
 
 
-def start(control: socket.socket, kind: str, code: str) -> None:
+def start(control: socket.socket, kind: str, code: str, open_files: int) -> None:
     ours, theirs = socket.socketpair()
     (in_r, in_w), (out_r, out_w), (err_r, err_w) = os.pipe(), os.pipe(), os.pipe()
     try:
         nursery, pid = os.getpid(), os.fork()
         if pid == 0:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
             become(nursery, kind, code, theirs.fileno(), in_r, out_w, err_w)
         socket.send_fds(control, [str(pid).encode()], [ours.fileno(), in_w, out_r, err_r])
     except OSError as error:

@@ -106,7 +106,7 @@ def work(ends: Ends, ready_w: int, walls: Walls) -> NoReturn:
         os.dup2(ends.out_w, 1), os.dup2(ends.err_w, 2)
         if not harness:
             become_stdin(payload)
-        limit(header["limits"], header["language"], walls)
+        limit(header["limits"], header["language"], walls, harness is not None)
         os.write(ready_w, json.dumps(header["limits"]).encode())
     except BaseException as error:
         os.write(ready_w, json.dumps({"reason": "setup", "error": f"{type(error).__name__}: {error}"}).encode())
@@ -223,8 +223,11 @@ def become_stdin(payload: bytes) -> None:
         os.unlink(".stdin")  # noqa: PTH108 - pathlib is not worth its loading here
 
 
-def limit(limits: dict[str, Any], language: str, walls: Walls) -> None:
-    """Every limit that a process can have, and the filter of its calls: from here on it cannot go back."""
+def limit(limits: dict[str, Any], language: str, walls: Walls, harness: bool) -> None:
+    """Every limit that a process can have, and the filter of its calls: from here on it cannot go back.
+
+    But a harness may have more files open, if it wants: it is to take that right from the programs that it runs.
+    """
     with open("/proc/self/statm", "rb") as file:
         held_bytes = int(file.read().split()[0]) * resource.getpagesize()
     tasks = limits["processes"] + (0 if walls.own_count else tasks_of_user() - 1)
@@ -245,7 +248,7 @@ def limit(limits: dict[str, Any], language: str, walls: Walls) -> None:
     for which, value in both.items():
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
+        resource.setrlimit(which, (value, hard if harness and which == resource.RLIMIT_NOFILE else value))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     if walls.filter is not None:
         walls.filter.install()
