@@ -8,13 +8,15 @@ import queue
 import threading
 import unittest
 import unittest.mock
-from typing import Callable, Optional
+from typing import Callable, Optional, cast
 
+from gateway.verify.sandbox.jails import CommandJail, Jails
 from gateway.verify.sandbox.job import ORDER, Job, Run
 from gateway.verify.sandbox.levels import Stop
 from gateway.verify.sandbox.sandbox import RETRY_S, Sandbox
 from tests.support import TIMEOUT_S, eventually
 
+JAILS = "gateway.verify.sandbox.jails"
 JOB = Job("python", "print(1)")
 
 
@@ -122,6 +124,27 @@ class SandboxTest(unittest.TestCase):
         return self.results.get(timeout=TIMEOUT_S)
 
 
+class JailsTest(unittest.TestCase):
+    def test_nobody_waits_for_ever_for_a_jail_and_one_that_comes_later_is_ended(self) -> None:
+        go_on = threading.Event()
+        jail = unittest.mock.Mock()
+
+        def start() -> CommandJail:
+            self.assertTrue(go_on.wait(TIMEOUT_S))
+            return cast(CommandJail, jail)
+
+        jails = Jails("test", start, spare=0)
+        jails.open()
+        self.addCleanup(jails.close)
+        self.addCleanup(go_on.set)
+        with unittest.mock.patch(f"{JAILS}.TAKE_TIMEOUT_S", 0.01), self.assertRaisesRegex(OSError, "in time"):
+            jails.take()
+        go_on.set()
+        eventually(lambda: jail.discard.called)
+        self.assertIs(jails.take(), jail)  # another one, for which somebody waits
+        jail.discard.assert_called_once_with()
+
+
 class ChoiceTest(SandboxTest):
     def test_auto_uses_the_strongest_level_that_works_and_tries_no_weaker_one(self) -> None:
         levels = self.all_levels(container="no image")
@@ -156,6 +179,19 @@ class ChoiceTest(SandboxTest):
         go.set()
         self.assertEqual([self.result().reason for _ in range(4)], ["exit"] * 4)
         self.assertEqual(level.probes, 1)
+
+    def test_a_job_does_not_wait_for_ever_for_a_trial_that_does_not_end(self) -> None:
+        level = FakeLevel("container")
+        in_probe, go_on = threading.Event(), threading.Event()
+        level.in_probe = lambda: (in_probe.set(), go_on.wait(TIMEOUT_S))
+        sandbox = self.sandbox(level)
+        self.addCleanup(go_on.set)
+        sandbox.submit(JOB, self.results.put)
+        self.assertTrue(in_probe.wait(TIMEOUT_S))
+        with unittest.mock.patch("gateway.verify.sandbox.sandbox.CHOICE_S", 0.01):
+            self.assertEqual(sandbox.run(JOB).error, "isolation_unavailable")
+        go_on.set()
+        self.assertEqual(self.result().isolation, "container")
 
     def test_a_level_below_the_least_demanded_is_never_tried_and_nothing_runs(self) -> None:
         levels = self.all_levels(container="no", bubblewrap="no", namespaces="no")

@@ -24,6 +24,7 @@ from gateway.verify.sandbox.texts import inside_text
 
 START_TIMEOUT_S = 15.0  # for a jail to be started: a busy machine, a slow container engine
 END_TIMEOUT_S = 5.0
+TAKE_TIMEOUT_S = 60.0  # for a jail to be started behind others that are started and ended
 SAID_BYTES = 4096
 # What a job finds that is alone and nobody: no network, no other processes, nothing of the machine to write to.
 PROOF = """
@@ -129,7 +130,7 @@ class CommandJail:
             self._ended_within(END_TIMEOUT_S)
         if self.alive:
             self._process.kill()
-        self._process.wait()
+            self._ended_within(END_TIMEOUT_S)
         self._killed = True
         return self._said()
 
@@ -157,6 +158,14 @@ class CommandJail:
                 said = b""
         lines = said.decode("utf-8", "replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
+
+
+class _Waiter:
+    """Somebody who waits for a jail to be started. The lock of `Jails` guards `has_gone`."""
+
+    def __init__(self) -> None:
+        self.outcome: queue.SimpleQueue[Union[CommandJail, Exception]] = queue.SimpleQueue()
+        self.has_gone = False
 
 
 class Jails:
@@ -201,26 +210,37 @@ class Jails:
             waiting.socket.close()
             self.retire(waiting)
             return self.take()
-        started: queue.SimpleQueue[Union[CommandJail, Exception]] = queue.SimpleQueue()
-        threads.run(functools.partial(self._start_for, started.put))
-        outcome = started.get()
+        waiter = _Waiter()
+        threads.run(functools.partial(self._start_for, waiter))
+        try:
+            outcome = waiter.outcome.get(timeout=TAKE_TIMEOUT_S)
+        except queue.Empty:
+            with self._lock:
+                waiter.has_gone = True
+            try:
+                outcome = waiter.outcome.get_nowait()  # it came at the last moment
+            except queue.Empty:
+                raise OSError("no jail was started in time") from None
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def _start_for(self, tell: Callable[[Union[CommandJail, Exception]], None]) -> None:
+    def _start_for(self, waiter: _Waiter) -> None:
         try:
             jail = self._start()
         except Exception as error:
-            tell(error)
+            waiter.outcome.put(error)
             return
         with self._lock:
             closed = self._threads is None
-            if not closed:
+            taken = not closed and not waiter.has_gone
+            if taken:
                 self._used.add(jail)
-        if closed:
+                waiter.outcome.put(jail)  # never blocks
+        if not taken:
             jail.discard()
-        tell(OSError("the level is closed") if closed else jail)
+        if closed:
+            waiter.outcome.put(OSError("the level is closed"))
 
     def retire(self, jail: CommandJail) -> None:
         """End a jail that was taken, soon: on another thread while the level is open."""

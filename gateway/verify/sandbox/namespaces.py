@@ -94,7 +94,8 @@ class _Zygote:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()  # and the zygote with it
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_S)
 
 
 class NamespacesLevel:

@@ -6,6 +6,7 @@ nobody, on an interpreter that nobody may read. `_lock` guards the open jails.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -87,7 +88,8 @@ class ProcessLevel:
             process.wait(END_S)  # it has seen the channel's end, and kills what it has started
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
         _remove(work)
         with self._lock:
             self._jails.discard(jail)

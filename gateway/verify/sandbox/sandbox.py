@@ -22,6 +22,7 @@ from gateway.verify.sandbox.job import ORDER, Job, Level, Limits, Run
 from gateway.verify.sandbox.levels import CANCELLED, Stop, all_levels, nothing_ran
 
 QUEUE_SIZE = 1024  # jobs that wait
+CHOICE_S = 300.0  # for whoever makes the choice: every level's commands and jobs have less time than that together
 RETRY_S = 30.0  # a choice made in want of a better level is made anew after this long
 CEILING = Limits()
 UNAVAILABLE = "isolation_unavailable"
@@ -138,7 +139,7 @@ class Sandbox:
         """Run `job` and wait for its result. Not on a thread of the sandbox: it might wait for itself."""
         results: queue.SimpleQueue[Run] = queue.SimpleQueue()
         self.submit(job, results.put)
-        return results.get()
+        return results.get()  # which comes in any case: each job before it, and this one, has a limit of time
 
     def _start_threads(self) -> None:
         with self._lock:
@@ -254,7 +255,7 @@ class Sandbox:
             if choosing is None or ours:
                 choosing = self._choosing = _Choosing()
         if not ours:
-            choosing.made.wait()
+            choosing.made.wait(CHOICE_S)  # after that there is no level, for this job
             return choosing
         try:
             choosing.choice = self._try_levels()
