@@ -252,13 +252,13 @@ class EscapeCases(Jailed):
     def test_what_the_kernel_keeps_for_a_program_is_counted_as_its_memory(self) -> None:
         """Data on the way to sockets that nobody reads: of senders that are closed, to connections that nobody has
         accepted, and to as many sockets as all processes may have open."""
-        start = "import os, socket, time\nkept, data = [], bytes(100_000)\n"
+        start = "import os, socket, time\nkept, data = [], bytes(150_000)\n"
         full = "    try:\n        while True: c.send(data)\n    except BlockingIOError: c.close()\n"
         senders = (
             "def one(i):\n    r = socket.socket(1, 2); r.bind('\\0%d' % i); kept.append(r)\n"
             "    for j in range(10):\n        c = socket.socket(1, 2); c.setblocking(False)\n"
-            "        c.connect('\\0%d' % i)\n        try: c.send(data), c.send(data)\n"
-            "        except BlockingIOError: pass\n"
+            "        c.connect('\\0%d' % i)\n        try: c.send(data)\n"
+            "        except BlockingIOError: pass\n        c.close()\n"
             "for i in range(60): one(i)\n"
         )
         backlog = (
@@ -272,7 +272,8 @@ class EscapeCases(Jailed):
             "        except BlockingIOError: pass\n"
         )
         for code in (senders, backlog, pairs):
-            self.assert_ended(self.job(f"{start}{code}time.sleep(30)", cpu_s=20.0, open_files=80), "memory")
+            run = self.job(f"{start}{code}time.sleep(30)", cpu_s=20.0, open_files=80, memory_bytes=192 * MIB)
+            self.assert_ended(run, "memory")
 
     def test_pairs_of_sockets_and_listeners_are_of_use_and_cannot_be_made_larger(self) -> None:
         said = self.attack(
