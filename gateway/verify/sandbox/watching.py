@@ -19,6 +19,7 @@ from gateway.verify.sandbox.worker import Walls
 
 TICK_S = 0.025  # how often memory, CPU and processes are looked at
 FILE_BYTES = 2048  # of a file on a tmpfs beside what is in it, at most: its inode and its name
+OWN_MOST = 16  # sockets, or files of a folder, of a jail that has had no job
 EXACT_S = 0.05  # of the processor, for one exact look at memory
 PAGE_TABLES = b"VmPTE:"
 ROUGH = (b"RssAnon:", b"RssShmem:", b"VmSwap:", PAGE_TABLES)  # of /proc/.../status
@@ -26,21 +27,28 @@ EXACT = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")  # of /proc/.../smaps_rollup
 
 
 class Kept:
-    """What the kernel keeps for a job beside its processes. To be made before there is one."""
+    """What the kernel keeps for a job beside its processes. To be made before there is one: where there is much
+    already, it is the machine's that the kernel tells of, and is not counted."""
 
     def __init__(self, walls: Walls) -> None:
-        self._folders = walls.folders
+        self._folders = [folder for folder in walls.folders if files_in(folder) < OWN_MOST]
         self._socket_bytes = 0
-        if walls.own_network and sockets_here() < 8:  # more: an old kernel, which counts the whole machine's
+        if walls.own_network and sockets_here() < OWN_MOST:
             self._socket_bytes = most_on_the_way()
 
     def most_bytes(self) -> int:
         """As much as it may be now."""
         kept_bytes = self._socket_bytes * sockets_here() if self._socket_bytes else 0
-        for folder in self._folders:
-            room = os.statvfs(folder)
-            kept_bytes += FILE_BYTES * (room.f_files - room.f_ffree)
-        return kept_bytes
+        return kept_bytes + FILE_BYTES * sum(map(files_in, self._folders))
+
+
+def files_in(folder: str) -> int:
+    """Files of the file system that is mounted there, if there is such a folder."""
+    try:
+        room = os.statvfs(folder)
+    except OSError:
+        return 0
+    return room.f_files - room.f_ffree
 
 
 def sockets_here() -> int:
