@@ -1,7 +1,7 @@
 """Judges a program from outside: runs it in processes of its own, and tells what it gave or which tests it passed.
 
-Trusted code, for inside the sandbox: `harness_main`. Behind `keys.py`, `wire.py`, `node.py`, `candidate.py`,
-`nursery.py` and `remote.py` in one text there. What a program can influence is what its own calls give, and no more:
+Trusted code, for inside the sandbox: `harness_main`. Behind the files that it needs, in one text with them,
+there. What a program can influence is what its own calls give, and no more:
 it never runs in the process that knows what is expected and says "passed". Each wait has an end, and everything that
 was started is dead when the judge returns. Whatever goes wrong on the way is an error or a failure, never a success.
 
@@ -14,37 +14,32 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import time
 from typing import Any, Callable, Optional
 
 from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
 from gateway.verify.harness.keys import error_key, is_error, key_of  # in the sandbox this file stands before
-from gateway.verify.harness.processes import (  # in the sandbox this file stands before
-    PRINTED_BYTES_MAX,
-    WALL_FACTOR,
-    WALL_SLACK_S,
-    Ended,
-    Late,
-    Nursery,
-    Process,
-)
+from gateway.verify.harness.printed import flooded, normalised, shortened  # in the sandbox this file stands before
+from gateway.verify.harness.processes import Ended, Late, Nursery, Process  # in the sandbox this file stands before
 from gateway.verify.harness.remote import Link  # in the sandbox this file stands before
+from gateway.verify.harness.running import (  # in the sandbox this file stands before
+    TEXT_CHARS,
+    NoProgram,
+    Report,
+    Running,
+    empty_report,
+)
 from gateway.verify.harness.testing import ClientTest, alarm  # in the sandbox this file stands before
 from gateway.verify.harness.wire import Garbled, KeyUnpacker, Packer  # in the sandbox this file stands before
 
 RESTARTS_MAX = 2
 LATE_MAX = 4  # calls in a row that took too long: so do the rest, without trying
-LOAD_S = 1.0
 CALL_WALL_FACTOR, CALL_WALL_SLACK_S = 4.0, 0.5  # of the clock, for one call: it may have to wait its turn
 FAILURES_TOLD = 20
-TEXT_CHARS = 1000
 WRAPS: dict[str, Callable[..., Any]] = {  # what an example may do with a result; on plain values, as all of them are
     kind.__name__: kind for kind in (round, sorted, list, tuple, set, len, str, int, float, bool, abs, sum)
 }
 TAKING_ITEMS = ("list", "set", "sorted", "sum", "tuple")  # of what an iterator gives, too
-
-Report = dict[str, Any]
 
 
 def harness_main(code: str, payload: bytes, report: Callable[[bytes], None]) -> None:
@@ -98,102 +93,22 @@ def judge_with(nursery: Nursery, code: str, payload: bytes) -> Report:
     return judging.report
 
 
-def empty_report(kind: str, text: str) -> Report:
-    error = {"kind": kind, "text": text[:TEXT_CHARS]}
-    return {"error": error, "keys": [], "passed": 0, "total": 0, "failures": [], "functions": []}
-
-
-class NoProgram(Exception):
-    """The program cannot be judged: kind and text of the report's error."""
-
-
-class Judging:
-    """One program and one task: its processes, its time, its report."""
+class Judging(Running):
+    """One program and one task: its report."""
 
     def __init__(self, nursery: Nursery, code: str, task: dict[str, Any]) -> None:
-        self.report: Report = {**empty_report("", ""), "error": None}
-        self._nursery, self._code = nursery, code
-        self._language: str = task.get("language", "python")
-        self._entry_point: Optional[str] = task.get("entry_point")
+        super().__init__(nursery, code, task)
         self._inputs: list[str] = list(task.get("inputs") or [])
         self._wraps: list[Any] = list(task.get("wraps") or [])
         self._tests: list[str] = list(task.get("tests") or [])
         self._pairs: list[dict[str, str]] = list(task.get("pairs") or [])
-        self._per_call_s, self._total_s = float(task.get("per_call_s", 0.1)), float(task.get("total_s", 2.0))
-        self._until_s = time.monotonic() + self._total_s * WALL_FACTOR + WALL_SLACK_S
+        self._per_call_s = float(task.get("per_call_s", 0.1))
         self._printed: dict[int, str] = {}  # by input, of calls that give nothing
-        self._process: Optional[Process] = None
-        self._started = 0
-        self._used_s = 0.0  # by processes that have ended
-        self._own_started_s = time.process_time()  # what the judge itself needs counts too
 
     def fail(self, kind: str, text: str) -> None:
         """Put the error that ends all; inputs without a key get one that says the same."""
         self.report["error"] = {"kind": kind, "text": text[:TEXT_CHARS]}
         self.report["keys"] += [error_key(kind)] * (len(self._inputs) - len(self.report["keys"]))
-
-    # --- processes and time
-
-    def _left_s(self) -> float:
-        own_s = time.process_time() - self._own_started_s
-        return self._total_s - own_s - self._used_s - (self._process.cpu_s() if self._process else 0.0)
-
-    def _over(self) -> bool:
-        return self._left_s() <= 0 or time.monotonic() >= self._until_s
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._used_s += self._process.cpu_s()
-            process, self._process = self._process, None
-            try:
-                process.end()
-            except Ended as error:
-                raise NoProgram("crash", str(error)) from None
-
-    def _loaded(self) -> Process:
-        """The process that answers calls, started if there is none. Raises NoProgram."""
-        if self._process is not None:
-            return self._process
-        if self._language not in ("python", "javascript"):
-            raise NoProgram("entry_point", f"a program of {self._language} is only run: it has nothing to call")
-        self._started += 1
-        try:
-            kind = "calls" if self._language == "python" else "javascript calls"
-            process = self._process = self._nursery.start(kind)
-            if self._language == "javascript":
-                process.send(["load", self._code, self._entry_point])
-            self._told(process)
-        except Late:
-            self._end()
-            raise NoProgram("timeout", "it takes too long to load") from None
-        except Ended as error:
-            raise NoProgram("crash", f"before it was loaded {error}") from None
-        return process
-
-    def _told(self, process: Process) -> list[str]:
-        """Wait for what a process says of its loading; the names that can be called."""
-        try:
-            said = process.receive(min(LOAD_S, self._left_s()), self._until_s)
-            if said[0] == "failed":
-                kind, text = said[1:]
-                raise NoProgram("syntax" if kind == "syntax" else "load", str(text))
-            functions, callables = ([str(name) for name in names] for names in said[1:3])
-        except (Garbled, ValueError, TypeError):
-            raise NoProgram("crash", "it interferes with its loading") from None
-        self.report["functions"] = functions
-        self._callables = callables
-        return callables
-
-    def _entry(self) -> str:
-        """The name of the function to call, once the program is loaded. Raises NoProgram."""
-        functions = self.report["functions"]
-        if self._entry_point is None:
-            if len(functions) != 1:
-                raise NoProgram("entry_point", f"which of its {len(functions)} functions is meant?")
-            return str(functions[0])
-        if self._entry_point not in self._callables:
-            raise NoProgram("entry_point", f"it defines no function {self._entry_point!r}")
-        return self._entry_point
 
     # --- mode "outputs"
 
@@ -347,32 +262,6 @@ class Judging:
         """Run the program once: its exit status (None: it took too long), what it printed to stdout and stderr."""
         return self._finished("script" if self._language == "python" else f"{self._language} script", stdin)
 
-    def _finished(self, kind: str, stdin: bytes) -> tuple[Optional[int], str, str]:
-        status: Optional[int] = None
-        try:
-            process = self._process = self._nursery.start(kind, stdin)
-            if kind == "script":
-                self._told(process)
-            status = process.finish(self._left_s(), self._until_s)
-        except Late:
-            pass
-        except Ended as error:
-            raise NoProgram("crash", str(error)) from None
-        finally:
-            self._end()
-        out, err = (bytes(process.printed[stream]).decode("utf-8", "replace") for stream in (1, 2))
-        return status, out, err
-
-    def _check(self) -> None:
-        """Have the language say whether this is a program at all, before it is run. Raises NoProgram."""
-        if self._language not in ("javascript", "bash"):
-            raise NoProgram("load", f"no way to run a program of {self._language}")
-        status, _, said = self._finished(f"{self._language} check", b"")
-        if status == 126:
-            raise NoProgram("load", said)
-        if status != 0:
-            raise NoProgram("syntax", syntax_text(said))
-
 
 def packed_literal(text: str) -> Any:
     """An input for the wire; None, which is no list of arguments, when it is not a literal."""
@@ -380,23 +269,3 @@ def packed_literal(text: str) -> Any:
         return Packer().pack(ast.literal_eval(text))
     except Exception:
         return None
-
-
-def normalised(text: str) -> str:
-    """Without white space at the ends of lines and of the text."""
-    return "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
-
-
-def flooded(printed: str) -> bool:
-    return len(printed) > PRINTED_BYTES_MAX // 4  # characters, of a run that was ended
-
-
-def shortened(text: str) -> str:
-    return repr(text if len(text) <= 200 else f"{text[:200]}…")
-
-
-def syntax_text(said: str) -> str:
-    """One line of what node or bash says about a fault."""
-    lines = [line for line in said.splitlines() if "rror" in line] or said.splitlines() or ["not a program"]
-    place = re.search(r"main\.(?:js|mjs):(\d+)", said) or re.search(r"line (\d+)", said)
-    return lines[0].split("main.sh: ")[-1].strip() + (f" (line {place.group(1)})" if place else "")
