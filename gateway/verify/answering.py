@@ -26,7 +26,7 @@ def verification_of(verdict: Verdict, strategy: Optional[str] = None) -> dict[st
     """The `verification` object. `strategy` overrides the decision's."""
     decision = verdict.decision
     names = [voice.member.model for voice in verdict.voices]
-    ran = [judged for judged in verdict.judged.values() if not judged.unavailable]
+    ran = [judged for judged in verdict.judged.values() if not judged.unavailable and not judged.is_judges_fault]
     worked = [
         j for j in ran if j.error is None and (j.passed is None or j.passed == j.total) and _gave_something(j.keys)
     ]
@@ -37,9 +37,10 @@ def verification_of(verdict: Verdict, strategy: Optional[str] = None) -> dict[st
     }
     if verdict.inputs is not None:
         details["entry_point"] = verdict.inputs.entry_point
-    failures = {names[index]: judged.error for index, judged in verdict.judged.items() if judged.error is not None}
-    if failures:
-        details["failures"] = failures
+    for key, is_judges_fault in (("failures", False), ("not_judged", True)):
+        told = [(i, j.error) for i, j in verdict.judged.items() if j.error and j.is_judges_fault is is_judges_fault]
+        if told:
+            details[key] = {names[index]: error for index, error in told}
     if verdict.unavailable:
         details["error"] = UNAVAILABLE
     return {

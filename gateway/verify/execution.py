@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.steps import Steps
+from gateway.verify.harness.keys import JUDGE
 from gateway.verify.panel import Mailbox
 from gateway.verify.programs import Program
 from gateway.verify.question import Question
@@ -25,6 +26,7 @@ from gateway.verify.sandbox.sandbox import UNAVAILABLE, Sandbox, Ticket
 
 JUDGED_S = 2.0  # of CPU and of wall time, for all calls of one candidate
 CALL_S = 0.1
+JUDGE_TRIES = 2  # and no more: it may be the program that sees to it
 SPARE_S = 10.0  # of the clock, for starting and reporting where others want the processors, too
 INPUTS_S = 5.0  # of CPU time, for making inputs
 SHOWN_CHARS = 2000
@@ -54,6 +56,8 @@ class Judged(NamedTuple):
     """Nothing was run: there is no sandbox."""
     is_tests_fault: bool = False
     """What went wrong, no program could do better: the tests cannot be passed."""
+    is_judges_fault: bool = False
+    """What went wrong is not known to be the program's fault: it could not be judged."""
 
 
 class RunNote(NamedTuple):
@@ -102,13 +106,16 @@ class Runs:
         return made
 
     def judge(self, programs: Sequence[Program], inputs: Inputs, until_s: float) -> Steps[list[Judged]]:
-        """What each program does with the inputs, or by the tests; all side by side."""
+        """What each program does with the inputs, or by the tests; all side by side. Those that could not be judged are
+        tried once more, when the others have ended."""
         missing = [program for program in dict.fromkeys(programs) if (program, inputs) not in self._judged]
-        jobs = [((program, inputs), self._judge_job(program, inputs), _report_of) for program in missing]
-        done = yield from self._run(jobs, until_s)
-        for program in missing:
-            run, report = done.get((program, inputs)) or (None, None)
-            self._judged[program, inputs] = judged_of(run, report)
+        for _ in range(JUDGE_TRIES):
+            jobs = [((program, inputs), self._judge_job(program, inputs), _report_of) for program in missing]
+            done = yield from self._run(jobs, until_s)
+            for program in missing:
+                run, report = done.get((program, inputs)) or (None, None)
+                self._judged[program, inputs] = judged_of(run, report)
+            missing = [program for program in missing if self._judged[program, inputs].is_judges_fault]
         return [self._judged[program, inputs] for program in programs]
 
     def show(self, programs: Sequence[Program], until_s: float) -> Steps[dict[Program, Run]]:
@@ -224,6 +231,7 @@ def judged_of(run: Optional[Run], report: Optional[dict[str, Any]]) -> Judged:
         return Judged(None, None, 0, _ended(run))
     error = report.get("error")
     text = None
+    is_judges_fault = isinstance(error, dict) and error.get("kind") == JUDGE
     if isinstance(error, dict):
         text = f"{error.get('kind')} error: {error.get('text')}"[:SHOWN_CHARS]
     keys = report.get("keys")
@@ -244,6 +252,7 @@ def judged_of(run: Optional[Run], report: Optional[dict[str, Any]]) -> Judged:
         total if type(total) is int else 0,
         text,
         is_tests_fault=is_tests_fault,
+        is_judges_fault=is_judges_fault,
     )
 
 

@@ -241,7 +241,7 @@ class Verification:
     def _failure(self, voice: Voice) -> Optional[str]:
         """Why a member's program has failed; None: it has not, as far as can be seen."""
         judged = self._judged.get(voice.index)
-        if judged is None or judged.unavailable or judged.is_tests_fault:
+        if judged is None or judged.unavailable or judged.is_tests_fault or judged.is_judges_fault:
             return None
         if judged.error is not None:
             return judged.error

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,6 +21,7 @@ if sys.platform == "linux":
     from gateway.verify.building import HARNESSES
     from gateway.verify.harness.judge import harness_main, judge
     from gateway.verify.harness.keys import is_unseen
+    from gateway.verify.harness.processes import Ended
     from gateway.verify.sandbox.texts import harness_sources
 
 TIGHT = {"per_call_s": 0.1, "total_s": 1.0}
@@ -1041,7 +1043,32 @@ class ReportTest(JudgeTest):
             found: list[bytes] = []
             harness_main("def f(): pass", payload, found.append)
             report = json.loads(found[0])
-            self.assertEqual((report["error"]["kind"], report["passed"]), ("crash", 0), payload)
+            self.assertEqual((report["error"]["kind"], report["passed"]), ("judge", 0), payload)
+
+    def test_a_fault_of_the_judges_own_is_told_from_one_of_the_programs(self) -> None:
+        task = {"mode": "outputs", "inputs": ["[1]"], "entry_point": "f"}
+        processes, broken = "gateway.verify.harness.processes", Ended("no process could be started: no room")
+        with unittest.mock.patch(f"{processes}.Nursery.start", side_effect=broken):
+            for mode in ("outputs", "tests", "program"):
+                for language in ("python", "javascript"):
+                    more = {"mode": mode, "language": language, "tests": [SIMPLE]}
+                    error = judge("def f(x): return x", {**TIGHT, **task, **more})["error"]
+                    self.assertEqual((error["kind"], error["text"]), ("judge", broken.args[0]), more)
+        with unittest.mock.patch("gateway.verify.harness.judge.Judging.outputs", side_effect=MemoryError):
+            report = judge("def f(x): return x", {**TIGHT, **task})
+            self.assertEqual((report["error"]["kind"], report["keys"]), ("judge", ["!judge"]))
+        found: list[bytes] = []
+        with unittest.mock.patch("gateway.verify.harness.judge.Nursery", side_effect=BlockingIOError(11, "no room")):
+            harness_main("def f(): pass", json.dumps(task).encode(), found.append)
+        self.assertEqual(json.loads(found[0])["error"]["kind"], "judge")
+
+    def test_a_program_that_ends_who_watches_it_has_crashed(self) -> None:
+        code = "import os, signal, time\ndef f(x): os.kill(os.getppid(), signal.SIGKILL), time.sleep(9)"
+        for mode in ("outputs", "tests"):
+            task = {**TIGHT, "mode": mode, "inputs": ["[1]", "[2]"], "tests": [SIMPLE, SIMPLE], "entry_point": "f"}
+            report = judge(code, task)
+            self.assertEqual((report["error"]["kind"], report["passed"]), ("crash", 0), report)
+            self.assertEqual(set(report["keys"]), {"!crash"})
 
     def test_its_files_joined_are_one_program_that_needs_the_standard_library_only(self) -> None:
         judging = (

@@ -316,6 +316,28 @@ class HealTest(VerificationCase):
         self.assertEqual(len(self.members.calls), 3)
         self.assertTrue(running.ended)
 
+    def test_what_could_not_be_judged_is_tried_once_more_and_is_nothing_to_repair(self) -> None:
+        fault = {"error": {"kind": "judge", "text": "no process could be started"}, "keys": ["!judge", "!judge"]}
+        self.reports["return x"] = fault
+        running = self.begin(question("abc"), heals=1)
+        self.say(running, RIGHT, None, WRONG)
+        self.assertEqual(len(self.members.calls), 3)
+        verdict = running.result
+        self.assertEqual([ticket.job.code.count("x + 1") for ticket in self.jail.of("judge")], [1, 0, 0])
+        self.assertEqual((verdict.decision.chosen, verdict.decision.agrees), (0, False))
+        told = verification_of(verdict)
+        self.assertEqual(told["details"]["not_judged"], {"c": "judge error: no process could be started"})
+        self.assertNotIn("failures", told["details"])
+        self.assertEqual((told["successful_executions"], told["total_executions"]), (1, 1))
+
+    def test_what_can_be_judged_the_second_time_counts_as_if_it_were_the_first(self) -> None:
+        answers = iter([run_of({"error": {"kind": "judge", "text": "?"}, "keys": []})])
+        self.jail.answer = lambda job: (next(answers, None) if job.harness == "judge" else None) or self.run_of(job)
+        running = self.begin(question("ab"))
+        self.say(running, RIGHT, RIGHT)
+        self.assertTrue(running.result.decision.verified)
+        self.assertEqual(len(self.jail.of("judge")), 2)
+
     def test_tests_tell_what_is_to_be_repaired(self) -> None:
         self.reports["return x"] = {
             "error": None,

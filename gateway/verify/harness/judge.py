@@ -1,9 +1,9 @@
 """Judges a program from outside: runs it in processes of its own, and tells what it gave or which tests it passed.
 
-Trusted code, for inside the sandbox: `harness_main`. Behind the files that it needs, in one text with them,
-there. What a program can influence is what its own calls give, and no more:
-it never runs in the process that knows what is expected and says "passed". Each wait has an end, and everything that
-was started is dead when the judge returns. Whatever goes wrong on the way is an error or a failure, never a success.
+Trusted code, for inside the sandbox: `harness_main`, in one text with the files that it needs, which stand before it
+there. What a program can influence is what its own calls give, and no more: it never runs in the process that knows
+what is expected and says "passed". Each wait has an end, and everything that was started is dead when the judge
+returns. Whatever goes wrong on the way is an error or a failure, never a success.
 
 Time: a call of mode "outputs" has `per_call_s` of the processor, all together have `total_s`; of the clock the double
 and a quarter of a second. A process that had to be ended is started anew RESTARTS_MAX times. What the sandbox allows
@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Optional
 
 from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
-from gateway.verify.harness.keys import error_key, is_error, key_of  # in the sandbox this file stands before
+from gateway.verify.harness.keys import JUDGE, error_key, is_error, key_of  # in the sandbox this file stands before
 from gateway.verify.harness.printed import flooded, normalised, shortened  # in the sandbox this file stands before
 from gateway.verify.harness.processes import Ended, Late, Nursery, Process  # in the sandbox this file stands before
 from gateway.verify.harness.remote import Link  # in the sandbox this file stands before
@@ -44,11 +44,15 @@ TAKING_ITEMS = ("list", "set", "sorted", "sum", "tuple")  # of what an iterator 
 
 def harness_main(code: str, payload: bytes, report: Callable[[bytes], None]) -> None:
     """Judge `code` as `payload` (JSON, see `judge`) says, and report, once, as JSON."""
-    nursery = Nursery(code, payload)
     try:
-        found = judge_with(nursery, code, payload)
-    finally:
-        nursery.close()
+        nursery = Nursery(code, payload)
+    except OSError as error:
+        found = empty_report(JUDGE, f"no process could be started: {error}")
+    else:
+        try:
+            found = judge_with(nursery, code, payload)
+        finally:
+            nursery.close()
     report(json.dumps(found).encode("ascii"))
 
 
@@ -60,7 +64,8 @@ def judge(code: str, payload: dict[str, Any]) -> Report:
     "entry_point": None is the only function of the program; "inputs": literals of lists of arguments; "wraps": for
     each input None or ["round", [digits]]; "per_call_s", "total_s".
 
-    Returns "error" (None, or "kind" and "text": nothing could be judged), "keys" (one per input; of mode "program" one,
+    Returns "error" (None, or "kind" and "text": nothing could be judged; of kind JUDGE, for no fault of the program's
+    that is known), "keys" (one per input; of mode "program" one,
     of what it printed), "passed", "total", "failures" ("index", "text", "faulty": whether no program could pass that
     test; the first FAILURES_TOLD), "functions".
     """
@@ -76,7 +81,7 @@ def judge_with(nursery: Nursery, code: str, payload: bytes) -> Report:
         task = json.loads(payload)
         judging = Judging(nursery, code, task)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return empty_report("crash", f"not a task: {described(error)}")
+        return empty_report(JUDGE, f"not a task: {described(error)}")
     try:
         if task["mode"] == "outputs":
             judging.outputs()
@@ -85,11 +90,11 @@ def judge_with(nursery: Nursery, code: str, payload: bytes) -> Report:
         elif task["mode"] == "program":
             judging.program()
         else:
-            judging.fail("crash", f"no mode {task['mode']!r}")
+            judging.fail(JUDGE, f"no mode {task['mode']!r}")
     except NoProgram as failure:
         judging.fail(*failure.args)
     except BaseException as error:  # this is never a success
-        judging.fail("crash", f"the judge itself failed: {described(error)}")
+        judging.fail(JUDGE, f"the judge itself failed: {described(error)}")
     return judging.report
 
 

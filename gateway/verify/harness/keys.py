@@ -23,6 +23,7 @@ NOISE_ABSOLUTE = 1e-14  # 0.1 + 0.2 - 0.3 is nothing
 NOISE_RELATIVE = 1e-9
 
 UNSEEN = "o"  # begins the key of what only its type's name is known of, or of a part of it
+JUDGE = "judge"  # the kind of an error that is none of the program's: it could not be judged
 ERROR = "!"  # a call that raised or took too long; what follows it is for people
 
 

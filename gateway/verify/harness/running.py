@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any, Optional
 
+from gateway.verify.harness.keys import JUDGE  # in the sandbox this file stands before
 from gateway.verify.harness.printed import syntax_text  # in the sandbox this file stands before
 from gateway.verify.harness.processes import (  # in the sandbox this file stands before
     WALL_FACTOR,
@@ -46,6 +47,7 @@ class Running:
         self._until_s = time.monotonic() + self._total_s * WALL_FACTOR + WALL_SLACK_S
         self._process: Optional[Process] = None
         self._started = 0
+        self._has_run = False  # whether anything of the program has
         self._used_s = 0.0  # by processes that have ended
         self._own_started_s = time.process_time()  # what the judge itself needs counts too
 
@@ -55,6 +57,16 @@ class Running:
 
     def _over(self) -> bool:
         return self._left_s() <= 0 or time.monotonic() >= self._until_s
+
+    def _start(self, kind: str, stdin: bytes = b"") -> Process:
+        """Start a process. A program of which nothing has run yet is not to blame when that fails; one that has run may
+        have seen to it."""
+        try:
+            process = self._process = self._nursery.start(kind, stdin)
+        except Ended as error:
+            raise NoProgram("crash" if self._has_run else JUDGE, str(error)) from None
+        self._has_run = self._has_run or not kind.endswith(" check")
+        return process
 
     def _end(self) -> None:
         if self._process is not None:
@@ -74,7 +86,7 @@ class Running:
         self._started += 1
         try:
             kind = "calls" if self._language == "python" else "javascript calls"
-            process = self._process = self._nursery.start(kind)
+            process = self._start(kind)
             if self._language == "javascript":
                 process.send(["load", self._code, self._entry_point])
             self._told(process)
@@ -114,7 +126,7 @@ class Running:
         """Run it once: its exit status (None: it took too long), what it printed to stdout and stderr."""
         status: Optional[int] = None
         try:
-            process = self._process = self._nursery.start(kind, stdin)
+            process = self._start(kind, stdin)
             if kind == "script":
                 self._told(process)
             status = process.finish(self._left_s(), self._until_s)
@@ -132,7 +144,9 @@ class Running:
         if self._language not in ("javascript", "bash"):
             raise NoProgram("load", f"no way to run a program of {self._language}")
         status, _, said = self._finished(f"{self._language} check", b"")
-        if status == 126:
-            raise NoProgram("load", said)
+        if status is None:
+            raise NoProgram("timeout", "it takes too long to check")
+        if status == 126:  # there is nothing here that could check it
+            raise NoProgram(JUDGE, said)
         if status != 0:
             raise NoProgram("syntax", syntax_text(said))
