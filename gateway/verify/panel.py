@@ -66,15 +66,14 @@ class Voice:
         self.answers = 0  # that it has given
         self.heals = 0  # that it was asked for
         self.healed = False  # its answer is a repaired one
-        # What it said before, until the repair has been read.
-        self.before: Optional[tuple[Optional[Answer], str]] = None
+        # What it said before, and whether that was repaired, until the repair has been read.
+        self.before: Optional[tuple[Optional[Answer], str, bool]] = None
         self.cancel: Callable[[], None] = _nothing
 
     def take_back(self) -> None:
         """What it was asked to repair is what it has said: its last answer repairs nothing."""
         if self.before is not None:
-            self.answer, self.text = self.before
-            self.healed = False
+            self.answer, self.text, self.healed = self.before
 
 
 class Mailbox:
@@ -201,7 +200,7 @@ class Panel:
         text = None if answer is None else text_of(answer)
         if text is not None:
             if voice.text is not None:
-                voice.before = voice.answer, voice.text
+                voice.before = voice.answer, voice.text, voice.healed
             voice.healed = voice.text is not None
             voice.answer, voice.text, voice.error = answer, text, None
             voice.answers += 1

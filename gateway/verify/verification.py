@@ -159,12 +159,19 @@ class Verification:
             if unread_chars > LARGE_CHARS:
                 yield ASIDE
             reading = read(voice.text, self._entry_point)
-            if voice.before is not None and reading.program is None:  # an excuse is no repair
+            if voice.before is not None and not self._repairs(voice, reading):
                 voice.take_back()
             else:
                 self._readings[voice.index] = reading
             voice.before = None
             self._read_answers[voice.index] = voice.answers
+
+    def _repairs(self, voice: Voice, reading: Reading) -> bool:
+        """Whether an answer brings another program than the one that failed: neither an excuse nor the same again."""
+        if reading.program is None:
+            return False
+        failed = self._program(voice)
+        return (reading.program.language, reading.program.code) != (failed.language, failed.code)
 
     def _judge(self, writers: Sequence[Voice]) -> Steps[None]:
         programs = [self._program(voice) for voice in writers]

@@ -265,6 +265,32 @@ class HealTest(VerificationCase):
         self.assertFalse(any(voice.healed for voice in verdict.voices))
         self.assertEqual((verdict.decision.chosen, verdict.decision.strategy), (2, "best_available"))
 
+    def test_the_same_program_again_is_no_repair(self) -> None:
+        running = self.begin(question("ab"), heals=2)
+        self.say(running, BROKEN, RIGHT)
+        self.say(running, "Corrected:\n\n" + BROKEN, start=2)
+        self.say(running, WRONG, start=3)
+        verdict = running.result
+        self.assertEqual([voice.text for voice in verdict.voices], [WRONG, RIGHT])
+        self.assertTrue(verdict.voices[0].healed)
+        self.members = Members()
+        running = self.begin(question("ab"), heals=2)
+        self.say(running, BROKEN, RIGHT)
+        self.say(running, "Corrected:\n\n" + BROKEN, start=2)
+        self.say(running, BROKEN + "Now it is right.", start=3)
+        verdict = running.result
+        self.assertEqual([voice.text for voice in verdict.voices], [BROKEN, RIGHT])
+        self.assertFalse(verdict.voices[0].healed)
+
+    def test_a_repair_that_is_repaired_in_vain_stays_a_repaired_one(self) -> None:
+        running = self.begin(question("ab"), heals=2)
+        self.say(running, BROKEN, RIGHT)
+        self.say(running, WRONG, start=2)
+        self.assertEqual(len(self.members.calls), 4)
+        self.say(running, "I cannot.", start=3)
+        voice = running.result.voices[0]
+        self.assertEqual((voice.text, voice.healed), (WRONG, True))
+
     def test_nobody_is_asked_a_third_time(self) -> None:
         running = self.begin(question("ab"), heals=1)
         self.say(running, BROKEN, BROKEN)
