@@ -966,6 +966,21 @@ class JavaScriptTest(JudgeTest):
         self.assertEqual(self.js("const a = 1;", "['a']", entry_point="isNaN"), ["!entry_point"])
         self.assertEqual(self.js("function f() { }\nprocess.exit(2);", "[1]", entry_point="f"), ["!crash"])
 
+    def test_a_function_that_never_gives_anything_is_known_by_what_it_prints(self) -> None:
+        show = "function f(n) { for (let i = 0; i < n; i++) console.log(i); }"
+        self.assertEqual(self.js(show, "[2]", "[0]"), ["(s'<printed>',s'0\\n1')", "None"])
+        for code in (
+            "const f = n => { for (let i = 0; i < n; i++) process.stdout.write(`${i}\\n`); };",
+            "const write = process.stdout.write.bind(process.stdout);\nasync function f(n) { write('0\\n1'); }",
+            "const f = n => { process.stdout.write(Buffer.from('0\\n1\\n')); return null; };",
+        ):
+            self.assertEqual(self.js(code, "[2]", entry_point="f"), ["(s'<printed>',s'0\\n1')"], code)
+        told = "const f = n => { console.log('looking'); return n > 1 ? n : undefined; };"
+        self.assertEqual(self.js(told, "[2]", "[0]"), ["2", "None"])
+        changes = "const f = x => { console.log(x); x.sort(); };"
+        self.assertEqual(self.js(changes, "[[2, 1]]"), ["(s'<changed>',[[1,2]])"])
+        self.assertEqual(*self.js("const f = n => { console.log('x'.repeat(n)); };", "[20000]", "[30000]"))
+
     def test_faults_of_programs_are_told(self) -> None:
         for code, kind, said in (
             ("const a = 1;\nfunction f( {", "syntax", "(line 2)"),

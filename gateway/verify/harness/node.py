@@ -10,9 +10,9 @@ NODE_PROGRAM = r"""
 "use strict";
 const fs = require("fs"), vm = require("vm"), path = require("path");
 const {parse, stringify} = JSON, isArray = Array.isArray, now = Date.now;
-const PARTS_MAX = 50000, CHARS_MAX = 1 << 21, LEVELS_MAX = 80, ITEMS_MAX = 1000;
+const PARTS_MAX = 50000, CHARS_MAX = 1 << 21, LEVELS_MAX = 80, ITEMS_MAX = 1000, PRINTED_CHARS = 10000;
 const handles = [], numbers = new Map(), names = new Map();
-let held = Buffer.alloc(0), called = null;
+let held = Buffer.alloc(0), called = null, printed = "";
 
 function receive() {
   const buffer = Buffer.alloc(65536), parts = [held];
@@ -118,6 +118,15 @@ function callBack(number, args) {
   }
 }
 
+function keepPrinted() {  // its start: of a call that gives nothing, what it may have been called for
+  const stdout = process.stdout, write = stdout.write;
+  stdout.write = function (chunk, ...more) {
+    const room = PRINTED_CHARS - printed.length;
+    if (room > 0) printed += (typeof chunk === "string" ? chunk : Buffer.from(chunk).toString()).slice(0, room);
+    return write.call(stdout, chunk, ...more);
+  };
+}
+
 function timed(work, ms) {
   called = work;
   return vm.runInThisContext("__judge_call()", {timeout: Math.max(1, Math.ceil(ms))});
@@ -134,12 +143,14 @@ async function output(call, packedArgs, ms) {
   let args;
   try { args = unpack(packedArgs); } catch (error) { return ["raised", "input"]; }
   if (!isArray(args)) return ["raised", "input"];
+  printed = "";
   try {
     const value = await settled(timed(() => call(...args), ms), ms);
     if (value === undefined) {
       const after = pack(args, false);
       if (stringify(after) !== stringify(pack(unpack(packedArgs), false))) return ["changed", after];
     }
+    if (printed && (value === undefined || value === null)) return ["printed", printed];
     return ["value", timed(() => pack(value, false), ms)];
   } catch (error) {
     if (error instanceof OverLarge) return ["value", ["o", "large value"]];
@@ -223,6 +234,7 @@ async function load(code, entry) {
 (async () => {
   Object.defineProperty(globalThis, "__judge_call", {value: () => called()});
   process.on("unhandledRejection", () => {});
+  keepPrinted();
   try { const [, code, entry] = receive(); await load(code, entry); } catch (error) {
     send(["failed", error instanceof SyntaxError ? "syntax" : "load", described(error)]);
     process.reallyExit(0);
