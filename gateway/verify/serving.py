@@ -109,7 +109,7 @@ class Verify:
                 continue
             where = f"models[{index}]"
             virtual = router.virtual(name)
-            model = router.route(name, may_use=known.__contains__)[0].name if virtual is None else virtual.name
+            model = self._routed(name, known, where) if virtual is None else virtual.name
             if model not in known:
                 raise RequestRefused("forbidden", f"the model {name[:200]} is not allowed for this key", param=where)
             if virtual is not None:
@@ -121,6 +121,13 @@ class Verify:
         if not members:
             raise RequestRefused("forbidden", "this key may use no model", param="models")
         return tuple(members.values())
+
+    def _routed(self, name: str, known: Sequence[str], where: str) -> str:
+        """The model of a name that stands at `where` in the request."""
+        try:
+            return self._router.route(name, may_use=known.__contains__)[0].name
+        except RequestRefused as error:
+            raise RequestRefused(error.code, error.message, param=where) from None
 
     # --- a model made of others ------------------------------------------------------------------------------------
 

@@ -203,6 +203,7 @@ class RefusedTest(VerifiedTest):
                 self.assertEqual(response.json()["param"], param)
         response = self.refused(running, models=["a", "zzz"])
         self.assert_error(response, 404, "model_not_found")
+        self.assertEqual(response.json()["param"], "models[1]")
         self.assert_untouched("a", "b")
 
     def test_what_is_no_object_is_refused_as_everywhere(self) -> None:
