@@ -17,6 +17,7 @@ TESTS_MAX = 200
 INPUTS_MAX = 200
 TEXT_MAX = 200_000  # characters of all tests, or of all inputs
 MODELS_MAX = 32
+NUMBER_MAX = 1_000_000_000  # of seconds or processors; the ceilings say what is given of it
 _NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]{0,99}")
 _MEMORY = re.compile(r"([0-9]{1,9})\s*([kmg]?)i?b?", re.IGNORECASE)
 _UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -199,18 +200,17 @@ def _number(config: dict[str, Any], key: str, default: float, least: float) -> f
     value = config.get(key)
     if value is None:
         return default
-    if type(value) not in (int, float) or not least <= value <= 1e9:
-        _refuse(f"execution_config.{key}", f"must be a number of at least {least:g}")
+    if type(value) not in (int, float) or not least <= value <= NUMBER_MAX:
+        _refuse(f"execution_config.{key}", f"must be a number from {least:g} to {NUMBER_MAX}")
     return float(value)
 
 
 def _memory_bytes(value: object) -> int:
-    if type(value) is int and 1 << 20 <= value < 1 << 50:
-        return value
     match = _MEMORY.fullmatch(value.strip()) if type(value) is str else None
-    size = 0 if match is None else int(match[1]) * _UNIT_BYTES[match[2].lower()]
-    if size < 1 << 20:
-        _refuse("execution_config.memory_limit", 'must be a size of at least 1 MiB, such as "256m"')
+    size = value if type(value) is int else 0 if match is None else int(match[1]) * _UNIT_BYTES[match[2].lower()]
+    if not 1 << 20 <= size < 1 << 60:
+        text = 'must be a size from 1 MiB to below 1 EiB: a number of bytes, or a text such as "256m"'
+        _refuse("execution_config.memory_limit", text)
     return size
 
 

@@ -230,6 +230,27 @@ class ExecutionConfigTest(QuestionCase):
             self.assert_config_refused("network_disabled", network_disabled=value)
         self.assert_config_refused("gpu", gpu=1)
 
+    def test_it_is_told_what_is_allowed(self) -> None:
+        for config, said in (
+            ({"timeout": 1e300}, "must be a number from 0.1 to 1000000000"),
+            ({"timeout": 0}, "must be a number from 0.1 to 1000000000"),
+            ({"timeout": "30"}, "must be a number from 0.1 to 1000000000"),
+            ({"cpu_limit": 10**400}, "must be a number from 0.01 to 1000000000"),
+            ({"memory_limit": 1 << 60}, "from 1 MiB to below 1 EiB"),
+            ({"memory_limit": "9999999999g"}, "from 1 MiB to below 1 EiB"),
+            ({"memory_limit": 256}, "a number of bytes"),
+            ({"memory_limit": 2.5}, 'a text such as "256m"'),
+            ({"network_disabled": False}, "must be true"),
+        ):
+            (param,) = config
+            where = f"execution_config.{param}"
+            message = self.assert_refused(
+                lambda config=config: self.limits(**config),  # type: ignore[misc]
+                "invalid_execution_config",
+                where,
+            )
+            self.assertIn(said, message)
+
     def test_a_stranger_key_is_shown_in_part(self) -> None:
         message = self.assert_refused(
             lambda: self.limits(**{"k" * 500: 1}), "invalid_execution_config", "execution_config." + "k" * 40
