@@ -23,6 +23,7 @@ _THOUGHT_ALONE = re.compile(
 _CHANNEL = "<|channel|>"
 _LAST_CHANNEL = re.compile(r"<\|channel\|>final\s*(?:<\|constrain\|>\w*)?<\|message\|>")
 _MARKER = re.compile(r"(?:[-*+]|\d{1,9}[.)])(?=[ \t])")
+_INDENTED_BY_OTHER = re.compile(r"^[ \t]*\xa0[ \t\xa0]*", re.MULTILINE)
 _TAB = 4
 
 
@@ -94,7 +95,7 @@ def code_blocks(text: str) -> list[CodeBlock]:
     What a model thought before its answer holds none. An answer that is wholly wrapped in a block of Markdown is read
     as if it were not.
     """
-    lines = without_thinking(text).split("\n")
+    lines = _lines(text)
     bodies = _bodies(lines, 0)
     if len(bodies) == 1 and _is_wrapping(bodies[0], lines):
         inner = _bodies(_dedented(bodies[0]), bodies[0].first)
@@ -105,7 +106,7 @@ def code_blocks(text: str) -> list[CodeBlock]:
 
 def bare_code(text: str) -> Optional[CodeBlock]:
     """The one block that an answer without fences is, where all of it clearly is code; None where any doubt is left."""
-    lines = without_thinking(text).split("\n")
+    lines = _lines(text)
     written = [index for index, line in enumerate(lines) if line.strip()]
     if not written or any("```" in line or "~~~" in line for line in lines):
         return None
@@ -115,6 +116,12 @@ def bare_code(text: str) -> Optional[CodeBlock]:
     if not language or body[0][:1] in (" ", "\t") or not is_bare(language, body):
         return None
     return CodeBlock(language, "\n".join(body), first + 1, last + 1)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of an answer, without what was thought. Spaces that do not break are plain ones where they indent: what
+    was copied from a page has them, and no interpreter takes them for an indentation."""
+    return _INDENTED_BY_OTHER.sub(lambda found: found[0].replace("\xa0", " "), without_thinking(text)).split("\n")
 
 
 def _bodies(lines: list[str], offset: int) -> list[_Body]:

@@ -63,6 +63,15 @@ class FencesTest(unittest.TestCase):
         self.assertEqual(codes("1. One\n   ```python\ndef f():\n  return 1\n   ```\nend"), ["def f():\n  return 1"])
         self.assertEqual(codes("   ```\n   x = '''\ny'''\n   ```"), ["x = '''\ny'''"])
 
+    def test_spaces_that_do_not_break_are_spaces_where_code_is_indented_by_them(self) -> None:
+        code = "def add(a, b):\n    if a:\n\t  return '\xa0'\n    return b"
+        pasted = "def add(a, b):\n\xa0\xa0\xa0\xa0if a:\n\t\xa0 return '\xa0'\n \xa0 \xa0return b"
+        self.assertEqual(codes(f"Here:\n```python\n{pasted}\n```"), [code])
+        deeper = "\n".join(f"\xa0\xa0{line}" for line in ["```python", *pasted.split("\n"), "```"])
+        self.assertEqual(codes(f"Here:\n{deeper.replace(chr(9), '  ')}"), [code.replace("\t", "  ")])
+        bare = bare_code(pasted)
+        self.assertEqual(bare and bare.code, code)
+
     def test_a_block_in_a_quotation_loses_the_marks_and_ends_with_it(self) -> None:
         self.assertEqual(code_blocks("> ```js\n> a\n>\n>  b\n> ```\n"), [CodeBlock("javascript", "a\n\n b", 2, 4)])
         self.assertEqual(codes("> ```\n> a\nprose\n```\nb\n```"), ["a", "b"])
