@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 
 RUNNABLE = ("python", "javascript", "bash")
-TRANSCRIPTS = ("console", "pycon")
+TYPED = "pycon"
+TRANSCRIPTS = ("console", TYPED)
 """What was typed at a prompt, with what came out: no program."""
 
 _WORDS_OF = {

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Optional
 
 from gateway.verify.blocks import CodeBlock
-from gateway.verify.languages import RUNNABLE, language_of_word
+from gateway.verify.languages import RUNNABLE, TYPED, language_of_word
 
 BLOCKS_MAX = 32
 LONGEST_CHARS = 200_000
@@ -112,6 +112,7 @@ def program_of(blocks: Sequence[CodeBlock], entry_point: Optional[str], prompt_l
     those beyond are left out.
     """
     wanted = language_of_word(prompt_language)
+    blocks = _with_typed(blocks, entry_point)
     language = _language(blocks, entry_point, wanted)
     if language is None:
         return None
@@ -124,6 +125,36 @@ def program_of(blocks: Sequence[CodeBlock], entry_point: Optional[str], prompt_l
     if language == "python":
         code = _with_imports(code, [line for lines in donors.values() for line in lines])
     return Program(language, code, tuple(sorted({part.place for part in kept} | donors.keys())))
+
+
+def _with_typed(blocks: Sequence[CodeBlock], entry_point: Optional[str]) -> Sequence[CodeBlock]:
+    """The blocks; where nothing but what was typed at Python's prompt defines (the entry point, if it is known), with
+    that as programs."""
+
+    def defines(block: CodeBlock) -> bool:
+        found = _DEFINING[block.language].findall(block.code) if block.language in RUNNABLE else []
+        names = {name for names in found for name in names if name}
+        return bool(names) if entry_point is None else entry_point in names
+
+    if not any(block.language == TYPED for block in blocks) or any(map(defines, blocks)):
+        return blocks
+    typed = [b._replace(language="python", code=_typed(b.code)) if b.language == TYPED else b for b in blocks]
+    return [new if defines(new) else old for new, old in zip(typed, blocks)]
+
+
+def _typed(code: str) -> str:
+    """What was typed at Python's prompt, but for what showed something: that only tries what the rest defines."""
+    kept: list[str] = []
+    entered = 0  # how many lines are kept before what was entered last
+    for line in code.split("\n"):
+        if line[:4].rstrip() == ">>>":
+            entered = len(kept)
+        elif line[:4].rstrip() != "...":
+            if line.strip():
+                del kept[entered:]
+            continue
+        kept.append(line[4:])
+    return "\n".join(kept)
 
 
 def _language(blocks: Sequence[CodeBlock], entry_point: Optional[str], wanted: str) -> Optional[str]:

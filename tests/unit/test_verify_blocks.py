@@ -297,6 +297,20 @@ class ProgramsTest(unittest.TestCase):
             Program("bash", "for i in 1 2; do echo $i; done\n", (0,)),
         )
 
+    def test_what_was_typed_at_pythons_prompt_is_a_program_where_nothing_else_defines(self) -> None:
+        typed = (
+            ">>> import math\n>>> def add(a, b):\n...     c = a\n...\n...     return c + b\n...\n>>> add(1, 2)\n3\n"
+            ">>> add(1,\n...     'x')\nTraceback (most recent call last):\n  ...\nTypeError: no\n>>> two = 2"
+        )
+        made = Program("python", "import math\ndef add(a, b):\n    c = a\n\n    return c + b\n\ntwo = 2\n", (0,))
+        for entry_point in (None, "add"):
+            self.assertEqual(program(("pycon", typed), entry_point=entry_point), made)
+            self.assertEqual(program_of(code_blocks(f"```python\n{typed}\n```"), entry_point), made)
+            self.assertEqual(self.blocks(program(("pycon", typed), ("python", ADD), entry_point=entry_point)), (1,))
+        self.assertEqual(self.blocks(program(("pycon", typed), ("python", "print(1)"), entry_point="add")), (0,))
+        self.assertIsNone(program(("pycon", ">>> add(1, 2)\n3"), entry_point="add"))
+        self.assertIsNone(program(("pycon", typed), entry_point="other"))
+
     def test_commands_of_a_notebook_are_taken_out(self) -> None:
         self.assertEqual(python(f"!pip install x\n{ADD}"), Program("python", f"\n{ADD}\n", (0,)))
         self.assertIsNone(python("pip install numpy"))
