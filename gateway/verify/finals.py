@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Optional
 from gateway import jsonbounds
 from gateway.reuse import wording
 from gateway.verify.blocks import code_blocks, without_thinking
-from gateway.verify.quantities import PIECE_CHARS, Quantity, plain, quantities_in, quantity_of
+from gateway.verify.quantities import PIECE_CHARS, Quantity, is_unit, plain, quantities_in, quantity_of
 
 JSON_CHARS_MAX = 256 * 1024
 JSON_VALUES_MAX = 10_000
@@ -77,6 +77,11 @@ _DOUBTED = re.compile(
 _NAME = re.compile(r"(?<=[\w,;:]\s)[A-Z][a-z]")
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z(])")
 _EXPLAINED = re.compile(r",?\s(?:because|since|as|so|which|where|due to)\s|\s\((?=[a-z])|;\s|\s[—–]\s|\. ")
+_ONLY_ITEM = re.compile(r"\A[-*+•] +(?=\S[^\n]*\Z)")
+# One sentence that says of one thing how much it is, and nothing else.
+_SAID = re.compile(
+    r"(?:the|its?|their|there|that|this)\b(?P<of>[a-z' -]{0,100}?) (?:is|are|was|were|equals) (?P<rest>[^\n]+)", re.I
+)
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)([^*\n]{1,300})(?<=\S)\*\*(?![\w*])")
 
 
@@ -84,10 +89,10 @@ def final_of(text: str) -> Optional[Final]:
     """The final answer that a text gives, or None where it has none that can be told beyond doubt.
 
     JSON first (all of the text, or its one block), then what stands in a box, behind "####", or is called the answer;
-    then all of a text that is short; a yes or no that it begins with; at last the number that its last sentence draws
-    as a conclusion, where that is the only one in it and nobody is named.
+    then all of a text that is short, or how much it says that something is; a yes or no that it begins with; at last
+    the number that its last sentence draws as a conclusion, where that is the only one in it and nobody is named.
     """
-    text = without_thinking(text).strip()
+    text = _bare(text)
     if not text:
         return None
     found = _json(text)
@@ -100,7 +105,7 @@ def final_of(text: str) -> Optional[Final]:
             return found
     taken_back = _TAKEN_BACK.search(text[:TAIL_CHARS])
     if len(text) <= PIECE_CHARS and "\n" not in text and not taken_back:
-        found = _classified(text, stated=False)
+        found = _classified(text, stated=False) or _said(text)
         if found is not None:
             return found
     return (None if taken_back else _opening(text)) or _concluded(tail)
@@ -143,8 +148,13 @@ def _key(text: str) -> Optional[Final]:
     found = final_of(text)
     if found is not None:
         return found
-    bare = without_thinking(text).strip()
+    bare = _bare(text)
     return (_worded(bare) or Final("whole", bare)) if bare else None
+
+
+def _bare(text: str) -> str:
+    """The answer without what was thought, and without the mark of a list of one item: "- 5" is no negative number."""
+    return _ONLY_ITEM.sub("", without_thinking(text).strip())
 
 
 def _worded(text: str) -> Optional[Final]:
@@ -287,6 +297,15 @@ def _date(words: str) -> Optional[Final]:
             if 1 <= number <= 12 and 1 <= int(found["d"]) <= 31:
                 return Final("date", f"{found['y']}-{number:02}-{int(found['d']):02}")
     return None
+
+
+def _said(text: str) -> Optional[Final]:
+    """The number, with a unit that is known, that a text of one sentence says something is."""
+    found = _SAID.fullmatch(plain(text))
+    if found is None or _DOUBTED.search(found["of"]):
+        return None
+    quantity = quantity_of(found["rest"])
+    return _number(quantity) if quantity is not None and is_unit(quantity.unit) else None
 
 
 def _opening(text: str) -> Optional[Final]:

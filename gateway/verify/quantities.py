@@ -178,6 +178,11 @@ def quantities_in(piece: str) -> Iterator[Quantity]:
             yield Quantity(value * scale, _UNITS[found["money"].lower()] if found["money"] else name)
 
 
+def is_unit(name: str) -> bool:
+    """Whether that is a unit that is known, and not what is counted."""
+    return name in _UNIT_NAMES
+
+
 def _value(found: re.Match[str]) -> Optional[Fraction]:
     digits = found["plain"]
     if found["english"]:

@@ -82,6 +82,36 @@ class ShapesTest(unittest.TestCase):
         ):
             self.all_are(Final("number", "5", unit), texts)
 
+    def test_a_sentence_that_says_how_much_something_is_gives_that(self) -> None:
+        for text in (
+            "The distance is 5 kilometers.",
+            "The total distance that the train covers is **5 km**",
+            "It is 5 km.",
+            "Its length is about 5 kilometres",
+        ):
+            self.assertEqual(final_of(text), Final("number", "5", "km"), text)
+        self.assertTrue(same("The distance is 42 kilometers", "42 km"))
+        for text in (
+            "The distance is 5 km, not 6.",
+            "The distance is not 5 km.",
+            "The first distance is 5 km.",
+            "The distance is 5 km or 6 km.",
+            "The distance is 5 km. The time is 2 h.",
+            "The distance to Bern is 5 km and to Thun is 6 km",
+            "The distance is 5 times that",
+            "The winners are 5 cats",
+            "Anna is 5 years.",
+            "The distance is 5 km.\nThe time is 2 h.",
+        ):
+            self.assertIsNone(final_of(text), text)
+
+    def test_a_lists_only_item_is_the_answer(self) -> None:
+        self.all_are(Final("number", "5"), ("- 5", "* 5", "+ 5.", "- **5**", "• 5"))
+        self.all_are(Final("number", "-5"), ("-5", "- -5"))
+        self.all_are(Final("choice", "B"), ("- B", "- (B)"))
+        self.assertIsNone(final_of("- 5\n- 6"))
+        self.assertTrue(same("- Paris", "Paris"))
+
     def test_a_choice_is_its_letter(self) -> None:
         self.all_are(
             Final("choice", "B"),
