@@ -558,6 +558,28 @@ class TestsTest(JudgeTest):
             self.assertPasses(code, right)
             self.assertFails(code, wrong)
 
+    def test_a_class_of_tests_is_run_as_pytest_runs_it(self) -> None:
+        code = "def f(x): return x + 1"
+        for body in (
+            "    def test_a(self): assert f(1) == {}\n",
+            "    def test_a(self): assert f(1) == 2\n    def test_b(self): assert f(1) == {}\n",
+            "    def setup_method(self): self.n = {}\n    def test_a(self): assert f(1) == self.n\n",
+            "    def setup_method(self, method): self.n = {}\n    def test_a(self): assert f(1) == self.n\n",
+            "    @classmethod\n    def setup_class(cls): cls.n = {}\n    def test_a(self): assert f(1) == self.n\n",
+            "    def teardown_method(self): assert f(1) == {}\n    def test_a(self): pass\n",
+            "    wanted = {}\n    async def test_a(self): assert f(1) == self.wanted\n",
+            "    n = 0\n    def test_a(self):\n        self.n += f(1)\n        assert self.n == {}\n"
+            "    test_b = test_a\n",
+        ):
+            test = "class TestF:\n" + body
+            if "async" in body:
+                test = "import asyncio\n" + test
+            with self.subTest(test=test):
+                self.assertPasses(code, test.format(2))
+                self.assertFails(code, test.format(3), "line")
+        self.assertFails(code, "class TestF:\n    def test_a(self, tmp_path): assert f(1) == 2", "calls nothing")
+        self.assertFails(code + "\nclass TestF:\n    def test_a(self): pass", "assert TestF", "calls nothing")
+
     def test_a_case_whose_tests_were_skipped_or_passed_against_expectation_has_not_passed(self) -> None:
         for how in ("unittest.skip('later')", "unittest.expectedFailure"):
             test = (

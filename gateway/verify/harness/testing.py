@@ -1,6 +1,7 @@
 """A client's test, run in the judge: trusted code, which sees of the program only what `remote.py` lets it see.
 
-A test is Python: statements with asserts, functions `check(candidate)` or `test…()`, or a `unittest.TestCase`.
+A test is Python: statements with asserts, functions `check(candidate)` or `test…()`, classes `Test…` with methods
+`test…(self)`, or a `unittest.TestCase`.
 """
 
 from __future__ import annotations
@@ -104,9 +105,13 @@ class ClientTest:
             elif own and name.startswith("test") and value.__code__.co_argcount == 0:
                 finish(value())
         unittest: Any = sys.modules.get("unittest")
-        for value in list(names.values()) if unittest else ():
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == self._name:
+        for name, value in list(names.items()):
+            if not isinstance(value, type) or value.__module__ != self._name:
+                continue
+            if unittest and issubclass(value, unittest.TestCase):
                 run_case(unittest, value)
+            elif name.startswith("Test"):
+                run_class(value)
 
     def _is_own(self, error: BaseException) -> bool:
         """Whether it was raised by a line of the test, and not by the program."""
@@ -166,6 +171,30 @@ def finish(value: Any) -> None:
         import asyncio  # a test with an async function has loaded it
 
         asyncio.run(value)
+
+
+def run_class(kind: type) -> None:
+    """Run the tests of a class as pytest does: each with an object of its own. What asks for more than that object
+    (pytest would make it) is not run."""
+    call_if_there(kind, "setup_class")
+    for name in dir(kind):
+        method = getattr(kind, name)
+        own = type(method) is types.FunctionType and method.__code__.co_argcount == 1
+        if own and name.startswith("test"):
+            made = kind()
+            call_if_there(made, "setup_method", method)
+            try:
+                finish(getattr(made, name)())
+            finally:
+                call_if_there(made, "teardown_method", method)
+    call_if_there(kind, "teardown_class")
+
+
+def call_if_there(holder: Any, name: str, *given: Any) -> None:
+    """Call a method of the test's, with as much of what is given as it takes."""
+    method = getattr(holder, name, None)
+    if type(method) is types.MethodType:
+        method(*given[: max(0, method.__func__.__code__.co_argcount - 1)])
 
 
 def run_case(unittest: Any, case: type) -> None:
