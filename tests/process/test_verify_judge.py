@@ -626,11 +626,41 @@ class TestsTest(JudgeTest):
         self.assertPasses(code, "if f(1) != 0:\n    raise ValueError")
 
     def test_a_module_that_a_test_wants_and_nobody_has_is_the_tests_fault(self) -> None:
-        failure = self.judged("def f(x): return x", "from solution import f\nassert f(1) == 1")["failures"][0]
+        failure = self.judged("def f(x): return x", "from solution import g\nassert f(1) == 1")["failures"][0]
         self.assertIn("No module named 'solution'", failure["text"])
         self.assertTrue(failure["faulty"])
         failure = self.judged("def f(x):\n    import nowhere", "assert f(1) == 1")["failures"][0]
         self.assertFalse(failure["faulty"])
+
+    def test_what_a_test_imports_as_if_from_the_programs_file_is_the_programs(self) -> None:
+        code = (
+            "import math\nresult = 7\ndef f(x): return x + 1\ndef g(x): return 2 * x\ndef is_close(a, b): return True"
+        )
+        for test in (
+            "from solution import f\nassert f(1) == {}",
+            "from solution import *\nassert f(1) == {}",
+            "from your.module import (f, g)\nassert f(g(1)) - 1 == {}",
+            "from .solution import f\nassert f(1) == {}",
+            "import math\nfrom solution import f as plus\nassert plus(1) == math.floor({})",
+            "def test_f():\n    from solution import f\n    assert f(1) == {}",
+            "from solution import f\nfrom solution import g\nresult = f(1)\nassert result == {} != g(2)",
+            "from solution import result, f\nf(1)\nassert result - 5 == {}",
+        ):
+            for entry_point in (None, "f"):
+                self.assertPasses(code, test.format(2), entry_point=entry_point)
+                self.assertFails(code, test.format(3), "does not hold", entry_point=entry_point)
+        for test in (
+            "from nowhere import h\nassert f(1) == 2",
+            "from helpers import is_close\nassert is_close(f(1), 9)",
+            "from helpers import is_close\nassert is_close(candidate(1), 9)",
+            "from helpers import is_close\ndef check(candidate):\n    assert is_close(candidate(1), 9)",
+            "from helpers import is_close\nfrom solution import f\nassert is_close(f(1), 9)",
+            "from helpers import f, h\nassert f(1) == 2",
+            "import nowhere\nfrom solution import f\nassert f(1) == 2",
+        ):
+            failure = self.judged(code, test, entry_point="f")["failures"][0]
+            self.assertIn("No module named", failure["text"], test)
+            self.assertTrue(failure["faulty"], test)
 
     def test_a_test_cannot_swallow_that_the_program_is_gone(self) -> None:
         code = "import os\ndef f(x): os._exit(0)"

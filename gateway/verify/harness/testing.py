@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib.util
 import itertools
 import os
 import signal
@@ -64,6 +65,8 @@ class ClientTest:
             tree = ast.parse(self._source, self._name)
             code = compile(tree, self._name, "exec", dont_inherit=True)
             names = self._link.names()
+            if without_own_imports(tree, names):
+                code = compile(tree, self._name, "exec", dont_inherit=True)
             constants = {name for name, value in names.items() if is_data(value)}
             os._exit = _no_exit  # type: ignore[assignment]
             self._run(code, names)
@@ -142,6 +145,53 @@ class ClientTest:
 
 def _no_exit(_: int) -> None:
     raise SystemExit
+
+
+def without_own_imports(tree: ast.Module, names: dict[str, Any]) -> bool:
+    """Take out of a test the imports that stand for "from the program's file": the program's `names` are there already.
+    Whether there were any.
+
+    They are those from a single module that nobody has, if the test has all that it uses of the program from there.
+    Else it may mean helpers of somebody else, for which the program must put in none of its own: it would judge itself.
+    """
+    nodes = list(ast.walk(tree))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and is_nowhere(node)]
+    taken = {alias.name for node in imports for alias in node.names}
+    seen = [node for node in nodes if isinstance(node, ast.Name)]
+    used = {node.id for node in seen} - {node.id for node in seen if not isinstance(node.ctx, ast.Load)}
+    used.update(node.arg for node in nodes if isinstance(node, ast.arg) and node.arg == "candidate")
+    given = {name for name, value in names.items() if type(value) is not types.ModuleType}
+    if len({(node.level, node.module) for node in imports}) != 1:
+        return False
+    if taken != {"*"} and not (taken <= given and used & (given | {"candidate"}) <= taken):
+        return False
+    _Renaming(imports).visit(tree)
+    return True
+
+
+def is_nowhere(node: ast.ImportFrom) -> bool:
+    """Whether the module that is imported from cannot be found; the import of one that can is the test's own affair."""
+    try:
+        return bool(node.level) or importlib.util.find_spec(str(node.module).partition(".")[0]) is None
+    except (ImportError, ValueError):
+        return False
+
+
+class _Renaming(ast.NodeTransformer):
+    """Puts in place of imports what gives what is there the names that it is imported as."""
+
+    def __init__(self, imports: list[ast.ImportFrom]) -> None:
+        self._imports = imports
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
+        if node not in self._imports:
+            return node
+        renamed = [(alias.asname, alias.name) for alias in node.names if alias.asname not in (None, alias.name)]
+        lines = "\n".join(f"{new} = {old}" for new, old in renamed) or "pass"
+        made = ast.parse(lines).body
+        for inner in [one for statement in made for one in ast.walk(statement)]:
+            ast.copy_location(inner, node)
+        return made
 
 
 def asserts(tree: ast.AST) -> bool:
