@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from gateway.verify.harness.keys import comparable, is_error, is_unseen, matches
+from gateway.verify.harness.keys import comparable, is_denial, is_error, is_unseen, matches
 
 NEAR_TIER = 2  # inputs up to this tier are such as the task is about
 EXAMPLE_TIER = 0
@@ -88,7 +88,8 @@ def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_fa
     verified = (
         majority  # (which a tie leaves to nobody)
         and len(chosen) >= AGREEING_MIN
-        and best == len(examples) > 0  # something was executed that could have failed, and nothing did
+        and best == len(examples)  # something was executed that could have failed, and nothing did
+        and any(not is_denial(inputs.expected[index] or "") for index in examples)  # (what is not 5 is hardly a demand)
         and not unseen  # (whether those results are the same, nobody knows)
         and dissent <= (1 if members >= DISSENT_FORGIVEN_FROM else 0)
     )

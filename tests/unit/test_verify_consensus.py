@@ -86,6 +86,12 @@ class VerifiedTest(unittest.TestCase):
         made = decide(candidates, Inputs(INPUTS.tiers, (None,) * 6), 3)
         self.assertEqual((made.verified, made.strategy), (False, "majority"))
 
+    def test_what_a_result_must_not_be_is_demanded_but_is_not_enough_to_verify(self) -> None:
+        candidates = [Candidate(member, "abc"[member], RIGHT) for member in range(3)]
+        for expected, verified in ((("1", "≠7"), True), (("1", "≠2"), False), (("≠7", "≠7"), False)):
+            inputs = INPUTS._replace(expected=(*expected, *INPUTS.expected[2:]))
+            self.assertEqual(decide(candidates, inputs, 3).verified, verified, expected)
+
     def test_all_examples_must_pass(self) -> None:
         made = decision(FAILING, FAILING, FAILING)
         self.assertEqual((made.chosen, made.verified, made.strategy), (0, False, "majority"))

@@ -103,11 +103,21 @@ class ExamplesTest(unittest.TestCase):
             "f(3) = 1 + 2",
             'f(3) == ""a""',
             "f(3) and 4",
-            "f(3) != 4",
             "f(3) == g(4)",
             "f(3).",
         ):
             self.assertEqual(read(text), [([3], None)], text)
+
+    def test_what_a_result_is_said_not_to_be_is_denied(self) -> None:
+        for text in ("f(3) != 4", "assert f(3) != 4", "f(3) !== 4;", "f(3) ≠ 4.", "`f(3)` != `4`", "f(3) != 4, 'no'"):
+            self.assertEqual(read(text), [([3], "≠4")], text)
+        for text in (
+            *("if f(3) != 4: return", "Raise when f(3) != 4.", "f(3) != x", "f(3) != 4 + x", ">>> f(3) != 4\nTrue"),
+            *("Currently, f(3) != 4", "f(3) != 4, which is wrong", "f(3) != 4 or 5", "Why is f(3) != 4?"),
+        ):
+            self.assertEqual(read(text), [([3], None)], text)
+        self.assertEqual(read("f(3) != 4\nf(3) == 5\nf(3) != 6"), [([3], "5")])
+        self.assertIn(([7], "8"), read("f(3) != 4\n\nInput: 7\nOutput: 8"))
 
     def test_a_value_that_goes_on_or_is_one_of_several_is_no_expectation(self) -> None:
         for behind in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unittest
 from typing import Any
 
-from gateway.verify.harness.keys import KEY_CHARS, Opaque, comparable, error_key, is_error, key_of, matches
+from gateway.verify.harness.keys import KEY_CHARS, NOT, Opaque, comparable, error_key, is_error, key_of, matches
 
 
 class EqualityTest(unittest.TestCase):
@@ -118,6 +118,11 @@ class ErrorTest(unittest.TestCase):
         self.assertTrue(matches(key_of(2.0), key_of(2)))
         self.assertFalse(matches(key_of(2), key_of(3)))
         self.assertFalse(matches(error_key("x"), error_key("x")))
+
+    def test_what_an_example_denies_is_matched_by_every_other_result(self) -> None:
+        self.assertTrue(matches("5", NOT + "4"))
+        for key in ("4", "(4)", "!ValueError"):
+            self.assertFalse(matches(key, NOT + "4"), key)
 
     def test_a_single_value_in_parentheses_means_the_tuple_of_one(self) -> None:
         self.assertTrue(matches(key_of(("Venus",)), key_of("Venus")))

@@ -12,7 +12,7 @@ import itertools
 import re
 from typing import NamedTuple, Optional
 
-from gateway.verify.harness.keys import key_of  # in the sandbox this file stands before
+from gateway.verify.harness.keys import NOT, is_denial, key_of  # in the sandbox this file stands before
 from gateway.verify.harness.literals import NoValue, closing, literal_text, take, value_in, value_of_node
 from gateway.verify.harness.signatures import Signature, parsed
 
@@ -33,6 +33,9 @@ _OUTPUT = re.compile(
     r"\s*[`*_]*(?:output|result|return(?:s| value)?|expected(?:\s+output)?|answer)[`*_]*\s*(?::|=>|->|=)[*_`]*\s*", re.I
 )
 _INPUT = re.compile(r"(?<!\w)input[`*_]*\s*(?::|=)[*_`]*\s*", re.I)
+_UNEQUAL = re.compile(r"`?\s{0,9}(?:!==?|≠)\s{0,9}`?\s{0,9}")
+# Before a call: what it is compared to is a condition, and no example.
+_CONDITION = re.compile(r"\b(?:if|when|while|whenever|unless|until|why|where|because|since)\b", re.I)
 _GOES_ON = re.compile(r"\s*(?:[-+*/%<>^&|=](?!>)|\w|[\"'(\[{])")
 # What a prompt says of a result that is not the one to give.
 _DENIED_BEFORE = re.compile(
@@ -61,7 +64,8 @@ _HEADER = re.compile(r"^[^\w\n]{0,20}(?:for\s+)?examples?\b[^\n]{0,20}:?\s*$", r
 
 
 class Example(NamedTuple):
-    """One call: its arguments, what its result's key should be (None: unknown), and what is applied to the result."""
+    """One call: its arguments, what its result's key should be (None: unknown; behind NOT: should not be), and what is
+    applied to the result."""
 
     args: list[object]
     expected: Optional[str]
@@ -73,7 +77,7 @@ def examples_in(prompt: str, function: Signature) -> list[Example]:
     """Returns the examples of `function` in a prompt, in order, each once. At most EXAMPLES_MAX."""
     text = _readable(prompt, function.name)
     found = _calls(text, function)
-    if not any(example.expected is not None for example in found):
+    if not any(example.expected is not None and not is_denial(example.expected) for example in found):
         found += _assignments(text, function) + _inputs_and_outputs(text, function)
     found = _without_asides(text, found)
     unique: dict[str, Example] = {}
@@ -82,7 +86,7 @@ def examples_in(prompt: str, function: Signature) -> list[Example]:
             known = unique.setdefault(literal_text(example.args) + repr(example.wrap), example)
         except NoValue:
             continue
-        if known.expected is None and example.expected is not None:
+        if example.expected is not None and (known.expected is None or is_denial(known.expected)):
             unique[literal_text(example.args) + repr(example.wrap)] = example
     return list(unique.values())[:EXAMPLES_MAX]
 
@@ -191,6 +195,12 @@ def _example(text: str, start: int, end: int, args: list[object]) -> Example:
         return Example(args, _key(not asserted.group(1)), wrap or ["bool", []], start)
     if ">>>" in before:
         return Example(args, _after_prompt(text, end), wrap, start)
+    unequal = _UNEQUAL.match(text, end)
+    if unequal:
+        denied = None if _CONDITION.search(before) else _expected(text, unequal.end())
+        if denied is not None and _is_denied(text, line_start, start, unequal):
+            denied = None
+        return Example(args, None if denied is None else NOT + denied, wrap, start)
     end += text[end : end + 1] in ("`", ";")
     sign = _SIGN.match(text, end)
     expected = _expected(text, sign.end()) if sign and sign.group().strip() and "\n\n" not in sign.group() else None
@@ -324,6 +334,6 @@ def _without_asides(text: str, found: list[Example]) -> list[Example]:
 
 
 def _shape(example: Example) -> str:
-    if example.expected in (None, "None"):
+    if example.expected in (None, "None") or is_denial(example.expected or ""):
         return ""
     return "container" if example.expected and example.expected[0] in "[({h" else "scalar"

@@ -24,6 +24,7 @@ NOISE_RELATIVE = 1e-9
 
 UNSEEN = "o"  # begins the key of what only its type's name is known of, or of a part of it
 JUDGE = "judge"  # the kind of an error that is none of the program's: it could not be judged
+NOT = "≠"  # begins what an example demands that the result is not
 ERROR = "!"  # a call that raised or took too long; what follows it is for people
 
 
@@ -77,8 +78,16 @@ def comparable(key: str) -> str:
     return ERROR if key.startswith(ERROR) else key
 
 
+def is_denial(expected: str) -> bool:
+    """Whether an example demands only what the result is not."""
+    return expected.startswith(NOT)
+
+
 def matches(key: str, expected: str) -> bool:
-    """Whether a result is the one an example gives. `("a")` in a prompt often means the tuple of one."""
+    """Whether a result is the one an example gives, or not the one that it denies. `("a")` in a prompt often means the
+    tuple of one."""
+    if is_denial(expected):
+        return not is_error(key) and not matches(key, expected[len(NOT) :])
     return not is_error(key) and (key == expected or key == f"({expected})")
 
 
