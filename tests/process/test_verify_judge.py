@@ -629,6 +629,9 @@ class TestsTest(JudgeTest):
         failure = self.judged("def f(x): return x", "from solution import g\nassert f(1) == 1")["failures"][0]
         self.assertIn("No module named 'solution'", failure["text"])
         self.assertTrue(failure["faulty"])
+        failure = self.judged("def f(x): return x", "from math import f\nassert f(1) == 1")["failures"][0]
+        self.assertIn("cannot import name 'f'", failure["text"])
+        self.assertTrue(failure["faulty"])
         failure = self.judged("def f(x):\n    import nowhere", "assert f(1) == 1")["failures"][0]
         self.assertFalse(failure["faulty"])
 

@@ -78,7 +78,7 @@ class ClientTest:
         except (Cut, Unusable) as error:
             self.cut = True
             return self._told(error)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             self.faulty = self._is_own(error)
             return self._told(error)
         except BaseException as error:
