@@ -3,10 +3,12 @@
     python -m tests.bench.consensus [--tasks FILE] [--pool mix,hard] [--p 0.6,0.7,0.8] [--rho 0,0.2,0.5]
                                     [--members 3,5] [--trials N] [--honest N] [--quick]
 
-Beside the product's decision stand: the first member's answer, the majority of equal texts, and the majority by
-behaviour on the inputs that the prompt names. Intervals are 95 %, by bootstrap over the tasks. `--honest N` draws N
-times per task as the product meets them, inputs made from the drawn members' own programs, and compares. At the end
-every program is judged by its task's tests in the sandbox: no wrong one may pass.
+Beside the product's decision on all answers ("consensus") stand: the first member's answer, the majority of equal
+texts, the majority by behaviour on the inputs that the prompt names, and what is served, where members answer one after
+the other in random order and nobody is waited for once it is decided (see `served.py`), with how many were heard.
+Intervals are 95 %, by bootstrap over the tasks. `--honest N` draws N times per task as the product meets them, inputs
+made from the drawn members' own programs, and compares. At the end every program is judged by its task's tests in the
+sandbox: no wrong one may pass.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import queue
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -34,6 +36,7 @@ from gateway.verify.sandbox.sandbox import Sandbox
 from gateway.verify.sandbox.texts import harness_sources
 
 from .members import Task, draw, inputs_of, prepare, run_on
+from .served import Serving
 
 TASKS = Path(__file__).resolve().parents[1] / "data" / "humaneval_even.jsonl"
 TRIALS, TRIALS_QUICK = 100, 40
@@ -43,6 +46,7 @@ JUDGED_S = 5.0
 JUDGE_LIMITS = Limits(wall_s=15.0, cpu_s=7.0)
 WAITING_MAX = 200  # programs that wait to be judged
 Policy = Callable[[Task, tuple[int, ...]], tuple[int, bool]]
+SERVED = "as served"
 
 
 class Tally(NamedTuple):
@@ -52,6 +56,8 @@ class Tally(NamedTuple):
     right: int
     verified: int
     wrong: int
+    heard: int
+    """Answers that were waited for."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,18 +162,51 @@ def tallies(
     """Returns, for each task, what a policy made of `trials` draws: the same draws for every policy."""
     made = []
     for task in tasks:
-        rng = Random(f"{task.name} {pool} {right} {shared} {members}")
-        remembered = lru_cache(maxsize=None)(lambda programs, task=task: policy(task, programs))
-        rights = verified = wrong = 0
-        for _ in range(trials):
-            programs = tuple(draw(task, pool, right, shared, members, rng))
-            chosen, is_verified = remembered(programs)
-            is_right = task.right[programs[chosen]]
-            rights += is_right
-            verified += is_verified
-            wrong += is_verified and not is_right
-        made.append(Tally(trials, rights, verified, wrong))
+        remembered = lru_cache(maxsize=None)(lambda programs, task=task: (*policy(task, programs), len(programs)))
+        made.append(
+            _tally(task, ((drawn, remembered(drawn)) for drawn in _draws(task, pool, right, shared, members, trials)))
+        )
     return made
+
+
+def served_tallies(tasks: list[Task], pool: str, right: float, shared: float, members: int, trials: int) -> list[Tally]:
+    """Returns the same of what is served, each draw's members answering in an order of their own."""
+    made = []
+    for task in tasks:
+        serving = Serving(task)
+        orders = Random(f"{task.name} orders")
+        remembered = lru_cache(maxsize=None)(lambda programs, order, serving=serving: _served(serving, programs, order))
+        made.append(
+            _tally(
+                task,
+                (
+                    (drawn, remembered(drawn, tuple(orders.sample(range(members), members))))
+                    for drawn in _draws(task, pool, right, shared, members, trials)
+                ),
+            )
+        )
+    return made
+
+
+def _served(serving: Serving, programs: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, bool, int]:
+    decision, heard = serving.serve(programs, order)
+    return (*_answer(decision), heard)
+
+
+def _draws(task: Task, pool: str, right: float, shared: float, members: int, trials: int) -> Iterator[tuple[int, ...]]:
+    rng = Random(f"{task.name} {pool} {right} {shared} {members}")
+    for _ in range(trials):
+        yield tuple(draw(task, pool, right, shared, members, rng))
+
+
+def _tally(task: Task, answered: Iterable[tuple[tuple[int, ...], tuple[int, bool, int]]]) -> Tally:
+    """Of draws, each with the member chosen, whether that was verified, and how many answers were waited for."""
+    counts = [0, 0, 0, 0, 0]
+    for programs, (chosen, verified, heard) in answered:
+        right = task.right[programs[chosen]]
+        for index, value in enumerate((1, right, verified, verified and not right, heard)):
+            counts[index] += value
+    return Tally(*counts)
 
 
 def shares(made: Sequence[Tally]) -> tuple[float, float, float]:
@@ -181,15 +220,33 @@ def shares(made: Sequence[Tally]) -> tuple[float, float, float]:
 def _print_setting(tasks: list[Task], pool: str, right: float, shared: float, members: int, trials: int) -> None:
     print(f"\n{pool}, p {right}, rho {shared}, {members} members")
     for name, policy in POLICIES.items():
-        made = tallies(tasks, policy, pool, right, shared, members, trials)
-        rng = Random(1)
-        samples = [shares(rng.choices(made, k=len(made))) for _ in range(RESAMPLES)]
-        cells = []
-        for index, value in enumerate(shares(made)):
-            ordered = sorted(sample[index] for sample in samples)
-            low, high = ordered[int(RESAMPLES * 0.025)], ordered[int(RESAMPLES * 0.975) - 1]
-            cells.append(f"{100 * value:5.1f} [{100 * low:4.1f} {100 * high:5.1f}]")
-        print(f"  {name:<16} {'   '.join(cells)}", flush=True)
+        by_all = tallies(tasks, policy, pool, right, shared, members, trials)
+        _print_tallies(name, by_all)
+    made = served_tallies(tasks, pool, right, shared, members, trials)
+    heard = sum(tally.heard for tally in made) / sum(tally.trials for tally in made)
+    rng = Random(1)
+    resampled = [rng.choices(list(zip(by_all, made)), k=len(made)) for _ in range(RESAMPLES)]
+    more = sorted(_more_wrong(pairs) for pairs in resampled)
+    low, high = more[int(RESAMPLES * 0.025)], more[int(RESAMPLES * 0.975) - 1]
+    value = _more_wrong(list(zip(by_all, made)))
+    told = f"   {heard:.2f} answers heard; {100 * value:+.1f} [{100 * low:+.1f} {100 * high:+.1f}] wrong, beside {name}"
+    _print_tallies(SERVED, made, told)
+
+
+def _more_wrong(pairs: Sequence[tuple[Tally, Tally]]) -> float:
+    """By how much the second of each pair verifies what is wrong more often, as a share of what it verifies."""
+    return shares([after for _, after in pairs])[2] - shares([before for before, _ in pairs])[2]
+
+
+def _print_tallies(name: str, made: list[Tally], more: str = "") -> None:
+    rng = Random(1)
+    samples = [shares(rng.choices(made, k=len(made))) for _ in range(RESAMPLES)]
+    cells = []
+    for index, value in enumerate(shares(made)):
+        ordered = sorted(sample[index] for sample in samples)
+        low, high = ordered[int(RESAMPLES * 0.025)], ordered[int(RESAMPLES * 0.975) - 1]
+        cells.append(f"{100 * value:5.1f} [{100 * low:4.1f} {100 * high:5.1f}]")
+    print(f"  {name:<16} {'   '.join(cells)}{more}", flush=True)
 
 
 def _with_tests(tasks: list[Task]) -> int:
@@ -223,28 +280,30 @@ def _note(judged: queue.SimpleQueue[tuple[bool, bool]], right: bool, run: Run) -
 
 
 def _print_honest(tasks: list[Task], draws: int) -> None:
-    """The same draws twice: on the inputs prepared, and on inputs made from the drawn programs themselves."""
-    counts = {"prepared inputs": [0, 0, 0, 0], "inputs per draw": [0, 0, 0, 0]}
+    """The same draws on the inputs prepared, and on inputs made from the drawn programs themselves."""
+    names = ("prepared inputs", "inputs per draw", SERVED)
+    tallies_of: dict[str, list[Tally]] = {name: [] for name in names}
     for task in tasks:
         rng = Random(f"{task.name} honest")
+        serving = Serving(task, per_draw=True)
+        answered: dict[str, list[tuple[tuple[int, ...], tuple[int, bool, int]]]] = {name: [] for name in names}
         for _ in range(draws):
-            programs = draw(task, "mix", 0.6, 0.2, 3, rng)
+            programs = tuple(draw(task, "mix", 0.6, 0.2, 3, rng))
             texts = [task.programs[program] for program in programs]
             made = generate(task.prompt, None, texts)
             keys = run_on(task, texts, made)
-            decisions = (
-                _decided(task.keys, task.inputs, programs),
-                _decided(keys, inputs_of(made), range(len(programs))),
+            outcomes = (
+                (*_answer(_decided(task.keys, task.inputs, programs)), len(programs)),
+                (*_answer(_decided(keys, inputs_of(made), range(len(programs)))), len(programs)),
+                _served(serving, programs, tuple(rng.sample(range(len(programs)), len(programs)))),
             )
-            for count, decision in zip(counts.values(), decisions):
-                chosen, verified = _answer(decision)
-                right = task.right[programs[chosen]]
-                for index, value in enumerate((1, right, verified, verified and not right)):
-                    count[index] += value
-    print("\nmix, p 0.6, rho 0.2, 3 members, once on prepared inputs and once on inputs made for the draw")
-    for name, (trials, rights, verified, wrong) in counts.items():
-        shown = shares([Tally(trials, rights, verified, wrong)])
-        print(f"  {name:<16} " + "   ".join(f"{100 * value:5.1f}" for value in shown))
+            for name, outcome in zip(names, outcomes):
+                answered[name].append((programs, outcome))
+        for name in names:
+            tallies_of[name].append(_tally(task, answered[name]))
+    print("\nmix, p 0.6, rho 0.2, 3 members, on prepared inputs, on inputs made for the draw, and so as served")
+    for name, made_of in tallies_of.items():
+        _print_tallies(name, made_of)
 
 
 if __name__ == "__main__":
