@@ -24,9 +24,10 @@ from gateway.verify.sandbox.job import Job, Limits, Run
 from gateway.verify.sandbox.levels import CANCELLED
 from gateway.verify.sandbox.sandbox import UNAVAILABLE, Sandbox, Ticket
 
-JUDGED_S = 2.0  # of CPU and of wall time, for all calls of one candidate
+JUDGED_S = 2.0  # of CPU and of wall time, for all calls, or all runs, of one candidate
 CALL_S = 0.1
 JUDGE_TRIES = 2  # and no more: it may be the program that sees to it
+START_S = 0.15  # of CPU, that starting node or a shell may take, which is no fault of a program
 SPARE_S = 10.0  # of the clock, for starting and reporting where others want the processors, too
 INPUTS_S = 5.0  # of CPU time, for making inputs
 SHOWN_CHARS = 2000
@@ -38,6 +39,7 @@ class Inputs(NamedTuple):
 
     entry_point: Optional[str]
     arguments: tuple[str, ...] = ()
+    """Of each call; without an entry point, what a program reads in each run."""
     tiers: tuple[int, ...] = ()
     expected: tuple[Optional[str], ...] = ()
     """Of each, the key that an example demands; None: it demands nothing."""
@@ -118,11 +120,13 @@ class Runs:
             missing = [program for program in missing if self._judged[program, inputs].is_judges_fault]
         return [self._judged[program, inputs] for program in programs]
 
-    def show(self, programs: Sequence[Program], until_s: float) -> Steps[dict[Program, Run]]:
+    def show(self, programs: Sequence[Program], inputs: Optional[Inputs], until_s: float) -> Steps[dict[Program, Run]]:
         """Each program run by itself, for what it prints."""
         limits = self._limits(self._question.limits.timeout_s)
-        pairs = self._question.pairs
-        stdin = pairs[0]["input"].encode("utf-8", "surrogatepass") if pairs else b""  # or it would find the end of it
+        read = [pair["input"] for pair in self._question.pairs]
+        if not read and inputs is not None and inputs.entry_point is None:
+            read = list(inputs.arguments)
+        stdin = "".join(read[:1]).encode("utf-8", "surrogatepass")  # or it would find the end of it
         jobs = [(p, Job(p.language, p.code, "", stdin, limits), _nothing_of) for p in dict.fromkeys(programs)]
         done = yield from self._run(jobs, until_s)
         return {program: run for program, (run, _) in done.items()}
@@ -133,7 +137,11 @@ class Runs:
             mode = "tests"
         else:
             mode = "outputs" if inputs.entry_point is not None and inputs.arguments else "program"
-        total_s = min(JUDGED_S, question.limits.timeout_s) if mode == "outputs" else question.limits.timeout_s
+        compares = mode != "tests" and bool(inputs.arguments)
+        total_s = question.limits.timeout_s
+        if compares:
+            starts = len(inputs.arguments) if mode == "program" and program.language != "python" else 0
+            total_s = min(JUDGED_S + START_S * starts, total_s)
         payload = {
             "mode": mode,
             "language": program.language,
@@ -205,11 +213,9 @@ def _report_of(run: Run) -> Optional[dict[str, Any]]:
 def _inputs_of(report: dict[str, Any]) -> Inputs:
     """What a harness has made. (It is ours, but what it has read is not: nothing of it is taken on trust.)"""
     name = report.get("entry_point")
-    if not isinstance(name, str):
-        return Inputs(None)  # there is nothing to call
     rows = report.get("inputs") or ()
     return Inputs(
-        name,
+        name if isinstance(name, str) else None,  # there is nothing to call
         tuple(str(row["args"]) for row in rows),
         tuple(int(row["tier"]) for row in rows),
         tuple(None if row.get("expected") is None else str(row["expected"]) for row in rows),

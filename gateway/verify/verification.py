@@ -20,7 +20,7 @@ from gateway.verify.blocks import CodeBlock, bare_code, code_blocks, without_thi
 from gateway.verify.consensus import Candidate, Decision, Tested
 from gateway.verify.execution import Inputs, Judged, Runs
 from gateway.verify.finals import groups_of
-from gateway.verify.harness.keys import is_error, key_of, matches
+from gateway.verify.harness.keys import NO_INPUT, error_key, is_error, key_of, matches
 from gateway.verify.judging import groups_said, judge_messages
 from gateway.verify.panel import Panel, Voice
 from gateway.verify.programs import Program, program_of
@@ -32,6 +32,7 @@ RUNS_S = 300.0  # that programs may wait for their turn, when all members have a
 LARGE_CHARS = 16_384  # of answers: to look for code in more takes a while
 READ_CHARS_MAX = 131_072  # of an answer: code behind that is not looked for
 SILENT = (key_of(("", 0)),)  # of a program that ended well, and printed nothing
+UNFED = (error_key(NO_INPUT),)  # of one that had nothing to read, and no example says what it might have
 REPAIR = (
     "Your program was run, and failed:\n\n{error}\n\n"
     "Correct it. Answer with the whole corrected program in one code block, without anything else."
@@ -130,13 +131,14 @@ class Verification:
                 decision = self._decide_judged(writers)
                 if decision is not None:
                     return decision
+                texts = [None if self._has_failed(index) else text for index, text in enumerate(texts)]
         if sum(len(text) for text in texts if text is not None) > LARGE_CHARS:
             yield ASIDE
         return consensus.decide_texts(groups_of(texts), families, len(question.members), question.min_families)
 
     def _decide_judged(self, writers: Sequence[Voice]) -> Optional[Decision]:
-        """The decision by what programs have done; None: they cannot be told apart, since they print nothing and have
-        nothing to be called."""
+        """The decision by what programs have done; None: none is known to work, and some cannot be told apart, since
+        they print nothing, or lack what they read, and have nothing to be called."""
         question, inputs = self._question, self._inputs
         members, families = len(question.members), question.min_families
         all_judged = [(voice, self._judged[voice.index]) for voice in writers]
@@ -145,9 +147,21 @@ class Verification:
             tested = [Tested(v.index, v.member.family, j.passed) for v, j in all_judged if j.passed is not None]
             return consensus.decide_tested(tested, total, members, families)
         assert inputs is not None
-        candidates = [Candidate(v.index, v.member.family, j.keys) for v, j in all_judged if j.keys != SILENT]
+        candidates = [Candidate(v.index, v.member.family, j.keys) for v, j in all_judged if not self._is_mute(j)]
         shape = consensus.Inputs(inputs.tiers or (0,), inputs.expected or (None,))
-        return consensus.decide(candidates, shape, members, families) if candidates else None
+        decision = consensus.decide(candidates, shape, members, families)
+        return None if decision.chosen is None and len(candidates) < len(writers) else decision
+
+    def _has_failed(self, index: int) -> bool:
+        """Whether a member's program was run, and is known not to work."""
+        judged = self._judged.get(index)
+        return judged is not None and not self._is_mute(judged)
+
+    def _is_mute(self, judged: Judged) -> bool:
+        """Whether a program could not show whether it works: it printed nothing at all, or had nothing to read."""
+        is_called = self._inputs is not None and self._inputs.entry_point is not None
+        keys = judged.keys if is_called or judged.keys is None else tuple(dict.fromkeys(judged.keys))
+        return keys in (SILENT, UNFED)
 
     def _read(self) -> Steps[None]:
         """Look for code in what has come."""
@@ -253,13 +267,17 @@ class Verification:
         if judged.error is not None:
             return judged.error
         keys, inputs = judged.keys, self._inputs
-        if keys is None or inputs is None:
+        if keys is None or inputs is None or keys == UNFED:
             return None
+        what = "call" if inputs.entry_point is not None else "run"
         if all(map(is_error, keys)):
-            return f"every call ends with {keys[0][1:] or 'an exception'}" if keys else None
+            return f"every {what} ends with {keys[0][1:] or 'an exception'}" if keys else None
         for index, expected in enumerate(inputs.expected):
             if expected is not None and not matches(keys[index], expected) and self._somebody_gives(index, expected):
-                call = f"{inputs.entry_point} called with {inputs.arguments[index]}"
+                given = inputs.arguments[index]
+                call = f"{inputs.entry_point} called with {given}"
+                if inputs.entry_point is None:
+                    call = f"the program, which is to read {given!r},"
                 return f"{call} does not give what the example in the question says"
         return None
 
@@ -273,7 +291,7 @@ class Verification:
             return {}
         writers = [v for v in self._panel.voices if v.text is not None and self._readings[v.index].program is not None]
         programs = [self._program(voice) for voice in writers]
-        shown = yield from self.runs.show(programs, self._runs_until_s())
+        shown = yield from self.runs.show(programs, self._inputs, self._runs_until_s())
         return {voice.index: shown[program] for voice, program in zip(writers, programs) if program in shown}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import unittest
 from pathlib import Path
@@ -93,6 +94,47 @@ class RealSandboxTest(VerifiedTest):
         told = self.told(texts, prompt="Print the answer.")
         self.assertEqual(told["verification"]["groups"][0], ["a", "b"])
         self.assertEqual(told["model_responses"][0]["execution_results"][0]["stdout"], "42\n")
+
+    def test_programs_that_read_are_compared_by_what_they_print_for_examples_and_the_like(self) -> None:
+        prompt = "Read two integers and print their sum. Input: 1 2 Output: 3"
+        read = "a, b = map(int, input().split())"
+        texts = {
+            "a": f"```python\n{read}\nprint(a + b if a < 3 else a)\n```",
+            "b": f"```python\n{read}\nprint(a + b)\n```",
+            "c": f"```python\ndef main():\n    {read}\n    print(sum((a, b)))\n\nmain()\n```",
+        }
+        told = self.told(texts, prompt=prompt)
+        verification = told["verification"]
+        self.assertEqual(verification["groups"], [["b", "c"], ["a"]])
+        self.assertFalse(verification["verified"])  # one of three, which meets the example, says something else
+        self.assertEqual(verification["details"]["examples_passed"], 1)
+        self.assertEqual(told["selected_response"], texts["b"])
+        self.assertEqual(told["model_responses"][2]["execution_results"][0]["stdout"], "3\n")
+        more = {"d": texts["b"], "e": texts["c"]}
+        verification = self.told({**texts, **more}, prompt=prompt)["verification"]
+        self.assertEqual((verification["verified"], verification["synthesis_strategy"]), (True, "consensus"))
+        self.assertEqual(verification["groups"], [["b", "c", "d", "e"], ["a"]])
+        texts["a"] = f"```python\n{read}\nprint(a)\n```"
+        verification = self.told(texts, prompt=prompt)["verification"]
+        self.assertEqual((verification["verified"], verification["groups"]), (True, [["b", "c"]]))
+
+    @unittest.skipUnless(shutil.which("node"), "no node here")
+    def test_programs_in_another_language_read_too(self) -> None:
+        program = "```javascript\nconst lines = require('fs').readFileSync(0, 'utf8').split('\\n');\n{}\n```"
+        add = "console.log(lines[1].split(' ').reduce((a, b) => {} + Number(b), 0));"
+        texts = {"a": program.format(add.format("a")), "b": program.format(add.format("Number(a)"))}
+        told = self.told(texts, prompt="Sample Input:\n3\n1 2 3\n\nSample Output:\n6\n")
+        self.assertTrue(told["verification"]["verified"])
+        self.assertEqual(told["verification"]["details"]["inputs"], 16)
+
+    def test_programs_that_lack_what_they_read_are_given_and_not_verified(self) -> None:
+        text = "```python\nprint(int(input()) + {})\n```"
+        told = self.told(
+            {"a": "```python\n1 / 0\n```", "b": text.format(1), "c": text.format("1.0")}, prompt="Add one."
+        )
+        verification = told["verification"]
+        self.assertEqual((verification["verified"], verification["synthesis_strategy"]), (False, "best_available"))
+        self.assertEqual(told["selected_response"], text.format(1))
 
     def test_what_is_written_for_a_shell_is_run_too(self) -> None:
         program = "```bash\necho {}\n```"

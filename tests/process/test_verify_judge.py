@@ -950,9 +950,35 @@ class RunsTest(JudgeTest):
         self.assertEqual(self.program("while True: pass", total_s=0.2)["keys"], ["!timeout"])
         self.assertEqual(self.program("print('a'\n")["error"]["kind"], "syntax")
 
+    def test_a_program_gives_a_key_for_each_text_that_it_reads(self) -> None:
+        code = "a, b = map(int, input().split())\nprint(a + b)\nassert a > 0"
+        keys = self.program(code, inputs=["1 2\n", "2 1\n", "0 2\n", "7\n"])["keys"]
+        self.assertEqual(keys, ["(s'3',0)", "(s'3',0)", "!status 1", "!status 1"])
+
+    def test_no_text_keeps_a_program_from_the_others_and_the_time_is_for_all(self) -> None:
+        code = "n = int(input())\nwhile n == 2: pass\nprint(n)"
+        keys = self.program(code, inputs=["1", "2", "3"], total_s=0.8)["keys"]
+        self.assertEqual(keys, ["(s'1',0)", "!timeout", "(s'3',0)"])
+        began_s = time.process_time()
+        keys = self.program("input()\nwhile True: pass", inputs=["1"] * 20, total_s=0.8)["keys"]
+        self.assertEqual(keys, ["!timeout"] * 20)
+        self.assertLess(time.process_time() - began_s, 2)
+        keys = self.program("print('a'", inputs=["1"] * 3)["keys"]
+        self.assertEqual(keys, ["!syntax"] * 3)
+
+    def test_a_program_that_has_nothing_to_read_is_told_from_one_that_fails(self) -> None:
+        for code in ("print(int(input()))", "import sys\na, b = sys.stdin.read().split()"):
+            self.assertEqual(self.program(code)["keys"], ["!no input"], code)
+            self.assertEqual(self.program(code, inputs=["x"])["keys"], ["!status 1"], code)
+        self.assertEqual(self.program("1 / 0")["keys"], ["!status 1"])
+
 
 @unittest.skipUnless(shutil.which("bash"), "no bash here")
 class BashTest(JudgeTest):
+    def test_a_script_gives_a_key_for_each_text_that_it_reads(self) -> None:
+        report = self.program("read a b\necho $((a + b))", "bash", inputs=["1 2\n", "5 5\n"])
+        self.assertEqual(report["keys"], ["(s'3',0)", "(s'10',0)"])
+
     def test_scripts_are_checked_and_run(self) -> None:
         report = self.stdio("read a b\necho $((a + b))", ("1 2\n", "3"), ("2 2\n", "5"), language="bash")
         self.assertEqual((report["passed"], len(report["failures"])), (1, 1))
@@ -1096,6 +1122,8 @@ class JavaScriptTest(JudgeTest):
         code = "const [a, b] = require('fs').readFileSync(0, 'utf8').split(' ').map(Number);\nconsole.log(a + b);"
         report = self.stdio(code, ("1 2", "3"), ("1 2", "4"), language="javascript", **self.slow)
         self.assertEqual((report["passed"], len(report["failures"])), (1, 1))
+        report = self.program(code, "javascript", inputs=["1 2\n", "5 5\n"], **self.slow)
+        self.assertEqual(report["keys"], ["(s'3',0)", "(s'10',0)"])
         report = self.program("require('fs').writeFileSync('ran', '');\nconst = 1;", "javascript", **self.slow)
         self.assertEqual((report["error"]["kind"], Path("ran").exists()), ("syntax", False))
 

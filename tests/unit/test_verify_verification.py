@@ -10,7 +10,7 @@ from typing import Any, Optional
 from gateway.errors import ClientGone, GatewayError
 from gateway.inference import Answer
 from gateway.verify.answering import has_consensus, noted, response_of, verification_of
-from gateway.verify.execution import JUDGED_S, SPARE_S
+from gateway.verify.execution import JUDGED_S, SPARE_S, START_S
 from gateway.verify.panel import LARGE_BYTES, Member, Panel
 from gateway.verify.question import Question, RunLimits
 from gateway.verify.sandbox.job import Job, Run
@@ -505,6 +505,59 @@ class RunTest(VerificationCase):
             running.go()
             self.assertTrue(running.ended)
             self.assertEqual(self.jail.of("")[-1].job.payload, stdin)
+
+    def test_without_an_entry_point_inputs_are_what_programs_read(self) -> None:
+        first, second = EXAMPLE["inputs"]
+        self.made = {"entry_point": None, "inputs": [{**first, "args": "1 2"}, second]}  # type: ignore[dict-item]
+        running = self.begin(question("ab", show_runs=True), heals=1)
+        self.say(running, RIGHT, WRONG)
+        payload = self.jail.of("judge")[0].payload
+        self.assertEqual((payload["mode"], payload["inputs"]), ("program", ["1 2", "(5,)"]))
+        self.assertEqual((payload["entry_point"], payload["total_s"]), (None, JUDGED_S))
+        asked = self.members.calls[2].messages[-1]["content"]
+        self.assertIn("the program, which is to read '1 2', does not give what the example", asked)
+        self.say(running, RIGHT, start=2)
+        self.assertTrue(running.result.decision.verified)
+        self.assertEqual({ticket.job.payload for ticket in self.jail.of("")}, {b"1 2"})
+
+    def test_programs_that_print_nothing_whatever_they_read_agree_about_nothing(self) -> None:
+        self.made = {"entry_point": None, "inputs": [{"tier": 0, "args": "1"}, {"tier": 2, "args": "2"}]}
+        silent = {"error": None, "keys": ["(s'',0)"] * 2}
+        self.reports.update({"return x + 1": silent, "return 1 + x": silent})
+        running = self.begin(question())
+        self.say(running, RIGHT, ALSO_RIGHT, RIGHT)
+        decision = running.result.decision
+        self.assertEqual((decision.verified, decision.strategy, decision.groups[0]), (False, "majority", [0, 2]))
+
+    def test_starting_another_language_for_each_run_is_allowed_for(self) -> None:
+        first, second = EXAMPLE["inputs"]
+        self.made = {"entry_point": None, "inputs": [first, second]}
+        running = self.begin(question("ab"))
+        text = RIGHT.replace("```python", "```javascript")
+        self.say(running, text, text)
+        self.assertTrue(running.ended)
+        self.assertEqual(self.jail.of("judge")[0].payload["total_s"], JUDGED_S + 2 * START_S)
+
+    def test_programs_that_only_lack_what_they_read_are_given_and_not_sent_back(self) -> None:
+        self.made = {"entry_point": None}
+        unfed = {"error": None, "keys": ["!no input"]}
+        self.reports.update({"return x + 1": unfed, "return 1 + x": unfed})
+        for texts, strategy, chosen in (
+            ((BROKEN, RIGHT, ALSO_RIGHT), "best_available", 1),
+            ((BROKEN, ALSO_RIGHT, ALSO_RIGHT), "majority", 1),
+            ((WRONG, RIGHT, RIGHT), "best_available", 0),  # that prints something
+            ((BROKEN, BROKEN, BROKEN), "abstained", None),
+        ):
+            self.members = Members()
+            running = self.begin(question())
+            self.say(running, *texts)
+            decision = running.result.decision
+            self.assertEqual((decision.verified, decision.strategy, decision.chosen), (False, strategy, chosen))
+        self.members = Members()
+        running = self.begin(question("ab"), heals=1)
+        self.say(running, RIGHT, ALSO_RIGHT)
+        self.assertTrue(running.ended)
+        self.assertEqual(len(self.members.calls), 2)
 
     def test_a_run_may_take_what_the_request_allows(self) -> None:
         running = self.begin(question("ab", limits=RunLimits(4.0, 64 << 20, 0.5), show_runs=True))

@@ -17,25 +17,31 @@ from typing import Callable, NamedTuple, Optional
 
 from gateway.verify.harness.domain import Hints, Shape, Wording, guesses  # in the sandbox this file stands before
 from gateway.verify.harness.examples import Example, calls_in, examples_in
+from gateway.verify.harness.feeds import Feeds
 from gateway.verify.harness.fuzz import Fuzz
 from gateway.verify.harness.literals import NoValue, literal_text
 from gateway.verify.harness.mining import Pool, mined
 from gateway.verify.harness.relations import Relations, related
 from gateway.verify.harness.signatures import Signature, asked_for
+from gateway.verify.harness.stdin import as_stdin, stdin_examples
+from gateway.verify.harness.stdio import printed_key, reads_stdin
 
 CALLS_MAX = 30  # calls in answers, and the client's inputs: each
 LITERALS_MAX = 50
 NEAR_MAX = 100
 WILD_MAX = 50
+STDINS_MAX = 16  # of a program that reads: each is a process of its own
 INPUT_CHARS_MAX = 2000
 TEXT_CHARS_READ = 20_000  # of a prompt, a program, an answer: of each the start and the end
 _TRIES_PER_INPUT = 12
+_ASKS_FOR_FUNCTION = re.compile(r"\b(?:functions?|methods?|def)\b", re.I)
 
 Args = list[object]
 
 
 class Input(NamedTuple):
-    """One call to make: arguments as a Python literal, and of an example what is expected and how it is wrapped."""
+    """One call to make: arguments as a Python literal, and of an example what is expected and how it is wrapped.
+    Without a function, one run: `args` is what the program reads."""
 
     tier: int
     args: str
@@ -44,7 +50,7 @@ class Input(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What `generate` found: the function (None: no inputs either), and the inputs, tier by tier."""
+    """What `generate` found: the function (None: nothing to call), and the inputs, tier by tier."""
 
     function: Optional[Signature]
     inputs: list[Input]
@@ -67,6 +73,11 @@ def generate(
     candidates = [_cut(source) for source in candidates or []]
     answers = [_cut(text) for text in answers or []]
     function = asked_for(prompt, entry_point, candidates)
+    if entry_point is None and 2 * sum(map(reads_stdin, candidates)) > len(candidates):
+        if function is None or _is_part(function, prompt):
+            rows = _stdins(prompt, candidates, inputs or [], seed)
+            if rows:
+                return Generated(None, rows)
     if function is None:
         return Generated(None, [])
     gathered = _Inputs()
@@ -89,6 +100,27 @@ def generate(
         for turn, seeds in enumerate(guessed):
             _Filler(prompt, function, seeds, pool, rng, gathered).fill((turn + 1) / len(guessed))
     return Generated(function, sorted(gathered.inputs, key=_cost))
+
+
+def _is_part(function: Signature, prompt: str) -> bool:
+    """Whether a function of programs that read is only a part of them: the prompt does not ask for one."""
+    asked = asked_for(prompt, None, [])
+    return not _ASKS_FOR_FUNCTION.search(prompt) and (asked is None or asked.name != function.name)
+
+
+def _stdins(prompt: str, candidates: list[str], inputs: list[Args], seed: int) -> list[Input]:
+    """What programs that read are to be run with; nothing, where no example and no client says what they read."""
+    given = {
+        example.stdin: None if example.printed is None else printed_key(example.printed)
+        for example in stdin_examples(prompt)
+    }
+    for args in inputs[:STDINS_MAX]:
+        if len(args) == 1 and isinstance(args[0], str):
+            given.setdefault(as_stdin(args[0]), None)
+    rows = [Input(0, stdin, expected) for stdin, expected in given.items()][:STDINS_MAX]
+    feeds = Feeds(list(given), prompt, mined(prompt, candidates), candidates, random.Random(seed))
+    rows += [Input(2, stdin) for stdin in feeds.more(STDINS_MAX - len(rows))]
+    return sorted(rows, key=_cost)
 
 
 def _cut(text: str) -> str:

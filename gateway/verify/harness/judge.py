@@ -19,16 +19,16 @@ from typing import Any, Callable, Optional
 
 from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
 from gateway.verify.harness.keys import JUDGE, error_key, is_error, key_of  # in the sandbox this file stands before
-from gateway.verify.harness.printed import flooded, normalised, shortened  # in the sandbox this file stands before
 from gateway.verify.harness.processes import Ended, Late, Nursery, Process  # in the sandbox this file stands before
 from gateway.verify.harness.remote import Link  # in the sandbox this file stands before
 from gateway.verify.harness.running import (  # in the sandbox this file stands before
     TEXT_CHARS,
     NoProgram,
     Report,
-    Running,
     empty_report,
 )
+from gateway.verify.harness.scripts import Scripts  # in the sandbox this file stands before
+from gateway.verify.harness.stdio import normalised  # in the sandbox this file stands before
 from gateway.verify.harness.testing import ClientTest, alarm  # in the sandbox this file stands before
 from gateway.verify.harness.wire import Garbled, KeyUnpacker, Packer  # in the sandbox this file stands before
 
@@ -60,14 +60,15 @@ def judge(code: str, payload: dict[str, Any]) -> Report:
     """Judge the program `code`; for outside the sandbox. Main thread only.
 
     `payload`: "mode": "outputs" (call `entry_point` with each of `inputs`), "tests" (Python sources, and what
-    it prints for each of `pairs`' "input"), "program" (run it once); "language": "python", "javascript", "bash";
-    "entry_point": None is the only function of the program; "inputs": literals of lists of arguments; "wraps": for
-    each input None or ["round", [digits]]; "per_call_s", "total_s".
+    it prints for each of `pairs`' "input"), "program" (run it with each of `inputs` to read, else once with nothing);
+    "language": "python", "javascript", "bash"; "entry_point": None is the only function of the program; "inputs":
+    literals of lists of arguments, of mode "program" texts; "wraps": for each input None or ["round", [digits]];
+    "per_call_s", "total_s".
 
     Returns "error" (None, or "kind" and "text": nothing could be judged; of kind JUDGE, for no fault of the program's
-    that is known), "keys" (one per input; of mode "program" one,
-    of what it printed), "passed", "total", "failures" ("index", "text", "faulty": whether no program could pass that
-    test; the first FAILURES_TOLD), "functions".
+    that is known), "keys" (one per input, or per run; of mode "program" of what it printed), "passed", "total",
+    "failures" ("index", "text", "faulty": whether no program could pass that test; the first FAILURES_TOLD),
+    "functions".
     """
     nursery = Nursery(code)
     try:
@@ -98,7 +99,7 @@ def judge_with(nursery: Nursery, code: str, payload: bytes) -> Report:
     return judging.report
 
 
-class Judging(Running):
+class Judging(Scripts):
     """One program and one task: its report."""
 
     def __init__(self, nursery: Nursery, code: str, task: dict[str, Any]) -> None:
@@ -200,7 +201,7 @@ class Judging(Running):
         if self._pairs and self._language != "python":
             self._check()
         for index, pair in enumerate(self._pairs, len(self._tests)):
-            self._count(index, "no time was left for it" if self._over() else self._compare(pair))
+            self._count(index, "no time was left for it" if self._over() else self.compare(pair))
 
     def _call_tests(self) -> None:
         self._loaded()
@@ -242,30 +243,10 @@ class Judging(Running):
             self._end()
         return text or link.broken or None, test.faulty
 
-    # --- programs as a whole
+    # --- mode "program"
 
     def program(self) -> None:
-        if self._language != "python":
-            self._check()
-        status, printed, _ = self._run(b"")
-        if status is None:
-            key = error_key("output" if flooded(printed) else "timeout")
-        else:
-            key = key_of((normalised(printed), status)) if status == 0 else error_key(f"status {status}")
-        self.report["keys"] = [key]
-
-    def _compare(self, pair: dict[str, str]) -> Optional[str]:
-        status, printed, said = self._run(str(pair.get("input") or "").encode("utf-8", "surrogatepass"))
-        if status is None:
-            return "it printed too much" if flooded(printed) else "it took too long"
-        got, wanted = normalised(printed), normalised(str(pair["output"]))
-        if status != 0:
-            return f"it ended with status {status}: {said[-300:].strip()}"
-        return None if got == wanted else f"it printed {shortened(got)}, not {shortened(wanted)}"
-
-    def _run(self, stdin: bytes) -> tuple[Optional[int], str, str]:
-        """Run the program once: its exit status (None: it took too long), what it printed to stdout and stderr."""
-        return self._finished("script" if self._language == "python" else f"{self._language} script", stdin)
+        self.run_all(self._inputs, self.report["keys"])
 
 
 def packed_literal(text: str) -> Any:

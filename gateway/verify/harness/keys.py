@@ -26,6 +26,7 @@ UNSEEN = "o"  # begins the key of what only its type's name is known of, or of a
 JUDGE = "judge"  # the kind of an error that is none of the program's: it could not be judged
 NOT = "≠"  # begins what an example demands that the result is not
 ERROR = "!"  # a call that raised or took too long; what follows it is for people
+NO_INPUT = "no input"  # what follows it, where a program failed that had nothing to read
 
 
 class Opaque:

@@ -9,7 +9,6 @@ import time
 from typing import Any, Optional
 
 from gateway.verify.harness.keys import JUDGE  # in the sandbox this file stands before
-from gateway.verify.harness.printed import syntax_text  # in the sandbox this file stands before
 from gateway.verify.harness.processes import (  # in the sandbox this file stands before
     WALL_FACTOR,
     WALL_SLACK_S,
@@ -18,6 +17,7 @@ from gateway.verify.harness.processes import (  # in the sandbox this file stand
     Nursery,
     Process,
 )
+from gateway.verify.harness.stdio import syntax_text  # in the sandbox this file stands before
 from gateway.verify.harness.wire import Garbled  # in the sandbox this file stands before
 
 LOAD_S = 1.0
@@ -122,14 +122,15 @@ class Running:
             raise NoProgram("entry_point", f"it defines no function {self._entry_point!r}")
         return self._entry_point
 
-    def _finished(self, kind: str, stdin: bytes) -> tuple[Optional[int], str, str]:
-        """Run it once: its exit status (None: it took too long), what it printed to stdout and stderr."""
+    def _finished(self, kind: str, stdin: bytes, most_s: float) -> tuple[Optional[int], str, str]:
+        """Run it once: its exit status (None: it took more than `most_s` of the processor), what it printed to stdout
+        and stderr."""
         status: Optional[int] = None
         try:
             process = self._start(kind, stdin)
             if kind == "script":
                 self._told(process)
-            status = process.finish(self._left_s(), self._until_s)
+            status = process.finish(min(most_s, self._left_s()), self._until_s)
         except Late:
             pass
         except Ended as error:
@@ -143,7 +144,7 @@ class Running:
         """Have the language say whether this is a program at all, before it is run. Raises NoProgram."""
         if self._language not in ("javascript", "bash"):
             raise NoProgram("load", f"no way to run a program of {self._language}")
-        status, _, said = self._finished(f"{self._language} check", b"")
+        status, _, said = self._finished(f"{self._language} check", b"", self._total_s)
         if status is None:
             raise NoProgram("timeout", "it takes too long to check")
         if status == 126:  # there is nothing here that could check it
