@@ -1,6 +1,6 @@
 """Many verifications at once, a third of the programs hostile: is every one answered, what is left, who else feels it.
 
-    python -m tests.bench.verifying [--verifications 200] [--rate 200] [--seconds 8] [--turns 3]
+    python -m tests.bench.verifying [--verifications 200] [--rate 200] [--seconds 8] [--turns 3] [--engine-ms 0]
 
 Starts an engine that answers as three models (two of them write a right program, the third a hostile one), and a
 gateway in front of it. First all verifications are sent at once: each has to be answered, by the right program, and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import os
@@ -26,13 +27,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from . import client, paced, processes
 from .processes import BenchError, Child
 
 ROOT = Path(__file__).resolve().parents[2]
 RIGHT = "def add(a, b):\n    return a + b"
+ORDINARY = "hi #0"
 HOSTILE = (
     "while True: pass",
     "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
@@ -72,14 +74,16 @@ def program_of(request: dict[str, Any]) -> str:
     return HOSTILE[number % len(HOSTILE)]
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer the requests of one connection."""
+async def answer(engine_ms: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the requests of one connection; ordinary ones after so many milliseconds."""
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
             body = await reader.readexactly(int(lengths[0][15:])) if lengths else b"{}"
             request = json.loads(body)
+            if lengths and request["messages"][0]["content"] == ORDINARY:
+                await asyncio.sleep(engine_ms / 1000)
             message = {"role": "assistant", "content": f"```python\n{program_of(request)}\n```"} if lengths else {}
             usage = {"prompt_tokens": 20, "completion_tokens": 20, "total_tokens": 40}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -92,9 +96,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         writer.close()
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, engine_ms: int) -> None:
     """Be the engine."""
-    server = await asyncio.start_server(answer, "127.0.0.1", port, backlog=1024)
+    server = await asyncio.start_server(functools.partial(answer, engine_ms), "127.0.0.1", port, backlog=1024)
     async with server:
         await server.serve_forever()
 
@@ -166,16 +170,17 @@ def rss_mb(pid: int) -> float:
 
 def bodies() -> Iterator[bytes]:
     """Ordinary requests."""
-    body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "hi #0"}]}).encode()
+    body = json.dumps({"model": "a", "messages": [{"role": "user", "content": ORDINARY}]}).encode()
     return itertools.repeat(body)
 
 
-def p99_ms(port: int, rate: int, seconds: float) -> float:
+def p99_ms(port: int, rate: int, seconds: float, engine_ms: int) -> float:
     """The 99th percentile of ordinary requests at a fixed rate."""
-    return paced.run(port, {}, bodies(), rate, 16, seconds).p99_us / 1000
+    connections = 16 + 2 * rate * engine_ms // 1000
+    return paced.run(port, {}, bodies(), rate, connections, seconds).p99_us / 1000
 
 
-def beside(port: int, rate: int, seconds: float, streams: int) -> tuple[float, int]:
+def beside(measured: Callable[[], float], port: int, streams: int) -> tuple[float, int]:
     """The same beside verifications that never pause, and how many of those there were."""
     stop = threading.Event()
     done = itertools.count()
@@ -197,7 +202,7 @@ def beside(port: int, rate: int, seconds: float, streams: int) -> tuple[float, i
         thread.start()
     try:
         time.sleep(1.0)  # until all of them are under way: what is measured is the load, not its beginning
-        p99 = p99_ms(port, rate, seconds)
+        p99 = measured()
     finally:
         stop.set()
         for thread in threads:
@@ -207,12 +212,12 @@ def beside(port: int, rate: int, seconds: float, streams: int) -> tuple[float, i
     return p99, next(done)
 
 
-def beside_loops(port: int, rate: int, seconds: float) -> float:
+def beside_loops(measured: Callable[[], float]) -> float:
     """The same beside two busy loops that run only when nobody else wants the processor."""
     loops = [subprocess.Popen([sys.executable, "-c", LOOP], start_new_session=True) for _ in range(2)]
     try:
         time.sleep(0.5)
-        return p99_ms(port, rate, seconds)
+        return measured()
     finally:
         for loop in loops:
             loop.kill()
@@ -243,6 +248,7 @@ def measure(args: argparse.Namespace, work: Path) -> bool:
     """All of it; whether it held."""
     engine_port = processes.free_port()
     own = [sys.executable, "-m", "tests.bench.verifying", "--engine", str(engine_port)]
+    own += ["--engine-ms", str(args.engine_ms)]
     engine = processes.start("engine", own, work / "engine.log", cwd=ROOT)
     client.wait_until_answering(engine, engine_port, "/", 20.0)
     gateway, port = start_gateway(engine_port, work)
@@ -267,11 +273,12 @@ def measure(args: argparse.Namespace, work: Path) -> bool:
     )
     print(f"processes left: {len(left) - before} (zombies: {zombies})")
     alone, loaded, idle = [], [], []
+    measured = functools.partial(p99_ms, port, args.rate, args.seconds, args.engine_ms)
     for turn in range(args.turns):
-        alone.append(p99_ms(port, args.rate, args.seconds))
-        p99, count = beside(port, args.rate, args.seconds, args.streams)
+        alone.append(measured())
+        p99, count = beside(measured, port, args.streams)
         loaded.append(p99)
-        idle.append(beside_loops(port, args.rate, args.seconds))
+        idle.append(beside_loops(measured))
         figures = f"{alone[-1]:.2f} ms alone, {p99:.2f} beside {count} verifications, {idle[-1]:.2f} beside idle loops"
         print(f"turn {turn + 1}: p99 at {args.rate}/s {figures}")
     ratios = [statistics.median(b / a for a, b in zip(alone, others)) for others in (loaded, idle)]
@@ -286,12 +293,13 @@ def main() -> int:
     parser.add_argument("--engine", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--verifications", type=int, default=200)
     parser.add_argument("--rate", type=int, default=200, help="ordinary requests a second")
+    parser.add_argument("--engine-ms", type=int, default=0, help="that the engine takes for an ordinary request")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn")
     parser.add_argument("--streams", type=int, default=4, help="verifications under way beside them")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
     if args.engine:
-        asyncio.run(serve(args.engine))
+        asyncio.run(serve(args.engine, args.engine_ms))
         return 0
     processes.install_cleanup()
     processes.open_files_limit()
