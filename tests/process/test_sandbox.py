@@ -11,6 +11,7 @@ import tempfile
 import unittest
 from pathlib import Path
 from typing import Optional
+from unittest import mock
 
 from gateway.verify.sandbox.job import Job
 from gateway.verify.sandbox.namespaces import NamespacesLevel
@@ -216,3 +217,26 @@ class NobodysPlainTest(NobodyTest):
 
 if __name__ == "__main__":
     unittest.main()
+
+
+@unittest.skipUnless(sys.platform.startswith("linux"), "what runs inside runs on Linux")
+class UsageTest(unittest.TestCase):
+    def test_memory_is_looked_at_exactly_only_while_that_is_needed_and_does_not_take_too_long(self) -> None:
+        from gateway.verify.sandbox import watching
+
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            real, read = watching._field_bytes, []
+
+            def noted(path: str, names: tuple[bytes, ...]) -> int:
+                read.append(Path(path).name)
+                return real(path, names)
+
+            with mock.patch.object(watching, "_field_bytes", noted):
+                eventually(lambda: watching.usage_of(os.getpid(), 0)[1] > 1 << 20)
+                self.assertIn("smaps_rollup", read)
+                for limit_s, enough_bytes in ((-1.0, 0), (60.0, 1 << 60)):
+                    read.clear()
+                    with mock.patch.object(watching, "EXACT_S", limit_s):
+                        self.assertGreater(watching.usage_of(os.getpid(), enough_bytes)[1], 1 << 20)
+                    self.assertNotIn("smaps_rollup", read)
+            child.communicate(b"\n")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
-import os
 import struct
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -16,7 +14,6 @@ from typing import Any
 from unittest import mock
 
 from gateway.verify.sandbox.texts import harness_sources, inside_command, inside_text, join
-from tests.support import eventually
 
 HARNESSES = Path(__file__).resolve().parents[2] / "gateway" / "verify" / "harness"
 LINUX = sys.platform.startswith("linux")
@@ -172,26 +169,3 @@ class ReportTest(unittest.TestCase):
         for cut in range(1, len(framed(b"second"))):
             self.assertEqual(last_report(both[:-cut]), b"one")
         self.assertEqual(last_report(framed(b"one") + b"\xff" * 8), b"one")
-
-
-@unittest.skipUnless(LINUX, "what runs inside runs on Linux")
-class UsageTest(unittest.TestCase):
-    def test_memory_is_looked_at_exactly_only_while_that_is_needed_and_does_not_take_too_long(self) -> None:
-        from gateway.verify.sandbox import watching
-
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-            real, read = watching._field_bytes, []
-
-            def noted(path: str, names: tuple[bytes, ...]) -> int:
-                read.append(Path(path).name)
-                return real(path, names)
-
-            with mock.patch.object(watching, "_field_bytes", noted):
-                eventually(lambda: watching.usage_of(os.getpid(), 0)[1] > 1 << 20)
-                self.assertIn("smaps_rollup", read)
-                for limit_s, enough_bytes in ((-1.0, 0), (60.0, 1 << 60)):
-                    read.clear()
-                    with mock.patch.object(watching, "EXACT_S", limit_s):
-                        self.assertGreater(watching.usage_of(os.getpid(), enough_bytes)[1], 1 << 20)
-                    self.assertNotIn("smaps_rollup", read)
-            child.communicate(b"\n")
