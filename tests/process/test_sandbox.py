@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import stat
 import subprocess
@@ -56,6 +57,16 @@ class ProcessPlainTest(Processed, sandboxing.PlainCases):
 
 class ProcessLimitTest(Processed, sandboxing.LimitCases):
     own_disk = own_count = False
+
+    @unittest.skipUnless(platform.machine() in ("x86_64", "aarch64"), "no table of this machine's calls")
+    def test_there_is_no_network_here_either(self) -> None:
+        code = (
+            "import socket\n"
+            "for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):\n"
+            "    try:\n        socket.socket(family)\n        print('open')\n"
+            "    except PermissionError:\n        print('refused')\n"
+        )
+        self.assertEqual(self.job(code).stdout.split(), [b"refused"] * 3)
 
     def test_nothing_is_left_when_the_gateway_is_killed(self) -> None:
         code = (
