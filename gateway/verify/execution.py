@@ -28,6 +28,7 @@ JUDGED_S = 2.0  # of CPU and of wall time, for all calls, or all runs, of one ca
 CALL_S = 0.1
 JUDGE_TRIES = 2  # and no more: it may be the program that sees to it
 START_S = 0.15  # of CPU, that starting node or a shell may take, which is no fault of a program
+WAIT_S = 1.0  # by the clock, that such a start may wait where others want the processors
 SPARE_S = 10.0  # of the clock, for starting and reporting where others want the processors, too
 INPUTS_S = 5.0  # of CPU time, for making inputs
 SHOWN_CHARS = 2000
@@ -139,9 +140,11 @@ class Runs:
             mode = "outputs" if inputs.entry_point is not None and inputs.arguments else "program"
         compares = mode != "tests" and bool(inputs.arguments)
         total_s = question.limits.timeout_s
+        waits_s = 0.0
         if compares:
             starts = len(inputs.arguments) if mode == "program" and program.language != "python" else 0
             total_s = min(JUDGED_S + START_S * starts, total_s)
+            waits_s = WAIT_S * starts
         payload = {
             "mode": mode,
             "language": program.language,
@@ -150,12 +153,13 @@ class Runs:
             "wraps": list(inputs.wraps),
             "per_call_s": CALL_S,
             "total_s": total_s,
+            "waits_s": waits_s,
             "tests": list(question.tests),
             "pairs": list(question.pairs),
         }
-        # The judge ends a program after twice the time by the clock, and needs some to tell of it.
+        # The judge ends a program after twice the time by the clock, and its waits, and needs some to tell of it.
         limits = self._limits(total_s)
-        limits = limits._replace(wall_s=2 * total_s + SPARE_S, cpu_s=limits.cpu_s + 1)
+        limits = limits._replace(wall_s=2 * total_s + waits_s + SPARE_S, cpu_s=limits.cpu_s + 1)
         return Job(program.language, program.code, "judge", json.dumps(payload).encode(), limits)
 
     def _limits(self, wall_s: float) -> Limits:

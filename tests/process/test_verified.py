@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from tests.panels import code
+from tests.parallel import alone
 from tests.verified import VerifiedTest, answer
 
 RIGHT, ALSO_RIGHT, WRONG = code("return x + 1"), code("return sum((x, 1))"), code("return x")
@@ -118,6 +119,7 @@ class RealSandboxTest(VerifiedTest):
         verification = self.told(texts, prompt=prompt)["verification"]
         self.assertEqual((verification["verified"], verification["groups"]), (True, [["b", "c"]]))
 
+    @alone
     @unittest.skipUnless(shutil.which("node"), "no node here")
     def test_programs_in_another_language_read_too(self) -> None:
         program = "```javascript\nconst lines = require('fs').readFileSync(0, 'utf8').split('\\n');\n{}\n```"

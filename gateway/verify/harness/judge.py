@@ -63,7 +63,7 @@ def judge(code: str, payload: dict[str, Any]) -> Report:
     it prints for each of `pairs`' "input"), "program" (run it with each of `inputs` to read, else once with nothing);
     "language": "python", "javascript", "bash"; "entry_point": None is the only function of the program; "inputs":
     literals of lists of arguments, of mode "program" texts; "wraps": for each input None or ["round", [digits]];
-    "per_call_s", "total_s".
+    "per_call_s", "total_s"; "waits_s": of the clock, beside that which `total_s` gives.
 
     Returns "error" (None, or "kind" and "text": nothing could be judged; of kind JUDGE, for no fault of the program's
     that is known), "keys" (one per input, or per run; of mode "program" of what it printed), "passed", "total",

@@ -44,7 +44,8 @@ class Running:
         self._language: str = task.get("language", "python")
         self._entry_point: Optional[str] = task.get("entry_point")
         self._total_s = float(task.get("total_s", 2.0))
-        self._until_s = time.monotonic() + self._total_s * WALL_FACTOR + WALL_SLACK_S
+        wall_s = self._total_s * WALL_FACTOR + WALL_SLACK_S + float(task.get("waits_s", 0.0))
+        self._until_s = time.monotonic() + wall_s
         self._process: Optional[Process] = None
         self._started = 0
         self._has_run = False  # whether anything of the program has
