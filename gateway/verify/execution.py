@@ -27,7 +27,7 @@ from gateway.verify.sandbox.sandbox import UNAVAILABLE, Sandbox, Ticket
 JUDGED_S = 2.0  # of CPU and of wall time, for all calls, or all runs, of one candidate
 CALL_S = 0.1
 JUDGE_TRIES = 2  # and no more: it may be the program that sees to it
-START_S = 0.15  # of CPU, that starting node or a shell may take, which is no fault of a program
+START_S = 0.15  # of CPU, that starting a program may take, which is no fault of a program
 WAIT_S = 1.0  # by the clock, that such a start may wait where others want the processors
 SPARE_S = 10.0  # of the clock, for starting and reporting where others want the processors, too
 INPUTS_S = 5.0  # of CPU time, for making inputs
@@ -142,7 +142,7 @@ class Runs:
         total_s = question.limits.timeout_s
         waits_s = 0.0
         if compares:
-            starts = len(inputs.arguments) if mode == "program" and program.language != "python" else 0
+            starts = len(inputs.arguments) if mode == "program" else 0
             total_s = min(JUDGED_S + START_S * starts, total_s)
             waits_s = WAIT_S * starts
         payload = {

@@ -96,6 +96,7 @@ class RealSandboxTest(VerifiedTest):
         self.assertEqual(told["verification"]["groups"][0], ["a", "b"])
         self.assertEqual(told["model_responses"][0]["execution_results"][0]["stdout"], "42\n")
 
+    @alone
     def test_programs_that_read_are_compared_by_what_they_print_for_examples_and_the_like(self) -> None:
         prompt = "Read two integers and print their sum. Input: 1 2 Output: 3"
         read = "a, b = map(int, input().split())"

@@ -513,7 +513,7 @@ class RunTest(VerificationCase):
         self.say(running, RIGHT, WRONG)
         payload = self.jail.of("judge")[0].payload
         self.assertEqual((payload["mode"], payload["inputs"]), ("program", ["1 2", "(5,)"]))
-        self.assertEqual((payload["entry_point"], payload["total_s"]), (None, JUDGED_S))
+        self.assertEqual((payload["entry_point"], payload["total_s"]), (None, JUDGED_S + 2 * START_S))
         asked = self.members.calls[2].messages[-1]["content"]
         self.assertIn("the program, which is to read '1 2', does not give what the example", asked)
         self.say(running, RIGHT, start=2)
