@@ -577,8 +577,56 @@ class TestsTest(JudgeTest):
             with self.subTest(test=test):
                 self.assertPasses(code, test.format(2))
                 self.assertFails(code, test.format(3), "line")
-        self.assertFails(code, "class TestF:\n    def test_a(self, tmp_path): assert f(1) == 2", "calls nothing")
         self.assertFails(code + "\nclass TestF:\n    def test_a(self): pass", "assert TestF", "calls nothing")
+
+    def test_no_part_of_a_test_is_left_out_in_silence(self) -> None:
+        wrong = "def f(x): return x + 1 if x != 3 else 0"
+        trivial = "def test_a(): assert f(1) == 2\n"
+        for part, told in (
+            ("def test_b(capsys): assert f(3) == 4", "test_b asks for capsys, which nobody gives"),
+            ("def test_b(*, tmp_path): assert f(3) == 4", "test_b asks for tmp_path"),
+            ("class TestB:\n    def test_b(self, capsys): assert f(3) == 4", "TestB.test_b asks for capsys"),
+            (
+                "class TestB:\n    @staticmethod\n    def test_b(capsys): assert f(3) == 4",
+                "TestB.test_b asks for capsys",
+            ),
+            (
+                "class TestB:\n    class TestC:\n        def test_b(self, n): assert f(3) == 4",
+                "TestC.test_b asks for n",
+            ),
+            ("def check(candidate): assert candidate(3) == 4", "no entry_point says which"),
+            ("if __name__ == '__main__':\n    assert f(3) == 4", "below `if __name__ == '__main__':` is not run"),
+            ("def test_b():\n    yield\n    assert f(3) == 4", "test_b yields"),
+            (
+                "import unittest\nclass B(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n"
+                "    @unittest.skip('later')\n    def test_b(self): self.assertEqual(f(3), 4)",
+                "test_b",
+            ),
+        ):
+            with self.subTest(part=part):
+                failure = self.judged(f"{wrong}\ndef g(): pass", trivial + part)["failures"][0]
+                self.assertIn(told, failure["text"])
+                self.assertTrue(failure["faulty"])
+
+    def test_what_can_be_called_without_a_fixture_is_called(self) -> None:
+        right, wrong = "def f(x): return x + 1", "def f(x): return x + 1 if x != 3 else 0"
+        trivial = "def test_a(): assert f(1) == 2\n"
+        for part in (
+            "def test_b(n=3): assert f(n) == 4",
+            "def test_b(*, n=3): assert f(n) == 4",
+            "def test_b(*given, **named): assert f(3) == 4",
+            "from unittest.mock import patch\n@patch('builtins.print')\ndef test_b(mocked): assert f(3) == 4",
+            "import functools\n@functools.lru_cache\ndef test_b(): assert f(3) == 4",
+            "import functools\ndef test_of(n): assert f(n) == 4\ntest_b = functools.partial(test_of, 3)\ndel test_of",
+            "class TestB:\n    @staticmethod\n    def test_b(): assert f(3) == 4",
+            "class TestB:\n    @classmethod\n    def test_b(cls): assert f(3) == 4",
+            "class TestB:\n    def test_b(self, n=3): assert f(n) == 4",
+            "class TestB:\n    class TestC:\n        def test_b(self): assert f(3) == 4",
+            "class Base:\n    def test_b(self): assert f(3) == 4\nclass TestB(Base): pass",
+        ):
+            with self.subTest(part=part):
+                self.assertPasses(right, trivial + part)
+                self.assertFails(wrong, trivial + part, "0")
 
     def test_a_case_whose_tests_were_skipped_or_passed_against_expectation_has_not_passed(self) -> None:
         for how in ("unittest.skip('later')", "unittest.expectedFailure"):
@@ -610,7 +658,6 @@ class TestsTest(JudgeTest):
         self.assertFails(code, "", "calls nothing")
         for test, faulty in (("assert f(1 == 1", True), ("assert 1", True), ("assert f(1) == 7", False)):
             self.assertEqual([one["faulty"] for one in self.judged(code, test)["failures"]], [faulty], test)
-        self.assertFails(code, "if __name__ == '__main__':\n    assert f(1) == 2", "calls nothing")
         self.assertFails("import math\n" + code, "assert math.gcd(4, 6) == 2", "calls nothing")
         self.assertPasses("LIMIT = 7\n" + code, "assert LIMIT == 7")
         self.assertFails(code, "def helper():\n    assert f(1) == 2", "calls nothing")

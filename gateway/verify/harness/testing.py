@@ -9,10 +9,8 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-import itertools
 import os
 import signal
-import sys
 import time
 import types
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Optional
 
 from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
+from gateway.verify.harness.collecting import Faulty, run_collected, unreached  # in the sandbox likewise
 from gateway.verify.harness.remote import Link, Remote, Unusable  # in the sandbox likewise
 
 CUT_AGAIN_S = 0.05
@@ -59,11 +58,14 @@ class ClientTest:
 
     def failure(self) -> Optional[str]:
         """Run it: None when it has passed, else what is wrong. A test that calls nothing of the program, or asserts
-        nothing, fails."""
+        nothing, or of which a part cannot be called, fails."""
         exit_before = os._exit
         try:
             tree = ast.parse(self._source, self._name)
             code = compile(tree, self._name, "exec", dont_inherit=True)
+            not_run = unreached(tree)
+            if not_run is not None:
+                raise Faulty(not_run)
             names = self._link.names()
             if without_own_imports(tree, names):
                 code = compile(tree, self._name, "exec", dont_inherit=True)
@@ -75,6 +77,9 @@ class ClientTest:
                 self.faulty = True
                 return f"the test is not Python: {described(error)}"
             return self._told(error)
+        except Faulty as error:
+            self.faulty = True
+            return str(error)
         except (Cut, Unusable) as error:
             self.cut = True
             return self._told(error)
@@ -101,20 +106,7 @@ class ClientTest:
             names.setdefault("candidate", entry)
         names.update(__name__=self._name, __builtins__=builtins)
         exec(code, names)
-        for name, value in list(names.items()):
-            own = type(value) is types.FunctionType and value.__code__.co_filename == self._name
-            if own and name == "check" and value.__code__.co_argcount == 1 and entry is not None:
-                value(entry)
-            elif own and name.startswith("test") and value.__code__.co_argcount == 0:
-                finish(value())
-        unittest: Any = sys.modules.get("unittest")
-        for name, value in list(names.items()):
-            if not isinstance(value, type) or value.__module__ != self._name:
-                continue
-            if unittest and issubclass(value, unittest.TestCase):
-                run_case(unittest, value)
-            elif name.startswith("Test"):
-                run_class(value)
+        run_collected(names, self._name, entry)
 
     def _is_own(self, error: BaseException) -> bool:
         """Whether it was raised by a line of the test, and not by the program."""
@@ -214,44 +206,3 @@ def is_data(value: Any) -> bool:
 def used_names(code: types.CodeType) -> set[str]:
     inner = [used_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
     return set(code.co_names).union(*inner)
-
-
-def finish(value: Any) -> None:
-    if type(value) is types.CoroutineType:
-        import asyncio  # a test with an async function has loaded it
-
-        asyncio.run(value)
-
-
-def run_class(kind: type) -> None:
-    """Run the tests of a class as pytest does: each with an object of its own. What asks for more than that object
-    (pytest would make it) is not run."""
-    call_if_there(kind, "setup_class")
-    for name in dir(kind):
-        method = getattr(kind, name)
-        own = type(method) is types.FunctionType and method.__code__.co_argcount == 1
-        if own and name.startswith("test"):
-            made = kind()
-            call_if_there(made, "setup_method", method)
-            try:
-                finish(getattr(made, name)())
-            finally:
-                call_if_there(made, "teardown_method", method)
-    call_if_there(kind, "teardown_class")
-
-
-def call_if_there(holder: Any, name: str, *given: Any) -> None:
-    """Call a method of the test's, with as much of what is given as it takes."""
-    method = getattr(holder, name, None)
-    if type(method) is types.MethodType:
-        method(*given[: max(0, method.__func__.__code__.co_argcount - 1)])
-
-
-def run_case(unittest: Any, case: type) -> None:
-    """Run a TestCase; raises AssertionError with the text of what failed first."""
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
-    for _, text in itertools.chain(result.failures, result.errors):
-        raise AssertionError(text.strip().splitlines()[-1])
-    if not result.testsRun or not result.wasSuccessful() or len(result.skipped) == result.testsRun:
-        raise AssertionError(f"{case.__name__}: no test was run to its end, or one passed that should not")
