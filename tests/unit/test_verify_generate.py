@@ -130,6 +130,27 @@ class ExamplesTest(unittest.TestCase):
         for text in ("f(3) = 4, f(5) = 6", "f(3) is 4, or so", "f(3) is 4 (or more)", "f(3) == 4 if all is well."):
             self.assertEqual(read(text)[0], ([3], "4"), text)
 
+    def test_results_that_contradict_each_other_are_no_expectation(self) -> None:
+        for prompt in (
+            "f(3) == 4\nf(3) == 5",
+            "f(3) == 4\nf(3) == 5\nf(3) == 4",
+            'def f(x):\n    """F.\n    >>> f(3)\n    4\n    >>> f(3)\n    5\n    """',
+            "Input: x = 3\nOutput: 4\n\nInput: x = 3\nOutput: 5",
+        ):
+            examples = examples_in(prompt, Signature("f", ("x",), ("",), 1))
+            self.assertEqual([(e.args, e.expected) for e in examples], [([3], None)], prompt)
+
+    def test_what_stands_below_words_that_say_it_is_wrong_is_no_expectation(self) -> None:
+        function = Signature("f", ("x",), ("",), 1)
+        for prompt, expected in (
+            ("Currently:\nf(3) == 5", None),
+            ("It gives a wrong result:\n\nf(3) == 5", None),
+            ("f(3) returns 5 currently.", None),
+            ("Currently:\nf(3) == 5\nIt should be:\nf(3) == 4", "4"),
+            ("Numbers that are wrong are refused.\nf(3) == 4", "4"),
+        ):
+            self.assertEqual([e.expected for e in examples_in(prompt, function)], [expected], prompt)
+
     def test_what_a_prompt_says_is_wrong_is_no_expectation(self) -> None:
         for text in (
             "Fix it: f(3) returns 5 but it should return 4.",

@@ -56,6 +56,29 @@ class ExamplesTest(unittest.TestCase):
         ):
             self.assertEqual([(s, o and o.strip()) for s, o in read(prompt)], [("5\n", "15")], prompt)
 
+    def test_what_is_shown_as_wrong_is_no_expectation(self) -> None:
+        for prompt in (
+            "It prints this wrong result:\n\nInput: 1 2\nOutput: 3\n\nMend it.",
+            "Currently:\nInput: 1 2\nOutput: 3\n",
+            "### Actual output\nInput: 1 2\nOutput: 3\n",
+            "Input: 1 2\nOutput: 3\n\nThis is wrong.",
+            "Input: 1 2\nOutput: 3\n\nIt should print -1.",
+            "Input: 1 2\nOutput: 3\nExpected Output: -1",
+            "Input: 1 2\nOutput: 3\n\nInput: 1 2\nOutput: -1",
+            "Input: 1 2\nOutput: 3\n\nInput: 1 2\nOutput: -1\n\nInput: 1 2\nOutput: 3",
+        ):
+            self.assertEqual(read(prompt), [("1 2\n", None)], prompt)
+
+    def test_beside_what_is_wrong_what_is_right_is_expected(self) -> None:
+        for prompt in (
+            "Currently:\nInput: 1 2\nOutput: 3\n\nIt should be:\nInput: 1 2\nOutput: -1",
+            "Incorrect example:\nInput: 1 2\nOutput: 3\nCorrect example:\nInput: 1 2\nOutput: -1",
+            "It should be:\nInput: 1 2\nOutput: -1\n\nCurrently:\nInput: 1 2\nOutput: 3",
+            "Print -1 if a number is wrong.\nInput: 1 2\nOutput: -1",
+            "Input: 1 2\nOutput: -1\n\nIt should print the difference of any two numbers.",
+        ):
+            self.assertEqual(read(prompt), [("1 2\n", "-1")], prompt)
+
     def test_several_lines_and_several_examples(self) -> None:
         prompt = "Sample Input 1\n\n3\n1 2 3\n\nSample Output 1\n\n1\n6\n\n"
         prompt += "Sample Input 2\n\n1\n9\n\nSample Output 2\n\n1\n9\n"

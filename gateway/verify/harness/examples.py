@@ -44,9 +44,15 @@ _DENIED_BEFORE = re.compile(
     re.I,
 )
 _DENIED_BEHIND = re.compile(
-    r"[^.;\n]{0,60}\b(?:wrong|incorrect|mistaken?|bug|erroneous|not (?:right|correct|what)|isn't (?:right|correct))\b"
+    r"[^.;\n]{0,60}\b(?:currently|at the moment|right now|wrong|incorrect|mistaken?|bug|erroneous"
+    r"|not (?:right|correct|what)|isn't (?:right|correct))\b"
     r"|[`'\")\s]{0,9}[,;(]?\s{0,9}(?:but|while|whereas|although|though|and)\s(?:it\s|that\s|this\s)?(?:should|must|ought)\b"
     r"|[`'\")\s]{0,9}[,;(]?\s{0,9}(?:expected|should be)\b",
+    re.I,
+)
+SHOWN_AS_WRONG = re.compile(
+    r"\b(?:currently|at the moment|right now|wrong(?:ly)?|incorrect(?:ly)?|mistakenly|erroneous(?:ly)?|buggy|bug|actual"
+    r"|instead of)\b",
     re.I,
 )
 _INSTEAD = re.compile(
@@ -81,14 +87,31 @@ def examples_in(prompt: str, function: Signature) -> list[Example]:
         found += _assignments(text, function) + _inputs_and_outputs(text, function)
     found = _without_asides(text, found)
     unique: dict[str, Example] = {}
+    contradicted = set()  # what the prompt says of these, nobody can know
     for example in found:
+        if example.expected is not None and is_shown_as_wrong(text, example.place):
+            example = example._replace(expected=None)
         try:
-            known = unique.setdefault(literal_text(example.args) + repr(example.wrap), example)
+            call = literal_text(example.args) + repr(example.wrap)
         except NoValue:
             continue
-        if example.expected is not None and (known.expected is None or is_denial(known.expected)):
-            unique[literal_text(example.args) + repr(example.wrap)] = example
+        known = unique.setdefault(call, example)
+        if example.expected is None or example.expected == known.expected:
+            continue
+        if known.expected is None or is_denial(known.expected):
+            unique[call] = example
+        elif not is_denial(example.expected):
+            contradicted.add(call)
+    for call in contradicted:
+        unique[call] = unique[call]._replace(expected=None)
     return list(unique.values())[:EXAMPLES_MAX]
+
+
+def is_shown_as_wrong(text: str, place: int) -> bool:
+    """Whether the line above that of an example introduces what is to be changed: "Currently:"."""
+    line_start = text.rfind("\n", 0, place) + 1
+    above = text[max(0, line_start - 300) : line_start].rstrip().rpartition("\n")[2]
+    return above.endswith(":") and bool(SHOWN_AS_WRONG.search(above))
 
 
 def calls_in(text: str, function: Signature) -> list[list[object]]:

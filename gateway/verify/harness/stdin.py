@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
+from gateway.verify.harness.examples import SHOWN_AS_WRONG  # in the sandbox this file stands before
+
 EXAMPLES_MAX_READ = 10
 _FENCE = re.compile(r"\s{0,12}(?:```|~~~)[`~]{0,9}\s{0,9}(\w{0,20})")
 _LABEL = re.compile(
@@ -49,6 +51,13 @@ _SENTENCE = re.compile(r"(?:\S+\s+){2,}\S|.*[.:?]$")  # matched against one line
 _EXPLAINED = re.compile(r"\S\s(?:\(|because\b|since\b|as\b|for\b|which\b|#|//|<-|←|--)", re.I)
 _LETTER = re.compile(r"[^\W\d_]")
 _DENIED = re.compile(r"\b(?:not|never|instead|wrong\w*|incorrect\w*|currently|but)\b|n't\b", re.I)
+# Below what is printed.
+_WAS_WRONG = re.compile(
+    r"\W*(?:this|that|it|which|but|the (?:output|result|answer))\b[^\n]*(?:\b(?:wrong|incorrect|mistake|bug"
+    r"|not (?:right|correct|what))\b"
+    r"|\b(?:should|must|ought to) (?:be|have|print(?:ed)?|give|output|show|return)\b:? ?[-`\"'\d])",
+    re.I,
+)
 _LEFT_OUT = re.compile(r"\.\.\.|…")
 
 
@@ -73,14 +82,42 @@ class _Item(NamedTuple):
 def stdin_examples(prompt: str) -> list[StdinExample]:
     """Returns the examples of a prompt, in order, each once. At most EXAMPLES_MAX_READ."""
     found: dict[str, StdinExample] = {}
+    contradicted = set()
+    for example in _pairs(prompt):
+        if example.stdin not in found and len(found) >= EXAMPLES_MAX_READ:
+            continue
+        known = found.setdefault(example.stdin, example)
+        if known.printed is None:
+            found[example.stdin] = example
+        elif example.printed not in (None, known.printed):
+            contradicted.add(example.stdin)  # what is to be printed then, nobody can know
+    return [one._replace(printed=None) if one.stdin in contradicted else one for one in found.values()]
+
+
+def _pairs(prompt: str) -> Iterator[StdinExample]:
+    """What is read and what is printed then, as it comes. An output behind another one is of the same input."""
     given: Optional[_Item] = None
+    made: Optional[StdinExample] = None
+    is_wrong = False  # what comes now is shown as what is to be changed
     for item in _Lines(prompt).items():
-        if item.what == "output" and given is not None:
-            example = _stdin_example(given, item)
-            if example is not None and len(found) < EXAMPLES_MAX_READ:
-                found.setdefault(example.stdin, example)
-        given = item if item.what == "input" else None
-    return list(found.values())
+        if item.what == "":
+            introduces = item.text.rstrip(" *_").endswith(":") or bool(_HEADING.match(item.text))
+            is_wrong = introduces and bool(SHOWN_AS_WRONG.search(item.text))
+            if made is not None:
+                yield made._replace(printed=None) if not introduces and _WAS_WRONG.match(item.text) else made
+            given = made = None
+            continue
+        if made is not None:
+            yield made
+            made = None
+        if item.what == "input":
+            given = item
+        elif given is not None:
+            made = _stdin_example(given, item)
+            if made is not None and is_wrong:
+                made = made._replace(printed=None)
+    if made is not None:
+        yield made
 
 
 def as_stdin(text: str) -> str:
