@@ -32,7 +32,7 @@ def verification_of(verdict: Verdict, strategy: Optional[str] = None) -> dict[st
     ]
     details: dict[str, Any] = {
         "members": [_member(voice) for voice in verdict.voices],
-        "chosen": None if decision.chosen is None else names[decision.chosen],
+        "chosen": None if decision.chosen is None or strategy == ABSTAINED else names[decision.chosen],
         **decision.details,
     }
     if verdict.inputs is not None:

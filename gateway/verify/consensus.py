@@ -82,7 +82,9 @@ def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_fa
     groups = _groups(survivors, range(len(inputs.tiers)))
     chosen, tie = _largest(_counting(groups, min_families), survivors, alive, inputs)
     dissent = _dissent(chosen[0], survivors, inputs)
-    unseen = sum(map(is_unseen, _vector(chosen[0], _up_to(inputs, NEAR_TIER))))
+    near = _up_to(inputs, NEAR_TIER)
+    unseen = sum(map(is_unseen, _vector(chosen[0], near)))
+    beside = _vector(chosen[0], [index for index in near if inputs.expected[index] is None])
     families = len({candidate.family for candidate in chosen})
     majority = 2 * len(chosen) > members and families >= min_families
     verified = (
@@ -90,6 +92,7 @@ def decide(candidates: Sequence[Candidate], inputs: Inputs, members: int, min_fa
         and len(chosen) >= AGREEING_MIN
         and best == len(examples)  # something was executed that could have failed, and nothing did
         and any(not is_denial(inputs.expected[index] or "") for index in examples)  # (what is not 5 is hardly a demand)
+        and not (beside and all(map(is_error, beside)))  # (that agrees with whatever else fails there)
         and not unseen  # (whether those results are the same, nobody knows)
         and dissent <= (1 if members >= DISSENT_FORGIVEN_FROM else 0)
     )

@@ -232,7 +232,7 @@ class NoAgreementTest(ModelTest):
         self.assert_error(response, 422, "no_consensus")
         verification = response.json()["verification"]
         self.assertEqual((verification["synthesis_strategy"], verification["verified"]), ("abstained", False))
-        self.assertEqual(verification["groups"], [["b"]])
+        self.assertEqual((verification["groups"], verification["details"]["chosen"]), ([["b"]], None))
         line = running.request_line(response.request_id)
         self.assertEqual(
             (line["status"], line["error"], line["verification"]["result"]), (422, "no_consensus", "abstained")

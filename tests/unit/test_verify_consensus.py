@@ -38,6 +38,15 @@ class VerifiedTest(unittest.TestCase):
         self.assertEqual((made.chosen, made.verified, made.strategy, made.agreement), (0, True, "consensus", 1.0))
         self.assertEqual(made.groups, [[0, 1, 2]])
 
+    def test_programs_that_only_fail_beside_the_examples_agree_about_nothing(self) -> None:
+        failing = ("1", "2", "!A", "!B", "!C", "6")
+        made = decision(failing, failing, failing)
+        self.assertEqual((made.chosen, made.verified, made.strategy), (0, False, "majority"))
+        once = ("1", "2", "!A", "4", "!C", "!D")
+        self.assertTrue(decision(once, once, once).verified)
+        only = decide([Candidate(n, "ab"[n], ("1", "2")) for n in (0, 1)], Inputs((0, 0), ("1", "2")), 2)
+        self.assertTrue(only.verified)  # where there is nothing beside
+
     def test_one_alone_agrees_with_nobody(self) -> None:
         keys = ("i1", "i2")
         only = decide([Candidate(0, "a", keys)], Inputs((0, 2), ("i1", None)), 1)
