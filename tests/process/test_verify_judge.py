@@ -596,6 +596,12 @@ class TestsTest(JudgeTest):
             ),
             ("def check(candidate): assert candidate(3) == 4", "no entry_point says which"),
             ("if __name__ == '__main__':\n    assert f(3) == 4", "below `if __name__ == '__main__':` is not run"),
+            ("def test_b(): assert f(3) == 4\ndef test_b(): assert f(1) == 2", "test_b is there twice"),
+            (
+                "import unittest\nclass B(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n"
+                "    @unittest.expectedFailure\n    def test_b(self): self.assertEqual(f(3), 4)",
+                "is not to pass",
+            ),
             ("def test_b():\n    yield\n    assert f(3) == 4", "test_b yields"),
             (
                 "import unittest\nclass B(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n"

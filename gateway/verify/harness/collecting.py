@@ -115,8 +115,8 @@ def run_case(unittest: Any, case: type) -> None:
         raise AssertionError(text.strip().splitlines()[-1])
     if not result.testsRun or not result.wasSuccessful() or len(result.skipped) == result.testsRun:
         raise AssertionError(f"{case.__name__}: no test was run to its end, or one passed that should not")
-    if result.skipped:
-        raise Faulty(f"{result.skipped[0][0]} is skipped")
+    for test, _ in [*result.skipped, *result.expectedFailures]:
+        raise Faulty(f"{test} is skipped, or is not to pass")
 
 
 def finish(value: Any) -> None:
@@ -130,11 +130,20 @@ def finish(value: Any) -> None:
 
 
 def unreached(tree: ast.Module) -> Optional[str]:
-    """What of a test is for another way of running it, if that asserts anything."""
+    """What of a test is never run: for another way of running it, if that asserts anything, or since another one has
+    taken its name."""
+    for holder in ast.walk(tree):
+        if isinstance(holder, (ast.Module, ast.ClassDef)):
+            seen = set()
+            for one in holder.body:
+                if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                    if one.name in seen and one.name.lower().startswith("test"):
+                        return f"{one.name} is there twice, and one of them is not run"
+                    seen.add(one.name)
     for node in tree.body:
         if not isinstance(node, ast.If):
             continue
-        named = any(isinstance(one, ast.Name) and one.id == "__name__" for one in ast.walk(node.test))
-        if named and any(isinstance(one, ast.Assert) for part in node.body for one in ast.walk(part)):
+        asks = any(isinstance(one, ast.Name) and one.id == "__name__" for one in ast.walk(node.test))
+        if asks and any(isinstance(one, ast.Assert) for part in node.body for one in ast.walk(part)):
             return f"what stands below `{ast.unparse(node)[:60].splitlines()[0]}` is not run"
     return None

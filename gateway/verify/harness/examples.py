@@ -38,8 +38,9 @@ _UNEQUAL = re.compile(r"`?\s{0,9}(?:!==?|≠)\s{0,9}`?\s{0,9}")
 _CONDITION = re.compile(r"\b(?:if|when|while|whenever|unless|until|why|where|because|since)\b", re.I)
 _GOES_ON = re.compile(r"\s*(?:[-+*/%<>^&|=](?!>)|\w|[\"'(\[{])")
 # What a prompt says of a result that is not the one to give.
+_WRONG = r"currently|at the moment|right now|wrong(?:ly)?|incorrect(?:ly)?|mistakenly|erroneous(?:ly)?|buggy|bug"
 _DENIED_BEFORE = re.compile(
-    r"\b(?:currently|at the moment|right now|wrongly|incorrectly|mistakenly|erroneously|buggy|bug|wrong|incorrect)\b"
+    rf"\b(?:{_WRONG})\b"
     r"|\b(?:not|never|instead of|rather than)(?:\s\w{1,20}){0,2}\s{0,9}[`'\"(]{0,3}$",
     re.I,
 )
@@ -50,11 +51,7 @@ _DENIED_BEHIND = re.compile(
     r"|[`'\")\s]{0,9}[,;(]?\s{0,9}(?:expected|should be)\b",
     re.I,
 )
-SHOWN_AS_WRONG = re.compile(
-    r"\b(?:currently|at the moment|right now|wrong(?:ly)?|incorrect(?:ly)?|mistakenly|erroneous(?:ly)?|buggy|bug|actual"
-    r"|instead of)\b",
-    re.I,
-)
+SHOWN_AS_WRONG = re.compile(rf"\b(?:{_WRONG}|actual|instead of)\b", re.I)  # in words that introduce an example
 _INSTEAD = re.compile(
     r"[`'\")\s]{0,9},?\s{0,9}(?:instead of|rather than)\b", re.I
 )  # behind what is given, not what should be
