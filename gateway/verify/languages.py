@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 RUNNABLE = ("python", "javascript", "bash")
 TYPED = "pycon"
-TRANSCRIPTS = ("console", TYPED)
 """What was typed at a prompt, with what came out: no program."""
 
 _WORDS_OF = {

@@ -25,7 +25,6 @@ from gateway.verify.harness.keys import matches
 from .mutants import mutants, plain
 from .programs import outputs, verdicts
 
-POOLS = ("plain", "mix", "hard")
 MUTANTS_MAX, WRONG_MAX, RIGHT_MAX = 70, 36, 8
 OTHER_RIGHT = 0.25  # of the right members: another program that passes the tests
 _WORKERS = 2
