@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -251,3 +252,20 @@ class UsageTest(unittest.TestCase):
                         self.assertGreater(watching.usage_of(os.getpid(), enough_bytes)[1], 1 << 20)
                     self.assertNotIn("smaps_rollup", read)
             child.communicate(b"\n")
+
+    def test_a_look_that_was_held_up_counts_only_when_the_next_one_is_too(self) -> None:
+        from gateway.verify.sandbox import watching
+
+        much, little = 1 << 30, 1 << 20
+        looks = [(1, much, 0.0, False), (1, little, 0.0, True), (1, much, 0.0, False), (1, much, 0.0, False)]
+        limits = {"memory_bytes": 1 << 29, "cpu_s": 9.0, "processes": 9}
+        for sequence in (looks, [(1, much, 0.0, True)]):
+            ready_r, ready_w = os.pipe()
+            told_r, told_w = os.pipe()
+            self.addCleanup(lambda *fds: [os.close(fd) for fd in fds], ready_r, ready_w, told_r, told_w)
+            os.write(ready_w, json.dumps(limits).encode())
+            with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+                with mock.patch.object(watching, "usage_of", side_effect=sequence) as usage_of:
+                    said = watching.watch(child.pid, ready_r, told_w, mock.Mock(most_bytes=lambda: 0))
+                self.assertEqual((said["reason"], usage_of.call_count), ("memory", len(sequence)))
+                child.communicate(b"\n")

@@ -127,7 +127,7 @@ class SandboxTest(unittest.TestCase):
 class JailsTest(unittest.TestCase):
     def test_nobody_waits_for_ever_for_a_jail_and_one_that_comes_later_is_ended(self) -> None:
         go_on = threading.Event()
-        jail = unittest.mock.Mock()
+        jail = unittest.mock.Mock(discard=unittest.mock.Mock())  # made by one thread, and not by two at the same time
 
         def start() -> CommandJail:
             self.assertTrue(go_on.wait(TIMEOUT_S))
