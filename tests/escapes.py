@@ -338,7 +338,8 @@ class EscapeCases(Jailed):
         nonce, decoy = secrets.token_hex(16), secrets.token_hex(16)
         scan = (
             # Several, apart from each other: one may lie across the ends of two reads, or beside other digits.
-            f"decoys = [bytearray(b' {decoy} ') for _ in range(9)]\nimport re, sys\nhits = set()\nfor line in open('/proc/self/maps'):\n"
+            f"decoys = [bytearray(b' {decoy} ') for _ in range(9)]\nimport re, sys\nhits = set()\n"
+            "for line in open('/proc/self/maps'):\n"
             "    a, b = [int(x, 16) for x in line.split()[0].split('-')]\n"
             "    if 'r' in line.split()[1] and b - a < 1 << 28:\n        try:\n"
             "            with open('/proc/self/mem', 'rb', 0) as f:\n                f.seek(a)\n"

@@ -375,18 +375,18 @@ class WaitingTest(VerifiedTest):
     def test_waiting_takes_no_thread(self) -> None:
         running = self.several()
         count = 20
-        before = threading.active_count()
+        before = threading.active_count()  # One of another test may end meanwhile.
         with asked_threads(running) as asked:
             clients = [self.infer(running) for _ in range(count)]
             sides = [side for _ in range(count) for side in self.take().values()]
             eventually(lambda: running.app.pipeline.in_flight == 4 * count)
-            self.assertEqual(threading.active_count(), before)
+            self.assertLessEqual(threading.active_count(), before)
             self.assertEqual(asked(), 0)
             for side in sides:
                 answer(side, "42")
             self.assertEqual([client.read_response().status for client in clients], [200] * count)
             self.assertEqual(asked(), 0)
-        self.assertEqual(threading.active_count(), before)
+        self.assertLessEqual(threading.active_count(), before)
 
     def test_a_place_is_taken_by_each_member_and_none_by_who_waits_for_them(self) -> None:
         running = self.several("ab", WORKERS=1)
