@@ -184,8 +184,9 @@ class PlainCases(Jailed):
     def test_the_end_waits_for_threads_and_runs_what_was_registered(self) -> None:
         run = self.job(
             "import atexit, threading, time\natexit.register(print, 'last')\n"
-            "threading.Thread(target=lambda: (time.sleep(0.05), print('thread'))).start()\nprint('main')\n"
-            "raise SystemExit('why')"
+            "said = threading.Event()\n"
+            "threading.Thread(target=lambda: (said.wait(), time.sleep(0.05), print('thread'))).start()\nprint('main')\n"
+            "said.set()\nraise SystemExit('why')"
         )
         self.assert_ended(run, "exit", 1)
         self.assertEqual((run.stdout, run.stderr), (b"main\nthread\nlast\n", b"why\n"))
