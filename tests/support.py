@@ -17,8 +17,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
@@ -55,6 +57,16 @@ def eventually(condition: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
         if time.monotonic() >= deadline_s:
             raise AssertionError(f"not within {timeout_s:g} s; last seen: {value!r}")
         time.sleep(POLL_S)
+
+
+def thread_names() -> Counter[str]:
+    return Counter(thread.name for thread in threading.enumerate())
+
+
+def assert_no_more_threads(before: Counter[str]) -> None:
+    """No name has more threads than it had `before`, at last: one of a timer may take another's place just now. (Others
+    may have ended: they can be another test's.)"""
+    eventually(lambda: not thread_names() - before)
 
 
 class SocketTest(unittest.TestCase):

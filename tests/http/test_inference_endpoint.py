@@ -10,7 +10,15 @@ from typing import Any
 from gateway.verify.sandbox.job import Job, Run
 from tests.onloop import asked_threads
 from tests.panels import code
-from tests.support import RunningGateway, dead_url, eventually, gateway, mock_engine
+from tests.support import (
+    RunningGateway,
+    assert_no_more_threads,
+    dead_url,
+    eventually,
+    gateway,
+    mock_engine,
+    thread_names,
+)
 from tests.verified import INFERENCE, PROMPT, VerifiedTest, adds_one, answer
 
 RIGHT, WRONG = code("return x + 1"), code("return x")
@@ -375,18 +383,18 @@ class WaitingTest(VerifiedTest):
     def test_waiting_takes_no_thread(self) -> None:
         running = self.several()
         count = 20
-        before = threading.active_count()  # One of another test may end meanwhile.
+        before = thread_names()
         with asked_threads(running) as asked:
             clients = [self.infer(running) for _ in range(count)]
             sides = [side for _ in range(count) for side in self.take().values()]
             eventually(lambda: running.app.pipeline.in_flight == 4 * count)
-            self.assertLessEqual(threading.active_count(), before)
+            assert_no_more_threads(before)
             self.assertEqual(asked(), 0)
             for side in sides:
                 answer(side, "42")
             self.assertEqual([client.read_response().status for client in clients], [200] * count)
             self.assertEqual(asked(), 0)
-        self.assertLessEqual(threading.active_count(), before)
+        assert_no_more_threads(before)
 
     def test_a_place_is_taken_by_each_member_and_none_by_who_waits_for_them(self) -> None:
         running = self.several("ab", WORKERS=1)
