@@ -629,10 +629,27 @@ class TestsTest(JudgeTest):
             "class TestB:\n    def test_b(self, n=3): assert f(n) == 4",
             "class TestB:\n    class TestC:\n        def test_b(self): assert f(3) == 4",
             "class Base:\n    def test_b(self): assert f(3) == 4\nclass TestB(Base): pass",
+            "import unittest\nclass Base(unittest.TestCase):\n    def setUp(self): self.n = 3\n"
+            "class B(Base):\n    def test_b(self): self.assertEqual(f(self.n), 4)",
         ):
             with self.subTest(part=part):
                 self.assertPasses(right, trivial + part)
                 self.assertFails(wrong, trivial + part, "0")
+
+    def test_a_check_is_called_however_it_takes_the_function_in_question(self) -> None:
+        right, wrong = "def f(x): return x + 1", "def f(x): return x + 1 if x != 3 else 0"
+        trivial = "def test_a(): assert f(1) == 2\n"
+        for check in (
+            "def check(candidate): assert candidate(3) == 4",
+            "def check(candidate, n=3): assert candidate(n) == 4",
+            "def check(*given): assert given[0](3) == 4",
+            "def check(candidate=None): assert candidate(3) == 4",
+        ):
+            with self.subTest(check=check):
+                self.assertPasses(right, trivial + check, entry_point="f")
+                self.assertFails(wrong, trivial + check, "0", entry_point="f")
+        for helper in ("def check(x, expected): assert f(x) == expected", "def check(): pass"):
+            self.assertPasses(right, trivial + helper, entry_point="f")
 
     def test_a_case_whose_tests_were_skipped_or_passed_against_expectation_has_not_passed(self) -> None:
         for how in ("unittest.skip('later')", "unittest.expectedFailure"):
@@ -640,7 +657,9 @@ class TestsTest(JudgeTest):
                 "import unittest\nf(1)\nclass A(unittest.TestCase):\n"
                 f"    @{how}\n    def test_a(self): self.assertEqual(f(1), 2)"
             )
-            self.assertFails("def f(x): return x + 1", test, "no test was run")
+            failure = self.judged("def f(x): return x + 1", test)["failures"][0]
+            self.assertIn("is skipped, or is not to pass", failure["text"])
+            self.assertTrue(failure["faulty"])
 
     def test_a_failure_tells_the_line_and_what_the_last_call_gave(self) -> None:
         why = self.why("def f(x): return x + 1", "x = 1\nassert f(x) == 3, 'not three'")
