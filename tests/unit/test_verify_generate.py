@@ -146,6 +146,7 @@ class ExamplesTest(unittest.TestCase):
             ("Currently:\nf(3) == 5", None),
             ("It gives a wrong result:\n\nf(3) == 5", None),
             ("f(3) returns 5 currently.", None),
+            ("f(3) returns 5 wrongly.", None),
             ("Currently:\nf(3) == 5\nIt should be:\nf(3) == 4", "4"),
             ("Numbers that are wrong are refused.\nf(3) == 4", "4"),
         ):

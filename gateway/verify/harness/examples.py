@@ -38,20 +38,20 @@ _UNEQUAL = re.compile(r"`?\s{0,9}(?:!==?|≠)\s{0,9}`?\s{0,9}")
 _CONDITION = re.compile(r"\b(?:if|when|while|whenever|unless|until|why|where|because|since)\b", re.I)
 _GOES_ON = re.compile(r"\s*(?:[-+*/%<>^&|=](?!>)|\w|[\"'(\[{])")
 # What a prompt says of a result that is not the one to give.
-_WRONG = r"currently|at the moment|right now|wrong(?:ly)?|incorrect(?:ly)?|mistakenly|erroneous(?:ly)?|buggy|bug"
+WRONG_WORDS = r"currently|at the moment|right now|(?:wrong|incorrect|erroneous)(?:ly)?|mistake(?:n(?:ly)?)?|bug(?:gy)?"
+NOT_RIGHT = r"(?:not|isn't) (?:right|correct)|not what"
 _DENIED_BEFORE = re.compile(
-    rf"\b(?:{_WRONG})\b"
+    rf"\b(?:{WRONG_WORDS})\b"
     r"|\b(?:not|never|instead of|rather than)(?:\s\w{1,20}){0,2}\s{0,9}[`'\"(]{0,3}$",
     re.I,
 )
 _DENIED_BEHIND = re.compile(
-    r"[^.;\n]{0,60}\b(?:currently|at the moment|right now|wrong|incorrect|mistaken?|bug|erroneous"
-    r"|not (?:right|correct|what)|isn't (?:right|correct))\b"
+    rf"[^.;\n]{{0,60}}\b(?:{WRONG_WORDS}|{NOT_RIGHT})\b"
     r"|[`'\")\s]{0,9}[,;(]?\s{0,9}(?:but|while|whereas|although|though|and)\s(?:it\s|that\s|this\s)?(?:should|must|ought)\b"
     r"|[`'\")\s]{0,9}[,;(]?\s{0,9}(?:expected|should be)\b",
     re.I,
 )
-SHOWN_AS_WRONG = re.compile(rf"\b(?:{_WRONG}|actual|instead of)\b", re.I)  # in words that introduce an example
+SHOWN_AS_WRONG = re.compile(rf"\b(?:{WRONG_WORDS}|actual|instead of)\b", re.I)  # in words that introduce an example
 _INSTEAD = re.compile(
     r"[`'\")\s]{0,9},?\s{0,9}(?:instead of|rather than)\b", re.I
 )  # behind what is given, not what should be

@@ -12,7 +12,11 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
-from gateway.verify.harness.examples import SHOWN_AS_WRONG  # in the sandbox this file stands before
+from gateway.verify.harness.examples import (
+    NOT_RIGHT,
+    SHOWN_AS_WRONG,
+    WRONG_WORDS,
+)  # in the sandbox this file stands before
 
 EXAMPLES_MAX_READ = 10
 _FENCE = re.compile(r"\s{0,12}(?:```|~~~)[`~]{0,9}\s{0,9}(\w{0,20})")
@@ -53,8 +57,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _DENIED = re.compile(r"\b(?:not|never|instead|wrong\w*|incorrect\w*|currently|but)\b|n't\b", re.I)
 # Below what is printed.
 _WAS_WRONG = re.compile(
-    r"\W*(?:this|that|it|which|but|the (?:output|result|answer))\b[^\n]*(?:\b(?:wrong|incorrect|mistake|bug"
-    r"|not (?:right|correct|what))\b"
+    rf"\W*(?:this|that|it|which|but|the (?:output|result|answer))\b[^\n]*(?:\b(?:{WRONG_WORDS}|{NOT_RIGHT})\b"
     r"|\b(?:should|must|ought to) (?:be|have|print(?:ed)?|give|output|show|return)\b:? ?[-`\"'\d])",
     re.I,
 )
