@@ -253,6 +253,25 @@ class UsageTest(unittest.TestCase):
                     self.assertNotIn("smaps_rollup", read)
             child.communicate(b"\n")
 
+    def test_the_memory_of_who_ends_during_a_look_is_not_counted(self) -> None:
+        from gateway.verify.sandbox import watching
+
+        code = "a = bytearray(b'x') * (64 << 20)\nprint(flush=True)\ninput()"
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            real = watching._field_bytes
+
+            def ends(path: str, names: tuple[bytes, ...]) -> int:
+                if path == f"/proc/{child.pid}/smaps_rollup":
+                    child.kill()
+                    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+                return real(path, names)
+
+            self.assertGreater(watching.usage_of(os.getpid(), 1 << 60)[1], 64 << 20)
+            with mock.patch.object(watching, "_field_bytes", ends):
+                self.assertLess(watching.usage_of(os.getpid(), 0)[1], 64 << 20)
+
     def test_a_look_that_was_held_up_counts_only_when_the_next_one_is_too(self) -> None:
         from gateway.verify.sandbox import watching
 

@@ -184,8 +184,9 @@ def usage_of(root: int, enough_bytes: int) -> tuple[int, int, float, bool]:
         if memory_bytes <= enough_bytes or not in_time:
             break
         exact = _field_bytes(f"/proc/{pid}/smaps_rollup", EXACT)
-        if exact:
-            memory_bytes += exact + _field_bytes(f"/proc/{pid}/status", (PAGE_TABLES,)) - rough[pid]
+        # None of either: it has made itself unreadable, or it has ended meanwhile, and has no memory any more.
+        beside = _field_bytes(f"/proc/{pid}/status", (PAGE_TABLES,) if exact else ROUGH)
+        memory_bytes += exact + beside - rough[pid]
     return len(found), memory_bytes, ticks / os.sysconf("SC_CLK_TCK") + processor_s(reaped), in_time
 
 
