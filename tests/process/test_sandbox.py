@@ -265,7 +265,7 @@ class UsageTest(unittest.TestCase):
             def ends(path: str, names: tuple[bytes, ...]) -> int:
                 if path == f"/proc/{child.pid}/smaps_rollup":
                     child.kill()
-                    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+                    child.wait()
                 return real(path, names)
 
             self.assertGreater(watching.usage_of(os.getpid(), 1 << 60)[1], 64 << 20)
