@@ -154,6 +154,18 @@ class ZygoteTest(Namespaced):
         with self.assertRaises(OSError):
             level.open()
 
+    def test_a_job_is_ended_whose_keeper_has_been_held_up_on_its_way(self) -> None:
+        from gateway.verify.sandbox import namespaces
+
+        slow = "def keeper(self) -> None:\n        import time; time.sleep(3)\n"
+        text = namespaces.inside_text("zygote.py").replace("def keeper(self) -> None:\n", slow)
+        with mock.patch.object(namespaces, "inside_text", return_value=text):
+            level = NamespacesLevel({}, parked=0)
+            self.addCleanup(level.close)
+            jail = level.open()
+        run = jail.run(Job("python", "import os\nwhile 1: os.write(1, b'y' * 5000)"))
+        self.assertEqual((run.reason, len(run.stdout)), ("output", 65_536), run)
+
     def test_why_it_cannot_be_used_is_told(self) -> None:
         for python, words in (("/no/such/python", "No such file"), ("/bin/false", "died")):
             level = NamespacesLevel({}, python=python)

@@ -129,6 +129,8 @@ class Cell(Walls):
     def before_keeper(self) -> None:
         flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
         check(libc.unshare(flags), "unshare(a job's namespaces)")
+        if self._root:  # else the supervisor, once it is nobody, could not kill a keeper that is root still
+            os.setresuid(NOBODY, 0, 0)
 
     def supervisor(self) -> None:
         self._lose_root()
