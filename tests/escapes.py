@@ -338,7 +338,9 @@ class EscapeCases(Jailed):
         nonce, decoy = secrets.token_hex(16), secrets.token_hex(16)
         scan = (
             # Several, apart from each other: one may lie across the ends of two reads, or beside other digits.
-            f"decoys = [bytearray(b' {decoy} ') for _ in range(9)]\nimport re, sys\nhits = set()\n"
+            f"decoys = [bytearray(b' {decoy} ') for _ in range(9)]\nimport gc, re, sys\nhits = set()\n"
+            # PyPy moves what is young: from where the scan has yet to come to where it has been.
+            "gc.collect()\n"
             "for line in open('/proc/self/maps'):\n"
             "    a, b = [int(x, 16) for x in line.split()[0].split('-')]\n"
             "    if 'r' in line.split()[1] and b - a < 1 << 28:\n        try:\n"
