@@ -40,7 +40,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.routing",),
     (
         *("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.steps"),
-        *("gateway.telemetry", "gateway.threads"),
+        *("gateway.telemetry", "gateway.threads", "gateway.dialects", "gateway.schemas"),
     ),
     ("gateway.ending", "gateway.program", "gateway"),
 )
@@ -62,6 +62,7 @@ TELEMETRY_USERS = (
 
 # Pure or sans-I/O: bytes, values and time come in as arguments.
 PURE = (
+    "gateway.dialects",
     "gateway.errors",
     "gateway.jsonbounds",
     "gateway.reuse.batching",

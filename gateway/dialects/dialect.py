@@ -1,0 +1,64 @@
+"""What a dialect has to offer, for a client that speaks it and for an engine that does.
+
+Between the two ends everything is OpenAI's chat: a client's request becomes a chat request, and the chat answer or its
+chunks become the client's; an engine is asked in its own words, and what it answers becomes a chat answer or chunks.
+Owns the shapes only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from gateway.errors import GatewayError
+
+Json = dict[str, Any]
+
+
+class EventWriter(Protocol):
+    """Tells a client of a stream, event by event, in its own dialect. One object per stream, one thread at a time."""
+
+    def chunk(self, chunk: Json) -> bytes:
+        """One chat chunk has come: what the client reads of it, whole events; b"" where it says nothing new.
+
+        Never raises for anything that JSON can say: what is malformed counts as absent.
+        """
+        ...
+
+    def alive(self) -> bytes:
+        """Nothing has come for a while: what tells the client that the connection lives, at any place in the stream,
+        its beginning included."""
+        ...
+
+    def done(self) -> bytes:
+        """`[DONE]` has come: everything that a good end needs."""
+        ...
+
+    def failed(self, error: GatewayError, request_id: str) -> bytes:
+        """The stream is broken: the dialect's error event, and nothing that a client could take for a good end."""
+        ...
+
+
+class Conversation(Protocol):
+    """One request of a client, translated, and how its answer is told. Made by the dialect's `read`."""
+
+    chat: Json
+    """What engines are asked: a chat request, or for an endpoint of embeddings one of those."""
+    stream_type: bytes
+    """The media type of a streamed answer."""
+
+    def answer(self, chat: Json) -> Json:
+        """The client's form of a complete chat answer."""
+        ...
+
+    def events(self, prompt_tokens: int) -> EventWriter:
+        """What tells a streamed answer. `prompt_tokens`: the prompt's, estimated, for dialects that begin with it."""
+        ...
+
+
+class EventReader(Protocol):
+    """Makes chat chunks of an engine's event stream. One object per stream, one thread at a time."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes of the engine's body, cut anywhere; returns whole `data: …` events of chat chunks, `[DONE]` behind a
+        good end, or an event with `error`."""
+        ...
