@@ -25,13 +25,13 @@ def check_messages(request: Request) -> None:
     """Raise RequestRefused, which names what is wrong with `messages`."""
     messages = request.get("messages")
     if type(messages) is not list or not messages:
-        raise _refused("messages", "messages", "must be a non-empty list of messages")
+        raise _refused("invalid_messages", "messages", "must be a non-empty list of messages")
     for index, message in enumerate(messages):
         if type(message) is not dict:
-            raise _refused("messages", f"messages[{index}]", "must be an object")
+            raise _refused("invalid_messages", f"messages[{index}]", "must be an object")
         role = message.get("role")
         if type(role) is not str or role not in ROLES:
-            raise _refused("messages", f"messages[{index}].role", f"must be one of {', '.join(sorted(ROLES))}")
+            raise _refused("invalid_messages", f"messages[{index}].role", f"must be one of {', '.join(sorted(ROLES))}")
         if type(message.get("content")) is not str:
             _check_content(message, f"messages[{index}]")
 
@@ -46,14 +46,14 @@ def _check_content(message: dict[str, Any], where: str) -> None:
             what = (
                 f"is missing; only an assistant with {', '.join(_FOR_CONTENT[:-1])} or {_FOR_CONTENT[-1]} may omit it"
             )
-            raise _refused("messages", f"{where}.content", what)
+            raise _refused("invalid_messages", f"{where}.content", what)
     if type(content) is not list or not content:
-        raise _refused("messages", f"{where}.content", "must be a text or a list of typed parts")
+        raise _refused("invalid_messages", f"{where}.content", "must be a text or a list of typed parts")
     for index, part in enumerate(content):
         if type(part) is not dict or type(part.get("type")) is not str:
-            raise _refused("messages", f"{where}.content[{index}]", "must be an object with a type")
+            raise _refused("invalid_messages", f"{where}.content[{index}]", "must be an object with a type")
         if part["type"] == "text" and type(part.get("text")) is not str:
-            raise _refused("messages", f"{where}.content[{index}].text", "must be a text")
+            raise _refused("invalid_messages", f"{where}.content[{index}].text", "must be a text")
 
 
 # What an assistant may say instead of content: OpenAI's fields, and the thoughts that engines give, which clients send
@@ -64,14 +64,14 @@ _FOR_CONTENT = ("tool_calls", "function_call", "refusal", "audio", "reasoning_co
 def check_prompt(request: Request) -> None:
     """Raise RequestRefused for a `prompt` that no engine takes."""
     if not _texts_or_tokens(request.get("prompt")):
-        raise _refused("prompt", "prompt", "must be a text, a non-empty list of texts, or a list of tokens")
+        raise _refused("invalid_prompt", "prompt", "must be a text, a non-empty list of texts, or a list of tokens")
 
 
 def check_input(request: Request) -> None:
     """Raise RequestRefused for an `input` that no engine takes."""
     value = request.get("input")
     if value == "" or not _texts_or_tokens(value):
-        raise _refused("input", "input", "must be a non-empty text, a non-empty list of texts, or of tokens")
+        raise _refused("invalid_input", "input", "must be a non-empty text, a non-empty list of texts, or of tokens")
 
 
 def _texts_or_tokens(value: Any) -> bool:
@@ -86,8 +86,8 @@ def _texts_or_tokens(value: Any) -> bool:
     )
 
 
-def _refused(kind: str, where: str, what: str) -> RequestRefused:
-    return RequestRefused(f"invalid_{kind}", f"{where} {what}", param=where)
+def _refused(code: str, where: str, what: str) -> RequestRefused:
+    return RequestRefused(code, f"{where} {what}", param=where)
 
 
 def _model(value: Any) -> Optional[tuple[str, str]]:
