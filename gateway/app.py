@@ -16,6 +16,7 @@ from random import Random
 from typing import Any, Optional, TextIO
 
 from gateway.announcing import dotenv_warnings, shown_path, url_of
+from gateway.api.document import OPERATIONS
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
@@ -39,14 +40,7 @@ from gateway.telemetry.registry import Registry
 from gateway.tools.decisionlog import DecisionLog, header
 from gateway.workers import WorkerPool
 
-KNOWN_PATHS = frozenset(
-    (
-        *PATHS,
-        *("/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/{id}"),
-        *("/auth/token", "/admin/keys", "/admin/usage"),
-        *("/api/v1/cache/stats", "/api/v1/cache/clear", "/api/v1/models", "/api/v1/health"),
-    )
-)
+KNOWN_PATHS = frozenset(operation.path for operation in OPERATIONS)
 END_TIMEOUT_S = 5.0
 LAST_WRITES_S = 1.0  # for clients to take the last they are sent
 DRAIN_POLL_S = 0.05

@@ -186,6 +186,35 @@ def rotated(
     )
 
 
+def key_schema() -> dict[str, Any]:
+    """The body of `POST /admin/keys` in JSON Schema; one that this refuses is refused by `create`, too."""
+    count = {"type": ["integer", "null"], "minimum": 1, "maximum": _LARGEST}
+    name = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+    model = {"type": "string", "pattern": f"^{MODEL_PATTERN}$"}
+    fields: dict[str, dict[str, Any]] = {
+        "name": name,
+        "role": {"description": "`user` by default.", "type": ["string", "null"]},
+        "models": {
+            "description": "Names or patterns of the models that it may ask; by default all.",
+            "type": ["array", "null"],
+            "items": model,
+            "maxItems": MODELS_MAX,
+        },
+        "rpm": {"description": "Requests per minute.", **count},
+        "tpm": {"description": "Tokens per minute.", **count},
+        "concurrency": {"description": "Requests at once.", **count},
+        "budget_usd": {"type": ["number", "null"], "minimum": 1e-6, "maximum": _LARGEST},
+        "budget_period": {"description": "`month` by default.", "enum": [*BUDGET_PERIODS, None]},
+        "expires": {
+            "description": "From now, for example 90d; by default never.",
+            "type": ["string", "null"],
+            "pattern": "^[0-9]{1,12}[smhd]$",
+        },
+        "priority": {"enum": [*PRIORITIES, None]},
+    }
+    return {"type": "object", "required": ["name"], "properties": fields, "additionalProperties": False}
+
+
 def is_name(value: object) -> bool:
     """Whether a key may have that name."""
     return isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) is not None

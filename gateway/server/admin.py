@@ -12,6 +12,8 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
+from gateway.api import managing
+from gateway.api.operation import Operation
 from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
@@ -49,49 +51,51 @@ Action = Callable[[RequestHead, Identity, "re.Match[str]", ReadBody], Reply]
 
 
 class _Row:
-    """A path, `{…}` standing for any one part of it, what it needs and what it does, by method."""
+    """A path, `{…}` standing for any one part of it, and what it does, by method."""
 
-    def __init__(self, path: str, permission: str, actions: dict[str, Action]) -> None:
-        self.path = path
+    def __init__(self, path: str) -> None:
         self.pattern = re.compile(re.sub(r"\{\w+\}", "([^/]+)", path))
-        self.permission = permission
-        self.actions = actions
+        self.actions: dict[str, tuple[Operation, Action]] = {}
 
 
 class Admin:
     """Answers below `/admin/` and at `/auth/token`. Thread-safe; calls may wait for the state database."""
 
-    def __init__(self, pipeline: Pipeline, pages: Optional[CachePages] = None) -> None:
+    def __init__(self, pipeline: Pipeline, pages: CachePages) -> None:
         self._pipeline = pipeline
         self._pages = pages
         self._guard = pipeline.guard
-        admin: tuple[tuple[str, dict[str, Action]], ...] = (
-            ("/admin/keys", {"GET": self._list_keys, "POST": self._create_key}),
-            ("/admin/keys/{name}", {"DELETE": self._revoke_key}),
-            ("/admin/keys/{name}/rotate", {"POST": self._rotate_key}),
-            ("/admin/usage", {"GET": self._usage}),
-            ("/admin/engines/{id}/drain", {"POST": self._engine}),
-            ("/admin/engines/{id}/enable", {"POST": self._engine}),
+        actions: tuple[tuple[Operation, Action], ...] = (
+            (managing.TOKEN, self._token),
+            (managing.LIST_KEYS, self._list_keys),
+            (managing.CREATE_KEY, self._create_key),
+            (managing.REVOKE_KEY, self._revoke_key),
+            (managing.ROTATE_KEY, self._rotate_key),
+            (managing.USAGE, self._usage),
+            (managing.DRAIN_ENGINE, self._engine),
+            (managing.ENABLE_ENGINE, self._engine),
+            (managing.CACHE_STATS, self._cache_stats),
+            (managing.CLEAR_CACHE, self._clear_cache),
         )
-        self._table = [_Row("/auth/token", "", {"POST": self._token})]
-        self._table += [_Row(path, "admin", actions) for path, actions in admin]
-        if pages is not None:
-            self._table.append(_Row("/api/v1/cache/stats", "metrics", {"GET": self._cache_stats}))
-            self._table.append(_Row("/api/v1/cache/clear", "admin", {"POST": self._clear_cache}))
+        self._table: dict[str, _Row] = {}
+        for operation, action in actions:
+            row = self._table.setdefault(operation.path, _Row(operation.path))
+            row.actions[operation.method] = operation, action
 
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Optional[Reply]:
         """The answer, or None when the path is nothing of this. Raises GatewayError."""
-        for row in self._table:
+        for row in self._table.values():
             match = row.pattern.fullmatch(head.path)
             if match is None:
                 continue
-            action = row.actions.get("GET" if head.method == "HEAD" else head.method)
-            if action is None:
-                allowed = _allowed(row.actions)
+            found = row.actions.get("GET" if head.method == "HEAD" else head.method)
+            if found is None:
+                allowed = _allowed(row)
                 raise RequestRefused(
                     "method_not_allowed", f"{head.path[:200]} takes {allowed}", headers=(("Allow", allowed),)
                 )
-            identity = self._admitted(exchange, head, row.permission)
+            operation, action = found
+            identity = self._admitted(exchange, head, operation)
             try:
                 return action(head, identity, match, read_body)
             except StateDbError as error:
@@ -99,14 +103,14 @@ class Admin:
                 raise GatewayError("internal_error", "the state database cannot be used; see the log") from error
         return None
 
-    def _admitted(self, exchange: Exchange, head: RequestHead, permission: str) -> Identity:
+    def _admitted(self, exchange: Exchange, head: RequestHead, operation: Operation) -> Identity:
         """Who is asking, and may. Raises `unauthorized` and `forbidden`, both audited."""
         identity: Optional[Identity] = None
         try:
             identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
             exchange.identity = identity
-            if permission:
-                identity.require(permission)
+            if operation.permission:
+                identity.require(operation.permission)
             return identity
         except RequestRefused as error:
             if error.code == "forbidden":
@@ -129,11 +133,11 @@ class Admin:
 
     def methods(self, path: str) -> Optional[str]:
         """The methods that a path takes, as in `Allow`; None when it is nothing of this."""
-        return next((_allowed(row.actions) for row in self._table if row.pattern.fullmatch(path)), None)
+        return next((_allowed(row) for row in self._table.values() if row.pattern.fullmatch(path)), None)
 
-    def endpoints(self) -> dict[str, str]:
-        """Every path with the methods it is for."""
-        return {row.path: ", ".join(row.actions) for row in self._table}
+    def operations(self) -> Iterator[Operation]:
+        """All that is answered here."""
+        return (operation for row in self._table.values() for operation, _ in row.actions.values())
 
     @contextlib.contextmanager
     def _audited(self, identity: Identity, action: str, **fields: object) -> Iterator[dict[str, object]]:
@@ -179,8 +183,7 @@ class Admin:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "revoke_key", name=name[:NAME_CHARS]), _KeyRefusals():
             record = self._guard.store.revoke(name)
-        if self._pages is not None:  # who gets a key of that name one day is another
-            self._pages.forget_key(record.name)
+        self._pages.forget_key(record.name)  # who gets a key of that name one day is another
         return json_reply(to_public(record))
 
     def _rotate_key(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
@@ -218,11 +221,9 @@ class Admin:
         return json_reply({"engine": engine_id, "draining": draining, "models": models})
 
     def _cache_stats(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        assert self._pages is not None
         return json_reply(self._pages.stats())
 
     def _clear_cache(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
-        assert self._pages is not None
         with self._audited(identity, "clear_cache") as told:
             wanted = self._parse(read_body() or b"{}") if head.content_length or head.chunked else {}
             told.update({"of_key" if name == "key" else name: value for name, value in checked(wanted).items()})
@@ -233,8 +234,8 @@ class Admin:
         return json_reply({"cleared": cleared})
 
 
-def _allowed(actions: dict[str, Action]) -> str:
-    methods = [name for method in actions for name in ((method, "HEAD") if method == "GET" else (method,))]
+def _allowed(row: _Row) -> str:
+    methods = [name for method in row.actions for name in ((method, "HEAD") if method == "GET" else (method,))]
     return ", ".join((*methods, "OPTIONS"))
 
 

@@ -63,11 +63,12 @@ def before_body(status: int, headers: bytes, length: int, keep_alive: bool) -> b
 
 
 def whole(status: int, headers: bytes, body: bytes, keep_alive: bool, head_only: bool = False) -> bytes:
-    """A complete response with a Content-Length (204 has none: RFC 9110, 8.6). `headers` are lines ending in CRLF.
+    """A complete response with a Content-Length (204 has none, and 304 not its own: RFC 9110, 8.6). `headers` are lines
+    ending in CRLF.
 
     `head_only`: without the body, whose length it says (the answer to HEAD).
     """
-    if status == 204:
+    if status in (204, 304):
         return b"%b%b\r\n" % (head(status, headers), b"" if keep_alive else b"Connection: close\r\n")
     return b"%b%bContent-Length: %d\r\n\r\n%b" % (
         head(status, headers),

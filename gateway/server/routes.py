@@ -1,17 +1,18 @@
-"""What is answered without an engine: models, health, metrics, the index, CORS preflights.
+"""What is answered without an engine: models, health, metrics, the index, the API's description, CORS preflights.
 
 One table of paths. Owns nothing; reads the factory's snapshot and the metrics' registry.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Callable, Optional
 
 from gateway import __version__
+from gateway.api import inference, own
+from gateway.api.operation import Operation
 from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
@@ -19,6 +20,7 @@ from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
 from gateway.routing.virtual import VirtualSpec
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
+from gateway.server.documentpages import DocumentPages
 from gateway.server.exchange import Exchange
 from gateway.server.lostpaths import LostPaths
 from gateway.server.parsing import RequestHead
@@ -32,13 +34,14 @@ RENDERING_SHARE = 0.25
 RENDERED_AT_ONCE_S = 0.25
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
-MODELS = ("/v1/models", "/api/v1/models")
-ALWAYS_OPEN = ("/healthz", "/readyz")
+MODEL_START = own.MODEL.path.partition("{")[0]
+ALWAYS_OPEN = tuple(operation.path for operation in own.OPERATIONS if operation.permission is None)
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
 COUNT_LOOKS = 20  # then it is shown as it is
 
 
-Handler = Callable[[RequestHead], Reply]
+Handler = Callable[[RequestHead, Optional[Identity]], Reply]
+"""Of a path that is not open the caller is known."""
 
 
 class Routes:
@@ -53,18 +56,23 @@ class Routes:
         self._rendering_s = 0.0  # CPU seconds spent on that beyond the share, as of `_rendered_at_s`
         self._rendered_at_s = 0.0
         self._browsers = BrowserRules(self._settings)
-        self._open_paths = set(ALWAYS_OPEN)
         self._metrics_local = self._settings.metrics_auth != "off"
-        if self._settings.on_loopback or self._settings.metrics_auth == "off":
-            self._open_paths.add("/metrics")
-        self._gets: dict[str, Handler] = {
-            "/": self._index,
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/health": self._health,
-            "/metrics": self._metrics,
-            "/api/v1/health": self._health,
-        }
+        self._metrics_open = self._settings.on_loopback or self._settings.metrics_auth == "off"
+        pages = DocumentPages(pipeline.guard.authenticator, self._metrics_open)
+        handlers: tuple[tuple[Operation, Handler], ...] = (
+            (own.INDEX, self._index),
+            (own.HEALTHZ, self._healthz),
+            (own.READYZ, self._readyz),
+            (own.HEALTH, self._health),
+            (own.API_HEALTH, self._health),
+            (own.METRICS, self._metrics),
+            (own.MODELS, self._models),
+            (own.API_MODELS, self._models),
+            (own.MODEL, self._model),
+            (own.DOCUMENT, pages.document),
+            (own.DOCS, pages.page),
+        )
+        self._gets = {operation.path: (operation, handler) for operation, handler in handlers}
         self._lost_paths = LostPaths(self._endpoints())
 
     def check_browser(self, asked: Asked) -> None:
@@ -120,22 +128,30 @@ class Routes:
             reply = self._admin.answer(exchange, head, read_body)
             if reply is not None:
                 return reply
-        handler = self._gets.get(path)
-        if handler is None and (path in MODELS or (path.startswith("/v1/models/") and path != "/v1/models/")):
-            handler = functools.partial(self._models, exchange)
-        if handler is None and path not in PATHS and path != "*":
+        found = self._gets.get(path)
+        if found is None and path.startswith(MODEL_START) and path != MODEL_START:
+            found = self._gets[own.MODEL.path]
+        if found is None and path not in PATHS and path != "*":
             raise self._lost_paths.not_found(path)
-        allowed = "GET, HEAD, OPTIONS" if handler is not None else "POST, OPTIONS"
+        allowed = "GET, HEAD, OPTIONS" if found is not None else "POST, OPTIONS"
         if head.method == "OPTIONS":
             return self._preflight(head, allowed)
-        if handler is None or head.method not in ("GET", "HEAD"):
+        if found is None or head.method not in ("GET", "HEAD"):
             raise RequestRefused("method_not_allowed", f"{path} takes {allowed}", headers=(("Allow", allowed),))
-        if path not in self._open_paths or (path == "/metrics" and self._metrics_local and is_forwarded(head)):
-            identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
-            exchange.identity = identity
-            if path == "/metrics":
-                identity.require("metrics")
-        return handler(head)
+        operation, handler = found
+        return handler(head, self._admitted(exchange, head, operation))
+
+    def _admitted(self, exchange: Exchange, head: RequestHead, operation: Operation) -> Optional[Identity]:
+        """Who is asking, and may; None: anybody may. Raises `unauthorized` and `forbidden`."""
+        if operation.permission is None:
+            return None
+        if operation is own.METRICS and self._metrics_open and not (self._metrics_local and is_forwarded(head)):
+            return None
+        identity = self._pipeline.identify(head.headers, head.repeated, exchange.client_address)
+        exchange.identity = identity
+        if operation.permission:
+            identity.require(operation.permission)
+        return identity
 
     def _preflight(self, head: RequestHead, allowed: str) -> Reply:
         headers: tuple[tuple[str, str], ...] = (("Allow", allowed),)
@@ -148,18 +164,27 @@ class Routes:
             )
         return Reply(204, headers, b"")
 
-    def _index(self, head: RequestHead) -> Reply:
+    def operations(self) -> Iterator[Operation]:
+        """All that is answered, here, by the administrators' part and by engines."""
+        yield from inference.OPERATIONS
+        yield from (operation for operation, _ in self._gets.values())
+        yield from self._admin.operations()
+
+    def _index(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": self._endpoints()})
 
     def _endpoints(self) -> dict[str, str]:
         """Every path with the methods it is for."""
-        gets = (*MODELS, "/v1/models/{id}", *self._gets)
-        return {**dict.fromkeys(PATHS, "POST"), **dict.fromkeys(gets, "GET"), **self._admin.endpoints()}
+        methods: dict[str, str] = {}
+        for operation in self.operations():
+            before = methods.get(operation.path)
+            methods[operation.path] = operation.method if before is None else f"{before}, {operation.method}"
+        return methods
 
-    def _healthz(self, head: RequestHead) -> Reply:
+    def _healthz(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         return json_reply({"status": "ok"})
 
-    def _readyz(self, head: RequestHead) -> Reply:
+    def _readyz(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         if self._pipeline.draining:
             return json_reply({"status": "draining"}, 503)
         if not self._pipeline.factory.probed:
@@ -169,7 +194,7 @@ class Routes:
             return json_reply({"status": "no engine is available"}, 503)
         return json_reply({"status": "ready"})
 
-    def _health(self, head: RequestHead) -> Reply:
+    def _health(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         models: dict[str, Any] = {}
         complete = True
         any_available = False
@@ -186,7 +211,7 @@ class Routes:
         status = "ok" if complete else "degraded" if any_available else "down"
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
 
-    def _metrics(self, head: RequestHead) -> Reply:
+    def _metrics(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         until_s, body = self._rendered  # replaced whole
         now_s = time.monotonic()
         if now_s >= until_s:
@@ -198,20 +223,25 @@ class Routes:
             self._rendered = (now_s + over_s / RENDERING_SHARE, body) if over_s > 0 else (0.0, b"")
         return Reply(200, (("Content-Type", METRICS_TYPE),), body)
 
-    def _models(self, exchange: Exchange, head: RequestHead) -> Reply:
-        """All models that the caller may use, or one of them: another does not exist for it."""
-        identity = exchange.identity
-        assert identity is not None  # these paths are not open
-        router = self._pipeline.factory.router
-        listed = {one.id: one.max_model_len for one in router.listed()}
-        if head.path in MODELS:
-            entries = [self._entry(name, listed, identity) for name in listed or router.names()]
-            return json_reply({"object": "list", "data": [e for e in entries if e is not None]})
-        name = urllib.parse.unquote(head.path[len("/v1/models/") :])
-        entry = self._entry(name, listed, identity)
+    def _models(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
+        """All models that the caller may use."""
+        assert identity is not None  # this path is not open
+        listed = self._listed()
+        names = listed or self._pipeline.factory.router.names()
+        entries = [self._entry(name, listed, identity) for name in names]
+        return json_reply({"object": "list", "data": [entry for entry in entries if entry is not None]})
+
+    def _model(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
+        """One of them: another does not exist for the caller."""
+        assert identity is not None  # this path is not open
+        name = urllib.parse.unquote(head.path[len(MODEL_START) :])
+        entry = self._entry(name, self._listed(), identity)
         if entry is None:
             raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
         return json_reply(entry)
+
+    def _listed(self) -> dict[str, Optional[int]]:
+        return {one.id: one.max_model_len for one in self._pipeline.factory.router.listed()}
 
     def _entry(self, name: str, listed: Mapping[str, Optional[int]], identity: Identity) -> Optional[dict[str, Any]]:
         """A model that the caller may use; `listed`: where one engine serves every name, what it lists, with the

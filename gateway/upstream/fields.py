@@ -17,11 +17,17 @@ from gateway.upstream.fieldtypes import (
     CHAT,
     COMPLETION,
     EMBEDDING,
+    INPUT_SCHEMA,
+    MESSAGES_SCHEMA,
+    PROMPT_SCHEMA,
     Check,
+    Json,
     Request,
     check_input,
     check_messages,
     check_prompt,
+    checks_of,
+    schema_of,
 )
 
 BEST_OF_MAX = 1_000_000  # beyond it nothing is reserved: what an engine would never do need not be a number for floats
@@ -55,6 +61,8 @@ class PathFields(NamedTuple):
     """Fields that say how many tokens an answer may have; () where no tokens are generated."""
     several: bool
     """Whether there may be several prompts, each answered, and `best_of` has engines generate more than they give."""
+    schema: Json
+    """What `validate` takes, in JSON Schema; a request that this refuses is refused by `validate`, too."""
 
     def validate(self, request: Request) -> None:
         """Raise RequestRefused naming a faulty field: the path's own, else the request's first."""
@@ -262,31 +270,34 @@ BY_PATH: dict[str, PathFields] = {
     "/chat/completions": PathFields(
         "messages",
         check_messages,
-        CHAT,
+        checks_of(CHAT),
         _chat_prompts,
         _texts_of_chat,
         "\n",
         ("max_tokens", "max_completion_tokens"),
         several=False,
+        schema=schema_of("messages", MESSAGES_SCHEMA, CHAT),
     ),
     "/completions": PathFields(
         "prompt",
         check_prompt,
-        COMPLETION,
+        checks_of(COMPLETION),
         _completion_prompts,
         lambda request: _texts_of(request.get("prompt")),
         "",
         ("max_tokens",),
         several=True,
+        schema=schema_of("prompt", PROMPT_SCHEMA, COMPLETION),
     ),
     "/embeddings": PathFields(
         "input",
         check_input,
-        EMBEDDING,
+        checks_of(EMBEDDING),
         lambda request: _prompts_of(request.get("input")),
         lambda request: _texts_of(request.get("input")),
         "",
         (),
         several=False,
+        schema=schema_of("input", INPUT_SCHEMA, EMBEDDING),
     ),
 }

@@ -1,13 +1,13 @@
 """What a field of a request may hold: its own field of each path, and the others by name.
 
 Pure functions: what is wrong with a value that a client has sent. A value that is null counts as absent, and is not for
-these.
+these. Beside each stands the same in JSON Schema, for the OpenAPI document; nothing is checked by that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.errors import RequestRefused
 
@@ -16,7 +16,8 @@ CHOICES_MAX = 128
 STOPS_MAX = 64  # OpenAI itself takes 4, other engines more
 ROLES = frozenset(("system", "user", "assistant", "tool", "developer", "function"))
 
-Request = dict[str, Any]
+Json = dict[str, Any]
+Request = Json
 Check = Callable[[Any], Optional[tuple[str, str]]]
 """Of a value that is not null: None, or the error's code and what the value must be."""
 
@@ -138,15 +139,116 @@ def _n(value: Any) -> Optional[tuple[str, str]]:
     return "invalid_n", f"must be an integer from 1 to {CHOICES_MAX}"
 
 
-COMPLETION: Mapping[str, Check] = {
-    "model": _model,
-    "stream": _stream,
-    "stream_options": _stream_options,
-    "max_tokens": _max_tokens,
-    "temperature": _temperature,
-    "top_p": _top_p,
-    "stop": _stop,
-    "n": _n,
+class Field(NamedTuple):
+    """An optional field: what is wrong with a value, and what it may be in JSON Schema."""
+
+    check: Check
+    schema: Json
+
+
+def _or_null(description: str, **schema: Any) -> Json:
+    """A schema of one type that takes null, which counts as absent, as well."""
+    return {"description": description, **schema, "type": [schema["type"], "null"]}
+
+
+_TOKENS: Json = {
+    "anyOf": [{"type": "integer", "minimum": 1, "maximum": TOKENS_MAX}, {"const": -1}, {"type": "null"}],
 }
-CHAT: Mapping[str, Check] = {**COMPLETION, "max_completion_tokens": _max_tokens}
-EMBEDDING: Mapping[str, Check] = {"model": _model, "stream": _no_stream}
+COMPLETION: Mapping[str, Field] = {
+    "model": Field(_model, _or_null("A name that `GET /v1/models` lists; without one, the default.", type="string")),
+    "stream": Field(_stream, _or_null("Whether the answer comes as server-sent events.", type="boolean")),
+    "stream_options": Field(
+        _stream_options,
+        _or_null("`include_usage`: whether an event with the tokens used comes before the end.", type="object"),
+    ),
+    "max_tokens": Field(
+        _max_tokens, {"description": "Tokens of an answer at most; -1, like null: no limit of the request.", **_TOKENS}
+    ),
+    "temperature": Field(
+        _temperature, _or_null("How much chance there is in the answer.", type="number", minimum=0, maximum=2)
+    ),
+    "top_p": Field(
+        _top_p, _or_null("The share of likely tokens that one is chosen from.", type="number", minimum=0, maximum=1)
+    ),
+    "stop": Field(
+        _stop,
+        {
+            "description": "Texts before which the answer ends.",
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "maxItems": STOPS_MAX},
+                {"type": "null"},
+            ],
+        },
+    ),
+    "n": Field(_n, _or_null("Choices in the answer, for each prompt.", type="integer", minimum=1, maximum=CHOICES_MAX)),
+}
+CHAT: Mapping[str, Field] = {
+    **COMPLETION,
+    "max_completion_tokens": Field(_max_tokens, {"description": "The later name of `max_tokens`.", **_TOKENS}),
+}
+EMBEDDING: Mapping[str, Field] = {
+    "model": COMPLETION["model"],
+    "stream": Field(_no_stream, {"description": "Embeddings are not streamed.", "enum": [False, None]}),
+}
+
+
+def checks_of(fields: Mapping[str, Field]) -> Mapping[str, Check]:
+    """The checks alone."""
+    return {name: field.check for name, field in fields.items()}
+
+
+def schema_of(own: str, own_schema: Json, fields: Mapping[str, Field]) -> Json:
+    """What a request of these fields is; others are passed on to engines as they are."""
+    properties = {own: own_schema, **{name: field.schema for name, field in fields.items()}}
+    return {"type": "object", "required": [own], "properties": properties, "additionalProperties": True}
+
+
+_SAID_INSTEAD: Json = {"not": {"enum": [None, False, 0, [], {}]}}
+_PART: Json = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"type": {"type": "string"}},
+    "if": {"properties": {"type": {"const": "text"}}},
+    "then": {"required": ["text"], "properties": {"text": {"type": "string"}}},
+}
+_CONTENT: Json = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART, "minItems": 1}]}
+MESSAGES_SCHEMA: Json = {
+    "description": "The conversation so far.",
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {"role": {"enum": sorted(ROLES)}},
+        "anyOf": [
+            {
+                "description": "A text, or typed parts such as `text` and `image_url`.",
+                "required": ["content"],
+                "properties": {"content": _CONTENT},
+            },
+            {
+                "description": "An assistant's message that says something else instead.",
+                "properties": {
+                    "role": {"const": "assistant"},
+                    "content": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]},
+                },
+                "anyOf": [{"required": [key], "properties": {key: _SAID_INSTEAD}} for key in _FOR_CONTENT],
+            },
+        ],
+    },
+}
+_TOKEN_LIST: Json = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_LISTS: list[Json] = [
+    {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    _TOKEN_LIST,
+    {"type": "array", "items": _TOKEN_LIST, "minItems": 1},
+]
+PROMPT_SCHEMA: Json = {
+    "description": "A text, texts, the tokens of one, or those of several.",
+    "anyOf": [{"type": "string"}, *_LISTS],
+}
+INPUT_SCHEMA: Json = {
+    "description": "A text, texts, the tokens of one, or those of several.",
+    "anyOf": [{"type": "string", "minLength": 1}, *_LISTS],
+}

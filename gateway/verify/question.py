@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.errors import RequestRefused
+from gateway.upstream.fieldtypes import COMPLETION
 from gateway.verify.panel import Member
 
 TESTS_MAX = 200
@@ -238,3 +239,62 @@ def check_fields(request: dict[str, Any], check: Callable[[str, object], Optiona
                 raise RequestRefused(fault[0], f"{key} {fault[1]}", param=key)
             options[key] = value
     return options
+
+
+def request_schema() -> dict[str, Any]:
+    """What a request may hold, in JSON Schema; one that this refuses is refused by the checks, too."""
+    flag = {"type": ["boolean", "null"]}
+    text = {"type": "string", "pattern": r"\S"}
+    pair = {
+        "type": "object",
+        "required": ["input", "output"],
+        "properties": {"input": {}, "output": {}},
+        "additionalProperties": False,
+    }
+    tests = {"type": "array", "items": {"anyOf": [text, pair]}, "minItems": 1, "maxItems": TESTS_MAX}
+    names = {"type": ["array", "null"], "items": {"type": "string", "minLength": 1}}
+    config = {
+        "timeout": {"type": ["number", "null"], "minimum": 0.1, "maximum": NUMBER_MAX},
+        "cpu_limit": {"type": ["number", "null"], "minimum": 0.01, "maximum": NUMBER_MAX},
+        "memory_limit": {
+            "description": 'Bytes, or a text such as "256m".',
+            "anyOf": [
+                {"type": "integer", "minimum": 1 << 20, "exclusiveMaximum": 1 << 60},
+                {"type": "string", "pattern": r"^\s*[0-9]{1,9}\s*[kmgKMG]?[iI]?[bB]?\s*$"},
+                {"type": "null"},
+            ],
+        },
+        "network_disabled": {"enum": [True, None]},
+    }
+    fields = {
+        "prompt": {"description": "What the models are asked.", **text},
+        "models": {"description": "Which; by default all.", **names, "minItems": 1, "maxItems": MODELS_MAX},
+        "execute_code": {"description": "Whether programs are run; true by default.", **flag},
+        "verify": {"description": "Whether answers are compared; true by default.", **flag},
+        "temperature": COMPLETION["temperature"].schema,
+        "max_tokens": COMPLETION["max_tokens"].schema,
+        "execution_config": {
+            "description": "What one run may take, within the gateway's own limits.",
+            "type": ["object", "null"],
+            "properties": config,
+            "additionalProperties": False,
+        },
+        "tests": {
+            "description": "Programs that assert something, or pairs of input and output.",
+            "anyOf": [text, tests, {"type": "null"}],
+        },
+        "inputs": {
+            "description": "Arguments of calls of `entry_point`, a list for each.",
+            "type": ["array", "null"],
+            "items": {"type": "array"},
+            "maxItems": INPUTS_MAX,
+        },
+        "entry_point": {
+            "description": "The function that the programs are to define.",
+            "type": ["string", "null"],
+            "pattern": f"^{_NAME.pattern}$",
+        },
+        "metadata": {"description": "Whatever the caller likes.", "type": ["object", "null"]},
+        "system": {"description": "A message of the system before the prompt.", "type": ["string", "null"]},
+    }
+    return {"type": "object", "required": ["prompt"], "properties": fields, "additionalProperties": False}

@@ -23,7 +23,7 @@ from tests.support import (
 )
 
 GETS = ("/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/echo")
-GETS += ("/api/v1/models", "/api/v1/health")
+GETS += ("/api/v1/models", "/api/v1/health", "/openapi.json", "/docs")
 POSTS = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 
@@ -81,7 +81,7 @@ class Paths(SocketTest):
     def test_the_index_lists_the_endpoints(self) -> None:
         endpoints = self.gateway.get("/").json()["endpoints"]
         gets = ("/", "/v1/models", "/v1/models/{id}", "/healthz", "/readyz", "/health", "/metrics", "/admin/usage")
-        gets += ("/api/v1/cache/stats", "/api/v1/models", "/api/v1/health")
+        gets += ("/api/v1/cache/stats", "/api/v1/models", "/api/v1/health", "/openapi.json", "/docs")
         keys = {"/admin/keys": "GET, POST", "/admin/keys/{name}": "DELETE", "/admin/keys/{name}/rotate": "POST"}
         engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable")}
         posts = (*POSTS, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")

@@ -21,6 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.app", "gateway.tools", "gateway.mock"),
     ("gateway.announcing",),
     ("gateway.server",),
+    ("gateway.api",),
     ("gateway.pipeline",),
     ("gateway.verify",),
     ("gateway.reuse",),
@@ -54,6 +55,7 @@ ENDING = "gateway.ending"  # how any process of ours ends, the mock engine's too
 TELEMETRY_USERS = (
     "gateway.cli",
     "gateway.app",
+    "gateway.api",
     "gateway.server",
     "gateway.pipeline",
     "gateway.guard",
@@ -62,6 +64,7 @@ TELEMETRY_USERS = (
 
 # Pure or sans-I/O: bytes, values and time come in as arguments.
 PURE = (
+    "gateway.api",
     "gateway.dialects",
     "gateway.errors",
     "gateway.jsonbounds",

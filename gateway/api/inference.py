@@ -1,0 +1,139 @@
+"""The operations that ask models: one for each path of `pipeline.PATHS`.
+
+What their requests may hold is said where it is checked (upstream/fields.py, verify/question.py).
+"""
+
+from __future__ import annotations
+
+from gateway.api.operation import JSON_TYPE, Answer, Body, Json, Operation, Parameter, json_answer, ref
+from gateway.pipeline import INFERENCE, PATHS
+from gateway.reuse.serving import QUERY
+from gateway.upstream.fields import BY_PATH
+from gateway.upstream.fieldtypes import COMPLETION
+from gateway.verify.question import request_schema
+
+EVENT_STREAM = "text/event-stream"
+TAG = "Inference"
+
+ASKING = (
+    *("invalid_model", "model_not_found", "context_too_long", "request_exceeds_limit", "endpoint_not_served"),
+    *("backend_rejected", "rate_limit_exceeded", "budget_exceeded", "backend_rate_limited"),
+    *("backend_error", "backend_unavailable", "draining", "queue_timeout", "gateway_timeout"),
+)
+"""Errors of whatever asks engines."""
+_COMPLETING = (*ASKING, "invalid_stream", "invalid_max_tokens", "invalid_temperature", "invalid_top_p", "invalid_stop")
+_HEADERS = (
+    *("X-Gateway-Engine", "X-Gateway-Model", "X-Gateway-Attempts", "X-Gateway-Fallback", "Server-Timing"),
+    *("X-Gateway-Cost-Usd", "X-Gateway-Cache", "X-Gateway-Coalesced", "Age"),
+    *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    *("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+)
+_TEXT: Json = {"type": "string"}
+_PARAMETERS = (
+    Parameter("header", "X-Request-ID", "An id for the request, which its answer then has; else one is made.", _TEXT),
+    Parameter("header", "X-Session-ID", "Requests of one session go to one engine (`prefix_affinity`).", _TEXT),
+    Parameter("header", "X-Gateway-Fallback", "`off`: no other model may answer.", _TEXT),
+    Parameter("header", "X-Gateway-Priority", "`high`, `normal` or `low`, for keys that may say so.", _TEXT),
+    Parameter(
+        "header", "X-Gateway-Cache", "`on`: an answer may be kept and reused as if it were deterministic.", _TEXT
+    ),
+    Parameter("header", "X-Gateway-Coalesce", "`off`: shares no call with identical requests under way.", _TEXT),
+    Parameter("header", "Cache-Control", "`no-cache`, `no-store`, `max-age=N`: which kept answers will do.", _TEXT),
+    Parameter("header", "Idempotency-Key", "Passed on to the engine.", _TEXT),
+)
+_STREAMED = (
+    'With `"stream": true` the answer is `text/event-stream`: a chunk in JSON behind each `data:`, `[DONE]` at the end.'
+    " A stream that breaks ends in one event with an error, without `[DONE]`."
+    " Fields that are not listed are passed on to the engine as they are."
+)
+_EVENTS: Json = {"type": "string", "description": "Server-sent events."}
+
+
+def _completed(schema: str) -> Answer:
+    return Answer(200, "The answer, or the stream of it.", {JSON_TYPE: ref(schema), EVENT_STREAM: _EVENTS}, _HEADERS)
+
+
+_QUERY_SCHEMA: Json = {
+    "type": "object",
+    "required": ["query"],
+    "properties": {
+        "query": {"description": "What is asked.", "type": "string", "pattern": r"\S"},
+        **{name: COMPLETION[name].schema for name in ("model", "max_tokens", "temperature")},
+    },
+}
+_DESCRIBED = (
+    Operation(
+        "POST",
+        "/v1/chat/completions",
+        "createChatCompletion",
+        TAG,
+        "Answer a conversation",
+        "infer",
+        (_completed("ChatCompletion"),),
+        _STREAMED,
+        _PARAMETERS,
+        Body(
+            BY_PATH["/chat/completions"].schema,
+            example={"messages": [{"role": "user", "content": "What is Python?"}], "max_tokens": 100},
+        ),
+        (*_COMPLETING, "invalid_messages", "invalid_n", "no_consensus", "no_model_answered"),
+    ),
+    Operation(
+        "POST",
+        "/v1/completions",
+        "createCompletion",
+        TAG,
+        "Go on with a text",
+        "infer",
+        (_completed("Completion"),),
+        _STREAMED,
+        _PARAMETERS,
+        Body(BY_PATH["/completions"].schema, example={"prompt": "Python is", "max_tokens": 20}),
+        (*_COMPLETING, "invalid_prompt", "invalid_n"),
+    ),
+    Operation(
+        "POST",
+        "/v1/embeddings",
+        "createEmbeddings",
+        TAG,
+        "Turn texts into vectors",
+        "infer",
+        (json_answer(200, "A vector for each input.", ref("Embeddings"), *_HEADERS),),
+        "Fields that are not listed are passed on to the engine as they are.",
+        _PARAMETERS,
+        Body(BY_PATH["/embeddings"].schema, example={"input": ["What is Python?", "What is Rust?"]}),
+        (*ASKING, "invalid_input", "invalid_stream"),
+    ),
+    Operation(
+        "POST",
+        QUERY,
+        "query",
+        TAG,
+        "Answer a question in one word of JSON",
+        "infer",
+        (json_answer(200, "The answer.", ref("QueryResult"), *_HEADERS),),
+        "Queries that come together leave in one call. Fields that are not listed are ignored.",
+        _PARAMETERS,
+        Body(_QUERY_SCHEMA, example={"query": "What is AI?"}),
+        (*ASKING, "invalid_query", "invalid_max_tokens", "invalid_temperature"),
+    ),
+    Operation(
+        "POST",
+        INFERENCE,
+        "infer",
+        TAG,
+        "Ask several models and compare their answers",
+        "verify",
+        (json_answer(200, "What each has said, and on what they agree.", ref("Inference"), *_HEADERS),),
+        "Programs in the answers are run in a sandbox. One member's failure is told beside the others' answers.",
+        _PARAMETERS,
+        Body(request_schema(), example={"prompt": "Write is_even(n) in Python.", "entry_point": "is_even"}),
+        (
+            *("invalid_prompt", "invalid_models", "invalid_tests", "invalid_inputs", "invalid_execution_config"),
+            *("invalid_temperature", "invalid_max_tokens", *ASKING, "no_model_answered"),
+        ),
+    ),
+)
+_BY_PATH = {operation.path: operation for operation in _DESCRIBED}
+OPERATIONS = tuple(_BY_PATH[path] for path in PATHS)
+"""In the order of the routes; a path that nobody has described stops the start."""

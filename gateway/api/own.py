@@ -1,0 +1,95 @@
+"""The operations that are answered without an engine, by server/routes.py."""
+
+from __future__ import annotations
+
+from gateway.api.operation import Answer, Json, Operation, Parameter, json_answer, ref
+
+STATE = "State"
+MODELS_TAG = "Models"
+_TEXT: Json = {"type": "string"}
+_IF_NONE_MATCH = Parameter("header", "If-None-Match", "The `ETag` of what is known already.", _TEXT)
+_UNCHANGED = Answer(304, "What is known already is still so.", {}, ("ETag",))
+
+INDEX = Operation(
+    "GET", "/", "index", STATE, "List the paths", "", (json_answer(200, "Every path with its methods.", ref("Index")),)
+)
+HEALTHZ = Operation(
+    "GET",
+    "/healthz",
+    "live",
+    STATE,
+    "Say that the process serves",
+    None,
+    (json_answer(200, "It does, also while it drains.", ref("Status")),),
+)
+READYZ = Operation(
+    "GET",
+    "/readyz",
+    "ready",
+    STATE,
+    "Say whether requests can be served",
+    None,
+    (
+        json_answer(200, "They can.", ref("Status")),
+        json_answer(503, "Not now; `status` says why.", ref("Status")),
+    ),
+)
+_HEALTH = (
+    json_answer(200, "`ok`, or `degraded`: some engines are out.", ref("Health")),
+    json_answer(503, "`down`: no engine is available.", ref("Health")),
+)
+HEALTH = Operation("GET", "/health", "health", STATE, "Tell of every engine", "", _HEALTH)
+API_HEALTH = Operation("GET", "/api/v1/health", "apiHealth", STATE, "Tell of every engine", "", _HEALTH)
+METRICS = Operation(
+    "GET",
+    "/metrics",
+    "metrics",
+    STATE,
+    "Give the metrics to Prometheus",
+    "metrics",
+    (Answer(200, "Prometheus' text format 0.0.4.", {"text/plain": _TEXT}),),
+    "Open on loopback to who comes through no proxy; `METRICS_AUTH` says otherwise.",
+)
+_MODELS = (json_answer(200, "Those that the caller may use.", ref("Models")),)
+MODELS = Operation("GET", "/v1/models", "listModels", MODELS_TAG, "List the models", "", _MODELS)
+API_MODELS = Operation("GET", "/api/v1/models", "apiListModels", MODELS_TAG, "List the models", "", _MODELS)
+MODEL = Operation(
+    "GET",
+    "/v1/models/{id}",
+    "getModel",
+    MODELS_TAG,
+    "Tell of one model",
+    "",
+    (json_answer(200, "The model.", ref("Model")),),
+    "Names with slashes are found plain and percent-encoded.",
+    (Parameter("path", "id", "The model's name, or an alias.", _TEXT),),
+    errors=("model_not_found", "not_found"),
+)
+DOCUMENT = Operation(
+    "GET",
+    "/openapi.json",
+    "openapi",
+    STATE,
+    "Give this document",
+    None,
+    (json_answer(200, "OpenAPI 3.1.", {"type": "object"}, "ETag"), _UNCHANGED),
+    "It tells of no model, engine or key, and needs none.",
+    (_IF_NONE_MATCH,),
+)
+DOCS = Operation(
+    "GET",
+    "/docs",
+    "docs",
+    STATE,
+    "Show this document as a page",
+    None,
+    (
+        Answer(
+            200, "One page, without scripts and whatever else it would have to load.", {"text/html": _TEXT}, ("ETag",)
+        ),
+        _UNCHANGED,
+    ),
+    "",
+    (_IF_NONE_MATCH,),
+)
+OPERATIONS = (MODELS, API_MODELS, MODEL, INDEX, HEALTHZ, READYZ, HEALTH, API_HEALTH, METRICS, DOCUMENT, DOCS)

@@ -1,0 +1,218 @@
+"""The bodies of answers, in JSON Schema: the gateway's own as they are made, an engine's as far as it is checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.api.operation import Json, ref
+from gateway.errors import ERRORS
+from gateway.telemetry.usage import EXPRESSION_BY_COLUMN, SUMS
+
+TEXT: Json = {"type": "string"}
+FLAG: Json = {"type": "boolean"}
+COUNT: Json = {"type": "integer", "minimum": 0}
+NUMBER: Json = {"type": "number", "minimum": 0}
+ENGINE_STATES = ("up", "down", "resting", "misconfigured", "open", "half_open", "draining", "removed")
+STRATEGIES = ("tests_passed", "consensus", "majority", "best_available", "abstained", "no_code")
+ISOLATIONS = ("container", "bubblewrap", "namespaces", "process")
+
+
+def _or_null(schema: Json) -> Json:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+def _open(optional: Json, /, **required: Json) -> Json:
+    """An object that may have other members as well."""
+    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+
+
+def _closed(optional: Json, /, **required: Json) -> Json:
+    """An object that has no others."""
+    return {**_open(optional, **required), "additionalProperties": False}
+
+
+def _const(value: Any) -> Json:
+    return {"const": value}
+
+
+_TEXT_OR_NULL = _or_null(TEXT)
+_COUNT_OR_NULL = _or_null(COUNT)
+_USAGE = _open({"completion_tokens": COUNT}, prompt_tokens=COUNT, total_tokens=COUNT)
+
+_ANSWERED: dict[str, Json] = {
+    "ChatCompletion": _open(
+        {"object": TEXT, "created": COUNT, "verification": ref("Verification")},
+        id={**TEXT, "description": "The request's id."},
+        model={**TEXT, "description": "The gateway's name of the model that has answered."},
+        choices=_list(_open({"index": COUNT, "finish_reason": _TEXT_OR_NULL})),
+        usage=ref("Usage"),
+    ),
+    "Completion": _open(
+        {"object": TEXT, "created": COUNT},
+        id=TEXT,
+        model=TEXT,
+        choices=_list(_open({"index": COUNT, "text": TEXT, "finish_reason": _TEXT_OR_NULL})),
+        usage=ref("Usage"),
+    ),
+    "Embeddings": _open(
+        {"object": TEXT},
+        model=TEXT,
+        data=_list(_open({"index": COUNT, "embedding": {"type": ["array", "string"]}})),
+        usage=ref("Usage"),
+    ),
+    "Usage": {**_USAGE, "description": "Tokens; estimated where the engine told none."},
+    "QueryResult": _closed({}, result=TEXT),
+}
+
+_BLOCK = _closed({}, language=TEXT, code=TEXT, line_start=COUNT, line_end=COUNT)
+_RUN = _closed(
+    {},
+    success=FLAG,
+    exit_code={"type": ["integer", "null"]},
+    stdout=_TEXT_OR_NULL,
+    stderr=_TEXT_OR_NULL,
+    execution_time=NUMBER,
+    error=_TEXT_OR_NULL,
+    isolation={"enum": [*ISOLATIONS, None]},
+    truncated=FLAG,
+)
+_MEMBERS_ANSWER = _closed(
+    {},
+    model_name=TEXT,
+    provider=_TEXT_OR_NULL,
+    text=_TEXT_OR_NULL,
+    code_blocks=_list(_BLOCK),
+    execution_results=_list(_RUN),
+    latency=NUMBER,
+    timestamp=TEXT,
+    error={"anyOf": [_closed({}, error={"enum": list(ERRORS)}, message=TEXT), {"type": "null"}]},
+    healed=FLAG,
+)
+_VERIFIED: dict[str, Json] = {
+    "Verification": _closed(
+        {},
+        verified=FLAG,
+        consensus=FLAG,
+        agreement={"type": "number", "minimum": 0, "maximum": 1},
+        successful_executions=COUNT,
+        total_executions=COUNT,
+        synthesis_strategy={"enum": list(STRATEGIES)},
+        groups=_list(_list(TEXT)),
+        details={"type": "object"},
+    ),
+    "Inference": _closed(
+        {},
+        request_id=TEXT,
+        model_responses=_list(_MEMBERS_ANSWER),
+        verification=ref("Verification"),
+        selected_response=_TEXT_OR_NULL,
+        total_latency=NUMBER,
+        timestamp=TEXT,
+    ),
+}
+
+ENGINE = _closed(
+    {},
+    id=TEXT,
+    url=TEXT,
+    state={"enum": list(ENGINE_STATES)},
+    weight={"type": "number", "minimum": 0},
+    in_flight=COUNT,
+    last_error=_TEXT_OR_NULL,
+    breaker=TEXT,
+    available=FLAG,
+)
+_STATE: dict[str, Json] = {
+    "Index": _closed({}, name=TEXT, version=TEXT, endpoints={"type": "object", "additionalProperties": TEXT}),
+    "Status": _closed({}, status=TEXT),
+    "Health": _closed(
+        {},
+        status={"enum": ["ok", "degraded", "down"]},
+        models={
+            "type": "object",
+            "additionalProperties": _closed({}, available=FLAG, strategy=TEXT, engines=_list(ref("Engine"))),
+        },
+    ),
+    "Engine": ENGINE,
+    "Model": _closed(
+        {
+            "family": TEXT,
+            "max_model_len": COUNT,
+            "members": {**_list(TEXT), "description": "The models that it is made of."},
+        },
+        id=TEXT,
+        object=_const("model"),
+        created=COUNT,
+        owned_by=TEXT,
+        available=FLAG,
+    ),
+    "Models": _closed({}, object=_const("list"), data=_list(ref("Model"))),
+}
+
+KEY: dict[str, Json] = {
+    "name": TEXT,
+    "role": TEXT,
+    "state": {"enum": ["active", "expired", "revoked", "rotated"]},
+    "models": {**_list(TEXT), "description": "Empty: all."},
+    "rpm": _COUNT_OR_NULL,
+    "tpm": _COUNT_OR_NULL,
+    "concurrency": _COUNT_OR_NULL,
+    "budget_usd": _or_null(NUMBER),
+    "budget_period": _TEXT_OR_NULL,
+    "priority": _TEXT_OR_NULL,
+    "created": {**COUNT, "description": "Unix seconds, like the other times."},
+    "expires": _COUNT_OR_NULL,
+    "revoked": _COUNT_OR_NULL,
+    "previous_key_until": _COUNT_OR_NULL,
+}
+_USED: dict[str, Json] = {
+    **dict.fromkeys(EXPRESSION_BY_COLUMN, _TEXT_OR_NULL),
+    "status": _COUNT_OR_NULL,
+    **dict.fromkeys(SUMS, COUNT),
+    "cost_usd": NUMBER,
+}
+_MANAGED: dict[str, Json] = {
+    "Key": _closed({}, **KEY),
+    "NewKey": _closed({}, **KEY, key={**TEXT, "description": "The secret."}),
+    "Keys": _closed({}, keys=_list(ref("Key"))),
+    "Token": _closed({}, token=TEXT, access_token=TEXT, token_type=_const("Bearer"), expires_in=COUNT),
+    "UsageRows": _closed(
+        {},
+        rows=_list({"type": "object", "required": list(SUMS), "properties": _USED, "additionalProperties": False}),
+    ),
+    "DrainedEngine": _closed({}, engine=TEXT, draining=FLAG, models=_list(TEXT)),
+    "CacheStats": _closed(
+        {},
+        entries=COUNT,
+        bytes=COUNT,
+        hits=COUNT,
+        near_hits=COUNT,
+        misses=COUNT,
+        evictions=COUNT,
+        saved_tokens=NUMBER,
+        saved_usd=NUMBER,
+    ),
+    "Cleared": _closed({}, cleared=COUNT),
+}
+
+_CODE: Json = {"enum": list(ERRORS)}
+_FAILED: dict[str, Json] = {
+    "SimpleError": {
+        "description": "An error as everybody reads it but OpenAI's SDKs. Some codes have further members.",
+        **_open(
+            {"details": {"type": ["object", "array"]}}, error=_CODE, message=TEXT, param=_TEXT_OR_NULL, request_id=TEXT
+        ),
+    },
+    "OpenAIError": {
+        "description": "An error as OpenAI's SDKs read it. In `backend_rejected`, `code` is the engine's, and the"
+        " gateway's is `gateway_code`.",
+        **_open({}, error=_open({"param": _TEXT_OR_NULL}, message=TEXT, type=_TEXT_OR_NULL, code={}), request_id=TEXT),
+    },
+    "Error": {"anyOf": [ref("SimpleError"), ref("OpenAIError")]},
+}
+
+SCHEMAS: dict[str, Json] = {**_ANSWERED, **_VERIFIED, **_STATE, **_MANAGED, **_FAILED}
