@@ -46,11 +46,16 @@ _STREAMED = (
     " A stream that breaks ends in one event with an error, without `[DONE]`."
     " Fields that are not listed are passed on to the engine as they are."
 )
-_EVENTS: Json = {"type": "string", "description": "Server-sent events."}
+_EVENT: Json = {
+    "description": "One server-sent event.",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "A chunk in JSON, or `[DONE]`."}},
+}
 
 
 def _completed(schema: str) -> Answer:
-    return Answer(200, "The answer, or the stream of it.", {JSON_TYPE: ref(schema), EVENT_STREAM: _EVENTS}, _HEADERS)
+    return Answer(200, "The answer, or the stream of it.", {JSON_TYPE: ref(schema), EVENT_STREAM: _EVENT}, _HEADERS)
 
 
 _QUERY_SCHEMA: Json = {
@@ -109,7 +114,7 @@ _DESCRIBED = (
         QUERY,
         "query",
         TAG,
-        "Answer a question in one word of JSON",
+        "Answer one question",
         "infer",
         (json_answer(200, "The answer.", ref("QueryResult"), *_HEADERS),),
         "Queries that come together leave in one call. Fields that are not listed are ignored.",

@@ -46,8 +46,7 @@ details>div{padding:.2rem .9rem .8rem}
 .wide{overflow-x:auto}
 table{width:100%;border-collapse:collapse;font-size:.9rem}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{white-space:nowrap}td:first-child{white-space:nowrap}
-td.text{min-width:15rem}
+th{white-space:nowrap}td:first-child{width:1%;white-space:nowrap}
 @media(max-width:52rem){.page{display:block}nav{position:static;max-height:none}main{padding:1rem}
 td:first-child{white-space:normal}}
 @media print{nav{display:none}.page{display:block}}
