@@ -34,7 +34,7 @@ a{color:var(--link)}nav a{text-decoration:none}nav a:hover{text-decoration:under
 :focus-visible{outline:2px solid var(--link);outline-offset:2px;border-radius:3px}
 h1{margin:.2rem 0}h2{margin:2.5rem 0 .6rem}h3{margin:1.2rem 0 .4rem;font-size:1rem}
 code,pre{font:.875em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-code{overflow-wrap:anywhere}
+code{overflow-wrap:break-word}
 pre{padding:.7rem .9rem;overflow:auto;background:var(--box);border:1px solid var(--line);border-radius:6px}
 details{margin:.5rem 0;border:1px solid var(--line);border-radius:6px}
 summary{padding:.5rem .9rem;cursor:pointer;background:var(--box);border-radius:6px}
@@ -47,8 +47,8 @@ details>div{padding:.2rem .9rem .8rem}
 table{width:100%;border-collapse:collapse;font-size:.9rem}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{white-space:nowrap}td:first-child{width:1%;white-space:nowrap}
-@media(max-width:52rem){.page{display:block}nav{position:static;max-height:none}main{padding:1rem}
-td:first-child{white-space:normal}}
+@media(max-width:52rem){.page{display:block}main{padding:1rem}
+nav{position:static;max-height:15rem;border-bottom:1px solid var(--line)}}
 @media print{nav{display:none}.page{display:block}}
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()

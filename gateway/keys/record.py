@@ -203,14 +203,19 @@ def key_schema() -> dict[str, Any]:
         "rpm": {"description": "Requests per minute.", **count},
         "tpm": {"description": "Tokens per minute.", **count},
         "concurrency": {"description": "Requests at once.", **count},
-        "budget_usd": {"type": ["number", "null"], "minimum": 1e-6, "maximum": _LARGEST},
+        "budget_usd": {
+            "description": "US dollars per period; by default no budget.",
+            "type": ["number", "null"],
+            "minimum": 1e-6,
+            "maximum": _LARGEST,
+        },
         "budget_period": {"description": "`month` by default.", "enum": [*BUDGET_PERIODS, None]},
         "expires": {
             "description": "From now, for example 90d; by default never.",
             "type": ["string", "null"],
             "pattern": "^[0-9]{1,12}[smhd]$",
         },
-        "priority": {"enum": [*PRIORITIES, None]},
+        "priority": {"description": "Who goes first when requests wait.", "enum": [*PRIORITIES, None]},
     }
     return {"type": "object", "required": ["name"], "properties": fields, "additionalProperties": False}
 

@@ -35,7 +35,7 @@ RENDERED_AT_ONCE_S = 0.25
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
 MODEL_START = own.MODEL.path.partition("{")[0]
-ALWAYS_OPEN = tuple(operation.path for operation in own.OPERATIONS if operation.permission is None)
+ALWAYS_OPEN = frozenset(operation.path for operation in own.OPERATIONS if operation.permission is None)
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
 COUNT_LOOKS = 20  # then it is shown as it is
 

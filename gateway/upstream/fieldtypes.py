@@ -220,15 +220,20 @@ MESSAGES_SCHEMA: Json = {
     "items": {
         "type": "object",
         "required": ["role"],
-        "properties": {"role": {"enum": sorted(ROLES)}},
+        "properties": {
+            "role": {"enum": sorted(ROLES)},
+            "content": {
+                "description": "A text, or typed parts such as `text` and `image_url`. An assistant may leave it out"
+                " and say something else, such as `tool_calls`.",
+                "type": ["string", "array", "null"],
+            },
+        },
         "anyOf": [
             {
-                "description": "A text, or typed parts such as `text` and `image_url`.",
                 "required": ["content"],
                 "properties": {"content": _CONTENT},
             },
             {
-                "description": "An assistant's message that says something else instead.",
                 "properties": {
                     "role": {"const": "assistant"},
                     "content": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]},
