@@ -18,6 +18,7 @@ from gateway.telemetry.observe import Telemetry
 
 COUNT_S = 0.5  # that the figures may wait for what has just been finished
 AGE_MAX_S = 1e10
+NAME_CHARS = 256
 
 
 class CachePages:
@@ -71,16 +72,19 @@ class CachePages:
 
 
 def checked(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be dropped, null counting as absent. Raises RequestRefused."""
-    chosen = {key: value for key, value in wanted.items() if value is not None}
-    for key, value in chosen.items():
-        if key in ("model", "key"):
-            if type(value) is not str or len(value) > 256:
-                raise RequestRefused("invalid_body", f"{key} must be a name", param=key)
-        elif key == "older_than_s":
-            if type(value) not in (int, float) or not 0 <= value <= AGE_MAX_S:
-                raise RequestRefused("invalid_body", "older_than_s must be a number of seconds", param=key)
-        else:
+    """What is to be dropped, null counting as absent. Raises RequestRefused, also for a name that is not known and says
+    nothing: who has misspelled what to drop does not mean everything."""
+    chosen: dict[str, Any] = {}
+    for key, value in wanted.items():
+        if key not in ("model", "key", "older_than_s"):
             known = "model, key, older_than_s"
             raise RequestRefused("invalid_body", f"{key[:40]} is not known; known: {known}", param=key[:40])
+        if value is None:
+            continue
+        if key == "older_than_s":
+            if type(value) not in (int, float) or not 0 <= value <= AGE_MAX_S:
+                raise RequestRefused("invalid_body", "older_than_s must be a number of seconds", param=key)
+        elif type(value) is not str or len(value) > NAME_CHARS:
+            raise RequestRefused("invalid_body", f"{key} must be a name", param=key)
+        chosen[key] = value
     return chosen

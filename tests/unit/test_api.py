@@ -12,7 +12,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any, Callable, Optional
 
-from gateway.api import own
+from gateway.api import managing, own
 from gateway.api.document import HEADERS, OPERATIONS, documents, openapi
 from gateway.api.page import PAGE_POLICY, page_of
 from gateway.api.schemas import ENGINE, KEY
@@ -20,6 +20,7 @@ from gateway.errors import ERRORS, RequestRefused
 from gateway.keys.record import ARGUMENTS, KeyRecord, KeyRefused, arguments_of, faults_of, key_schema, to_public
 from gateway.pipeline import PATHS
 from gateway.routing.members import EngineSnapshot
+from gateway.server.cachepages import checked
 from gateway.upstream.fields import BY_PATH
 from gateway.verify import question
 from tests.fitting import fits
@@ -140,7 +141,7 @@ class RequestsTest(unittest.TestCase):
                         self.assertIsNotNone(refused)
                     elif refused is None:
                         taken += 1
-        for name in schema["required"]:
+        for name in schema.get("required", ()):
             without = {key: value for key, value in base.items() if key != name}
             self.assertFalse(fits(schema, without, SCHEMAS))
             self.assertIsNotNone(refusal(without))
@@ -192,6 +193,17 @@ class RequestsTest(unittest.TestCase):
         schema = question.request_schema()
         self.assertEqual(schema["properties"].keys(), set(question.FIELDS))
         self.assertGreater(self.compare(schema, {"prompt": "a"}, refusal, "other"), 40)
+
+    def test_of_clearing_the_cache(self) -> None:
+        def refusal(request: Any) -> Optional[Exception]:
+            try:
+                checked(request)
+            except RequestRefused as error:
+                return error
+            return None
+
+        assert managing.CLEAR_CACHE.body is not None
+        self.compare(managing.CLEAR_CACHE.body.schema, {}, refusal, "modle")
 
     def test_of_keys(self) -> None:
         def refusal(request: Any) -> Optional[Exception]:
