@@ -107,8 +107,9 @@ class ChatTest(RequestCase):
 
     def test_a_result_without_a_call_is_refused(self) -> None:
         said = [{"role": "assistant", "content": "", "tool_calls": [called("go")]}]
-        said += [{"role": "tool", "content": "1", "tool_name": "go"}] * 2
-        self.assert_refused("messages[2]", "invalid_messages", lambda: chat(messages=said))
+        result = {"role": "tool", "content": "1", "tool_name": "go"}
+        for others in ([result, result], [{"role": "assistant", "content": "a"}, result]):
+            self.assert_refused("messages[2]", "invalid_messages", lambda others=others: chat(messages=said + others))
 
     def test_what_the_model_thought_goes_back_to_it(self) -> None:
         told = messages({"role": "assistant", "content": "so", "thinking": "hm"})

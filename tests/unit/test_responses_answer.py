@@ -86,16 +86,21 @@ class AnswerTest(unittest.TestCase):
         calls = [
             {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}},
             {"id": "c2", "type": "function", "function": {"name": "shout", "arguments": '{"input": "hey"}'}},
-            {"id": "c3", "type": "function", "function": {"name": "shout", "arguments": "hey"}},
         ]
         message = {"reasoning_content": "hm", "content": "I look", "tool_calls": calls}
         output = answer(message, "tool_calls", asked(tools=[CUSTOM]))["output"]
-        kinds = ["reasoning", "message", "function_call", "custom_tool_call", "custom_tool_call"]
+        kinds = ["reasoning", "message", "function_call", "custom_tool_call"]
         self.assertEqual([item["type"] for item in output], kinds)
         self.assertEqual(output[0]["content"], [{"type": "reasoning_text", "text": "hm"}])
         self.assertEqual((output[2]["call_id"], output[2]["arguments"]), ("c1", '{"at": 1}'))
-        self.assertEqual([item["input"] for item in output[3:]], ["hey", "hey"])
-        self.assertEqual(len({item["id"] for item in output}), 5)
+        self.assertEqual(output[3]["input"], "hey")
+        self.assertEqual(len({item["id"] for item in output}), 4)
+
+    def test_a_custom_tools_input_is_all_that_was_written_where_it_is_no_argument(self) -> None:
+        for written in ("hey", "3", "[]", '{"other": "hey"}', '{"input": 3}', "[" * 100_000):
+            calls = [{"id": "c1", "function": {"name": "shout", "arguments": written}}]
+            output = answer({"tool_calls": calls}, "tool_calls", asked(tools=[CUSTOM]))["output"]
+            self.assertEqual(output[0]["input"], written)
 
     def test_a_call_without_an_id_gets_one(self) -> None:
         calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("look", "go")]
@@ -118,6 +123,9 @@ class AnswerTest(unittest.TestCase):
                     (response["status"], response["incomplete_details"]), ("incomplete", {"reason": reason})
                 )
                 self.assertEqual([item["status"] for item in response["output"]], ["completed", "incomplete"])
+        calls = [{"id": name, "function": {"name": name, "arguments": "{}"}} for name in ("look", "go")]
+        output = answer({"tool_calls": calls}, "length")["output"]
+        self.assertEqual([item["status"] for item in output], ["completed", "incomplete"])
 
     def test_the_requests_settings_are_told_again(self) -> None:
         settings: Json = {
@@ -178,6 +186,7 @@ class EventsTest(unittest.TestCase):
             chunk(called(0, arguments='{"at"')),
             chunk(called(0, arguments=": 1}"), "tool_calls"),
             {"id": "chat-1", "choices": [], "usage": USAGE},
+            chunk(),
         )
         self.assertEqual(events[-1]["response"], whole)
 

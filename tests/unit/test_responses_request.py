@@ -90,7 +90,8 @@ class InputTest(RequestCase):
         self.assertEqual(messages(first, second), [first, second])
         self.assertEqual(messages(call("go", "c1"), first), [called, first])
         thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
-        self.assertEqual(messages(first, thought, second), [first, {**second, "reasoning_content": "hm"}])
+        expected = [first, {**second, "reasoning_content": "hm"}, first]
+        self.assertEqual(messages(first, thought, second, first), expected)
 
     def test_several_thoughts_are_one_text_and_encrypted_ones_are_none(self) -> None:
         thoughts = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]} for text in "abc"]

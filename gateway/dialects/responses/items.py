@@ -16,7 +16,6 @@ CODE = "invalid_input"
 CUSTOM_INPUT = "input"
 """The one argument of the function that a custom tool becomes."""
 
-_SAID = ("content", "tool_calls")
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -56,10 +55,10 @@ class _Turns:
         self.close()
         self._messages.append(message)
 
-    def assistant(self, *unless: str) -> Json:
-        """The assistant's message that an item joins: the last one if it has none of these keys, else a new one."""
+    def assistant(self, speaks: bool) -> Json:
+        """The assistant's message that an item joins: the last one, unless the item `speaks` and that has spoken."""
         message = self._assistant
-        if message is None or not message.keys().isdisjoint(unless):
+        if message is None or (speaks and "content" in message):
             self.close()
             message = self._assistant = {"role": "assistant"}
             self._messages.append(message)
@@ -67,7 +66,7 @@ class _Turns:
 
     def think(self, text: str) -> None:
         """What the assistant thinks before it says anything."""
-        self.assistant(*_SAID)
+        self.assistant(speaks=True)
         self._thoughts.append(text)
 
     def close(self) -> list[Json]:
@@ -87,7 +86,7 @@ def _message(turns: _Turns, item: Json, where: str) -> None:
         raise refused(f"{where}.role", f"must be one of {', '.join(_ROLES)}", CODE)
     content = _content(item.get("content"), f"{where}.content")
     if role == "assistant":
-        turns.assistant(*_SAID).update(_said(content))
+        turns.assistant(speaks=True).update(_said(content))
         return
     if any(type(part) is dict and part["type"] == "refusal" for part in content):
         raise refused(f"{where}.content", "has a refusal, which is the assistant's", CODE)
@@ -126,7 +125,7 @@ def _custom_tool_call(turns: _Turns, item: Json, where: str) -> None:
 def _call(turns: _Turns, item: Json, where: str, arguments: str) -> None:
     call_id = required(item.get("call_id"), str, f"{where}.call_id", CODE)
     name = required(item.get("name"), str, f"{where}.name", CODE)
-    message = turns.assistant()
+    message = turns.assistant(speaks=False)
     message.setdefault("content", None)
     calls = message.setdefault("tool_calls", [])
     calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
