@@ -35,8 +35,9 @@ def as_responses(chat: Json) -> Json:
     """The request to /v1/responses that means what a chat request does."""
     request = {key: value for key, value in chat.items() if key not in _OTHERS}
     messages = chat["messages"]
-    if messages[0]["role"] == "system" and type(messages[0]["content"]) is str and messages[0]["content"]:
-        request["instructions"] = messages[0]["content"]
+    first = messages[0]["content"] if messages[0]["role"] == "system" and len(messages) > 1 else None
+    if type(first) is str and first:
+        request["instructions"] = first
         messages = messages[1:]
     request["input"] = [item for message in messages for item in _items(message)]
     for key, name in (("max_tokens", "max_output_tokens"), ("top_logprobs", "top_logprobs")):

@@ -200,6 +200,10 @@ class SettingsTest(RequestCase):
         self.assertEqual((chat["response_format"], chat["logprobs"]), ({"type": "json_object"}, True))
         self.assertNotIn("top_logprobs", chat)
 
+    def test_a_schema_may_be_asked_for_by_its_name(self) -> None:
+        wanted = asked(text={"format": {"type": "json_schema", "name": "city"}})["response_format"]
+        self.assertEqual(wanted, {"type": "json_schema", "json_schema": {"name": "city"}})
+
     def test_a_stream_is_asked_for_its_usage(self) -> None:
         chat = asked(stream=True)
         self.assertEqual((chat["stream"], chat["stream_options"]), (True, {"include_usage": True}))
@@ -230,7 +234,7 @@ class SettingsTest(RequestCase):
             ("text.format", "text", {"format": "json"}),
             ("text.format.type", "text", {"format": {"type": "yaml"}}),
             ("text.format.name", "text", {"format": {"type": "json_schema", "schema": {}}}),
-            ("text.format.schema", "text", {"format": {"type": "json_schema", "name": "n"}}),
+            ("text.format.schema", "text", {"format": {"type": "json_schema", "name": "n", "schema": "x"}}),
             ("text.verbosity", "text", {"verbosity": 1}),
             ("reasoning.effort", "reasoning", {"effort": 1}),
             ("parallel_tool_calls", "parallel_tool_calls", "no"),

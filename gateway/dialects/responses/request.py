@@ -117,7 +117,7 @@ def _format(value: Any, where: str) -> Optional[Json]:
     if kind != "json_schema":
         raise refused(f"{where}.type", "must be text, json_object or json_schema")
     required(wanted.get("name"), str, f"{where}.name")
-    required(wanted.get("schema"), dict, f"{where}.schema")
+    optional(wanted.get("schema"), dict, f"{where}.schema")  # absent: one that the gateway knows by its name
     schema = {key: wanted[key] for key in ("name", "schema", "description", "strict") if wanted.get(key) is not None}
     return {"type": kind, "json_schema": schema}
 
