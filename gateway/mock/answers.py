@@ -200,7 +200,7 @@ def _check_tool_messages(messages: list[Json]) -> None:
     for message in messages:
         if message.get("role") != "tool":
             called = {str(call.get("id")) for call in _objects(message.get("tool_calls"))}
-        elif str(message.get("tool_call_id")) not in called:
+        elif called and str(message.get("tool_call_id")) not in called:  # as lenient as llama.cpp where there are none
             raise BadRequest("a message of role 'tool' must answer one of the 'tool_calls' of the message before")
 
 

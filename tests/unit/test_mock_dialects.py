@@ -87,9 +87,11 @@ class ChatTest(unittest.TestCase):
         last = self.message("call f and g", *history, parallel_tool_calls=False, tool_choice="required")
         self.assertEqual(last["content"], TEXT + "of f; of g")
 
-    def test_a_result_that_nobody_asked_for_is_refused(self) -> None:
+    def test_a_result_of_another_call_is_refused(self) -> None:
+        result = {"role": "tool", "tool_call_id": "x", "content": "1"}
+        self.assertEqual(self.message("hi", result)["content"], TEXT + "1")
         with self.assertRaises(BadRequest):
-            self.message("hi", {"role": "tool", "tool_call_id": "x", "content": "1"})
+            self.message("call f", self.message("call f"), result)
 
     def test_arguments_are_streamed_in_pieces_by_index(self) -> None:
         body = {"messages": [{"role": "user", "content": "g, f"}], "tools": self.TOOLS}
