@@ -57,7 +57,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self._numbers = itertools.count(1)
         self._accepting: Optional[threading.Thread] = None
         self._lock = threading.Lock()
-        self._connections: dict[Any, threading.Thread] = {}
+        self._connections: set[Any] = set()
         self._stopped = False
         self._spared: Optional[socket.socket] = None
 
@@ -97,13 +97,13 @@ class _Server(http.server.ThreadingHTTPServer):
         if self._accepting is not None:
             self._accepting.join(_CLOSE_TIMEOUT_S)
         self.server_close()
-        with self._lock:  # a connection's thread takes it from the table before it closes it
-            threads = list(self._connections.values())
-            for sock in self._connections.keys() - {spared}:
+        with self._lock:  # a connection's thread takes it from the set before it closes it
+            for sock in self._connections - {spared}:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
         self.state.ring()
-        return threads
+        # By name: who has closed its connection a moment ago has not ended yet.
+        return [thread for thread in threading.enumerate() if thread.name.startswith(f"{self._name}-")]
 
     def has_ended(self, sock: socket.socket) -> bool:
         """Whether `stop` has closed this connection."""
@@ -114,7 +114,7 @@ class _Server(http.server.ThreadingHTTPServer):
         name, args = f"{self._name}-{next(self._numbers)}", (request, client_address)
         thread = threading.Thread(target=self.process_request_thread, args=args, name=name, daemon=True)
         with self._lock:
-            self._connections[request] = thread
+            self._connections.add(request)
         self.state.count(connections=1, connections_total=1)
         try:
             thread.start()
@@ -129,8 +129,9 @@ class _Server(http.server.ThreadingHTTPServer):
     def forget(self, request: Any) -> None:
         """Count a connection no longer: its thread is about to close it. May be called again."""
         with self._lock:
-            known = self._connections.pop(request, None)
-        if known is not None:
+            known = request in self._connections
+            self._connections.discard(request)
+        if known:
             self.state.count(connections=-1)
 
 
