@@ -18,6 +18,8 @@ from typing import Callable, Optional, Union
 from gateway.account import Account
 from gateway.asked import Asked, Head
 from gateway.clock import unix_s
+from gateway.dialects.bypath import ENDPOINTS
+from gateway.dialects.ollama.times import Times
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
@@ -34,6 +36,7 @@ from gateway.settings import Settings
 from gateway.steps import ASIDE, Pause, Steps, Turn
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
+from gateway.telling import Telling
 from gateway.upstream.call import CHAT
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH, completion_of
@@ -49,6 +52,7 @@ PATHS = {
     "/v1/embeddings": "/embeddings",
     QUERY: "/completions",
     INFERENCE: "/chat/completions",
+    **dict.fromkeys(ENDPOINTS, "/chat/completions"),  # or what the request is translated to
 }
 FEW_BYTES = 4096  # of a body that is looked through in no time
 ASIDE_BYTES = 65536  # a body of more is read on a thread
@@ -103,12 +107,31 @@ class Pipeline:
         if verifies:
             return (yield from self._verify(asked, identity))
         call = asked.call = self._validated(asked, identity)
+        if asked.telling is not None:
+            return (yield from self._tell(asked, call, identity, asked.telling))
+        return (yield from self._given(asked, call, identity))
+
+    def _given(self, asked: Asked, call: Call, identity: Identity) -> Steps[Given]:
+        """What engines, or other requests, give to a call."""
         virtual = self.factory.router.virtual(call.model)
         if virtual is not None and call.path == CHAT:
-            return (yield from self._agree(asked, call, identity, virtual))
+            return self._agree(asked, call, identity, virtual)
         self._admit(asked, call, identity)
         self._open[asked] = None
-        return (yield from self.reuse.serve(asked, call))
+        return self.reuse.serve(asked, call)
+
+    def _tell(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Given]:
+        """The same for a client of another dialect; its stream is told as it comes, by who relays it."""
+        if telling.is_immediate:
+            self._admit(asked, call, identity)
+            call.served_model = asked.model
+            return telling.immediate()
+        given = yield from self._given(asked, call, identity)
+        if not isinstance(given, Answer):
+            return given
+        if len(given.body) > ASIDE_BYTES:
+            yield ASIDE
+        return telling.answer(given)
 
     def _verify(self, asked: Asked, identity: Identity) -> Steps[Answer]:
         """The answers of several models, compared. What they are asked is admitted by itself."""
@@ -177,12 +200,18 @@ class Pipeline:
         request = parse_json(asked.body, self.settings.max_json_values)
         path = PATHS[asked.head.path]
         is_query = asked.head.path == QUERY
+        endpoint = ENDPOINTS.get(asked.head.path)
+        telling: Optional[Telling] = None
         try:
             if is_query:
                 request = completion_of(request)
                 body = None
             else:
-                BY_PATH[path].validate(request)
+                if endpoint is not None:
+                    telling = Telling(endpoint.read(request, Times(unix_s, time.monotonic, asked.accepted_s)))
+                    path, request, body = telling.path, telling.request, None
+                if telling is None or not telling.is_immediate:
+                    BY_PATH[path].validate(request)
             call = Call(
                 path,
                 request,
@@ -193,6 +222,9 @@ class Pipeline:
                 idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
             )
             call.is_query = is_query
+            if telling is not None:
+                telling.call = call
+                asked.telling = telling
             if call.model is None:
                 call.model = self.factory.router.unnamed()
         except GatewayError:

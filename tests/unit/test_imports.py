@@ -25,7 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.verify",),
     ("gateway.reuse",),
     ("gateway.asked",),
-    ("gateway.account", "gateway.workers", "gateway.validation"),
+    ("gateway.account", "gateway.workers", "gateway.validation", "gateway.telling"),
     ("gateway.guard",),
     ("gateway.settingfiles",),
     ("gateway.keys", "gateway.reuse.answerschema", "gateway.reuse.redislink"),
