@@ -32,6 +32,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "invalid_tests": 400,
     "invalid_top_p": 400,
     "key_exists": 400,
+    "not_supported": 400,
     "request_exceeds_limit": 400,
     "unauthorized": 401,
     "forbidden": 403,
