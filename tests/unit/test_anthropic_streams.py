@@ -219,10 +219,30 @@ class WriterTest(unittest.TestCase):
         self.assertEqual(found[4], piece(1, type="input_json_delta", partial_json="{"))
         self.assertEqual(found[5], piece(1, type="input_json_delta", partial_json="}"))
 
-    def test_a_late_piece_goes_to_its_call(self) -> None:
-        found = written(chunk(call(0, "{", "a", "f")), chunk(call(1, "{}", "b", "g")), chunk(call(0, "}")))
-        self.assertEqual(found[5], piece(0, type="input_json_delta", partial_json="}"))
-        self.assertEqual(found[6], stop(1))
+    def test_calls_that_come_in_turns_are_told_one_by_one(self) -> None:
+        turns = [
+            call(0, "", "a", "f"),
+            call(1, "", "b", "g"),
+            call(0, '{"x'),
+            call(1, "{"),
+            call(0, '": 1}'),
+            call(1, "}"),
+        ]
+        first = [
+            start(0, type="tool_use", id="a", name="f", input={}),
+            piece(0, type="input_json_delta", partial_json='{"x'),
+            piece(0, type="input_json_delta", partial_json='": 1}'),
+            stop(0),
+        ]
+        second = [
+            start(1, type="tool_use", id="b", name="g", input={}),
+            piece(1, type="input_json_delta", partial_json="{}"),
+            stop(1),
+        ]
+        self.assertEqual(written(*map(chunk, turns)), [*first, *second, *end("tool_use")])
+        words = [start(2, type="text", text=""), piece(2, type="text_delta", text="x"), stop(2)]
+        found = written(*map(chunk, [*turns, {"content": "x"}]))
+        self.assertEqual(found, [*first, *second, *words, *end("tool_use")])
 
     def test_only_the_first_choice_is_told(self) -> None:
         other = {"choices": [{"index": 1, "delta": {"content": "x"}, "finish_reason": "length"}]}

@@ -1,7 +1,7 @@
 """Chat chunks as the events of a message. One `MessagesWriter` per stream, used by one thread at a time.
 
-A message is told block by block: what belongs to another block than the last one ends that. Only pieces of a call that
-come when a later one has begun are told late, by their block's index; clients put pieces together by it.
+A message is told block by block: what belongs to another block than the last one ends that. A call that begins before
+the one under way is whole waits until something else comes, so that calls which come in turns are told one by one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Optional
 from gateway.dialects.anthropic.answers import clean_thinking, content_text
 from gateway.dialects.anthropic.endings import messages_usage, stop_of
 from gateway.dialects.anthropic.errors import error_message
-from gateway.dialects.anthropic.tools import id_or_made
+from gateway.dialects.anthropic.tools import id_or_made, input_of
 from gateway.dialects.anthropic.values import dump, index, objects, text
 from gateway.dialects.dialect import Json
 from gateway.errors import GatewayError
@@ -20,14 +20,15 @@ PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 class _Call:
-    """A call under way. `block` is its index; None: it has not been told, as it has no name yet."""
+    """A call under way. `block` is its index; None: it has not been told yet, as it has no name or waits."""
 
-    __slots__ = ("arguments", "block", "call_id")
+    __slots__ = ("block", "call_id", "name", "pieces")
 
     def __init__(self) -> None:
         self.block: Optional[int] = None
         self.call_id = ""
-        self.arguments: list[str] = []  # until it is told
+        self.name = ""
+        self.pieces: list[str] = []  # of its arguments
 
 
 class MessagesWriter:
@@ -46,6 +47,7 @@ class MessagesWriter:
         self._signed = False  # the open thinking has its signature
         self._calls: dict[int, _Call] = {}
         self._last_call = -1
+        self._waiting: dict[int, _Call] = {}  # calls that have begun before the open one was whole
         self._finish: Any = None
         self._sequence: Any = None
         self._usage: Any = None
@@ -79,6 +81,7 @@ class MessagesWriter:
             return b""
         out: list[bytes] = []
         self._begin({}, out)
+        self._tell_waiting(out)
         self._close(out)
         stop = stop_of(
             self._finish, self._sequence, self._stops, any(c.block is not None for c in self._calls.values())
@@ -124,6 +127,7 @@ class MessagesWriter:
             self._thought(block, out)
         words = content_text(delta.get("content")) + text(delta.get("refusal"))
         if words:
+            self._tell_waiting(out)
             if self._open is None or self._open[0] != "text":
                 self._start(("text", 0), {"type": "text", "text": ""}, out)
             self._piece({"type": "text_delta", "text": words}, out)
@@ -134,6 +138,7 @@ class MessagesWriter:
         blocks, number = clean_thinking([thought]), index(thought.get("index"))
         if not blocks:
             return
+        self._tell_waiting(out)
         block = blocks[0]
         if number is None:  # pieces come without, from some; another block begins behind a signature
             kind, number = self._open or ("", 0)
@@ -163,17 +168,35 @@ class MessagesWriter:
         if type(function) is not dict:
             function = {}
         call.call_id = call.call_id or text(piece.get("id"))
+        call.name = call.name or text(function.get("name"))
         arguments = text(function.get("arguments"))
-        if call.block is None:
-            call.arguments.append(arguments)
-            name = text(function.get("name"))
-            if not name:
-                return
-            call_id = id_or_made({"id": call.call_id}, self._answer_id, number)
-            call.block = self._blocks
-            self._start(("tool_use", number), {"type": "tool_use", "id": call_id, "name": name, "input": {}}, out)
-            arguments = "".join(call.arguments)
-            call.arguments.clear()
+        call.pieces.append(arguments)
+        if call.block is not None:
+            self._arguments(call, arguments, out)
+        elif call.name and self._must_wait():
+            self._waiting[number] = call
+        elif call.name:
+            self._tell(number, call, out)
+
+    def _must_wait(self) -> bool:
+        """Whether more may come of the call that is open; asked once of each, as it looks at all of its arguments."""
+        if self._open is None or self._open[0] != "tool_use":
+            return False
+        arguments = "" if self._waiting else "".join(self._calls[self._open[1]].pieces)
+        return not arguments or input_of(arguments) is None
+
+    def _tell_waiting(self, out: list[bytes]) -> None:
+        for number, call in self._waiting.items():
+            self._tell(number, call, out)
+        self._waiting.clear()
+
+    def _tell(self, number: int, call: _Call, out: list[bytes]) -> None:
+        call_id = id_or_made({"id": call.call_id}, self._answer_id, number)
+        call.block = self._blocks
+        self._start(("tool_use", number), {"type": "tool_use", "id": call_id, "name": call.name, "input": {}}, out)
+        self._arguments(call, "".join(call.pieces), out)
+
+    def _arguments(self, call: _Call, arguments: str, out: list[bytes]) -> None:
         if arguments:
             self._piece({"type": "input_json_delta", "partial_json": arguments}, out, call.block)
 
