@@ -83,6 +83,11 @@ class MessageTest(unittest.TestCase):
             content = self.told(completion(content="x", **{key: "hm"}))["content"]
             self.assertEqual(content[0], {"type": "thinking", "thinking": "hm", "signature": ""})
 
+    def test_the_first_choice_is_told(self) -> None:
+        said = completion(content="first")
+        said["choices"].insert(0, {"index": 1, "message": {"content": "second"}})
+        self.assertEqual(self.told(said)["content"][0]["text"], "first")
+
     def test_a_refusal_is_text(self) -> None:
         self.assertEqual(self.told(completion(content=None, refusal="no"))["content"], [{"type": "text", "text": "no"}])
 

@@ -58,6 +58,7 @@ class AskedTest(unittest.TestCase):
         self.assertEqual([message["role"] for message in request["messages"]], ["user"])
 
     def test_turns_alternate(self) -> None:
+        self.assertEqual(asked(HI, call('{"x": 1e999}'))["messages"][1]["content"][0]["input"], {"x": None})
         request = asked(
             HI,
             HI,
@@ -220,10 +221,18 @@ class AskedTest(unittest.TestCase):
             (7, "messages[0]"),
             ({"role": "user", "content": 7}, "messages[0].content"),
             ({"role": "user", "content": [image]}, "messages[0].content[0].image_url.url"),
+            (
+                {"role": "user", "content": [{**image, "image_url": {"url": "data:image/png,AAAA"}}]},
+                "messages[0].content[0].image_url.url",
+            ),
+            (
+                {"role": "user", "content": [{"type": "file", "file": {"file_data": "data:text/plain;base64,A!A="}}]},
+                "messages[0].content[0].file.file_data",
+            ),
             (call("no JSON"), "messages[0].tool_calls[0].function.arguments"),
             (call("[]"), "messages[0].tool_calls[0].function.arguments"),
             (call('{"a":' * 100_000), "messages[0].tool_calls[0].function.arguments"),
-            (call('{"a":%s}' % ("9" * 5000)), "messages[0].tool_calls[0].function.arguments"),
+            (call('{"a":%s}' % ("9" * 2000)), "messages[0].tool_calls[0].function.arguments"),
             (call("{}", None), "messages[0].tool_calls[0].id"),
             ({"role": "tool", "content": "x"}, "messages[0].tool_call_id"),
         ):

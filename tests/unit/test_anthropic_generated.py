@@ -19,6 +19,7 @@ from gateway.dialects.anthropic.reading import MessagesReader
 from gateway.dialects.anthropic.requests import read
 from gateway.dialects.anthropic.writing import MessagesWriter
 from gateway.dialects.cutting import Cutter
+from gateway.errors import RequestRefused
 from gateway.upstream.fields import BY_PATH
 
 MISSING = importlib.util.find_spec("hypothesis") is None
@@ -171,6 +172,23 @@ if not MISSING:
         deltas += [{"tool_calls": [piece]} for pieces_ in told for piece in pieces_]
         return said, deltas
 
+    @st.composite
+    def broken(draw: Any, whole: Any) -> Any:
+        """A JSON value in which some are others than they should be, or missing."""
+        value = json.loads(json.dumps(draw(whole)))
+        for _ in range(draw(st.integers(1, 3))):
+            holder, key = None, None
+            inner = value
+            while isinstance(inner, (dict, list)) and inner and (holder is None or draw(st.integers(0, 3))):
+                holder = inner
+                key = draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+                inner = inner[key]
+            if isinstance(holder, dict) and draw(st.booleans()):
+                del holder[key]
+            elif holder is not None:
+                holder[key] = draw(values | st.sampled_from([holder, inner]).map(json.dumps).map(json.loads))
+        return value
+
     def pieces(draw: Any, words: str) -> list[str]:
         cuts = sorted(draw(st.lists(st.integers(0, len(words)), max_size=4)))
         return [words[start:end] for start, end in zip([0, *cuts], [*cuts, len(words)])]
@@ -303,6 +321,47 @@ class GeneratedTest(unittest.TestCase):
             reader = MessagesReader(7)
             parts = [events[start:end] for start, end in zip([0, *cuts], [*cuts, len(events)])]
             self.assertEqual(b"".join(map(reader.feed, parts)), chunks)
+
+        check()
+
+    def test_a_request_that_is_none_is_refused_by_a_path(self) -> None:
+        @profile
+        @given(broken(chats()), broken(chats().map(messages_request)))
+        def check(chat: Any, asked: Any) -> None:
+            for translate, request in ((messages_request, chat), (read, asked)):
+                try:
+                    told = translate(request)
+                except RequestRefused as refused:
+                    self.assertTrue(refused.param and refused.message.startswith(refused.param))
+                else:
+                    json.dumps(told if isinstance(told, dict) else [told.chat, plain(told.chat)])
+
+        check()
+
+    def test_whatever_an_engine_answers_is_told(self) -> None:
+        def completed(whole: Any) -> Any:
+            choice = {"index": 0, "message": whole[0], "finish_reason": "stop", "stop_reason": "x"}
+            return {"id": "x", "choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
+
+        def streamed(whole: Any) -> Any:
+            return [{"id": "x", "choices": [{"index": 0, "delta": delta}], "usage": {}} for delta in whole[1]]
+
+        def told(chunks: Any) -> Any:
+            writer = MessagesWriter("m", frozenset(), 9)
+            events = b"".join(writer.chunk(chunk) for chunk in chunks if isinstance(chunk, dict)) + writer.done()
+            return payloads(events)
+
+        @profile
+        @given(
+            broken(chunked().map(completed)), broken(chunked().map(streamed)), broken(chunked().map(streamed).map(told))
+        )
+        def check(chat: Any, chunks: Any, events: Any) -> None:
+            if isinstance(chat, dict):
+                message = message_of(chat, "m", frozenset("x"))
+                json.dumps(completion_of(message, 7), allow_nan=False)
+            self.assertEqual(told(chunks)[-1], {"type": "message_stop"})
+            reader = MessagesReader(7)
+            payloads(b"".join(reader.feed(b"data: %b\n\n" % json.dumps(event).encode()) for event in events))
 
         check()
 

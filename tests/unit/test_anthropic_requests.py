@@ -217,6 +217,7 @@ class RefusedTest(unittest.TestCase):
             (of("user", text("x"), text(7)), "messages.1.content.1.text"),
             (of("user", {"type": "image"}), "messages.1.content.0.source"),
             (of("user", {"type": "image", "source": {"type": "url"}}), "messages.1.content.0.source.url"),
+            (of("user", {"type": "document", "source": {"type": "base64"}}), "messages.1.content.0.source.media_type"),
             (of("user", {"type": "tool_result", "content": "x"}), "messages.1.content.0.tool_use_id"),
             (of("user", {"type": "tool_result", "tool_use_id": "a", "content": 7}), "messages.1.content.0.content"),
             (

@@ -240,6 +240,8 @@ class WriterTest(unittest.TestCase):
             stop(1),
         ]
         self.assertEqual(written(*map(chunk, turns)), [*first, *second, *end("tool_use")])
+        thought = chunk({"reasoning_content": "x"})
+        self.assertEqual(written(*map(chunk, turns), thought)[:7], [*first, *second])
         words = [start(2, type="text", text=""), piece(2, type="text_delta", text="x"), stop(2)]
         found = written(*map(chunk, [*turns, {"content": "x"}]))
         self.assertEqual(found, [*first, *second, *words, *end("tool_use")])
@@ -311,7 +313,11 @@ TEXT = [
     sse("content_block_stop", index=0),
 ]
 END = [
-    sse("message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 7}),
+    sse(
+        "message_delta",
+        delta={"stop_reason": "end_turn", "stop_sequence": None},
+        usage={"output_tokens": 7, "input_tokens": None},
+    ),
     sse("message_stop"),
 ]
 CALLS = [

@@ -33,7 +33,8 @@ def document_parts(block: Json, path: str) -> list[Json]:
         raise not_supported(f"{path}.citations", "cannot be enabled: answers are given without citations")
     title, kind = text(block.get("title")), source.get("type")
     if kind in ("base64", "url"):
-        return [{"type": "file", "file": {"filename": title or "document.pdf", "file_data": _url_of(source, path)}}]
+        url = _url_of(source, f"{path}.source")
+        return [{"type": "file", "file": {"filename": title or "document.pdf", "file_data": url}}]
     head = [line for line in (title, text(block.get("context"))) if line]
     if kind == "text":
         return [{"type": "text", "text": "\n".join([*head, text_at(source, "data", f"{path}.source")])}]

@@ -126,7 +126,6 @@ class MessagesReader:
         at, block = index(event.get("index")), event.get("content_block")
         if at is None or type(block) is not dict:
             return
-        self._blocks.pop(at, None)
         kind = block.get("type")
         if kind == "text":
             self._text(block, out)
