@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Callable, NamedTuple, Optional, Union
 
+from gateway.dialects.anthropic.errors import error_message, status_for
+from gateway.dialects.anthropic.requests import read as read_messages
 from gateway.dialects.dialect import Immediate, Json, Translation
 from gateway.dialects.ollama.conversation import error_of
 from gateway.dialects.ollama.request import read_chat, read_embed, read_embeddings, read_generate
@@ -16,6 +18,7 @@ from gateway.errors import GatewayError
 
 OPENAI = "openai"
 OLLAMA = "ollama"
+ANTHROPIC = "anthropic"
 
 
 class Endpoint(NamedTuple):
@@ -28,6 +31,7 @@ class Endpoint(NamedTuple):
 
 
 ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/messages": Endpoint(lambda request, times: read_messages(request), ANTHROPIC),
     "/v1/responses": Endpoint(lambda request, times: read_responses(request), OPENAI),
     "/api/chat": Endpoint(read_chat, OLLAMA),
     "/api/generate": Endpoint(read_generate, OLLAMA),
@@ -36,8 +40,13 @@ ENDPOINTS: dict[str, Endpoint] = {
 }
 
 ERROR_BODIES: dict[str, Callable[[GatewayError, str], Json]] = {
+    ANTHROPIC: error_message,
     OLLAMA: lambda error, request_id: error_of(error),
 }
+
+
+STATUS_FOR: dict[str, Callable[[GatewayError], int]] = {ANTHROPIC: status_for}
+"""Where a dialect has another status for an error."""
 
 
 def error_format_at(path: str) -> Optional[str]:

@@ -11,6 +11,7 @@ from typing import Optional, Protocol, Union
 
 from gateway.account import Account
 from gateway.asked import Asked
+from gateway.dialects.bypath import STATUS_FOR
 from gateway.errors import ClientGone, GatewayError, HttpError
 from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.server import responses
@@ -111,7 +112,10 @@ class Answering(Asked):
         else:
             headers = refusal_headers(self, call, origins)
         body = responses.error_body(error, self.error_format, self.request_id)
-        self.finish_with(error.status, headers + responses.error_headers(error), body)
+        status = STATUS_FOR.get(self.error_format)
+        self.finish_with(
+            error.status if status is None else status(error), headers + responses.error_headers(error), body
+        )
 
     def reply(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
         """Write what needed no engine, and conclude."""
