@@ -11,7 +11,7 @@ import json
 from typing import Optional, Union, cast
 
 from gateway.dialects.cutting import Cutter
-from gateway.dialects.dialect import CHAT_PATH, Conversation, EventWriter, Immediate, Json, Translation
+from gateway.dialects.dialect import CHAT_PATH, Conversation, Counted, EventWriter, Immediate, Json, Translation
 from gateway.errors import GatewayError
 from gateway.hedging import Answer
 from gateway.upstream.answers import Usage, dump, usage_of
@@ -27,7 +27,7 @@ class Telling:
     call: Call
     """What is asked. To be set before anything is told."""
 
-    def __init__(self, translation: Union[Translation, Immediate]) -> None:
+    def __init__(self, translation: Union[Translation, Immediate, Counted]) -> None:
         self._translation = translation
         self._cutter = Cutter()
         self._writer: Optional[EventWriter] = None
@@ -37,12 +37,12 @@ class Telling:
     @property
     def is_immediate(self) -> bool:
         """Whether it is answered without an engine."""
-        return isinstance(self._translation, Immediate)
+        return isinstance(self._translation, (Immediate, Counted))
 
     @property
     def path(self) -> str:
         """What engines are asked."""
-        return CHAT_PATH if isinstance(self._translation, Immediate) else self._translation.path
+        return CHAT_PATH if isinstance(self._translation, (Immediate, Counted)) else self._translation.path
 
     @property
     def request(self) -> Json:
@@ -58,7 +58,10 @@ class Telling:
 
     def immediate(self) -> Answer:
         """What is answered without an engine."""
-        return Answer(dump(cast(Immediate, self._translation).answer), Usage(0, 0, False))
+        given = self._translation
+        if isinstance(given, Counted):
+            return Answer(dump(given.answer(tokens_of(self.call.prompt_weight()))), Usage(0, 0, False))
+        return Answer(dump(cast(Immediate, given).answer), Usage(0, 0, False))
 
     def answer(self, given: Answer) -> Answer:
         """A complete answer, or the whole of a stream, as the client reads it. Takes long for a long one."""

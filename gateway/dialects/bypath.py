@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Callable, NamedTuple, Optional, Union
 
 from gateway.dialects.anthropic.errors import error_message, status_for
+from gateway.dialects.anthropic.requests import counted, read_count
 from gateway.dialects.anthropic.requests import read as read_messages
-from gateway.dialects.dialect import Immediate, Json, Translation
+from gateway.dialects.dialect import Counted, Immediate, Json, Translation
 from gateway.dialects.ollama.conversation import error_of
 from gateway.dialects.ollama.request import read_chat, read_embed, read_embeddings, read_generate
 from gateway.dialects.ollama.times import Times
@@ -24,7 +25,7 @@ ANTHROPIC = "anthropic"
 class Endpoint(NamedTuple):
     """One path for clients of another dialect."""
 
-    read: Callable[[Json, Times], Union[Translation, Immediate]]
+    read: Callable[[Json, Times], Union[Translation, Immediate, Counted]]
     """The request, translated. Raises RequestRefused."""
     error_format: str
     """A shape of `ERROR_BODIES`, or one that the gateway has anyway."""
@@ -32,6 +33,7 @@ class Endpoint(NamedTuple):
 
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/messages": Endpoint(lambda request, times: read_messages(request), ANTHROPIC),
+    "/v1/messages/count_tokens": Endpoint(lambda request, times: Counted(read_count(request), counted), ANTHROPIC),
     "/v1/responses": Endpoint(lambda request, times: read_responses(request), OPENAI),
     "/api/chat": Endpoint(read_chat, OLLAMA),
     "/api/generate": Endpoint(read_generate, OLLAMA),
@@ -44,6 +46,9 @@ ERROR_BODIES: dict[str, Callable[[GatewayError, str], Json]] = {
     OLLAMA: lambda error, request_id: error_of(error),
 }
 
+
+ID_LINES: dict[str, bytes] = {ANTHROPIC: b"Request-Id: %b\r\n"}
+"""Where a dialect's clients look for the request's id."""
 
 STATUS_FOR: dict[str, Callable[[GatewayError], int]] = {ANTHROPIC: status_for}
 """Where a dialect has another status for an error."""

@@ -7,7 +7,7 @@ Owns the shapes only.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 from gateway.errors import GatewayError
 
@@ -26,6 +26,15 @@ class Immediate(NamedTuple):
     """The model that it is about, which has to be one that the client may use."""
     answer: Json
     """What it is answered, whole, whether or not it asked for a stream."""
+
+
+class Counted(NamedTuple):
+    """A request that asks how many tokens another one's prompt has. No engine is asked for that either."""
+
+    chat: Json
+    """The chat request that it is about."""
+    answer: Callable[[int], Json]
+    """What it is answered, by that number."""
 
 
 class EventWriter(Protocol):

@@ -180,7 +180,7 @@ class Exchange(Answering):
     def _stream_kind(self) -> bytes:
         """The header lines that say what a streamed answer is."""
         telling = self.telling
-        return responses.EVENT_STREAM if telling is None else responses.stream_of(telling.stream_type)
+        return responses.EVENT_STREAM if telling is None else responses.stream_of(telling.stream_type) + self.own_lines
 
     def _begin_stream(self, call: Call) -> bytes:
         """The head of a stream's answer."""

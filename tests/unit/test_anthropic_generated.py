@@ -275,7 +275,7 @@ class GeneratedTest(unittest.TestCase):
         @given(chats())
         def check(chat: dict[str, Any]) -> None:
             asked = json.loads(json.dumps(messages_request(chat)))
-            again = json.loads(json.dumps(read(asked).chat))
+            again = json.loads(json.dumps(read(asked).rich))
             BY_PATH["/chat/completions"].validate(again)
             BY_PATH["/chat/completions"].validate(plain(again))
             self.assertEqual(meaning(again), meaning(json.loads(json.dumps(chat))))
@@ -334,7 +334,7 @@ class GeneratedTest(unittest.TestCase):
                 except RequestRefused as refused:
                     self.assertTrue(refused.param and refused.message.startswith(refused.param))
                 else:
-                    json.dumps(told if isinstance(told, dict) else [told.chat, plain(told.chat)])
+                    json.dumps(told if isinstance(told, dict) else [told.rich, told.chat])
 
         check()
 

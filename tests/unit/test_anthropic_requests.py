@@ -35,7 +35,7 @@ class ReadTest(unittest.TestCase):
     def chat(self, *messages: Any, **fields: Any) -> dict[str, Any]:
         asked = request(*messages, **fields)
         before = copy.deepcopy(asked)
-        chat = read(asked).chat
+        chat = read(asked).rich
         self.assertEqual(asked, before, "the client's request was changed")
         BY_PATH["/chat/completions"].validate(chat)
         return chat

@@ -177,7 +177,7 @@ class ClientTest(unittest.TestCase):
         result = {"type": "tool_result", "tool_use_id": "call_1", "content": "sunny"}
         history = [*ASKED["messages"], message.to_param(), {"role": "user", "content": [result]}]
         self.client.messages.create(**{**ASKED, "messages": history})
-        chat = read(self.asked).chat
+        chat = read(self.asked).rich
         self.assertEqual([said["role"] for said in chat["messages"]], ["user", "assistant", "tool"])
         self.assertEqual(chat["messages"][1]["thinking_blocks"], CONTENT[:2])
 
