@@ -224,6 +224,7 @@ class Pipeline:
             call.is_query = is_query
             if telling is not None:
                 telling.call = call
+                call.rich = telling.rich
                 asked.telling = telling
             if call.model is None:
                 call.model = self.factory.router.unnamed()

@@ -52,6 +52,11 @@ class Telling:
         return self._translation.chat
 
     @property
+    def rich(self) -> Optional[Json]:
+        """The request with what only engines of the client's own dialect know; None: there is no such."""
+        return getattr(self._translation, "rich", None)
+
+    @property
     def stream_type(self) -> bytes:
         """The media type of a stream."""
         return cast(Conversation, self._translation).stream_type

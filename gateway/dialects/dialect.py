@@ -89,6 +89,11 @@ class Conversation(Translation, Protocol):
 class EventReader(Protocol):
     """Makes chat chunks of an engine's event stream. One object per stream, one thread at a time."""
 
+    @property
+    def held_bytes(self) -> int:
+        """What is kept of an event that has not ended; who feeds bounds it."""
+        ...
+
     def feed(self, data: bytes) -> bytes:
         """Bytes of the engine's body, cut anywhere; returns whole `data: …` events of chat chunks, `[DONE]` behind a
         good end, or an event with `error`."""
