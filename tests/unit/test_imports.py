@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.app", "gateway.tools", "gateway.mock"),
     ("gateway.announcing",),
     ("gateway.server",),
-    ("gateway.pipeline",),
+    ("gateway.pipeline", "gateway.calling"),
     ("gateway.verify",),
     ("gateway.reuse",),
     ("gateway.asked",),
