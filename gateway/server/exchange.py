@@ -273,23 +273,23 @@ class Exchange(Answering):
         call = self.call
         assert call is not None
         try:
-            self._count(call, stream)
+            _count(call, stream)
         except Exception as error:  # the client gets its answer all the same
             self._report(error)
 
-    def _count(self, call: Call, stream: EngineStream) -> None:
-        earlier = stream.events.earlier_weight
-        call.usage = answers.usage_of(
-            stream.events.usage,
-            call.prompt_weight(),
-            stream.events.weight,
-            lambda: bounds_of(call, call.context_tokens, earlier),
-        )
-        if earlier:  # an engine that went on with another's text counts that as prompt
-            tokens = tokens_of(earlier)
-            usage = call.usage
-            prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
-            completion_tokens = usage.completion_tokens + tokens
-            call.usage = usage._replace(
-                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True
-            )
+
+def _count(call: Call, stream: EngineStream) -> None:
+    """Note in a call what its stream has taken."""
+    earlier = stream.events.earlier_weight
+    call.usage = answers.usage_of(
+        stream.events.usage,
+        call.prompt_weight(),
+        stream.events.weight,
+        lambda: bounds_of(call, call.context_tokens, earlier),
+    )
+    if earlier:  # an engine that went on with another's text counts that as prompt
+        tokens = tokens_of(earlier)
+        usage = call.usage
+        prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
+        completion_tokens = usage.completion_tokens + tokens
+        call.usage = usage._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True)
