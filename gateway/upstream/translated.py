@@ -6,7 +6,6 @@ of any other: by the size of an answer, and of an event.
 
 from __future__ import annotations
 
-import json
 from typing import Callable, NamedTuple, Optional, Union
 
 from gateway.clock import unix_s
@@ -14,13 +13,13 @@ from gateway.dialects.anthropic.answers import completion_of
 from gateway.dialects.anthropic.asking import messages_request
 from gateway.dialects.anthropic.errors import chat_error, chat_status
 from gateway.dialects.anthropic.reading import MessagesReader
+from gateway.dialects.anthropic.values import decode
 from gateway.dialects.dialect import EventReader, Json
 from gateway.errors import RequestRefused
 from gateway.routing.retry import Outcome
 from gateway.upstream.answers import dump
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
-from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.upstream.sse import EventStream, StreamBroken
 
 
@@ -62,17 +61,17 @@ def answered(dialect: Dialect, body: Union[bytes, bytearray]) -> Union[bytes, by
     """A complete answer as a chat engine would have sent it; what is no JSON object, as it is. Takes long for a long
     one."""
     try:
-        said = json.loads(body)
-        return dump_with_nulls(dialect.answer(said, int(unix_s()))) if isinstance(said, dict) else body
-    except (ValueError, RecursionError):
+        said = decode(body.decode())
+    except ValueError:
         return body
+    return dump(dialect.answer(said, int(unix_s()))) if isinstance(said, dict) else body
 
 
 def refusal(dialect: Dialect, status: int, body: bytes) -> tuple[int, bytes]:
     """An answer other than 2xx, as a chat engine would have sent it."""
     try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
+        said = decode(body.decode())
+    except ValueError:
         return status, body
     return (dialect.status(status, said), dump(dialect.error(said))) if isinstance(said, dict) else (status, body)
 
