@@ -12,6 +12,7 @@ from gateway.account import Account
 from gateway.errors import GatewayError
 from gateway.inference import Call
 from gateway.keys.auth import Identity
+from gateway.telling import Telling
 from gateway.workers import Job
 
 
@@ -80,6 +81,7 @@ class Asked(Job):
     batch: Optional[Party] = None  # likewise
     shared: Optional[Any] = None  # what else its stream is for: a `reuse.serving.Shared`
     reused = NOT_REUSED
+    telling: Optional[Telling] = None  # how its answer is told to a client of another dialect
     near: Optional[Any] = None  # by what a near duplicate of it is to be found (see reuse/caches.py)
     part_of = ""  # the id of the request that this one is a part of
     verification: Optional[dict[str, Any]] = None  # what is logged of it

@@ -6,6 +6,7 @@ and judges no outcome: what fails is raised.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import NamedTuple, Optional, Union
 
@@ -23,9 +24,11 @@ from gateway.upstream.call import Call
 from gateway.upstream.client import Conversation, EngineClient, refused
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
+from gateway.upstream.skim import LARGE_BYTES
 from gateway.upstream.sniff import EMPTY, EVENTS, OTHER
 from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
 from gateway.upstream.stream import EngineStream
+from gateway.upstream.translated import BY_DIALECT, TranslatedEvents, answered, payload, refusal
 
 
 class SizeLimits(NamedTuple):
@@ -92,10 +95,14 @@ class Engines:
             return echoed(call, model)
         try:
             response = yield Opened(self._conversation(call, pool, engine, attempt))
+            dialect = BY_DIALECT.get(engine.spec.dialect)
             if not 200 <= response.status < 300:
+                if dialect is not None:
+                    yield from refused(response, functools.partial(refusal, dialect))
                 response = yield from self._see_refused(response, call, pool, engine, attempt)
             try:
                 body = None if call.stream else response.take_object(self._sizes.answer_bytes)
+                unread = None if body is None else dialect  # in which the body is
                 if body is None:
                     attempt.begun = not call.stream  # else nobody knows yet of what
                     kind = response.kind()
@@ -104,6 +111,7 @@ class Engines:
                     stream = self._open_stream(call, engine, earlier, response, kind)
                     if stream is None:
                         body = yield from response.read_all(self._sizes.answer_bytes)
+                        unread = dialect
                     elif call.stream:
                         yield from stream.wait_first()
                         return stream
@@ -120,6 +128,10 @@ class Engines:
         finally:
             self._watchdog.forget(attempt)
         call.end(attempt)
+        if unread is not None:
+            if len(body) > LARGE_BYTES:
+                yield ASIDE
+            body = answered(unread, body)
         return complete(call, body, model, pool.spec.max_model_len, self._sizes.event_bytes)
 
     def _conversation(
@@ -138,11 +150,15 @@ class Engines:
         headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
         if call.idempotency_key:
             headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
-        attempt.asks_usage = ask_usage and call.stream and endpoint.asks_usage and not call.wants_usage()
+        dialect = BY_DIALECT.get(engine.spec.dialect)
+        attempt.asks_usage = (
+            ask_usage and dialect is None and call.stream and endpoint.asks_usage and not call.wants_usage()
+        )
         wildcard = self._router.fleet.wildcard
-        payload = call.payload(engine.spec.model or (call.model if wildcard else pool.name), attempt.asks_usage)
+        name = engine.spec.model or (call.model if wildcard else pool.name)
+        body = call.payload(name, attempt.asks_usage) if dialect is None else payload(dialect, call, name)
         self._watchdog.watch(attempt)
-        return self._client.conversation(endpoint, call.path, attempt, payload, headers)
+        return self._client.conversation(endpoint, call.path, attempt, body, headers)
 
     def _see_refused(
         self, response: EngineResponse, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt
@@ -188,7 +204,11 @@ class Engines:
         if kind != EVENTS:
             return None
         resumes = engine.spec.resume and call.can_resume()
-        events = EventStream(call.stream and not call.wants_usage(), call.choices(), resumes, self._sizes.event_bytes)
+        dialect, hides = BY_DIALECT.get(engine.spec.dialect), call.stream and not call.wants_usage()
+        if dialect is None:
+            events = EventStream(hides, call.choices(), resumes, self._sizes.event_bytes)
+        else:
+            events = TranslatedEvents(dialect, hides, call.choices(), resumes, self._sizes.event_bytes)
         if earlier is not None:
             events.continue_from(earlier)
         return EngineStream(response, events, self._stream_end_s)

@@ -134,6 +134,11 @@ ERRORS: Mapping[str, ErrorCode] = {
         "A key of that name exists already, or did and was revoked.",
         "Choose another name, or rotate the key that there is.",
     ),
+    "not_supported": ErrorCode(
+        400,
+        "A field asks for what is not done here, or cannot be said to the engine. It may be right elsewhere.",
+        "Leave out what `param` names, or ask an engine that has this endpoint itself.",
+    ),
     "request_exceeds_limit": ErrorCode(
         400,
         "The request alone needs more tokens than the caller's limit allows at all.",

@@ -17,6 +17,9 @@ from typing import Callable, Optional, Union
 
 from gateway.account import Account
 from gateway.asked import Asked, Head
+from gateway.calling import INFERENCE as INFERENCE
+from gateway.calling import PATHS as PATHS
+from gateway.calling import call_of
 from gateway.clock import unix_s
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.guard import Guard
@@ -27,30 +30,21 @@ from gateway.limits.addresses import address_group
 from gateway.limits.prices import TokensAtMost
 from gateway.reuse.building import reuse_of
 from gateway.reuse.caches import Caches
-from gateway.reuse.serving import QUERY, Given
-from gateway.routing.line import RANK_BY_PRIORITY
+from gateway.reuse.serving import Given
 from gateway.routing.virtual import VirtualSpec
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Pause, Steps, Turn
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
+from gateway.telling import Telling
 from gateway.upstream.call import CHAT
 from gateway.upstream.estimates import tokens_of
-from gateway.upstream.fields import BY_PATH, completion_of
+from gateway.upstream.fields import BY_PATH
 from gateway.upstream.stream import EngineStream
 from gateway.validation import parse_json
 from gateway.verify.late import Late
 from gateway.workers import Job, Overloaded, WorkerPool
 
-INFERENCE = "/api/v1/inference"
-PATHS = {
-    "/v1/chat/completions": "/chat/completions",
-    "/v1/completions": "/completions",
-    "/v1/embeddings": "/embeddings",
-    QUERY: "/completions",
-    INFERENCE: "/chat/completions",
-}
-FEW_BYTES = 4096  # of a body that is looked through in no time
 ASIDE_BYTES = 65536  # a body of more is read on a thread
 MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
 KEYS_PAUSE_S = 0.1  # until it is seen again whether an identity provider's keys have come
@@ -102,13 +96,34 @@ class Pipeline:
             yield ASIDE
         if verifies:
             return (yield from self._verify(asked, identity))
-        call = asked.call = self._validated(asked, identity)
+        may_use = None if identity.may_use_all else self.allowed_to(identity)
+        request = parse_json(asked.body, self.settings.max_json_values)
+        call = asked.call = call_of(asked, request, identity, self.factory.router, may_use)
+        if asked.telling is not None:
+            return (yield from self._tell(asked, call, identity, asked.telling))
+        return (yield from self._given(asked, call, identity))
+
+    def _given(self, asked: Asked, call: Call, identity: Identity) -> Steps[Given]:
+        """What engines, or other requests, give to a call."""
         virtual = self.factory.router.virtual(call.model)
         if virtual is not None and call.path == CHAT:
-            return (yield from self._agree(asked, call, identity, virtual))
+            return self._agree(asked, call, identity, virtual)
         self._admit(asked, call, identity)
         self._open[asked] = None
-        return (yield from self.reuse.serve(asked, call))
+        return self.reuse.serve(asked, call)
+
+    def _tell(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Given]:
+        """The same for a client of another dialect; its stream is told as it comes, by who relays it."""
+        if telling.is_immediate:
+            self._admit(asked, call, identity)
+            call.served_model = asked.model
+            return telling.immediate()
+        given = yield from self._given(asked, call, identity)
+        if not isinstance(given, Answer):
+            return given
+        if len(given.body) > ASIDE_BYTES:
+            yield ASIDE
+        return telling.answer(given)
 
     def _verify(self, asked: Asked, identity: Identity) -> Steps[Answer]:
         """The answers of several models, compared. What they are asked is admitted by itself."""
@@ -168,46 +183,6 @@ class Pipeline:
             raise asked.fault
         asked.body_taken = True
         return asked.body
-
-    def _validated(self, asked: Asked, identity: Identity) -> Call:
-        """The call that the body asks for; nothing has been sent anywhere yet. Raises GatewayError: what is wrong with
-        it is reported with the model that it names."""
-        headers = asked.head.headers
-        body: Optional[bytes] = asked.body
-        request = parse_json(asked.body, self.settings.max_json_values)
-        path = PATHS[asked.head.path]
-        is_query = asked.head.path == QUERY
-        try:
-            if is_query:
-                request = completion_of(request)
-                body = None
-            else:
-                BY_PATH[path].validate(request)
-            call = Call(
-                path,
-                request,
-                body,
-                request_id=asked.request_id,
-                session=headers.get(b"x-session-id", b"").decode("latin-1"),
-                allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
-                idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
-            )
-            call.is_query = is_query
-            if call.model is None:
-                call.model = self.factory.router.unnamed()
-        except GatewayError:
-            model = request.get("model")
-            asked.named_model = model if type(model) is str else ""
-            raise
-        call.priority = asked.priority = identity.priority
-        if b"x-gateway-priority" in headers:
-            call.priority = asked.priority = priority_of(headers, identity)
-        if len(asked.body) > FEW_BYTES:
-            call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
-        if not identity.may_use_all:
-            asked.restricted = True
-            call.may_use = self.allowed_to(identity)
-        return call
 
     def _admit(self, asked: Asked, call: Call, identity: Identity) -> None:
         """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
@@ -341,12 +316,3 @@ def tokens_at_most(call: Call) -> TokensAtMost:
     if not row.asked:  # nothing is generated
         return TokensAtMost(prompt, 0)
     return TokensAtMost(prompt, row.answer_tokens(call.request) or None, row.generated(call.request))
-
-
-def priority_of(headers: Mapping[bytes, bytes], identity: Identity) -> str:
-    """The key's own priority, or what X-Gateway-Priority asks for, from keys whose role may set it."""
-    asked = headers.get(b"x-gateway-priority")
-    if asked is None or not identity.rights.may_set_priority:
-        return identity.priority
-    text = asked.decode("latin-1").lower()
-    return text if text in RANK_BY_PRIORITY else identity.priority

@@ -18,8 +18,9 @@ from gateway.api import inference, managing, own
 from gateway.api.operation import JSON_TYPE, Answer, Json, Operation, ref
 from gateway.api.page import page_of
 from gateway.api.schemas import SCHEMAS
+from gateway.dialects.bypath import ANTHROPIC, OLLAMA, OPENAI, STATUS_FOR
 from gateway.ending import run_to_end
-from gateway.errors import ERRORS
+from gateway.errors import ERRORS, GatewayError
 
 OPERATIONS: tuple[Operation, ...] = (*inference.OPERATIONS, *own.OPERATIONS, *managing.OPERATIONS)
 SECURITY_SCHEMES: Json = {
@@ -53,13 +54,19 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "x-ratelimit-reset-tokens": ("Until all are there again, for example 1s.", _TEXT),
 }
 _ALWAYS_THERE = ("X-Request-ID",)
-_ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After", "X-Should-Retry"), 503: ("Retry-After",)}
+_ERROR_HEADERS = {
+    401: ("WWW-Authenticate",),
+    429: ("Retry-After", "X-Should-Retry"),
+    503: ("Retry-After",),
+    529: ("Retry-After",),
+}
+ERROR_SCHEMAS = {"": "Error", OPENAI: "OpenAIError", ANTHROPIC: "AnthropicError", OLLAMA: "OllamaError"}
 _ABOUT = """\
 An OpenAI-compatible gateway in front of language models.
 
 * `HEAD` works where `GET` does, `OPTIONS` answers everywhere, without a key.
 * Every answer has an `X-Request-ID`.
-* Errors have the shape `SimpleError`, for OpenAI's SDKs `OpenAIError`; the codes are the same.
+* Errors have the shape `SimpleError`, for OpenAI's SDKs `OpenAIError`, at other dialects' paths theirs.
 * A field whose value is null counts as absent."""
 
 
@@ -157,22 +164,26 @@ def _operation(operation: Operation) -> Json:
 
 def _responses(operation: Operation) -> Json:
     responses = {str(answer.status): _good(answer) for answer in operation.answers}
+    error_format = operation.error_format
     codes_by_status: dict[int, list[str]] = {}
     for code in sorted(set(operation.all_errors)):
-        codes_by_status.setdefault(ERRORS[code].status, []).append(code)
+        codes_by_status.setdefault(_status_of(code, error_format), []).append(code)
     for status, codes in sorted(codes_by_status.items()):
         good = responses.get(str(status))
-        if len(codes) == 1 and good is None:
+        if len(codes) == 1 and good is None and not error_format:
             responses[str(status)] = {"$ref": f"#/components/responses/{codes[0]}"}
             continue
-        described = _error(status, codes)
+        described = _error(status, codes, error_format)
         if good is not None:  # an answer of that status, too: as with /readyz
             described["description"] = f"{good['description']} Or: {described['description']}"
             schema = described["content"][JSON_TYPE]["schema"]
             described["content"][JSON_TYPE]["schema"] = {"anyOf": [good["content"][JSON_TYPE]["schema"], schema]}
         responses[str(status)] = described
     if "backend_rejected" in operation.errors:
-        responses["4XX"] = {**_error(400, ["backend_rejected"]), "description": "`backend_rejected`, with its status."}
+        responses["4XX"] = {
+            **_error(400, ["backend_rejected"], error_format),
+            "description": "`backend_rejected`, with its status.",
+        }
     return responses
 
 
@@ -183,11 +194,17 @@ def _good(answer: Answer) -> Json:
     return described
 
 
-def _error(status: int, codes: list[str]) -> Json:
+def _status_of(code: str, error_format: str) -> int:
+    """The status that a code has in a dialect."""
+    status_for = STATUS_FOR.get(error_format)
+    return ERRORS[code].status if status_for is None else status_for(GatewayError(code, ""))
+
+
+def _error(status: int, codes: list[str], error_format: str = "") -> Json:
     return {
         "description": f"{', '.join(f'`{code}`' for code in codes)}.",
         "headers": _headers(_ERROR_HEADERS.get(status, ())),
-        "content": {JSON_TYPE: {"schema": ref("Error")}},
+        "content": {JSON_TYPE: {"schema": ref(ERROR_SCHEMAS[error_format])}},
         "x-codes": codes,
     }
 

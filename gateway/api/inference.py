@@ -1,12 +1,14 @@
-"""The operations that ask models: one for each path of `pipeline.PATHS`.
+"""The operations that ask models: one for each path of `calling.PATHS`.
 
 What their requests may hold is said where it is checked (upstream/fields.py, verify/question.py).
 """
 
 from __future__ import annotations
 
-from gateway.api.operation import JSON_TYPE, Answer, Body, Json, Operation, Parameter, json_answer, ref
-from gateway.pipeline import INFERENCE, PATHS
+from gateway.api import translated
+from gateway.api.asking import ASKING, HEADERS, PARAMETERS
+from gateway.api.operation import JSON_TYPE, Answer, Body, Json, Operation, json_answer, ref
+from gateway.calling import INFERENCE, PATHS
 from gateway.reuse.serving import QUERY
 from gateway.upstream.fields import BY_PATH
 from gateway.upstream.fieldtypes import COMPLETION
@@ -15,32 +17,7 @@ from gateway.verify.question import request_schema
 EVENT_STREAM = "text/event-stream"
 TAG = "Inference"
 
-ASKING = (
-    *("invalid_model", "model_not_found", "context_too_long", "request_exceeds_limit", "endpoint_not_served"),
-    *("backend_rejected", "rate_limit_exceeded", "budget_exceeded", "backend_rate_limited"),
-    *("backend_error", "backend_unavailable", "draining", "queue_timeout", "gateway_timeout"),
-)
-"""Errors of whatever asks engines."""
 _COMPLETING = (*ASKING, "invalid_stream", "invalid_max_tokens", "invalid_temperature", "invalid_top_p", "invalid_stop")
-_HEADERS = (
-    *("X-Gateway-Engine", "X-Gateway-Model", "X-Gateway-Attempts", "X-Gateway-Fallback", "Server-Timing"),
-    *("X-Gateway-Cost-Usd", "X-Gateway-Cache", "X-Gateway-Coalesced", "Age"),
-    *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
-    *("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-)
-_TEXT: Json = {"type": "string"}
-_PARAMETERS = (
-    Parameter("header", "X-Request-ID", "An id for the request, which its answer then has; else one is made.", _TEXT),
-    Parameter("header", "X-Session-ID", "Requests of one session go to one engine (`prefix_affinity`).", _TEXT),
-    Parameter("header", "X-Gateway-Fallback", "`off`: no other model may answer.", _TEXT),
-    Parameter("header", "X-Gateway-Priority", "`high`, `normal` or `low`, for keys that may say so.", _TEXT),
-    Parameter(
-        "header", "X-Gateway-Cache", "`on`: an answer may be kept and reused as if it were deterministic.", _TEXT
-    ),
-    Parameter("header", "X-Gateway-Coalesce", "`off`: shares no call with identical requests under way.", _TEXT),
-    Parameter("header", "Cache-Control", "`no-cache`, `no-store`, `max-age=N`: which kept answers will do.", _TEXT),
-    Parameter("header", "Idempotency-Key", "Passed on to the engine.", _TEXT),
-)
 _STREAMED = (
     'With `"stream": true` the answer is `text/event-stream`: a chunk in JSON behind each `data:`, `[DONE]` at the end.'
     " A stream that breaks ends in one event with an error, without `[DONE]`."
@@ -55,7 +32,7 @@ _EVENT: Json = {
 
 
 def _completed(schema: str) -> Answer:
-    return Answer(200, "The answer, or the stream of it.", {JSON_TYPE: ref(schema), EVENT_STREAM: _EVENT}, _HEADERS)
+    return Answer(200, "The answer, or the stream of it.", {JSON_TYPE: ref(schema), EVENT_STREAM: _EVENT}, HEADERS)
 
 
 _QUERY_SCHEMA: Json = {
@@ -76,7 +53,7 @@ _DESCRIBED = (
         "infer",
         (_completed("ChatCompletion"),),
         _STREAMED,
-        _PARAMETERS,
+        PARAMETERS,
         Body(
             BY_PATH["/chat/completions"].schema,
             example={"messages": [{"role": "user", "content": "What is Python?"}], "max_tokens": 100},
@@ -92,7 +69,7 @@ _DESCRIBED = (
         "infer",
         (_completed("Completion"),),
         _STREAMED,
-        _PARAMETERS,
+        PARAMETERS,
         Body(BY_PATH["/completions"].schema, example={"prompt": "Python is", "max_tokens": 20}),
         (*_COMPLETING, "invalid_prompt", "invalid_n"),
     ),
@@ -103,9 +80,9 @@ _DESCRIBED = (
         TAG,
         "Turn texts into vectors",
         "infer",
-        (json_answer(200, "A vector for each input.", ref("Embeddings"), *_HEADERS),),
+        (json_answer(200, "A vector for each input.", ref("Embeddings"), *HEADERS),),
         "Fields that are not listed are passed on to the engine as they are.",
-        _PARAMETERS,
+        PARAMETERS,
         Body(BY_PATH["/embeddings"].schema, example={"input": ["What is Python?", "What is Rust?"]}),
         (*ASKING, "invalid_input", "invalid_stream"),
     ),
@@ -116,9 +93,9 @@ _DESCRIBED = (
         TAG,
         "Answer one question",
         "infer",
-        (json_answer(200, "The answer.", ref("QueryResult"), *_HEADERS),),
+        (json_answer(200, "The answer.", ref("QueryResult"), *HEADERS),),
         "Queries that come together leave in one call. Fields that are not listed are ignored.",
-        _PARAMETERS,
+        PARAMETERS,
         Body(_QUERY_SCHEMA, example={"query": "What is AI?"}),
         (*ASKING, "invalid_query", "invalid_max_tokens", "invalid_temperature"),
     ),
@@ -129,9 +106,9 @@ _DESCRIBED = (
         TAG,
         "Ask several models and compare their answers",
         "verify",
-        (json_answer(200, "What each has said, and on what they agree.", ref("Inference"), *_HEADERS),),
+        (json_answer(200, "What each has said, and on what they agree.", ref("Inference"), *HEADERS),),
         "Programs in the answers are run in a sandbox. One member's failure is told beside the others' answers.",
-        _PARAMETERS,
+        PARAMETERS,
         Body(request_schema(), example={"prompt": "Write is_even(n) in Python.", "entry_point": "is_even"}),
         (
             *("invalid_prompt", "invalid_models", "invalid_tests", "invalid_inputs", "invalid_execution_config"),
@@ -139,6 +116,6 @@ _DESCRIBED = (
         ),
     ),
 )
-_BY_PATH = {operation.path: operation for operation in _DESCRIBED}
+_BY_PATH = {operation.path: operation for operation in (*_DESCRIBED, *translated.DESCRIBED)}
 OPERATIONS = tuple(_BY_PATH[path] for path in PATHS)
 """In the order of the routes; a path that nobody has described stops the start."""

@@ -68,6 +68,8 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     body: Optional[Body] = None
     errors: tuple[str, ...] = ()
+    error_format: str = ""
+    """The shape of its errors, as `errorformat.py` says it; "": `Error`."""
 
     @property
     def all_errors(self) -> tuple[str, ...]:

@@ -200,6 +200,7 @@ _MANAGED: dict[str, Json] = {
 }
 
 _CODE: Json = {"enum": list(ERRORS)}
+_DETAILS: Json = _open({}, error_code=_CODE)
 _FAILED: dict[str, Json] = {
     "SimpleError": {
         "description": "An error as everybody reads it but OpenAI's SDKs. Some codes have further members.",
@@ -212,7 +213,49 @@ _FAILED: dict[str, Json] = {
         " gateway's is `gateway_code`.",
         **_open({}, error=_open({"param": _TEXT_OR_NULL}, message=TEXT, type=_TEXT_OR_NULL, code={}), request_id=TEXT),
     },
+    "AnthropicError": {
+        "description": "An error as Anthropic's clients read it; `details.error_code` is the gateway's code.",
+        **_open({}, type=_const("error"), request_id=TEXT, error=_open({}, type=TEXT, message=TEXT, details=_DETAILS)),
+    },
+    "OllamaError": {"description": "An error as Ollama's clients read it.", **_closed({}, error=TEXT)},
     "Error": {"anyOf": [ref("SimpleError"), ref("OpenAIError")]},
 }
 
-SCHEMAS: dict[str, Json] = {**_ANSWERED, **_VERIFIED, **_STATE, **_MANAGED, **_FAILED}
+_TIMES: Json = {
+    "done_reason": TEXT,
+    "total_duration": {**COUNT, "description": "Nanoseconds, like the other durations."},
+    "load_duration": COUNT,
+    "prompt_eval_count": COUNT,
+    "prompt_eval_duration": COUNT,
+    "eval_count": COUNT,
+    "eval_duration": COUNT,
+}
+_TRANSLATED: dict[str, Json] = {
+    "AnthropicMessage": _open(
+        {"stop_sequence": _TEXT_OR_NULL},
+        id=TEXT,
+        type=_const("message"),
+        role=_const("assistant"),
+        model=TEXT,
+        content=_list(_open({}, type=TEXT)),
+        stop_reason=_TEXT_OR_NULL,
+        usage=_open({}, input_tokens=COUNT, output_tokens=COUNT),
+    ),
+    "AnthropicCount": _closed({}, input_tokens=COUNT),
+    "Response": _open(
+        {"error": {"type": ["object", "null"]}, "incomplete_details": {"type": ["object", "null"]}},
+        id=TEXT,
+        object=_const("response"),
+        created_at=COUNT,
+        status={"enum": ["completed", "incomplete"]},
+        model=TEXT,
+        output=_list(_open({}, type=TEXT)),
+        usage={"type": ["object", "null"]},
+    ),
+    "OllamaChat": _open(_TIMES, model=TEXT, created_at=TEXT, message=_open({}, role=TEXT, content=TEXT), done=FLAG),
+    "OllamaGenerated": _open(_TIMES, model=TEXT, created_at=TEXT, response=TEXT, done=FLAG),
+    "OllamaEmbedded": _open(_TIMES, model=TEXT, embeddings=_list({"type": "array"})),
+    "OllamaEmbedding": _closed({}, embedding={"type": "array"}),
+}
+
+SCHEMAS: dict[str, Json] = {**_ANSWERED, **_TRANSLATED, **_VERIFIED, **_STATE, **_MANAGED, **_FAILED}

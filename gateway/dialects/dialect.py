@@ -7,11 +7,34 @@ Owns the shapes only.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 from gateway.errors import GatewayError
 
 Json = dict[str, Any]
+
+CHAT_PATH = "/chat/completions"
+COMPLETION_PATH = "/completions"
+EMBEDDING_PATH = "/embeddings"
+EVENT_STREAM = b"text/event-stream"
+
+
+class Immediate(NamedTuple):
+    """A request that no engine is asked for: where a dialect has such, its `read` gives this and no `Translation`."""
+
+    model: str
+    """The model that it is about, which has to be one that the client may use."""
+    answer: Json
+    """What it is answered, whole, whether or not it asked for a stream."""
+
+
+class Counted(NamedTuple):
+    """A request that asks how many tokens another one's prompt has. No engine is asked for that either."""
+
+    chat: Json
+    """The chat request that it is about."""
+    answer: Callable[[int], Json]
+    """What it is answered, by that number."""
 
 
 class EventWriter(Protocol):
@@ -30,7 +53,8 @@ class EventWriter(Protocol):
         ...
 
     def done(self) -> bytes:
-        """`[DONE]` has come: everything that a good end needs."""
+        """`[DONE]` has come: everything that a good end needs; or what `failed` says, where the dialect has no words
+        for what a model wrote."""
         ...
 
     def failed(self, error: GatewayError, request_id: str) -> bytes:
@@ -38,17 +62,24 @@ class EventWriter(Protocol):
         ...
 
 
-class Conversation(Protocol):
-    """One request of a client, translated, and how its answer is told. Made by the dialect's `read`."""
+class Translation(Protocol):
+    """One request of a client, translated, and how a complete answer to it is told. Made by the dialect's `read`."""
 
     chat: Json
-    """What engines are asked: a chat request, or for an endpoint of embeddings one of those."""
-    stream_type: bytes
-    """The media type of a streamed answer."""
+    """What engines are asked: a chat request, or what `path` takes."""
+    path: str
+    """Where engines are asked, and whose checks `chat` has to pass."""
 
     def answer(self, chat: Json) -> Json:
-        """The client's form of a complete chat answer."""
+        """The client's form of a complete answer. Raises EngineFailed where that has none for what a model wrote."""
         ...
+
+
+class Conversation(Translation, Protocol):
+    """One that may ask for a stream, with `stream` in `chat`."""
+
+    stream_type: bytes
+    """The media type of a streamed answer."""
 
     def events(self, prompt_tokens: int) -> EventWriter:
         """What tells a streamed answer. `prompt_tokens`: the prompt's, estimated, for dialects that begin with it."""
@@ -57,6 +88,11 @@ class Conversation(Protocol):
 
 class EventReader(Protocol):
     """Makes chat chunks of an engine's event stream. One object per stream, one thread at a time."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept of an event that has not ended; who feeds bounds it."""
+        ...
 
     def feed(self, data: bytes) -> bytes:
         """Bytes of the engine's body, cut anywhere; returns whole `data: …` events of chat chunks, `[DONE]` behind a

@@ -1,22 +1,18 @@
-"""What a mock engine says: OpenAI-shaped answers as plain bodies and as lists of stream events.
+"""What a mock engine says in OpenAI's dialect: chat, completions and embeddings, plain and as stream events.
 
-Pure: the same request, model, port and number give the same answer. Words stand for tokens, so usage, max_tokens and
-the default number of stream events can be counted by hand in a test. Nothing here knows a socket, a lock or a
-behaviour's name.
+Pure. Nothing here knows a socket, a lock or a behaviour's name.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import re
 import struct
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Optional, Union
+from typing import Optional, Union
 
-Json = dict[str, Any]
+from gateway.mock.saying import Asked, BadRequest, Call, Json, Said, Stream, Tool, Wish, encode, say, speak, text_of
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -25,37 +21,6 @@ DONE = b"data: [DONE]\n\n"
 
 _EMBEDDING_DIMENSIONS = 8
 _MAX_CHOICES = 128
-
-
-class BadRequest(ValueError):
-    """The request's body cannot be answered; the text says what is wrong with it."""
-
-
-class Asked(NamedTuple):
-    """A request, its running number, and who answers it: `events` is the number of pieces the text is made of (None:
-    its words), `usage` False leaves the usage out."""
-
-    path: str
-    body: Json
-    model: str
-    port: int
-    number: int
-    events: Optional[int]
-    usage: bool
-
-
-class _Choice(NamedTuple):
-    pieces: list[str]
-    tokens: int
-    finish_reason: str
-
-
-def encode(value: object) -> bytes:
-    """Return `value` as compact JSON in UTF-8, unescaped as llama.cpp sends it."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # a lone surrogate has no UTF-8: only then escape
-        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def error(status: int, message: str, kind: str) -> bytes:
@@ -75,7 +40,7 @@ def plain(asked: Asked) -> Json:
     choices = _choices(asked)
     answer = _frame(asked, "chat.completion")
     answer["choices"] = [
-        {"index": index, **_said(asked.path, "".join(choice.pieces)), "finish_reason": choice.finish_reason}
+        {"index": index, **_said(asked, choice), "finish_reason": _finish(choice)}
         for index, choice in enumerate(choices)
     ]
     if asked.usage:
@@ -83,11 +48,25 @@ def plain(asked: Asked) -> Json:
     return answer
 
 
-def _said(path: str, text: str) -> Json:
-    return {"message": {"role": "assistant", "content": text}} if path == CHAT else {"text": text, "logprobs": None}
+def _said(asked: Asked, choice: Said) -> Json:
+    if asked.path != CHAT:
+        return {"text": choice.text, "logprobs": None}
+    if not choice.calls:
+        return {"message": {"role": "assistant", "content": choice.text}}
+    calls = [_call(asked, index, call, call.arguments) for index, call in enumerate(choice.calls)]
+    return {"message": {"role": "assistant", "content": None, "tool_calls": calls}}
 
 
-def stream(asked: Asked) -> tuple[list[bytes], Iterator[bytes], list[bytes]]:
+def _call(asked: Asked, index: int, call: Call, arguments: str) -> Json:
+    identifier = f"{asked.identifier('call-')}-{index}"
+    return {"id": identifier, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _finish(choice: Said) -> str:
+    return "stop" if choice.finish_reason == "stop_sequence" else choice.finish_reason
+
+
+def stream(asked: Asked) -> Stream:
     """Return the first, the content and the last events of a streamed answer, each a complete `data: …` block.
 
     Content is made as it is taken, once: a stream of a million events needs no memory for them. Usage is sent when
@@ -99,31 +78,47 @@ def stream(asked: Asked) -> tuple[list[bytes], Iterator[bytes], list[bytes]]:
     def event(value: object) -> bytes:
         return b"data: " + encode(value) + b"\n\n"
 
-    def chunk(index: int, text: Optional[str], finish: Optional[str] = None, **delta: str) -> bytes:
+    def chunk(index: int, said: Union[str, Json], finish: Optional[str] = None) -> bytes:
         choice: Json = {"index": index, "finish_reason": finish}
         if asked.path == CHAT:
-            choice["delta"] = {**delta, **({} if text is None else {"content": text})}
+            choice["delta"] = {"content": said} if isinstance(said, str) else said
         else:
-            choice.update(text=text or "", logprobs=None)
+            choice.update(text=said if isinstance(said, str) else "", logprobs=None)
         return event({**frame, "choices": [choice]})
 
-    def content() -> Iterator[bytes]:
-        for position in range(max(len(choice.pieces) for choice in choices)):
-            for index, choice in enumerate(choices):
-                if position < len(choice.pieces):
-                    yield chunk(index, choice.pieces[position])
+    steps: list[list[Union[str, Json]]] = [[*choice.pieces, *_call_steps(asked, choice)] for choice in choices]
 
-    opening = [chunk(index, "", role="assistant") for index in range(len(choices)) if asked.path == CHAT]
-    closing = [chunk(index, None, choice.finish_reason) for index, choice in enumerate(choices)]
+    def content() -> Iterator[bytes]:
+        for position in range(max(map(len, steps))):
+            for index, own in enumerate(steps):
+                if position < len(own):
+                    yield chunk(index, own[position])
+
+    begun: list[Json] = [{"role": "assistant", "content": None if choice.calls else ""} for choice in choices]
+    opening = [chunk(index, delta) for index, delta in enumerate(begun) if asked.path == CHAT]
+    closing = [chunk(index, {}, _finish(choice)) for index, choice in enumerate(choices)]
     options = asked.body.get("stream_options")
     if asked.usage and isinstance(options, dict) and options.get("include_usage") is True:
         closing.append(event({**frame, "choices": [], "usage": _usage(asked, choices)}))
     return opening, content(), closing
 
 
+def _call_steps(asked: Asked, choice: Said) -> Iterator[Json]:
+    for index, call in enumerate(choice.calls):
+        yield {"tool_calls": [{"index": index, **_call(asked, index, call, "")}]}
+        for piece in call.pieces():
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+
+
+def stream_and_done(asked: Asked) -> Stream:
+    """Return `stream` with [DONE] as its last event."""
+    opening, content, closing = stream(asked)
+    return opening, content, [*closing, DONE]
+
+
 def _frame(asked: Asked, chat_object: str) -> Json:
     return {
-        "id": f"{'chatcmpl' if asked.path == CHAT else 'cmpl'}-mock-{asked.port}-{asked.number}",
+        "id": asked.identifier("chatcmpl-" if asked.path == CHAT else "cmpl-"),
         "object": chat_object if asked.path == CHAT else "text_completion",
         "created": int(time.time()),
         "model": asked.model,
@@ -131,37 +126,60 @@ def _frame(asked: Asked, chat_object: str) -> Json:
     }
 
 
-def _choices(asked: Asked) -> list[_Choice]:
+def _choices(asked: Asked) -> list[Said]:
     texts, n = _prompts(asked), asked.body.get("n")
     copies = min(n, _MAX_CHOICES) if type(n) is int and n > 0 else 1
     if asked.path == CHAT:
-        users = [text for text, message in zip(texts, asked.body["messages"]) if message.get("role") == "user"]
-        texts = users[-1:] or [""]
+        return [say(asked, _wish(asked.body))] * copies
     opening = f"Mock answer from {asked.model} at {asked.port}: "
-    return [_choice(opening + text, asked.body, asked.events) for text in texts for _ in range(copies)]
+    stops, limit = asked.body.get("stop"), _limit(asked.body)
+    return [speak(opening + text, stops, limit, asked.events) for text in texts for _ in range(copies)]
 
 
-def _choice(text: str, body: Json, events: Optional[int]) -> _Choice:
-    words = _words(text)
-    if events is not None and events > len(words):
-        text += "".join(f" token{number}" for number in range(len(words) + 1, events + 1))
-    stop = body.get("stop")
-    stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
-    words = _words(text[: min([len(text), *(text.find(s) for s in stops if isinstance(s, str) and s and s in text)])])
-    finish = "stop"
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    if type(limit) is int and 0 < limit < len(words):
-        words, finish = words[:limit], "length"
-    count = len(words)
-    if events is None or events >= count:
-        return _Choice(words, count, finish)
-    bounds = [index * count // events for index in range(events + 1)] if events else [0]
-    pieces = ["".join(words[low:high]) for low, high in zip(bounds, bounds[1:])]
-    return _Choice(pieces, count if events else 0, finish)
+def _limit(body: Json) -> object:
+    return body.get("max_completion_tokens") or body.get("max_tokens")
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\S+\s*|\s+", text)
+def _wish(body: Json) -> Wish:
+    messages: list[Json] = body["messages"]
+    last = max((at for at, message in enumerate(messages) if message.get("role") == "user"), default=-1)
+    since = messages[last + 1 :]
+    choice, style = body.get("tool_choice"), body.get("response_format")
+    tools = [_function(tool) for tool in _objects(body.get("tools"))]
+    return Wish(
+        text=text_of(messages[last].get("content")) if last >= 0 else "",
+        called=[_function(call).name for message in since for call in _objects(message.get("tool_calls"))],
+        results=[text_of(message.get("content")) for message in since if message.get("role") == "tool"],
+        tools=[] if choice == "none" else [tool for tool in tools if tool.name],
+        demanded=_function(choice).name if isinstance(choice, dict) else choice == "required",
+        one_at_a_time=body.get("parallel_tool_calls") is False,
+        schema=_schema(style) if isinstance(style, dict) else None,
+        stops=body.get("stop"),
+        limit=_limit(body),
+    )
+
+
+def _objects(value: object) -> list[Json]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _function(value: Json) -> Tool:
+    function = value.get("function")
+    function = function if isinstance(function, dict) else {}
+    return Tool(str(function.get("name") or ""), function.get("parameters"))
+
+
+def _schema(style: Json) -> Optional[Json]:
+    """Return the schema that a response_format demands, None for text."""
+    if style.get("type") == "json_object":
+        return {"type": "object"}
+    if style.get("type") != "json_schema":
+        return None
+    named = style.get("json_schema")
+    if not isinstance(named, dict) or not isinstance(named.get("schema"), dict):
+        raise BadRequest("'response_format.json_schema' must have a name and a schema")
+    schema: Json = named["schema"]
+    return schema
 
 
 def _prompts(asked: Asked) -> list[str]:
@@ -173,14 +191,17 @@ def _prompts(asked: Asked) -> list[str]:
         raise BadRequest("'messages' must be a non-empty list")
     if not all(isinstance(message, dict) for message in messages):
         raise BadRequest("'messages' must hold objects")
-    return [_text_of(message.get("content")) for message in messages]
+    _check_tool_messages(messages)
+    return [text_of(message.get("content")) for message in messages]
 
 
-def _text_of(content: object) -> str:
-    if isinstance(content, list):
-        texts = (part.get("text") for part in content if isinstance(part, dict))
-        return "".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
+def _check_tool_messages(messages: list[Json]) -> None:
+    called: set[object] = set()
+    for message in messages:
+        if message.get("role") != "tool":
+            called = {str(call.get("id")) for call in _objects(message.get("tool_calls"))}
+        elif called and str(message.get("tool_call_id")) not in called:  # as lenient as llama.cpp where there are none
+            raise BadRequest("a message of role 'tool' must answer one of the 'tool_calls' of the message before")
 
 
 def _texts(body: Json, name: str) -> list[str]:
@@ -196,7 +217,7 @@ def _texts(body: Json, name: str) -> list[str]:
     raise BadRequest(f"'{name}' must be text, a list of token numbers, or a list of either")
 
 
-def _usage(asked: Asked, choices: list[_Choice]) -> Json:
+def _usage(asked: Asked, choices: list[Said]) -> Json:
     prompt = max(1, sum(len(text.split()) for text in _prompts(asked)))
     completion = sum(choice.tokens for choice in choices)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

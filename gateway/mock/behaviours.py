@@ -5,6 +5,7 @@ Nothing here has a lock, reads a socket or knows how a behaviour is carried out.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
@@ -23,13 +24,20 @@ MEANINGS: dict[str, str] = {
     "drop_mid_stream": "closes the connection after `after` content events (default 2)",
     "end_mid_stream": "as drop_mid_stream, but ends the body properly, only too early",
     "reset_mid_stream": "as drop_mid_stream, but resets the connection",
-    "no_done": "streams finish, but without data: [DONE]",
+    "error_mid_stream": "as drop_mid_stream, but with an error event of `status` (default 500)",
+    "hang_mid_stream": "as drop_mid_stream, but stays silent until the caller leaves or the behaviour changes",
+    "no_done": "streams finish, but without their last event: [DONE], message_stop, response.completed",
     "no_usage": "answers carry no usage, asked for or not",
     "plain_json": "answers stream requests with one plain JSON body",
     "error_first_event": "streams begin, and end, with an error event",
+    "misfit": "answers that are to fit a schema do not, nor do the arguments of tools",
+    "code_fence": "JSON that is to fit a schema is in a fence of Markdown",
+    "trailing_comma": "JSON that is to fit a schema has a comma before its last bracket",
+    "prose_before": "JSON that is to fit a schema comes after a sentence",
+    "overloaded": "answers 529, with Retry-After when `retry_after` is given",
     "rate_limit": "answers 429, with Retry-After when `retry_after` is given",
     "unauthorized": "answers 401",
-    "bad_request": "answers 400 with an OpenAI error",
+    "bad_request": "answers 400",
     "loading": "answers 503 on /health and to requests",
 }
 
@@ -55,6 +63,7 @@ OPTIONS: dict[str, _Option] = {
     "after": _Option(0, 1_000_000, True, None),
     "retry_after": _Option(0, 86_400, False, None),
     "seconds": _Option(0.001, 86_400, False, 5.0),
+    "times": _Option(1, 1_000_000, True, None),
 }
 _OWN_DEFAULTS: dict[str, dict[str, float]] = {"slow": {"delay": 1.0}, "drip": {"gap": 0.01}}
 
@@ -65,7 +74,8 @@ class Behaviour:
     Options: `delay` in seconds before the answer's first byte, `gap` in seconds between events (bytes for drip),
     `events` the number of content events (None: one per word), `after` the number of content events before a stream is
     spoilt (None: the behaviour's own), `retry_after` the Retry-After of an error in seconds (None: no such header),
-    `seconds` how long connections are refused.
+    `seconds` how long connections are refused, `times` the number of requests that get the behaviour before all others
+    get `ok` (None: all get it).
     """
 
     def __init__(self, name: object, options: Mapping[str, object]) -> None:
@@ -87,6 +97,8 @@ class Behaviour:
         if faults:
             raise BehaviourError("; ".join(faults))
         self._dice = random.Random(self.options["seed"])
+        self._given = options
+        self._taken = itertools.count()
 
     def __getattr__(self, option: str) -> Any:
         return self.options[option]
@@ -94,3 +106,9 @@ class Behaviour:
     def fails(self) -> bool:
         """Return whether this request is one of the `ratio` that fails, in seeded order."""
         return self._dice.random() < float(self.options["ratio"])
+
+    def take(self) -> Behaviour:
+        """Return the behaviour for one more request: this, or `ok` with its options behind `times` requests."""
+        if self.options["times"] is None or next(self._taken) < self.options["times"]:
+            return self
+        return Behaviour("ok", self._given)

@@ -1,7 +1,7 @@
 """From a request to its answer: probes, the control endpoint, and inference as the behaviour in force wants it.
 
-Owns the table of paths. Works on the connection's thread and has no lock. It never accepts or reads, and does not know
-what an answer's text says.
+Works on the connection's thread and has no lock. It never accepts or reads, and does not know what an answer's text
+says, nor in which dialect.
 """
 
 from __future__ import annotations
@@ -11,31 +11,41 @@ import json
 from itertools import chain
 from typing import Any, Optional
 
-from gateway.mock import answers
-from gateway.mock.answers import BadRequest
+from gateway.mock import answers, messages
 from gateway.mock.behaviours import Behaviour, BehaviourError
 from gateway.mock.connection import CallerLeft, Connection, EngineClosed, ProtocolError
+from gateway.mock.endpoints import ANTHROPIC, ENDPOINTS, OPENAI, Dialect, Endpoint
+from gateway.mock.passing import Raw, form
+from gateway.mock.saying import Asked, BadRequest, encode
 from gateway.mock.state import Gate
 
 _INVALID = "invalid_request_error"
 _NOT_JSON = b'{"choices": [this is not JSON'
-_GARBAGE = b"data: " + _NOT_JSON + b"\n\n"
 _CUT = ("drop_mid_stream", "end_mid_stream", "reset_mid_stream", "truncate")
+# After so many content events a stream is spoilt; None: after `events`, or two.
+_SPOILT_AFTER = {
+    "malformed": 0,
+    "truncate": 1,
+    "drop_mid_stream": None,
+    "end_mid_stream": None,
+    "reset_mid_stream": None,
+    "error_mid_stream": None,
+    "hang_mid_stream": None,
+}
 _ERRORS: dict[str, tuple[Optional[int], str, str]] = {
     "error": (None, "server_error", "mock error {status} from {model}"),
     "rate_limit": (429, "rate_limit_error", "{model} is rate limited"),
     "unauthorized": (401, "authentication_error", "Invalid API Key"),
     "bad_request": (400, _INVALID, "{model} rejects this request"),
     "loading": (503, "unavailable_error", "Loading model"),
+    "overloaded": (529, "overloaded_error", "{model} is overloaded"),
 }
 _METHODS_BY_PATH = {
     "/health": ("GET",),
     "/v1/models": ("GET",),
     "/control": ("GET", "POST"),
     "/control/requests": ("GET",),
-    answers.CHAT: ("POST",),
-    answers.COMPLETIONS: ("POST",),
-    answers.EMBEDDINGS: ("POST",),
+    **{path: (endpoint.method,) for path, endpoint in ENDPOINTS.items()},
 }
 
 
@@ -44,6 +54,8 @@ class Conduct(Connection):
 
     _behaviour: Behaviour  # that answers the inference request
     _gate: Optional[Gate]  # that holds its stream
+    _endpoint: Endpoint  # that it asks
+    _lines: list[str]  # of the head of its answer
     _in_flight = 0  # 1 until it counts as answered
 
     def handle(self) -> None:
@@ -66,16 +78,35 @@ class Conduct(Connection):
             self._reply({"requests": self.state.requests})
         elif self.path == "/control":
             self._control()
-        elif self.method == "POST":
-            self._infer()
+        elif self.path in ENDPOINTS:
+            self._infer(ENDPOINTS[self.path])
         else:
             self.state.count(probes=1)
             if self.path == "/v1/models":
-                self._reply(answers.models(self.state.model))
+                self._list()
             elif self.state.behaviour.name == "loading":
                 self._refuse(503, "Loading model", "unavailable_error")
             else:
                 self._reply({"status": "ok"})
+
+    def _list(self) -> None:
+        dialect = ANTHROPIC if "anthropic-version" in self.headers else OPENAI
+        barred = self._barred(dialect)
+        if barred is not None:
+            self.send(self.whole(barred[0], dialect.error(*barred)))
+        else:
+            self._reply((messages if dialect is ANTHROPIC else answers).models(self.state.model))
+
+    def _barred(self, dialect: Dialect) -> Optional[tuple[int, str, str]]:
+        """Return why the request must not be answered: status, message and type."""
+        key, bearer = self.state.api_key, self.headers.get("authorization")
+        if not key:
+            return None
+        if bearer != f"Bearer {key}" and (dialect is not ANTHROPIC or self.headers.get("x-api-key") != key):
+            return 401, "Invalid API Key", "authentication_error"
+        if dialect is ANTHROPIC and "anthropic-version" not in self.headers:
+            return 400, "anthropic-version: header is required", _INVALID
+        return None
 
     def _control(self) -> None:
         if self.method == "POST":
@@ -89,15 +120,18 @@ class Conduct(Connection):
         self._reply(self.state.stats())
 
     def _reply(self, body: object) -> None:
-        self.send(self.whole(200, answers.encode(body)))
+        self.send(self.whole(200, encode(body)))
 
     def _refuse(self, status: int, message: str, kind: str = _INVALID, *lines: str) -> None:
         self.send(self.whole(status, answers.error(status, message, kind), *lines))
 
-    def _infer(self) -> None:
-        state, body = self.state, _parsed(self.body)
-        self._behaviour, self._gate = state.behaviour, state.gate
+    def _infer(self, endpoint: Endpoint) -> None:
+        state = self.state
+        body = {} if self.method == "GET" else _parsed(self.body, self.headers.get("content-type", ""))
+        self._behaviour, self._gate, self._endpoint = state.behaviour.take(), state.gate, endpoint
         number = state.arrived(self.path, self.headers, body, len(self.body))
+        name = endpoint.dialect.request_id
+        self._lines = [f"{name}: req_mock-{state.port}-{number}"] if name else []
         self._in_flight = 1
         try:
             self._conduct(body, number)
@@ -117,7 +151,7 @@ class Conduct(Connection):
     def _conduct(self, body: Any, number: int) -> None:
         while self._behaviour.name == "hang":
             self.wait_until(lambda: self.state.behaviour is not self._behaviour, None)
-            self._behaviour = self.state.behaviour
+            self._behaviour = self.state.behaviour.take()
         self._pause(self._behaviour.delay)
         name = self._behaviour.name
         if name in ("reset", "refuse"):  # the second: it arrived just before the engine began to refuse
@@ -125,7 +159,14 @@ class Conduct(Connection):
             return
         if name == "flaky" and self._behaviour.fails():
             name = "error"
+        barred = self._barred(self._endpoint.dialect)
         try:
+            if self.path in self.state.lacks:
+                self._fail(self.state.lacks_status, f"{self.path} is not served", "not_found_error")
+                return
+            if barred is not None:
+                self._fail(*barred)
+                return
             if name not in _ERRORS:
                 self._speak(name, body, number)
                 return
@@ -138,18 +179,21 @@ class Conduct(Connection):
     def _speak(self, name: str, body: Any, number: int) -> None:
         if not isinstance(body, dict):
             raise BadRequest("the body must be a JSON object")
-        engine = (self.state.model, self.state.port, number)
-        asked = answers.Asked(self.path, body, *engine, self._behaviour.events, usage=name != "no_usage")
-        if body.get("stream") is True and self.path != answers.EMBEDDINGS and name != "plain_json":
-            self._stream(name, *answers.stream(asked))
+        state, endpoint, usage = self.state, self._endpoint, name != "no_usage"
+        engine = (state.model, state.port, number)
+        asked = Asked(self.path, body, *engine, self._behaviour.events, usage, name, state.conversations)
+        streams = endpoint.stream is not None and (endpoint.always or body.get("stream") is True)
+        if endpoint.stream is not None and streams and name != "plain_json":
+            self._stream(name, endpoint.media_type(asked), *endpoint.stream(asked))
             return
-        answer = answers.encode(answers.plain(asked))
-        if name == "error_first_event":
-            self._fail(500, "mock error instead of an answer", "server_error")
+        said = endpoint.plain(asked)
+        media_type, answer = said if isinstance(said, Raw) else ("application/json", encode(said))
+        if name in ("error_first_event", "error_mid_stream"):
+            self._fail(self._behaviour.status, "mock error instead of an answer", "server_error")
             return
         if name == "malformed":
             answer = _NOT_JSON
-        response = self.whole(200, answer)
+        response = self.whole(200, answer, *self._lines, media_type=media_type)
         if name not in _CUT:
             self._write(response, last=True)
         else:
@@ -159,9 +203,9 @@ class Conduct(Connection):
     def _fail(self, status: int, message: str, kind: str) -> None:
         """Answer with an error, and Retry-After when the behaviour has one."""
         retry_after_s = self._behaviour.retry_after
-        lines = [] if retry_after_s is None else [f"Retry-After: {retry_after_s:.15g}"]
+        lines = self._lines if retry_after_s is None else [*self._lines, f"Retry-After: {retry_after_s:.15g}"]
         # 304 is the one status here that must not have a body.
-        body = b"" if status == 304 else answers.error(status, message, kind)
+        body = b"" if status == 304 else self._endpoint.dialect.error(status, message, kind)
         self._write(self.whole(status, body, *lines), last=True)
 
     def _cut(self, reset: bool) -> None:
@@ -190,28 +234,20 @@ class Conduct(Connection):
         if data:
             self.send(data)
 
-    def _stream(self, name: str, opening: list[bytes], content: Any, closing: list[bytes]) -> None:
+    def _stream(self, name: str, media_type: str, opening: list[bytes], content: Any, closing: list[bytes]) -> None:
         """Send a stream with the behaviour's gaps, gate and faults; the head travels with its first event."""
-        behaviour, gate = self._behaviour, self._gate
-        spoilt_after = {"malformed": 0, "truncate": 1}.get(name)  # so many content events; None: never
-        if name in _CUT and spoilt_after is None:
-            spoilt_after = 2 if behaviour.events is None else behaviour.events
-        if spoilt_after is not None and behaviour.after is not None:
-            spoilt_after = behaviour.after
+        behaviour, gate, spoilt_after = self._behaviour, self._gate, _spoilt_after(name, self._behaviour)
         framing = ["Transfer-Encoding: chunked"] if self.chunks else []  # else its end is the connection's
-        unsent = self.head(200, "Content-Type: text/event-stream", "Cache-Control: no-cache", *framing)
+        unsent = self.head(200, f"Content-Type: {media_type}", "Cache-Control: no-cache", *self._lines, *framing)
 
         def write(events: list[bytes], last: bool = False) -> None:
             nonlocal unsent
-            framed = [b"%x\r\n%b\r\n" % (len(event), event) for event in events] if self.chunks else events
+            framed = [b"%x\r\n%b\r\n" % (len(event), event) for event in events if event] if self.chunks else events
             data, unsent = b"".join((unsent, *framed, b"0\r\n\r\n" if last and self.chunks else b"")), b""
             self._write(data, last)
 
-        if name == "error_first_event":
-            fault = answers.error(500, "mock error in the first event", "server_error")
-            return write([b"data: " + fault + b"\n\n"], last=True)
-        if name == "malformed" and not spoilt_after:
-            return write([_GARBAGE], last=True)
+        if name in ("error_first_event", "malformed") and not spoilt_after:
+            return write(self._last_words(name, 0) or [], last=True)
         if opening:
             write(opening)
         for sent, event in enumerate(chain(content, [None])):
@@ -221,19 +257,46 @@ class Conduct(Connection):
             if not unsent and name != "drip":  # gaps are between events, or between drip's bytes
                 self._pause(behaviour.gap)
             if spoilt_after is not None and (event is None or sent == spoilt_after):
-                if name in ("malformed", "end_mid_stream"):
-                    return write([_GARBAGE] if name == "malformed" else [], last=True)
+                words = self._last_words(name, len(opening) + sent)
+                if words is not None:
+                    return write(words, last=True)
+                if name == "hang_mid_stream":
+                    if unsent:
+                        write([])
+                    self.wait_until(lambda: self.state.behaviour is not behaviour, None)
                 self._settle()
-                spoilt = event or closing[0]
+                spoilt = event or b"".join(closing[:1])
                 if unsent or name == "truncate":  # a head at least, or it would be no stream
                     write([spoilt[: len(spoilt) // 2]] if name == "truncate" else [])
                 return self._cut(reset=name == "reset_mid_stream")
             if event is not None:
                 write([event])
-        return write(closing + ([] if name == "no_done" else [answers.DONE]), last=True)
+        return write(closing[:-1] if name == "no_done" else closing, last=True)
+
+    def _last_words(self, name: str, number: int) -> Optional[list[bytes]]:
+        """Return the events, from this number on, that end a spoilt stream; None where its connection is cut."""
+        dialect = self._endpoint.dialect
+        failure = dialect.failure(self._behaviour.status, "mock error in a stream", "server_error", number)
+        ends = {"malformed": [dialect.garbage], "end_mid_stream": []}
+        return {**ends, "error_first_event": [failure], "error_mid_stream": [failure]}.get(name)
 
 
-def _parsed(body: bytes) -> Any:
+def _spoilt_after(name: str, behaviour: Behaviour) -> Optional[int]:
+    """Return the number of content events before a stream is spoilt; None: it is not."""
+    if name not in _SPOILT_AFTER:
+        return None
+    fixed: Optional[int] = behaviour.after
+    if fixed is None:
+        fixed = _SPOILT_AFTER[name]
+    if fixed is None:
+        fixed = behaviour.events
+    return 2 if fixed is None else fixed
+
+
+def _parsed(body: bytes, content_type: str) -> Any:
+    fields = form(body, content_type)
+    if fields is not None:
+        return fields
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

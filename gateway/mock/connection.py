@@ -126,9 +126,9 @@ class Connection(socketserver.StreamRequestHandler):
         last = f"Connection: {'keep-alive' if self.keep_alive else 'close'}\r\n\r\n"
         return "\r\n".join((f"HTTP/1.1 {status} {phrase}", *lines, last)).encode("latin-1")
 
-    def whole(self, status: int, body: bytes, *lines: str) -> bytes:
-        """Return a complete JSON response as the one piece that is to be written."""
-        return self.head(status, "Content-Type: application/json", f"Content-Length: {len(body)}", *lines) + body
+    def whole(self, status: int, body: bytes, *lines: str, media_type: str = "application/json") -> bytes:
+        """Return a complete response as the one piece that is to be written."""
+        return self.head(status, f"Content-Type: {media_type}", f"Content-Length: {len(body)}", *lines) + body
 
     def send(self, data: bytes) -> None:
         """Write `data` in one piece."""

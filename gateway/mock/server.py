@@ -1,4 +1,4 @@
-"""The mock engine: a llama.cpp-style server that misbehaves on demand, on `http.server.ThreadingHTTPServer`.
+"""The mock engine: a server like a provider's that misbehaves on demand, on `http.server.ThreadingHTTPServer`.
 
 Owns the listening socket and the open connections, which a server's lock guards. An engine's `_turning` makes one
 change at a time: it is held while the listening socket is opened and closed, which waits for no client. Imports nothing
@@ -24,8 +24,10 @@ from typing import Any, Optional
 from gateway.mock.behaviours import MEANINGS, OPTIONS, Behaviour, BehaviourError
 from gateway.mock.conduct import Conduct
 from gateway.mock.connection import readable
+from gateway.mock.endpoints import PATH_BY_NAME
 from gateway.mock.state import State
 
+LACKS = "responses"  # unless it is said
 _CLOSE_TIMEOUT_S = 5.0
 _LONGEST_WAIT_S = 60.0
 _REST_S = 0.05  # before what the system has refused is tried again
@@ -55,7 +57,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self._numbers = itertools.count(1)
         self._accepting: Optional[threading.Thread] = None
         self._lock = threading.Lock()
-        self._connections: dict[Any, threading.Thread] = {}
+        self._connections: set[Any] = set()
         self._stopped = False
         self._spared: Optional[socket.socket] = None
 
@@ -95,13 +97,13 @@ class _Server(http.server.ThreadingHTTPServer):
         if self._accepting is not None:
             self._accepting.join(_CLOSE_TIMEOUT_S)
         self.server_close()
-        with self._lock:  # a connection's thread takes it from the table before it closes it
-            threads = list(self._connections.values())
-            for sock in self._connections.keys() - {spared}:
+        with self._lock:  # a connection's thread takes it from the set before it closes it
+            for sock in self._connections - {spared}:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
         self.state.ring()
-        return threads
+        # By name: who has closed its connection a moment ago has not ended yet.
+        return [thread for thread in threading.enumerate() if thread.name.startswith(f"{self._name}-")]
 
     def has_ended(self, sock: socket.socket) -> bool:
         """Whether `stop` has closed this connection."""
@@ -112,7 +114,7 @@ class _Server(http.server.ThreadingHTTPServer):
         name, args = f"{self._name}-{next(self._numbers)}", (request, client_address)
         thread = threading.Thread(target=self.process_request_thread, args=args, name=name, daemon=True)
         with self._lock:
-            self._connections[request] = thread
+            self._connections.add(request)
         self.state.count(connections=1, connections_total=1)
         try:
             thread.start()
@@ -127,8 +129,9 @@ class _Server(http.server.ThreadingHTTPServer):
     def forget(self, request: Any) -> None:
         """Count a connection no longer: its thread is about to close it. May be called again."""
         with self._lock:
-            known = self._connections.pop(request, None)
-        if known is not None:
+            known = request in self._connections
+            self._connections.discard(request)
+        if known:
             self.state.count(connections=-1)
 
 
@@ -136,14 +139,25 @@ class MockEngine(State):
     """A mock engine in this process, on threads of its own. Public methods are thread safe."""
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, model: str = "mock", behaviour: str = "ok", **options: object
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        model: str = "mock",
+        behaviour: str = "ok",
+        api_key: str = "",
+        lacks: str = LACKS,
+        lacks_status: int = 404,
+        **options: object,
     ) -> None:
         """Prepare an engine; nothing listens before `start`.
 
-        `port` 0 takes a free one. `options` are those of the control endpoint: delay, status, ratio, seed, events, gap,
-        after, retry_after, seconds. Raises BehaviourError.
+        `port` 0 takes a free one. Requests must bring `api_key` in their dialect's header, unless it is "", and to
+        `/v1/messages` their version. `lacks` and `lacks_status` are those of `lack`. `options` are those of the control
+        endpoint: delay, status, ratio, seed, events, gap, after, retry_after, seconds, times. Raises BehaviourError.
         """
         super().__init__(model, port, Behaviour(behaviour, options))
+        self.api_key = api_key
+        self.lack(lacks, lacks_status)
         self.host = host
         self._turning = threading.Lock()
         self._server: Optional[_Server] = None  # None as well while a port that refuses cannot be held
@@ -171,6 +185,17 @@ class MockEngine(State):
         """The base URL for clients, `http://127.0.0.1:PORT/v1`."""
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
+
+    def lack(self, names: str, status: int = 404) -> None:
+        """Have the endpoints of these names, joined by commas, answer `status`, and all others answer.
+
+        A name is a path without `/v1/`. Raises BehaviourError for an unknown one.
+        """
+        listed = [name for name in names.replace(" ", "").split(",") if name]
+        unknown = [name for name in listed if name not in PATH_BY_NAME]
+        if unknown:
+            raise BehaviourError(f"lacks: unknown {', '.join(unknown)!r:.80}; of: {', '.join(PATH_BY_NAME)}")
+        self.lacks, self.lacks_status = frozenset(PATH_BY_NAME[name] for name in listed), status
 
     def control(self, behaviour: str, **options: object) -> None:
         """Change the behaviour for requests that arrive from now on, and for those that hang.
@@ -287,12 +312,18 @@ def _end_signals() -> socket.socket:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="One mock engine that speaks llama.cpp's API.",
-        epilog="behaviours: " + "; ".join(f"{name} {text}" for name, text in MEANINGS.items()),
+        description="One mock engine that speaks llama.cpp's, OpenAI's and Anthropic's API.",
+        epilog="behaviours: "
+        + "; ".join(f"{name} {text}" for name, text in MEANINGS.items())
+        + ". Endpoints: "
+        + ", ".join(PATH_BY_NAME),
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free port")
     parser.add_argument("--model", default="mock", help="the model's name")
+    parser.add_argument("--api-key", default="", metavar="KEY", help="the key that requests must bring; default none")
+    parser.add_argument("--lacks", default=LACKS, metavar="NAMES", help="endpoints it has not; default %(default)s")
+    parser.add_argument("--lacks-status", type=int, default=404, metavar="N", help="what those answer; default 404")
     parser.add_argument("--behaviour", default="ok", metavar="NAME", help="see below; default ok")
     for name, option in OPTIONS.items():
         flag, number = "--" + name.replace("_", "-"), int if option.whole else float

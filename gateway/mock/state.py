@@ -18,6 +18,7 @@ from gateway.mock.behaviours import Behaviour
 _KEPT_REQUESTS = 64
 _KEPT_BODY_BYTES = 1 << 20
 _KEPT_REQUEST_IDS = 100_000
+_KEPT_CONVERSATIONS = 64
 _COUNTS = "requests in_flight cancelled probes connections connections_total request_ids duplicates"
 
 
@@ -61,6 +62,26 @@ class Gate:
         self.release()
 
 
+class Conversations:
+    """The last conversations that a later request may refer to, by the identifier of their last answer. Thread safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._items_by_id: OrderedDict[str, list[Any]] = OrderedDict()
+
+    def keep(self, identifier: str, items: list[Any]) -> None:
+        """Keep a conversation, and forget the oldest of too many."""
+        with self._lock:
+            self._items_by_id[identifier] = items
+            if len(self._items_by_id) > _KEPT_CONVERSATIONS:
+                self._items_by_id.popitem(last=False)
+
+    def find(self, identifier: object) -> Optional[list[Any]]:
+        """Return the items of a conversation, None when it is not known, or no longer."""
+        with self._lock:
+            return self._items_by_id.get(str(identifier))
+
+
 class State:
     """What the connections of one engine share. All methods are thread safe."""
 
@@ -69,6 +90,10 @@ class State:
         self.port = port
         self.behaviour = behaviour
         self.gate: Optional[Gate] = None
+        self.conversations = Conversations()
+        self.api_key = ""  # "": no key is asked for
+        self.lacks: frozenset[str] = frozenset()  # the paths of endpoints that are answered with `lacks_status`
+        self.lacks_status = 404
         self.changed = threading.Condition()
         self._bell: Optional[_Bell] = None
         self._counts = dict.fromkeys(_COUNTS.split(), 0)

@@ -11,6 +11,7 @@ from typing import Optional, Protocol, Union
 
 from gateway.account import Account
 from gateway.asked import Asked
+from gateway.dialects.bypath import ENDPOINTS, ID_LINES, STATUS_FOR
 from gateway.errors import ClientGone, GatewayError, HttpError
 from gateway.pipeline import PATHS, Pipeline, shutting_down
 from gateway.server import responses
@@ -82,6 +83,12 @@ class Answering(Asked):
         """The shape in which this client reads errors: `simple` or `openai`."""
         return error_format_of(self.pipeline.settings.error_format, self.head)
 
+    @property
+    def own_lines(self) -> bytes:
+        """The headers that only a client of another dialect gets."""
+        line = ID_LINES.get(self.error_format)
+        return b"" if line is None else line % self.request_id.encode("latin-1")
+
     def fail(self, error: Exception) -> None:
         """Answer with an error (or with nothing, when the client has left) and conclude. Raises nothing."""
         try:
@@ -111,7 +118,10 @@ class Answering(Asked):
         else:
             headers = refusal_headers(self, call, origins)
         body = responses.error_body(error, self.error_format, self.request_id)
-        self.finish_with(error.status, headers + responses.error_headers(error), body)
+        status = STATUS_FOR.get(self.error_format)
+        self.finish_with(
+            error.status if status is None else status(error), headers + responses.error_headers(error), body
+        )
 
     def reply(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
         """Write what needed no engine, and conclude."""
@@ -136,6 +146,8 @@ class Answering(Asked):
         self.status = status
         if self.pipeline.draining:
             self.keep_alive = False
+        if self.head.path in ENDPOINTS:
+            headers += self.own_lines
         if self.keep_alive and not self.head.version_1_1:
             headers += b"Connection: keep-alive\r\n"  # HTTP/1.0 clients take silence for close
         if len(body) > responses.LARGE_BYTES:  # not copied, so that who does not take it holds it once

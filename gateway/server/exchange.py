@@ -107,7 +107,7 @@ class Exchange(Answering):
             if self.begun:
                 self._finish_begun(bytes(result.body))
                 return
-            kind = responses.EVENT_STREAM if call.stream else responses.JSON
+            kind = self._stream_kind() if call.stream else responses.JSON
             if account is not None:
                 account.settle(call, self.identity)
                 if account.cost_usd is not None:
@@ -127,9 +127,9 @@ class Exchange(Answering):
         assert call is not None
         if not self.begun:
             self.begun = True
-            data = self._begin_stream(call) + self.frame(lines)
+            data = self._begin_stream(call) + self.carry(lines)
         elif not data:
-            data = self.frame(lines)
+            data = self.carry(lines)
         try:
             self._unsaid = data[self.client.send_now(data) :]
         except BlockingIOError:
@@ -164,7 +164,7 @@ class Exchange(Answering):
             self.client.set_deadline(math.inf)
             self.relay.share(self, stream, self.shared, self._begin_stream(call))
             return
-        data = self._begin_stream(call) + self.frame(stream.first)
+        data = self._begin_stream(call) + self.carry(stream.first)
         stream.first = b""
         try:
             data = data[self.client.send_now(data) :]
@@ -177,10 +177,15 @@ class Exchange(Answering):
         self.client.set_deadline(math.inf)  # the relay keeps the time, and sets another one at the end
         self.relay.take(self, stream, data)
 
+    def _stream_kind(self) -> bytes:
+        """The header lines that say what a streamed answer is."""
+        telling = self.telling
+        return responses.EVENT_STREAM if telling is None else responses.stream_of(telling.stream_type) + self.own_lines
+
     def _begin_stream(self, call: Call) -> bytes:
         """The head of a stream's answer."""
         self.ttft_s = time.monotonic() - self.accepted_s
-        headers = answer_headers(self, call, responses.EVENT_STREAM, self.pipeline.settings.cors_origins)
+        headers = answer_headers(self, call, self._stream_kind(), self.pipeline.settings.cors_origins)
         if self.pipeline.draining:
             self.keep_alive = False
         if self.head.version_1_1:
@@ -203,13 +208,18 @@ class Exchange(Answering):
     @property
     def takes_chunks(self) -> bool:
         """Whether the client takes an engine's chunks as they are."""
-        return self.head.version_1_1
+        return self.head.version_1_1 and self.telling is None
 
     def frame(self, lines: bytes) -> bytes:
         """Lines as the client's connection carries them: one chunk, or bare for HTTP/1.0."""
         if lines and self.head.version_1_1:
             return b"%x\r\n%b\r\n" % (len(lines), lines)
         return lines
+
+    def carry(self, lines: bytes) -> bytes:
+        """A stream's lines as the client reads them, and as its connection carries them."""
+        telling = self.telling
+        return self.frame(lines if telling is None else telling.lines(lines))
 
     def end_of_stream(self) -> bytes:
         """Return the bytes that end the body of a stream."""
@@ -240,6 +250,8 @@ class Exchange(Answering):
     def stream_refused(self, error: GatewayError) -> bytes:
         """The event that tells the client why its stream ends."""
         self.error = error.code
+        if self.telling is not None:
+            return self.telling.failed(error, self.request_id)
         body = responses.error_body(error, self.error_format, self.request_id)
         return b"data: %b\n\n" % body
 
@@ -261,23 +273,23 @@ class Exchange(Answering):
         call = self.call
         assert call is not None
         try:
-            self._count(call, stream)
+            _count(call, stream)
         except Exception as error:  # the client gets its answer all the same
             self._report(error)
 
-    def _count(self, call: Call, stream: EngineStream) -> None:
-        earlier = stream.events.earlier_weight
-        call.usage = answers.usage_of(
-            stream.events.usage,
-            call.prompt_weight(),
-            stream.events.weight,
-            lambda: bounds_of(call, call.context_tokens, earlier),
-        )
-        if earlier:  # an engine that went on with another's text counts that as prompt
-            tokens = tokens_of(earlier)
-            usage = call.usage
-            prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
-            completion_tokens = usage.completion_tokens + tokens
-            call.usage = usage._replace(
-                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True
-            )
+
+def _count(call: Call, stream: EngineStream) -> None:
+    """Note in a call what its stream has taken."""
+    earlier = stream.events.earlier_weight
+    call.usage = answers.usage_of(
+        stream.events.usage,
+        call.prompt_weight(),
+        stream.events.weight,
+        lambda: bounds_of(call, call.context_tokens, earlier),
+    )
+    if earlier:  # an engine that went on with another's text counts that as prompt
+        tokens = tokens_of(earlier)
+        usage = call.usage
+        prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
+        completion_tokens = usage.completion_tokens + tokens
+        call.usage = usage._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True)

@@ -53,6 +53,8 @@ class StreamExchange(Protocol):
 
     def frame(self, lines: bytes) -> bytes: ...
 
+    def carry(self, lines: bytes) -> bytes: ...
+
     def end_of_stream(self) -> bytes: ...
 
     def resume(self, broken: EngineStream) -> Optional[EngineStream]: ...
@@ -163,7 +165,7 @@ class Flow:
     def _forward(self, lines: bytes) -> None:
         """Send lines to the client, and the end behind them when the stream is done."""
         exchange, stream = self.exchange, self.stream
-        data = exchange.frame(lines) if lines else b""
+        data = exchange.carry(lines) if lines else b""
         if stream.done:
             if not self._ending:
                 self._ending = True

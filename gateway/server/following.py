@@ -76,6 +76,19 @@ class Follower:
         if self._unsent and not self.over:
             self._wait_to_send()
 
+    def tell(self, chunk: bytes, lines: bytes) -> None:
+        """More has come: `lines`, or as the chunk that most clients get. Raises nothing."""
+        if self.over or self._ending:
+            return
+        exchange = self.exchange
+        try:
+            data = chunk if exchange.takes_chunks else exchange.carry(lines)
+        except Exception as error:
+            self._crowd.on_error(error)
+            self.gone()
+            return
+        self.push(data)
+
     def push(self, data: Union[bytes, memoryview]) -> None:
         """Send what the client takes now; the rest when it does. Raises nothing."""
         if self.over or self._ending or not data:

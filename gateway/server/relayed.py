@@ -122,7 +122,7 @@ class Relayed(Flow):
             self._fail(fault, rest)
             return
         if rest:
-            self._transmit(exchange.frame(rest))
+            self._transmit(exchange.carry(rest))
 
     def _resumed(self) -> None:
         """The search is over: relay the new stream, or tell the client of the old one's end."""
@@ -168,8 +168,7 @@ class Relayed(Flow):
     def _fail(self, fault: EngineFault, rest: bytes) -> None:
         """`rest`, one error event, the end of the body."""
         exchange = self.exchange
-        lines = rest + exchange.stream_failed(fault)
-        data = exchange.frame(lines) + exchange.end_of_stream()
+        data = exchange.carry(rest) + exchange.frame(exchange.stream_failed(fault)) + exchange.end_of_stream()
         self._client.before_last(exchange, exchange.keep_alive)
         self._ending = True
         self._outcome = fault.outcome

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Union
 
 from gateway.clock import unix_s
+from gateway.dialects.bypath import ERROR_BODIES
 from gateway.errors import GatewayError, openai_type
 
 _STATUS_LINES: dict[int, bytes] = {
@@ -23,7 +24,14 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 JSON = b"Content-Type: application/json\r\n"
-EVENT_STREAM = b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+_UNBUFFERED = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+EVENT_STREAM = b"Content-Type: text/event-stream\r\n" + _UNBUFFERED
+
+
+def stream_of(media_type: bytes) -> bytes:
+    """The lines that say of a body that it is a stream of this kind."""
+    return b"Content-Type: %b\r\n%b" % (media_type, _UNBUFFERED)
+
 
 LARGE_BYTES = 65536  # a body of more is written apart
 SDK_WAIT_MAX_S = 60  # what OpenAI's SDKs wait at most because they were asked to (Python's latest: 120)
@@ -89,8 +97,11 @@ def _safe(value: str) -> bool:
 
 
 def error_body(error: GatewayError, error_format: str, request_id: str) -> bytes:
-    """The JSON of an error in one of the two shapes (contract 7); which one, `errorformat.py` says."""
+    """The JSON of an error in one of the two shapes (contract 7), or a dialect's; which one, `errorformat.py` says."""
     body: dict[str, Any]
+    make = ERROR_BODIES.get(error_format)
+    if make is not None:
+        return json.dumps(make(error, request_id), separators=(",", ":")).encode()
     if error_format == "openai":
         detail: dict[str, Any] = {
             "message": error.message,

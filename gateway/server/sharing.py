@@ -102,7 +102,7 @@ class Crowd:
         exchange = follower.exchange
         try:
             chunks = self._chunks or ()
-            follower.begin(head, chunks if exchange.takes_chunks else map(_unframed, chunks))
+            follower.begin(head, chunks if exchange.takes_chunks else map(exchange.carry, map(_unframed, chunks)))
             if exchange.left:
                 follower.cancel()
             elif self._over:
@@ -169,7 +169,7 @@ class Crowd:
             self._keep(chunk)
         behind = 0
         for follower in list(self._followers):
-            follower.push(chunk if follower.exchange.takes_chunks else lines)
+            follower.tell(chunk, lines)
             behind += follower.behind_bytes
         if behind:
             self._see_to_slow_ones()
@@ -211,6 +211,8 @@ class Crowd:
     def frame(self, lines: bytes) -> bytes:
         """Each follower's lines are framed for itself."""
         return lines
+
+    carry = frame
 
     def end_of_stream(self) -> bytes:
         """Each follower's end is its own."""

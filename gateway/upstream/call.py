@@ -58,6 +58,7 @@ class Call:
         "request_id",
         "resumed",
         "retries",
+        "rich",
         "served_model",
         "session",
         "stream",
@@ -107,6 +108,7 @@ class Call:
         self.retries: list[tuple[str, str]] = []
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
+        self.rich: Optional[dict[str, Any]] = None  # the request with what only engines of its client's dialect know
         self.hedged = False
         self.replays = [True]  # the one replay that a request has, whatever engine it goes to; empty: used up
         self.resumed = 0

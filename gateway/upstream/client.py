@@ -13,7 +13,7 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NoReturn, Optional
+from typing import Callable, NoReturn, Optional
 
 from gateway.routing.nearness import is_near_address, is_near_host
 from gateway.routing.specs import EngineSpec
@@ -159,11 +159,16 @@ class EngineClient:
         self.resolver.close()
 
 
-def refused(response: EngineResponse) -> Steps[NoReturn]:
-    """Raise what an answer other than 2xx means."""
+def refused(
+    response: EngineResponse, translate: Optional[Callable[[int, bytes], tuple[int, bytes]]] = None
+) -> Steps[NoReturn]:
+    """Raise what an answer other than 2xx means; `translate` gives its status and body as chat engines have them."""
     try:
         text = yield from response.read_up_to(ERROR_MAX_BYTES)
-        outcome = status_outcome(response.status, response.head.headers, text)
+        status = response.status
+        if translate is not None:
+            status, text = translate(status, text)
+        outcome = status_outcome(status, response.head.headers, text)
     except BaseException:
         response.close()
         raise

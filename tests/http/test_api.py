@@ -52,7 +52,7 @@ class RoutesTest(AccessTest):
                 if method not in described:
                     with self.subTest(path, method=method):
                         answer = self.gateway.ask(method, filled(path), b"{}", [AS_ROOT])
-                        self.assert_error(answer, 405, "method_not_allowed")
+                        self.assertEqual(answer.status, 405)
                         allowed = set((answer.header("allow") or "").split(", "))
                         self.assertEqual(allowed - {"HEAD", "OPTIONS"}, described)
 

@@ -8,6 +8,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+from gateway.dialects.bypath import ENDPOINTS
 from tests.support import (
     CHAT,
     COMPLETIONS,
@@ -84,7 +85,7 @@ class Paths(SocketTest):
         gets += ("/api/v1/cache/stats", "/api/v1/models", "/api/v1/health", "/openapi.json", "/docs")
         keys = {"/admin/keys": "GET, POST", "/admin/keys/{name}": "DELETE", "/admin/keys/{name}/rotate": "POST"}
         engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable")}
-        posts = (*POSTS, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")
+        posts = (*POSTS, *ENDPOINTS, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")
         self.assertEqual(endpoints, {**dict.fromkeys(posts, "POST"), **dict.fromkeys(gets, "GET"), **keys, **engines})
         for path, methods in endpoints.items():
             for method in methods.split(", "):

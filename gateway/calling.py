@@ -1,0 +1,99 @@
+"""Which call a request asks for: what its body says, checked, and translated where its client speaks another dialect.
+
+Pure, but for the clock that some dialects tell of. Asks nobody, admits nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from gateway.asked import Asked
+from gateway.clock import unix_s
+from gateway.dialects.bypath import ENDPOINTS
+from gateway.dialects.ollama.times import Times
+from gateway.errors import GatewayError
+from gateway.inference import Call
+from gateway.keys.auth import Identity
+from gateway.reuse.serving import QUERY
+from gateway.routing.line import RANK_BY_PRIORITY
+from gateway.routing.router import Router
+from gateway.telling import Telling
+from gateway.upstream.fields import BY_PATH, completion_of
+
+INFERENCE = "/api/v1/inference"
+PATHS = {
+    "/v1/chat/completions": "/chat/completions",
+    "/v1/completions": "/completions",
+    "/v1/embeddings": "/embeddings",
+    QUERY: "/completions",
+    INFERENCE: "/chat/completions",
+    **dict.fromkeys(ENDPOINTS, "/chat/completions"),  # or what the request is translated to
+}
+FEW_BYTES = 4096  # of a body that is looked through in no time
+
+
+def call_of(
+    asked: Asked,
+    request: dict[str, Any],
+    identity: Identity,
+    router: Router,
+    may_use: Optional[Callable[[str], bool]],
+) -> Call:
+    """The call that the body asks for; nothing has been sent anywhere yet. Raises GatewayError: what is wrong with
+    it is reported with the model that it names."""
+    headers = asked.head.headers
+    body: Optional[bytes] = asked.body
+    path = PATHS[asked.head.path]
+    is_query = asked.head.path == QUERY
+    endpoint = ENDPOINTS.get(asked.head.path)
+    telling: Optional[Telling] = None
+    try:
+        if is_query:
+            request = completion_of(request)
+            body = None
+        else:
+            if endpoint is not None:
+                telling = Telling(endpoint.read(request, Times(unix_s, time.monotonic, asked.accepted_s)))
+                path, request, body = telling.path, telling.request, None
+            if telling is None or not telling.is_immediate:
+                BY_PATH[path].validate(request)
+        call = Call(
+            path,
+            request,
+            body,
+            request_id=asked.request_id,
+            session=headers.get(b"x-session-id", b"").decode("latin-1"),
+            allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
+            idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
+        )
+        call.is_query = is_query
+        if telling is not None:
+            telling.call = call
+            call.rich = telling.rich
+            asked.telling = telling
+        if call.model is None:
+            call.model = router.unnamed()
+    except GatewayError:
+        model = request.get("model")
+        asked.named_model = model if type(model) is str else ""
+        raise
+    call.priority = asked.priority = identity.priority
+    if b"x-gateway-priority" in headers:
+        call.priority = asked.priority = priority_of(headers, identity)
+    if len(asked.body) > FEW_BYTES:
+        call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
+    if not identity.may_use_all:
+        asked.restricted = True
+        call.may_use = may_use
+    return call
+
+
+def priority_of(headers: Mapping[bytes, bytes], identity: Identity) -> str:
+    """The key's own priority, or what X-Gateway-Priority asks for, from keys whose role may set it."""
+    asked = headers.get(b"x-gateway-priority")
+    if asked is None or not identity.rights.may_set_priority:
+        return identity.priority
+    text = asked.decode("latin-1").lower()
+    return text if text in RANK_BY_PRIORITY else identity.priority

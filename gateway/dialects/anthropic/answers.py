@@ -1,0 +1,102 @@
+"""Complete answers: chat's choice is Anthropic's message, and the other way round. Pure functions; none of them raises
+for anything that JSON can say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.dialects.anthropic.blocks import THINKING_FIELDS
+from gateway.dialects.anthropic.endings import chat_usage, finish_of, messages_usage, stop_of
+from gateway.dialects.anthropic.errors import chat_error
+from gateway.dialects.anthropic.tools import answered_calls, arguments_of
+from gateway.dialects.anthropic.values import objects, text
+from gateway.dialects.dialect import Json
+
+
+def message_of(chat: Json, model: str, stops: frozenset[str]) -> Json:
+    """A client's answer: the first choice of a complete chat answer. `model`: what the client has asked for."""
+    choice = next((each for each in objects(chat.get("choices")) if not each.get("index")), {})
+    said: Any = choice.get("message")
+    if type(said) is not dict:
+        said = {}
+    answer_id = text(chat.get("id"))
+    content = thinking_of(said)
+    words = content_text(said.get("content")) + text(said.get("refusal"))
+    if words:
+        content.append({"type": "text", "text": words})
+    calls = answered_calls(said.get("tool_calls"), answer_id)
+    return {
+        "id": answer_id,
+        "type": "message",
+        "role": "assistant",
+        "model": text(chat.get("model")) or model,
+        "content": content + calls,
+        **stop_of(choice.get("finish_reason"), choice.get("stop_reason"), stops, bool(calls)),
+        "usage": messages_usage(chat.get("usage")),
+    }
+
+
+def content_text(content: Any) -> str:
+    """The text of an answer: some engines give it in parts."""
+    return text(content) or "".join(text(part.get("text")) for part in objects(content))
+
+
+def thinking_of(said: Json) -> list[Json]:
+    """The blocks of what a model has thought: its own, or one of what the engine tells of it."""
+    blocks = clean_thinking(said.get("thinking_blocks"))
+    thought = text(said.get("reasoning_content")) or text(said.get("reasoning"))
+    if not blocks and thought:
+        blocks = [{"type": "thinking", "thinking": thought, "signature": ""}]
+    return blocks
+
+
+def clean_thinking(blocks: Any) -> list[Json]:
+    """Blocks of thinking as Anthropic has them, without what others have added; what is none counts as absent."""
+    clean: list[Json] = []
+    for block in objects(blocks):
+        kind = text(block.get("type"))
+        if kind in THINKING_FIELDS:
+            clean.append({"type": kind, **{key: text(block.get(key)) for key in THINKING_FIELDS[kind]}})
+    return clean
+
+
+def completion_of(message: Json, created_s: int) -> Json:
+    """The chat answer that an engine's message is; an object with `error` where it is none."""
+    if message.get("type") == "error":
+        return chat_error(message)
+    if type(message.get("content")) is not list:
+        return chat_error({"error": {"message": "the engine's answer is no message"}})
+    blocks = objects(message["content"])
+    words = "".join(text(block.get("text")) for block in blocks if block.get("type") == "text")
+    calls = [_call(block) for block in blocks if block.get("type") == "tool_use" and text(block.get("name"))]
+    said: Json = {"role": "assistant", "content": words if words or not calls else None}
+    thoughts = clean_thinking(blocks)
+    if thoughts:
+        said["reasoning_content"] = "".join(block.get("thinking", "") for block in thoughts)
+        said["thinking_blocks"] = thoughts
+    if calls:
+        said["tool_calls"] = calls
+    choice: Json = {"index": 0, "message": said, "finish_reason": finish_of(message.get("stop_reason"))}
+    choice.update(sequence_of(message))
+    completion: Json = {
+        "id": text(message.get("id")),
+        "object": "chat.completion",
+        "created": created_s,
+        "model": text(message.get("model")),
+        "choices": [choice],
+    }
+    usage = chat_usage(message.get("usage"))
+    if usage is not None:
+        completion["usage"] = usage
+    return completion
+
+
+def sequence_of(ended: Json) -> Json:
+    """What a choice tells of the stop sequence that has ended an answer, as vLLM does."""
+    sequence = ended.get("stop_sequence")
+    return {"stop_reason": sequence} if type(sequence) is str else {}
+
+
+def _call(block: Json) -> Json:
+    function = {"name": block["name"], "arguments": arguments_of(block.get("input"))}
+    return {"id": text(block.get("id")), "type": "function", "function": function}

@@ -1,0 +1,165 @@
+"""A client's messages, made of typed blocks, as messages of chat. Pure functions.
+
+Results of tools become messages of their own, before what else their message says; thinking stands beside the text, as
+`reasoning_content` for any engine and as `thinking_blocks` for those that want it back as it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+from gateway.dialects.anthropic.media import document_parts, image_part
+from gateway.dialects.anthropic.tools import cache_mark, chat_call
+from gateway.dialects.anthropic.values import not_supported, refused, text_at
+from gateway.dialects.dialect import Json
+
+THINKING_FIELDS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
+"""What makes a block of thinking, by its type; all of it texts."""
+
+
+def chat_messages(messages: Any) -> list[Json]:
+    """The chat messages that say the same. Raises RequestRefused."""
+    if type(messages) is not list or not messages:
+        raise refused("messages", "must be a non-empty list of messages")
+    translated: list[Json] = []
+    for at, message in enumerate(messages):
+        path = f"messages.{at}"
+        if type(message) is not dict:
+            raise refused(path, "must be an object")
+        role, content = message.get("role"), message.get("content")
+        if role not in ("user", "assistant", "system"):
+            raise refused(f"{path}.role", "must be user, assistant or system")
+        path = f"{path}.content"
+        if type(content) is str:
+            translated.append({"role": role, "content": content})
+        elif type(content) is not list:
+            raise refused(path, "must be a text or a list of blocks")
+        elif role == "system":
+            translated.append({"role": role, "content": system_content(content, path)})
+        elif role == "user":
+            translated += _of_user(content, path)
+        else:
+            translated += _of_assistant(content, path)
+    return translated
+
+
+def system_content(system: Any, path: str) -> Union[str, list[Json]]:
+    """The content of a system message: a text, or blocks of texts. Raises RequestRefused."""
+    if type(system) is str:
+        return system
+    if type(system) is not list:
+        raise refused(path, "must be a text or a list of text blocks")
+    parts: list[Json] = []
+    for at, block in enumerate(system):
+        if _kind(block, f"{path}.{at}") != "text":
+            raise refused(f"{path}.{at}.type", "must be text")
+        parts += _parts(block, f"{path}.{at}")
+    return _content(parts)
+
+
+def _kind(block: Any, path: str) -> str:
+    if type(block) is not dict:
+        raise refused(path, "must be an object")
+    return text_at(block, "type", path)
+
+
+def _content(parts: list[Json]) -> Union[str, list[Json]]:
+    """As most engines read it: a text where it is nothing more."""
+    if not parts:
+        return ""
+    if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
+        return str(parts[0]["text"])
+    return parts
+
+
+def _parts(block: Json, path: str) -> list[Json]:
+    """What a block, of the user's or of a result, says."""
+    kind = block["type"]
+    if kind == "text":
+        return [{"type": "text", "text": text_at(block, "text", path), **cache_mark(block)}]
+    if kind == "image":
+        return [{**image_part(block, path), **cache_mark(block)}]
+    if kind == "document":
+        parts = document_parts(block, path)
+    elif kind == "search_result":
+        parts = [{"type": "text", "text": f"{text_at(block, 'title', path)}\n{text_at(block, 'source', path)}"}]
+        content = block.get("content")
+        if type(content) is not list:
+            raise refused(f"{path}.content", "must be a list of text blocks")
+        for at, inner in enumerate(content):
+            if _kind(inner, f"{path}.content.{at}") != "text":
+                raise refused(f"{path}.content.{at}.type", "must be text")
+            parts.append({"type": "text", "text": text_at(inner, "text", f"{path}.content.{at}")})
+    else:
+        raise not_supported(f"{path}.type", f"cannot be {kind[:100]} here, or not over this gateway")
+    if parts:
+        parts[-1].update(cache_mark(block))
+    return parts
+
+
+def _of_user(blocks: list[Any], path: str) -> list[Json]:
+    results: list[Json] = []
+    parts: list[Json] = []
+    for at, block in enumerate(blocks):
+        where = f"{path}.{at}"
+        if _kind(block, where) == "tool_result":
+            results.append(_result(block, where))
+        else:
+            parts += _parts(block, where)
+    if parts or not results:
+        if not parts:
+            raise refused(path, "must not be empty")
+        results.append({"role": "user", "content": _content(parts)})
+    return results
+
+
+def _result(block: Json, path: str) -> Json:
+    content = block.get("content", "")
+    if type(content) is list:
+        parts: list[Json] = []
+        for at, inner in enumerate(content):
+            _kind(inner, f"{path}.content.{at}")
+            parts += _parts(inner, f"{path}.content.{at}")
+        content = _content(parts)
+    elif type(content) is not str:
+        raise refused(f"{path}.content", "must be a text or a list of blocks")
+    message: Json = {"role": "tool", "tool_call_id": text_at(block, "tool_use_id", path), "content": content}
+    if block.get("is_error") is True:
+        message["is_error"] = True
+    return {**message, **cache_mark(block)}
+
+
+def _of_assistant(blocks: list[Any], path: str) -> list[Json]:
+    """Usually one message; thinking that comes behind a text begins another, so that it keeps its place."""
+    messages: list[Json] = []
+    thoughts: list[Json] = []
+    parts: list[Json] = []
+    calls: list[Json] = []
+    for at, block in enumerate(blocks):
+        where = f"{path}.{at}"
+        kind = _kind(block, where)
+        if kind in THINKING_FIELDS:
+            if parts and not calls:
+                messages.append(_assistant(thoughts, parts, calls))
+                thoughts, parts = [], []
+            fields = {key: text_at(block, key, where) for key in THINKING_FIELDS[kind]}
+            thoughts.append({"type": kind, **fields})
+        elif kind == "text":
+            parts += _parts(block, where)
+        elif kind == "tool_use":
+            calls.append(chat_call(block, where))
+        else:
+            raise not_supported(f"{where}.type", f"cannot be {kind[:100]} here, or not over this gateway")
+    if blocks:
+        messages.append(_assistant(thoughts, parts, calls))
+    return messages
+
+
+def _assistant(thoughts: list[Json], parts: list[Json], calls: list[Json]) -> Json:
+    message: Json = {"role": "assistant", "content": _content(parts) if parts or not calls else None}
+    if thoughts:
+        message["reasoning_content"] = "".join(thought.get("thinking", "") for thought in thoughts)
+        message["thinking_blocks"] = thoughts
+    if calls:
+        message["tool_calls"] = calls
+    return message

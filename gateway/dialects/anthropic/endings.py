@@ -1,0 +1,92 @@
+"""Why an answer has ended, and what it has taken, in both dialects' words. Pure functions, both ways.
+
+`input_tokens` are those of a prompt that no cache had anything to do with; `prompt_tokens` are all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from gateway.dialects.anthropic.values import count, text
+from gateway.dialects.dialect import Json
+
+_FINISH_BY_STOP = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_STOP_BY_FINISH = {
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+# Of Anthropic's usage, what is told beside chat's own fields.
+_KEPT = ("cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "service_tier")
+
+
+def finish_of(stop_reason: Any) -> str:
+    """The `finish_reason` for an engine's `stop_reason`."""
+    return _FINISH_BY_STOP.get(text(stop_reason), "stop")
+
+
+def stop_of(finish_reason: Any, sequence: Any, stops: frozenset[str], has_calls: bool) -> Json:
+    """`stop_reason` and `stop_sequence` for a choice.
+
+    `sequence` is what vLLM, and `reading.py`, tell as its `stop_reason`: the one of `stops` that has come. Some engines
+    say "stop" behind calls of tools, which Anthropic's clients would take for the end of their work.
+    """
+    reason = _STOP_BY_FINISH.get(text(finish_reason), "end_turn")
+    if reason == "end_turn":
+        if has_calls:
+            reason = "tool_use"
+        elif type(sequence) is str and sequence in stops:
+            return {"stop_reason": "stop_sequence", "stop_sequence": sequence}
+    return {"stop_reason": reason, "stop_sequence": None}
+
+
+def messages_usage(usage: Any, prompt_tokens: int = 0) -> Json:
+    """The usage of a message; where the engine has said nothing, the prompt's estimated tokens."""
+    if type(usage) is not dict:
+        usage = {"prompt_tokens": prompt_tokens}
+    cached = count(_detail(usage, "prompt_tokens_details", "cached_tokens"))
+    written = count(usage.get("cache_creation_input_tokens"))
+    told: Json = {
+        "input_tokens": max(0, count(usage.get("prompt_tokens")) - cached - written),
+        "output_tokens": count(usage.get("completion_tokens")),
+        "cache_creation_input_tokens": written,
+        "cache_read_input_tokens": cached,
+    }
+    thought = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+    if count(thought):
+        told["output_tokens_details"] = {"thinking_tokens": thought}
+    for key in _KEPT:
+        if key not in told and usage.get(key) is not None:
+            told[key] = usage[key]
+    return told
+
+
+def chat_usage(usage: Any) -> Optional[Json]:
+    """The usage of a chat answer; None: the engine has told none."""
+    if type(usage) is not dict or type(usage.get("input_tokens")) is not int:
+        return None
+    cached = count(usage.get("cache_read_input_tokens"))
+    prompt = count(usage["input_tokens"]) + count(usage.get("cache_creation_input_tokens")) + cached
+    completion = count(usage.get("output_tokens"))
+    told: Json = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+    thought = count(_detail(usage, "output_tokens_details", "thinking_tokens"))
+    if thought:
+        told["completion_tokens_details"] = {"reasoning_tokens": thought}
+    told.update({key: usage[key] for key in _KEPT if usage.get(key) is not None})
+    return told
+
+
+def _detail(usage: Json, key: str, name: str) -> Any:
+    details = usage.get(key)
+    return details.get(name) if type(details) is dict else None

@@ -1,0 +1,60 @@
+"""The endpoints for clients of other dialects: how each reads a request, and in which shape it tells an error.
+
+One table, for the paths that translate; what a path only shows is in `server/routes.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple, Optional, Union
+
+from gateway.dialects.anthropic.errors import error_message, status_for
+from gateway.dialects.anthropic.requests import counted, read_count
+from gateway.dialects.anthropic.requests import read as read_messages
+from gateway.dialects.dialect import Counted, Immediate, Json, Translation
+from gateway.dialects.ollama.conversation import error_of
+from gateway.dialects.ollama.request import read_chat, read_embed, read_embeddings, read_generate
+from gateway.dialects.ollama.times import Times
+from gateway.dialects.responses.conversation import read as read_responses
+from gateway.errors import GatewayError
+
+OPENAI = "openai"
+OLLAMA = "ollama"
+ANTHROPIC = "anthropic"
+
+
+class Endpoint(NamedTuple):
+    """One path for clients of another dialect."""
+
+    read: Callable[[Json, Times], Union[Translation, Immediate, Counted]]
+    """The request, translated. Raises RequestRefused."""
+    error_format: str
+    """A shape of `ERROR_BODIES`, or one that the gateway has anyway."""
+
+
+ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/messages": Endpoint(lambda request, times: read_messages(request), ANTHROPIC),
+    "/v1/messages/count_tokens": Endpoint(lambda request, times: Counted(read_count(request), counted), ANTHROPIC),
+    "/v1/responses": Endpoint(lambda request, times: read_responses(request), OPENAI),
+    "/api/chat": Endpoint(read_chat, OLLAMA),
+    "/api/generate": Endpoint(read_generate, OLLAMA),
+    "/api/embed": Endpoint(read_embed, OLLAMA),
+    "/api/embeddings": Endpoint(lambda request, times: read_embeddings(request), OLLAMA),
+}
+
+ERROR_BODIES: dict[str, Callable[[GatewayError, str], Json]] = {
+    ANTHROPIC: error_message,
+    OLLAMA: lambda error, request_id: error_of(error),
+}
+
+
+ID_LINES: dict[str, bytes] = {ANTHROPIC: b"Request-Id: %b\r\n"}
+"""Where a dialect's clients look for the request's id."""
+
+STATUS_FOR: dict[str, Callable[[GatewayError], int]] = {ANTHROPIC: status_for}
+"""Where a dialect has another status for an error."""
+
+
+def error_format_at(path: str) -> Optional[str]:
+    """In which shape errors are told at a path; None: where that is for others to say."""
+    endpoint = ENDPOINTS.get(path)
+    return None if endpoint is None else endpoint.error_format

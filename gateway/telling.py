@@ -1,0 +1,122 @@
+"""A client that speaks another dialect is told the answer to its request in it, complete or as a stream.
+
+A `Telling` belongs to one request, and to one thread at a time: that of its steps, then who relays its stream. It
+translates nothing itself (`dialects/`); it knows which bytes are events, and what a stream has taken if its engine does
+not say.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Optional, Union, cast
+
+from gateway.dialects.cutting import Cutter
+from gateway.dialects.dialect import CHAT_PATH, Conversation, Counted, EventWriter, Immediate, Json, Translation
+from gateway.errors import GatewayError
+from gateway.hedging import Answer
+from gateway.upstream.answers import Usage, dump, usage_of
+from gateway.upstream.call import Call
+from gateway.upstream.estimates import tokens_of, weight_of_choices
+
+
+class Telling:
+    """How one request's answer is told."""
+
+    __slots__ = ("_cutter", "_translation", "_usage_told", "_weight", "_writer", "call")
+
+    call: Call
+    """What is asked. To be set before anything is told."""
+
+    def __init__(self, translation: Union[Translation, Immediate, Counted]) -> None:
+        self._translation = translation
+        self._cutter = Cutter()
+        self._writer: Optional[EventWriter] = None
+        self._usage_told = False
+        self._weight = 0  # of what has been generated (see `upstream/estimates.py`)
+
+    @property
+    def is_immediate(self) -> bool:
+        """Whether it is answered without an engine."""
+        return isinstance(self._translation, (Immediate, Counted))
+
+    @property
+    def path(self) -> str:
+        """What engines are asked."""
+        return CHAT_PATH if isinstance(self._translation, (Immediate, Counted)) else self._translation.path
+
+    @property
+    def request(self) -> Json:
+        """With what they are asked, or would be."""
+        if isinstance(self._translation, Immediate):
+            return {"model": self._translation.model, "messages": []}
+        return self._translation.chat
+
+    @property
+    def rich(self) -> Optional[Json]:
+        """The request with what only engines of the client's own dialect know; None: there is no such."""
+        return getattr(self._translation, "rich", None)
+
+    @property
+    def stream_type(self) -> bytes:
+        """The media type of a stream."""
+        return cast(Conversation, self._translation).stream_type
+
+    def immediate(self) -> Answer:
+        """What is answered without an engine."""
+        given = self._translation
+        if isinstance(given, Counted):
+            return Answer(dump(given.answer(tokens_of(self.call.prompt_weight()))), Usage(0, 0, False))
+        return Answer(dump(cast(Immediate, given).answer), Usage(0, 0, False))
+
+    def answer(self, given: Answer) -> Answer:
+        """A complete answer, or the whole of a stream, as the client reads it. Takes long for a long one."""
+        body = bytes(given.body)
+        if self.call.stream:
+            return Answer(self.lines(body), given.usage)
+        return Answer(dump(cast(Translation, self._translation).answer(json.loads(body))), given.usage)
+
+    def lines(self, lines: bytes) -> bytes:
+        """Whole lines of a chat stream as the client reads them; what ends within them is told."""
+        return b"".join(self._event(event.data, event.is_comment) for event in self._cutter.feed(lines))
+
+    def failed(self, error: GatewayError, request_id: str) -> bytes:
+        """The stream is broken."""
+        return self._events().failed(error, request_id)
+
+    def _events(self) -> EventWriter:
+        writer = self._writer
+        if writer is None:
+            conversation = cast(Conversation, self._translation)
+            writer = self._writer = conversation.events(tokens_of(self.call.prompt_weight()))
+        return writer
+
+    def _event(self, data: bytes, is_comment: bool) -> bytes:
+        writer = self._events()
+        if is_comment:
+            return writer.alive()
+        if data == b"[DONE]":
+            before = b"" if self._usage_told else writer.chunk(self._estimated())
+            return before + writer.done()
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            return b""
+        if not isinstance(chunk, dict):
+            return b""
+        if chunk.get("usage"):
+            self._usage_told = True
+        elif not self._usage_told:
+            self._weight += weight_of_choices(data, chunk.get("choices"))
+        return writer.chunk(chunk)
+
+    def _estimated(self) -> Json:
+        """What says the tokens of a stream whose engine does not."""
+        usage = usage_of(None, self.call.prompt_weight(), self._weight)
+        return {
+            "choices": [],
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            },
+        }
