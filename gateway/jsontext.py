@@ -6,6 +6,8 @@ import json
 from json.scanner import c_make_scanner  # type: ignore[attr-defined]
 from typing import Any, Callable
 
+DIGITS_MAX = 1000
+
 
 def decode_with(decoder: json.JSONDecoder) -> Callable[[str], Any]:
     """What `decoder.decode` does, in one call of its scanner where the text is a value and nothing around it.
@@ -24,3 +26,43 @@ def decode_with(decoder: json.JSONDecoder) -> Callable[[str], Any]:
         return value if end == len(text) else decoder.decode(text)
 
     return decode
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:100]!r} stands twice in one object")
+            seen.add(key)
+    return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS_MAX:
+        raise ValueError(f"a number has more than {DIGITS_MAX} digits")
+    return int(digits)
+
+
+_INFINITIES = (float("inf"), float("-inf"))
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if value in _INFINITIES:
+        raise ValueError("a number is too large")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+read_strictly = decode_with(
+    json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+)
+"""The value of a JSON text that every parser reads alike: no NaN, no infinities, no duplicate keys, bounded digits.
+
+How deep it is nested is for the caller to bound. Raises ValueError, which says what is wrong, and RecursionError.
+"""

@@ -7,15 +7,13 @@ have is said, and checked, by the table in upstream/fields.py.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from gateway import jsonbounds
 from gateway.errors import RequestRefused
-from gateway.jsontext import decode_with
+from gateway.jsontext import read_strictly
 
 DEPTH_MAX = 128
-DIGITS_MAX = 1000
 VALUES_MAX = 1_000_000
 
 
@@ -32,7 +30,7 @@ def parse_json(body: bytes, values_max: int = VALUES_MAX) -> dict[str, Any]:
         message = f"the JSON has more than {values_max} values, keys counted (MAX_JSON_VALUES)"
         raise RequestRefused("invalid_json", message)
     try:
-        value = _decode(body.decode("utf-8"))
+        value = read_strictly(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RequestRefused("invalid_json", f"the body is not UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
@@ -40,39 +38,3 @@ def parse_json(body: bytes, values_max: int = VALUES_MAX) -> dict[str, Any]:
     if type(value) is not dict:
         raise RequestRefused("invalid_body", "the body must be a JSON object")
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {key[:100]!r} stands twice in one object")
-            seen.add(key)
-    return result
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > DIGITS_MAX:
-        raise ValueError(f"a number has more than {DIGITS_MAX} digits")
-    return int(digits)
-
-
-_INFINITIES = (float("inf"), float("-inf"))
-
-
-def _float(digits: str) -> float:
-    value = float(digits)
-    if value in _INFINITIES:
-        raise ValueError("a number is too large")
-    return value
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_decode = decode_with(
-    json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
-)
