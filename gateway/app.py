@@ -120,7 +120,7 @@ class Gateway:
         self.guard.set_fleet(fleet)
         if self.caches is not None and not fleet.by_engines:  # else the answers of any are kept
             self.caches.keep_models([model.name for model in fleet.models])
-        if fleet.groups and fleet.models:
+        if fleet.groups and self._started:
             self.telemetry.log("info", "models", models=[model.name for model in fleet.models])
 
     def _open_caches(self) -> None:

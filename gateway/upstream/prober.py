@@ -226,12 +226,12 @@ class HealthChecker:
             change = pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
             if change is not None:
                 self._on_change(change)
-            same = [engine]
-            for other_pool, other in self._followers(engine):
-                other_pool.record_probe(other, error, self._fails, self._passes, FAILS_UNANSWERED)
-                same.append(other)
             if error is None:
                 self._ask_models(engine)
+            same = [engine]
+            for other_pool, other in self._followers(engine):  # those that it has just listed, too
+                other_pool.record_probe(other, error, self._fails, self._passes, FAILS_UNANSWERED)
+                same.append(other)
             self._first.done(engine)
             # What waits there moves once it is out: that is to be known sooner than an interval later.
             if not any(map(_in_doubt, same)) or self._ending.wait(min(AGAIN_S, self._interval_s)):

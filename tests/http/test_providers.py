@@ -355,9 +355,11 @@ class ListedTest(ProviderTest):
         engine = self.engine(*names)
         running = self.serve_file({"local": self.group(engine)})
         self.assertEqual(self.names(running), names)
+        pools = running.app.factory.router.pools.values()
+        self.assertTrue(all(engine.answered for pool in pools for engine in pool.engines))
         probed = [pool.name for pool in running.app.factory._offered.probed_pools()]
         self.assertEqual(probed, ["local"])
-        specs_of_all = {engine.spec for pool in running.app.factory.router.pools.values() for engine in pool.engines}
+        specs_of_all = {engine.spec for pool in pools for engine in pool.engines}
         self.assertEqual(len(specs_of_all), 1)  # nor do its connections, which go by that
 
     def test_what_was_configured_goes_before(self) -> None:
