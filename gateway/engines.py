@@ -86,7 +86,7 @@ class Engines:
     ) -> Steps[Union[Answer, EngineStream]]:
         """One engine's answer to a call, or the stream of it that has begun; `earlier` is the broken stream that is to
         go on. Raises EngineFault, GatewayError."""
-        model = self.served_model(call, pool)
+        model = pool.name if pool.spec.prefix is None else self.served_model(call, pool)
         if engine.spec.is_echo:
             yield ASIDE  # it may be asked for much
             return echoed(call, model)

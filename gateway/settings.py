@@ -624,7 +624,9 @@ def _cache_faults(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _embedding_faults(values: Mapping[str, Any], fleet: FleetSpec) -> Iterator[str]:
     model = values.get("embeddings_model")
-    if model in fleet.virtual_by_name():
+    if model in fleet.split_by_name():
+        yield f"EMBEDDINGS_MODEL: others answer for the model {quoted(model)}, and what they give cannot be compared"
+    elif model in fleet.virtual_by_name():
         yield f"EMBEDDINGS_MODEL: the model {quoted(model)} is made of others: it answers chat completions only"
     elif model is not None and not (fleet.by_engines or fleet.groups) and model not in fleet.model_by_name():
         known = ", ".join(spec.name for spec in fleet.models[:20])

@@ -218,7 +218,15 @@ def _asked_otherwise(pool: ModelPool, spec: ModelSpec, renewed: Collection[str])
     """The engines that stay, with the same address, but with another key or under another model's name."""
 
     def identity(engine: EngineSpec) -> tuple[object, ...]:
-        return engine.id, engine.url, engine.model, engine.api_key_env, engine.provider, engine.dialect
+        return (
+            engine.id,
+            engine.url,
+            engine.model,
+            engine.api_key_env,
+            engine.provider,
+            engine.dialect,
+            engine.api_version,
+        )
 
     same = {identity(engine) for engine in spec.engines if engine.api_key_env not in renewed}
     stay = {(engine.id, engine.url) for engine in spec.engines}

@@ -57,15 +57,16 @@ class ModelLists:
         self._told = told
 
     def due(self, engine: Engine, interval_s: float) -> bool:
-        """Return whether to ask it now: once in `interval_s` seconds; 0: until it has said something."""
+        """Return whether to ask it now: once in `interval_s` seconds; 0: until it has said something. A provider is not
+        asked more often than it has to be."""
         if not self.wanted(engine):
+            return False
+        since_s = time.monotonic() - engine.list_asked_s
+        if engine.spec.preset.remote and since_s <= REMOTE_INTERVAL_S:
             return False
         if not interval_s:
             return engine.listed is None
-        if engine.spec.preset.remote:
-            interval_s = max(interval_s, REMOTE_INTERVAL_S)
-        # Looks are an interval apart, and none of them on time.
-        return time.monotonic() - engine.list_asked_s > interval_s / 2
+        return since_s > interval_s / 2  # looks are an interval apart, and none of them on time
 
     def ask(self, engine: Engine, timeout_s: float) -> None:
         """Ask it; it keeps its last list when it cannot be asked now."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+import time
 import unittest
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +17,12 @@ from gateway.errors import RequestRefused
 from gateway.fleet import load_engines_file
 from gateway.fleetlines import provider_fleet
 from gateway.routing import listed
-from gateway.routing.engine import ListedModel
+from gateway.routing.engine import Engine, ListedModel
 from gateway.routing.listed import with_listed
 from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.routing.splits import SplitSpec
+from gateway.upstream.listing import REMOTE_INTERVAL_S, ModelLists
 
 A, B = EngineSpec("http://127.0.0.1:1"), EngineSpec("http://127.0.0.1:2")
 GROUP = ModelSpec("local", (A, B))
@@ -151,6 +154,32 @@ class PrefixTest(unittest.TestCase):
         self.assertEqual(self.router(default_model="groq/x").unnamed(), "groq/x")
         with self.assertRaises(ValueError):
             self.router(default_model="gpt-4o")
+
+
+class DueTest(unittest.TestCase):
+    def due(self, spec: EngineSpec, asked_before_s: float, interval_s: float, known: bool = False) -> bool:
+        engine = Engine(spec, "m")
+        engine.list_asked_s = time.monotonic() - asked_before_s
+        engine.listed = () if known else None
+        return ModelLists(lambda engine: True, dict).due(engine, interval_s)
+
+    def test_an_engine_is_asked_with_its_probes_a_provider_less_often(self) -> None:
+        for spec, before_s, interval_s, expected in (
+            (A, 1.0, 5.0, False),
+            (A, 4.0, 5.0, True),
+            (EngineSpec(provider="ollama"), 4.0, 5.0, True),
+            (EngineSpec(provider="groq"), 4.0, 5.0, False),
+            (EngineSpec(provider="groq"), REMOTE_INTERVAL_S + 1, 5.0, True),
+            (EngineSpec(provider="groq"), REMOTE_INTERVAL_S + 1, 3600.0, False),
+            (EngineSpec(provider="groq"), math.inf, 3600.0, True),
+        ):
+            with self.subTest(spec, before_s=before_s, interval_s=interval_s):
+                self.assertEqual(self.due(spec, before_s, interval_s), expected)
+
+    def test_without_probes_it_is_asked_until_it_has_said_something(self) -> None:
+        self.assertTrue(self.due(A, 0.0, 0.0))
+        self.assertFalse(self.due(A, 100.0, 0.0, known=True))
+        self.assertFalse(self.due(EngineSpec(provider="groq"), 5.0, 0.0))  # a key that is refused is refused again
 
 
 class FileTest(unittest.TestCase):
