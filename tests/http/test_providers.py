@@ -12,6 +12,7 @@ from unittest import mock
 from gateway import settings as gateway_settings
 from gateway.routing import specs
 from gateway.routing.providers import PROVIDERS
+from gateway.upstream.call import CHAT, Call
 from tests.naming_engine import NamingEngine, listing
 from tests.support import EMBEDDINGS, HI, TIMEOUT_S, RunningGateway, SocketTest, eventually, gateway
 
@@ -233,6 +234,12 @@ class ShapedTest(ProviderTest):
         model["defaults"], model["force"] = {"max_tokens": 1000}, {}
         refused = self.serve_file({"m": model}).post({**HI, "model": "m"})
         self.assertEqual((refused.status, refused.error), (400, "context_too_long"))
+
+    def test_the_library_goes_by_it_too(self) -> None:
+        running = self.serve_file({"m": {"engines": ["echo:"], "force": {"max_tokens": 2}}})
+        call = Call(CHAT, {**HI, "model": "m", "max_tokens": 1000})
+        running.app.factory.run(call)
+        self.assertEqual(call.request["max_tokens"], 2)
 
     def test_what_is_forced_to_be_the_same_is_kept(self) -> None:
         engine = self.engine("m")

@@ -101,6 +101,7 @@ class KeyTest(unittest.TestCase):
             ("azure", "https://openai.azure.com.evil.example"),
             ("azure", "https://evilopenai.azure.com"),
             ("azure", "http://mine.openai.azure.com"),
+            ("azure", "http://mine.openai.azure.com:443"),
             ("anthropic", "https://proxy.example/v1"),
         ):
             with self.subTest(url):

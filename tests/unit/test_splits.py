@@ -16,6 +16,8 @@ from gateway.fleet import load_engines_file
 from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec, model_from
 from gateway.routing.splits import SplitSpec
+from gateway.routing.tries import Tries
+from gateway.settings import load
 
 THERE = frozenset(("a", "b", "c"))
 ECHO = {"engines": ["echo:"]}
@@ -73,6 +75,13 @@ class RouteTest(unittest.TestCase):
         self.assertEqual(self.names(self.router(), ()), ["a"])
         self.assertEqual(self.names(self.router("off"), ("c",)), ["a"])
         self.assertEqual(self.names(self.router(), ("a", "gone", "c")), ["a", "c"])
+
+    def test_they_stand_in_wherever_they_are(self) -> None:
+        models = (model_from("near", ["http://near"]), model_from("far", ["http://far"]))
+        router = Router(FleetSpec(models), is_near=lambda host: host == "near")
+        route = router.route("near")
+        self.assertFalse(Tries(route, 3, b"", reaches=router.reaches).may_ask(route[1]))
+        self.assertTrue(Tries(route, 3, b"", reaches=router.reaches, named=["far"]).may_ask(route[1]))
 
     def test_it_is_named_with_the_others(self) -> None:
         router = self.router(aliases=("x",), fallbacks=("b",))
@@ -145,6 +154,11 @@ class FileTest(unittest.TestCase):
         ):
             with self.subTest(model):
                 self.assertEqual(self.faults(m=model), [expected])
+
+    def test_embeddings_of_several_models_cannot_be_compared(self) -> None:
+        self.load(m={"chain": ["a"]})
+        with self.assertRaisesRegex(ConfigurationError, '^EMBEDDINGS_MODEL: others answer for the model "m"'):
+            load({"ENGINES_FILE": str(self.path), "EMBEDDINGS_MODEL": "m"}, None)
 
     def test_no_model_falls_back_to_one(self) -> None:
         faults = self.faults(b={**ECHO, "fallbacks": ["m"]}, m={"chain": ["a"]})
