@@ -7,7 +7,8 @@ No state, no lock, no I/O.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Optional
+from dataclasses import dataclass
+from typing import Any, Optional
 
 from gateway.routing import checks
 from gateway.routing.checks import Check, member, quoted
@@ -18,9 +19,13 @@ KEPT = frozenset(
 )
 
 
-class Params(NamedTuple):
-    """`strip`: fields that are taken out; `defaults`: what a field is where the client has not said; `force`: what it
-    is in any case."""
+@dataclass(frozen=True, eq=False)
+class Params:
+    """What changes a model's requests; told apart by identity.
+
+    `strip`: fields that are taken out, in lower case; `defaults`: what a field is where the client has not said;
+    `force`: what it is in any case.
+    """
 
     strip: frozenset[str]
     defaults: Mapping[str, Any]

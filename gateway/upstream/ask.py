@@ -26,7 +26,7 @@ class Ask:
     stream: bool
     _params: Optional[Params]
     _plain: Optional[tuple[Request, bytes]]
-    _payloads: dict[tuple[Optional[str], bool, Optional[int]], bytes]
+    _payloads: dict[tuple[Optional[str], bool, Optional[Params]], bytes]
     _prompts: Optional[Prompts]
 
     def change(self, params: Params) -> None:
@@ -65,10 +65,9 @@ class Ask:
 
         `ask_usage`: ask for a stream's usage, which the client has not. `params`: of the engine's model.
         """
-        own = params is self._params
-        if own and not ask_usage and (model is None or self.request.get("model") == model):
+        if params is self._params and not ask_usage and (model is None or self.request.get("model") == model):
             return self.body
-        key = (model, ask_usage, None if own else id(params))
+        key = (model, ask_usage, params)
         payload = self._payloads.get(key)
         if payload is None:
             payload = self._payloads[key] = self._build_payload(model, ask_usage, self.request_for(params))

@@ -118,7 +118,7 @@ class Call(Ask):
         self._waiting_on: Union[threading.Event, Flag, None] = None
         self._params: Optional[Params] = None  # by which `request` is what the model's engines get
         self._plain: Optional[tuple[Request, bytes]] = None  # what it was before; None: the same
-        self._payloads: dict[tuple[Optional[str], bool, Optional[int]], bytes] = {}
+        self._payloads: dict[tuple[Optional[str], bool, Optional[Params]], bytes] = {}
         self._prompts: Optional[Prompts] = None
 
     def cancel(self) -> None:
