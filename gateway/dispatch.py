@@ -124,6 +124,8 @@ class Asker:
         if split is None:
             return None
         chosen = split.choose(key, self._router.routed, self._router.jitter)
+        if chosen is None and call.allow_fallback:
+            chosen = self._router.stand_in(split.fallbacks or ())
         if chosen is None:
             raise EngineFailed("backend_unavailable", f"no engine lists what {split.name} is made of")
         call.split, call.model, call.stand_ins = split.name, chosen, split.fallbacks

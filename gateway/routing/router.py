@@ -137,10 +137,10 @@ class Router(Names):
 
     def _own_list(self, fleet: FleetSpec, spec: ModelSpec, pools: Collection[str]) -> tuple[str, ...]:
         """A model's own `fallbacks`, without aliases, as far as they are there: engines may list them still."""
-        if self._fallback == "off":
+        if self._fallback == "off" or not spec.fallbacks:
             return ()
         by_alias = {alias: other.name for other in fleet.models for alias in other.aliases}
-        names = (by_alias.get(other, other) for other in spec.fallbacks or ())
+        names = (by_alias.get(other, other) for other in spec.fallbacks)
         return tuple(name for name in names if name in pools and name != spec.name)
 
     @property
@@ -155,6 +155,10 @@ class Router(Names):
             return route[:1]
         others = [self._routes[name][0] for name in names if name in self._routes]
         return tuple(dict.fromkeys((route[0], *others)))
+
+    def stand_in(self, names: Sequence[str]) -> Optional[str]:
+        """The first of these models that is there, unless FALLBACK says that there is to be none; None: none is."""
+        return next((name for name in names if name in self._routes and self._fallback != "off"), None)
 
     def route_beyond(self, asked: ModelPool, name: str) -> tuple[ModelPool, ...]:
         """The pools for what is too long for `asked`, one of whose `context_fallbacks` is called `name`. Those after it

@@ -280,6 +280,15 @@ class SplitTest(ProviderTest):
         self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "a->b"))
         self.assertEqual(running.post({**HI, "model": "a"}).status, 502)
 
+    def test_a_chain_begins_where_there_is_a_model(self) -> None:
+        group = {"models": "auto", "engines": [self.engine().url]}
+        models = {**self.models, "local": group, "m": {"chain": ["later", "b"]}, "n": {"chain": ["later"]}}
+        running = self.serve_file(models)
+        self.assertEqual(running.post({**HI, "model": "m"}).header("x-gateway-model"), "b")
+        for body, headers in (({**HI, "model": "n"}, ()), ({**HI, "model": "m"}, (("X-Gateway-Fallback", "off"),))):
+            answer = running.post(body, headers=headers)
+            self.assertEqual((answer.status, answer.error), (502, "backend_unavailable"))
+
     def test_its_parameters_come_before_the_models_own(self) -> None:
         self.models["a"]["strip"] = ["top_k"]
         split = {"split": {"a": 1}, "force": {"temperature": 0, "top_k": 3}}

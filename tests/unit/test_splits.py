@@ -76,6 +76,11 @@ class RouteTest(unittest.TestCase):
         self.assertEqual(self.names(self.router("off"), ("c",)), ["a"])
         self.assertEqual(self.names(self.router(), ("a", "gone", "c")), ["a", "c"])
 
+    def test_where_none_of_its_own_is_there_the_first_of_them_answers(self) -> None:
+        self.assertEqual(self.router().stand_in(("gone", "c", "b")), "c")
+        self.assertIsNone(self.router().stand_in(("gone",)))
+        self.assertIsNone(self.router("off").stand_in(("c",)))
+
     def test_they_stand_in_wherever_they_are(self) -> None:
         models = (model_from("near", ["http://near"]), model_from("far", ["http://far"]))
         router = Router(FleetSpec(models), is_near=lambda host: host == "near")
