@@ -15,18 +15,30 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Callable, TextIO
 
+from gateway.describing import (
+    LISTED_MAX,
+    called,
+    default_mark,
+    engine_line,
+    fallback_lines,
+    listed_names,
+    params_lines,
+    printable,
+    split_lines,
+    state_of,
+    virtual_lines,
+)
 from gateway.inference import InferenceFactory
 from gateway.routing.checks import bracketed, parse_address
 from gateway.routing.engine import Engine
 from gateway.routing.router import Router
-from gateway.routing.specs import FleetSpec, ModelSpec
+from gateway.routing.specs import FleetSpec
+from gateway.routing.splits import SplitSpec
 from gateway.routing.virtual import VirtualSpec
 from gateway.settings import Settings, as_given
 from gateway.steps import drive
 
 LINES_MAX = 24  # of models and engines at the start: what a screen shows with the rest
-ERROR_CHARS = 200  # of what an engine has said
-LISTED_MAX = 8  # of the names that an engine lists
 WARNINGS_MAX = 20  # of lines of `.env` that are warned about one by one
 SANDBOX_CLOSE_S = 5.0  # for what was tried to end
 LOOK_S = 10.0  # how long engines are waited for; those that have not answered by then are said not to have
@@ -80,8 +92,8 @@ def look(factory: InferenceFactory, limit_s: float) -> bool:
     deadline_s = time.monotonic() + limit_s
     factory.wait_probed(limit_s)
     client = factory.client
-    engines = [engine.spec for pool in factory.router.pools.values() for engine in pool.engines]
-    for host in dict.fromkeys(spec.host for spec in engines if not spec.is_echo):
+    engines = factory.router.fleet.engines()
+    for host in dict.fromkeys(spec.host for _, spec in engines if not spec.is_echo):
         if client.is_near(host) is None:
             try:
                 drive(client.resolver.addresses(host, deadline_s))
@@ -111,7 +123,7 @@ def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *,
     `router` is that of a factory that has had a `look`, `sandbox` what `sandbox_lines` says. `state_keys`: whether the
     state database holds keys.
     """
-    fleet = settings.fleet
+    fleet = router.fleet
     address = url_of(settings.host, settings.port)
     lines = [
         f"address: {address}{_listens(settings)}",
@@ -123,30 +135,26 @@ def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *,
     if _is_unconfigured(fleet):
         lines.append(NO_ENGINE)
     if fleet.wildcard:
-        lines.append(f"every model name is served by {fleet.models[0].name}{_listed(router)}")
+        lines.append(f"every model name is served by {fleet.models[0].name}{listed_names(router)}")
     for model in fleet.models:
-        lines.append(f"model {model.name}{_default_mark(fleet, model)}")
+        lines.append(f"{called(model, router)}{default_mark(fleet, model)}")
         if model.aliases:
             lines.append(f"  aliases: {', '.join(model.aliases)}")
         lines.append(f"  strategy: {model.strategy or settings.strategy}")
-        lines.extend(_describe_fallbacks(model, settings, router))
-        lines.extend(f"  engine {_describe_engine(e, settings)}" for e in router.pools[model.name].engines)
+        lines.extend(params_lines(model))
+        if not model.prefix:
+            lines.extend(fallback_lines(model, settings, router))
+        lines.extend(f"  engine {engine_line(e, settings)}" for e in router.pools[model.name].engines)
+    for group in fleet.groups:
+        lines.append(f"models of {group.name}: those that its engines list")
+        lines.extend(f"  engine {engine_line(e, settings)}" for e in router.sources[group.name].engines)
+    for split in fleet.splits:
+        lines.append(f"model {split.label}{default_mark(fleet, split)}")
+        lines.extend(split_lines(split))
     for virtual in fleet.virtual:
-        lines.append(f"model {virtual.label}{_default_mark(fleet, virtual)}")
-        lines.extend(_describe_virtual(virtual))
+        lines.append(f"model {virtual.label}{default_mark(fleet, virtual)}")
+        lines.extend(virtual_lines(virtual))
     return "\n".join(lines)
-
-
-def _describe_virtual(virtual: VirtualSpec) -> Iterator[str]:
-    if virtual.aliases:
-        yield f"  aliases: {', '.join(virtual.aliases)}"
-    if virtual.start is not None and virtual.start < len(virtual.members):
-        yield f"  asked first: {', '.join(virtual.members[: virtual.start])}"
-    if virtual.min_families > 1:
-        yield f"  of {virtual.min_families} families at least"
-    if virtual.judge is not None:
-        yield f"  answers without code are compared by {virtual.judge}, where words do not decide"
-    yield "  without agreement: " + ("the best answer" if virtual.fallback == "best" else "an error")
 
 
 def _describe_cache(settings: Settings) -> Iterator[str]:
@@ -195,12 +203,7 @@ def _describe_dotenv(settings: Settings) -> Iterator[str]:
 
 def shown_path(settings: Settings) -> str:
     """The `.env` that was read, without characters that a terminal would take for orders."""
-    return _printable(str(settings.dotenv_path), "\udc80", "\udcff")
-
-
-def _printable(text: str, first: str = "", last: str = "") -> str:
-    """A text that is no order to a terminal; the characters from `first` to `last` stay as well."""
-    return "".join(c if c.isprintable() or first <= c <= last else "?" for c in text)
+    return printable(str(settings.dotenv_path), "\udc80", "\udcff")
 
 
 def dotenv_warnings(warnings: Sequence[str]) -> list[str]:
@@ -211,63 +214,6 @@ def dotenv_warnings(warnings: Sequence[str]) -> list[str]:
 
 def _is_unconfigured(fleet: FleetSpec) -> bool:
     return fleet.wildcard and fleet.models[0].engines[0].is_echo
-
-
-def _default_mark(fleet: FleetSpec, model: ModelSpec | VirtualSpec) -> str:
-    is_default = fleet.default_model in (model.name, *model.aliases)
-    return " (default)" if is_default and not fleet.wildcard else ""
-
-
-def _listed(router: Router) -> str:
-    names = [model.id for model in router.listed()]
-    more = len(names) - LISTED_MAX
-    shown = ", ".join(names[:LISTED_MAX]) + (f" and {more} more" if more > 0 else "")
-    return f"; its engine lists {shown}" if names else ""
-
-
-def _describe_fallbacks(model: ModelSpec, settings: Settings, router: Router) -> Iterator[str]:
-    others = router.fallbacks(model.name)
-    used = ", ".join(other for other, why_not in others if not why_not)
-    yield f"  fallbacks: {used or 'none'}{' (FALLBACK=off)' if settings.fallback == 'off' else ''}"
-    yield from (f"    not {other}: {why_not}" for other, why_not in others if why_not)
-
-
-def _describe_engine(engine: Engine, settings: Settings) -> str:
-    spec = engine.spec
-    parts = [f"{spec.id}: {spec.url}", f"weight {spec.weight}"]
-    if spec.max_concurrency is not None:
-        parts.append(f"at most {spec.max_concurrency} at once")
-    if spec.model is not None:
-        parts.append(f"model {spec.model}")
-    if spec.api_key_env is not None:
-        parts.append(f"key from {_variable(spec.api_key_env, settings)}")
-    if not spec.is_echo:
-        parts.append(_state(engine, settings)[0])
-    return ", ".join(parts)
-
-
-def _variable(name: str, settings: Settings) -> str:
-    if name in settings.engine_keys:
-        return name
-    # Who misread `api_key_env` may have put the key itself there, such as gsk_...: names of variables have no small
-    # letters.
-    return f"{name if name.isupper() else 'a variable'}, which is not set"
-
-
-def _state(engine: Engine, settings: Settings) -> tuple[str, str]:
-    """Whether an engine has been reached, and its colour."""
-    # Without the pool's lock: single fields, which may change a moment later as well.
-    if engine.spec.is_echo:
-        return "built in", "good"
-    if (engine.answered or engine.listed is not None) and not engine.down:
-        return "reached", "good"
-    if engine.down:
-        error = re.sub("^health check( failed)?: ", "", engine.last_error or "no answer")
-        what = "not ready" if error.startswith("health check answered") else "not reached"
-        return f"{what}: {_printable(error[:ERROR_CHARS])}", "bad"  # it may be a stranger's words
-    if not settings.health_interval_s:
-        return "not probed (HEALTH_INTERVAL=0)", "dim"
-    return "no answer yet", "bad"
 
 
 # --- the start -----------------------------------------------------------------------------------------------------
@@ -304,30 +250,39 @@ def start_lines(
 def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) -> list[str]:
     lines: list[str] = []
     left: list[Engine] = []  # of which there is no line
-    made = [f"model {virtual.label}{_default_mark(fleet, virtual)}" for virtual in fleet.virtual[: LINES_MAX // 2]]
+    without: list[SplitSpec | VirtualSpec] = [*fleet.splits, *fleet.virtual]
+    made = [f"model {spec.label}{default_mark(fleet, spec)}" for spec in without[: LINES_MAX // 2]]
+    for group in router.sources.values():
+        if not any(pool.spec.source == group.name for pool in router.pools.values()):
+            lines.append(f"models of {group.name}: none so far")
+            lines += [
+                f"  {engine.spec.url} {paint(*state_of(engine, settings))}" for engine in group.engines[:LISTED_MAX]
+            ]
     for pool in list(router.pools.values()):
         engines = list(pool.engines)
         room = LINES_MAX - len(made) - len(lines) - 1
         if room < 1:
             left += engines
             continue
-        name = f"model {pool.name}{_default_mark(fleet, pool.spec)}"
-        lines.append(f"every model name{_listed(router)}" if fleet.wildcard else name)
+        name = f"{called(pool.spec, router)}{default_mark(fleet, pool.spec)}"
+        lines.append(f"every model name{listed_names(router)}" if fleet.wildcard else name)
         for engine in engines[:room]:
-            text, kind = _state(engine, settings)
+            text, kind = state_of(engine, settings)
             lines.append(f"  {engine.spec.url} {paint(text, kind)}")
         left += engines[room:]
     if left:
         out = sum(engine.down for engine in left)
         lines.append(f"... and {len(left)} more engines{f', {out} of them not reached' if out else ''}")
-    more = len(fleet.virtual) - len(made)
+    more = len(without) - len(made)
     return [*lines, *made, *([f"... and {more} more models made of others"] if more else [])]
 
 
 def _to_paste(router: Router, url: str, authenticated: bool) -> list[str]:
     """A request for a shell: one line and its continuation, or for Windows' one line."""
     # One engine for every name may know no other name than its own.
-    model = router.unnamed() if router.fleet.wildcard else router.fleet.default_model
+    model = router.unnamed() if router.fleet.by_engines else router.fleet.default_model
+    if model is None and not router.fleet.wildcard:  # requests have to name one
+        model = next((one.id for one in router.listed()), None)
     quote, joint = (shlex.quote, " \\\n    ") if os.name == "posix" else (_quoted_for_windows, " ")
     if model is None or not (os.name == "posix" or _PLAIN_NAME.fullmatch(model)):
         named = {}  # then it is the same one

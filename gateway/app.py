@@ -23,6 +23,7 @@ from gateway.pipeline import PATHS, Pipeline
 from gateway.reuse.building import caches_of
 from gateway.reuse.caches import Caches
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
+from gateway.routing.specs import FleetSpec
 from gateway.routing.standing import StateChange
 from gateway.server.admin import Admin
 from gateway.server.cachepages import CachePages
@@ -65,11 +66,12 @@ class Gateway:
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
         self.decisions = self._decision_log()
+        self.caches: Optional[Caches] = None  # engines may list models before there are any
         self.factory = self._new_factory()
         self.workers = WorkerPool(
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
         )
-        self.caches = self._open_caches()
+        self._open_caches()
         self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry, self.caches)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         self._bind_metrics()
@@ -104,9 +106,18 @@ class Gateway:
             recorder=None if self.decisions is None else self.decisions.record,
             on_change=self._engine_changed,
             on_crash=self._attempt_crashed,
+            on_fleet=self._take_fleet,
         )
 
-    def _open_caches(self) -> Optional[Caches]:
+    def _take_fleet(self, fleet: FleetSpec) -> None:
+        """Other models are served from now on."""
+        self.guard.set_fleet(fleet)
+        if self.caches is not None and not fleet.by_engines:  # else the answers of any are kept
+            self.caches.keep_models([model.name for model in fleet.models])
+        if fleet.groups and self._started:
+            self.telemetry.log("info", "models", models=[model.name for model in fleet.models])
+
+    def _open_caches(self) -> None:
         try:
             caches = caches_of(self.settings, self.factory, self.telemetry.log)
         except BaseException:
@@ -114,15 +125,10 @@ class Gateway:
             self.guard.close(END_TIMEOUT_S)
             self.telemetry.close(END_TIMEOUT_S)
             raise
+        self.caches = caches
+        self._take_fleet(self.factory.router.fleet)
         if caches is not None:
-            self._tell_models(caches, self.settings)
             caches.start()
-        return caches
-
-    def _tell_models(self, caches: Caches, settings: Settings) -> None:
-        """The answers of these models are kept; where one engine serves every name, of any."""
-        if not settings.fleet.wildcard:
-            caches.keep_models([model.name for model in settings.fleet.models])
 
     def _bind_metrics(self) -> None:
         gauges.bind_engines(self.registry, self._engine_gauges)
@@ -195,9 +201,6 @@ class Gateway:
     def reload(self, settings: Settings) -> None:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
-        self.guard.set_fleet(settings.fleet)
-        if self.caches is not None:
-            self._tell_models(self.caches, settings)
         self.telemetry.log("info", "reloaded", models=self.factory.router.labels())
         self._look_at_sandbox()
 

@@ -92,11 +92,14 @@ class Attempts:
 
     def try_step(self, call: Call, tries: Tries, step: Step, deadline_s: float) -> Steps[Tried]:
         """Ask the engine that a step has a place on, and where the model hedges, a second one when that is slow."""
-        must_stay = step.pool is not tries.asked and self._router.must_stay(tries.asked, step.pool)
+        must_stay = step.pool is not tries.asked and self._must_stay(tries, step.pool)
         attempt = self.new_attempt(tries, step, deadline_s, must_stay)
         if step.pool.spec.hedge_after_ms is None:
             return self.attempt(call, step, attempt)
         return self._hedged(call, tries, step, attempt, deadline_s)
+
+    def _must_stay(self, tries: Tries, pool: ModelPool) -> bool:
+        return pool.name not in tries.named and self._router.must_stay(tries.asked, pool)
 
     def new_attempt(self, request: Leaver, step: Step, deadline_s: float, must_stay: bool) -> Attempt:
         """The attempt at the engine that a step has a place on; it may be ended for another one until the end of
@@ -127,7 +130,7 @@ class Attempts:
             if other is None:
                 return None
             call.hedged = True
-            must_stay = self._router.must_stay(tries.asked, other.pool)
+            must_stay = self._must_stay(tries, other.pool)
             rival = race.enter(self.new_attempt(tries, other, deadline_s, must_stay))
             return drive(self.attempt(call, other, rival))
 

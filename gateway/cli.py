@@ -1,4 +1,4 @@
-"""The command line: serve (default), check, mock, keys, usage, cache, replay.
+"""The command line: serve (default), check, discover, mock, keys, usage, cache, replay.
 
 Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
 which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
@@ -106,6 +106,10 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None
         from gateway.tools.replay import main as replay_main
 
         return replay_main(arguments[1:], f"{program()} replay")
+    if arguments[:1] == ["discover"]:
+        from gateway.tools.discover import discover_command
+
+        return discover_command(arguments[1:], f"{program()} discover")
     if arguments[:1] in (["keys"], ["usage"]):
         return _state_command(arguments[0], arguments[1:])
     if arguments[:1] == ["cache"]:
@@ -119,14 +123,13 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None
         settings = load(os.environ, Path(DOTENV), faults_of_named, flags)
     except ConfigurationError as error:
         return _misconfigured(error.faults, flags, error.warnings)
-    if command == "check":
-        return _check(settings)
-    return serve(settings, signals)
+    return _check(settings) if command == "check" else serve(settings, signals)
 
 
 _COMMANDS = {
     "serve": "serve (what happens without a command)",
     "check": "check settings and engines file, say what would run",
+    "discover": "look for engines on this machine, print an engines file",
     "keys": "create, list, show, revoke, rotate keys",
     "usage": "sums of the ledger",
     "cache": "warm, show, clear the cache of a running gateway",
@@ -138,7 +141,7 @@ _DESCRIPTION = """One OpenAI-style address in front of many inference engines.
 commands:
 {commands}
 
-`{program} COMMAND --help` says more of the last five.
+`{program} COMMAND --help` says more of the last six.
 """
 _EPILOG = """The flags are for `serve` and `check`. All settings come from the environment, then from .env in the
 current folder, by their names, as in PORT=9000; a flag goes before both, and one that names engines
@@ -164,7 +167,7 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
             raise argparse.ArgumentTypeError("must not be empty")
         return typed.strip()
 
-    commands = "\n".join(f"  {name:<8}{what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<9}{what}" for name, what in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog=program(),
         description=_DESCRIPTION.format(commands=commands, program=program()),
@@ -264,14 +267,11 @@ def _cache_command(arguments: list[str]) -> int:
 
 
 def _misconfigured(faults: Sequence[str], flags: Container[str] = (), warnings: Sequence[str] = ()) -> int:
+    from gateway.announcing import dotenv_warnings
     from gateway.settings import as_given
 
-    lines = [f"error: {fault}" for fault in as_given(faults, flags)]
-    if warnings:
-        from gateway.announcing import dotenv_warnings
-
-        lines += [f"warning: {warning}" for warning in dotenv_warnings(warnings)]
-    return _failed(lines, EXIT_CONFIGURATION)
+    errors = [f"error: {fault}" for fault in as_given(faults, flags)]
+    return _failed([*errors, *(f"warning: {text}" for text in dotenv_warnings(warnings))], EXIT_CONFIGURATION)
 
 
 def _failed(lines: Sequence[str], status: int) -> int:

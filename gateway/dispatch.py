@@ -20,6 +20,7 @@ from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, Outcome
 from gateway.routing.router import Router
+from gateway.routing.splits import SplitSpec
 from gateway.routing.standing import StateChange
 from gateway.routing.tries import Step, Tries
 from gateway.steps import Steps
@@ -93,7 +94,13 @@ class Asker:
         """The tries of a call, and the model that it asks for. Raises GatewayError."""
         if call.model is None:
             call.model = self._router.unnamed()
+        if self._router.splits is not None:
+            self.choose(call, call.session or call.caller)
         asked = self._router.route(call.model, call.allow_fallback, call.may_use)
+        if call.stand_ins is not None and call.allow_fallback:
+            asked = self._router.with_stand_ins(asked, call.stand_ins)
+        if asked[0].spec.params is not None:
+            call.adapt(asked[0].spec.params)
         pools = self._that_fit(call, asked) if self._router.knows_context else asked
         may_use = call.may_use
         if may_use is not None:  # a key that may not ask a model does not fall back to it either
@@ -106,20 +113,37 @@ class Asker:
         accusers = self._router.accusers
         avoid = accusers.avoided(call.caller) if accusers.told else ()
         router = self._router
-        tries = Tries(pools, self._retry_attempts, affinity, call.priority, router.jitter, avoid, router.reaches)
+        named = () if call.stand_ins is None else [pool.name for pool in asked[1:]]
+        tries = Tries(pools, self._retry_attempts, affinity, call.priority, router.jitter, avoid, router.reaches, named)
         return tries, asked[0]
+
+    def choose(self, call: Call, key: str) -> Optional[SplitSpec]:
+        """Where others answer for the model that a call asks for, have it ask one of those; None: it has engines of its
+        own. `key`: whose request it is, "": nobody's. Raises `backend_unavailable` when none of them is there."""
+        split = (self._router.splits or {}).get(call.model)
+        if split is None:
+            return None
+        chosen = split.choose(key, self._router.routed, self._router.jitter)
+        if chosen is None and call.allow_fallback:
+            chosen = self._router.stand_in(split.fallbacks or ())
+        if chosen is None:
+            raise EngineFailed("backend_unavailable", f"no engine lists what {split.name} is made of")
+        call.split, call.model, call.stand_ins = split.name, chosen, split.fallbacks
+        if split.params is not None:
+            call.change(split.params)
+        return split
 
     def _that_fit(self, call: Call, pools: tuple[ModelPool, ...]) -> tuple[ModelPool, ...]:
         """The pools whose context has room for the call. Raises `context_too_long`."""
         if all(pool.spec.max_model_len is None for pool in pools):
             return pools
-        tokens = call.estimated_tokens()
         own = pools[0].spec
+        tokens = call.estimated_tokens(own.params)
         if own.max_model_len is not None and tokens > own.max_model_len:
             for name in own.context_fallbacks if call.allow_fallback else ():
                 larger = self._router.route_beyond(pools[0], name)
                 limit = larger[0].spec.max_model_len
-                if limit is None or tokens <= limit:
+                if limit is None or _takes(call, larger[0], tokens) <= limit:
                     pools = larger
                     break
             else:
@@ -130,7 +154,7 @@ class Asker:
                     details={"estimated_tokens": tokens, "max_model_len": own.max_model_len},
                 )
         limits = ((pool, pool.spec.max_model_len) for pool in pools)
-        return tuple(pool for pool, limit in limits if limit is None or tokens <= limit)
+        return tuple(pool for pool, limit in limits if limit is None or _takes(call, pool, tokens) <= limit)
 
     def _step_after_wait(self, call: Call, tries: Tries, step: Optional[Step], deadline_s: float) -> Steps[Step]:
         """A step with a place on an engine, after waiting for one, and after the pause before a repeated try."""
@@ -188,8 +212,7 @@ class Asker:
         """Note the try that counts, for what the client is told."""
         call.engine_id = tried.engine.id
         call.context_tokens = tried.pool.spec.max_model_len
-        wildcard = self._router.fleet.wildcard
-        call.served_model = (call.model or tried.pool.name) if wildcard else tried.pool.name
+        call.served_model = tried.pool.name if tried.pool.spec.prefix is None else call.model or tried.pool.name
         call.fallback = None if tried.pool is asked else f"{asked.name}->{tried.pool.name}"
         if isinstance(tried.result, Answer):
             call.usage = tried.result.usage
@@ -205,7 +228,7 @@ class Asker:
             return None
         if call.must_stay and not self._router.is_near(pool):  # by now
             return None
-        onward = call.continuation(text)
+        onward = call.continuation(text, pool.spec.params)
         deadline_s = time.monotonic() + self._limits.first_token_s
         others = [engine for engine in pool.engines if not engine.spec.resume or engine.id == call.engine_id]
         request = Onward(pool, others)
@@ -233,3 +256,8 @@ class Asker:
             if isinstance(tried.result, Answer):
                 return None
         return None
+
+
+def _takes(call: Call, pool: ModelPool, tokens: int) -> int:
+    """Tokens of the context that a call takes of a model, where it takes `tokens` of the one that it asks for."""
+    return tokens if pool.spec.params is None and not call.is_adapted else call.estimated_tokens(pool.spec.params)

@@ -82,14 +82,14 @@ class Engines:
 
     def served_model(self, call: Call, pool: ModelPool) -> str:
         """The name by which the client is told of a model."""
-        return (call.model or pool.name) if self._router.fleet.wildcard else pool.name
+        return pool.name if pool.spec.prefix is None else call.model or pool.name
 
     def ask(
         self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, earlier: Optional[EventStream]
     ) -> Steps[Union[Answer, EngineStream]]:
         """One engine's answer to a call, or the stream of it that has begun; `earlier` is the broken stream that is to
         go on. Raises EngineFault, GatewayError."""
-        model = self.served_model(call, pool) if self._router.fleet.wildcard else pool.name
+        model = pool.name if pool.spec.prefix is None else self.served_model(call, pool)
         if engine.spec.is_echo:
             yield ASIDE  # it may be asked for much
             return echoed(call, model)
@@ -154,9 +154,13 @@ class Engines:
         attempt.asks_usage = (
             ask_usage and dialect is None and call.stream and endpoint.asks_usage and not call.wants_usage()
         )
-        wildcard = self._router.fleet.wildcard
-        name = engine.spec.model or (call.model if wildcard else pool.name)
-        body = call.payload(name, attempt.asks_usage) if dialect is None else payload(dialect, call, name)
+        spec = pool.spec
+        name = pool.name if spec.prefix is None else call.model and call.model[len(spec.prefix) :]
+        name = engine.spec.model or name
+        if dialect is None:
+            body = call.payload(name, attempt.asks_usage, spec.params)
+        else:
+            body = payload(dialect, call, name, spec.params)
         self._watchdog.watch(attempt)
         return self._client.conversation(endpoint, call.path, attempt, body, headers)
 

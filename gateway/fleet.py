@@ -1,4 +1,4 @@
-"""Text to fleet: the engines file, and the one-line forms ENGINES and BACKEND_URL.
+"""Text to fleet: the engines file.
 
 Owns the keys of the engines file, one row each, and how a fault in it is named: all faults at once,
 each with its JSON path. What a value may be is decided by the checks of routing/specs.py. No state,
@@ -7,14 +7,14 @@ no lock; reads the one file it is told to and never writes, never looks at the e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Union
 
 from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
-from gateway.routing.checks import ECHO_URL, Check, quoted, step
+from gateway.routing.checks import Check, quoted, step
 from gateway.routing.checks import text as check_text
+from gateway.routing.providers import PROVIDERS
 from gateway.routing.specs import (
     ENGINE_CHECKS,
     MODEL_CHECKS,
@@ -24,9 +24,10 @@ from gateway.routing.specs import (
     ModelSpec,
     duplicate_ids,
     link_faults,
-    model_from,
 )
+from gateway.routing.splits import SPLIT_CHECKS, SplitLinks, SplitSpec, check_chain
 from gateway.routing.virtual import VIRTUAL_CHECKS, VirtualLinks, VirtualSpec, start_faults
+from gateway.upstream.shaping import value_faults
 
 
 class _Bad:
@@ -82,6 +83,32 @@ def as_engines(value: object, path: str, faults: list[str]) -> object:
     return _BAD if duplicates or None in engines else tuple(engines)
 
 
+def as_fields(value: object, path: str, faults: list[str]) -> object:
+    """Take an object of fields of requests with their values, of the types that they have there."""
+    if not isinstance(value, JsonObject):
+        return as_is(value, path, faults)
+    wrong = [*duplicate_faults(value, path), *(f"{step(path, name)}: {what}" for name, what in value_faults(value))]
+    faults.extend(wrong)
+    return _BAD if wrong else dict(value)
+
+
+def as_shares(value: object, path: str, faults: list[str]) -> object:
+    """Take an object of models with their weights as pairs."""
+    if not isinstance(value, JsonObject):
+        faults.append(f"{path}: must be an object of models with their weights, not {quoted(value)}")
+        return _BAD
+    wrong = list(duplicate_faults(value, path))
+    faults.extend(wrong)
+    return _BAD if wrong else tuple(value.items())
+
+
+def as_auto(value: object, path: str, faults: list[str]) -> object:
+    """Take the one word that may stand for the names of models."""
+    if value != AUTO:
+        faults.append(f"{path}: must be {quoted(AUTO)}, for the names that the engines list, not {quoted(value)}")
+    return _BAD
+
+
 def as_consensus(value: object, path: str, faults: list[str]) -> object:
     """Take {"members": [...], ...} as the fields of a VirtualSpec."""
     fields = _fields(value, path, CONSENSUS_KEYS, VIRTUAL_CHECKS, faults)
@@ -103,7 +130,7 @@ def as_models(value: object, path: str, faults: list[str]) -> object:
 
 
 ENGINE_KEYS = (
-    Key("url", as_is, "url", required=True),
+    Key("url", as_is, "url"),
     Key("id", as_is, "id"),
     Key("weight", as_is, "weight"),
     Key("max_concurrency", as_is, "max_concurrency"),
@@ -113,6 +140,14 @@ ENGINE_KEYS = (
     Key("resume", as_is, "resume"),
     Key("usage_in_streams", as_is, "usage_in_streams"),
     Key("max_batch", as_is, "max_batch"),
+    Key("provider", as_is, "provider"),
+    Key("dialect", as_is, "dialect"),
+    Key("api_version", as_is, "api_version"),
+)
+PARAM_KEYS = (
+    Key("strip", as_tuple, "strip"),
+    Key("defaults", as_fields, "defaults"),
+    Key("force", as_fields, "force"),
 )
 MODEL_KEYS = (
     Key("engines", as_engines, "engines", required=True),
@@ -128,6 +163,22 @@ MODEL_KEYS = (
     Key("rpm", as_is, "rpm"),
     Key("tpm", as_is, "tpm"),
     Key("family", as_is, "family"),
+    *PARAM_KEYS,
+)
+GROUP_KEYS = (
+    Key("models", as_auto, "models", required=True),
+    *(row for row in MODEL_KEYS if row.key not in ("aliases", "family")),
+)
+SPLIT_KEYS = (
+    Key("split", as_shares, "shares", required=True),
+    Key("fallbacks", as_tuple, "fallbacks"),
+    Key("aliases", as_tuple, "aliases"),
+    *PARAM_KEYS,
+)
+CHAIN_KEYS = (
+    Key("chain", as_tuple, "chain", required=True),
+    Key("aliases", as_tuple, "aliases"),
+    *PARAM_KEYS,
 )
 VIRTUAL_KEYS = (
     Key("consensus", as_consensus, "consensus", required=True),
@@ -145,6 +196,8 @@ FLEET_KEYS = (
     Key("default_model", as_is, "default_model"),
 )
 _FLEET_CHECKS: Mapping[str, Check] = {"default_model": check_text}
+_CHAIN_CHECKS: Mapping[str, Check] = {**SPLIT_CHECKS, "chain": check_chain}
+AUTO = "auto"
 
 
 def _fields(
@@ -187,13 +240,59 @@ def _engine(value: object, path: str, faults: list[str]) -> EngineSpec | None:
         faults.append(f"{path}: must be a URL or an object, not {quoted(value)}")
         return None
     fields = _fields(value, path, ENGINE_KEYS, ENGINE_CHECKS, faults)
+    provider = value.get("provider")
+    preset = PROVIDERS.get(provider) if isinstance(provider, str) else None
+    if "url" not in value and not (preset and preset.url):
+        own = f": each engine of {provider} has an address of its own" if preset else ""
+        faults.append(f"{step(path, 'url')}: is missing{own}")
+        return None
     return None if fields is None else EngineSpec(**fields)
 
 
-def _model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | VirtualSpec | None:
-    if _is_virtual(value):
+_AnyModel = Union[ModelSpec, VirtualSpec, SplitSpec]
+
+
+def _model(name: str, value: object, path: str, faults: list[str]) -> _AnyModel | None:
+    kind = _kind(value)
+    if kind == "consensus":
         return _virtual(name, value, path, faults)
-    return _real(name, value, path, faults)
+    if kind in ("split", "chain"):
+        return _split(name, value, path, faults)
+    return _group(name, value, path, faults) if kind == "models" else real_model(name, value, path, faults)
+
+
+def _split(name: str, value: object, path: str, faults: list[str]) -> SplitSpec | None:
+    noted_before = len(faults)
+    faults.extend(path + fault for fault in SPLIT_CHECKS["name"](name))
+    keys = SPLIT_KEYS if _kind(value) == "split" else CHAIN_KEYS
+    fields = _fields(value, path, keys, _CHAIN_CHECKS, faults, {row.key for row in MODEL_KEYS})
+    if fields is None or len(faults) > noted_before:
+        return None
+    chain = fields.pop("chain", None)
+    if chain is not None:
+        fields.update(shares=((chain[0], 1),), fallbacks=chain[1:])
+    return SplitSpec(name, **fields)
+
+
+def _group(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
+    """Engines that say themselves which models there are."""
+    noted_before = len(faults)
+    faults.extend(path + fault for fault in MODEL_CHECKS["name"](name))
+    fields = _fields(value, path, GROUP_KEYS, MODEL_CHECKS, faults)
+    engines = () if fields is None or fields["engines"] is _BAD else fields["engines"]
+    for index, engine in enumerate(engines):
+        here = f"{path}.engines[{index}]"
+        if engine.model is not None:
+            faults.append(f"{step(here, 'model')}: says one name where the engine's list says them all")
+        if engine.is_echo or not engine.preset.lists_served:
+            what = (
+                "the echo engine lists nothing" if engine.is_echo else f"{engine.provider} does not list what it serves"
+            )
+            faults.append(f"{here}: {what}: name its models one by one")
+    if fields is None or len(faults) > noted_before:
+        return None
+    fields.pop("models")
+    return ModelSpec(name=name, **fields)
 
 
 def _virtual(name: str, value: object, path: str, faults: list[str]) -> VirtualSpec | None:
@@ -205,7 +304,8 @@ def _virtual(name: str, value: object, path: str, faults: list[str]) -> VirtualS
     return VirtualSpec(name, aliases=fields.get("aliases", ()), **fields["consensus"])
 
 
-def _real(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
+def real_model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
+    """Take an object with engines as a model; None when a fault was noted."""
     bad_name = [path + fault for fault in MODEL_CHECKS["name"](name)]
     faults.extend(bad_name)
     fields = _fields(value, path, MODEL_KEYS, MODEL_CHECKS, faults)
@@ -214,36 +314,56 @@ def _real(name: str, value: object, path: str, faults: list[str]) -> ModelSpec |
 
 def load_engines_file(path: Path) -> FleetSpec:
     """Read an engines file; raises ConfigurationError naming every fault by its JSON path."""
-    document = read_json(path)
+    document: Any = read_json(path)
     faults: list[str] = []
     fields = _fields(document, "", FLEET_KEYS, _FLEET_CHECKS, faults)
     if isinstance(document, JsonObject):
         faults.extend(_link_faults(document))
     if fields is None or faults:
         raise ConfigurationError(faults)
-    models, virtual = _apart(fields["models"])
+    specs: Sequence[_AnyModel] = fields["models"]
+    groups = {name for name, model in document["models"].items() if _kind(model) == "models"}
+    real = [spec for spec in specs if isinstance(spec, ModelSpec)]
     try:
-        return FleetSpec(models, fields.get("default_model"), virtual=virtual)
+        return FleetSpec(
+            tuple(spec for spec in real if spec.name not in groups),
+            fields.get("default_model"),
+            virtual=tuple(spec for spec in specs if isinstance(spec, VirtualSpec)),
+            splits=tuple(spec for spec in specs if isinstance(spec, SplitSpec)),
+            groups=tuple(spec for spec in real if spec.name in groups),
+        )
     except ValueError as error:
         raise ConfigurationError(str(error).split("; ")) from None
-
-
-def _apart(specs: Sequence[ModelSpec | VirtualSpec]) -> tuple[tuple[ModelSpec, ...], tuple[VirtualSpec, ...]]:
-    models = tuple(spec for spec in specs if isinstance(spec, ModelSpec))
-    return models, tuple(spec for spec in specs if isinstance(spec, VirtualSpec))
 
 
 def _link_faults(document: JsonObject) -> Iterator[str]:
     # From the raw document: a model with another fault still exists for those that fall back to it.
     models = document.get("models")
     if isinstance(models, JsonObject):
-        real = [_links(name, model) for name, model in models.items() if not _is_virtual(model)]
-        virtual = [_virtual_links(name, model) for name, model in models.items() if _is_virtual(model)]
-        yield from link_faults(real, _text(document, "default_model"), virtual)
+        of_kind: dict[str, list[tuple[str, object]]] = {kind: [] for kind in (*_KINDS, "")}
+        for name, model in models.items():
+            of_kind[_kind(model)].append((name, model))
+        real = [_links(name, model) for name, model in of_kind[""]]
+        virtual = [_virtual_links(name, model) for name, model in of_kind["consensus"]]
+        splits = [_split_links(name, model, kind) for kind in ("split", "chain") for name, model in of_kind[kind]]
+        open_ended = bool(of_kind["models"])
+        yield from link_faults(real, _text(document, "default_model"), virtual, splits, open_ended)
 
 
-def _is_virtual(model: object) -> bool:
-    return isinstance(model, JsonObject) and "consensus" in model
+_KINDS = ("consensus", "split", "chain", "models")
+
+
+def _kind(model: object) -> str:
+    """The key that says what kind of model this is; "": one with engines and a name of its own."""
+    return next((kind for kind in _KINDS if kind in model), "") if isinstance(model, JsonObject) else ""
+
+
+def _split_links(name: str, model: Any, kind: str) -> SplitLinks:
+    aliases, fallbacks, chain = (_texts(model, key) for key in ("aliases", "fallbacks", "chain"))
+    if kind == "chain":
+        return SplitLinks(name, aliases, chain, key="chain")
+    shares = model["split"]
+    return SplitLinks(name, aliases, tuple(shares) if isinstance(shares, JsonObject) else (), fallbacks)
 
 
 def _links(name: str, model: object) -> ModelLinks:
@@ -268,55 +388,3 @@ def _texts(holder: object, key: str) -> tuple[str | None, ...]:
     """A list of names as it stands there: what is none has its place."""
     members = holder.get(key) if isinstance(holder, JsonObject) else None
     return tuple(m if isinstance(m, str) else None for m in members) if isinstance(members, list) else ()
-
-
-def _with_own_name(text: str) -> JsonObject:
-    """An engine as it stands in a line: its URL, and behind a # its own name of the model, as it is but for `%2C` and
-    `%3B`: commas and semicolons separate others."""
-    url, mark, model = (piece.strip() for piece in text.partition("#"))
-    if not mark:
-        return JsonObject(url=url)
-    if "@" in model and any(True for _ in ENGINE_CHECKS["url"](url)):
-        return JsonObject(url=f"{url}%23{model}")  # rather a password with a #, of which no fault may show a part
-    return JsonObject(url=url, model=re.sub("%2C", ",", re.sub("%3B", ";", model, flags=re.I), flags=re.I))
-
-
-def parse_engines(text: str) -> FleetSpec:
-    """Read `model=url,url;model=url`, each URL with or without `#` and the engine's own name of the model; raises
-    ConfigurationError naming every fault."""
-    faults: list[str] = []
-    models: dict[str, list[object]] = {}
-    for part in filter(None, map(str.strip, text.split(";"))):
-        name, equals, urls = (piece.strip() for piece in part.partition("="))
-        if not equals or not name or "://" in name:
-            # Not shown: an address may hold a password.
-            faults.append(
-                "must be model=url,url;model=url; a part has no model name before its = "
-                "(for one engine that serves every name, set BACKEND_URL instead)"
-            )
-        elif name in models:
-            faults.append(f"{step('', name)}: is defined twice")
-        else:
-            models[name] = [_with_own_name(url.strip()) for url in urls.split(",") if url.strip()]
-    specs = [_real(name, JsonObject(engines=urls), step("", name), faults) for name, urls in models.items()]
-    if not specs and not faults:
-        faults.append("must name at least one model, as in 13b=http://127.0.0.1:8000/v1")
-    if faults:
-        raise ConfigurationError(faults)
-    return FleetSpec(models=tuple(spec for spec in specs if spec is not None))
-
-
-def parse_backend_url(text: str) -> FleetSpec:
-    """Make the fleet of one engine that serves every model name: under that name, or under the one behind a #. Raises
-    ConfigurationError."""
-    engine = _with_own_name(text)
-    faults = [fault.removeprefix(": ") for fault in ENGINE_CHECKS["url"](engine["url"])]
-    faults += [f"the model behind its #{fault}" for fault in ENGINE_CHECKS["model"](engine.get("model"))]
-    if faults:
-        raise ConfigurationError(faults)
-    return FleetSpec((model_from("default", [EngineSpec(**engine)]),), wildcard=True)  # type: ignore[arg-type]
-
-
-def echo_fleet() -> FleetSpec:
-    """Make the fleet that serves every model name by echo, for when nothing is configured."""
-    return FleetSpec((model_from("echo", [ECHO_URL]),), wildcard=True)

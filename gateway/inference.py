@@ -24,10 +24,11 @@ from gateway.dispatch import Asker
 from gateway.engines import SizeLimits
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
+from gateway.offered import Offered
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.checks import is_header_value
 from gateway.routing.decisions import Recorder
-from gateway.routing.engine import DEFAULT_POLICY, Engine
+from gateway.routing.engine import DEFAULT_POLICY
 from gateway.routing.members import EngineSnapshot
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.routing.router import Router
@@ -59,7 +60,8 @@ class InferenceFactory:
     reason, before it is ended without them. A complete answer of more than `max_answer_bytes` is its engine's failure,
     and so is an event of more than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of
     exceptions that nobody had foreseen, with the model and the engine whose attempt fails by them (None: they are
-    logged). Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
+    logged), `on_fleet` of the fleet that is served from now on, after a reload and when engines list other models.
+    Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
     `fallback`, or an engine's key that cannot be sent.
     """
 
@@ -89,12 +91,14 @@ class InferenceFactory:
         rng: Optional[Random] = None,
         on_change: Optional[Callable[[StateChange], None]] = None,
         on_crash: Optional[OnCrash] = None,
+        on_fleet: Optional[Callable[[FleetSpec], None]] = None,
     ) -> None:
         _refuse_unknown("strategy", strategy, STRATEGIES)
         _refuse_unknown("fallback", fallback, FALLBACKS)
         fleet = models if isinstance(models, FleetSpec) else _fleet_from(models)
         _refuse_unsendable_keys(fleet, os.environ if secrets is None else secrets)
         self._closed = False
+        self._on_fleet = on_fleet or (lambda fleet: None)
         self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
         self.router = Router(
             fleet,
@@ -105,6 +109,7 @@ class InferenceFactory:
             recorder=recorder,
             is_near=self.client.is_near,
         )
+        self._offered = Offered(self.router, fleet, self._serve)
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
         self._on_crash = on_crash or _log_crash
@@ -114,7 +119,7 @@ class InferenceFactory:
         sizes = SizeLimits(max_answer_bytes, max_event_bytes)
         self.asker = Asker(self.router, self.client, limits, retry_attempts, self._on_change, sizes, self._on_crash)
         self._health = HealthChecker(
-            lambda: self.router.pools.values(),
+            self._offered.probed_pools,
             self._on_change,
             interval_s=health_interval_s,
             timeout_s=health_timeout_s,
@@ -122,7 +127,14 @@ class InferenceFactory:
             passes=health_passes,
             housekeeping=self.client.prune,
             probe=functools.partial(probe, resolver=self.client.resolver),
-            lists=ModelLists(self._lists_models, lambda: self.client.secrets, self.client.resolver),
+            lists=ModelLists(
+                self._offered.lists,
+                lambda: self.client.secrets,
+                self.client.resolver,
+                lambda engine: self.router.fleet.wildcard,
+                self._offered.relist,
+            ),
+            followers=self._offered.followers,
         )
         self._health.start()
 
@@ -220,17 +232,17 @@ class InferenceFactory:
             self.client.secrets = secrets
         before, self._keys = self._keys, _digests(fleet, self.client.secrets)
         renewed = [name for name, digest in before.items() if self._keys.get(name, digest) != digest]
-        self.router.reload(fleet, renewed)
+        self._offered.reload(fleet, renewed)
         self._keep_names()
-        self.asker.forget_changed(renewed)
         self._health.tick()  # of what nothing is known any more, something soon is
 
-    def _lists_models(self, engine: Engine) -> bool:
-        """Whether it is of use to know what models an engine has: where it serves every name, by names of its own."""
-        return self.router.fleet.wildcard and engine.spec.model is None and not engine.spec.is_echo
+    def _serve(self, fleet: FleetSpec, renewed: Sequence[str]) -> None:
+        self.router.reload(fleet, renewed)
+        self.asker.forget_changed(renewed)
+        self._on_fleet(fleet)
 
     def _keep_names(self) -> None:
-        self.client.keep_names(engine.spec for pool in self.router.pools.values() for engine in pool.engines)
+        self.client.keep_names(spec for _, spec in self._offered.configured.engines())
 
     def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.
@@ -274,7 +286,7 @@ class InferenceFactory:
 
 def _refuse_unsendable_keys(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:
     """Raise ValueError naming the variables whose text cannot be sent in a header; it never shows that text."""
-    names = {engine.api_key_env for model in fleet.models for engine in model.engines}
+    names = {engine.api_key_env for _, engine in fleet.engines()}
     for name in sorted(name for name in names if name):
         secret = secrets.get(name, "").strip()
         if secret and not is_header_value(secret):
@@ -293,7 +305,7 @@ def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
 
 def _digests(fleet: FleetSpec, secrets: Mapping[str, str]) -> dict[str, bytes]:
     """By the variable's name, what tells whether an engine's key is still the same."""
-    names = {engine.api_key_env for model in fleet.models for engine in model.engines if engine.api_key_env}
+    names = {engine.api_key_env for _, engine in fleet.engines() if engine.api_key_env}
     return {name: hashlib.sha256(secrets.get(name, "").encode("utf-8", "surrogatepass")).digest() for name in names}
 
 

@@ -21,6 +21,7 @@ from gateway.calling import INFERENCE as INFERENCE
 from gateway.calling import PATHS as PATHS
 from gateway.calling import call_of
 from gateway.clock import unix_s
+from gateway.dispatch import Asker
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
 from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
@@ -105,7 +106,10 @@ class Pipeline:
 
     def _given(self, asked: Asked, call: Call, identity: Identity) -> Steps[Given]:
         """What engines, or other requests, give to a call."""
-        virtual = self.factory.router.virtual(call.model)
+        router = self.factory.router
+        if router.splits is not None:
+            _choose(self.factory.asker, asked, call, identity)
+        virtual = router.virtual(call.model)
         if virtual is not None and call.path == CHAT:
             return self._agree(asked, call, identity, virtual)
         self._admit(asked, call, identity)
@@ -164,7 +168,8 @@ class Pipeline:
             try:
                 yield Turn(self.workers, asked)
             except Overloaded as refusal:
-                raise self._overloaded(asked, refusal) from None
+                self._open.pop(asked, None)
+                raise _overloaded(refusal) from None
             finally:
                 asked.queue_s = time.monotonic() - asked.enqueued_s
         return (yield from self.factory.asker.ask(call))
@@ -189,13 +194,15 @@ class Pipeline:
         no worker: any call while draining (and no longer lingering), and one for an unknown model."""
         self._refuse_when_draining()
         address, router = asked.client_address, self.factory.router
-        model = asked.model = router.route(call.model, may_use=call.may_use)[0].name
+        pool = router.route(call.model, may_use=call.may_use)[0]
+        model = asked.model = pool.name
+        if pool.spec.params is not None:  # before anything goes by what is asked for
+            call.adapt(pool.spec.params)
         call.caller = identity.name or str(address_group(address))
         if asked.restricted:
             named = call.model or model
             # Where one engine serves every name, the name asked for is the model.
-            names = (named,) if router.fleet.wildcard else router.names_of(model)
-            if not identity.may_use(*names):
+            if not identity.may_use(*((named,) if router.fleet.by_engines else router.names_of(model))):
                 raise _forbidden(named)
         admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
         asked.limit_headers = admission.header_lines
@@ -204,12 +211,6 @@ class Pipeline:
     def _refuse_when_draining(self) -> None:
         if self.draining and not self.lingering:
             raise shutting_down()
-
-    def _overloaded(self, asked: Asked, refusal: Overloaded) -> GatewayError:
-        self._open.pop(asked, None)
-        wait_s = refusal.wait_s
-        text = "too many requests are waiting" if wait_s is None else f"a worker is {wait_s:.0f} s away"
-        return GatewayError("overloaded", text, retry_after_s=1.0 if wait_s is None else wait_s)
 
     def identify(self, headers: Mapping[bytes, bytes], repeated: frozenset[bytes], address: str) -> Identity:
         """Return the caller. Raises `unauthorized`."""
@@ -226,7 +227,7 @@ class Pipeline:
         """Tells of a configured model whether the caller, who may not use all, may use it, by the aliases of then;
         None: the names of models are not these."""
         router = self.factory.router
-        if router.fleet.wildcard:
+        if router.fleet.by_engines:
             return None
         return lambda model: identity.may_use(*router.names_of(model))
 
@@ -282,6 +283,22 @@ class Pipeline:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.telemetry.log("error", "internal_error", request_id=request_id, traceback=trace)
         return GatewayError("internal_error", "the gateway failed; see its log for this request id")
+
+
+def _choose(asker: Asker, asked: Asked, call: Call, identity: Identity) -> None:
+    """Where others answer for the model, have one of them do so: always the same one for a session, else a caller."""
+    named = call.model
+    split = asker.choose(call, call.session or identity.name or "")
+    if split is not None and asked.restricted:
+        if not identity.may_use(split.name, *split.aliases):
+            raise _forbidden(named or split.name)
+        asked.restricted, call.may_use = False, None  # who may use it may use what it is made of
+
+
+def _overloaded(refusal: Overloaded) -> GatewayError:
+    wait_s = refusal.wait_s
+    text = "too many requests are waiting" if wait_s is None else f"a worker is {wait_s:.0f} s away"
+    return GatewayError("overloaded", text, retry_after_s=1.0 if wait_s is None else wait_s)
 
 
 def _forbidden(model: str) -> GatewayError:

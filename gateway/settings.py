@@ -21,7 +21,8 @@ from typing import Any
 from gateway import dotenv
 from gateway.configuration import ConfigurationError
 from gateway.ending import run_to_end
-from gateway.fleet import echo_fleet, load_engines_file, parse_backend_url, parse_engines
+from gateway.fleet import load_engines_file
+from gateway.fleetlines import echo_fleet, parse_backend_url, parse_engines, provider_fleet
 from gateway.routing.checks import Network, is_header_value, parse_address, quoted
 from gateway.routing.specs import STRATEGIES, FleetSpec
 from gateway.settingvalues import (
@@ -91,10 +92,11 @@ SETTINGS: tuple[Setting, ...] = (
             "Engines in one line: `13b=http://127.0.0.1:8010/v1,http://127.0.0.1:8011/v1;"
             "7b=http://127.0.0.1:8020/v1`. Behind a URL, `#name` is what that engine itself calls the model, if it is "
             "another name: `qwen=http://127.0.0.1:8001/v1#Qwen/Qwen2.5-7B-Instruct` (`%2C` and `%3B` in it are `,` and "
-            "`;`)", ENGINES),
+            "`;`). `http://127.0.0.1:8001/v1#name` alone is the model `name` there", ENGINES),
     Setting("ENGINES_FILE", "engines_file", optional(file_path), "",
             "JSON file with models and engines, read again on SIGHUP. Set one of `BACKEND_URL`, "
-            "`ENGINES` and `ENGINES_FILE`; with none, echo answers", ENGINES),
+            "`ENGINES` and `ENGINES_FILE`; with none, the providers are asked whose keys are set (`GROQ_API_KEY`: "
+            "`groq/…`), and without those, echo answers", ENGINES),
     Setting("DEFAULT_MODEL", "default_model", optional(model_name), "",
             "Model for requests that name none; unset: `default_model` of the file, else the first",
             ENGINES),
@@ -459,7 +461,7 @@ def load(
     faults.extend(_jwt_faults(values))
     faults.extend(_breaker_faults(values))
     faults.extend(_cache_faults(values))
-    fleet = _fleet(values, faults)
+    fleet = _fleet(values, texts, faults)
     if fleet is not None:
         faults.extend(_embedding_faults(values, fleet))
         faults.extend(_engine_key_faults(fleet, texts, blank))
@@ -539,7 +541,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[str]:
-    keys = {engine.api_key_env for model in fleet.models for engine in model.engines if engine.api_key_env}
+    keys = {engine.api_key_env for _, engine in fleet.engines() if engine.api_key_env}
     return dotenv.unknown_names(from_file.assignments, [*(setting.name for setting in SETTINGS), *sorted(keys)])
 
 
@@ -622,22 +624,25 @@ def _cache_faults(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _embedding_faults(values: Mapping[str, Any], fleet: FleetSpec) -> Iterator[str]:
     model = values.get("embeddings_model")
-    if model in fleet.virtual_by_name():
+    if model in fleet.split_by_name():
+        yield f"EMBEDDINGS_MODEL: others answer for the model {quoted(model)}, and what they give cannot be compared"
+    elif model in fleet.virtual_by_name():
         yield f"EMBEDDINGS_MODEL: the model {quoted(model)} is made of others: it answers chat completions only"
-    elif model is not None and not fleet.wildcard and model not in fleet.model_by_name():
+    elif model is not None and not (fleet.by_engines or fleet.groups) and model not in fleet.model_by_name():
         known = ", ".join(spec.name for spec in fleet.models[:20])
         yield f"EMBEDDINGS_MODEL: there is no model {quoted(model)}; known: {known}"
 
 
-def _fleet(values: Mapping[str, Any], faults: list[str]) -> FleetSpec | None:
-    """The fleet of BACKEND_URL, ENGINES or ENGINES_FILE, or echo; None when a fault was noted."""
+def _fleet(values: Mapping[str, Any], texts: Mapping[str, str], faults: list[str]) -> FleetSpec | None:
+    """The fleet of BACKEND_URL, ENGINES or ENGINES_FILE, of the providers whose keys are set, or echo; None when a
+    fault was noted."""
     # A source that was refused is missing in `values`, one that is not set is None.
     given = [name for name, key in _SOURCES.items() if key not in values or values[key] is not None]
     if len(given) > 1:
         faults.append(f"{', '.join(given)}: exclude each other; set only one of them")
         return None
     if not given:
-        fleet = echo_fleet()
+        fleet = provider_fleet(texts.__contains__) or echo_fleet()
     elif given == ["ENGINES_FILE"]:
         return _fleet_of_file(values["engines_file"], values.get("default_model"), faults)
     elif _SOURCES[given[0]] in values:
@@ -662,7 +667,8 @@ def _with_default(fleet: FleetSpec, default_model: str | None, faults: list[str]
     try:
         return replace(fleet, default_model=default_model)
     except ValueError:
-        known = ", ".join([*(m.name for m in fleet.models), *(v.name for v in fleet.virtual)][:20])
+        others = [*(v.name for v in fleet.virtual), *(s.name for s in fleet.splits)]
+        known = ", ".join([*(f"{m.prefix}…" if m.prefix else m.name for m in fleet.models), *others][:20])
         faults.append(f"DEFAULT_MODEL: there is no model {quoted(default_model)}; known: {known}")
         return None
 
@@ -671,10 +677,9 @@ def _engine_key_faults(fleet: FleetSpec, texts: Mapping[str, str], blank: Contai
     """What is wrong with the engines' keys, which go into a header; no fault shows one. One that is not set is none:
     the engine may need it for other gateways only."""
     users: dict[str, list[str]] = {}
-    for model in fleet.models:
-        for engine in model.engines:
-            if engine.api_key_env:
-                users.setdefault(engine.api_key_env, []).append(f"{engine.id} of {model.name}")
+    for model, engine in fleet.engines():
+        if engine.api_key_env:
+            users.setdefault(engine.api_key_env, []).append(f"{engine.id} of {model}")
     for name, engines in users.items():
         more = f" and {len(engines) - 3} more" if len(engines) > 3 else ""
         whose = f"the key of engine {', '.join(engines[:3])}{more}"
@@ -685,7 +690,7 @@ def _engine_key_faults(fleet: FleetSpec, texts: Mapping[str, str], blank: Contai
 
 
 def _engine_keys(fleet: FleetSpec, texts: Mapping[str, str]) -> Mapping[str, str]:
-    names = {engine.api_key_env for model in fleet.models for engine in model.engines}
+    names = {engine.api_key_env for _, engine in fleet.engines()}
     return MappingProxyType({name: texts[name] for name in names if name and name in texts})
 
 

@@ -29,10 +29,13 @@ class NamingEngine:
         self.names = names
         self.listed: Union[dict[str, Any], list[Any], bytes, None] = listing(*names)
         self.status = 200
+        self.status_of_posts = 200
         self.gate = threading.Event()  # lists are answered when it is set
         self.gate.set()
         self.asked: list[dict[str, str]] = []  # headers of the requests for the list
         self.models: list[Optional[str]] = []  # that have been asked for
+        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []  # path, headers and body of each
+        self.moved: Optional[str] = None  # where it sends everybody else, if anywhere
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.engine = self  # type: ignore[attr-defined]
@@ -64,7 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         engine: NamingEngine = self.server.engine  # type: ignore[attr-defined]
-        if self.path != "/v1/models":
+        if engine.moved is not None:
+            engine.asked.append(dict(self.headers.items()))
+            self._send(302, b"", location=engine.moved)
+            return
+        if self.path.partition("?")[0] != "/v1/models":
             self._send(200, b"{}")
             return
         engine.asked.append(dict(self.headers.items()))
@@ -80,7 +87,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = body.get("model")
         engine.models.append(name)
-        if name not in engine.names:
+        engine.requests.append((self.path, dict(self.headers.items()), body))
+        if engine.status_of_posts != 200:
+            self._send(engine.status_of_posts, b"{}")
+        elif engine.moved is not None:
+            self._send(307, b"", location=engine.moved)
+        elif name not in engine.names:
             self._send(404, json.dumps({"error": {"message": f'model "{name}" not found'}}).encode())
         elif body.get("stream"):
             choice = {"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}
@@ -93,11 +105,15 @@ class _Handler(BaseHTTPRequestHandler):
             choice["message"] = {"role": "assistant", "content": "hi"}
             self._send(200, json.dumps({"model": name, "choices": [choice]}).encode())
 
-    def _send(self, status: int, body: bytes, content_type: str = "application/json") -> None:
+    def _send(
+        self, status: int, body: bytes, content_type: str = "application/json", location: Optional[str] = None
+    ) -> None:
         try:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
+            if location is not None:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(body)
         except OSError:

@@ -143,7 +143,7 @@ class Reuse:
         if not (wishes.cache or likeness.is_deterministic(call.path, call.request)):
             return None
         scope = "" if self._share_all or asked.identity is None else asked.identity.name or ""
-        model = (call.model or "") if self._router.fleet.wildcard else asked.model
+        model = (call.model or "") if self._router.fleet.by_engines else asked.model
         path = QUERY if call.is_query else call.path
         try:
             text = likeness.canonical(path, call.request, model)

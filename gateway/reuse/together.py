@@ -204,6 +204,7 @@ def _joint_call(batch: Batch, kind: Kind) -> Call:
         priority=lead.priority,
     )
     call.model, call.caller, call.may_use, call.is_query = lead.model, lead.caller, lead.may_use, lead.is_query
+    call.split, call.stand_ins = lead.split, lead.stand_ins
     call.is_joint = True
     if batch.leader.call is not None:
         call.be_part_of(batch.leader.call)  # which is cancelled when nobody waits any more

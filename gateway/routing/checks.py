@@ -38,6 +38,11 @@ def step(path: str, key: str) -> str:
     return f"{path}[{quoted(key)}]"
 
 
+def member(key: object) -> str:
+    """What a check puts behind the path of an object to name one of its members."""
+    return step("-", key)[1:] if isinstance(key, str) else f"[{quoted(key)}]"
+
+
 class EngineAddress(NamedTuple):
     """The parts of an engine's URL: `host` without brackets, `base_path` without a last slash."""
 
@@ -53,6 +58,7 @@ _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*)+")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?|preview|latest")
 
 
 def parse_engine_url(url: str) -> EngineAddress:
@@ -85,6 +91,12 @@ def parse_engine_url(url: str) -> EngineAddress:
     if path and not _PATH.fullmatch(path):
         raise ValueError(f"must have other characters in its path %-encoded, {shown}")
     return EngineAddress(scheme, host, port, (path or "").rstrip("/") or "/v1")
+
+
+def has_path(url: str) -> bool:
+    """Whether there is more to an engine's URL than who is asked."""
+    match = _URL.fullmatch(url)
+    return match is None or bool((match[4] or "").rstrip("/"))
 
 
 def is_host(text: str) -> bool:
@@ -185,6 +197,12 @@ def path(value: object) -> Iterator[str]:
     """Check a path of URLs."""
     if not isinstance(value, str) or not _PATH.fullmatch(value):
         yield f": must be a path such as /health, not {quoted(value)}"
+
+
+def api_version(value: object) -> Iterator[str]:
+    """Check what Azure calls the version of an API."""
+    if not isinstance(value, str) or not _API_VERSION.fullmatch(value):
+        yield f": must be a version such as 2024-10-21, not {quoted(value)}"
 
 
 def boolean(value: object) -> Iterator[str]:

@@ -9,19 +9,23 @@ environment (`api_key_env` is a name).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-from gateway.routing import checks
+from gateway.routing import checks, providers
 from gateway.routing.checks import (
     DEFAULT_PORT_BY_SCHEME,
     Check,
     EngineAddress,
     bracketed,
+    has_path,
     parse_engine_url,
     quoted,
     step,
 )
+from gateway.routing.params import PARAM_CHECKS, Params, params_of
+from gateway.routing.providers import PROVIDERS, Provider
+from gateway.routing.splits import SplitLinks, SplitSpec, split_faults
 from gateway.routing.virtual import VirtualLinks, VirtualSpec, virtual_faults
 
 STRATEGIES = (
@@ -62,6 +66,9 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "health_path": checks.optional(checks.path),
     "resume": checks.boolean,
     "usage_in_streams": checks.boolean,
+    "provider": checks.optional(checks.one_of(tuple(PROVIDERS))),
+    "dialect": checks.optional(checks.one_of(providers.DIALECTS)),
+    "api_version": checks.optional(checks.api_version),
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": checks.name,
@@ -78,6 +85,7 @@ MODEL_CHECKS: Mapping[str, Check] = {
     "rpm": checks.optional(checks.integer(1, 1_000_000_000)),
     "tpm": checks.optional(checks.integer(1, 1_000_000_000)),
     "family": checks.optional(checks.name),
+    **PARAM_CHECKS,
 }
 
 
@@ -99,10 +107,13 @@ class EngineSpec:
     engine's key, None for no key. `health_path` is what probes ask for, None for the default. `resume`: this engine
     continues a trailing assistant message, so a broken stream may go on here. `usage_in_streams`: this engine can be
     asked for the usage of a stream (`stream_options`); False: it refuses that, and never is. `max_batch`: prompts or
-    texts that the gateway puts into one request, None for no limit of the engine's own.
+    texts that the gateway puts into one request, None for no limit of the engine's own. `provider`: one of PROVIDERS,
+    which says what is not said here: `url` ("": its own), `api_key_env` (only for the provider's own address),
+    `health_path`, `dialect`. `dialect` is what it speaks, `openai` unless its provider says otherwise. `api_version` is
+    sent as Azure's `api-version`; None: as the address needs it.
     """
 
-    url: str
+    url: str = ""
     id: str | None = None
     weight: int = 1
     max_concurrency: int | None = None
@@ -112,13 +123,23 @@ class EngineSpec:
     resume: bool = False
     usage_in_streams: bool = True
     max_batch: int | None = None
+    provider: str | None = None
+    dialect: str | None = None
+    api_version: str | None = None
     address: EngineAddress = field(init=False, repr=False, compare=False)
     is_echo: bool = field(init=False, repr=False, compare=False)
     """Whether this is the built-in echo engine, which has no host."""
 
     def __post_init__(self) -> None:
+        preset = PROVIDERS.get(self.provider) if isinstance(self.provider, str) else None
+        if preset is not None:
+            self._take_url(preset)
         _refuse_faults(ENGINE_CHECKS, vars(self))
         address = parse_engine_url(self.url)
+        if preset is not None:
+            self._take(preset, address)
+        if self.dialect is None:
+            object.__setattr__(self, "dialect", providers.OPENAI)
         host = bracketed(address.host)
         object.__setattr__(self, "address", address)
         object.__setattr__(self, "is_echo", address.scheme == "echo")
@@ -131,6 +152,48 @@ class EngineSpec:
             port = "" if usual else f":{address.port}"
             url = f"{address.scheme}://{host}{port}{address.base_path}"
             object.__setattr__(self, "url", url)
+
+    def _take_url(self, preset: Provider) -> None:
+        if not self.url:
+            object.__setattr__(self, "url", preset.url)
+        elif isinstance(self.url, str) and self.url != checks.ECHO_URL and not has_path(self.url):
+            object.__setattr__(self, "url", self.url.rstrip("/") + preset.path)
+
+    def _take(self, preset: Provider, address: EngineAddress) -> None:
+        """What has not been said is as the provider has it."""
+        beside_base = f"{address.base_path}/{preset.health}"
+        own: dict[str, str | None] = {
+            "api_key_env": preset.key_env if preset.may_have_key(address) else None,
+            "health_path": preset.health if preset.health.startswith("/") else beside_base,
+            "dialect": preset.dialect,
+        }
+        if self.provider == "azure" and address.base_path.startswith(providers.AZURE_DATED):
+            own["api_version"] = providers.AZURE_API_VERSION
+        for key, value in own.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+
+    @property
+    def preset(self) -> Provider:
+        """What its provider's engines have in common."""
+        return PROVIDERS[self.provider] if self.provider else providers.OTHER[self.dialect or providers.OPENAI]
+
+    def target(self, path: str) -> str:
+        """What a request for `path` (of OpenAI's, behind the base path) asks the server for."""
+        return providers.with_query(
+            f"{self.base_path}{providers.path_in(self.dialect or providers.OPENAI, path)}", self._version_query()
+        )
+
+    def list_target(self) -> str:
+        """What the request for its models asks the server for."""
+        return providers.with_query(f"{self.base_path}/models", self.preset.list_query, self._version_query())
+
+    def _version_query(self) -> str:
+        return f"api-version={self.api_version}" if self.api_version else ""
+
+    def header_lines(self, secret: str) -> list[str]:
+        """The header lines that go with each request; `secret` "": it needs no key."""
+        return providers.header_lines(self.preset, self.dialect or providers.OPENAI, secret)
 
     @property
     def scheme(self) -> str:
@@ -164,7 +227,10 @@ class ModelSpec:
     `hedge_after_ms` (or "p95") asks a second engine when the first has not answered by then, for at most `hedge_ratio`
     of the requests; None never. `context_fallbacks` are the models for prompts longer than `max_model_len`.
     `price` is USD per million tokens of the prompt and of the answer; `rpm`, `tpm` limit requests and tokens a minute.
-    `family` names what several models come from: they may err alike; None: the model's own name.
+    `family` names what several models come from: they may err alike; None: the model's own name. `strip` are fields of
+    requests that its engines do not get, `defaults` those that they get where the client has not said, `force` those
+    that they get in any case. `prefix`: its engines' own names count, each behind that ("": by itself); None: it has
+    this one name. `source`: the group whose engines have listed it, None: it was configured.
     """
 
     name: str
@@ -181,43 +247,69 @@ class ModelSpec:
     rpm: int | None = None
     tpm: int | None = None
     family: str | None = None
+    strip: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    force: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str | None = field(default=None, compare=False)
+    source: str | None = None
+    params: Params | None = field(init=False, repr=False, compare=False, default=None)
+    """What changes its requests; None: nothing."""
 
     def __post_init__(self) -> None:
         _refuse_faults(MODEL_CHECKS, vars(self))
+        object.__setattr__(self, "params", params_of(self.strip, self.defaults, self.force))
 
 
 @dataclass(frozen=True)
 class FleetSpec:
     """All models, in order; raises ValueError naming every clash and every name that leads nowhere.
 
-    `default_model` (a name or an alias, of a model made of others, too) is used when a request names none; None takes
+    `default_model` (a name or an alias, of a model without engines, too) is used when a request names none; None takes
     the first with engines.
     `wildcard`: the single model serves every name a request may ask for, so any default will do. `virtual` are the
-    models that are made of others.
+    models that are made of others, `splits` those that others answer for. `groups` are engines whose lists say which
+    models there are besides (see listed.py): with any, a name that is not known may become one.
     """
 
     models: tuple[ModelSpec, ...]
     default_model: str | None = None
     wildcard: bool = False
     virtual: tuple[VirtualSpec, ...] = ()
+    splits: tuple[SplitSpec, ...] = ()
+    groups: tuple[ModelSpec, ...] = ()
+    by_engines: bool = field(init=False, repr=False, compare=False, default=False)
+    """Whether models go by their engines' own names: of one that serves every name, or behind each one's prefix."""
 
     def __post_init__(self) -> None:
-        if not self.models:
+        if not self.models and not self.groups:
             raise ValueError("models: must hold at least one model with engines")
-        if self.wildcard and len(self.models) > 1:
-            raise ValueError("models: a wildcard fleet has exactly one model")
-        default = None if self.wildcard else self.default_model
+        if self.wildcard:
+            if len(self.models) > 1:
+                raise ValueError("models: a wildcard fleet has exactly one model")
+            object.__setattr__(self, "models", (replace(self.models[0], prefix=""),))
+        prefixes = tuple(model.prefix for model in self.models if model.prefix is not None)
+        object.__setattr__(self, "by_engines", bool(prefixes))
+        default = self.default_model
+        if default is not None and prefixes and default.startswith(prefixes):
+            default = None  # it is one of theirs
         links = [ModelLinks(m.name, m.aliases, m.fallbacks or (), m.context_fallbacks, m.family) for m in self.models]
         virtual = [VirtualLinks(v.name, v.aliases, v.members, v.judge, v.min_families) for v in self.virtual]
-        faults = list(link_faults(links, default, virtual))
+        splits = [SplitLinks(s.name, s.aliases, [n for n, _ in s.shares], s.fallbacks or ()) for s in self.splits]
+        faults = list(link_faults(links, default, virtual, splits, bool(self.groups)))
         if faults:
             raise ValueError("; ".join(faults))
-        if self.default_model is None:
+        if self.default_model is None and self.models and (self.wildcard or not prefixes):
             object.__setattr__(self, "default_model", self.models[0].name)
 
+    def engines(self) -> Iterator[tuple[str, EngineSpec]]:
+        """Every engine, with the name of its model or group."""
+        return ((model.name, engine) for model in (*self.models, *self.groups) for engine in model.engines)
+
     def model_by_name(self) -> Mapping[str, str]:
-        """Every name that a request may use, with the model it stands for."""
-        return {name: model.name for model in self.models for name in (model.name, *model.aliases)}
+        """Every name that a request may use, with the model it stands for; a model that others answer for stands for
+        itself."""
+        names = {name: model.name for model in self.models for name in (model.name, *model.aliases)}
+        return {**names, **{name: split.name for split in self.splits for name in (split.name, *split.aliases)}}
 
     def family_by_model(self) -> Mapping[str, str]:
         """What each model comes from."""
@@ -226,6 +318,10 @@ class FleetSpec:
     def virtual_by_name(self) -> Mapping[str, VirtualSpec]:
         """The models made of others, by every name that a request may use."""
         return {name: spec for spec in self.virtual for name in (spec.name, *spec.aliases)}
+
+    def split_by_name(self) -> Mapping[str, SplitSpec]:
+        """The models that others answer for, by every name that a request may use."""
+        return {name: spec for spec in self.splits for name in (spec.name, *spec.aliases)}
 
 
 class ModelLinks(NamedTuple):
@@ -240,9 +336,14 @@ class ModelLinks(NamedTuple):
 
 
 def link_faults(
-    models: Sequence[ModelLinks], default_model: str | None, virtual: Sequence[VirtualLinks] = ()
+    models: Sequence[ModelLinks],
+    default_model: str | None,
+    virtual: Sequence[VirtualLinks] = (),
+    splits: Sequence[SplitLinks] = (),
+    open_ended: bool = False,
 ) -> Iterator[str]:
-    """Yield, with their JSON paths, the faults that no model can see alone. `virtual`: those made of others."""
+    """Yield, with their JSON paths, the faults that no model can see alone. `virtual`: those made of others; `splits`:
+    those that others answer for; `open_ended`: there may be models whose names nobody knows yet."""
     owner: dict[str, str] = {}
     for model in models:
         if model.name in owner:
@@ -255,7 +356,9 @@ def link_faults(
             if alias in owner and alias not in model.aliases[:index]:
                 yield f"{step('models', model.name)}.aliases[{index}]: {quoted(alias)} is taken"
             owner.setdefault(alias, model.name)
-    made = {name for links in virtual for name in (links.name, *links.aliases)} - set(owner)
+    made_of_others = {name for links in virtual for name in (links.name, *links.aliases) if name}
+    made = {name for links in splits for name in (links.name, *links.aliases) if name} | made_of_others
+    made -= set(owner)
     for model in models:
         for key, others in (("fallbacks", model.fallbacks), ("context_fallbacks", model.context_fallbacks)):
             for index, other in enumerate(others):
@@ -265,12 +368,14 @@ def link_faults(
                 if other in made:
                     yield f"{where}: {quoted(other)} is made of others: only a model with engines can stand in"
                 elif other not in owner:
-                    yield f"{where}: there is no model {quoted(other)}"
+                    if not open_ended:
+                        yield f"{where}: there is no model {quoted(other)}"
                 elif owner[other] == model.name:
                     yield f"{where}: {quoted(other)} is the model itself"
     families = {model.name: model.family or model.name for model in models}
     yield from virtual_faults(virtual, owner, families)
-    if default_model is not None and default_model not in owner and default_model not in made:
+    yield from split_faults(splits, owner, made_of_others, open_ended)
+    if default_model is not None and default_model not in owner and default_model not in made and not open_ended:
         yield f"default_model: there is no model {quoted(default_model)}"
 
 

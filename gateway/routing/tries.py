@@ -66,6 +66,7 @@ class Tries:
         "_reaches",
         "_tried",
         "asked",
+        "named",
         "sent",
     )
 
@@ -78,9 +79,11 @@ class Tries:
         jitter: Callable[[], float] = random.random,
         avoid: tuple[Engine, ...] = (),
         reaches: Callable[[ModelPool, ModelPool], bool] = lambda asked, other: True,
+        named: Sequence[str] = (),
     ) -> None:
         self._pools = pools
         self.asked = pools[0]  # the model whose route it is
+        self.named = named  # models that stand in because the request's own model says so, wherever they are
         self._reaches = reaches
         self._limit = attempts_per_model
         self._affinity = affinity
@@ -143,7 +146,7 @@ class Tries:
 
     def may_ask(self, pool: ModelPool) -> bool:
         """Whether the request may be sent there now: see `Router.reaches`."""
-        return self._reaches(self._pools[0], pool)
+        return pool.name in self.named or self._reaches(self._pools[0], pool)
 
     def _untried_at_last(self, pool: ModelPool, lease: Lease) -> Lease:
         """The model's last try: rather on an engine that is out but untried than where the connection broke before."""

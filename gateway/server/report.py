@@ -68,6 +68,8 @@ def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional
         extra["cost_usd"] = asked.account.cost_usd
     if call.usage is not None and call.usage.rejected:
         extra["usage_rejected"] = call.usage.rejected
+    if call.split:
+        extra["split"] = call.split
     if call.hedged:
         extra["hedged"] = True
     if call.resumed:

@@ -17,6 +17,7 @@ from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
 from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
+from gateway.routing.splits import SplitSpec
 from gateway.routing.virtual import VirtualSpec
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
@@ -252,18 +253,15 @@ class Routes:
         virtual = router.virtual(name)
         if virtual is not None:
             return self._virtual_entry(name, virtual, identity)
+        split = (router.splits or {}).get(name)
+        if split is not None:
+            return self._split_entry(name, split, identity)
         pool = router.route(name, may_use=identity.may_use)[0]
         # Where one engine serves every name, the name is the model.
         names = (name,) if listed else router.names_of(pool.name)
         if not identity.may_use(*names):
             return None
-        entry: dict[str, Any] = {
-            "id": name,
-            "object": "model",
-            "created": self._pipeline.started_unix_s,
-            "owned_by": "inference-gateway",
-            "available": pool.any_available(),
-        }
+        entry = self._any_entry(name, pool.any_available())
         if pool.spec.family is not None:
             entry["family"] = pool.spec.family
         max_model_len = pool.spec.max_model_len or listed.get(name)
@@ -271,16 +269,29 @@ class Routes:
             entry["max_model_len"] = max_model_len
         return entry
 
-    def _virtual_entry(self, name: str, virtual: VirtualSpec, identity: Identity) -> Optional[dict[str, Any]]:
-        """A model made of others; there is an answer where one of them can give it."""
-        if not identity.may_use(virtual.name, *virtual.aliases):
+    def _split_entry(self, name: str, split: SplitSpec, identity: Identity) -> Optional[dict[str, Any]]:
+        """A model that others answer for; there is an answer where one of them, or of its fallbacks, can give it."""
+        if not identity.may_use(split.name, *split.aliases):
             return None
         router = self._pipeline.factory.router
+        members = [share for share, _ in split.shares]
+        there = [other for other in (*members, *(split.fallbacks or ())) if other in router.routed]
+        available = any(router.route(other)[0].any_available() for other in there)
+        return {**self._any_entry(name, available), "members": members}
+
+    def _any_entry(self, name: str, available: bool) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
             "created": self._pipeline.started_unix_s,
             "owned_by": "inference-gateway",
-            "available": any(router.route(member)[0].any_available() for member in virtual.members),
-            "members": list(virtual.members),
+            "available": available,
         }
+
+    def _virtual_entry(self, name: str, virtual: VirtualSpec, identity: Identity) -> Optional[dict[str, Any]]:
+        """A model made of others; there is an answer where one of them can give it."""
+        if not identity.may_use(virtual.name, *virtual.aliases):
+            return None
+        router = self._pipeline.factory.router
+        available = any(router.route(member)[0].any_available() for member in virtual.members)
+        return {**self._any_entry(name, available), "members": list(virtual.members)}

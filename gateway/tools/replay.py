@@ -16,12 +16,13 @@ from random import Random
 from typing import Any, Callable, Optional
 
 from gateway.routing.breaker import BreakerPolicy
+from gateway.routing.checks import ECHO_URL
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
-from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
+from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 
 _STRANGER = Engine(EngineSpec("echo:"), "")  # stands for an engine that is not the model's
 
@@ -43,7 +44,7 @@ class _Replay:
         self._leases: dict[tuple[str, str, int, Optional[int]], deque[Lease]] = {}
         self._waiters: dict[tuple[str, int], Waiter] = {}
         self.router = Router(
-            fleet_from(first["models"]),
+            fleet_from(first["models"], first.get("lists") is True),
             strategy=first["strategy"],
             fallback=first["fallback"],
             rng=Random(int(first["seed"])),
@@ -171,9 +172,11 @@ def _engines(pool: ModelPool, ids: Sequence[Optional[str]]) -> list[Engine]:
     return [_STRANGER if i is None else known[i] for i in ids]
 
 
-def fleet_from(models: dict[str, Any]) -> FleetSpec:
-    """The fleet that a log's first line describes. Raises ValueError."""
-    return FleetSpec(tuple(model_from_json(name, model) for name, model in models.items()))
+def fleet_from(models: dict[str, Any], lists: bool = False) -> FleetSpec:
+    """The fleet that a log's first line describes; where engines list more, `lists`, it may have no model at first.
+    Raises ValueError."""
+    specs = tuple(model_from_json(name, model) for name, model in models.items())
+    return FleetSpec(specs, groups=(model_from("-", [ECHO_URL]),) if lists else ())
 
 
 def model_from_json(name: str, model: dict[str, Any]) -> ModelSpec:

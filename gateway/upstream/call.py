@@ -11,12 +11,15 @@ import uuid
 from typing import Any, Callable, Optional, Union
 
 from gateway.errors import ClientGone
+from gateway.routing.params import Params
 from gateway.steps import Event, Flag, Flagged, Steps
 from gateway.telemetry.events import AttemptRecord
 from gateway.upstream import answers
+from gateway.upstream.ask import Ask
 from gateway.upstream.attempt import Attempt
 from gateway.upstream.estimates import tokens_of, weigh
 from gateway.upstream.fields import BY_PATH, Prompts
+from gateway.upstream.fieldtypes import Request
 from gateway.upstream.members import without_members
 
 CHAT = "/chat/completions"
@@ -24,17 +27,14 @@ AFFINITY_PREFIX_CHARS = 1024
 FLAG_LOOK_S = 5.0  # a timer of the loop holds the request that long, even if it has been woken before
 
 
-class Call:
+class Call(Ask):
     """One request on its way: what is asked, and afterwards what happened. `cancel` may be called from any thread."""
 
     __slots__ = (
         "_attempts",
-        "_payloads",
-        "_prompts",
         "_waiting_on",
         "allow_fallback",
         "attempts",
-        "body",
         "caller",
         "cancelled",
         "context_tokens",
@@ -50,18 +50,17 @@ class Call:
         "model",
         "must_stay",
         "origin",
-        "path",
         "priority",
         "records",
         "replays",
-        "request",
         "request_id",
         "resumed",
         "retries",
         "rich",
         "served_model",
         "session",
-        "stream",
+        "split",
+        "stand_ins",
         "usage",
         "waited_s",
     )
@@ -115,9 +114,13 @@ class Call:
         self.waited_s = 0.0
         self.must_stay = False  # what answers is a fallback that is one because it is near
         self.origin: Optional[Call] = None  # whose stream this call goes on with
+        self.split = ""  # the model that it named, for which another one answers
+        self.stand_ins: Optional[tuple[str, ...]] = None  # that split's fallbacks; None: the model's own
         self._attempts: dict[Attempt, None] = {}
         self._waiting_on: Union[threading.Event, Flag, None] = None
-        self._payloads: dict[tuple[Optional[str], bool], bytes] = {}
+        self._params: Optional[Params] = None  # by which `request` is what the model's engines get
+        self._plain: Optional[tuple[Request, bytes]] = None  # what it was before; None: the same
+        self._payloads: dict[tuple[Optional[str], bool, Optional[Params]], bytes] = {}
         self._prompts: Optional[Prompts] = None
 
     def cancel(self) -> None:
@@ -171,37 +174,9 @@ class Call:
         if flag is not None and self.cancelled:
             flag.set()
 
-    def payload(self, model: Optional[str], ask_usage: bool = False) -> bytes:
-        """The body to send to an engine that knows the model as `model` (None: leave it as it is).
-
-        `ask_usage`: ask for a stream's usage, which the client has not.
-        """
-        if not ask_usage and (model is None or self.request.get("model") == model):
-            return self.body
-        key = (model, ask_usage)
-        payload = self._payloads.get(key)
-        if payload is None:
-            payload = self._payloads[key] = self._build_payload(model, ask_usage)
-        return payload
-
-    def _build_payload(self, model: Optional[str], ask_usage: bool) -> bytes:
-        request = self.request
-        same = model is None or request.get("model") == model
-        if same and "stream_options" not in request:
-            # The object is known to be valid and not empty: the key goes in front, the rest stays as it came.
-            start = self.body.index(b"{") + 1
-            return b'{"stream_options":{"include_usage":true},' + self.body[start:]
-        changed = dict(request)
-        if model is not None:
-            changed["model"] = model
-        if ask_usage:
-            options = changed.get("stream_options") or {}
-            changed["stream_options"] = {**options, "include_usage": True}
-        return answers.dump(changed)
-
-    def continuation(self, text: str) -> Call:
-        """The call that asks an engine to go on after `text`, which the client has already."""
-        request = dict(self.request)
+    def continuation(self, text: str, params: Optional[Params] = None) -> Call:
+        """The call that asks an engine to go on after `text`, which the client has already. `params`: of its model."""
+        request = dict(self.request_for(params))
         if text:  # else nothing has been given yet, and the request is asked as it is
             request["messages"] = [*request["messages"], {"role": "assistant", "content": text}]
             request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
@@ -210,6 +185,7 @@ class Call:
             if (request.get(key) or 0) > 0:
                 request[key] = max(1, request[key] - tokens_of(weigh(text)))
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
+        call._params = params
         call.be_part_of(self)
         call.caller = self.caller
         call.replays = self.replays
@@ -238,32 +214,6 @@ class Call:
         # What is generated under a grammar, or to continue the client's own words, is not continued by its text alone.
         shaped = any(request.get(key) for key in ("tools", "functions", "response_format", "grammar", "json_schema"))
         return not shaped and request["messages"][-1].get("role") != "assistant"
-
-    def estimated_tokens(self) -> int:
-        """Tokens that the request may take of a model's context: the longest prompt's, estimated, and those asked for
-        after it."""
-        longest = tokens_of(self.prompts().longest)
-        return longest + BY_PATH[self.path].answer_tokens(self.request)
-
-    def wants_usage(self) -> bool:
-        """Return whether the client itself asked for a stream's usage event."""
-        options = self.request.get("stream_options") if self.stream else None
-        return isinstance(options, dict) and options.get("include_usage") is True
-
-    def choices(self) -> int:
-        """Return how many choices a complete answer has: `n` for each prompt."""
-        return BY_PATH[self.path].choices(self.request)
-
-    def prompt_weight(self) -> int:
-        """The weight of the prompt, for estimates (see `estimates.py`); a token number has that of a token."""
-        return self.prompts().weight
-
-    def prompts(self) -> Prompts:
-        """Return how much engines are given to read, for estimates; looked at once."""
-        prompts = self._prompts
-        if prompts is None:  # (two threads would find the same)
-            prompts = self._prompts = BY_PATH[self.path].prompts(self.request)
-        return prompts
 
     def affinity(self) -> bytes:
         """Return what `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.

@@ -38,7 +38,7 @@ class Endpoint:
         self.asks_usage = spec.usage_in_streams
         tls = client_tls() if spec.scheme == "https" else None
         self.pool = ConnectionPool(spec.host, spec.port, tls, connect_timeout_s, resolver, on_surplus)
-        self._secret = secrets.get(spec.api_key_env, "").strip() if spec.api_key_env else None
+        self._secret = secrets.get(spec.api_key_env, "").strip() if spec.api_key_env else ""
         self._prepared: dict[str, tuple[bytes, dict[str, object]]] = {}
 
     def prepare(self, path: str) -> tuple[bytes, dict[str, object]]:
@@ -49,7 +49,7 @@ class Endpoint:
             host = f"[{spec.host}]" if ":" in spec.host else spec.host
             if spec.port != (443 if spec.scheme == "https" else 80):
                 host = f"{host}:{spec.port}"
-            target = f"{spec.base_path}{path}"
+            target = spec.target(path)
             lines = [
                 f"POST {target} HTTP/1.1",
                 f"Host: {host}",
@@ -57,9 +57,8 @@ class Endpoint:
                 "Accept: application/json, text/event-stream",
                 "Accept-Encoding: identity",
                 "User-Agent: inference-gateway",
+                *spec.header_lines(self._secret),
             ]
-            if self._secret:
-                lines.append(f"Authorization: Bearer {self._secret}")
             head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
             template = urllib.request.Request(f"{spec.scheme}://{host}{target}", method="POST")
             prepared = self._prepared[path] = (head, dict(template.__dict__))

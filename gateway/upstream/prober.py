@@ -106,7 +106,10 @@ def _in_doubt(engine: Engine) -> bool:
 
 
 class HealthChecker:
-    """Probes engines every `interval_s` seconds (0 = never) from `start` until `close`. Thread-safe."""
+    """Probes engines every `interval_s` seconds (0 = never) from `start` until `close`. Thread-safe.
+
+    `followers` are an engine's other selves, which are not probed: what is found out of it goes for them, too.
+    """
 
     def __init__(
         self,
@@ -120,6 +123,7 @@ class HealthChecker:
         housekeeping: Callable[[], None],
         probe: Callable[[EngineSpec, float], Optional[str]] = probe,
         lists: Optional[ModelLists] = None,
+        followers: Callable[[Engine], Iterable[tuple[ModelPool, Engine]]] = lambda engine: (),
     ) -> None:
         self._pools = pools
         self._on_change = on_change
@@ -129,6 +133,7 @@ class HealthChecker:
         self._passes = passes
         self._housekeeping = housekeeping
         self._probe = probe
+        self._followers = followers
         self._lists = lists or ModelLists(lambda engine: False, dict)
         self._lock = threading.Lock()
         self._timer: Optional[threading.Timer] = None
@@ -223,9 +228,15 @@ class HealthChecker:
                 self._on_change(change)
             if error is None:
                 self._ask_models(engine)
+            same = [engine]
+            for other_pool, other in self._followers(engine):  # those that it has just listed, too
+                other_pool.record_probe(other, error, self._fails, self._passes, FAILS_UNANSWERED)
+                same.append(other)
             self._first.done(engine)
             # What waits there moves once it is out: that is to be known sooner than an interval later.
-            if not _in_doubt(engine) or self._ending.wait(min(AGAIN_S, self._interval_s)) or not _in_doubt(engine):
+            if not any(map(_in_doubt, same)) or self._ending.wait(min(AGAIN_S, self._interval_s)):
+                return
+            if not any(map(_in_doubt, same)):
                 return
 
     def _ask_models(self, engine: Engine) -> None:

@@ -16,10 +16,12 @@ from gateway.dialects.anthropic.reading import MessagesReader
 from gateway.dialects.anthropic.values import decode
 from gateway.dialects.dialect import EventReader, Json
 from gateway.errors import RequestRefused
+from gateway.routing.params import Params
 from gateway.routing.retry import Outcome
 from gateway.upstream.answers import dump
 from gateway.upstream.attempt import EngineFault
 from gateway.upstream.call import CHAT, Call
+from gateway.upstream.shaping import shaped
 from gateway.upstream.sse import EventStream, StreamBroken
 
 
@@ -38,17 +40,18 @@ class Dialect(NamedTuple):
     """The status that it would have had."""
 
 
-BY_DIALECT: dict[str, Dialect] = {
+BY_DIALECT: dict[Optional[str], Dialect] = {
     "anthropic": Dialect(messages_request, completion_of, MessagesReader, chat_error, chat_status),
 }
 
 
-def payload(dialect: Dialect, call: Call, model: Optional[str]) -> bytes:
-    """The body for an engine that knows the model as `model` (None: as it is). Raises EngineFault: another engine may
-    be able to do what this one's dialect has no words for."""
+def payload(dialect: Dialect, call: Call, model: Optional[str], params: Optional[Params]) -> bytes:
+    """The body for an engine that knows the model as `model` (None: as it is), of a model with these `params`.
+
+    Raises EngineFault: another engine may be able to do what this one's dialect has no words for."""
     if call.path != CHAT:
         raise EngineFault(Outcome("not_implemented", f"the engine's dialect has nothing like {call.path}", 501))
-    request = call.request if call.rich is None else call.rich
+    request = call.request_for(params) if call.rich is None else shaped(CHAT, call.rich, params)
     if model is not None:
         request = {**request, "model": model}
     try:

@@ -62,7 +62,7 @@ class Verify:
         options = question.check_fields(request, check)
         prompt = question.check_prompt(request)
         names = question.check_models(request, [name for name in known if self._router.virtual(name) is None])
-        if self._router.fleet.wildcard and request.get("models") is None:
+        if self._router.fleet.by_engines and request.get("models") is None:
             names = [self._router.unnamed() or name for name in names]  # there is one, which serves every name
         entry_point = question.check_entry_point(request)
         tests = question.check_tests(request, entry_point)
@@ -104,7 +104,7 @@ class Verify:
         families = router.fleet.family_by_model()
         members: dict[str, Member] = {}
         for index, name in enumerate(names):
-            if router.fleet.wildcard:
+            if router.fleet.by_engines:
                 members.setdefault(name, Member(name, name))
                 continue
             where = f"models[{index}]"

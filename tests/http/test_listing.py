@@ -78,7 +78,7 @@ class AskTest(SocketTest):
 
     def test_the_usual_port_is_not_named(self) -> None:
         for url, host in (("https://api.a", "api.a"), ("http://[::1]:80", "[::1]"), ("https://a:80", "a:80")):
-            self.assertIn(f"\r\nHost: {host}\r\n".encode(), listing._request(EngineSpec(url), ""))
+            self.assertIn(f"\r\nHost: {host}\r\n".encode(), listing._request(EngineSpec(url), "/v1/models", ""))
 
     def test_the_framing_may_be_any(self) -> None:
         body = json.dumps({"data": [{"id": "a"}]}).encode()

@@ -175,7 +175,7 @@ class UnnamedTest(OwnNamesTest):
         router = running.app.factory.router
         (engine,) = router.pools["default"].engines
         self.assertEqual(list(router.counted_names()), ["default", "a"])
-        with mock.patch("gateway.routing.router.COUNTED_NAMES_MAX", 4):
+        with mock.patch("gateway.routing.names.COUNTED_NAMES_MAX", 4):
             for number in range(9):
                 engine.listed = (upstream_listing.ListedModel(f"m{number}"),)
                 router.counted_names()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from gateway.fleet import CONSENSUS_KEYS, ENGINE_KEYS, FLEET_KEYS, MODEL_KEYS, load_engines_file
 from gateway.mock.behaviours import MEANINGS
+from gateway.routing.providers import PROVIDERS
 from gateway.routing.specs import STRATEGIES
 from gateway.settings import SETTINGS, readme_table
 from tests.readme_examples import (
@@ -44,13 +45,13 @@ PORTS_BY_MODEL = {"70b": 8000, "13b": 8010, "7b": 8020}
 # Set by whoever runs a gateway, its tests or its bench, but no setting of it.
 OTHER_VARIABLES = {
     "GATEWAY_API_KEY",
-    "GROQ_API_KEY",
+    *(preset.key_env for preset in PROVIDERS.values() if preset.key_env),
     "BENCH_SGLANG_PYTHON",
     "TIKTOKEN_CACHE_DIR",
     "TESTS_PROCESSES",
     "OPENAI_JS",
 }
-OTHER_VARIABLES |= {"NO_COLOR", "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_BASE_URL", "OLLAMA_HOST"}  # of others
+OTHER_VARIABLES |= {"NO_COLOR", "OPENAI_BASE_URL", "OPENAI_API_BASE_URL", "OLLAMA_HOST"}  # of others
 
 
 class TextTest(unittest.TestCase):
@@ -136,7 +137,8 @@ class TextTest(unittest.TestCase):
         keys = {(row.key, "file") for row in FLEET_KEYS} | {(row.key, "model") for row in MODEL_KEYS}
         keys |= {(row.key, "engine") for row in ENGINE_KEYS}
         listed = set(re.findall(r"^\| `(\w+)` \| (file|model|engine) \|", CONFIGURATION, re.MULTILINE))
-        self.assertEqual(listed, keys - {("models", "file"), ("url", "engine")} | {("consensus", "model")})
+        others = {(key, "model") for key in ("consensus", "models", "split", "chain")}
+        self.assertEqual(listed, keys - {("models", "file"), ("url", "engine")} | others)
         consensus = re.findall(
             r"^\| `(\w+)` \| (?!yours)", VERIFICATION.partition("key of `consensus`")[2], re.MULTILINE
         )

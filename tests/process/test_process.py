@@ -65,8 +65,18 @@ class Starting(SocketTest):
     def test_help_lists_the_commands(self) -> None:
         status, stdout, _ = run_main({}, "--help")
         self.assertEqual(status, 0)
-        for command in ("serve", "check", "mock"):
+        for command in ("serve", "check", "discover", "mock"):
             self.assertIn(command, stdout)
+
+    def test_what_discover_prints_can_be_served(self) -> None:
+        engine = self.enter(mock_engine("13b"))
+        status, stdout, stderr = run_main({}, "discover", "--port", str(engine.port))
+        self.assertEqual(status, 0, stderr)
+        self.assertIn(f"http://127.0.0.1:{engine.port}/v1", stdout)
+        process = self.enter(
+            gateway_process({"HEALTH_INTERVAL": 60}, "--engines-file", "engines.json", files={"engines.json": stdout})
+        )
+        eventually(lambda: process.ask("POST", CHAT, {**HI, "model": "13b"}).status == 200)
 
     def test_an_unknown_command_is_refused(self) -> None:
         status, _, stderr = run_main({}, "frobnicate")

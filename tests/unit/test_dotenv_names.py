@@ -61,7 +61,7 @@ class NamesTest(unittest.TestCase):
             ("LOGLEVEL", "LOG_LEVEL"),
         ):
             self.assertEqual(self.warnings(f"\n{name}=1\n"), [f".env line 2: {name} {UNKNOWN}; did you mean {near}?"])
-        for name in ("OPENWEATHER", "GROQ_API_KEY", "XAI_API_KEY"):  # a provider's key is none for clients
+        for name in ("OPENWEATHER", "NVIDIA_API_KEY", "XAI_API_KEY"):  # a provider's key is none for clients
             self.assertEqual(self.warnings(f"{name}=1"), [f".env line 1: {name} {UNKNOWN}"])
 
     def test_a_fault_does_not_hide_the_name_that_was_mistyped(self) -> None:

@@ -1,0 +1,73 @@
+"""Which models are offered now: those that were configured, and those that engines list.
+
+`Offered` owns the configured fleet and the names that engines have ever brought. Its lock lets one change of the fleet
+be at a time, whether a reload or another list; it is held while the router takes the fleet over, and never across I/O.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Callable
+
+from gateway.routing.engine import Engine
+from gateway.routing.listed import with_listed
+from gateway.routing.pool import ModelPool
+from gateway.routing.router import Router
+from gateway.routing.specs import FleetSpec
+
+Serve = Callable[[FleetSpec, Sequence[str]], None]
+"""Takes over a fleet; the variables whose secrets have changed."""
+
+
+class Offered:
+    """The models of a router's fleet. Thread-safe."""
+
+    def __init__(self, router: Router, fleet: FleetSpec, serve: Serve) -> None:
+        self.configured = fleet
+        self._router = router
+        self._serve = serve
+        self._ever: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def reload(self, fleet: FleetSpec, renewed: Sequence[str]) -> None:
+        """Offer another fleet from now on, with what engines that stay have listed."""
+        with self._lock:
+            self.configured = fleet
+            self._serve(self._with_listed(), renewed)
+
+    def relist(self, engine: Engine) -> None:
+        """An engine lists other models than before."""
+        with self._lock:
+            if engine.removed or not self.is_source(engine):
+                return
+            fleet = self._with_listed()
+            if fleet.models != self._router.fleet.models:
+                self._serve(fleet, ())
+
+    def _with_listed(self) -> FleetSpec:
+        sources = self._router.sources.items()
+        said = {(name, e.spec.id, e.spec.url): e.listed for name, pool in sources for e in pool.engines}
+        return with_listed(self.configured, lambda group, e: said.get((group, e.id, e.url)), self._ever)
+
+    def is_source(self, engine: Engine) -> bool:
+        """Whether this is an engine of a group, which is asked what it serves."""
+        pool = self._router.sources.get(engine.model_name)
+        return pool is not None and engine in pool.engines
+
+    def lists(self, engine: Engine) -> bool:
+        """Whether it is of use to know what models an engine has: where they go by its own names."""
+        listing = self._router.fleet.by_engines or self.is_source(engine)
+        return listing and engine.spec.model is None and not engine.spec.is_echo
+
+    def probed_pools(self) -> list[ModelPool]:
+        """All but the models that were listed, whose engines are those of their group."""
+        own = [pool for pool in self._router.pools.values() if pool.spec.source is None]
+        return [*own, *self._router.sources.values()]
+
+    def followers(self, engine: Engine) -> list[tuple[ModelPool, Engine]]:
+        """The same engine in the models that it has listed."""
+        if not self.is_source(engine):
+            return []
+        listed = [pool for pool in self._router.pools.values() if pool.spec.source is not None]
+        return [(pool, same) for pool in listed for same in pool.engines if same.spec == engine.spec]
