@@ -10,17 +10,24 @@ import math
 from decimal import Decimal
 from typing import Any, Callable, Union
 
+from gateway.schemas.faults import TooComplex
+
 Number = Union[int, float]
+
+DEPTH_MAX = 250
+"""Lists and objects within each other."""
 
 
 def canonical(value: Any, spend: Callable[[int], None]) -> str:
-    """A text that is the same for equal values only. `spend` is told of each value. Raises RecursionError."""
+    """A text that is the same for equal values only. `spend` is told of each value. Raises TooComplex."""
     pieces: list[str] = []
-    _write(value, pieces.append, spend)
+    _write(value, pieces.append, spend, DEPTH_MAX)
     return "".join(pieces)
 
 
-def _write(value: Any, write: Callable[[str], None], spend: Callable[[int], None]) -> None:
+def _write(value: Any, write: Callable[[str], None], spend: Callable[[int], None], depth_left: int) -> None:
+    if not depth_left:
+        raise TooComplex(f"a value to be compared is nested deeper than {DEPTH_MAX} levels")
     kind = type(value)
     if kind is str:
         spend(3 + (len(value) >> 6))
@@ -30,13 +37,13 @@ def _write(value: Any, write: Callable[[str], None], spend: Callable[[int], None
         write("{")
         for name in sorted(value):
             write(f"{len(name)}:{name}")
-            _write(value[name], write, spend)
+            _write(value[name], write, spend, depth_left - 1)
         write("}")
     elif kind is list:
         spend(3)
         write("[")
         for item in value:
-            _write(item, write, spend)
+            _write(item, write, spend, depth_left - 1)
         write("]")
     elif kind is bool or value is None:
         spend(3)
