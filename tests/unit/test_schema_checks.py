@@ -246,6 +246,15 @@ class BoundTest(unittest.TestCase):
         with self.assertRaises(TooComplex):
             run.spend(1)
 
+    def test_faults_and_trials_are_paid_for(self) -> None:
+        anything = compile_schema({})._root
+        run = Run(None, 10)
+        run.fits(anything, 1, None)
+        tried = STEPS_BASE - run.steps_left
+        self.assertGreater(tried, anything.weight)
+        run.fault(None, "must be told")
+        self.assertGreater(STEPS_BASE - run.steps_left, 2 * tried)
+
     def test_values_nested_deep_are_checked_or_refused(self) -> None:
         schema = {"items": {"$ref": "#"}}
         self.assertEqual(faults(schema, nested("[", "", "]", 120)), [])

@@ -135,6 +135,17 @@ class RegistryTest(unittest.TestCase):
 
     def test_after_many_changes_at_once_files_and_snapshot_agree(self) -> None:
         schemas = SchemaRegistry(self.folder)
+        write, writing, overlaps = registry._replace, [0], [0]
+
+        def counted(path: Path, data: bytes) -> None:
+            writing[0] += 1
+            overlaps[0] += writing[0] > 1
+            write(path, data)
+            writing[0] -= 1
+
+        patched = mock.patch.object(registry, "_replace", counted)
+        patched.start()
+        self.addCleanup(patched.stop)
 
         def change(own: int) -> None:
             for number in range(10):
@@ -145,6 +156,7 @@ class RegistryTest(unittest.TestCase):
             thread.start()
         for thread in threads:
             thread.join()
+        self.assertEqual(overlaps, [0])
         for name, schema in SchemaRegistry(self.folder).schemas().items():
             self.assertEqual(schemas.find(name).document, schema.document)
         self.assertEqual(self.names(), ["s0.json", "s1.json"])
