@@ -227,12 +227,13 @@ FORMATS: dict[str, Callable[[str], bool]] = {
     "uri-reference": _URI.is_reference,
     "uri-template": is_uri_template,
     "uuid": is_uuid,
+    **dict.fromkeys(("uuid1", "uuid3", "uuid4", "uuid5", "uuid6", "uuid7", "uuid8"), is_uuid),  # pydantic's
 }
 
 HINTS = frozenset(
     (
-        *("int32", "int64", "float", "double", "decimal", "byte", "binary", "base64url", "password"),
+        *("int32", "int64", "float", "double", "decimal", "byte", "binary", "base64", "base64url", "password"),
         *("path", "file-path", "directory-path", "json-string", "html", "markdown", "commonmark"),
     )
 )
-"""Formats that OpenAPI's registry and generators of schemas write beside a type and that demand nothing of a text."""
+"""Formats that OpenAPI's registry and generators of schemas write beside a type: taken, and not looked at."""

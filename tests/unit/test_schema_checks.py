@@ -67,6 +67,10 @@ class FaultTest(unittest.TestCase):
             with self.subTest(schema=schema):
                 self.check(schema, value, ("$", message))
 
+    def test_formats_of_generators_are_taken(self) -> None:
+        self.check({"format": "uuid4"}, "x", ("$", 'must have the format uuid4, is "x"'))
+        self.check({"format": "base64"}, "x")
+
     def test_members_that_are_not_allowed_are_named(self) -> None:
         schema = {"properties": {"a": True, "b": True}, "additionalProperties": False}
         self.check(schema, {"c": 1}, ("$.c", 'is not an allowed property (allowed: "a", "b")'))
