@@ -17,6 +17,7 @@ from typing import Any, Optional, TextIO
 
 from gateway.announcing import dotenv_warnings, shown_path, url_of
 from gateway.api.document import OPERATIONS
+from gateway.configuration import ConfigurationError
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.pipeline import PATHS, Pipeline
@@ -25,6 +26,7 @@ from gateway.reuse.caches import Caches
 from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
 from gateway.routing.specs import FleetSpec
 from gateway.routing.standing import StateChange
+from gateway.schemas.registry import RegistryError, SchemaRegistry
 from gateway.server.admin import Admin
 from gateway.server.cachepages import CachePages
 from gateway.server.parts import Parts
@@ -60,6 +62,7 @@ class Gateway:
         self._hurry = threading.Event()
         self._started = False
         self._stopping = threading.Lock()
+        self.schemas = _open_schemas(settings)
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS)
         register_process_metrics(self.registry)
@@ -72,7 +75,9 @@ class Gateway:
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
         )
         self._open_caches()
-        self.pipeline = Pipeline(settings, self.factory, self.guard, self.workers, self.telemetry, self.caches)
+        self.pipeline = Pipeline(
+            settings, self.factory, self.guard, self.workers, self.telemetry, self.caches, self.schemas
+        )
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         self._bind_metrics()
         self.server = self._listen()
@@ -332,3 +337,10 @@ def _breaker_policy(settings: Settings) -> BreakerPolicy:
         settings.breaker_open_s,
         settings.breaker_max_open_s,
     )
+
+
+def _open_schemas(settings: Settings) -> Optional[SchemaRegistry]:
+    try:
+        return None if settings.schemas_dir is None else SchemaRegistry(settings.schemas_dir)
+    except RegistryError as error:
+        raise ConfigurationError([f"SCHEMAS_DIR: {fault}" for fault in error.faults]) from error

@@ -119,6 +119,11 @@ ERRORS: Mapping[str, ErrorCode] = {
         "`temperature` is no number from 0 to 2.",
         "Send such a number, or leave it out.",
     ),
+    "invalid_response_format": ErrorCode(
+        400,
+        "The schema in `response_format`, or of a strict function, is none, cannot be checked, or is not kept here.",
+        "Change what `param` names: the message says which keyword, or what is wrong with it.",
+    ),
     "invalid_tests": ErrorCode(
         400,
         "`tests` hold something that is no test, too many or too long.",
@@ -238,6 +243,12 @@ ERRORS: Mapping[str, ErrorCode] = {
         502,
         "The engine has answered with a failure, with something that is no answer, or has broken off.",
         "Send it again later; `details` has what the engine said.",
+    ),
+    "invalid_model_output": ErrorCode(
+        502,
+        "The model's answer does not fit the schema that was asked for, after all asks. `details` name the faults, "
+        "`text` is what it said last.",
+        "Ask a better model, or for something simpler; describe the fields in the schema.",
     ),
     "backend_unavailable": ErrorCode(
         502,

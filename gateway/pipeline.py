@@ -23,6 +23,7 @@ from gateway.calling import call_of
 from gateway.clock import unix_s
 from gateway.dispatch import Asker
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
+from gateway.fitting import fitting
 from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
 from gateway.jsonbounds import takes_long
@@ -33,6 +34,7 @@ from gateway.reuse.building import reuse_of
 from gateway.reuse.caches import Caches
 from gateway.reuse.serving import Given
 from gateway.routing.virtual import VirtualSpec
+from gateway.schemas.registry import SchemaRegistry
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Pause, Steps, Turn
 from gateway.telemetry.events import RequestEvent
@@ -66,10 +68,12 @@ class Pipeline:
         workers: WorkerPool,
         telemetry: Telemetry,
         caches: Optional[Caches] = None,
+        schemas: Optional[SchemaRegistry] = None,
     ) -> None:
         self.settings = settings
         self.factory = factory
         self.guard = guard
+        self.schemas = schemas
         self.workers = workers
         self.telemetry = telemetry
         self.reuse = reuse_of(settings, factory, self.ask, caches)
@@ -99,7 +103,8 @@ class Pipeline:
             return (yield from self._verify(asked, identity))
         may_use = None if identity.may_use_all else self.allowed_to(identity)
         request = parse_json(asked.body, self.settings.max_json_values)
-        call = asked.call = call_of(asked, request, identity, self.factory.router, may_use)
+        kept = {} if self.schemas is None else self.schemas.schemas()
+        call = asked.call = call_of(asked, request, identity, self.factory.router, may_use, kept)
         if asked.telling is not None:
             return (yield from self._tell(asked, call, identity, asked.telling))
         return (yield from self._given(asked, call, identity))
@@ -172,6 +177,9 @@ class Pipeline:
                 raise _overloaded(refusal) from None
             finally:
                 asked.queue_s = time.monotonic() - asked.enqueued_s
+        shape = call.shape
+        if shape is not None:
+            return (yield from fitting(self.factory.asker.ask, call, shape, self.settings.schema_retries))
         return (yield from self.factory.asker.ask(call))
 
     def take_body(self, asked: Asked) -> bytes:

@@ -114,6 +114,11 @@ SETTINGS: tuple[Setting, ...] = (
             "File that gets one JSON line for every decision, for `python main.py replay`", CHOOSING),
     Setting("RETRY_ATTEMPTS", "retry_attempts", integer(1, 100), "3",
             "Attempts per model, each on another engine where there is one", CHOOSING),
+    Setting("SCHEMA_RETRIES", "schema_retries", integer(0, 10), "2",
+            "Times a model is asked again, with its faults named, whose answer does not fit the schema asked for",
+            CHOOSING),
+    Setting("SCHEMAS_DIR", "schemas_dir", optional(file_path), "",
+            "Folder of schemas, `<name>.json`, that requests may use by name; kept by `/admin/schemas`", CHOOSING),
 
     Setting("WORKERS", "workers", integer(1, 10_000), "256",
             "Requests that are asked at once; more of them queue. An open stream is none of them", WORK),
@@ -317,6 +322,8 @@ class Settings:
     routing_seed: int | None
     decision_log: Path | None
     retry_attempts: int
+    schema_retries: int
+    schemas_dir: Path | None
     workers: int
     queue_size: int
     queue_timeout_s: float

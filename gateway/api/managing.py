@@ -9,6 +9,8 @@ from gateway.telemetry.usage import EXPRESSION_BY_COLUMN, FORMATS
 KEYS = "Keys and usage"
 ENGINES = "Engines"
 CACHE = "Cache"
+SCHEMAS = "Schemas"
+_USED = 'In `SCHEMAS_DIR`; used as `{"type": "json_schema", "json_schema": {"name": "city"}}`.'
 _TEXT: Json = {"type": "string"}
 _SPAN: Json = {"type": ["string", "null"], "pattern": "^[0-9]{1,12}[smhd]$"}
 _NAME = Parameter("path", "name", "The key's name.", _TEXT)
@@ -177,7 +179,58 @@ CLEAR_CACHE = Operation(
         example={"model": "13b"},
     ),
 )
+_SCHEMA_NAME = Parameter("path", "name", "The schema's name.", {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"})
+LIST_SCHEMAS = Operation(
+    "GET",
+    "/admin/schemas",
+    "listSchemas",
+    SCHEMAS,
+    "List the kept schemas",
+    "admin",
+    (json_answer(200, "All of them, by name.", ref("Schemas")),),
+    _USED,
+)
+SCHEMA = Operation(
+    "GET",
+    "/admin/schemas/{name}",
+    "getSchema",
+    SCHEMAS,
+    "Show a kept schema",
+    "admin",
+    (json_answer(200, "It.", ref("KeptSchema")),),
+    "",
+    (_SCHEMA_NAME,),
+    errors=("not_found",),
+)
+KEEP_SCHEMA = Operation(
+    "PUT",
+    "/admin/schemas/{name}",
+    "keepSchema",
+    SCHEMAS,
+    "Keep a schema",
+    "admin",
+    (
+        json_answer(200, "It replaces one of that name.", ref("KeptSchema")),
+        json_answer(201, "It is new.", ref("KeptSchema")),
+    ),
+    _USED,
+    (_SCHEMA_NAME,),
+    Body({"type": "object"}, example={"type": "object", "properties": {"city": {"type": "string"}}}),
+    errors=("not_found", "invalid_response_format"),
+)
+FORGET_SCHEMA = Operation(
+    "DELETE",
+    "/admin/schemas/{name}",
+    "forgetSchema",
+    SCHEMAS,
+    "Forget a schema",
+    "admin",
+    (json_answer(200, "It is gone.", ref("Forgotten")),),
+    "",
+    (_SCHEMA_NAME,),
+    errors=("not_found",),
+)
 OPERATIONS = (
     *(TOKEN, LIST_KEYS, CREATE_KEY, REVOKE_KEY, ROTATE_KEY, USAGE, DRAIN_ENGINE, ENABLE_ENGINE),
-    *(CACHE_STATS, CLEAR_CACHE),
+    *(CACHE_STATS, CLEAR_CACHE, LIST_SCHEMAS, SCHEMA, KEEP_SCHEMA, FORGET_SCHEMA),
 )

@@ -197,6 +197,9 @@ _MANAGED: dict[str, Json] = {
         saved_usd=NUMBER,
     ),
     "Cleared": _closed({}, cleared=COUNT),
+    "KeptSchema": _closed({}, name=TEXT, schema={"description": "JSON Schema 2020-12."}),
+    "Schemas": _closed({}, schemas={"type": "array", "items": {"$ref": "#/components/schemas/KeptSchema"}}),
+    "Forgotten": _closed({}, name=TEXT, deleted={"const": True}),
 }
 
 _CODE: Json = {"enum": list(ERRORS)}

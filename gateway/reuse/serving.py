@@ -8,6 +8,7 @@ event of the request.
 from __future__ import annotations
 
 import functools
+import json
 import threading
 import time
 from typing import Any, Callable, NamedTuple, Optional, Union
@@ -189,6 +190,8 @@ class Reuse:
         usage = call.usage
         if usage is None or call.fallback is not None or len(body) > keeping.ANSWER_MAX_BYTES:
             return  # what another model has answered once is not what this one does
+        if call.shape is not None and call.shape.fit(json.loads(body)).faults:
+            return  # a stream: each client has been told so
         account = asked.account
         cost = None if account is None else account.cost_of(call)
         near, group, vector = NOTHING_NEAR if asked.near is None else asked.near

@@ -23,6 +23,7 @@ from gateway.pipeline import Pipeline
 from gateway.server.cachepages import CachePages, checked
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
+from gateway.server.schemapages import SchemaPages
 from gateway.state.database import StateDbError
 from gateway.telemetry.usage import parse_usage_query, usage_csv, usage_rows
 from gateway.validation import parse_json
@@ -64,6 +65,7 @@ class Admin:
     def __init__(self, pipeline: Pipeline, pages: CachePages) -> None:
         self._pipeline = pipeline
         self._pages = pages
+        self._schemas = SchemaPages(pipeline.schemas, pipeline.telemetry)
         self._guard = pipeline.guard
         actions: tuple[tuple[Operation, Action], ...] = (
             (managing.TOKEN, self._token),
@@ -76,6 +78,10 @@ class Admin:
             (managing.ENABLE_ENGINE, self._engine),
             (managing.CACHE_STATS, self._cache_stats),
             (managing.CLEAR_CACHE, self._clear_cache),
+            (managing.LIST_SCHEMAS, self._list_schemas),
+            (managing.SCHEMA, self._schema),
+            (managing.KEEP_SCHEMA, self._keep_schema),
+            (managing.FORGET_SCHEMA, self._forget_schema),
         )
         self._table: dict[str, _Row] = {}
         for operation, action in actions:
@@ -232,6 +238,23 @@ class Admin:
                 wanted["model"] = self._pipeline.factory.router.counted_names().get(model, model)
             told["cleared"] = cleared = self._pages.clear(wanted)
         return json_reply({"cleared": cleared})
+
+    def _list_schemas(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        return json_reply(self._schemas.list())
+
+    def _schema(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        return json_reply(self._schemas.find(urllib.parse.unquote(match[1])))
+
+    def _keep_schema(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        name = urllib.parse.unquote(match[1])
+        with self._audited(identity, "keep_schema", name=name[:NAME_CHARS]):
+            told, is_new = self._schemas.put(name, self._parse(read_body()))
+        return json_reply(told, 201 if is_new else 200)
+
+    def _forget_schema(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        name = urllib.parse.unquote(match[1])
+        with self._audited(identity, "forget_schema", name=name[:NAME_CHARS]):
+            return json_reply(self._schemas.delete(name))
 
 
 def _allowed(row: _Row) -> str:

@@ -11,6 +11,7 @@ import time
 from typing import Callable, Optional, Protocol, Union
 
 from gateway.errors import ClientGone, GatewayError
+from gateway.fitting import Judging
 from gateway.inference import Answer
 from gateway.pipeline import Pipeline, shutting_down
 from gateway.reuse.flights import Following
@@ -208,7 +209,8 @@ class Exchange(Answering):
     @property
     def takes_chunks(self) -> bool:
         """Whether the client takes an engine's chunks as they are."""
-        return self.head.version_1_1 and self.telling is None
+        call = self.call
+        return self.head.version_1_1 and self.telling is None and (call is None or call.shape is None)
 
     def frame(self, lines: bytes) -> bytes:
         """Lines as the client's connection carries them: one chunk, or bare for HTTP/1.0."""
@@ -218,8 +220,12 @@ class Exchange(Answering):
 
     def carry(self, lines: bytes) -> bytes:
         """A stream's lines as the client reads them, and as its connection carries them."""
-        telling = self.telling
-        return self.frame(lines if telling is None else telling.lines(lines))
+        call, telling, misfit = self.call, self.telling, None
+        if call is not None and call.shape is not None:
+            judging = self.judging = self.judging or Judging(call.shape)
+            lines, misfit = judging.lines(lines)
+        data = self.frame(lines if telling is None else telling.lines(lines))
+        return data if misfit is None else data + self.frame(self.stream_refused(misfit))
 
     def end_of_stream(self) -> bytes:
         """Return the bytes that end the body of a stream."""

@@ -42,7 +42,7 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> Steps[bytearray
     """
     if path not in _OBJECTS:
         raise EngineFault(Outcome("unasked_stream", f"{PREFIX}, and there is none for {path}"))
-    answer = _Answer(path)
+    answer = Assembly(path)
     yield ASIDE
     yield from stream.wait_first()
     lines, stream.first = stream.first, b""
@@ -65,7 +65,7 @@ def assemble(stream: EngineStream, path: str, max_bytes: int) -> Steps[bytearray
 def assembled(lines: bytes, path: str) -> bytearray:
     """The body of a whole answer to POST `path`, from all lines of its stream. Raises Unfit, ValueError,
     RecursionError."""
-    answer = _Answer(path)
+    answer = Assembly(path)
     for event in events_in(lines, PARSED_MAX_BYTES):
         answer.add(event)
     return answer.body()
@@ -225,8 +225,8 @@ class _Choice:
         return _object(members)
 
 
-class _Answer:
-    """All choices, and what is said of the whole."""
+class Assembly:
+    """One answer to POST `path` while it is put together: all choices, and what is said of the whole."""
 
     def __init__(self, path: str) -> None:
         self._path = path

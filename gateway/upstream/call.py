@@ -52,13 +52,16 @@ class Call(Ask):
         "origin",
         "priority",
         "records",
+        "repairs",
         "replays",
         "request_id",
         "resumed",
         "retries",
         "rich",
+        "schema_retries",
         "served_model",
         "session",
+        "shape",
         "split",
         "stand_ins",
         "usage",
@@ -108,6 +111,9 @@ class Call(Ask):
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
         self.rich: Optional[dict[str, Any]] = None  # the request with what only engines of its client's dialect know
+        self.shape: Optional[Any] = None  # what its answers have to be like: a `fitting.Shape`
+        self.schema_retries = 0  # asks for an answer that fits, after the first
+        self.repairs: tuple[str, ...] = ()  # what was wrong with the answer's JSON
         self.hedged = False
         self.replays = [True]  # the one replay that a request has, whatever engine it goes to; empty: used up
         self.resumed = 0
@@ -190,6 +196,16 @@ class Call(Ask):
         call.caller = self.caller
         call.replays = self.replays
         call.records = self.records  # what becomes of its attempts is told with the rest
+        return call
+
+    def again(self, messages: list[dict[str, Any]]) -> Call:
+        """The same call with other messages, as a part of this one."""
+        request = {**self.request, "messages": messages}
+        call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
+        call.be_part_of(self)
+        call.caller, call.may_use = self.caller, self.may_use
+        call.allow_fallback, call.limit_s = self.allow_fallback, self.limit_s
+        call._params, call.split, call.stand_ins = self._params, self.split, self.stand_ins
         return call
 
     def be_part_of(self, call: Call) -> None:

@@ -27,7 +27,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.verify",),
     ("gateway.reuse",),
     ("gateway.asked",),
-    ("gateway.account", "gateway.workers", "gateway.validation", "gateway.telling"),
+    ("gateway.account", "gateway.workers", "gateway.validation", "gateway.telling", "gateway.fitting"),
     ("gateway.guard",),
     ("gateway.settingfiles",),
     ("gateway.keys", "gateway.reuse.answerschema", "gateway.reuse.redislink"),
