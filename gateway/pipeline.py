@@ -126,7 +126,8 @@ class Pipeline:
         if telling.is_immediate:
             self._admit(asked, call, identity)
             call.served_model = asked.model
-            return telling.immediate()
+            pool = self.factory.router.route(call.model, may_use=call.may_use)[0]
+            return telling.immediate(pool.spec.max_model_len)
         given = yield from self._given(asked, call, identity)
         if not isinstance(given, Answer):
             return given

@@ -8,10 +8,20 @@ not say.
 from __future__ import annotations
 
 import json
-from typing import Optional, Union, cast
+from typing import Optional, cast
 
 from gateway.dialects.cutting import Cutter
-from gateway.dialects.dialect import CHAT_PATH, Conversation, Counted, EventWriter, Immediate, Json, Translation
+from gateway.dialects.dialect import (
+    CHAT_PATH,
+    Conversation,
+    Counted,
+    EventWriter,
+    Immediate,
+    Json,
+    Read,
+    Shown,
+    Translation,
+)
 from gateway.errors import GatewayError
 from gateway.hedging import Answer
 from gateway.upstream.answers import Usage, dump, usage_of
@@ -27,7 +37,7 @@ class Telling:
     call: Call
     """What is asked. To be set before anything is told."""
 
-    def __init__(self, translation: Union[Translation, Immediate, Counted]) -> None:
+    def __init__(self, translation: Read) -> None:
         self._translation = translation
         self._cutter = Cutter()
         self._writer: Optional[EventWriter] = None
@@ -37,17 +47,18 @@ class Telling:
     @property
     def is_immediate(self) -> bool:
         """Whether it is answered without an engine."""
-        return isinstance(self._translation, (Immediate, Counted))
+        return isinstance(self._translation, (Immediate, Shown, Counted))
 
     @property
     def path(self) -> str:
         """What engines are asked."""
-        return CHAT_PATH if isinstance(self._translation, (Immediate, Counted)) else self._translation.path
+        translation = self._translation
+        return CHAT_PATH if isinstance(translation, (Immediate, Shown, Counted)) else translation.path
 
     @property
     def request(self) -> Json:
         """With what they are asked, or would be."""
-        if isinstance(self._translation, Immediate):
+        if isinstance(self._translation, (Immediate, Shown)):
             return {"model": self._translation.model, "messages": []}
         return self._translation.chat
 
@@ -61,12 +72,16 @@ class Telling:
         """The media type of a stream."""
         return cast(Conversation, self._translation).stream_type
 
-    def immediate(self) -> Answer:
-        """What is answered without an engine."""
+    def immediate(self, context_tokens: Optional[int]) -> Answer:
+        """What is answered without an engine, for a model with so large a context; None: unknown."""
         given = self._translation
         if isinstance(given, Counted):
-            return Answer(dump(given.answer(tokens_of(self.call.prompt_weight()))), Usage(0, 0, False))
-        return Answer(dump(cast(Immediate, given).answer), Usage(0, 0, False))
+            told = given.answer(tokens_of(self.call.prompt_weight()))
+        elif isinstance(given, Shown):
+            told = given.answer(context_tokens)
+        else:
+            told = cast(Immediate, given).answer
+        return Answer(dump(told), Usage(0, 0, False))
 
     def answer(self, given: Answer) -> Answer:
         """A complete answer, or the whole of a stream, as the client reads it. Takes long for a long one."""

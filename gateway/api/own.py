@@ -50,7 +50,10 @@ METRICS = Operation(
     (Answer(200, "Prometheus' text format 0.0.4.", {"text/plain": _TEXT}),),
     "Open on loopback to who comes through no proxy; `METRICS_AUTH` says otherwise.",
 )
-_MODELS = (json_answer(200, "Those that the caller may use.", ref("Models")),)
+_LISTS = {"anyOf": [ref("Models"), ref("AnthropicModels")]}
+_MODELS = (
+    json_answer(200, "Those that the caller may use; with `anthropic-version`, as Anthropic lists them.", _LISTS),
+)
 MODELS = Operation("GET", "/v1/models", "listModels", MODELS_TAG, "List the models", "", _MODELS)
 API_MODELS = Operation("GET", "/api/v1/models", "apiListModels", MODELS_TAG, "List the models", "", _MODELS)
 MODEL = Operation(
@@ -64,6 +67,33 @@ MODEL = Operation(
     "Names with slashes are found plain and percent-encoded.",
     (Parameter("path", "id", "The model's name, or an alias.", _TEXT),),
     errors=("model_not_found", "not_found"),
+)
+TAGS = Operation(
+    "GET",
+    "/api/tags",
+    "ollamaTags",
+    MODELS_TAG,
+    "List the models, for Ollama's clients",
+    "",
+    (json_answer(200, "Those that the caller may use; sizes are unknown.", ref("OllamaModels")),),
+)
+RUNNING = Operation(
+    "GET",
+    "/api/ps",
+    "ollamaRunning",
+    MODELS_TAG,
+    "List the models that are loaded, for Ollama's clients",
+    "",
+    (json_answer(200, "All that the caller may use.", ref("OllamaModels")),),
+)
+VERSION = Operation(
+    "GET",
+    "/api/version",
+    "ollamaVersion",
+    STATE,
+    "Tell the version of Ollama whose API this is",
+    "",
+    (json_answer(200, "Its version.", ref("OllamaVersion")),),
 )
 DOCUMENT = Operation(
     "GET",
@@ -92,4 +122,19 @@ DOCS = Operation(
     "",
     (_IF_NONE_MATCH,),
 )
-OPERATIONS = (MODELS, API_MODELS, MODEL, INDEX, HEALTHZ, READYZ, HEALTH, API_HEALTH, METRICS, DOCUMENT, DOCS)
+OPERATIONS = (
+    MODELS,
+    API_MODELS,
+    MODEL,
+    TAGS,
+    RUNNING,
+    VERSION,
+    INDEX,
+    HEALTHZ,
+    READYZ,
+    HEALTH,
+    API_HEALTH,
+    METRICS,
+    DOCUMENT,
+    DOCS,
+)

@@ -151,6 +151,16 @@ _STATE: dict[str, Json] = {
         available=FLAG,
     ),
     "Models": _closed({}, object=_const("list"), data=_list(ref("Model"))),
+    "AnthropicModels": _closed(
+        {},
+        data=_list(_open({}, type=_const("model"), id=TEXT, display_name=TEXT, created_at=TEXT)),
+        has_more=FLAG,
+        first_id=_or_null(TEXT),
+        last_id=_or_null(TEXT),
+    ),
+    "OllamaModels": _closed({}, models=_list(_open({}, name=TEXT, model=TEXT, size=COUNT, digest=TEXT))),
+    "OllamaVersion": _closed({}, version=TEXT),
+    "OllamaModel": _open({}, details={"type": "object"}, model_info={"type": "object"}, capabilities=_list(TEXT)),
 }
 
 KEY: dict[str, Json] = {

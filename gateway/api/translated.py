@@ -143,6 +143,15 @@ DESCRIBED = (
         "invalid_input",
     ),
     _operation(
+        "/api/show",
+        "ollamaShow",
+        "Tell of a model, for Ollama's clients",
+        "OllamaModel",
+        _request(model=_OLLAMA["model"]),
+        {"model": "13b"},
+        {},
+    ),
+    _operation(
         "/api/embeddings",
         "ollamaEmbeddings",
         "Turn a text into a vector, for Ollama's older clients",

@@ -5,14 +5,14 @@ One table, for the paths that translate; what a path only shows is in `server/ro
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Callable, NamedTuple, Optional
 
 from gateway.dialects.anthropic.errors import error_message, status_for
 from gateway.dialects.anthropic.requests import counted, read_count
 from gateway.dialects.anthropic.requests import read as read_messages
-from gateway.dialects.dialect import Counted, Immediate, Json, Translation
+from gateway.dialects.dialect import Counted, Json, Read
 from gateway.dialects.ollama.conversation import error_of
-from gateway.dialects.ollama.request import read_chat, read_embed, read_embeddings, read_generate
+from gateway.dialects.ollama.request import read_chat, read_embed, read_embeddings, read_generate, read_show
 from gateway.dialects.ollama.times import Times
 from gateway.dialects.responses.conversation import read as read_responses
 from gateway.errors import GatewayError
@@ -25,7 +25,7 @@ ANTHROPIC = "anthropic"
 class Endpoint(NamedTuple):
     """One path for clients of another dialect."""
 
-    read: Callable[[Json, Times], Union[Translation, Immediate, Counted]]
+    read: Callable[[Json, Times], Read]
     """The request, translated. Raises RequestRefused."""
     error_format: str
     """A shape of `ERROR_BODIES`, or one that the gateway has anyway."""
@@ -35,6 +35,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/messages": Endpoint(lambda request, times: read_messages(request), ANTHROPIC),
     "/v1/messages/count_tokens": Endpoint(lambda request, times: Counted(read_count(request), counted), ANTHROPIC),
     "/v1/responses": Endpoint(lambda request, times: read_responses(request), OPENAI),
+    "/api/show": Endpoint(read_show, OLLAMA),
     "/api/chat": Endpoint(read_chat, OLLAMA),
     "/api/generate": Endpoint(read_generate, OLLAMA),
     "/api/embed": Endpoint(read_embed, OLLAMA),

@@ -7,7 +7,7 @@ Owns the shapes only.
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, Callable, NamedTuple, Optional, Protocol, Union
 
 from gateway.errors import GatewayError
 
@@ -26,6 +26,15 @@ class Immediate(NamedTuple):
     """The model that it is about, which has to be one that the client may use."""
     answer: Json
     """What it is answered, whole, whether or not it asked for a stream."""
+
+
+class Shown(NamedTuple):
+    """A request to be told of a model."""
+
+    model: str
+    """One that the client may use."""
+    answer: Callable[[Optional[int]], Json]
+    """What it is answered, by the tokens that the model's context has room for; None: unknown."""
 
 
 class Counted(NamedTuple):
@@ -98,3 +107,7 @@ class EventReader(Protocol):
         """Bytes of the engine's body, cut anywhere; returns whole `data: …` events of chat chunks, `[DONE]` behind a
         good end, or an event with `error`."""
         ...
+
+
+Read = Union[Translation, Immediate, Shown, Counted]
+"""What a request of another dialect may be."""

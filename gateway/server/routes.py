@@ -6,8 +6,7 @@ One table of paths. Owns nothing; reads the factory's snapshot and the metrics' 
 from __future__ import annotations
 
 import time
-import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
 from gateway import __version__
@@ -17,13 +16,12 @@ from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
 from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
-from gateway.routing.splits import SplitSpec
-from gateway.routing.virtual import VirtualSpec
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.documentpages import DocumentPages
 from gateway.server.exchange import Exchange
 from gateway.server.lostpaths import LostPaths
+from gateway.server.modelpages import MODEL_START, ModelPages
 from gateway.server.parsing import RequestHead
 from gateway.steps import ASIDE, Pause, Steps
 from gateway.telemetry.registry import Registry
@@ -35,7 +33,6 @@ RENDERING_SHARE = 0.25
 RENDERED_AT_ONCE_S = 0.25
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
-MODEL_START = own.MODEL.path.partition("{")[0]
 ALWAYS_OPEN = frozenset(operation.path for operation in own.OPERATIONS if operation.permission is None)
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
 COUNT_LOOKS = 20  # then it is shown as it is
@@ -59,6 +56,7 @@ class Routes:
         self._browsers = BrowserRules(self._settings)
         self._metrics_local = self._settings.metrics_auth != "off"
         self._metrics_open = self._settings.on_loopback or self._settings.metrics_auth == "off"
+        models = ModelPages(pipeline)
         pages = DocumentPages(pipeline.guard.authenticator, self._metrics_open)
         handlers: tuple[tuple[Operation, Handler], ...] = (
             (own.INDEX, self._index),
@@ -67,9 +65,12 @@ class Routes:
             (own.HEALTH, self._health),
             (own.API_HEALTH, self._health),
             (own.METRICS, self._metrics),
-            (own.MODELS, self._models),
-            (own.API_MODELS, self._models),
-            (own.MODEL, self._model),
+            (own.MODELS, models.all),
+            (own.API_MODELS, models.all),
+            (own.MODEL, models.one),
+            (own.TAGS, models.tags),
+            (own.RUNNING, models.running),
+            (own.VERSION, models.version),
             (own.DOCUMENT, pages.document),
             (own.DOCS, pages.page),
         )
@@ -223,75 +224,3 @@ class Routes:
             over_s = self._rendering_s - RENDERED_AT_ONCE_S
             self._rendered = (now_s + over_s / RENDERING_SHARE, body) if over_s > 0 else (0.0, b"")
         return Reply(200, (("Content-Type", METRICS_TYPE),), body)
-
-    def _models(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
-        """All models that the caller may use."""
-        assert identity is not None  # this path is not open
-        listed = self._listed()
-        names = listed or self._pipeline.factory.router.names()
-        entries = [self._entry(name, listed, identity) for name in names]
-        return json_reply({"object": "list", "data": [entry for entry in entries if entry is not None]})
-
-    def _model(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
-        """One of them: another does not exist for the caller."""
-        assert identity is not None  # this path is not open
-        name = urllib.parse.unquote(head.path[len(MODEL_START) :])
-        entry = self._entry(name, self._listed(), identity)
-        if entry is None:
-            raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
-        return json_reply(entry)
-
-    def _listed(self) -> dict[str, Optional[int]]:
-        return {one.id: one.max_model_len for one in self._pipeline.factory.router.listed()}
-
-    def _entry(self, name: str, listed: Mapping[str, Optional[int]], identity: Identity) -> Optional[dict[str, Any]]:
-        """A model that the caller may use; `listed`: where one engine serves every name, what it lists, with the
-        context."""
-        router = self._pipeline.factory.router
-        if name not in (listed or router.names()):
-            return None
-        virtual = router.virtual(name)
-        if virtual is not None:
-            return self._virtual_entry(name, virtual, identity)
-        split = (router.splits or {}).get(name)
-        if split is not None:
-            return self._split_entry(name, split, identity)
-        pool = router.route(name, may_use=identity.may_use)[0]
-        # Where one engine serves every name, the name is the model.
-        names = (name,) if listed else router.names_of(pool.name)
-        if not identity.may_use(*names):
-            return None
-        entry = self._any_entry(name, pool.any_available())
-        if pool.spec.family is not None:
-            entry["family"] = pool.spec.family
-        max_model_len = pool.spec.max_model_len or listed.get(name)
-        if max_model_len is not None:
-            entry["max_model_len"] = max_model_len
-        return entry
-
-    def _split_entry(self, name: str, split: SplitSpec, identity: Identity) -> Optional[dict[str, Any]]:
-        """A model that others answer for; there is an answer where one of them, or of its fallbacks, can give it."""
-        if not identity.may_use(split.name, *split.aliases):
-            return None
-        router = self._pipeline.factory.router
-        members = [share for share, _ in split.shares]
-        there = [other for other in (*members, *(split.fallbacks or ())) if other in router.routed]
-        available = any(router.route(other)[0].any_available() for other in there)
-        return {**self._any_entry(name, available), "members": members}
-
-    def _any_entry(self, name: str, available: bool) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._pipeline.started_unix_s,
-            "owned_by": "inference-gateway",
-            "available": available,
-        }
-
-    def _virtual_entry(self, name: str, virtual: VirtualSpec, identity: Identity) -> Optional[dict[str, Any]]:
-        """A model made of others; there is an answer where one of them can give it."""
-        if not identity.may_use(virtual.name, *virtual.aliases):
-            return None
-        router = self._pipeline.factory.router
-        available = any(router.route(member)[0].any_available() for member in virtual.members)
-        return {**self._any_entry(name, available), "members": list(virtual.members)}

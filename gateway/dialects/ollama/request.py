@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Optional, Union
 
-from gateway.dialects.dialect import CHAT_PATH, COMPLETION_PATH, EMBEDDING_PATH, Immediate, Json
+from gateway.dialects.dialect import CHAT_PATH, COMPLETION_PATH, EMBEDDING_PATH, Immediate, Json, Shown
 from gateway.dialects.ollama.conversation import CHAT, GENERATE, Conversation, Embedded, Embeddings, empty
 from gateway.dialects.ollama.messages import content_of, messages_of
+from gateway.dialects.ollama.pages import Model, show
 from gateway.dialects.ollama.times import Times
 from gateway.dialects.reading import objects, optional, refused, required, unsupported
 
@@ -96,6 +97,12 @@ def read_embeddings(request: Json) -> Union[Embedded, Immediate]:
     if not prompt:
         return Immediate(model, {"embedding": []})
     return Embedded(EMBEDDING_PATH, {"model": model, "input": prompt})
+
+
+def read_show(request: Json, times: Times) -> Shown:
+    """POST /api/show."""
+    model = model_in(request)
+    return Shown(model, lambda context_tokens: show(Model(model, times.unix_s(), context_tokens)))
 
 
 def model_in(request: Json) -> str:
