@@ -75,9 +75,8 @@ class Gateway:
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
         )
         self._open_caches()
-        self.pipeline = Pipeline(
-            settings, self.factory, self.guard, self.workers, self.telemetry, self.caches, self.schemas
-        )
+        parts = (self.factory, self.guard, self.workers, self.telemetry, self.caches, self.schemas)
+        self.pipeline = Pipeline(settings, *parts)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         self._bind_metrics()
         self.server = self._listen()

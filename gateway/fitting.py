@@ -103,7 +103,7 @@ def shape_of(request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Sh
     try:
         strict = strict_tools(tools) if tools else None
     except SchemaRefused as error:
-        raise _refused(error.path, error.message) from error
+        raise _unfit(error.path, error.message) from error
     return None if schema is None and strict is None else Shape(schema, strict)
 
 
@@ -115,16 +115,16 @@ def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema]) -
         return None  # text, or what only some engines know
     told = form.get("json_schema")
     if not isinstance(told, dict):
-        raise _refused("response_format.json_schema", "must be an object")
+        raise _unfit("response_format.json_schema", "must be an object")
     if told.get("schema") is not None:
         try:
             return _compiled(json.dumps(told["schema"], sort_keys=True))
         except SchemaRefused as error:
-            raise _refused(f"{_SCHEMA}{error.path[1:]}", error.message) from error
+            raise _unfit(f"{_SCHEMA}{error.path[1:]}", error.message) from error
     name = told.get("name")
     schema = kept.get(name) if isinstance(name, str) else None
     if schema is None:
-        raise _refused("response_format.json_schema.name", "has no schema, and is none that the gateway keeps")
+        raise _unfit("response_format.json_schema.name", "has no schema, and is none that the gateway keeps")
     request["response_format"] = {**form, "json_schema": {**told, "schema": schema.document}}
     return schema
 
@@ -134,7 +134,7 @@ def _compiled(text: str) -> Schema:
     return compile_schema(json.loads(text))
 
 
-def _refused(where: str, what: str) -> RequestRefused:
+def _unfit(where: str, what: str) -> RequestRefused:
     return RequestRefused("invalid_response_format", f"{where} {what}", param=where)
 
 

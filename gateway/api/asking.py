@@ -10,6 +10,8 @@ ASKING = (
     *("backend_error", "backend_unavailable", "draining", "queue_timeout", "gateway_timeout"),
 )
 """Errors of whatever asks engines."""
+SHAPED = ("invalid_response_format", "invalid_model_output")
+"""Of what may ask for an answer that fits a schema."""
 HEADERS = (
     *("X-Gateway-Engine", "X-Gateway-Model", "X-Gateway-Attempts", "X-Gateway-Fallback", "Server-Timing"),
     *("X-Gateway-Cost-Usd", "X-Gateway-Cache", "X-Gateway-Coalesced", "Age"),

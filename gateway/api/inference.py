@@ -6,7 +6,7 @@ What their requests may hold is said where it is checked (upstream/fields.py, ve
 from __future__ import annotations
 
 from gateway.api import translated
-from gateway.api.asking import ASKING, HEADERS, PARAMETERS
+from gateway.api.asking import ASKING, HEADERS, PARAMETERS, SHAPED
 from gateway.api.operation import JSON_TYPE, Answer, Body, Json, Operation, json_answer, ref
 from gateway.calling import INFERENCE, PATHS
 from gateway.reuse.serving import QUERY
@@ -58,7 +58,7 @@ _DESCRIBED = (
             BY_PATH["/chat/completions"].schema,
             example={"messages": [{"role": "user", "content": "What is Python?"}], "max_tokens": 100},
         ),
-        (*_COMPLETING, "invalid_messages", "invalid_n", "no_consensus", "no_model_answered"),
+        (*_COMPLETING, "invalid_messages", "invalid_n", *SHAPED, "no_consensus", "no_model_answered"),
     ),
     Operation(
         "POST",

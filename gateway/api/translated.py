@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.api.asking import ASKING, HEADERS, PARAMETERS
+from gateway.api.asking import ASKING, HEADERS, PARAMETERS, SHAPED
 from gateway.api.operation import JSON_TYPE, Answer, Body, Json, Operation, ref
 from gateway.dialects.bypath import ENDPOINTS
 
@@ -22,7 +22,7 @@ _OBJECTS: Json = {"type": "array", "items": {"type": "object"}}
 _USER = {"role": "user", "content": "What is Python?"}
 _CHAT_CODES = ("invalid_messages", "invalid_stream", "invalid_max_tokens", "invalid_temperature", "invalid_top_p")
 _CODES = (*ASKING, *_CHAT_CODES, "invalid_stop", "not_supported")
-_TOGETHER = ("no_consensus", "no_model_answered")
+_TOGETHER = (*SHAPED, "no_consensus", "no_model_answered")
 
 
 def _request(*required: str, **properties: Json) -> Json:

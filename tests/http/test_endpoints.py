@@ -83,7 +83,9 @@ class Paths(SocketTest):
         endpoints = self.gateway.get("/").json()["endpoints"]
         gets = ("/", "/v1/models", "/v1/models/{id}", "/healthz", "/readyz", "/health", "/metrics", "/admin/usage")
         gets += ("/api/v1/cache/stats", "/api/v1/models", "/api/v1/health", "/openapi.json", "/docs")
+        gets += ("/api/tags", "/api/ps", "/api/version", "/admin/schemas")
         keys = {"/admin/keys": "GET, POST", "/admin/keys/{name}": "DELETE", "/admin/keys/{name}/rotate": "POST"}
+        keys["/admin/schemas/{name}"] = "GET, PUT, DELETE"
         engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable")}
         posts = (*POSTS, *ENDPOINTS, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")
         self.assertEqual(endpoints, {**dict.fromkeys(posts, "POST"), **dict.fromkeys(gets, "GET"), **keys, **engines})

@@ -192,7 +192,7 @@ class Errors(ResilienceTest):
     def test_the_gateways_own_failures(self) -> None:
         running = self.serve({"m": {"engines": ["echo:"]}})
         for shape, client in CLIENTS:
-            for where in ("gateway.pipeline.Pipeline._validated", "gateway.server.exchange.answer_headers"):
+            for where in ("gateway.pipeline.call_of", "gateway.server.exchange.answer_headers"):
                 with mock.patch(where, side_effect=RuntimeError("inner detail")):
                     self.assert_told(running.post(headers=client), 500, "internal_error", shape)
         running.app.pipeline.draining = True

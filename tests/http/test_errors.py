@@ -348,7 +348,7 @@ class Own(ErrorTest):
         running = self.enter(gateway())
         for path, where, name in (
             ("/v1/models", running.app.factory.router, "names"),
-            (CHAT, running.app.pipeline, "_validated"),
+            (CHAT, running.app.pipeline, "_admit"),
         ):
             with self.subTest(path=path):
                 with mock.patch.object(where, name, side_effect=RuntimeError("inner detail")):

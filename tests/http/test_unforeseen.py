@@ -321,7 +321,7 @@ class EndsTest(ResilienceTest):
             self.ask_all_ways(*self.gateway())
 
     def test_when_the_tokens_cannot_be_counted(self) -> None:
-        with crashing(Exchange, "_count"):
+        with crashing(exchange, "_count"):
             self.ask_all_ways(*self.gateway())
 
     def test_when_the_event_cannot_be_made(self) -> None:

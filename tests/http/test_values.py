@@ -32,7 +32,7 @@ class BoundTest(AccessTest):
 
     def test_megabytes_of_nothing_are_refused_before_they_are_parsed(self) -> None:
         running = self.enter(gateway())
-        with mock.patch.object(validation, "_decode", side_effect=AssertionError("parsed")):
+        with mock.patch.object(validation, "read_strictly", side_effect=AssertionError("parsed")):
             response = running.post(filled(b"[],", 3_000_000), COMPLETIONS)
         self.assert_error(response, 400, "invalid_json")
         self.assertIn("1000000", response.json()["message"])

@@ -11,6 +11,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
+from gateway.dialects.bypath import ENDPOINTS
 from gateway.pipeline import INFERENCE, PATHS
 from gateway.tools import asking, warming
 from gateway.tools.prompts import PATH_BY_MEMBER, request_in
@@ -230,7 +231,7 @@ class BadLinesTest(CacheCommandTest):
 
     def test_the_paths_are_those_that_are_served(self) -> None:
         # What is compared is as often another answer: it is not kept.
-        self.assertEqual({*PATH_BY_MEMBER.values(), INFERENCE}, set(PATHS))
+        self.assertEqual({*PATH_BY_MEMBER.values(), INFERENCE, *ENDPOINTS}, set(PATHS))
 
     def test_a_prompt_becomes_a_chat_without_chance(self) -> None:
         path, body = request_in('{"prompt": "a", "model": "m"}', "other")

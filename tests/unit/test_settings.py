@@ -98,7 +98,7 @@ class TableTest(SettingsCase):
             "embeddings_model": None, "redis_url": None, "redis_timeout_ms": 50,
             "sandbox": "auto", "sandbox_min": "namespaces", "sandbox_runtime": None, "sandbox_image": None,
             "sandbox_concurrency": 2, "sandbox_timeout_s": 30.0, "sandbox_memory_mb": 256,
-            "heal_attempts": 1, "verify_timeout_s": 60.0,
+            "heal_attempts": 1, "verify_timeout_s": 60.0, "schema_retries": 2, "schemas_dir": None,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
@@ -114,7 +114,7 @@ class TableTest(SettingsCase):
         self.assertEqual(len(names), len(set(names)))
         contract = """HOST PORT BACKEND_URL ENGINES ENGINES_FILE DEFAULT_MODEL STRATEGY FALLBACK
             WORKERS QUEUE_SIZE QUEUE_TIMEOUT CONNECT_TIMEOUT REQUEST_TIMEOUT FIRST_TOKEN_TIMEOUT
-            STREAM_IDLE_TIMEOUT RETRY_ATTEMPTS HEALTH_INTERVAL HEALTH_TIMEOUT HEALTH_FAILS
+            STREAM_IDLE_TIMEOUT RETRY_ATTEMPTS SCHEMA_RETRIES SCHEMAS_DIR HEALTH_INTERVAL HEALTH_TIMEOUT HEALTH_FAILS
             HEALTH_PASSES MAX_BODY_BYTES MAX_HEADER_BYTES CLIENT_TIMEOUT KEEPALIVE_TIMEOUT
             MAX_CONNECTIONS ERROR_FORMAT CORS_ORIGINS LOG_LEVEL LOG_FORMAT API_KEYS ADMIN_KEYS
             AUTH DRAIN_TIMEOUT LOG_BODIES ROUTING_SEED DECISION_LOG BREAKER_WINDOW
