@@ -54,6 +54,7 @@ PATHS = {
     INFERENCE: "/chat/completions",
     **dict.fromkeys(ENDPOINTS, "/chat/completions"),  # or what the request is translated to
 }
+NO_TOKENS = TokensAtMost(0, 0)  # of what no engine is asked for
 FEW_BYTES = 4096  # of a body that is looked through in no time
 ASIDE_BYTES = 65536  # a body of more is read on a thread
 MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
@@ -254,7 +255,8 @@ class Pipeline:
             names = (named,) if router.fleet.wildcard else router.names_of(model)
             if not identity.may_use(*names):
                 raise _forbidden(named)
-        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
+        takes = asked.telling is None or not asked.telling.is_immediate
+        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call) if takes else NO_TOKENS)
         asked.limit_headers = admission.header_lines
         asked.account = Account(self.guard, admission, self.internal_error, asked.request_id)
 
