@@ -164,7 +164,8 @@ class Exchange(Answering):
             self.client.set_deadline(math.inf)
             self.relay.share(self, stream, self.shared, self._begin_stream(call))
             return
-        data = self._begin_stream(call) + self.carry(stream.first)
+        lines = self.carry(stream.first)  # before the head: if it crashes, there can be another
+        data = self._begin_stream(call) + lines
         stream.first = b""
         try:
             data = data[self.client.send_now(data) :]
@@ -219,7 +220,16 @@ class Exchange(Answering):
     def carry(self, lines: bytes) -> bytes:
         """A stream's lines as the client reads them, and as its connection carries them."""
         telling = self.telling
-        return self.frame(lines if telling is None else telling.lines(lines))
+        if telling is None:
+            return self.frame(lines)
+        try:
+            told = telling.lines(lines)
+        except Exception:
+            self.crashed = True
+            raise
+        if telling.fault is not None:
+            self.error = telling.fault.code
+        return self.frame(told)
 
     def end_of_stream(self) -> bytes:
         """Return the bytes that end the body of a stream."""
