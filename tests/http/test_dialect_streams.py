@@ -186,6 +186,22 @@ class GoodStreamsTest(StreamTest):
 
 
 class BrokenStreamsTest(StreamTest):
+    def test_a_stream_that_another_engine_goes_on_with_is_one(self) -> None:
+        for path in SPEAKING:
+            with self.subTest(path):
+                broken, other = self.scripted(), self.scripted()
+                specs = [{"url": engine.url, "resume": True} for engine in (broken, other)]
+                running = self.serve({"m": {"engines": specs, "strategy": "round_robin"}})
+                client = self.client(running, path)
+                side = self.opened(broken, "one ")
+                client.read_head()
+                told = self.until(client, path, "one ")
+                side.close()
+                self.opened(other, "two").send(chunked(delta("", "stop") + DONE) + LAST_CHUNK)
+                told += self.rest(client, path)
+                self.assertEqual((text_of(path, told), ends_well(path, told)), ("one two", True))
+                self.assertLessEqual(sum(one.get("type") in ("message_start", "response.created") for one in told), 1)
+
     def test_a_stream_that_breaks_ends_with_the_dialects_error_and_no_good_end(self) -> None:
         for behaviour in ("drop_mid_stream", "reset_mid_stream", "end_mid_stream", "error_mid_stream", "malformed"):
             running = self.serve(
