@@ -48,6 +48,7 @@ from gateway.validation import parse_json
 from gateway.verify.late import Late
 from gateway.workers import Job, Overloaded, WorkerPool
 
+NO_TOKENS = TokensAtMost(0, 0)  # of what no engine is asked for
 ASIDE_BYTES = 65536  # a body of more is read on a thread
 MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
 KEYS_PAUSE_S = 0.1  # until it is seen again whether an identity provider's keys have come
@@ -213,7 +214,8 @@ class Pipeline:
             # Where one engine serves every name, the name asked for is the model.
             if not identity.may_use(*((named,) if router.fleet.by_engines else router.names_of(model))):
                 raise _forbidden(named)
-        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call))
+        takes = asked.telling is None or not asked.telling.is_immediate
+        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call) if takes else NO_TOKENS)
         asked.limit_headers = admission.header_lines
         asked.account = Account(self.guard, admission, self.internal_error, asked.request_id)
 

@@ -22,7 +22,7 @@ from gateway.dialects.dialect import (
     Shown,
     Translation,
 )
-from gateway.errors import GatewayError
+from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
 from gateway.upstream.answers import Usage, dump, usage_of
 from gateway.upstream.call import Call
@@ -32,7 +32,7 @@ from gateway.upstream.estimates import tokens_of, weight_of_choices
 class Telling:
     """How one request's answer is told."""
 
-    __slots__ = ("_cutter", "_translation", "_usage_told", "_weight", "_writer", "call")
+    __slots__ = ("_cutter", "_translation", "_usage_told", "_weight", "_writer", "call", "fault")
 
     call: Call
     """What is asked. To be set before anything is told."""
@@ -42,6 +42,7 @@ class Telling:
         self._cutter = Cutter()
         self._writer: Optional[EventWriter] = None
         self._usage_told = False
+        self.fault: Optional[EngineFailed] = None  # what has been told instead of a stream's good end
         self._weight = 0  # of what has been generated (see `upstream/estimates.py`)
 
     @property
@@ -84,15 +85,26 @@ class Telling:
         return Answer(dump(told), Usage(0, 0, False))
 
     def answer(self, given: Answer) -> Answer:
-        """A complete answer, or the whole of a stream, as the client reads it. Takes long for a long one."""
+        """A complete answer, or the whole of a stream, as the client reads it. Takes long for a long one. Raises
+        EngineFailed for what the dialect has no words for."""
         body = bytes(given.body)
         if self.call.stream:
-            return Answer(self.lines(body), given.usage)
+            lines = self.lines(body)
+            if self.fault is not None:
+                raise self.fault
+            return Answer(lines, given.usage)
         return Answer(dump(cast(Translation, self._translation).answer(json.loads(body))), given.usage)
 
     def lines(self, lines: bytes) -> bytes:
         """Whole lines of a chat stream as the client reads them; what ends within them is told."""
-        return b"".join(self._event(event.data, event.is_comment) for event in self._cutter.feed(lines))
+        told: list[bytes] = []
+        for event in self._cutter.feed(lines):
+            try:
+                told.append(self._event(event.data, event.is_comment))
+            except EngineFailed as error:
+                self.fault = error
+                told.append(self.failed(error, self.call.request_id))
+        return b"".join(told)
 
     def failed(self, error: GatewayError, request_id: str) -> bytes:
         """The stream is broken."""

@@ -346,16 +346,16 @@ class RawClient:
             self._left = int(length or "0")
         return response
 
-    def read_event(self) -> Optional[str]:
+    def read_event(self, mark: bytes = b"\n\n") -> Optional[str]:
         """The next event of the stream without its blank line, e.g. `data: [DONE]`; None when the body has ended.
 
-        Raises Closed when the connection ends before the body does.
+        `mark` is what ends an event. Raises Closed when the connection ends before the body does.
         """
         deadline_s = time.monotonic() + self.timeout_s
         while True:
-            end = self._text.find(b"\n\n")
+            end = self._text.find(mark)
             if end >= 0:
-                event, self._text = self._text[:end], self._text[end + 2 :]
+                event, self._text = self._text[:end], self._text[end + len(mark) :]
                 return event.decode()
             part = b"" if self._body is None else self._event_part(deadline_s)
             if not part:
@@ -363,11 +363,11 @@ class RawClient:
                 return None
             self._text += part
 
-    def read_events(self) -> list[str]:
+    def read_events(self, mark: bytes = b"\n\n") -> list[str]:
         """All events that are left, until the body has ended."""
         events = []
         while True:
-            event = self.read_event()
+            event = self.read_event(mark)
             if event is None:
                 return events
             events.append(event)

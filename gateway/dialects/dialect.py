@@ -62,8 +62,8 @@ class EventWriter(Protocol):
         ...
 
     def done(self) -> bytes:
-        """`[DONE]` has come: everything that a good end needs; or what `failed` says, where the dialect has no words
-        for what a model wrote."""
+        """`[DONE]` has come: everything that a good end needs. Raises EngineFailed where the dialect has no words for
+        what a model wrote: then `failed` is to be told."""
         ...
 
     def failed(self, error: GatewayError, request_id: str) -> bytes:

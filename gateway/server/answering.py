@@ -69,6 +69,8 @@ class Answering(Asked):
     error: Optional[str] = None
     ttft_s: Optional[float] = None
     logged_answer = b""
+    crashed = False
+    """What ends the stream is a fault of the gateway, and not that its client has left."""
 
     def __init__(
         self, pipeline: Pipeline, client: Client, client_address: str, head: RequestHead, accepted_s: float
@@ -168,6 +170,8 @@ class Answering(Asked):
         cut off."""
         if complete:
             self.conclude(self.error, self.status)
+        elif self.crashed:
+            self.conclude("internal_error", self.status)
         elif self.cut:
             self.conclude("draining", self.status)
         else:

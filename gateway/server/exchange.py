@@ -165,7 +165,8 @@ class Exchange(Answering):
             self.client.set_deadline(math.inf)
             self.relay.share(self, stream, self.shared, self._begin_stream(call))
             return
-        data = self._begin_stream(call) + self.carry(stream.first)
+        lines = self.carry(stream.first)  # before the head: if it crashes, there can be another
+        data = self._begin_stream(call) + lines
         stream.first = b""
         try:
             data = data[self.client.send_now(data) :]
@@ -220,12 +221,7 @@ class Exchange(Answering):
 
     def carry(self, lines: bytes) -> bytes:
         """A stream's lines as the client reads them, and as its connection carries them."""
-        call, telling, misfit = self.call, self.telling, None
-        if call is not None and call.shape is not None:
-            judging = self.judging = self.judging or Judging(call.shape)
-            lines, misfit = judging.lines(lines)
-        data = self.frame(lines if telling is None else telling.lines(lines))
-        return data if misfit is None else data + self.frame(self.stream_refused(misfit))
+        return _carried(self, lines)
 
     def end_of_stream(self) -> bytes:
         """Return the bytes that end the body of a stream."""
@@ -299,3 +295,21 @@ def _count(call: Call, stream: EngineStream) -> None:
         prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
         completion_tokens = usage.completion_tokens + tokens
         call.usage = usage._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True)
+
+
+def _carried(exchange: Exchange, lines: bytes) -> bytes:
+    """See `Exchange.carry`."""
+    call, telling, misfit = exchange.call, exchange.telling, None
+    try:
+        if call is not None and call.shape is not None:
+            judging = exchange.judging = exchange.judging or Judging(call.shape)
+            lines, misfit = judging.lines(lines)
+        data = exchange.frame(lines if telling is None else telling.lines(lines))
+        if misfit is not None:
+            data += exchange.frame(exchange.stream_refused(misfit))
+    except Exception:
+        exchange.crashed = True
+        raise
+    if telling is not None and telling.fault is not None:
+        exchange.error = telling.fault.code
+    return data

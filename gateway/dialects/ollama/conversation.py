@@ -107,10 +107,7 @@ class Writer:
 
     def done(self) -> bytes:
         """Calls are told whole: their arguments are objects here."""
-        try:
-            tool_calls = called(self._calls.all)
-        except EngineFailed as error:
-            return self.failed(error, "")
+        tool_calls = called(self._calls.all)
         lines = _line(self._conversation.told(_NOTHING, tool_calls)) if tool_calls else b""
         usage = self._usage or Usage(self._prompt_tokens, 0, self._pieces, 0)
         end = self._conversation.end(self._finish_reason, usage, self._prompt_ns or 0)

@@ -1,0 +1,144 @@
+"""langchain's packages for Anthropic and OpenAI as clients, against a gateway whose engines only know chat.
+
+Skipped where a package is missing; with REQUIRE_LANGCHAIN=1 that is a failure. `test_openai_errors.py` has what
+langchain's users read when something is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import unittest
+from typing import Any
+
+from tests.clients import ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+
+NO_ANTHROPIC = missing("langchain_anthropic")
+NO_OPENAI = missing("langchain_openai")
+TOOLS: Any = [
+    {"type": "function", "function": {"name": name, "description": name, "parameters": schema}}
+    for name, schema in (("get_weather", WEATHER), ("get_time", CLOCK))
+]
+
+
+class RequirementTest(unittest.TestCase):
+    @unittest.skipUnless(os.environ.get("REQUIRE_LANGCHAIN") == "1", "REQUIRE_LANGCHAIN=1 is not set")
+    def test_langchain_s_packages_are_installed(self) -> None:
+        self.assertFalse(NO_ANTHROPIC, "REQUIRE_LANGCHAIN=1, but langchain-anthropic is missing")
+        self.assertFalse(NO_OPENAI, "REQUIRE_LANGCHAIN=1, but langchain-openai is missing")
+
+
+class LangchainCase(ClientCase):
+    """One model of langchain, whichever dialect it speaks."""
+
+    error: Any
+    """What a broken stream is to its users."""
+
+    def new_model(self) -> Any:
+        raise NotImplementedError
+
+    def asynchronous(self) -> Any:
+        """The client that the model asks with where it is asked asynchronously."""
+        return self.model.root_async_client
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.model = self.new_model()
+
+    def check(self) -> None:
+        """Whole, streamed, asynchronous, with tools in two rounds, with an answer that fits a class, broken."""
+        self.check_answers()
+        self.check_tools()
+        self.check_structured()
+        self.break_streams()
+        chunks = []
+        with self.assertRaises(self.error):
+            for chunk in self.model.stream("hi there"):
+                chunks.append(chunk)
+        self.assertTrue(any(chunk.text for chunk in chunks))
+
+    def check_answers(self) -> None:
+        whole = self.model.invoke("hi there")
+        self.assertIn("hi there", whole.text)
+        self.assertGreater(whole.usage_metadata["output_tokens"], 0)
+        parts = list(self.model.stream("hi there"))
+        self.assertEqual("".join(part.text for part in parts), whole.text)
+        self.assertGreater(len(parts), 2)
+
+        async def ask() -> str:
+            try:
+                return "".join([part.text async for part in self.model.astream("hi there")])
+            finally:
+                await self.asynchronous().close()
+
+        self.assertEqual(asyncio.run(ask()), whole.text)
+
+    def check_tools(self) -> None:
+        from langchain_core.messages import HumanMessage, ToolMessage
+
+        model = self.model.bind_tools(TOOLS)
+        messages: list[Any] = [HumanMessage(ASKS_BOTH)]
+        message = model.invoke(messages)
+        calls = [(call["name"], list(call["args"])) for call in message.tool_calls]
+        self.assertEqual(calls, [("get_weather", ["city"]), ("get_time", ["zone"])])
+        messages.append(message)
+        messages += [ToolMessage(f"of {call['name']}", tool_call_id=call["id"]) for call in message.tool_calls]
+        self.assertIn("of get_weather; of get_time", model.invoke(messages).text)
+
+    def check_structured(self) -> None:
+        import pydantic
+
+        class City(pydantic.BaseModel):
+            """A city."""
+
+            name: str
+            inhabitants: int
+
+        self.assertIsInstance(self.model.with_structured_output(City).invoke("hi there"), City)
+
+
+@unittest.skipIf(NO_ANTHROPIC, "langchain-anthropic is not installed")
+class AnthropicTest(LangchainCase):
+    package = "langchain_anthropic"
+
+    def new_model(self) -> Any:
+        import anthropic
+
+        self.error = anthropic.APIStatusError
+        return self.sdk.ChatAnthropic(model="m", base_url=self.gateway.url, api_key=KEY, max_retries=0, max_tokens=200)
+
+    def asynchronous(self) -> Any:
+        return self.model._async_client
+
+    def test_its_users_flows(self) -> None:
+        self.check()
+
+
+@unittest.skipIf(NO_OPENAI, "langchain-openai is not installed")
+class OpenAITest(LangchainCase):
+    package = "langchain_openai"
+
+    def new_model(self, **options: Any) -> Any:
+        import openai
+
+        self.error = openai.APIError
+        url = f"{self.gateway.url}/v1"
+        return self.sdk.ChatOpenAI(model="m", base_url=url, api_key=KEY, max_retries=0, stream_usage=True, **options)
+
+    def test_its_users_flows(self) -> None:
+        self.check()
+
+    def test_its_users_flows_over_responses(self) -> None:
+        self.model = self.new_model(use_responses_api=True)
+        self.error = ValueError  # langchain's own, of the event response.failed
+        self.check()
+
+    def test_embeddings(self) -> None:
+        options = {"base_url": f"{self.gateway.url}/v1", "api_key": KEY, "check_embedding_ctx_length": False}
+        embeddings = self.sdk.OpenAIEmbeddings(model="m", **options)
+        several = embeddings.embed_documents(["one", "two"])
+        self.assertEqual((len(several), several[0]), (2, embeddings.embed_query("one")))
+
+
+if __name__ == "__main__":
+    unittest.main()
