@@ -5,7 +5,6 @@ Pure. Used while a schema is compiled, by one thread.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Optional
 
 from gateway.schemas.document import Document, Steps
@@ -70,7 +69,7 @@ class Part:
     def number(self, keyword: str) -> Any:
         """The number of a keyword. Raises SchemaRefused for anything else."""
         value = self.schema[keyword]
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float):
             raise self.refused("must be a number", keyword)
         return value
 

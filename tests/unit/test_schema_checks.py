@@ -275,6 +275,8 @@ class BoundTest(unittest.TestCase):
             ({"multipleOf": 1e-300}, 1e308, True),
             ({"multipleOf": 3}, 10**900, False),
             ({"multipleOf": 1}, float("inf"), False),
+            ({"multipleOf": 10**900}, 10**901, True),  # no float is as large
+            ({"minimum": -(10**900), "exclusiveMaximum": 10**900}, 1e308, True),
             ({"maximum": 2**53}, 2**53 + 1, False),
             ({"const": 2**53}, 2.0**53, True),
             ({"const": 2**53 + 1}, 2.0**53, False),
