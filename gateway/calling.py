@@ -14,15 +14,12 @@ from gateway.clock import unix_s
 from gateway.dialects.bypath import ENDPOINTS
 from gateway.dialects.ollama.times import Times
 from gateway.errors import GatewayError
-from gateway.fitting import Shape, shape_of
 from gateway.inference import Call
 from gateway.keys.auth import Identity
 from gateway.reuse.serving import QUERY
 from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.routing.router import Router
-from gateway.schemas.schema import Schema
 from gateway.telling import Telling
-from gateway.upstream.call import CHAT
 from gateway.upstream.fields import BY_PATH, completion_of
 
 INFERENCE = "/api/v1/inference"
@@ -43,7 +40,6 @@ def call_of(
     identity: Identity,
     router: Router,
     may_use: Optional[Callable[[str], bool]],
-    schemas: Mapping[str, Schema],
 ) -> Call:
     """The call that the body asks for; nothing has been sent anywhere yet. Raises GatewayError: what is wrong with
     it is reported with the model that it names."""
@@ -53,7 +49,6 @@ def call_of(
     is_query = asked.head.path == QUERY
     endpoint = ENDPOINTS.get(asked.head.path)
     telling: Optional[Telling] = None
-    shape: Optional[Shape] = None
     try:
         if is_query:
             request = completion_of(request)
@@ -64,11 +59,6 @@ def call_of(
                 path, request, body = telling.path, telling.request, None
             if telling is None or not telling.is_immediate:
                 BY_PATH[path].validate(request)
-                if path == CHAT and ("response_format" in request or "tools" in request):
-                    named = request.get("response_format")
-                    shape = shape_of(request, schemas)
-                    if request.get("response_format") is not named:
-                        body = None
         call = Call(
             path,
             request,
@@ -79,8 +69,6 @@ def call_of(
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
         )
         call.is_query = is_query
-        if shape is not None:
-            call.shape = shape
         if telling is not None:
             telling.call = call
             call.rich = telling.rich

@@ -1,34 +1,36 @@
 """Whether what a model answers fits what its request asks for, by `response_format` or strict functions; and asking it
 again where it does not.
 
-Owns the schemas of late requests, compiled: `lru_cache` guards them. Asks nobody but by the ask that it is given, and
-sends nothing; what cannot be mended is an error, and never passed on as an answer.
+Owns the schemas of late requests, compiled. Asks nobody but by the ask that it is given, and sends nothing; what cannot
+be mended is an error, and never passed on as an answer.
 """
 
 from __future__ import annotations
 
-import functools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 from gateway.dialects.cutting import Cutter
 from gateway.errors import GatewayError, RequestRefused
 from gateway.hedging import Answer
+from gateway.schemas.compiled import Compiled
 from gateway.schemas.faults import Fault, SchemaRefused, TooComplex
-from gateway.schemas.reading import ANY_OBJECT, faults_prompt, read_answer
-from gateway.schemas.schema import Schema, compile_schema
-from gateway.schemas.tools import StrictTools, strict_tools
+from gateway.schemas.reading import ANY_OBJECT, calls_prompt, faults_prompt, read_answer
+from gateway.schemas.schema import Schema
+from gateway.schemas.tools import StrictTools, strict_parameters, strict_tools
 from gateway.steps import ASIDE, Steps
 from gateway.upstream import answers
 from gateway.upstream.answers import Usage, dump
-from gateway.upstream.assembly import Assembly, Unfit
+from gateway.upstream.assembly import Assembly, Unfit, assembled
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.stream import EngineStream
 
 Given = Union[Answer, EngineStream]
 
-_KEPT = 256  # compiled schemas
+_COMPILED = Compiled()
+_SMALL_CHARACTERS = 512  # of schemas that are compiled in few milliseconds, whatever they are
 _CUT_SHORT = ("length", "content_filter")
 """What ends an answer before it is whole, and is told to the client: that it does not fit says nothing of the model."""
 _LARGE_BYTES = 65_536
@@ -42,9 +44,23 @@ class Fitted(NamedTuple):
 
     answer: dict[str, Any]
     faults: Sequence[Fault]
-    repairs: tuple[str, ...]
-    text: str
-    """What the first choice that does not fit says."""
+    repairs: tuple[str, ...] = ()
+    text: str = ""
+    """What the first choice says that does not fit, as it came; where all fit, the first that has been repaired."""
+    is_final: bool = False
+    """Another answer would not be better: it is the schema that cannot be checked."""
+
+    @property
+    def fits_as_it_is(self) -> bool:
+        """Whether it needs no repairs, either."""
+        return not (self.faults or self.repairs)
+
+
+class Limits(NamedTuple):
+    """How long a model may be asked: so many times more, and so many seconds in all."""
+
+    retries: int
+    total_s: float
 
 
 class Shape:
@@ -60,19 +76,24 @@ class Shape:
         """Check every choice of a chat answer that is whole. Changes `answer` where it repairs something."""
         faults: list[Fault] = []
         repairs: dict[str, None] = {}
-        text = ""
+        faulty, repaired = "", ""
         for choice in answer.get("choices") or ():
-            message = choice.get("message") or {}
-            if choice.get("finish_reason") in _CUT_SHORT or message.get("refusal"):
+            message = choice.get("message") if type(choice) is dict else None
+            if type(message) is not dict:
+                message = {}
+            elif choice.get("finish_reason") in _CUT_SHORT or message.get("refusal"):
                 continue
+            said, before = _said(message), len(repairs)
             try:
                 found = self._check(message, repairs)
             except TooComplex as error:
-                found = [Fault("$", f"cannot be checked: {error}")]
-            if found and not faults:
-                text = message.get("content") or dump(message.get("tool_calls")).decode()
-            faults += found
-        return Fitted(answer, faults, tuple(repairs), text)
+                return Fitted(answer, [Fault("$", f"cannot be checked: {error}")], (), said, is_final=True)
+            if found:
+                faulty = faulty if faults else said
+                faults += found
+            elif len(repairs) > before:
+                repaired = repaired or said
+        return Fitted(answer, faults, tuple(repairs), faulty if faults else repaired)
 
     def _check(self, message: dict[str, Any], repairs: dict[str, None]) -> list[Fault]:
         calls = message.get("tool_calls")
@@ -92,6 +113,35 @@ class Shape:
         return list(reading.faults)
 
 
+def _said(message: dict[str, Any]) -> str:
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, str) and content:
+        return content
+    return dump(calls).decode() if calls else ""
+
+
+def takes_long_to_shape(request: dict[str, Any]) -> bool:
+    """Whether `give_shape` has to compile so much that it is for a thread."""
+    form = request.get("response_format")
+    told = form.get("json_schema") if isinstance(form, dict) else None
+    documents = strict_parameters(request.get("tools"))
+    if isinstance(told, dict) and told.get("schema") is not None:
+        documents.append(told["schema"])
+    return sum(map(_COMPILED.missing, documents)) > _SMALL_CHARACTERS
+
+
+def give_shape(call: Call, kept: Mapping[str, Schema]) -> None:
+    """Have a chat call's answers checked for what it asks of them, if that is anything.
+
+    `kept`: the schemas that are used by their name alone; one that is stands in the request afterwards. Raises
+    `invalid_response_format`.
+    """
+    request = dict(call.request)
+    call.shape = shape_of(request, kept)
+    if request.get("response_format") is not call.request.get("response_format"):
+        call.become(request)
+
+
 def shape_of(request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Shape]:
     """What a chat request asks its answers to be like; None: nothing that is checked.
 
@@ -101,7 +151,7 @@ def shape_of(request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Sh
     form, tools = request.get("response_format"), request.get("tools")
     schema = None if form is None else _schema_of(form, request, kept)
     try:
-        strict = strict_tools(tools) if tools else None
+        strict = strict_tools(tools, _COMPILED.schema) if tools else None
     except SchemaRefused as error:
         raise _unfit(error.path, error.message) from error
     return None if schema is None and strict is None else Shape(schema, strict)
@@ -118,7 +168,7 @@ def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema]) -
         raise _unfit("response_format.json_schema", "must be an object")
     if told.get("schema") is not None:
         try:
-            return _compiled(json.dumps(told["schema"], sort_keys=True))
+            return _COMPILED.schema(told["schema"])
         except SchemaRefused as error:
             raise _unfit(f"{_SCHEMA}{error.path[1:]}", error.message) from error
     name = told.get("name")
@@ -129,11 +179,6 @@ def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema]) -
     return schema
 
 
-@functools.lru_cache(maxsize=_KEPT)
-def _compiled(text: str) -> Schema:
-    return compile_schema(json.loads(text))
-
-
 def _unfit(where: str, what: str) -> RequestRefused:
     return RequestRefused("invalid_response_format", f"{where} {what}", param=where)
 
@@ -141,34 +186,40 @@ def _unfit(where: str, what: str) -> RequestRefused:
 # --- asking again --------------------------------------------------------------------------------------------------
 
 
-def fitting(ask: Callable[[Call], Steps[Given]], call: Call, shape: Shape, retries: int) -> Steps[Given]:
+def fitting(ask: Callable[[Call], Steps[Given]], call: Call, shape: Shape, limits: Limits) -> Steps[Given]:
     """An answer that fits, of at most so many more asks; or a stream, which is judged as it goes (`Judging`).
 
     Each ask names the faults of the answer before. What they take adds up in `call`. Raises GatewayError.
     """
-    asked = call
-    while True:
-        given = yield from ask(asked)
-        if asked is not call:
-            _add(call, asked)
-        if isinstance(given, EngineStream):
-            return given
+    until_s = time.monotonic() + limits.total_s
+    given = yield from ask(call)
+    while not isinstance(given, EngineStream):
         if given.parsed is None or len(given.body) > _LARGE_BYTES:
             yield ASIDE
         fitted = shape.fit(_whole(call, given))
         if not fitted.faults:
             return _told(call, given, fitted)
-        if call.schema_retries >= retries:
+        left_s = until_s - time.monotonic()
+        if fitted.is_final or call.schema_retries >= limits.retries or left_s <= 0:
             raise misfit(fitted)
         call.schema_retries += 1
         asked = call.again(_corrected(call, fitted))
+        asked.limit_s = left_s
+        try:
+            given = yield from ask(asked)
+        except RequestRefused as refusal:  # of what the client has not written
+            raise misfit(fitted) from refusal
+        finally:
+            _add(call, asked)
+    return given
 
 
 def _whole(call: Call, given: Answer) -> dict[str, Any]:
     """The answer as an object that may be changed."""
     if given.parsed is not None:
         return given.parsed
-    answer: dict[str, Any] = json.loads(given.body)  # too large for a stream to be made of it: so it is none
+    is_stream = call.stream and not call.schema_retries
+    answer: dict[str, Any] = json.loads(assembled(bytes(given.body), CHAT) if is_stream else given.body)
     return answer
 
 
@@ -199,11 +250,12 @@ def _corrected(call: Call, fitted: Fitted) -> list[dict[str, Any]]:
     choices: list[Any] = fitted.answer.get("choices") or []
     if len(choices) != 1:
         return messages  # which of several answers is to be corrected cannot be said
-    said = choices[0]["message"]
-    told = faults_prompt(fitted.faults)
+    said = choices[0].get("message") or {}
     calls = said.get("tool_calls")
     if not calls:
+        told = faults_prompt(fitted.faults)
         return [*messages, {"role": "assistant", "content": fitted.text}, {"role": "user", "content": told}]
+    told = calls_prompt(fitted.faults)
     results = [{"role": "tool", "tool_call_id": one.get("id") or "", "content": told} for one in calls]
     return [*messages, {"role": "assistant", "content": said.get("content"), "tool_calls": calls}, *results]
 
@@ -212,8 +264,9 @@ def _add(call: Call, again: Call) -> None:
     """Note in a call what another ask of it has taken, and who has answered that."""
     call.tell_of(again)
     call.attempts += again.attempts
-    call.engine_id, call.served_model, call.fallback = again.engine_id, again.served_model, again.fallback
-    call.context_tokens = again.context_tokens
+    if again.engine_id is not None:
+        call.engine_id, call.served_model, call.fallback = again.engine_id, again.served_model, again.fallback
+        call.context_tokens = again.context_tokens
     before, more = call.usage, again.usage
     if before is not None and more is not None:
         call.usage = Usage(
@@ -271,8 +324,10 @@ class Judging:
     def _judge(self) -> Optional[GatewayError]:
         if self._size > _STREAM_MAX_BYTES:
             fault = Fault("$", f"cannot be checked: it has more than {_STREAM_MAX_BYTES} bytes, or makes no answer")
-            return misfit(Fitted({}, [fault], (), ""))
+            return misfit(Fitted({}, [fault]))
         fitted = self._shape.fit(json.loads(self._assembly.body()))
-        if fitted.repairs:  # what has been sent cannot be repaired
-            return misfit(fitted._replace(faults=[Fault("$", "is not JSON alone")]))
-        return misfit(fitted) if fitted.faults else None
+        if fitted.fits_as_it_is:
+            return None
+        if not fitted.faults:  # what has been sent cannot be repaired
+            fitted = fitted._replace(faults=[Fault("$", f"is not JSON alone: {', '.join(fitted.repairs)}")])
+        return misfit(fitted)

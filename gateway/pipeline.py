@@ -23,7 +23,7 @@ from gateway.calling import call_of
 from gateway.clock import unix_s
 from gateway.dispatch import Asker
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
-from gateway.fitting import fitting
+from gateway.fitting import Limits, fitting, give_shape, takes_long_to_shape
 from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
 from gateway.jsonbounds import takes_long
@@ -104,10 +104,15 @@ class Pipeline:
             return (yield from self._verify(asked, identity))
         may_use = None if identity.may_use_all else self.allowed_to(identity)
         request = parse_json(asked.body, self.settings.max_json_values)
-        kept = {} if self.schemas is None else self.schemas.schemas()
-        call = asked.call = call_of(asked, request, identity, self.factory.router, may_use, kept)
-        if asked.telling is not None:
-            return (yield from self._tell(asked, call, identity, asked.telling))
+        call = asked.call = call_of(asked, request, identity, self.factory.router, may_use)
+        telling = asked.telling
+        if "response_format" in call.request or "tools" in call.request:
+            if call.path == CHAT and (telling is None or not telling.is_immediate):
+                if takes_long_to_shape(call.request):
+                    yield ASIDE
+                give_shape(call, {} if self.schemas is None else self.schemas.schemas())
+        if telling is not None:
+            return (yield from self._tell(asked, call, identity, telling))
         return (yield from self._given(asked, call, identity))
 
     def _given(self, asked: Asked, call: Call, identity: Identity) -> Steps[Given]:
@@ -181,7 +186,9 @@ class Pipeline:
                 asked.queue_s = time.monotonic() - asked.enqueued_s
         shape = call.shape
         if shape is not None:
-            return (yield from fitting(self.factory.asker.ask, call, shape, self.settings.schema_retries))
+            settings = self.settings
+            limits = Limits(settings.schema_retries, settings.request_timeout_s)
+            return (yield from fitting(self.factory.asker.ask, call, shape, limits))
         return (yield from self.factory.asker.ask(call))
 
     def take_body(self, asked: Asked) -> bytes:

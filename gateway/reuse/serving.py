@@ -190,8 +190,6 @@ class Reuse:
         usage = call.usage
         if usage is None or call.fallback is not None or len(body) > keeping.ANSWER_MAX_BYTES:
             return  # what another model has answered once is not what this one does
-        if call.shape is not None and call.shape.fit(json.loads(body)).faults:
-            return  # a stream: each client has been told so
         account = asked.account
         cost = None if account is None else account.cost_of(call)
         near, group, vector = NOTHING_NEAR if asked.near is None else asked.near
@@ -280,7 +278,8 @@ class Reuse:
             self._keeping.release()
             model = call.served_model or ""
             whole = keeping.whole_of(lines, call.path, asked.request_id, model, usage, reported, call.choices())
-            if whole is not None:
+            # Of one that does not fit, each client has been told so.
+            if whole is not None and (call.shape is None or call.shape.fit(json.loads(whole)).fits_as_it_is):
                 self._keep(caches, asked, call, like, whole)
 
         self._threads.run(keep)

@@ -87,7 +87,25 @@ def _rooted(faults: Iterable[Fault], root: str) -> list[Fault]:
 
 def faults_prompt(faults: Sequence[Fault]) -> str:
     """What a model is told whose answer has these faults, for it to answer again; of bounded length."""
-    lines = ["Your answer does not fit the JSON Schema that it has to follow:"]
+    return _prompt(
+        "Your answer does not fit the JSON Schema that it has to follow:",
+        faults,
+        "Answer again with the corrected JSON alone: no explanation, no code fence.",
+    )
+
+
+def calls_prompt(faults: Sequence[Fault]) -> str:
+    """What a model is told as the result of each call where its calls have these faults, for it to call again; of
+    bounded length."""
+    return _prompt(
+        "Nothing has been called, for the calls do not fit the functions and the JSON Schemas of their arguments:",
+        faults,
+        "Make the calls again, corrected.",
+    )
+
+
+def _prompt(opening: str, faults: Sequence[Fault], closing: str) -> str:
+    lines = [opening]
     left = PROMPT_CHARACTERS_MAX
     for number, fault in enumerate(faults):
         line = f"- {fault.path}: {fault.message}"
@@ -96,5 +114,5 @@ def faults_prompt(faults: Sequence[Fault]) -> str:
             lines.append(f"- and {len(faults) - number} more")
             break
         lines.append(line)
-    lines.append("Answer again with the corrected JSON alone: no explanation, no code fence.")
+    lines.append(closing)
     return "\n".join(lines)

@@ -65,12 +65,14 @@ _RULES: tuple[tuple[str, tuple[type, ...], _Compile], ...] = (
 class Schema:
     """A compiled schema; made by `compile_schema`. Thread-safe."""
 
-    __slots__ = ("_root", "document")
+    __slots__ = ("_root", "document", "size")
 
-    def __init__(self, root: Node, document: Any) -> None:
+    def __init__(self, root: Node, document: Any, size: int) -> None:
         self._root = root
         self.document = document
         """What it was compiled from; not to be changed."""
+        self.size = size
+        """How many schemas stand within it, itself included."""
 
     def check(self, value: Any, faults_max: int = FAULTS_MAX) -> list[Fault]:
         """What is wrong with a value that `json` has read, at most that many faults; empty: it fits.
@@ -99,7 +101,7 @@ def compile_schema(document: Any) -> Schema:
             compiling.nodes[steps].by_type = dict.fromkeys(TYPES, checks)
         else:
             _fill(Part(compiling, steps))
-    return Schema(compiling.nodes[()], document)
+    return Schema(compiling.nodes[()], document, len(compiling.nodes))
 
 
 def _fill(part: Part) -> None:

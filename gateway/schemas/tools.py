@@ -6,8 +6,8 @@ thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.schemas.faults import Fault, SchemaRefused, listed, quoted
 from gateway.schemas.reading import read_answer
@@ -61,23 +61,37 @@ class StrictTools:
         return CallsRead(faults, arguments, tuple(repairs))
 
 
-def strict_tools(tools: Any) -> Optional[StrictTools]:
+def strict_tools(tools: Any, compiled: Callable[[Any], Schema] = compile_schema) -> Optional[StrictTools]:
     """The functions of a chat request's `tools`; None where none is strict. What is no function is not looked at.
 
-    Raises SchemaRefused for parameters that cannot be checked; its path begins with `tools[0].function.parameters`.
+    `compiled` makes a schema of a document. Raises SchemaRefused for parameters that cannot be checked; its path begins
+    with `tools[0].function.parameters`.
     """
     names: set[str] = set()
     schemas: dict[str, Schema] = {}
-    for number, tool in enumerate(tools if type(tools) is list else ()):
-        function = tool.get("function") if type(tool) is dict else None
-        if type(function) is not dict or type(function.get("name")) is not str:
-            continue
+    for number, function in _functions(tools):
         name = function["name"]
         names.add(name)
         if function.get("strict") is True:
             try:
-                schemas[name] = compile_schema(function.get("parameters", {"type": "object"}))
+                schemas[name] = compiled(_parameters(function))
             except SchemaRefused as error:
                 path = f"tools[{number}].function.parameters{error.path[1:]}"
                 raise SchemaRefused(path, error.message) from None
     return StrictTools(frozenset(names), schemas) if schemas else None
+
+
+def strict_parameters(tools: Any) -> list[Any]:
+    """The documents that `strict_tools` has compiled."""
+    return [_parameters(function) for _, function in _functions(tools) if function.get("strict") is True]
+
+
+def _functions(tools: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, tool in enumerate(tools if type(tools) is list else ()):
+        function = tool.get("function") if type(tool) is dict else None
+        if type(function) is dict and type(function.get("name")) is str:
+            yield number, function
+
+
+def _parameters(function: dict[str, Any]) -> Any:
+    return function.get("parameters", {"type": "object"})

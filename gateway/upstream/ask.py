@@ -31,7 +31,7 @@ class Ask:
 
     def change(self, params: Params) -> None:
         """Ask for something else from now on, whatever model answers."""
-        self._become(shaped(self.path, self.request, params))
+        self.become(shaped(self.path, self.request, params))
 
     def adapt(self, params: Optional[Params]) -> None:
         """Be what the engines of the model that it asks get, in all that goes by the request; None: as it is."""
@@ -40,9 +40,10 @@ class Ask:
         self._plain = self._plain or (self.request, self.body)
         request, body = self._plain
         self._params = params
-        self._become(shaped(self.path, request, params), body if params is None else None)
+        self.become(shaped(self.path, request, params), body if params is None else None)
 
-    def _become(self, request: Request, body: Optional[bytes] = None) -> None:
+    def become(self, request: Request, body: Optional[bytes] = None) -> None:
+        """Ask for `request` from now on. `body`: its JSON; None: it is made."""
         if request is not self.request:
             self.request = request
             self.body = answers.dump(request) if body is None else body

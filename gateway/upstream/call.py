@@ -32,11 +32,11 @@ class Call(Ask):
 
     __slots__ = (
         "_attempts",
+        "_cancelled",
         "_waiting_on",
         "allow_fallback",
         "attempts",
         "caller",
-        "cancelled",
         "context_tokens",
         "engine_id",
         "engine_s",
@@ -99,7 +99,7 @@ class Call(Ask):
         self.is_joint = False  # it asks for several requests at once, by a list of their inputs
         self.is_query = False  # a `/query`, whose answer is its text alone
         self.caller = ""  # who asks, as a name that only says whether it is the same one
-        self.cancelled = False
+        self._cancelled = False
         self.attempts = 0
         self.engine_s = 0.0
         self.engine_id: Optional[str] = None
@@ -129,9 +129,14 @@ class Call(Ask):
         self._payloads: dict[tuple[Optional[str], bool, Optional[Params]], bytes] = {}
         self._prompts: Optional[Prompts] = None
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it has been given up, or that of which it is a part."""
+        return self._cancelled or (self.origin is not None and self.origin.cancelled)
+
     def cancel(self) -> None:
         """Give up: what waits for an engine is woken and its connection closed. Idempotent, never blocks."""
-        self.cancelled = True
+        self._cancelled = True
         for attempt in list(self._attempts):
             attempt.abort("cancelled")
         waiting_on = self._waiting_on
@@ -146,7 +151,7 @@ class Call(Ask):
         """
         attempt.replays = self.replays
         self._attempts[attempt] = None
-        if self.cancelled or (self.origin is not None and self.origin.cancelled):
+        if self.cancelled:
             raise ClientGone()
 
     def end(self, attempt: Attempt) -> None:
@@ -199,13 +204,14 @@ class Call(Ask):
         return call
 
     def again(self, messages: list[dict[str, Any]]) -> Call:
-        """The same call with other messages, as a part of this one."""
-        request = {**self.request, "messages": messages}
+        """The same call with other messages, for a whole answer, as a part of this one."""
+        plain = self.request if self._plain is None else self._plain[0]  # of which each model gets its own
+        request = {key: value for key, value in plain.items() if key not in ("stream", "stream_options")}
+        request["messages"] = messages
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         call.be_part_of(self)
-        call.caller, call.may_use = self.caller, self.may_use
-        call.allow_fallback, call.limit_s = self.allow_fallback, self.limit_s
-        call._params, call.split, call.stand_ins = self._params, self.split, self.stand_ins
+        call.model, call.caller, call.may_use = self.model, self.caller, self.may_use
+        call.allow_fallback, call.split, call.stand_ins = self.allow_fallback, self.split, self.stand_ins
         return call
 
     def be_part_of(self, call: Call) -> None:
