@@ -8,6 +8,7 @@ be mended is an error, and never passed on as an answer.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Union
@@ -23,7 +24,7 @@ from gateway.schemas.tools import StrictTools, strict_parameters, strict_tools
 from gateway.steps import ASIDE, Steps
 from gateway.upstream import answers
 from gateway.upstream.answers import Usage, dump
-from gateway.upstream.assembly import Assembly, Unfit, assembled
+from gateway.upstream.assembly import Assembly, Unfit
 from gateway.upstream.call import CHAT, Call
 from gateway.upstream.stream import EngineStream
 
@@ -35,7 +36,8 @@ _CUT_SHORT = ("length", "content_filter")
 """What ends an answer before it is whole, and is told to the client: that it does not fit says nothing of the model."""
 _LARGE_BYTES = 65_536
 _STREAM_MAX_BYTES = 4_194_304  # that are kept of a stream until its end
-_DONE = b"data: [DONE]"
+_DONE = re.compile(rb"(?:\A|(?<=[\r\n]))data:[ \t\v\f]*\[DONE\][ \t\v\f]*(?=[\r\n]|\Z)")
+"""The end of a stream, however an engine has written it."""
 _SCHEMA = "response_format.json_schema.schema"
 
 
@@ -218,8 +220,13 @@ def _whole(call: Call, given: Answer) -> dict[str, Any]:
     """The answer as an object that may be changed."""
     if given.parsed is not None:
         return given.parsed
-    is_stream = call.stream and not call.schema_retries
-    answer: dict[str, Any] = json.loads(assembled(bytes(given.body), CHAT) if is_stream else given.body)
+    body: Union[bytes, bytearray] = given.body
+    if call.stream and not call.schema_retries:  # it has been made a stream; what is asked for again is none
+        assembly = Assembly(CHAT)
+        for event in Cutter().feed(_DONE.split(given.body)[0]):
+            assembly.add(json.loads(event.data))
+        body = assembly.body()
+    answer: dict[str, Any] = json.loads(body)
     return answer
 
 
@@ -303,14 +310,13 @@ class Judging:
 
     def lines(self, lines: bytes) -> tuple[bytes, Optional[GatewayError]]:
         """Of whole lines those that the client gets, and the error that it gets in the place of the end."""
-        at = 0 if lines.startswith(_DONE) else lines.find(b"\n" + _DONE) + 1
-        ends = at > 0 or lines.startswith(_DONE)
-        before = lines[:at] if ends else lines
+        end = _DONE.search(lines) if b"[DONE]" in lines else None
+        before = lines if end is None else lines[: end.start()]
         self._size += len(before)
         for event in self._cutter.feed(before):
             if not event.is_comment and self._size <= _STREAM_MAX_BYTES:
                 self._add(event.data)
-        if not ends:
+        if end is None:
             return lines, None
         error = self._judge()
         return (lines, None) if error is None else (before, error)

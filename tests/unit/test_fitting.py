@@ -1,4 +1,4 @@
-"""Whether answers fit what their request asks for, and how they are asked again: with a scripted ask, and no gateway."""
+"""Whether answers fit what their request asks for, and how they are asked again, by a scripted ask."""
 
 from __future__ import annotations
 
@@ -380,9 +380,21 @@ class JudgingTest(unittest.TestCase):
                 (passed, error.code, error.details["text"]), (lines, "invalid_model_output", '{"name": 1}')
             )
 
+    def test_an_end_is_one_however_it_is_written(self) -> None:
+        lines = self.lines("{}")
+        for end in (b"data:[DONE]\n\n", b"data: \t[DONE] \r\n\r\n", b"\ndata: [DONE]\r\r", b": x\rdata:[DONE]\n\n"):
+            for parts in ((lines + end,), (lines, end)):
+                passed, error = self.judge(*parts)
+                self.assertIsNotNone(error, end)
+                self.assertNotIn(b"[DONE]", passed)
+
+    def test_what_says_so_in_its_text_is_no_end(self) -> None:
+        self.assertIsNotNone(self.judge(self.lines("data: [DONE]", "\ndata: [DONE]\n"), b"data: [DONE]\n\n")[1])
+        self.assertIsNone(self.judge(self.lines('{"name": "data: [DONE]"}'), b"data: [DONE]\n\n")[1])
+
     def test_what_would_be_repaired_is_a_misfit_with_its_text(self) -> None:
         fenced = f"```json\n{BONN}\n```"
-        passed, error = self.judge(self.lines(fenced), b"data: [DONE]\n\n")
+        _, error = self.judge(self.lines(fenced), b"data: [DONE]\n\n")
         assert error is not None
         self.assertEqual(error.details["text"], fenced)
         self.assertEqual(error.details["details"], [{"path": "$", "message": "is not JSON alone: code_fence"}])
