@@ -223,6 +223,8 @@ def _caller(asked: Asked, call: Call, judge: Optional[Member]) -> MakeCall:
             priority=call.priority,
         )
         part.caller = call.caller
+        if member is not judge:
+            part.shape = call.shape
         return part
 
     return make

@@ -266,6 +266,21 @@ class AnswersTest(DialectTest):
         self.assertEqual(other.read_response().status, 200)
         self.assert_nothing_held(running)
 
+    def test_what_members_of_a_consensus_say_has_to_fit(self) -> None:
+        first, second = self.engine("misfit", model="a", times=1), self.engine("code_fence", model="b")
+        models = {
+            "a": {"engines": [first.url]},
+            "b": {"engines": [second.url]},
+            "m": {"consensus": {"members": ["a", "b"]}},
+        }
+        running = self.serve(models, SANDBOX="off")
+        answer = running.post(structured())
+        self.assertEqual(answer.status, 200, answer.body)
+        self.assertEqual(sorted(json.loads(answer.json()["choices"][0]["message"]["content"])), ["name", "people"])
+        parts = eventually(lambda: [one for one in running.request_lines() if one.get("part_of")][:2])
+        told = {one["model"]: (one.get("schema_retries"), one.get("repaired")) for one in parts}
+        self.assertEqual(told, {"a": (1, None), "b": (None, ["code_fence"])})
+
     def test_draining_ends_it(self) -> None:
         engine = self.scripted()
         running = self.serve({"m": {"engines": [engine.url]}})
