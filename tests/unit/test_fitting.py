@@ -175,8 +175,9 @@ class CompiledTest(unittest.TestCase):
     def test_what_was_used_last_is_kept_within_bounds(self) -> None:
         compiled = Compiled(10_000)
         documents = [{"const": number} for number in range(10)]
+        first = compiled.schema(documents[0])
         for document in documents:
-            compiled.schema(documents[0])
+            self.assertIs(compiled.schema(documents[0]), first)
             compiled.schema(document)
         missing = [bool(compiled.missing(document)) for document in documents]
         self.assertEqual((missing[0], missing[1], missing[-1]), (False, True, False))
