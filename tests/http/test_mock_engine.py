@@ -26,6 +26,7 @@ from unittest import mock
 from gateway.mock.behaviours import BehaviourError
 from gateway.mock.server import MockEngine, _Server
 from tests.parallel import alone
+from tests.support import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
@@ -672,7 +673,7 @@ class LifeTest(MockEngineTestCase):
         self.assertEqual(set(threading.enumerate()) - before, set())
 
     def test_a_port_can_be_used_again_after_close_and_not_twice_at_once(self) -> None:
-        with MockEngine() as first:
+        with MockEngine(port=free_port()) as first:
             post(first)
             self.assertRaises(OSError, MockEngine(port=first.port).start)
         with MockEngine(port=first.port) as second:
