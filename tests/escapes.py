@@ -243,7 +243,6 @@ class EscapeCases(Jailed):
                 "for pid in others:\n    try:\n        if pid != os.getpid(): os.kill(pid, 19)\n"
                 f"{after}    except OSError: pass\ntime.sleep(0.5)\nfor i in range(4):\n    if os.fork() == 0: break\n"
                 "a = bytearray(b'x') * (90 << 20)\ntime.sleep(30)",
-                wall_s=120.0,
             )
             self.assertIn(
                 (run.reason, run.error and run.error[:16]), {("memory", None), ("signal", "what watched the")}
@@ -308,7 +307,7 @@ class EscapeCases(Jailed):
             "    for at in range(0, 1 << 32, 1 << 21): m[at]"
         )
         code = f"require('child_process').spawn('python3', ['-c', {reads!r}]).on('error', e => console.log(e.code))"
-        run = self.job(code, "javascript", wall_s=120.0, cpu_s=20.0)
+        run = self.job(code, "javascript", cpu_s=20.0)
         if run.stdout == b"ENOENT\n" or (run.error and "there is no node" in run.error):
             self.skipTest("there is no node, or no python3")
         self.assert_ended(run, "memory")
@@ -352,7 +351,7 @@ class EscapeCases(Jailed):
             "print(*[hit.decode() for hit in hits][:1500])"
         )
         with mock.patch("gateway.verify.sandbox.channel.secrets.token_hex", return_value=nonce):
-            run = self.job(scan, memory_bytes=512 * MIB, cpu_s=20.0, wall_s=120.0)
+            run = self.job(scan, memory_bytes=512 * MIB, cpu_s=20.0)
         self.assert_ended(run, "exit", 0)
         self.assertIn(decoy.encode(), run.stdout)
         self.assertNotIn(nonce.encode(), run.stdout)
@@ -387,7 +386,7 @@ class EscapeCases(Jailed):
         outputs: list[bytes] = [b""] * 12
 
         def one(index: int) -> None:
-            outputs[index] = self.job(f"print({index})", wall_s=120.0).stdout
+            outputs[index] = self.job(f"print({index})").stdout
 
         threads = [threading.Thread(target=one, args=(index,)) for index in range(12)]
         for thread in threads:
@@ -399,7 +398,7 @@ class EscapeCases(Jailed):
     def test_javascript_and_bash_see_no_more(self) -> None:
         read = f"require('fs').readFileSync({str(self.secret)!r}, 'utf8')"
         read = f"try {{ console.log({read}) }} catch (e) {{ console.log('no') }}"
-        run = self.job(read, "javascript", wall_s=120.0, memory_bytes=300 * MIB)
+        run = self.job(read, "javascript", memory_bytes=300 * MIB)
         if not (run.error and "there is no node" in run.error):
             self.assertEqual(run.stdout, b"no\n", run)
         run = self.job(

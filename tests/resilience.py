@@ -54,9 +54,9 @@ class ResilienceTest(SocketTest):
         self._engines.append(engine)
         return engine
 
-    def scripted(self) -> ScriptedEngine:
+    def scripted(self, port: int = 0) -> ScriptedEngine:
         """An engine that does what the test says, until the test has ended."""
-        engine = self.enter(ScriptedEngine())
+        engine = self.enter(ScriptedEngine(port=port))
         self._engines.append(engine)
         return engine
 

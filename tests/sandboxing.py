@@ -225,12 +225,12 @@ class PlainCases(Jailed):
 
     def test_javascript_runs(self) -> None:
         code = "process.stdin.on('data', d => console.log(d.toString().length, 6 * 7)); "
-        run = self.job(code, "javascript", payload=b"four", wall_s=120.0, memory_bytes=256 * MIB)
+        run = self.job(code, "javascript", payload=b"four", memory_bytes=256 * MIB)
         if run.error and "there is no node" in run.error:
             self.skipTest(run.error)
         self.assert_ended(run, "exit", 0)
         self.assertEqual(run.stdout, b"4 42\n")
-        module = self.job("import fs from 'fs';\nconsole.log(typeof fs.readFileSync)", "javascript", wall_s=120.0)
+        module = self.job("import fs from 'fs';\nconsole.log(typeof fs.readFileSync)", "javascript")
         self.assertEqual(module.stdout, b"function\n", module)
 
     def test_bash_runs(self) -> None:
@@ -252,7 +252,7 @@ class PlainCases(Jailed):
         self.assert_ended(self.job("", harness="no such"), "setup")
 
     def test_a_harness_may_run_javascript(self) -> None:
-        run = self.job("console.log(6 * 7)", "javascript", "node", wall_s=120.0, memory_bytes=256 * MIB)
+        run = self.job("console.log(6 * 7)", "javascript", "node", memory_bytes=256 * MIB)
         if b"FileNotFoundError" in run.stderr:
             self.skipTest("there is no node here")
         self.assertEqual(run.report, b"42\n", run)

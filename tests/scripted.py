@@ -107,9 +107,9 @@ class EngineSide:
 class ScriptedEngine:
     """Listens on a free port; a context manager that closes everything it accepted. `tls` None: plain TCP."""
 
-    def __init__(self, tls: Optional[ssl.SSLContext] = None) -> None:
+    def __init__(self, tls: Optional[ssl.SSLContext] = None, port: int = 0) -> None:
         self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
         self._listener.settimeout(TIMEOUT_S)
         self._sides: list[EngineSide] = []
         self.port: int = self._listener.getsockname()[1]

@@ -1,8 +1,8 @@
 """The mock engine: a server like a provider's that misbehaves on demand, on `http.server.ThreadingHTTPServer`.
 
-Owns the listening socket and the open connections, which a server's lock guards. An engine's `_turning` makes one
-change at a time: it is held while the listening socket is opened and closed, which waits for no client. Imports nothing
-of the gateway it is there to test.
+Owns the listening socket, and the connections with their threads, which a server's lock guards. An engine's `_turning`
+makes one change at a time: it is held while the listening socket is opened and closed, which waits for no client.
+Imports nothing of the gateway it is there to test.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class _Server(http.server.ThreadingHTTPServer):
         self._numbers = itertools.count(1)
         self._accepting: Optional[threading.Thread] = None
         self._lock = threading.Lock()
-        self._connections: set[Any] = set()
+        self._connections: dict[Any, threading.Thread] = {}
+        self._ending: list[threading.Thread] = []  # have closed theirs
         self._stopped = False
         self._spared: Optional[socket.socket] = None
 
@@ -97,13 +98,13 @@ class _Server(http.server.ThreadingHTTPServer):
         if self._accepting is not None:
             self._accepting.join(_CLOSE_TIMEOUT_S)
         self.server_close()
-        with self._lock:  # a connection's thread takes it from the set before it closes it
-            for sock in self._connections - {spared}:
+        with self._lock:  # a connection's thread takes it from the table before it closes it
+            threads = [*self._connections.values(), *self._ending]
+            for sock in self._connections.keys() - {spared}:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
         self.state.ring()
-        # By name: who has closed its connection a moment ago has not ended yet.
-        return [thread for thread in threading.enumerate() if thread.name.startswith(f"{self._name}-")]
+        return [thread for thread in threads if thread.is_alive()]
 
     def has_ended(self, sock: socket.socket) -> bool:
         """Whether `stop` has closed this connection."""
@@ -114,7 +115,7 @@ class _Server(http.server.ThreadingHTTPServer):
         name, args = f"{self._name}-{next(self._numbers)}", (request, client_address)
         thread = threading.Thread(target=self.process_request_thread, args=args, name=name, daemon=True)
         with self._lock:
-            self._connections.add(request)
+            self._connections[request] = thread
         self.state.count(connections=1, connections_total=1)
         try:
             thread.start()
@@ -129,9 +130,10 @@ class _Server(http.server.ThreadingHTTPServer):
     def forget(self, request: Any) -> None:
         """Count a connection no longer: its thread is about to close it. May be called again."""
         with self._lock:
-            known = request in self._connections
-            self._connections.discard(request)
-        if known:
+            thread = self._connections.pop(request, None)
+            if thread is not None:
+                self._ending = [*(one for one in self._ending if one.is_alive()), thread]
+        if thread is not None:
             self.state.count(connections=-1)
 
 

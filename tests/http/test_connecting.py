@@ -20,7 +20,7 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.resolver import Address, Resolver, in_order
 from tests.naming import Names, deaf, entry
-from tests.support import TIMEOUT_S, SocketTest, eventually
+from tests.support import TIMEOUT_S, SocketTest, eventually, free_port
 
 CAN_HANG = hasattr(socket, "MSG_DONTWAIT")
 HAS_IPV6 = False
@@ -82,27 +82,28 @@ class OpenTest(SocketTest):
 
     @several
     def test_the_next_is_tried_as_soon_as_one_has_failed(self) -> None:
-        _, port = self.listener()
+        _, port = self.listener(port=free_port("127.0.0.1", "127.0.0.2", "127.0.0.3"))
         with mock.patch("gateway.upstream.connecting.ATTEMPT_DELAY_S", 3600.0):
             self.assertEqual(self.open(port, "127.0.0.2", "127.0.0.3", "127.0.0.1"), "127.0.0.1")
 
     @unittest.skipUnless(HAS_IPV6, "this machine has no IPv6")
     def test_localhost_is_found_whichever_family_listens(self) -> None:
-        _, port = self.listener()
+        _, port = self.listener(port=free_port("127.0.0.1", "::1"))
         self.assertEqual(self.open(port, "::1", "127.0.0.1"), "127.0.0.1")
-        listener = self.enter(socket.create_server(("::1", 0), family=socket.AF_INET6))
-        self.assertEqual(self.open(listener.getsockname()[1], "127.0.0.1", "::1"), "::1")
+        port = free_port("127.0.0.1", "::1")
+        self.enter(socket.create_server(("::1", port), family=socket.AF_INET6))
+        self.assertEqual(self.open(port, "127.0.0.1", "::1"), "::1")
 
     @several
     def test_the_next_is_tried_beside_one_that_takes_long(self) -> None:
-        with deaf("127.0.0.2") as port:
+        with deaf("127.0.0.2", free_port("127.0.0.1", "127.0.0.2")) as port:
             self.listener("127.0.0.1", port)
             self.assertEqual(self.open(port, "127.0.0.2", "127.0.0.1"), "127.0.0.1")
 
     @several
     def test_what_takes_long_may_win_when_the_others_fail(self) -> None:
-        listener = self.enter(socket.create_server(("127.0.0.2", 0), backlog=0))
-        port = listener.getsockname()[1]
+        port = free_port("127.0.0.2", "127.0.0.3")
+        listener = self.enter(socket.create_server(("127.0.0.2", port), backlog=0))
         fillers = [self.enter(socket.socket()) for _ in range(8)]
         for filler in fillers:
             filler.setblocking(False)
@@ -188,7 +189,8 @@ class OpenTest(SocketTest):
             made.append(real(family, kind))
             return made[-1]
 
-        with deaf("127.0.0.2") as port, deaf("127.0.0.1", port):
+        port = free_port("127.0.0.1", "127.0.0.2")
+        with deaf("127.0.0.2", port), deaf("127.0.0.1", port):
             with mock.patch("gateway.upstream.connecting.socket.socket", make):
                 with mock.patch("gateway.upstream.connecting.ATTEMPT_DELAY_S", 0.0):
                     with self.assertRaises(socket.timeout):

@@ -13,7 +13,7 @@ from gateway.mock.server import MockEngine
 from inference import InferenceFactory
 from tests.parallel import alone
 from tests.scripted import STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import CHAT, HI, Response, RunningGateway, dead_url, eventually, gateway, mock_engine
+from tests.support import CHAT, HI, Response, RunningGateway, dead_url, eventually, free_port, gateway, mock_engine
 
 ASK: dict[str, Any] = {**HI, "model": "m"}
 
@@ -356,7 +356,7 @@ class HungEngineTest(FailoverTestCase):
 
 class KeptConnectionTest(FailoverTestCase):
     def test_an_engine_restarted_meanwhile_costs_no_attempt(self) -> None:
-        engine = self.engine("slow", delay=0.05)
+        engine = self.engine("slow", delay=0.05, port=free_port())
         running = self.gateway(f"m={engine.url}", RETRY_ATTEMPTS=1)
         clients = [self._stack.enter_context(running.connect()) for _ in range(5)]
         for client in clients:

@@ -17,7 +17,7 @@ from gateway.upstream.stream import EngineStream
 from inference import Answer, Call, EngineSpec, InferenceFactory, ModelSpec
 from tests.parallel import alone
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import dead_url, eventually
+from tests.support import dead_url, eventually, free_port
 
 HI = [{"role": "user", "content": "hi there"}]
 TIMEOUT_S = 10.0
@@ -136,7 +136,7 @@ class AskTest(LibraryTest):
         self.assertLessEqual(engine.stats()["connections_total"], 2)
 
     def test_an_engine_that_closed_a_kept_connection_is_asked_on_a_new_one(self) -> None:
-        engine = self.engine()
+        engine = self.engine(port=free_port())
         factory = self.factory({"13b": [engine.url]}, retry_attempts=1)
         factory.generate("hi")
         port = engine.port

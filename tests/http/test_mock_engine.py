@@ -20,11 +20,13 @@ import time
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
+from unittest import mock
 
 from gateway.mock.behaviours import BehaviourError
-from gateway.mock.server import MockEngine
+from gateway.mock.server import MockEngine, _Server
 from tests.parallel import alone
+from tests.support import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
@@ -643,8 +645,35 @@ class LifeTest(MockEngineTestCase):
         self.assertRaises(ConnectionRefusedError, raw_socket, engine)
         engine.close()
 
+    def test_close_joins_who_has_closed_its_connection_and_not_ended_yet(self) -> None:
+        before = set(threading.enumerate())
+        closed, joined = threading.Event(), threading.Event()
+        staying: list[threading.Thread] = []
+        shutdown_request, join = _Server.shutdown_request, threading.Thread.join
+
+        def close_and_stay(server: _Server, request: Any) -> None:
+            shutdown_request(server, request)
+            staying.append(threading.current_thread())
+            closed.set()
+            joined.wait(TIMEOUT_S)
+
+        def note_and_join(thread: threading.Thread, timeout: Optional[float] = None) -> None:
+            if thread in staying:
+                joined.set()
+            join(thread, timeout)
+
+        engine = MockEngine().start()
+        self.addCleanup(joined.set)
+        with mock.patch.object(_Server, "shutdown_request", close_and_stay):
+            with raw_socket(engine, raw_request(HI, "HTTP/1.0")) as sock:
+                read_to_end(sock)
+            self.assertTrue(closed.wait(TIMEOUT_S))
+            with mock.patch.object(threading.Thread, "join", note_and_join):
+                engine.close()
+        self.assertEqual(set(threading.enumerate()) - before, set())
+
     def test_a_port_can_be_used_again_after_close_and_not_twice_at_once(self) -> None:
-        with MockEngine() as first:
+        with MockEngine(port=free_port()) as first:
             post(first)
             self.assertRaises(OSError, MockEngine(port=first.port).start)
         with MockEngine(port=first.port) as second:

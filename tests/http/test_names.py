@@ -17,7 +17,7 @@ from tests.naming import Names, deaf, resolver_threads
 from tests.onloop import OnLoopTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import CHAT, TIMEOUT_S, RunningGateway, chunk_of, eventually, load_settings
+from tests.support import CHAT, TIMEOUT_S, RunningGateway, chunk_of, eventually, free_port, load_settings
 
 NAME = "engine.test"
 OTHER = "other.test"
@@ -251,7 +251,7 @@ class ChangeTest(NamesTest):
 
     @several
     def test_requests_go_to_the_new_address(self) -> None:
-        engine = self.scripted()
+        engine = self.scripted(free_port("127.0.0.1", "127.0.0.2"))
         running = self.serve_named(self.url(engine))
         self.wait_until_known(running)
         side = self.kept(running, engine)
@@ -265,9 +265,10 @@ class ChangeTest(NamesTest):
 
     @several
     def test_an_address_that_does_not_answer_is_passed_by(self) -> None:
-        listener = self.enter(socket.create_server(("127.0.0.1", 0)))  # first: there others take ports, too
+        port = free_port("127.0.0.1", "127.0.0.2")
+        listener = self.enter(socket.create_server(("127.0.0.1", port)))
         listener.settimeout(TIMEOUT_S)
-        with deaf("127.0.0.2", listener.getsockname()[1]) as port:
+        with deaf("127.0.0.2", port):
             self.names.answers[NAME] = ["127.0.0.2", "127.0.0.1"]
             self.assertIn("no HTTP answer", self.probe_of(listener, port) or "")
             running = self.serve_named(f"http://{NAME}:{port}/v1")

@@ -14,7 +14,7 @@ from inference import InferenceFactory
 from tests.onloop import OnLoopTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
-from tests.support import CHAT, TIMEOUT_S, RawClient, RunningGateway, eventually
+from tests.support import CHAT, TIMEOUT_S, RawClient, RunningGateway, eventually, free_port
 
 KEPT = 3  # connections to each engine
 
@@ -197,7 +197,7 @@ class LargeRequests(OnLoopTest):
 
 class Failing(OnLoopTest):
     def test_a_fresh_connection_that_cannot_be_had_is_the_attempt_s_failure(self) -> None:
-        engine = self.scripted()
+        engine = self.scripted(free_port())
         with InferenceFactory({"m": [engine.url]}, health_interval_s=0, retry_attempts=1) as factory:
             endpoint = factory.client.endpoint(factory.router.pools["m"].engines[0].spec)
             connection = drive(endpoint.pool.connect(1.0))

@@ -15,7 +15,7 @@ from tests.naming import deaf
 from tests.onloop import OnLoopTest, completion
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
-from tests.support import TIMEOUT_S, Response, RunningGateway, content_of, eventually
+from tests.support import TIMEOUT_S, Response, RunningGateway, content_of, eventually, free_port
 
 STREAM = ask(stream=True)
 WHOLE_STREAM = STREAM_HEAD + chunked(delta("well", "stop") + DONE) + b"0\r\n\r\n"
@@ -138,7 +138,7 @@ class RescueTest(OnLoopTest):
                 self.assert_nobody_moved(running)
 
     def test_a_connection_refused_elsewhere_moves_what_waits(self) -> None:
-        hung, good = self.scripted(), self.engine()
+        hung, good = self.scripted(free_port()), self.engine()
         running = self.serve({"m": {"engines": [hung.url, good.url]}})
         client = self.begin(running)
         hung.take()

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from tests.support import (
     SocketTest,
     engines,
     eventually,
+    free_port,
     mock_engine,
     process_environment,
 )
@@ -76,17 +76,7 @@ def full_pipe() -> Iterator[int]:
 class ExitTest(SocketTest):
     def setUp(self) -> None:
         self.directory = Path(self.enter(tempfile.TemporaryDirectory()))
-        self.port = self.free_port()
-
-    def free_port(self) -> int:
-        """A port for the process, which cannot always say which it got: with Linux nobody else gets it meanwhile."""
-        sock = self.enter(socket.socket())
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        if not LINUX:  # elsewhere nobody could listen on it
-            sock.close()
-        return port
+        self.port = free_port()  # the process cannot always say which it got
 
     def start(
         self, stdout: Any = None, stderr: Any = None, command: Optional[list[str]] = None, **variables: Any

@@ -29,7 +29,7 @@ from gateway.reuse.redislink import refuse_unusable_url
 from gateway.reuse.redisstore import Lookup, RedisStore, RedisUnavailable
 from gateway.reuse.stored import Chosen, Stored
 from gateway.steps import Flagged
-from tests.support import TIMEOUT_S, eventually
+from tests.support import TIMEOUT_S, eventually, free_port
 
 SERVER = shutil.which("redis-server")
 MISSING = [
@@ -98,9 +98,7 @@ class Server:
     """A redis-server on a port of its own, which it keeps when it is started again. It saves nothing."""
 
     def __init__(self, folder: str, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.socket_path = str(Path(folder) / "redis.sock")
         self._command = [
             *(str(SERVER), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""),
@@ -677,9 +675,7 @@ class TlsTest(StoreTest):
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=here", "-days", "2"]
         command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         server = Server(
             folder.name,
             *("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)),
