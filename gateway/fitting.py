@@ -161,7 +161,7 @@ def fitting(ask: Callable[[Call], Steps[Given]], call: Call, shape: Shape, retri
         if call.schema_retries >= retries:
             raise misfit(fitted)
         call.schema_retries += 1
-        asked = call.again(_corrected(call, fitted))
+        asked = call.again(_corrected(fitted))
 
 
 def _whole(call: Call, given: Answer) -> dict[str, Any]:
@@ -193,19 +193,21 @@ def _told(call: Call, given: Answer, fitted: Fitted) -> Answer:
     return Answer(answers.as_stream(answer, CHAT), usage, answer)
 
 
-def _corrected(call: Call, fitted: Fitted) -> list[dict[str, Any]]:
-    """The messages of another ask: with the answer, and what is wrong with it."""
-    messages: list[dict[str, Any]] = call.request["messages"]
+def _corrected(fitted: Fitted) -> list[dict[str, Any]]:
+    """What another ask says more: the answer, and what is wrong with it."""
     choices: list[Any] = fitted.answer.get("choices") or []
     if len(choices) != 1:
-        return messages  # which of several answers is to be corrected cannot be said
+        return []  # which of several answers is to be corrected cannot be said
     said = choices[0]["message"]
     told = faults_prompt(fitted.faults)
     calls = said.get("tool_calls")
     if not calls:
-        return [*messages, {"role": "assistant", "content": fitted.text}, {"role": "user", "content": told}]
+        return [{"role": "assistant", "content": fitted.text}, {"role": "user", "content": told}]
     results = [{"role": "tool", "tool_call_id": one.get("id") or "", "content": told} for one in calls]
-    return [*messages, {"role": "assistant", "content": said.get("content"), "tool_calls": calls}, *results]
+    again = {"role": "assistant", "content": said.get("content"), "tool_calls": calls}
+    if said.get("thinking_blocks"):
+        again["thinking_blocks"] = said["thinking_blocks"]
+    return [again, *results]
 
 
 def _add(call: Call, again: Call) -> None:

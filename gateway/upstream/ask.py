@@ -18,10 +18,11 @@ from gateway.upstream.shaping import shaped
 class Ask:
     """A request, and what of it each engine gets. (Whoever makes one fills its slots.)"""
 
-    __slots__ = ("_params", "_payloads", "_plain", "_prompts", "body", "path", "request", "stream")
+    __slots__ = ("_params", "_payloads", "_plain", "_prompts", "body", "path", "request", "rich", "stream")
 
     path: str
     request: Request
+    rich: Optional[Request]
     body: bytes
     stream: bool
     _params: Optional[Params]
@@ -32,6 +33,8 @@ class Ask:
     def change(self, params: Params) -> None:
         """Ask for something else from now on, whatever model answers."""
         self._become(shaped(self.path, self.request, params))
+        if self.rich is not None:
+            self.rich = shaped(self.path, self.rich, params)
 
     def adapt(self, params: Optional[Params]) -> None:
         """Be what the engines of the model that it asks get, in all that goes by the request; None: as it is."""
