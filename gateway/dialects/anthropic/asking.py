@@ -43,6 +43,8 @@ def messages_request(chat: Json, max_tokens: int = MAX_TOKENS) -> Json:
         if choice is not None:
             request["tool_choice"] = choice
     _set_effort(chat.get("reasoning_effort"), request)
+    if chat.get("continue_final_message") is True:
+        _go_on(request)
     system += _set_format(chat.get("response_format"), request)
     if system:
         request["system"] = system
@@ -58,6 +60,14 @@ def _refuse_other_shapes(chat: Json) -> None:
     modalities = chat.get("modalities")
     if modalities is not None and modalities != ["text"]:
         raise not_supported("modalities", 'must be ["text"]: this engine gives nothing else')
+
+
+def _go_on(request: Json) -> None:
+    """Have the engine go on with its last words: it refuses those that end in space, and to think before."""
+    request.pop("thinking", None)
+    last = request["messages"][-1]["content"][-1]
+    if last["type"] == "text":
+        last["text"] = last["text"].rstrip()
 
 
 def _most_tokens(chat: Json) -> int:
