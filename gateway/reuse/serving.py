@@ -147,7 +147,7 @@ class Reuse:
         model = (call.model or "") if self._router.fleet.by_engines else asked.model
         path = QUERY if call.is_query else call.path
         try:
-            text = likeness.canonical(path, call.request, model)
+            text = likeness.canonical(path, call.request if call.rich is None else call.rich, model)
         except (RecursionError, ValueError):
             return None
         return Likeness(scope, path, model, likeness.key_of(scope, text))
