@@ -19,6 +19,7 @@ MAX_TOKENS = 32_000
 
 _EFFORTS = {effort: effort for effort in ("low", "medium", "high", "xhigh", "max")} | {"minimal": "low"}
 _AS_THEY_ARE = ("model", "top_p", "top_k", "stream", "thinking")
+_NOT_THINKING = ("temperature", "top_p", "top_k")  # are refused of who thinks
 _JSON_ONLY = "Answer with one JSON object and nothing else."
 _BY_SCHEMA = "Answer with one JSON value that fits this JSON Schema, and nothing else:\n"
 
@@ -86,8 +87,10 @@ def _set_effort(effort: Any, request: Json) -> None:
         raise refused("reasoning_effort", f"must be one of none, {', '.join(sorted(_EFFORTS))}")
     request["output_config"] = {"effort": _EFFORTS[effort]}
     forced = request.get("tool_choice", {}).get("type") in ("any", "tool")
-    if not forced:  # who must call a tool cannot think first
-        request.setdefault("thinking", {"type": "adaptive"})
+    if not forced and "thinking" not in request:  # who must call a tool cannot think first
+        request["thinking"] = {"type": "adaptive"}
+        for key in _NOT_THINKING:
+            request.pop(key, None)
 
 
 def _set_format(form: Any, request: Json) -> list[Json]:
