@@ -53,6 +53,11 @@ class Ask:
             self._payloads = {}
 
     @property
+    def richest(self) -> Request:
+        """All that is asked, with what only engines of another dialect know."""
+        return self.request if self.rich is None else self.rich
+
+    @property
     def is_adapted(self) -> bool:
         """Whether the model that it asks has its requests changed."""
         return self._params is not None

@@ -328,6 +328,16 @@ class ReuseTest(AnthropicTest):
             self.assertEqual(running.ask("POST", MESSAGES, {**body, "thinking": thinking}).status, 200)
         self.assertEqual(len(self.mock.requests), 3)
 
+    def test_an_answer_to_other_words_is_none_to_other_thinking(self) -> None:
+        running = self.one(CACHE="on", CACHE_NEAR="on")
+        found = []
+        for question, budget in (("What is", 1024), ("what is", 1024), ("what's", 2048)):
+            message = {"role": "user", "content": f"{question} the capital of France?"}
+            body = {"model": "m", "max_tokens": 5000, "temperature": 0, "messages": [message]}
+            body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+            found.append(running.ask("POST", MESSAGES, body).header("x-gateway-cache"))
+        self.assertEqual(found, ["miss", "near", "miss"])
+
     def test_requests_alike_are_asked_once(self) -> None:
         running = self.one()
         self.mock.control("hang")
