@@ -115,11 +115,11 @@ class Asker:
         if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
         accusers = self._router.accusers
-        avoid = (*unable, *accusers.avoided(call.caller)) if accusers.told else unable
+        avoid = accusers.avoided(call.caller) if accusers.told else ()
         router = self._router
         named = () if call.stand_ins is None else [pool.name for pool in asked[1:]]
-        tries = Tries(pools, self._retry_attempts, affinity, call.priority, router.jitter, avoid, router.reaches, named)
-        return tries, asked[0]
+        options = (affinity, call.priority, router.jitter, avoid, router.reaches, named, unable)
+        return Tries(pools, self._retry_attempts, *options), asked[0]
 
     def choose(self, call: Call, key: str) -> Optional[SplitSpec]:
         """Where others answer for the model that a call asks for, have it ask one of those; None: it has engines of its
@@ -167,7 +167,8 @@ class Asker:
                 raise tries.error()
             assert step.waiter is not None
             lease = yield from self._wait_in_line(call, step.pool, step.waiter, deadline_s)
-            if lease is not None and not tries.may_ask(step.pool):  # its engines have moved meanwhile
+            # Its engines have moved meanwhile, or this one cannot be asked.
+            if lease is not None and not (tries.may_ask(step.pool) and tries.can_ask(lease)):
                 step.pool.settle(lease, CANCELLED, 0.0)
                 lease = None
             step = tries.next() if lease is None else tries.granted(step.pool, lease)

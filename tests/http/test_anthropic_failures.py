@@ -130,6 +130,37 @@ class MixedTest(AnthropicTest):
             self.assert_answered_by(running.post({"model": "m", "input": "hi"}, EMBEDDINGS), self.gpt.port, 1)
         self.assertEqual(self.claude.requests, [])
 
+    def test_who_cannot_be_asked_stands_in_for_nobody(self) -> None:
+        asked = {"model": "m", "prompt": "hi"}
+        running = self.mixed("ok", "error")
+        response = running.post(asked, COMPLETIONS)
+        self.assert_error(response, 502, "backend_error")
+        self.assertIn("mock error", response.json()["message"])
+        self.assertEqual(len(self.gpt.requests), 3)
+        self.gpt.control("reset")
+        for _ in range(10):
+            self.assertEqual(running.post(asked, COMPLETIONS).status, 502)
+        self.assertEqual(self.states(running)[1], "open")
+        self.gpt.control("ok")
+        self.assert_answered_by(running.post(asked, COMPLETIONS), self.gpt.port, 1)  # its last resort
+        self.assertEqual(self.claude.requests, [])
+        self.assert_nothing_held(running)
+
+    def test_who_cannot_be_asked_is_no_place_for_who_waits(self) -> None:
+        self.claude, self.gpt = self.anthropic("hang"), self.engine("hang")
+        specs = [{**self.spec(self.claude), "max_concurrency": 1}, {"url": self.gpt.url, "max_concurrency": 1}]
+        running = self.over(*specs, model={"strategy": "round_robin"})
+        chats = [self.begin(running) for _ in range(2)]
+        eventually(lambda: self.claude.requests and self.gpt.requests)
+        waiting = self.enter(running.connect())
+        waiting.request("POST", COMPLETIONS, {"model": "m", "prompt": "hi"})
+        self.wait_for_waiting(running, 1)
+        self.claude.control("ok")
+        self.assert_error(waiting.read_response(), 502, "backend_unavailable")
+        self.gpt.control("ok")
+        self.assertEqual([chat.read_response().status for chat in chats], [200, 200])
+        self.assert_nothing_held(running)
+
     def test_thinking_in_the_history_is_given_back_to_the_one_alone(self) -> None:
         running = self.mixed("ok", "ok", first="anthropic")
         thinking = {"type": "thinking", "thinking": "hm", "signature": SIGNATURE, "index": 0}
