@@ -86,6 +86,10 @@ class Asker:
                 return result
             if result.kind == "rejected":
                 raise RequestRefused("backend_rejected", result.message, status=result.status, engine=result.details)
+            if result.kind == "not_implemented" and result.status is None:  # it has not been asked
+                if not tries.pass_over(tried.engine.spec.dialect):
+                    param = (result.details or {}).get("param")
+                    raise RequestRefused("not_supported", result.message, param=param if type(param) is str else None)
             tries.failed(result)
             failed = (tried.pool.name, result.kind)
             if time.monotonic() >= deadline_s:

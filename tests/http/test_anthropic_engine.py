@@ -258,8 +258,8 @@ class AnswersTest(AnthropicTest):
         running = self.one()
         for options in ({"n": 2}, {"logprobs": True}):
             response = running.post(ask(**options))
-            self.assert_error(response, 400, "backend_rejected")
-            self.assertIn(next(iter(options)), response.json()["message"])
+            self.assert_error(response, 400, "not_supported")
+            self.assertEqual(response.json()["param"], next(iter(options)))
         self.assertEqual(self.mock.requests, [])
         self.assertEqual(self.states(running), ["up"])
 

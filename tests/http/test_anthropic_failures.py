@@ -161,6 +161,17 @@ class MixedTest(AnthropicTest):
         self.assertEqual([chat.read_response().status for chat in chats], [200, 200])
         self.assert_nothing_held(running)
 
+    def test_a_field_that_only_one_has_words_for_goes_there(self) -> None:
+        running = self.mixed("ok", "ok", RETRY_ATTEMPTS=1)
+        for _ in range(3):
+            response = running.post(ask(n=2))
+            self.assert_answered_by(response, self.gpt.port)
+            self.assertEqual(len(response.json()["choices"]), 2)
+        self.gpt.control("error")
+        self.assert_error(running.post(ask(n=2)), 502, "backend_error")
+        self.assertEqual(self.claude.requests, [])
+        self.assert_nothing_held(running)
+
     def test_thinking_in_the_history_is_given_back_to_the_one_alone(self) -> None:
         running = self.mixed("ok", "ok", first="anthropic")
         thinking = {"type": "thinking", "thinking": "hm", "signature": SIGNATURE, "index": 0}
