@@ -16,6 +16,7 @@ from gateway.engines import SizeLimits
 from gateway.errors import EngineFailed, RequestRefused
 from gateway.hedging import Answer, Tried
 from gateway.rescue import Onward
+from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED, Outcome
@@ -24,7 +25,7 @@ from gateway.routing.splits import SplitSpec
 from gateway.routing.standing import StateChange
 from gateway.routing.tries import Step, Tries
 from gateway.steps import Steps
-from gateway.upstream.call import Call
+from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient
 from gateway.upstream.fields import BY_PATH
 from gateway.upstream.stream import EngineStream
@@ -85,6 +86,10 @@ class Asker:
                 return result
             if result.kind == "rejected":
                 raise RequestRefused("backend_rejected", result.message, status=result.status, engine=result.details)
+            if result.kind == "not_implemented" and result.status is None:  # it has not been asked
+                if not tries.pass_over(tried.engine.spec.dialect):
+                    param = (result.details or {}).get("param")
+                    raise RequestRefused("not_supported", result.message, param=param if type(param) is str else None)
             tries.failed(result)
             failed = (tried.pool.name, result.kind)
             if time.monotonic() >= deadline_s:
@@ -107,6 +112,9 @@ class Asker:
             pools = tuple(pool for pool in pools if may_use(pool.name))
             if not pools:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
+        unable: tuple[Engine, ...] = ()
+        if call.path != CHAT:
+            pools, unable = _that_serve(call.path, pools)
         affinity = b""
         if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
@@ -114,8 +122,8 @@ class Asker:
         avoid = accusers.avoided(call.caller) if accusers.told else ()
         router = self._router
         named = () if call.stand_ins is None else [pool.name for pool in asked[1:]]
-        tries = Tries(pools, self._retry_attempts, affinity, call.priority, router.jitter, avoid, router.reaches, named)
-        return tries, asked[0]
+        options = (affinity, call.priority, router.jitter, avoid, router.reaches, named, unable)
+        return Tries(pools, self._retry_attempts, *options), asked[0]
 
     def choose(self, call: Call, key: str) -> Optional[SplitSpec]:
         """Where others answer for the model that a call asks for, have it ask one of those; None: it has engines of its
@@ -163,7 +171,8 @@ class Asker:
                 raise tries.error()
             assert step.waiter is not None
             lease = yield from self._wait_in_line(call, step.pool, step.waiter, deadline_s)
-            if lease is not None and not tries.may_ask(step.pool):  # its engines have moved meanwhile
+            # Its engines have moved meanwhile, or this one cannot be asked.
+            if lease is not None and not (tries.may_ask(step.pool) and tries.can_ask(lease)):
                 step.pool.settle(lease, CANCELLED, 0.0)
                 lease = None
             step = tries.next() if lease is None else tries.granted(step.pool, lease)
@@ -256,6 +265,17 @@ class Asker:
             if isinstance(tried.result, Answer):
                 return None
         return None
+
+
+def _that_serve(path: str, pools: tuple[ModelPool, ...]) -> tuple[tuple[ModelPool, ...], tuple[Engine, ...]]:
+    """The pools with engines whose dialect has the path, and those of their engines whose dialect has not. Raises
+    `endpoint_not_served`."""
+    able = tuple(pool for pool in pools if any(engine.spec.can_serve(path) for engine in pool.engines))
+    if not able and pools[0].engines:
+        text = f"the engines of the model {pools[0].name} have nothing like {path}: they answer chat completions only"
+        raise RequestRefused("endpoint_not_served", text, param="model")
+    unable = tuple(engine for pool in able for engine in pool.engines if not engine.spec.can_serve(path))
+    return able or pools, unable
 
 
 def _takes(call: Call, pool: ModelPool, tokens: int) -> int:

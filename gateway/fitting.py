@@ -141,7 +141,7 @@ def give_shape(call: Call, kept: Mapping[str, Schema]) -> None:
     request = dict(call.request)
     call.shape = shape_of(request, kept)
     if request.get("response_format") is not call.request.get("response_format"):
-        call.become(request)
+        call.put("response_format", request["response_format"])
 
 
 def shape_of(request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Shape]:
@@ -205,7 +205,7 @@ def fitting(ask: Callable[[Call], Steps[Given]], call: Call, shape: Shape, limit
         if fitted.is_final or call.schema_retries >= limits.retries or left_s <= 0:
             raise misfit(fitted)
         call.schema_retries += 1
-        asked = call.again(_corrected(call, fitted))
+        asked = call.again(_corrected(fitted))
         asked.limit_s = left_s
         try:
             given = yield from ask(asked)
@@ -251,20 +251,22 @@ def _told(call: Call, given: Answer, fitted: Fitted) -> Answer:
     return Answer(answers.as_stream(answer, CHAT), usage, answer)
 
 
-def _corrected(call: Call, fitted: Fitted) -> list[dict[str, Any]]:
-    """The messages of another ask: with the answer, and what is wrong with it."""
-    messages: list[dict[str, Any]] = call.request["messages"]
+def _corrected(fitted: Fitted) -> list[dict[str, Any]]:
+    """What another ask says more: the answer, and what is wrong with it."""
     choices: list[Any] = fitted.answer.get("choices") or []
     if len(choices) != 1:
-        return messages  # which of several answers is to be corrected cannot be said
+        return []  # which of several answers is to be corrected cannot be said
     said = choices[0].get("message") or {}
     calls = said.get("tool_calls")
     if not calls:
         told = faults_prompt(fitted.faults)
-        return [*messages, {"role": "assistant", "content": fitted.text}, {"role": "user", "content": told}]
+        return [{"role": "assistant", "content": fitted.text}, {"role": "user", "content": told}]
     told = calls_prompt(fitted.faults)
     results = [{"role": "tool", "tool_call_id": one.get("id") or "", "content": told} for one in calls]
-    return [*messages, {"role": "assistant", "content": said.get("content"), "tool_calls": calls}, *results]
+    again = {"role": "assistant", "content": said.get("content"), "tool_calls": calls}
+    if said.get("thinking_blocks"):
+        again["thinking_blocks"] = said["thinking_blocks"]
+    return [again, *results]
 
 
 def _add(call: Call, again: Call) -> None:

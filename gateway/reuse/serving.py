@@ -147,7 +147,7 @@ class Reuse:
         model = (call.model or "") if self._router.fleet.by_engines else asked.model
         path = QUERY if call.is_query else call.path
         try:
-            text = likeness.canonical(path, call.request, model)
+            text = likeness.canonical(path, call.richest, model)
         except (RecursionError, ValueError):
             return None
         return Likeness(scope, path, model, likeness.key_of(scope, text))
@@ -180,7 +180,7 @@ class Reuse:
         return Answer(body, NOTHING_USED)
 
     def _look_near(self, caches: Caches, asked: Asked, call: Call, like: Likeness, wishes: Wishes) -> Steps[Any]:
-        near = likeness.near_of(like.path, call.request, like.model, like.scope)
+        near = likeness.near_of(like.path, call.richest, like.model, like.scope)
         if near is None:
             return None
         return (yield from caches.find_near(asked, near, wishes.max_age_s))

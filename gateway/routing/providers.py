@@ -105,6 +105,11 @@ def path_in(dialect: str, path: str) -> str:
     return _PATHS.get(dialect, {}).get(path, path)
 
 
+def has_path(dialect: str, path: str) -> bool:
+    """Whether a dialect has anything like an endpoint of OpenAI's."""
+    return dialect == OPENAI or path in _PATHS[dialect]
+
+
 def header_lines(provider: Provider, dialect: str, secret: str) -> list[str]:
     """What says who asks, and in which words; `secret` "": there is no key."""
     key = [f"{provider.key_header} {secret}"] if secret else []

@@ -184,6 +184,10 @@ class EngineSpec:
             f"{self.base_path}{providers.path_in(self.dialect or providers.OPENAI, path)}", self._version_query()
         )
 
+    def can_serve(self, path: str) -> bool:
+        """Whether its dialect has anything like `path` (of OpenAI's)."""
+        return providers.has_path(self.dialect or providers.OPENAI, path)
+
     def list_target(self) -> str:
         """What the request for its models asks the server for."""
         return providers.with_query(f"{self.base_path}/models", self.preset.list_query, self._version_query())

@@ -65,6 +65,7 @@ class Tries:
         "_proven",
         "_reaches",
         "_tried",
+        "_unable",
         "asked",
         "named",
         "sent",
@@ -80,6 +81,7 @@ class Tries:
         avoid: tuple[Engine, ...] = (),
         reaches: Callable[[ModelPool, ModelPool], bool] = lambda asked, other: True,
         named: Sequence[str] = (),
+        unable: tuple[Engine, ...] = (),
     ) -> None:
         self._pools = pools
         self.asked = pools[0]  # the model whose route it is
@@ -88,6 +90,7 @@ class Tries:
         self._limit = attempts_per_model
         self._affinity = affinity
         self._avoid = avoid
+        self._unable = unable  # whose dialect has no words for the request
         self._priority = priority
         self._jitter = jitter
         self._index = 0
@@ -126,6 +129,12 @@ class Tries:
             pool = self._pools[self._index]
             if self._here < self._limit and (not self._index or self.may_ask(pool)):
                 lease = pool.acquire(self._tried, self._affinity, self._avoid)
+                if lease is not None and self._unable:
+                    lease = self._able(pool, lease)
+                    if lease is None:  # nor is there a line for it: those that are free would come out of it
+                        self._index += 1
+                        self._here = 0
+                        continue
                 if lease is not None:
                     if not (self._pauses_s and self._better_elsewhere(lease.engine)):
                         return self._take(pool, lease if self._failure is None else self._untried_at_last(pool, lease))
@@ -138,6 +147,34 @@ class Tries:
             self._here = 0
         # An engine that has come in since its model was looked at is found here too: it returns soonest of all.
         return self._last_resort() if self.sent < self._limit else None
+
+    def _able(self, pool: ModelPool, lease: Lease) -> Optional[Lease]:
+        """The lease, or instead of one on an engine that cannot be asked, one on another, be it a tried one."""
+        if self.can_ask(lease):
+            return lease
+        pool.settle(lease, Outcome("cancelled"), 0.0)
+        other = pool.acquire(self._unable, self._affinity)
+        if other is None or self.can_ask(other):
+            return other
+        pool.settle(other, Outcome("cancelled"), 0.0)
+        return None
+
+    def can_ask(self, lease: Lease) -> bool:
+        """Whether the lease's engine has words for the request."""
+        return lease.engine not in self._unable
+
+    def pass_over(self, dialect: Optional[str]) -> bool:
+        """Ask no engine of a dialect that has no words for the request, and count the try that has shown it as none;
+        returns whether there is another engine."""
+        engines = [engine for pool in self._pools for engine in pool.engines]
+        self._unable += tuple(engine for engine in engines if engine.spec.dialect == dialect)
+        self.sent -= 1
+        self._here -= 1
+        return not all(engine in self._unable for engine in engines)
+
+    def _passed_over(self) -> Sequence[Engine]:
+        """The engines that are no last resort."""
+        return [*self._tried, *self._unable] if self._unable else self._tried
 
     def _better_elsewhere(self, engine: Engine) -> bool:
         """Whether the engine has asked for a long pause while there is another model to try."""
@@ -154,7 +191,7 @@ class Tries:
         broke = self._failure.kind in _CONNECTION_BROKE
         if not broke or self._here + 1 < self._limit or lease.engine not in self._tried:
             return lease
-        other = pool.acquire_last_resort(self._tried)
+        other = pool.acquire_last_resort(self._passed_over())
         if other is None:
             return lease
         pool.settle(lease, Outcome("cancelled"), 0.0)
@@ -172,7 +209,7 @@ class Tries:
         lease = pool.acquire(self._tried, self._affinity, self._avoid)
         if lease is None:
             return None
-        if lease.engine in self._tried:
+        if lease.engine in self._tried or not self.can_ask(lease):
             pool.settle(lease, Outcome("cancelled"), 0.0)
             return None
         self.sent += 1
@@ -185,12 +222,12 @@ class Tries:
         for index, pool in enumerate(self._pools):
             if not self.may_ask(pool):
                 continue
-            wait_s = pool.last_resort_wait_s(self._tried)
+            wait_s = pool.last_resort_wait_s(self._passed_over())
             if wait_s is not None:
                 waits.append((wait_s, index))
         for _, index in sorted(waits):
             pool = self._pools[index]
-            lease = pool.acquire_last_resort(self._tried)
+            lease = pool.acquire_last_resort(self._passed_over())
             if lease is not None:
                 return self._take(pool, lease)
         return None
@@ -216,7 +253,7 @@ class Tries:
         retry from the budget, which those need that leave an engine that had not answered well. For another thread than
         the one that waits.
         """
-        left = [*self._left, *(lease.engine for lease in leases)]
+        left = [*self._unable, *self._left, *(lease.engine for lease in leases)]
         here = self._here
         for pool in self._pools[self._index :]:
             if here < self._limit and pool.takes_over(left, place_s, ahead) and self.may_ask(pool):

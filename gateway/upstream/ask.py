@@ -18,10 +18,11 @@ from gateway.upstream.shaping import shaped
 class Ask:
     """A request, and what of it each engine gets. (Whoever makes one fills its slots.)"""
 
-    __slots__ = ("_params", "_payloads", "_plain", "_prompts", "body", "path", "request", "stream")
+    __slots__ = ("_params", "_payloads", "_plain", "_prompts", "body", "path", "request", "rich", "stream")
 
     path: str
     request: Request
+    rich: Optional[Request]
     body: bytes
     stream: bool
     _params: Optional[Params]
@@ -31,7 +32,15 @@ class Ask:
 
     def change(self, params: Params) -> None:
         """Ask for something else from now on, whatever model answers."""
-        self.become(shaped(self.path, self.request, params))
+        self._become(shaped(self.path, self.request, params))
+        if self.rich is not None:
+            self.rich = shaped(self.path, self.rich, params)
+
+    def put(self, name: str, value: object) -> None:
+        """Ask for the same with another value of one member."""
+        self._become({**self.request, name: value})
+        if self.rich is not None:
+            self.rich = {**self.rich, name: value}
 
     def adapt(self, params: Optional[Params]) -> None:
         """Be what the engines of the model that it asks get, in all that goes by the request; None: as it is."""
@@ -40,15 +49,20 @@ class Ask:
         self._plain = self._plain or (self.request, self.body)
         request, body = self._plain
         self._params = params
-        self.become(shaped(self.path, request, params), body if params is None else None)
+        self._become(shaped(self.path, request, params), body if params is None else None)
 
-    def become(self, request: Request, body: Optional[bytes] = None) -> None:
+    def _become(self, request: Request, body: Optional[bytes] = None) -> None:
         """Ask for `request` from now on. `body`: its JSON; None: it is made."""
         if request is not self.request:
             self.request = request
             self.body = answers.dump(request) if body is None else body
             self._prompts = None
             self._payloads = {}
+
+    @property
+    def richest(self) -> Request:
+        """All that is asked, with what only engines of another dialect know."""
+        return self.request if self.rich is None else self.rich
 
     @property
     def is_adapted(self) -> bool:

@@ -26,6 +26,7 @@ PREFIX = "the engine sent an event stream though none was asked for"
 
 _OBJECTS = {"/chat/completions": "chat.completion", "/completions": "text_completion"}
 _FIRST = ("id", "created", "model", "system_fingerprint")  # said by the first event; of all else the last word counts
+_THOUGHT = ("thinking", "signature", "data")  # texts of a block of thinking, which come in pieces
 
 Pieces = list[Union[bytes, bytearray]]  # of JSON
 
@@ -149,7 +150,7 @@ class _ToolCall:
 class _Choice:
     """One choice: its message or text, its reason, and what else is said of it."""
 
-    __slots__ = ("_call", "_calls", "_logprobs", "finish_reason", "function", "kept", "message")
+    __slots__ = ("_call", "_calls", "_logprobs", "_thoughts", "finish_reason", "function", "kept", "message")
 
     def __init__(self) -> None:
         self.kept = _Kept()
@@ -159,9 +160,10 @@ class _Choice:
         self._logprobs: Optional[_Kept] = None
         self._calls: list[_ToolCall] = []
         self._call: dict[int, _ToolCall] = {}  # by index, the one that goes on
+        self._thoughts: dict[int, _Kept] = {}  # blocks of them, by index
 
     def add(self, choice: dict[str, Any]) -> int:
-        """What an event says of it; returns how many tool calls have begun."""
+        """What an event says of it; returns how many tool calls, or blocks of thinking, have begun."""
         began = 0
         for key, value in choice.items():
             if key == "finish_reason":
@@ -182,6 +184,9 @@ class _Choice:
             if key == "tool_calls":
                 for place, part in enumerate(value if isinstance(value, list) else ()):
                     began += self._add_call(part, place)
+            elif key == "thinking_blocks":
+                for place, part in enumerate(value if isinstance(value, list) else ()):
+                    began += self._add_thought(part, place)
             elif key == "function_call":
                 self.function = self.function or _Kept()
                 _add_function(self.function, value)
@@ -202,6 +207,18 @@ class _Choice:
         call.add(part)
         return int(began)
 
+    def _add_thought(self, part: Any, place: int) -> int:
+        if not isinstance(part, dict):
+            return 0
+        index = part.get("index")
+        index = index if type(index) is int else place
+        began = index not in self._thoughts
+        thought = self._thoughts.setdefault(index, _Kept())
+        for key, value in part.items():
+            if key != "index":
+                thought.add(key, value, joined=key in _THOUGHT)
+        return int(began)
+
     def pieces(self, index: int, path: str) -> Pieces:
         """The choice, as a complete answer has it."""
         members: dict[str, Pieces] = {"index": [_json(index)], "logprobs": [b"null"]}
@@ -220,6 +237,8 @@ class _Choice:
             members["content"] = [b"null"]
         if self._calls:
             members["tool_calls"] = _list(call.pieces() for call in self._calls)
+        if self._thoughts:
+            members["thinking_blocks"] = _list(_object(thought.members()) for thought in self._thoughts.values())
         if self.function is not None:
             members["function_call"] = _function(self.function)
         return _object(members)
@@ -261,7 +280,7 @@ class Assembly:
             kept = self._choices[index] = _Choice()
         self._calls += kept.add(choice)
         if len(self._choices) > CHOICES_MAX or self._calls > CHOICES_MAX:
-            raise Unfit("it has too many choices or tool calls")
+            raise Unfit("it has too many choices, tool calls or thoughts")
 
     def body(self) -> bytearray:
         """The whole answer."""

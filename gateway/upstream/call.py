@@ -10,6 +10,7 @@ import threading
 import uuid
 from typing import Any, Callable, Optional, Union
 
+from gateway.dialects.anthropic.plain import THINKING, plain
 from gateway.errors import ClientGone
 from gateway.routing.params import Params
 from gateway.steps import Event, Flag, Flagged, Steps
@@ -57,7 +58,6 @@ class Call(Ask):
         "request_id",
         "resumed",
         "retries",
-        "rich",
         "schema_retries",
         "served_model",
         "session",
@@ -85,8 +85,12 @@ class Call(Ask):
             request = {key: value for key, value in request.items() if key not in unlimited}
             body = None if body is None else without_members(body, unlimited)
         self.path = path
-        self.request = request
         self.body = answers.dump(request) if body is None else body
+        self.rich: Optional[dict[str, Any]] = None  # the request with what only engines of another dialect know
+        if path == CHAT and THINKING in self.body:
+            self.rich, request = request, plain(request)
+            self.body = answers.dump(request)
+        self.request = request
         model = request.get("model")
         self.model: Optional[str] = model if model else None
         self.stream = bool(request.get("stream")) and BY_PATH[path].streams
@@ -110,7 +114,6 @@ class Call(Ask):
         self.retries: list[tuple[str, str]] = []
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
-        self.rich: Optional[dict[str, Any]] = None  # the request with what only engines of its client's dialect know
         self.shape: Optional[Any] = None  # what its answers have to be like: a `fitting.Shape`
         self.schema_retries = 0  # asks for an answer that fits, after the first
         self.repairs: tuple[str, ...] = ()  # what was wrong with the answer's JSON
@@ -189,7 +192,7 @@ class Call(Ask):
         """The call that asks an engine to go on after `text`, which the client has already. `params`: of its model."""
         request = dict(self.request_for(params))
         if text:  # else nothing has been given yet, and the request is asked as it is
-            request["messages"] = [*request["messages"], {"role": "assistant", "content": text}]
+            request = _with(request, [{"role": "assistant", "content": text}])
             request["add_generation_prompt"] = False  # vLLM's words for it; llama.cpp continues by itself
             request["continue_final_message"] = True
         for key in BY_PATH[self.path].asked:
@@ -203,12 +206,13 @@ class Call(Ask):
         call.records = self.records  # what becomes of its attempts is told with the rest
         return call
 
-    def again(self, messages: list[dict[str, Any]]) -> Call:
-        """The same call with other messages, for a whole answer, as a part of this one."""
+    def again(self, more: list[dict[str, Any]]) -> Call:
+        """The same call with `more` messages behind its own, for a whole answer, as a part of this one."""
         plain = self.request if self._plain is None else self._plain[0]  # of which each model gets its own
-        request = {key: value for key, value in plain.items() if key not in ("stream", "stream_options")}
-        request["messages"] = messages
+        request = _with(_whole(plain), more)
         call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
+        if self.rich is not None:
+            call.rich = _with(_whole(self.rich), more)
         call.be_part_of(self)
         call.model, call.caller, call.may_use = self.model, self.caller, self.may_use
         call.allow_fallback, call.split, call.stand_ins = self.allow_fallback, self.split, self.stand_ins
@@ -244,3 +248,13 @@ class Call(Ask):
         """
         text = self.session or BY_PATH[self.path].text(self.request, AFFINITY_PREFIX_CHARS)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() if text else b""
+
+
+def _whole(request: Request) -> Request:
+    """The same, not to be told as a stream."""
+    return {key: value for key, value in request.items() if key not in ("stream", "stream_options")}
+
+
+def _with(request: Request, messages: list[dict[str, Any]]) -> Request:
+    """The same with these messages behind its own."""
+    return {**request, "messages": [*request["messages"], *messages]}

@@ -48,16 +48,17 @@ BY_DIALECT: dict[Optional[str], Dialect] = {
 def payload(dialect: Dialect, call: Call, model: Optional[str], params: Optional[Params]) -> bytes:
     """The body for an engine that knows the model as `model` (None: as it is), of a model with these `params`.
 
-    Raises EngineFault: another engine may be able to do what this one's dialect has no words for."""
+    Raises EngineFault, of no status as nothing has been sent: another dialect may have words for it."""
     if call.path != CHAT:
-        raise EngineFault(Outcome("not_implemented", f"the engine's dialect has nothing like {call.path}", 501))
+        raise EngineFault(Outcome("not_implemented", f"the engine's dialect has nothing like {call.path}"))
     request = call.request_for(params) if call.rich is None else shaped(CHAT, call.rich, params)
     if model is not None:
         request = {**request, "model": model}
     try:
         return dump(dialect.request(request))
     except RequestRefused as refusal:
-        raise EngineFault(Outcome("rejected", refusal.message, 400, details={"param": refusal.param})) from refusal
+        details = {"param": refusal.param}
+        raise EngineFault(Outcome("not_implemented", refusal.message, details=details)) from refusal
 
 
 def answered(dialect: Dialect, body: Union[bytes, bytearray]) -> Union[bytes, bytearray]:

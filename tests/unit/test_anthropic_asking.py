@@ -172,6 +172,9 @@ class AskedTest(unittest.TestCase):
         self.assertEqual((request["output_config"], request["thinking"]), ({"effort": "low"}, {"type": "adaptive"}))
         self.assertEqual(asked(reasoning_effort="none")["thinking"], {"type": "disabled"})
         self.assertNotIn("thinking", asked(reasoning_effort="high", tools=[TOOL], tool_choice="required"))
+        sampling = {"temperature": 0, "top_p": 0.5, "top_k": 3}
+        self.assertTrue(sampling.keys().isdisjoint(asked(reasoning_effort="low", **sampling)))
+        self.assertEqual(asked(reasoning_effort="none", **sampling)["temperature"], 0)
         budget = {"type": "enabled", "budget_tokens": 2000}
         self.assertEqual(asked(reasoning_effort="high", thinking=budget)["thinking"], budget)
 

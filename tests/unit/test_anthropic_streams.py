@@ -360,6 +360,21 @@ def deltas(data: bytes) -> list[Any]:
 
 
 class ReaderTest(unittest.TestCase):
+    def test_what_is_kept_of_a_stream_is_bounded(self) -> None:
+        odd = [sse("message_delta", usage={f"k{at}": "x" * 100, "output_tokens": at}) for at in range(2000)]
+        whole = payloads(fed(BEGIN, *odd, sse("message_stop")))
+        self.assertEqual(whole[-2]["usage"]["completion_tokens"], 1999)
+        self.assertLess(len(json.dumps(whole[-2])), 1000)
+        begun = [block_start(at, {"type": "tool_use", "id": f"t{at}", "name": "f"}) for at in range(2000)]
+        ended = [sse("content_block_stop", index=at) for at in range(2000)]
+        self.assertIn("blocks", payloads(fed(BEGIN, *begun, *ended))[-1]["error"]["message"])
+        both = [part for pair in zip(begun, ended) for part in pair]
+        self.assertEqual(payloads(fed(BEGIN, *both, sse("message_stop")))[-1], "[DONE]")
+
+    def test_an_event_of_many_values_is_not_read(self) -> None:
+        said = payloads(fed(BEGIN, sse("x", values=[0] * 100_000), sse("message_stop")))
+        self.assertEqual([next(iter(each)) for each in said[1:]], ["error"])
+
     def test_a_text(self) -> None:
         common = {"id": "msg_1", "object": "chat.completion.chunk", "created": 7, "model": "claude"}
 

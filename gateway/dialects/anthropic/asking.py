@@ -19,6 +19,7 @@ MAX_TOKENS = 32_000
 
 _EFFORTS = {effort: effort for effort in ("low", "medium", "high", "xhigh", "max")} | {"minimal": "low"}
 _AS_THEY_ARE = ("model", "top_p", "top_k", "stream", "thinking")
+_NOT_THINKING = ("temperature", "top_p", "top_k")  # are refused of who thinks
 _JSON_ONLY = "Answer with one JSON object and nothing else."
 _BY_SCHEMA = "Answer with one JSON value that fits this JSON Schema, and nothing else:\n"
 
@@ -43,6 +44,8 @@ def messages_request(chat: Json, max_tokens: int = MAX_TOKENS) -> Json:
         if choice is not None:
             request["tool_choice"] = choice
     _set_effort(chat.get("reasoning_effort"), request)
+    if chat.get("continue_final_message") is True:
+        _go_on(request)
     system += _set_format(chat.get("response_format"), request)
     if system:
         request["system"] = system
@@ -58,6 +61,14 @@ def _refuse_other_shapes(chat: Json) -> None:
     modalities = chat.get("modalities")
     if modalities is not None and modalities != ["text"]:
         raise not_supported("modalities", 'must be ["text"]: this engine gives nothing else')
+
+
+def _go_on(request: Json) -> None:
+    """Have the engine go on with its last words: it refuses those that end in space, and to think before."""
+    request.pop("thinking", None)
+    last = request["messages"][-1]["content"][-1]
+    if last["type"] == "text":
+        last["text"] = last["text"].rstrip()
 
 
 def _most_tokens(chat: Json) -> int:
@@ -76,8 +87,10 @@ def _set_effort(effort: Any, request: Json) -> None:
         raise refused("reasoning_effort", f"must be one of none, {', '.join(sorted(_EFFORTS))}")
     request["output_config"] = {"effort": _EFFORTS[effort]}
     forced = request.get("tool_choice", {}).get("type") in ("any", "tool")
-    if not forced:  # who must call a tool cannot think first
-        request.setdefault("thinking", {"type": "adaptive"})
+    if not forced and "thinking" not in request:  # who must call a tool cannot think first
+        request["thinking"] = {"type": "adaptive"}
+        for key in _NOT_THINKING:
+            request.pop(key, None)
 
 
 def _set_format(form: Any, request: Json) -> list[Json]:

@@ -24,6 +24,8 @@ _STOP_BY_FINISH = {
 }
 # Of Anthropic's usage, what is told beside chat's own fields.
 _KEPT = ("cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "service_tier")
+USAGE_FIELDS = ("input_tokens", "output_tokens", "output_tokens_details", *_KEPT)
+"""Of Anthropic's usage, all that is told on."""
 
 
 def finish_of(stop_reason: Any) -> str:

@@ -12,6 +12,9 @@ from typing import Any, Optional
 from gateway.dialects.anthropic.values import count, objects, text
 from gateway.dialects.dialect import Json
 
+THINKING = b'"thinking_blocks"'
+"""What stands in the body of a request that has an answer of such an engine in its history."""
+
 _OF_MESSAGES = ("thinking_blocks", "is_error", "cache_control")
 _OF_REQUESTS = ("thinking", "cache_control")
 _ERROR = "Error: "

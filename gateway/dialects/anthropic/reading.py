@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from gateway.dialects.anthropic.answers import sequence_of
-from gateway.dialects.anthropic.endings import chat_usage, finish_of
+from gateway.dialects.anthropic.endings import USAGE_FIELDS, chat_usage, finish_of
 from gateway.dialects.anthropic.errors import chat_error
 from gateway.dialects.anthropic.tools import arguments_of
 from gateway.dialects.anthropic.values import decode, dump, index, text
@@ -18,6 +18,8 @@ from gateway.dialects.dialect import Json
 
 ALIVE = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+VALUES_MAX = 100_000  # of an event, as one thread reads all streams
+BLOCKS_MAX = 1_024  # that have begun and not ended
 
 
 class _Block:
@@ -71,12 +73,15 @@ class MessagesReader:
 
     def _event(self, name: bytes, data: bytes, out: list[bytes]) -> None:
         try:
-            said: Any = decode(data.decode())
+            said: Any = decode(data.decode(), VALUES_MAX)
         except ValueError:
             said = None
         if type(said) is not dict:
-            said = {"type": "error", "error": {"message": "the engine sent an event that is no JSON object"}}
+            said = _fault("the engine sent an event that is no JSON object, or too much for one")
         kind = text(said.get("type"))
+        if len(self._blocks) > BLOCKS_MAX:
+            said = _fault(f"the engine has begun more than {BLOCKS_MAX} blocks without ending one")
+            kind = "error"
         if kind == "error" or name == b"error":
             self._ended = True
             out.append(b"data: %b\n\n" % dump(chat_error(said)))
@@ -118,7 +123,7 @@ class MessagesReader:
     def _note_usage(self, usage: Any) -> None:
         """Later figures are totals, and replace those before; what they leave out stays."""
         if type(usage) is dict:
-            self._usage.update({key: value for key, value in usage.items() if value is not None})
+            self._usage.update({key: usage[key] for key in USAGE_FIELDS if usage.get(key) is not None})
 
     # --- its blocks --------------------------------------------------------------------------------------------------
 
@@ -162,7 +167,7 @@ class MessagesReader:
 
     def _block_stop(self, event: Json, out: list[bytes]) -> None:
         at = index(event.get("index"))
-        block = None if at is None else self._blocks.get(at)
+        block = None if at is None else self._blocks.pop(at, None)
         if block is not None and block.is_call and not block.said:
             self._arguments(block, "{}", out)
 
@@ -185,3 +190,7 @@ class MessagesReader:
         if arguments:
             block.said = True
             self._tell(out, {"tool_calls": [{"index": block.number, "function": {"arguments": arguments}}]})
+
+
+def _fault(message: str) -> Json:
+    return {"type": "error", "error": {"message": message}}

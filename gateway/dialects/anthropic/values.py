@@ -63,12 +63,12 @@ def index(value: Any) -> Optional[int]:
     return value if type(value) is int and value >= 0 else None
 
 
-def decode(words: str) -> Any:
+def decode(words: str, values_max: int = VALUES_MAX) -> Any:
     """The JSON value in what an engine, or a model, has written; numbers that JSON has no words for are null.
 
     Raises ValueError, also for what is nested too deep, or has too many values, to be written again.
     """
-    if jsonbounds.passed(words.encode("utf-8", "surrogatepass"), VALUES_MAX, DEPTH_MAX) is not None:
+    if jsonbounds.passed(words.encode("utf-8", "surrogatepass"), values_max, DEPTH_MAX) is not None:
         raise ValueError("too many values, or nested too deep")
     return json.loads(words, parse_int=_integer, parse_float=_float, parse_constant=_no_number)
 
