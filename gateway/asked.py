@@ -14,6 +14,7 @@ from gateway.fitting import Judging
 from gateway.inference import Call
 from gateway.keys.auth import Identity
 from gateway.telling import Telling
+from gateway.uploads import Upload
 from gateway.workers import Job
 
 
@@ -22,6 +23,7 @@ class Head(Protocol):
 
     method: str
     path: str
+    query: str
     headers: dict[bytes, bytes]
     repeated: frozenset[bytes]
     content_length: Optional[int]
@@ -65,6 +67,7 @@ class Asked(Job):
 
     body = b""
     body_taken = False  # it was wanted
+    upload: Optional[Upload] = None  # the rest of it, which comes meanwhile
     fault: Optional[GatewayError] = None  # what is wrong with it
     identity: Optional[Identity] = None
     call: Optional[Call] = None

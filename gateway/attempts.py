@@ -94,7 +94,7 @@ class Attempts:
         """Ask the engine that a step has a place on, and where the model hedges, a second one when that is slow."""
         must_stay = step.pool is not tries.asked and self._must_stay(tries, step.pool)
         attempt = self.new_attempt(tries, step, deadline_s, must_stay)
-        if step.pool.spec.hedge_after_ms is None:
+        if step.pool.spec.hedge_after_ms is None or call.form is not None:  # what is sent once can be sent to one
             return self.attempt(call, step, attempt)
         return self._hedged(call, tries, step, attempt, deadline_s)
 

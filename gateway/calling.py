@@ -21,8 +21,29 @@ from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.routing.router import Router
 from gateway.telling import Telling
 from gateway.upstream.fields import BY_PATH, completion_of
+from gateway.upstream.passed import Form
+
+
+def methods_of(path: str) -> tuple[str, ...]:
+    """How an endpoint (of OpenAI's) is asked by clients."""
+    return ("GET", "HEAD") if BY_PATH[path].method == "GET" else (BY_PATH[path].method,)
+
 
 INFERENCE = "/api/v1/inference"
+PASSED = {
+    "/v1/rerank": "/rerank",
+    "/v1/moderations": "/moderations",
+    "/v1/audio/speech": "/audio/speech",
+    "/v1/audio/transcriptions": "/audio/transcriptions",
+    "/v1/audio/translations": "/audio/translations",
+    "/v1/images/generations": "/images/generations",
+    "/v1/images/edits": "/images/edits",
+    "/v1/images/variations": "/images/variations",
+    "/tokenize": "/tokenize",
+    "/detokenize": "/detokenize",
+    "/props": "/props",
+    "/slots": "/slots",
+}
 PATHS = {
     "/v1/chat/completions": "/chat/completions",
     "/v1/completions": "/completions",
@@ -30,7 +51,11 @@ PATHS = {
     QUERY: "/completions",
     INFERENCE: "/chat/completions",
     **dict.fromkeys(ENDPOINTS, "/chat/completions"),  # or what the request is translated to
+    **PASSED,
 }
+ASKED = frozenset((method, name) for name, path in PATHS.items() for method in methods_of(path))
+"""Methods and paths of requests that engines answer."""
+RESPONSES, NATIVE = "/v1/responses", "/responses"
 FEW_BYTES = 4096  # of a body that is looked through in no time
 
 
@@ -40,14 +65,17 @@ def call_of(
     identity: Identity,
     router: Router,
     may_use: Optional[Callable[[str], bool]],
+    form: Optional[Form] = None,
 ) -> Call:
-    """The call that the body asks for; nothing has been sent anywhere yet. Raises GatewayError: what is wrong with
-    it is reported with the model that it names."""
+    """The call that the body asks for; nothing has been sent anywhere yet. `form`: what the request was read of, where
+    that is no JSON. Raises GatewayError: what is wrong with it is reported with the model that it names."""
     headers = asked.head.headers
-    body: Optional[bytes] = asked.body
+    body: Optional[bytes] = asked.body if form is None else None
     path = PATHS[asked.head.path]
     is_query = asked.head.path == QUERY
     endpoint = ENDPOINTS.get(asked.head.path)
+    if asked.head.path == RESPONSES and router.serves(request.get("model"), NATIVE):
+        path, endpoint = NATIVE, None  # it keeps conversations there, and may know more than chat
     telling: Optional[Telling] = None
     try:
         if is_query:
@@ -69,6 +97,7 @@ def call_of(
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
         )
         call.is_query = is_query
+        call.form = form
         if telling is not None:
             telling.call = call
             call.rich = telling.rich

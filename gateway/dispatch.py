@@ -19,6 +19,7 @@ from gateway.rescue import Onward
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
+from gateway.routing.providers import endpoint_of
 from gateway.routing.retry import CANCELLED, Outcome
 from gateway.routing.router import Router
 from gateway.routing.splits import SplitSpec
@@ -86,14 +87,24 @@ class Asker:
                 return result
             if result.kind == "rejected":
                 raise RequestRefused("backend_rejected", result.message, status=result.status, engine=result.details)
-            if result.kind == "not_implemented" and result.status is None:  # it has not been asked
-                if not tries.pass_over(tried.engine.spec.dialect):
-                    param = (result.details or {}).get("param")
-                    raise RequestRefused("not_supported", result.message, param=param if type(param) is str else None)
+            if result.kind == "not_implemented":
+                self._pass_over(call, tries, tried.engine, result)
             tries.failed(result)
+            if call.form is not None and call.form.spent:
+                raise tries.error()  # nobody has the form any more
             failed = (tried.pool.name, result.kind)
             if time.monotonic() >= deadline_s:
                 raise EngineFailed("gateway_timeout", f"no answer within {limit_s:g} s")
+
+    def _pass_over(self, call: Call, tries: Tries, engine: Engine, said: Outcome) -> None:
+        """Ask others, where there are any: the engine's dialect has no words for the request, or it has said that it
+        has no such endpoint. Raises RequestRefused."""
+        if said.status is None:  # it has not been asked
+            if not tries.pass_over(lambda one: one.spec.dialect == engine.spec.dialect):
+                param = (said.details or {}).get("param")
+                raise RequestRefused("not_supported", said.message, param=param if type(param) is str else None)
+        elif BY_PATH[call.path].passes and not tries.pass_over(lambda one: one is engine):
+            raise _not_served(call.path, tries.asked.name)
 
     def _plan(self, call: Call) -> tuple[Tries, ModelPool]:
         """The tries of a call, and the model that it asks for. Raises GatewayError."""
@@ -113,7 +124,7 @@ class Asker:
             if not pools:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
         unable: tuple[Engine, ...] = ()
-        if call.path != CHAT:
+        if call.path != CHAT or self._router.knows_endpoints:
             pools, unable = _that_serve(call.path, pools)
         affinity = b""
         if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
@@ -268,14 +279,18 @@ class Asker:
 
 
 def _that_serve(path: str, pools: tuple[ModelPool, ...]) -> tuple[tuple[ModelPool, ...], tuple[Engine, ...]]:
-    """The pools with engines whose dialect has the path, and those of their engines whose dialect has not. Raises
+    """The pools with engines that have the path, and those of their engines that have not. Raises
     `endpoint_not_served`."""
-    able = tuple(pool for pool in pools if any(engine.spec.can_serve(path) for engine in pool.engines))
+    unable = {pool: pool.unable(path) for pool in pools}
+    able = tuple(pool for pool in pools if len(unable[pool]) < len(pool.engines))
     if not able and pools[0].engines:
-        text = f"the engines of the model {pools[0].name} have nothing like {path}: they answer chat completions only"
-        raise RequestRefused("endpoint_not_served", text, param="model")
-    unable = tuple(engine for pool in able for engine in pool.engines if not engine.spec.can_serve(path))
-    return able or pools, unable
+        raise _not_served(path, pools[0].name)
+    return able or pools, tuple(engine for pool in able for engine in unable[pool])
+
+
+def _not_served(path: str, model: str) -> RequestRefused:
+    text = f"no engine of the model {model} has anything like {endpoint_of(path)}"
+    return RequestRefused("endpoint_not_served", text, param="model")
 
 
 def _takes(call: Call, pool: ModelPool, tokens: int) -> int:

@@ -15,6 +15,7 @@ from gateway.deadlines import Expirable, Watchdog
 from gateway.hedging import Answer
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
+from gateway.routing.providers import RESPONSES
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
 from gateway.steps import ASIDE, Opened, Steps
@@ -23,6 +24,17 @@ from gateway.upstream.attempt import Attempt, EngineFault, UsageRefused
 from gateway.upstream.call import Call
 from gateway.upstream.client import Conversation, EngineClient, refused
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.estimates import tokens_of
+from gateway.upstream.fields import BY_PATH
+from gateway.upstream.passed import (
+    EVENTS_TYPE,
+    JSON_TYPE,
+    PassedEvents,
+    ResponsesEvents,
+    decoded,
+    media_type_of,
+    usage_in,
+)
 from gateway.upstream.response import ANSWER_MAX_BYTES, EngineResponse
 from gateway.upstream.skim import LARGE_BYTES
 from gateway.upstream.sniff import EMPTY, EVENTS, OTHER
@@ -38,6 +50,8 @@ class SizeLimits(NamedTuple):
     event_bytes: int = EVENT_MAX_BYTES
 
 
+HELD_BYTES = 65_536  # of an answer that is passed on: a larger one begins before it has come
+LACKING = (404, 405, 501)  # what an engine says of an endpoint that it has not
 USUAL_SIZES = SizeLimits()
 
 
@@ -96,6 +110,12 @@ class Engines:
         try:
             response = yield Opened(self._conversation(call, pool, engine, attempt))
             dialect = BY_DIALECT.get(engine.spec.dialect)
+            if BY_PATH[call.path].passes:
+                passed = yield from self._passed(response, call, pool, engine)
+                if isinstance(passed, EngineStream):
+                    return passed
+                call.end(attempt)
+                return passed
             if not 200 <= response.status < 300:
                 if dialect is not None:
                     yield from refused(response, functools.partial(refusal, dialect))
@@ -134,6 +154,41 @@ class Engines:
             body = answered(unread, body)
         return complete(call, body, model, pool.spec.max_model_len, self._sizes.event_bytes)
 
+    def _passed(
+        self, response: EngineResponse, call: Call, pool: ModelPool, engine: Engine
+    ) -> Steps[Union[Answer, EngineStream]]:
+        """The answer as it is: whole, where it is JSON and not large, or as it comes."""
+        try:
+            if not 200 <= response.status < 300:
+                yield from self._see_lacking(response, call, pool, engine)
+            media_type = media_type_of(response)
+            is_json = media_type.startswith(JSON_TYPE)
+            held_bytes = self._sizes.answer_bytes if BY_PATH[call.path].method == "GET" else HELD_BYTES
+            body = yield from response.read_begin(held_bytes if is_json else 1)  # what has begun is tried nowhere else
+            if not response.decoder.complete:
+                is_events = call.path == RESPONSES and media_type.startswith(EVENTS_TYPE)
+                stream = EngineStream(response, ResponsesEvents() if is_events else PassedEvents(), self._stream_end_s)
+                stream.begin_with(body)
+                return stream
+            response.release()
+        except BaseException:
+            response.close()
+            raise
+        usage = usage_in(decoded(body) if is_json else None, tokens_of(call.prompt_weight()))
+        return Answer(body, usage, None, media_type)
+
+    def _see_lacking(self, response: EngineResponse, call: Call, pool: ModelPool, engine: Engine) -> Steps[None]:
+        """See to a refusal of what is passed on. An engine that has not the endpoint is remembered. Raises
+        EngineFault."""
+        try:
+            yield from refused(response)
+        except EngineFault as fault:
+            said = fault.outcome
+            if said.status not in LACKING or "model" in said.message.lower():  # it has the endpoint, not the model
+                raise
+            pool.found_lacking(engine, call.path)
+            raise EngineFault(said._replace(kind="not_implemented")) from fault
+
     def _conversation(
         self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, ask_usage: bool = True
     ) -> Conversation:
@@ -157,6 +212,9 @@ class Engines:
         spec = pool.spec
         name = pool.name if spec.prefix is None else call.model and call.model[len(spec.prefix) :]
         name = engine.spec.model or name
+        if call.form is not None or BY_PATH[call.path].method == "GET":
+            self._watchdog.watch(attempt)
+            return self._client.passing(endpoint, call.path, attempt, call.form, name, headers)
         if dialect is None:
             body = call.payload(name, attempt.asks_usage, spec.params)
         else:

@@ -143,6 +143,7 @@ ENGINE_KEYS = (
     Key("provider", as_is, "provider"),
     Key("dialect", as_is, "dialect"),
     Key("api_version", as_is, "api_version"),
+    Key("endpoints", as_tuple, "endpoints"),
 )
 PARAM_KEYS = (
     Key("strip", as_tuple, "strip"),

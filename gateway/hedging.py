@@ -26,16 +26,22 @@ LOSER_S = 0.05  # how long the answer may wait for a cancelled second attempt to
 class Answer:
     """A complete answer. `body` is for the client: JSON, or for a streaming call all events at once. (A large one is a
     bytearray, so that it is held once; nobody changes it.) `parsed` is the complete answer that it was made of, with
-    the engine's own id and figures; None: it is large."""
+    the engine's own id and figures; None: it is large. `media_type`: of what has been passed on as it was; b"": it is
+    one of these."""
 
-    __slots__ = ("body", "parsed", "usage")
+    __slots__ = ("body", "media_type", "parsed", "usage")
 
     def __init__(
-        self, body: Union[bytes, bytearray], usage: answers.Usage, parsed: Optional[dict[str, Any]] = None
+        self,
+        body: Union[bytes, bytearray],
+        usage: answers.Usage,
+        parsed: Optional[dict[str, Any]] = None,
+        media_type: bytes = b"",
     ) -> None:
         self.body = body
         self.usage = usage
         self.parsed = parsed
+        self.media_type = media_type
 
 
 class Tried:

@@ -17,6 +17,8 @@ from typing import Callable, Optional, Union
 
 from gateway.account import Account
 from gateway.asked import Asked, Head
+from gateway.bodies import BODIES
+from gateway.calling import ASKED as ASKED
 from gateway.calling import INFERENCE as INFERENCE
 from gateway.calling import PATHS as PATHS
 from gateway.calling import call_of
@@ -48,6 +50,7 @@ from gateway.validation import parse_json
 from gateway.verify.late import Late
 from gateway.workers import Job, Overloaded, WorkerPool
 
+PERMISSIONS = {INFERENCE: "verify", "/props": "metrics", "/slots": "admin"}  # "infer" else; slots show others' prompts
 NO_TOKENS = TokensAtMost(0, 0)  # of what no engine is asked for
 ASIDE_BYTES = 65536  # a body of more is read on a thread
 MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
@@ -96,7 +99,13 @@ class Pipeline:
             yield Pause(KEYS_PAUSE_S)
         identity = asked.identity = self.guard.identify(head.headers, head.repeated, asked.client_address)
         verifies = head.path == INFERENCE
-        identity.require("verify" if verifies else "infer")
+        identity.require(PERMISSIONS.get(head.path, "infer"))
+        read = BODIES.get(head.path)
+        if read is not None:
+            passing = yield from read(asked, self.settings)
+            may_use = None if identity.may_use_all else self.allowed_to(identity)
+            asked.call = call_of(asked, passing.request, identity, self.factory.router, may_use, passing.form)
+            return (yield from self._given(asked, asked.call, identity))
         self.take_body(asked)
         if len(asked.body) > ASIDE_BYTES or (len(asked.body) > MARKS_MAX and takes_long(asked.body, MARKS_MAX)):
             yield ASIDE

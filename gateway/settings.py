@@ -165,6 +165,8 @@ SETTINGS: tuple[Setting, ...] = (
 
     Setting("MAX_BODY_BYTES", "max_body_bytes", integer(1, 1 << 40), "33554432",
             "Largest request body (32 MiB: room for a few images); a larger one gets 413", CLIENTS),
+    Setting("MAX_UPLOAD_BYTES", "max_upload_bytes", integer(1, 1 << 50), "1073741824",
+            "Largest form (audio, images); it is passed on while it comes, so it takes no memory", CLIENTS),
     Setting("MAX_HEADER_BYTES", "max_header_bytes", integer(256, 1 << 24), "32768",
             "Largest request line and headers together; larger ones get 431", CLIENTS),
     Setting("MAX_JSON_VALUES", "max_json_values", integer(100, 1 << 40), "1000000",
@@ -345,6 +347,7 @@ class Settings:
     breaker_open_s: float
     breaker_max_open_s: float
     max_body_bytes: int
+    max_upload_bytes: int
     max_header_bytes: int
     max_json_values: int
     client_timeout_s: float

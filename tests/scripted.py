@@ -44,7 +44,7 @@ class EngineSide:
 
     def read_request(self) -> EngineSide:
         """Wait for the next request on this connection. AssertionError when it is closed instead."""
-        self.head = self._take_until(b"\r\n\r\n")
+        self.head = self.take_until(b"\r\n\r\n")
         length = next(
             int(line.partition(b":")[2])
             for line in self.head.split(b"\r\n")
@@ -97,7 +97,14 @@ class EngineSide:
         assert data, f"the gateway closed the connection; so far {self._buffer[:500]!r}"
         self._buffer += data
 
-    def _take_until(self, mark: bytes) -> bytes:
+    def take(self, size: int) -> bytes:
+        """So many bytes."""
+        while len(self._buffer) < size:
+            self._more()
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def take_until(self, mark: bytes) -> bytes:
         while mark not in self._buffer:
             self._more()
         data, _, self._buffer = self._buffer.partition(mark)

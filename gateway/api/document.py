@@ -157,7 +157,7 @@ def _operation(operation: Operation) -> Json:
     body = operation.body
     if body is not None:
         content = {"schema": body.schema, **({} if body.example is None else {"example": body.example})}
-        described["requestBody"] = {"required": body.required, "content": {JSON_TYPE: content}}
+        described["requestBody"] = {"required": body.required, "content": {body.media_type: content}}
     described["responses"] = _responses(operation)
     return described
 

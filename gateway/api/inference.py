@@ -5,7 +5,7 @@ What their requests may hold is said where it is checked (upstream/fields.py, ve
 
 from __future__ import annotations
 
-from gateway.api import translated
+from gateway.api import passed, translated
 from gateway.api.asking import ASKING, HEADERS, PARAMETERS, SHAPED
 from gateway.api.operation import JSON_TYPE, Answer, Body, Json, Operation, json_answer, ref
 from gateway.calling import INFERENCE, PATHS
@@ -116,6 +116,6 @@ _DESCRIBED = (
         ),
     ),
 )
-_BY_PATH = {operation.path: operation for operation in (*_DESCRIBED, *translated.DESCRIBED)}
+_BY_PATH = {operation.path: operation for operation in (*_DESCRIBED, *translated.DESCRIBED, *passed.DESCRIBED)}
 OPERATIONS = tuple(_BY_PATH[path] for path in PATHS)
 """In the order of the routes; a path that nobody has described stops the start."""

@@ -33,11 +33,12 @@ class Parameter(NamedTuple):
 
 
 class Body(NamedTuple):
-    """A JSON body. `schema` may be a reference to a component."""
+    """A body. `schema` may be a reference to a component."""
 
     schema: Json
     required: bool = True
     example: Optional[Json] = None
+    media_type: str = JSON_TYPE
 
 
 class Answer(NamedTuple):

@@ -43,6 +43,7 @@ class Engine:
         "fails",
         "id",
         "in_flight",
+        "lacking",
         "last_error",
         "list_asked_s",
         "listed",
@@ -82,6 +83,7 @@ class Engine:
         self.last_error: Optional[str] = None
         self.listed: Optional[tuple[ListedModel, ...]] = None  # the models that it serves; None: nobody has said
         self.list_asked_s = -math.inf
+        self.lacking: dict[str, float] = {}  # endpoints that it was found not to have, until then
 
     def forget(self, policy: BreakerPolicy) -> None:
         """Know nothing of it any more but what is in flight and what an operator said: its key or model is another.
@@ -92,6 +94,7 @@ class Engine:
         self.breaker = Breaker(policy)
         self.breaker.ticket = self.since_ticket = ticket
         self.down = self.answered = False
+        self.lacking = {}
         self.out_until_s = self.failed_at_s = self.ok_at_s = self.ewma_at_s = -math.inf
         self.out_reason = ""
         self.fails = self.passes = 0

@@ -17,6 +17,19 @@ ANTHROPIC_VERSION = "2023-06-01"
 AZURE_DATED = "/openai/deployments/"  # in the path of an endpoint that wants `api-version`; /openai/v1 does not
 AZURE_API_VERSION = "2024-10-21"
 
+_API = "/v1"
+BESIDE_API = frozenset(("/tokenize", "/detokenize", "/props", "/slots"))
+"""Endpoints of llama.cpp, vLLM and SGLang, at the root of the server."""
+ENDPOINTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/rerank", "/v1/moderations"),
+    *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech"),
+    *("/v1/images/generations", "/v1/images/edits", "/v1/images/variations", *sorted(BESIDE_API)),
+)
+"""What an engine may be said to serve, as the gateway's clients name it."""
+
+RESPONSES = "/responses"
+OF_MODELS = ("/chat/completions", "/completions", "/embeddings")
+
 _PATHS = {ANTHROPIC: {"/chat/completions": "/messages"}}
 _HEADERS = {ANTHROPIC: (f"anthropic-version: {ANTHROPIC_VERSION}",)}
 
@@ -30,7 +43,8 @@ class Provider(NamedTuple):
     below 500 will do. `key_domains`: where the key may go besides the host of `url`.
 
     Quirks: `list_query` makes the list of models a whole one, `list_prefix` stands before the names in it,
-    `lists_served` False: it lists what there is, not what can be asked for. `remote`: somebody else pays attention to
+    `lists_served` False: it lists what there is, not what can be asked for. `has_responses`: it has OpenAI's
+    Responses, which keeps conversations. `remote`: somebody else pays attention to
     how often it is asked.
     """
 
@@ -44,6 +58,7 @@ class Provider(NamedTuple):
     list_query: str = ""
     list_prefix: str = ""
     lists_served: bool = True
+    has_responses: bool = False
     remote: bool = True
 
     def may_have_key(self, address: EngineAddress) -> bool:
@@ -60,7 +75,7 @@ def _local(port: int, health: str) -> Provider:
 
 
 PROVIDERS: dict[str, Provider] = {
-    "openai": Provider("https://api.openai.com/v1", key_env="OPENAI_API_KEY"),
+    "openai": Provider("https://api.openai.com/v1", key_env="OPENAI_API_KEY", has_responses=True),
     "groq": Provider("https://api.groq.com/openai/v1", "/openai/v1", "GROQ_API_KEY"),
     "gemini": Provider(
         "https://generativelanguage.googleapis.com/v1beta/openai",
@@ -84,6 +99,7 @@ PROVIDERS: dict[str, Provider] = {
         key_header=API_KEY,
         key_domains=(".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com"),
         lists_served=False,
+        has_responses=True,
     ),
     "anthropic": Provider(
         "https://api.anthropic.com/v1",
@@ -108,6 +124,16 @@ def path_in(dialect: str, path: str) -> str:
 def has_path(dialect: str, path: str) -> bool:
     """Whether a dialect has anything like an endpoint of OpenAI's."""
     return dialect == OPENAI or path in _PATHS[dialect]
+
+
+def endpoint_of(path: str) -> str:
+    """The one of ENDPOINTS that an endpoint of OpenAI's is."""
+    return path if path in BESIDE_API else f"{_API}{path}"
+
+
+def base_of(base_path: str, path: str) -> str:
+    """Behind which path of its server an endpoint is: what no provider has in its API is beside it."""
+    return base_path[: -len(_API)] if path in BESIDE_API and base_path.endswith(_API) else base_path
 
 
 def header_lines(provider: Provider, dialect: str, secret: str) -> list[str]:

@@ -24,6 +24,8 @@ from gateway.routing.members import EngineSnapshot, Members
 from gateway.routing.specs import ModelSpec
 from gateway.routing.standing import Standing, StateChange
 
+LACKING_S = 300.0  # an engine that has said that it has not an endpoint is not asked for it
+
 
 class Roster:
     """The engines of one model. Thread-safe; every call returns at once."""
@@ -124,6 +126,21 @@ class Roster:
                 self._decisions.probe_locked(engine, error, fails_to_down, passes_to_up, served, now_s)
         wake(served)
         return change
+
+    def unable(self, path: str) -> tuple[Engine, ...]:
+        """The engines that have nothing like an endpoint (of OpenAI's): so it was said, or found not long ago."""
+        with self._lock:
+            now_s = self._clock()
+            return tuple(
+                engine
+                for engine in self._members.engines
+                if not engine.spec.can_serve(path) or engine.lacking.get(path, now_s) > now_s
+            )
+
+    def found_lacking(self, engine: Engine, path: str) -> None:
+        """An engine has said that it has no such endpoint. It is believed for a while: it may come again with it."""
+        with self._lock:
+            engine.lacking[path] = self._clock() + LACKING_S
 
     def due_for_probe(self, fresh_s: float) -> list[Engine]:
         """The engines without a good answer in the last `fresh_s` seconds: traffic has not vouched for them."""

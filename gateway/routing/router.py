@@ -97,6 +97,7 @@ class Router(Names):
                 routes[None] = default
         self.uses_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools.values())
         self.knows_context = any(spec.max_model_len is not None for spec in fleet.models)
+        self.knows_endpoints = any(engine.endpoints is not None for spec in fleet.models for engine in spec.engines)
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
         self._routes = routes
@@ -202,6 +203,11 @@ class Router(Names):
         hosts = [engine.spec.host for engine in doubtful.engines if not engine.spec.is_echo]
         unknown = [host for host in dict.fromkeys(hosts) if self._is_near(host) is None]
         return f"nothing tells whether {', '.join(unknown[:3]) or 'it'} is in a private network"
+
+    def serves(self, model: object, path: str) -> bool:
+        """Whether an engine of the model that a request names has an endpoint (of OpenAI's), as far as was said."""
+        route = self._routes.get(None if self.fleet.wildcard or not isinstance(model, str) else model)
+        return route is not None and any(engine.spec.can_serve(path) for engine in route[0].engines)
 
     def route(
         self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None

@@ -46,6 +46,15 @@ def _engines(value: object) -> Iterator[str]:
     yield from duplicate_ids(specs)
 
 
+def _endpoints(value: object) -> Iterator[str]:
+    if not isinstance(value, tuple) or not value:
+        yield ": must be a list of at least one endpoint"
+        return
+    for index, path in enumerate(value):
+        if path not in providers.ENDPOINTS:
+            yield f"[{index}]: {quoted(path)} is none of {', '.join(providers.ENDPOINTS)}"
+
+
 def duplicate_ids(engines: Sequence[EngineSpec | None]) -> Iterator[str]:
     """Yield a fault for each engine whose id came before; None (an unreadable one) is skipped."""
     first_index: dict[str | None, int] = {}
@@ -69,6 +78,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "provider": checks.optional(checks.one_of(tuple(PROVIDERS))),
     "dialect": checks.optional(checks.one_of(providers.DIALECTS)),
     "api_version": checks.optional(checks.api_version),
+    "endpoints": checks.optional(_endpoints),
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": checks.name,
@@ -110,7 +120,8 @@ class EngineSpec:
     texts that the gateway puts into one request, None for no limit of the engine's own. `provider`: one of PROVIDERS,
     which says what is not said here: `url` ("": its own), `api_key_env` (only for the provider's own address),
     `health_path`, `dialect`. `dialect` is what it speaks, `openai` unless its provider says otherwise. `api_version` is
-    sent as Azure's `api-version`; None: as the address needs it.
+    sent as Azure's `api-version`; None: as the address needs it. `endpoints`: the only ones that it serves, as the
+    gateway's clients name them (`/v1/embeddings`); None: it is asked for any.
     """
 
     url: str = ""
@@ -126,6 +137,7 @@ class EngineSpec:
     provider: str | None = None
     dialect: str | None = None
     api_version: str | None = None
+    endpoints: tuple[str, ...] | None = None
     address: EngineAddress = field(init=False, repr=False, compare=False)
     is_echo: bool = field(init=False, repr=False, compare=False)
     """Whether this is the built-in echo engine, which has no host."""
@@ -181,11 +193,18 @@ class EngineSpec:
     def target(self, path: str) -> str:
         """What a request for `path` (of OpenAI's, behind the base path) asks the server for."""
         return providers.with_query(
-            f"{self.base_path}{providers.path_in(self.dialect or providers.OPENAI, path)}", self._version_query()
+            f"{providers.base_of(self.base_path, path)}{providers.path_in(self.dialect or providers.OPENAI, path)}",
+            self._version_query(),
         )
 
     def can_serve(self, path: str) -> bool:
-        """Whether its dialect has anything like `path` (of OpenAI's)."""
+        """Whether it has anything like `path` (of OpenAI's), as far as that was said."""
+        if self.is_echo:
+            return path in providers.OF_MODELS
+        if path == providers.RESPONSES and self.endpoints is None:
+            return self.preset.has_responses  # others may, too; but what is translated works with all
+        if self.endpoints is not None and providers.endpoint_of(path) not in self.endpoints:
+            return False
         return providers.has_path(self.dialect or providers.OPENAI, path)
 
     def list_target(self) -> str:

@@ -163,11 +163,11 @@ class Tries:
         """Whether the lease's engine has words for the request."""
         return lease.engine not in self._unable
 
-    def pass_over(self, dialect: Optional[str]) -> bool:
-        """Ask no engine of a dialect that has no words for the request, and count the try that has shown it as none;
-        returns whether there is another engine."""
+    def pass_over(self, is_unable: Callable[[Engine], bool]) -> bool:
+        """Ask no engine that cannot be asked, and count the try that has shown it as none; returns whether there is
+        another engine."""
         engines = [engine for pool in self._pools for engine in pool.engines]
-        self._unable += tuple(engine for engine in engines if engine.spec.dialect == dialect)
+        self._unable += tuple(filter(is_unable, engines))
         self.sent -= 1
         self._here -= 1
         return not all(engine in self._unable for engine in engines)

@@ -29,8 +29,9 @@ from gateway.server.door import address_behind, unreadable_head
 from gateway.server.exchange import Exchange
 from gateway.server.loop import HUNG_UP
 from gateway.server.reader import Refusal, Request
-from gateway.server.receiving import RECV_BYTES, Receiving, State
+from gateway.server.receiving import RECV_BYTES, State
 from gateway.server.underway import Server, UnderWay
+from gateway.server.uploading import Uploading
 
 LOOK_S = 0.25  # after this, a request under way is watched for its client leaving; who has closed its side has left
 LINGER_READS = 2  # in a connection's turn
@@ -38,12 +39,11 @@ READ_AHEAD_BYTES = 65536
 _dropped = bytearray(RECV_BYTES)  # nobody reads it
 
 
-class Connection(Receiving):
+class Connection(Uploading):
     """Serves one client, on the loop's thread. `deadline_s`: when `due` is called unless it is moved (monotonic)."""
 
     def __init__(self, request: socket.socket, client_address: Any, server: Server) -> None:
         super().__init__(request, client_address, server)
-        self._unread = False  # bytes of a refused request are still to come
         self._request: Optional[UnderWay] = None
         self._dropped_bytes = 0
 
@@ -97,15 +97,24 @@ class Connection(Receiving):
         address = address_behind(head, self._peer, trusted) if trusted else self._peer
         exchange = Exchange(self.pipeline, self.server.context.relay, self, address, head, self._arrived_s)
         self._arrived_s = 0.0
+        if isinstance(event, Request) and event.uploads:
+            self._begin_upload(exchange)
         request = self._request = UnderWay(exchange, self.server, self._after_answer)
         request.begin(event)
-        if request.runs and exchange.queued:
+        if request.runs and self._upload is not None:
+            self._take_body(self._upload)
+        elif request.runs and exchange.queued:
             self._see()
 
     def _read_ahead(self, events: int) -> None:
-        """A request is under way: take what comes behind it, for a while, and see whether the client leaves."""
+        """A request is under way: take what comes of its body, or behind it, for a while, and see whether the client
+        leaves."""
         request = self._request
         assert request is not None
+        if self._upload is not None:
+            self._take_body(self._upload)
+            if not self._eof:
+                return
         while len(self._ahead) < READ_AHEAD_BYTES and not self._eof:
             try:
                 data = self.sock.recv(RECV_BYTES)
@@ -134,6 +143,8 @@ class Connection(Receiving):
         request = self._request
         assert request is not None
         self.set_deadline(now_s + LOOK_S)
+        if self._upload is not None:
+            self._look_after_upload(self._upload, now_s)
         if self._eof:
             request.leave()
         elif not request.give_up_waiting(now_s):
@@ -143,6 +154,7 @@ class Connection(Receiving):
         """See what becomes of the connection now that a request has its answer, or what there is of it."""
         request = self._request
         assert request is not None
+        self._drop_upload()
         if self._unsent is not None:
             self.state = State.WRITING
             self._write_on()

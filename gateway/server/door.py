@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gateway.bodies import FORMS
+from gateway.dialects.forms import boundary_of
 from gateway.errors import GatewayError
 from gateway.limits.addresses import client_address
-from gateway.pipeline import PATHS, Pipeline, check_media_type
+from gateway.pipeline import ASKED, Pipeline, check_media_type
 from gateway.routing.checks import Network
 from gateway.server.parsing import RequestHead
 from gateway.server.routes import Routes
+from gateway.settings import Settings
 
 SMALL_BODY_BYTES = 4096  # so much of a body that nobody wants is awaited and dropped; more closes the connection
 
@@ -37,16 +40,24 @@ def drops_body(head: RequestHead) -> bool:
     return not head.chunked and head.keep_alive and (head.content_length or 0) <= SMALL_BODY_BYTES
 
 
+def body_limit_bytes(head: RequestHead, settings: Settings) -> int:
+    """How large the body of a request may be."""
+    return settings.max_upload_bytes if head.path in FORMS else settings.max_body_bytes
+
+
 def wants_body(head: RequestHead, pipeline: Pipeline, routes: Routes) -> bool:
     """Return whether the body may be of use. (Who serves the request looks again, and tells.)"""
-    if head.method != "POST" or head.path not in PATHS:
+    if head.method != "POST" or ("POST", head.path) not in ASKED:
         return routes.is_for_known(head)
     try:
-        check_media_type(head)
+        if head.path in FORMS:
+            boundary_of(head.headers.get(b"content-type", b""))
+        else:
+            check_media_type(head)
         pipeline.known(head).require("infer")
     except GatewayError:
         return False
-    return (head.content_length or 0) <= pipeline.settings.max_body_bytes and not routes.is_foreign(head)
+    return (head.content_length or 0) <= body_limit_bytes(head, pipeline.settings) and not routes.is_foreign(head)
 
 
 def address_behind(head: RequestHead, peer: str, trusted_proxies: Sequence[Network]) -> str:

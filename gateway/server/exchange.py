@@ -28,6 +28,8 @@ from gateway.upstream.attempt import EngineFault
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.estimates import tokens_of
+from gateway.upstream.fields import BY_PATH
+from gateway.upstream.passed import media_type_of
 from gateway.upstream.stream import EngineStream
 
 
@@ -45,6 +47,7 @@ class Exchange(Answering):
     on_cancel: Optional[Callable[[], None]] = None
     stream: Optional[EngineStream] = None
     begun = False  # its stream, before there is an answer
+    media_type = b""  # of an answer that is passed on as it is
     _unsaid = b""  # of that, what the client has not taken
     resume_work: Optional[Callable[[], None]] = None  # when it has waited for a place, and has got it
 
@@ -68,6 +71,8 @@ class Exchange(Answering):
     def cancel(self) -> None:
         """The client has left: end whatever is under way for it. From any thread; never blocks."""
         self.left = True  # first: see `Flights.leave`
+        if self.upload is not None:
+            self.upload.fail(ClientGone())
         call = self.call
         if call is not None and not self.needed:
             call.cancel()
@@ -108,7 +113,8 @@ class Exchange(Answering):
             if self.begun:
                 self._finish_begun(bytes(result.body))
                 return
-            kind = self._stream_kind() if call.stream else responses.JSON
+            self.media_type = result.media_type
+            kind = self._stream_kind() if call.stream or self.media_type else responses.JSON
             if account is not None:
                 account.settle(call, self.identity)
                 if account.cost_usd is not None:
@@ -160,6 +166,8 @@ class Exchange(Answering):
 
     def _open(self, call: Call, stream: EngineStream) -> None:
         stream.response.connection.unwatch()  # from now on the relay watches it
+        if BY_PATH[call.path].passes:
+            self.media_type = media_type_of(stream.response)
         if self.shared is not None:
             self.stream = stream
             self.client.set_deadline(math.inf)
@@ -182,6 +190,8 @@ class Exchange(Answering):
     def _stream_kind(self) -> bytes:
         """The header lines that say what a streamed answer is."""
         telling = self.telling
+        if self.media_type:
+            return responses.content_type(self.media_type)
         return responses.EVENT_STREAM if telling is None else responses.stream_of(telling.stream_type) + self.own_lines
 
     def _begin_stream(self, call: Call) -> bytes:
@@ -224,7 +234,9 @@ class Exchange(Answering):
         return _carried(self, lines)
 
     def end_of_stream(self) -> bytes:
-        """Return the bytes that end the body of a stream."""
+        """Return the bytes that end the body of a stream: none where it has broken and has no words for that."""
+        if self.media_type and self.error is not None:
+            return b""
         return b"0\r\n\r\n" if self.head.version_1_1 else b""
 
     def resume(self, broken: EngineStream) -> Optional[EngineStream]:
@@ -239,7 +251,8 @@ class Exchange(Answering):
         return onward
 
     def stream_failed(self, fault: EngineFault) -> bytes:
-        """The one event that tells the client of a stream that broke; the end is never invented."""
+        """The one event that tells the client of a stream that broke; the end is never invented. What is no stream of
+        events has none, and is cut short."""
         if self.cut:
             error = shutting_down()
             self.keep_alive = False
@@ -247,6 +260,10 @@ class Exchange(Answering):
             error = GatewayError(
                 "backend_error", fault.outcome.message or "the engine failed", engine=fault.outcome.details
             )
+        if self.media_type:
+            self.error = error.code
+            self.keep_alive = False
+            return b""
         return self.stream_refused(error)
 
     def stream_refused(self, error: GatewayError) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional, Union
 
+from gateway.bodies import FORMS
 from gateway.errors import GatewayError, HttpError
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.framing import ChunkedBody, FramingError, TrailersTooLarge
@@ -16,11 +17,13 @@ BLANK_LINES_MAX = 64  # before a request line
 
 
 class Request(NamedTuple):
-    """A request that has come. Not `whole`: its body has not been read, and what comes of it is void."""
+    """A request that has come. Not `whole`: its body has not been read, and what comes of it is void. `uploads`: `body`
+    is what it begins with, the rest is given by `RequestReader.upload`."""
 
     head: RequestHead
     body: bytes
     whole: bool = True
+    uploads: bool = False
 
 
 class Refusal(NamedTuple):
@@ -40,16 +43,20 @@ class RequestReader:
         "_blank_lines",
         "_buffer",
         "_chunks",
+        "_limit_bytes",
         "_max_body_bytes",
         "_max_header_bytes",
+        "_max_upload_bytes",
         "_missing",
         "head",
         "over",
     )
 
-    def __init__(self, max_header_bytes: int, max_body_bytes: int) -> None:
+    def __init__(self, max_header_bytes: int, max_body_bytes: int, max_upload_bytes: int = 0) -> None:
         self._max_header_bytes = max_header_bytes
         self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
+        self._limit_bytes = 0  # of what may still come of the body of `head`
         self._buffer: Union[bytes, bytearray] = b""
         self._blank_lines = 0
         self._missing = 0  # bytes of the body of `head`, where its length is known
@@ -96,10 +103,12 @@ class RequestReader:
         self._blank_lines = 0
         begins = end + 4
         length = head.content_length or 0
-        if begins + length <= len(buffer) and not head.chunked and length <= self._max_body_bytes:  # the usual
+        limit = self._max_upload_bytes if head.path in FORMS else self._max_body_bytes
+        if begins + length <= len(buffer) and not head.chunked and length <= limit:  # the usual
             self._buffer = buffer[begins + length :]
             return Request(head, buffer[begins : begins + length])
         self.head = head
+        self._limit_bytes = limit
         self._missing = length
         self._chunks = ChunkedBody(self._max_header_bytes) if head.chunked else None
         self._buffer = b""
@@ -122,7 +131,7 @@ class RequestReader:
         """Take bytes of the body of `head`, and of what is behind it."""
         if self._chunks is not None:
             return self._feed_chunks(self._chunks, data)
-        if self._missing > self._max_body_bytes:
+        if self._missing > self._limit_bytes:
             return None  # nobody reads it: what comes is dropped
         size = len(self._buffer) + len(data)
         if size < self._missing:
@@ -138,12 +147,12 @@ class RequestReader:
             self._keep(chunks.feed(data))
         except FramingError as error:
             self._keep(error.payload)
-            if len(self._buffer) <= self._max_body_bytes:  # else it was too large before it was broken
+            if len(self._buffer) <= self._limit_bytes:  # else it was too large before it was broken
                 if isinstance(error, TrailersTooLarge):
                     return self._refuse("headers_too_large", f"the chunked body is refused: {error}", head)
                 return self._refuse("bad_request", f"the chunked body is broken: {error}", head)
-        if len(self._buffer) + chunks.left_bytes > self._max_body_bytes:  # what a chunk announces need not be awaited
-            limit = self._max_body_bytes
+        if len(self._buffer) + chunks.left_bytes > self._limit_bytes:  # what a chunk announces need not be awaited
+            limit = self._max_upload_bytes if self._head_uploads() else self._max_body_bytes
             return self._refuse("body_too_large", f"the body is larger than {limit} bytes", head)
         return self._whole(chunks.rest) if chunks.complete else None
 
@@ -161,6 +170,29 @@ class RequestReader:
         request = Request(self.head, bytes(self._buffer))
         self._buffer, self.head, self._chunks = rest, None, None
         return request
+
+    def _head_uploads(self) -> bool:
+        return self.head is not None and self.head.path in FORMS
+
+    def begin_upload(self) -> Request:
+        """The request of `head`, with what has come of its body."""
+        assert self.head is not None
+        return Request(self.head, self._taken_out(), uploads=True)
+
+    def upload(self, data: bytes) -> Union[bytes, Refusal]:
+        """Take bytes as they came; gives what they are of the body. `head` is None then: that was its end."""
+        event = self._feed_body(data)
+        if isinstance(event, Request):
+            return event.body
+        return self._taken_out() if event is None else event
+
+    def _taken_out(self) -> bytes:
+        """What has come of a body, and need not come any more."""
+        data, self._buffer = bytes(self._buffer), b""
+        self._limit_bytes -= len(data)
+        if self._chunks is None:
+            self._missing -= len(data)
+        return data
 
     def leave_body(self) -> Request:
         """Give up on the body of `head`; the reader is over."""

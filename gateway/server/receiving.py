@@ -11,11 +11,12 @@ import socket
 import time
 from typing import Any, Union
 
+from gateway.bodies import FORMS
 from gateway.errors import ClientGone
 from gateway.limits.addresses import unmapped
 from gateway.pipeline import KEYS_PAUSE_S
 from gateway.server.clientside import ClientSide
-from gateway.server.door import drops_body, wants_body
+from gateway.server.door import body_limit_bytes, drops_body, wants_body
 from gateway.server.parsing import RequestHead
 from gateway.server.reader import Refusal, Request, RequestReader
 from gateway.server.routes import ALWAYS_OPEN
@@ -50,9 +51,12 @@ class Receiving(ClientSide):
         self.state = State.READING
         self._loop = server.loop
         self._watched = False  # by the loop: most connections have their request with them, and many have only one
-        self._reader = RequestReader(self.settings.max_header_bytes, self.settings.max_body_bytes)
+        self._reader = RequestReader(
+            self.settings.max_header_bytes, self.settings.max_body_bytes, self.settings.max_upload_bytes
+        )
         self._arrived_s = 0.0  # when the first byte of the request that is read came
         self._judged = False  # it is known whether the body of the request that is read is wanted
+        self._unread = False  # bytes of a refused request are still to come
         self._ahead = b""  # has come behind the request under way
         self._more = False  # there may be more in the socket, or an end, that will not be told again
 
@@ -129,7 +133,10 @@ class Receiving(ClientSide):
                     self._eof = True
                     self._serve(Refusal(ClientGone(), head))
                     return True
-        elif not drops_body(head) or (head.content_length or 0) > self.settings.max_body_bytes:
+            if head.path in FORMS:
+                self._serve(self._reader.begin_upload())
+                return True
+        elif not drops_body(head) or (head.content_length or 0) > body_limit_bytes(head, self.settings):
             self._serve(self._reader.leave_body())
             return True
         return False

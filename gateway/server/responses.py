@@ -28,6 +28,11 @@ _UNBUFFERED = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 EVENT_STREAM = b"Content-Type: text/event-stream\r\n" + _UNBUFFERED
 
 
+def content_type(media_type: bytes) -> bytes:
+    """The line that says of a body what it is."""
+    return b"Content-Type: %b\r\n" % media_type
+
+
 def stream_of(media_type: bytes) -> bytes:
     """The lines that say of a body that it is a stream of this kind."""
     return b"Content-Type: %b\r\n%b" % (media_type, _UNBUFFERED)

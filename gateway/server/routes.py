@@ -15,7 +15,7 @@ from gateway.api.operation import Operation
 from gateway.asked import Asked
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
-from gateway.pipeline import KEYS_PAUSE_S, PATHS, Pipeline
+from gateway.pipeline import ASKED, KEYS_PAUSE_S, PATHS, Pipeline
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.documentpages import DocumentPages
@@ -135,7 +135,7 @@ class Routes:
             found = self._gets[own.MODEL.path]
         if found is None and path not in PATHS and path != "*":
             raise self._lost_paths.not_found(path)
-        allowed = "GET, HEAD, OPTIONS" if found is not None else "POST, OPTIONS"
+        allowed = "GET, HEAD, OPTIONS" if found is not None or ("GET", path) in ASKED else "POST, OPTIONS"
         if head.method == "OPTIONS":
             return self._preflight(head, allowed)
         if found is None or head.method not in ("GET", "HEAD"):

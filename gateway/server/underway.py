@@ -10,7 +10,7 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol, Union
 
 from gateway.errors import ClientGone, GatewayError
 from gateway.inference import Answer
-from gateway.pipeline import PATHS, Pipeline, shutting_down
+from gateway.pipeline import ASKED, Pipeline, shutting_down
 from gateway.reuse.flights import Following
 from gateway.server.admin import Reply
 from gateway.server.door import drops_body, has_body
@@ -65,7 +65,7 @@ class UnderWay(Task):
         """Run the steps of what has been read."""
         exchange, server = self.exchange, self._server
         head = exchange.head
-        infers = head.method == "POST" and head.path in PATHS
+        infers = (head.method, head.path) in ASKED
         if isinstance(event, Refusal):
             exchange.fault = event.error
             exchange.keep_alive = False
@@ -121,6 +121,8 @@ class UnderWay(Task):
         if not exchange.body_taken and has_body(exchange.head) and not drops_body(exchange.head):
             # Whether or not all of it is there: what becomes of the connection depends on no segment's border.
             exchange.keep_alive = False
+        if exchange.upload is not None and not exchange.upload.over:
+            exchange.keep_alive = False  # nobody takes the rest
         if error is not None:
             exchange.fail(error)
             error.__traceback__ = None  # whose frames refer to the error

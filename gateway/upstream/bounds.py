@@ -24,6 +24,8 @@ def bounds_of(call: Call, context_tokens: Optional[int] = None, earlier_weight: 
     `earlier_weight`: of the text that an earlier stream has given, and that this one has gone on from (see
     `estimates.py`; no character has more bytes than twice its weight).
     """
+    if BY_PATH[call.path].passes:  # a sound, or a conversation that the engine keeps
+        return Bounds(TOKENS_UNKNOWN, _completion(call, context_tokens))
     prompt = len(call.body) + PROMPT_BELIEVED + 2 * earlier_weight + PART_TOKENS * _parts(call)
     return Bounds(min(prompt, TOKENS_UNKNOWN), _completion(call, context_tokens))
 

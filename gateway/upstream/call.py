@@ -22,6 +22,7 @@ from gateway.upstream.estimates import tokens_of, weigh
 from gateway.upstream.fields import BY_PATH, Prompts
 from gateway.upstream.fieldtypes import Request
 from gateway.upstream.members import without_members
+from gateway.upstream.passed import Form
 
 CHAT = "/chat/completions"
 AFFINITY_PREFIX_CHARS = 1024
@@ -42,6 +43,7 @@ class Call(Ask):
         "engine_id",
         "engine_s",
         "fallback",
+        "form",
         "hedged",
         "idempotency_key",
         "is_joint",
@@ -99,6 +101,7 @@ class Call(Ask):
         self.allow_fallback = allow_fallback
         self.idempotency_key = idempotency_key
         self.priority = priority
+        self.form: Optional[Form] = None  # what is passed on instead of the request
         self.limit_s: Optional[float] = None  # for all its attempts; None: what the gateway gives a request
         self.is_joint = False  # it asks for several requests at once, by a list of their inputs
         self.is_query = False  # a `/query`, whose answer is its text alone

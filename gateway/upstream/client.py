@@ -21,8 +21,9 @@ from gateway.steps import Steps, drive
 from gateway.upstream.attempt import Attempt, EngineFault, UsageRefused
 from gateway.upstream.connection import Asked
 from gateway.upstream.connections import is_numeric
-from gateway.upstream.conversation import converse
+from gateway.upstream.conversation import converse, pass_on
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.passed import Form
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.response import EngineResponse
 from gateway.upstream.status import status_outcome
@@ -53,16 +54,23 @@ class PooledHandler(urllib.request.BaseHandler):
 class Conversation:
     """A request to an engine, to be opened by urllib or run as steps (see `steps.Opened`)."""
 
-    __slots__ = ("_attempt", "_endpoint", "_opener", "_path", "_wire")
+    __slots__ = ("_attempt", "_endpoint", "_form", "_opener", "_path", "_wire")
 
     def __init__(
-        self, opener: urllib.request.OpenerDirector, endpoint: Endpoint, path: str, attempt: Attempt, wire: bytes
+        self,
+        opener: urllib.request.OpenerDirector,
+        endpoint: Endpoint,
+        path: str,
+        attempt: Attempt,
+        wire: bytes,
+        form: Optional[Form] = None,
     ) -> None:
         self._opener = opener
         self._endpoint = endpoint
         self._path = path
         self._attempt = attempt
         self._wire = wire
+        self._form = form
 
     def open(self) -> EngineResponse:
         """Block for the head of the answer."""
@@ -71,6 +79,9 @@ class Conversation:
 
     def converse(self) -> Steps[EngineResponse]:
         """The same as steps."""
+        form = self._form
+        if form is not None and form.upload is not None:
+            return pass_on(self._endpoint.pool, self._attempt, self._wire, form.upload, form.in_chunks)
         return converse(self._endpoint.pool, self._attempt, self._wire)
 
 
@@ -121,6 +132,22 @@ class EngineClient:
         when the attempt was cancelled. An answer other than 2xx is for `refused`.
         """
         return Conversation(self._opener, endpoint, path, attempt, endpoint.wire(path, body, headers))
+
+    def passing(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        attempt: Attempt,
+        form: Optional[Form],
+        model: Optional[str],
+        headers: bytes,
+    ) -> Conversation:
+        """The same for a `form`, or None: without a body. `model`: as the engine knows it; None: as the form has it."""
+        if form is None:
+            wire = endpoint.wire_of_nothing(path, headers)
+        else:
+            wire = endpoint.wire_of_form(path, form, model, headers)
+        return Conversation(self._opener, endpoint, path, attempt, wire, form)
 
     def forget(self, specs: list[EngineSpec]) -> None:
         """Close the idle connections of engines that are gone; those in use are closed when they are given back."""

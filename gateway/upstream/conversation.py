@@ -13,9 +13,11 @@ import time
 
 from gateway.routing.retry import Outcome
 from gateway.steps import Readable, Steps
+from gateway.uploads import Upload
 from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connected
 from gateway.upstream.connection import Connection
 from gateway.upstream.connections import ConnectionPool
+from gateway.upstream.framing import LAST_CHUNK, chunk
 from gateway.upstream.response import EngineResponse, read_head, whole_head
 from gateway.upstream.shortage import is_shortage, overloaded
 
@@ -59,6 +61,50 @@ def converse(pool: ConnectionPool, attempt: Attempt, wire: bytes) -> Steps[Engin
                 raise
         _take_replay(attempt)
         connection = None
+
+
+def pass_on(
+    pool: ConnectionPool, attempt: Attempt, wire: bytes, upload: Upload, in_chunks: bool
+) -> Steps[EngineResponse]:
+    """The same for a request whose body is still to come: `wire` is what it begins with.
+
+    On a fresh connection, as it could not be sent once more. The engine's time begins anew with each piece: how long
+    the client takes is not its doing. Raises what the upload has failed with, too.
+    """
+    limit_s = attempt.deadline_s - time.monotonic()
+    connection = yield from _connected(pool, attempt)
+    attempt.attach(connection)
+    try:
+        try:
+            yield from connection.sent(wire)
+            while True:
+                connection.unwatch()  # what is waited for now is the client
+                data = yield from upload.take()
+                upload.spent = upload.spent or data != b""
+                attempt.deadline_s = time.monotonic() + limit_s
+                if attempt.aborted is not None:
+                    raise attempt.failure()
+                if not connection.quiet():
+                    break  # the engine has said something, or has closed, before it has all
+                if not data:
+                    if in_chunks:
+                        yield from connection.sent(LAST_CHUNK)
+                    break
+                yield from connection.sent(chunk(data) if in_chunks else data)
+            data = yield from connection.received()
+        except OSError as error:
+            data = yield from _after_failure(connection, attempt, error)
+        if not data:
+            raise _ended(connection, attempt)
+        response = whole_head(data, connection, pool, attempt)
+        response = response if response is not None else (yield from read_head(data, connection, pool, attempt))
+    except BaseException:
+        attempt.connection = None
+        connection.close()
+        raise
+    if not upload.over:
+        response.decoder.reusable = False
+    return response
 
 
 def _connected(pool: ConnectionPool, attempt: Attempt) -> Steps[Connection]:

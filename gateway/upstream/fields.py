@@ -63,6 +63,9 @@ class PathFields(NamedTuple):
     """Whether there may be several prompts, each answered, and `best_of` has engines generate more than they give."""
     schema: Json
     """What `validate` takes, in JSON Schema; a request that this refuses is refused by `validate`, too."""
+    passes: bool = False
+    """Whether requests and answers are passed on as they are."""
+    method: str = "POST"
 
     def validate(self, request: Request) -> None:
         """Raise RequestRefused naming a faulty field: the path's own, else the request's first."""
@@ -137,7 +140,7 @@ class PathFields(NamedTuple):
     @property
     def streams(self) -> bool:
         """Whether answers can be streamed, and `stream` and `stream_options` mean something."""
-        return bool(self.asked)
+        return bool(self.asked) and not self.passes
 
 
 def _whole(value: Any) -> int:
@@ -264,6 +267,26 @@ def _texts_of(value: Any) -> Iterator[str]:
                 yield item if type(item) is str else str(item)
 
 
+def _passed(own: str, *also: str, method: str = "POST", asked: tuple[str, ...] = ()) -> PathFields:
+    """A path whose requests are passed on; of these fields a model is given all to read."""
+
+    def prompts(request: Request) -> Prompts:
+        weight = sum(_weight(request[key]) for key in (own, *also) if request.get(key))
+        return Prompts(weight, weight)
+
+    def texts(request: Request) -> Iterator[str]:
+        for key in (own, *also):
+            yield from _texts_of(request.get(key))
+
+    fields = {"model": CHAT["model"]}
+    schema = {"type": "object", "properties": {"model": CHAT["model"].schema}, "additionalProperties": True}
+    return PathFields(own, _anything, checks_of(fields), prompts, texts, "\n", asked, False, schema, True, method)
+
+
+def _anything(request: Request) -> None:
+    """What is in it is for the engine to say."""
+
+
 # --- the table -----------------------------------------------------------------------------------------------------
 
 BY_PATH: dict[str, PathFields] = {
@@ -300,4 +323,17 @@ BY_PATH: dict[str, PathFields] = {
         several=False,
         schema=schema_of("input", INPUT_SCHEMA, EMBEDDING),
     ),
+    "/responses": _passed("input", "instructions", "tools", asked=("max_output_tokens",)),
+    "/rerank": _passed("query", "documents"),
+    "/moderations": _passed("input"),
+    "/audio/speech": _passed("input", "instructions"),
+    "/audio/transcriptions": _passed("prompt"),
+    "/audio/translations": _passed("prompt"),
+    "/images/generations": _passed("prompt"),
+    "/images/edits": _passed("prompt"),
+    "/images/variations": _passed("prompt"),
+    "/tokenize": _passed(""),
+    "/detokenize": _passed(""),
+    "/props": _passed("", method="GET"),
+    "/slots": _passed("", method="GET"),
 }

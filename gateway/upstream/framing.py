@@ -289,6 +289,14 @@ def _whole_chunk(data: bytes) -> bytes:
     return data[end + 2 : -2] if size and len(data) == end + 4 + size else b""
 
 
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """Bytes as a chunk; nothing for none of them, which would be the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
 def body_decoder(head: ResponseHead) -> BodyDecoder:
     """The decoder for an answer with this head. Raises FramingError."""
     if head.length is not None:

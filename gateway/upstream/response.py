@@ -130,6 +130,17 @@ class EngineResponse:
             pass  # what has come before may tell enough
         return bytes(body[:max_bytes])
 
+    def read_begin(self, size_bytes: int) -> Steps[bytes]:
+        """What has come of the body, and what comes until it is over or has so many bytes. Raises EngineFault,
+        ClientGone."""
+        body = bytearray(self.take_buffered())
+        while not self.decoder.complete and len(body) < size_bytes:
+            part = yield from self.read_some()
+            if not part:
+                self.decoder.complete = True
+            body += part
+        return bytes(body)
+
     def _read_on(self, body: bytearray, max_bytes: int) -> Steps[bytearray]:
         aside = False
         while len(body) <= max_bytes:

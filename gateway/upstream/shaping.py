@@ -20,8 +20,9 @@ def shaped(path: str, request: Request, params: Optional[Params]) -> Request:
 
     Fields that mean nothing on a path are not added there: no temperature to embeddings. A default is for who has not
     said it (null says nothing); of the two names of a limit of tokens, either says it, and a forced one replaces both.
+    What is passed on stays as it is.
     """
-    if params is None:
+    if params is None or BY_PATH[path].passes:
         return request
     force = {name: value for name, value in params.force.items() if _is_for(path, name)}
     out = params.strip.union(*(_same(name) for name in force))

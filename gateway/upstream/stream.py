@@ -69,6 +69,10 @@ class EngineStream(StreamLines):
         """Return whether `pull` gives more although no selector would tell."""
         return self.response.decoder.pending or (self._tls and self.sock.pending() > 0)  # type: ignore[attr-defined]
 
+    def begin_with(self, payload: bytes) -> None:
+        """Take what has come before this was known to be a stream. Raises EngineFault."""
+        self.first = self._events(payload)
+
     def _has_begun(self) -> bool:
         if not (self.events.started or self.events.done):
             return False

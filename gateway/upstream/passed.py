@@ -1,0 +1,177 @@
+"""What is passed on as it is: a request's body whose type is not JSON, and an answer, as it comes.
+
+Pure, but for an upload that a body refers to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple, Optional, Union
+
+from gateway.uploads import Upload
+from gateway.upstream.answers import Usage
+from gateway.upstream.estimates import weigh_escaped
+from gateway.upstream.response import EngineResponse
+from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream, StreamBroken
+
+JSON_TYPE = b"application/json"
+EVENTS_TYPE = b"text/event-stream"
+_LAST = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')  # in a text, quotes have backslashes
+_DELTA = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)"')
+
+
+class Sent(NamedTuple):
+    """What a request to an engine begins with, and how long its body is; None: it comes in chunks."""
+
+    begin: bytes
+    length: Optional[int]
+
+
+class Form:
+    """A form, of which `begin` has come. `upload`: the rest; None: it is whole. `length`: of all of it, in bytes; None:
+    nobody knows. `place`: where the model's name stands; None: nowhere. `boundary`: what is between its parts."""
+
+    __slots__ = ("_begin", "_boundary", "_length", "_place", "content_type", "upload")
+
+    def __init__(
+        self,
+        content_type: bytes,
+        begin: bytes,
+        place: Optional[tuple[int, int]],
+        boundary: bytes,
+        upload: Optional[Upload] = None,
+        length: Optional[int] = None,
+    ) -> None:
+        self.content_type = content_type
+        self._begin = begin
+        self._place = place
+        self._boundary = boundary
+        self.upload = upload
+        self._length = length if upload is not None else len(begin)
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether nobody knows how long it will be."""
+        return self._length is None
+
+    @property
+    def spent(self) -> bool:
+        """Whether something of it has been sent that nobody holds any more."""
+        return self.upload is not None and self.upload.spent
+
+    def for_model(self, name: Optional[str]) -> Sent:
+        """The form as an engine gets it that knows the model as `name`; None: as it is."""
+        if name is None:
+            return Sent(self._begin, self._length)
+        model = name.encode("utf-8", "surrogatepass")
+        if self._place is None:
+            field = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (self._boundary, model)
+            begin = field + self._begin
+        else:
+            start, end = self._place
+            begin = self._begin[:start] + model + self._begin[end:]
+        length = self._length
+        return Sent(begin, None if length is None else length + len(begin) - len(self._begin))
+
+
+class PassedEvents(EventStream):
+    """A body of any type where a stream has its events: nothing in it is looked at."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(hide_usage=False)
+        self.started = True
+
+    def feed(self, data: bytes) -> bytes:
+        """Take payload, return it."""
+        return data
+
+    def end(self) -> bytes:
+        """The body has ended well."""
+        self.done = True
+        return b""
+
+
+class ResponsesEvents(PassedEvents):
+    """The events of OpenAI's Responses: passed on as they are, but it is seen what was used, and whether they end."""
+
+    __slots__ = ("_line_begin",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._line_begin = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take payload, return it. Raises StreamBroken."""
+        cut = data.rfind(b"\n") + 1
+        if cut:
+            for line in (bytes(self._line_begin) + data[:cut]).split(b"\n"):
+                if line.startswith(b"data:"):
+                    self._look_at(line[5:])
+            self._line_begin = bytearray()
+        self._line_begin += data[cut:]
+        if len(self._line_begin) > EVENT_MAX_BYTES:
+            raise StreamBroken(f"the engine sent more than {EVENT_MAX_BYTES} bytes for one event")
+        return data
+
+    def _look_at(self, event: bytes) -> None:
+        if _LAST.search(event) is None:
+            delta = _DELTA.search(event)
+            if delta is not None:
+                self.weight += weigh_escaped(delta[1])
+            return
+        self.finished = self.complete = True
+        usage = usage_in(_member(decoded(event), "response"), 0)
+        if not usage.estimated:
+            self.usage = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+
+    def end(self) -> bytes:
+        """The body has ended. Raises StreamBroken where the events have not."""
+        if not self.complete:
+            raise StreamBroken("the engine's stream ended before its last event")
+        return super().end()
+
+    def finish(self) -> bytes:
+        """End it, whatever its engine does: all of it has come."""
+        return super().end()
+
+
+def decoded(text: bytes) -> Any:
+    """JSON; None: it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def media_type_of(response: EngineResponse) -> bytes:
+    """What an engine says that its answer is."""
+    return response.head.headers.get(b"content-type") or b"application/octet-stream"
+
+
+def usage_in(answer: Any, prompt_tokens: int) -> Usage:
+    """What an answer says of the tokens that it took, in the words of whichever endpoint; else `prompt_tokens`, as an
+    estimate."""
+    told = answer.get("usage") if isinstance(answer, dict) else None
+    if isinstance(told, dict):
+        prompt = _count(told, "prompt_tokens", "input_tokens", "total_tokens")
+        if prompt is not None:
+            return Usage(prompt, _count(told, "completion_tokens", "output_tokens") or 0, False)
+    return Usage(prompt_tokens, 0, True)
+
+
+def _count(told: dict[str, Any], *names: str) -> Optional[int]:
+    for name in names:
+        value: Union[object, int] = told.get(name)
+        if type(value) is int and 0 <= value <= _TOKENS_MAX:
+            return value
+    return None
+
+
+_TOKENS_MAX = 10_000_000

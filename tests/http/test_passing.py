@@ -1,0 +1,433 @@
+"""What is passed on as it is, over real sockets: forms while they come, answers of any type, endpoints that engines
+have or lack."""
+
+from __future__ import annotations
+
+import json
+import socket
+import unittest
+from typing import Any
+
+from gateway.server.uploading import READS_MAX
+from gateway.uploads import FULL_BYTES
+from tests.resilience import ResilienceTest, ask
+from tests.support import RawClient, RunningGateway, dead_url, eventually
+
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+SPEECH = "/v1/audio/speech"
+RERANK = "/v1/rerank"
+RESPONSES = "/v1/responses"
+KIND = "multipart/form-data; boundary=xyz"
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b"
+
+
+def field(name: str, value: bytes) -> bytes:
+    return b'--xyz\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name.encode(), value)
+
+
+def file(data: bytes) -> bytes:
+    return b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n%b\r\n' % data
+
+
+END = b"--xyz--\r\n"
+BEGIN = field("model", b"m") + b"--xyz\r\n"  # it is known where the name ends
+
+
+def json_answer(value: Any) -> bytes:
+    body = json.dumps(value).encode()
+    return OK % (b"application/json", len(body), body)
+
+
+class PassingTest(ResilienceTest):
+    def head(self, *lines: str, path: str = TRANSCRIPTIONS, kind: str = KIND) -> bytes:
+        """The head of a request with a form."""
+        head = [f"POST {path} HTTP/1.1", "Host: gateway", f"Content-Type: {kind}", *lines]
+        return "\r\n".join(head).encode() + b"\r\n\r\n"
+
+    def sent(self, running: RunningGateway, body: bytes, *lines: str) -> RawClient:
+        """A client that has sent a whole form."""
+        client = self.enter(running.connect())
+        client.send(self.head(f"Content-Length: {len(body)}", *lines) + body)
+        return client
+
+
+class AnswerTest(PassingTest):
+    def test_answers_of_any_type_come_as_they_are(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        speech = running.post({"model": "m", "input": "hi", "voice": "x"}, SPEECH)
+        self.assertEqual((speech.status, speech.header("content-type")), (200, "audio/mpeg"))
+        self.assertEqual(len(speech.body), 16_384)
+        tokens = running.post({"content": "hi"}, "/tokenize")
+        self.assertEqual((tokens.json(), tokens.header("content-type")), ({"tokens": [104, 105]}, "application/json"))
+        slots = running.get("/slots?model=m")
+        self.assertEqual((slots.status, slots.json()[0]["id"]), (200, 0))
+        self.assertEqual(running.ask("HEAD", "/props").body, b"")
+        wrong = running.get("/tokenize")
+        self.assert_error(wrong, 405, "method_not_allowed")
+        self.assertEqual(wrong.header("allow"), "POST, OPTIONS")
+        self.assertEqual(running.post({}, "/props").header("allow"), "GET, HEAD, OPTIONS")
+
+    def test_a_sound_begins_before_it_has_ended_and_one_that_breaks_is_cut_short(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.request("POST", SPEECH, {"input": "hi"})
+        side = engine.take()
+        side.send(b"HTTP/1.1 200 OK\r\nContent-Type: audio/ogg\r\nContent-Length: 8\r\n\r\nOggS")
+        head = client.read_head()
+        self.assertEqual((head.status, head.header("content-type")), (200, "audio/ogg"))
+        side.close()
+        said = client.wait_until_ended()
+        self.assertEqual(said, b"4\r\nOggS\r\n")  # and no last chunk
+        line = running.request_line(head.request_id)
+        self.assertEqual((line["error"], line["status"]), ("backend_error", 200))
+        self.assert_nothing_held(running)
+
+    def test_what_breaks_before_it_has_begun_is_asked_elsewhere(self) -> None:
+        broken, good = self.scripted(), self.engine()
+        running = self.serve({"m": {"engines": [broken.url, good.url]}})
+        client = self.enter(running.connect())
+        client.request("POST", SPEECH, {"input": "hi"})
+        side = broken.take()
+        side.send(b"HTTP/1.1 200 OK\r\nContent-Type: audio/ogg\r\nContent-Length: 8\r\n\r\n")
+        side.close()
+        self.assert_answered_by(client.read_response(), good.port, attempts=2)
+
+    def test_large_json_is_passed_on_while_it_comes(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.request("POST", "/v1/images/generations", {"prompt": "a cat"})
+        side = engine.take()
+        begin = b'{"data":[{"b64_json":"' + b"A" * 200_000
+        side.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 300024\r\n\r\n" + begin)
+        self.assertEqual(client.read_head().status, 200)
+        side.send(b'"}]}' + b" " * (300_024 - len(begin) - 5))
+        side.send(b"\n")
+        (body,) = client.read_events(b"\n")
+        self.assertEqual(len(json.loads(body)["data"][0]["b64_json"]), 200_000)
+
+    def test_requests_name_the_engine_s_own_model_and_usage_is_counted(self) -> None:
+        engine = self.engine(model="real")
+        running = self.serve({"m": {"engines": [{"url": engine.url, "model": "real"}]}})
+        answer = running.post({"query": "x", "documents": ["x", "y"]}, RERANK)
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(engine.requests[-1]["body"]["model"], "real")
+        line = running.request_line(answer.request_id)
+        self.assertEqual((line["prompt_tokens"], line["model"]), (answer.json()["usage"]["prompt_tokens"], "m"))
+
+    def test_identical_ones_share_nothing(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}}, CACHE="on")
+        body = {"prompt": "a cat", "seed": 1, "temperature": 0}
+        self.assertEqual(
+            [running.post(body, "/v1/images/generations").header("x-gateway-cache") for _ in "12"], ["bypass"] * 2
+        )
+        self.assertEqual(engine.stats()["requests"], 2)
+
+    def test_only_those_who_may_see_the_slots(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}}, API_KEYS="alice:open-sesame")
+        key = [("Authorization", "Bearer open-sesame")]
+        self.assert_error(running.get("/slots", key), 403, "forbidden")
+        self.assert_error(running.get("/props", key), 403, "forbidden")
+        self.assertEqual(running.post({"content": "x"}, "/tokenize", key).status, 200)
+        self.assert_error(running.get("/slots"), 401, "unauthorized")
+
+
+class EndpointTest(PassingTest):
+    def test_an_engine_without_the_endpoint_is_found_to_be_so_once(self) -> None:
+        lacking, able = self.engine(lacks="rerank"), self.engine()
+        running = self.serve({"m": {"engines": [lacking.url, able.url]}})
+        for _ in range(4):
+            self.assert_answered_by(running.post({"query": "x", "documents": ["x"]}, RERANK), able.port)
+        self.assertEqual(lacking.stats()["requests"], 1)
+        self.assertEqual(
+            {running.post(ask()).header("x-gateway-engine") for _ in range(4)},
+            {
+                f"127.0.0.1:{lacking.port}",
+                f"127.0.0.1:{able.port}",
+            },
+        )
+        self.assertEqual(set(self.states(running)), {"up"})
+
+    def test_a_model_whose_engines_all_lack_it_says_so(self) -> None:
+        for status in (404, 405, 501):
+            engine = self.engine(lacks="rerank", lacks_status=status)
+            running = self.serve({"m": {"engines": [engine.url]}})
+            for _ in range(3):
+                self.assert_error(running.post({"query": "x", "documents": ["x"]}, RERANK), 400, "endpoint_not_served")
+            self.assertEqual(engine.stats()["requests"], 1)
+
+    def test_a_model_that_is_not_found_is_no_endpoint_that_is_lacking(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        for _ in range(2):
+            client = self.enter(running.connect())
+            client.request("POST", RERANK, {"query": "x"})
+            side = engine.take()
+            body = b'{"error": {"message": "The model `m` does not exist."}}'
+            side.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            side.close()
+            self.assert_error(client.read_response(), 404, "backend_rejected")
+
+    def test_engines_that_say_what_they_serve_are_asked_for_that_alone(self) -> None:
+        chat, other = self.engine(), self.engine()
+        running = self.serve(
+            {
+                "m": {
+                    "engines": [
+                        {"url": chat.url, "endpoints": ["/v1/chat/completions"]},
+                        {"url": other.url, "endpoints": ["/v1/rerank", "/v1/embeddings"]},
+                    ]
+                }
+            }
+        )
+        for _ in range(3):
+            self.assert_answered_by(running.post(ask()), chat.port, attempts=1)
+            self.assert_answered_by(running.post({"query": "x", "documents": ["x"]}, RERANK), other.port, attempts=1)
+        self.assert_error(running.post({"input": "x"}, SPEECH), 400, "endpoint_not_served")
+
+
+class FormTest(PassingTest):
+    def test_a_form_reaches_the_engine_as_it_is(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        data = bytes(range(256)) * 4000
+        for parts in ((field("model", b"m"), file(data)), (file(data), field("model", b"m")), (file(data),)):
+            body = b"".join(parts) + END
+            for lines, sent in (
+                ((f"Content-Length: {len(body)}",), body),
+                (
+                    ("Transfer-Encoding: chunked",),
+                    b"".join(
+                        b"%x\r\n%b\r\n" % (len(piece), piece)
+                        for piece in (body[at : at + 30_000] for at in range(0, len(body), 30_000))
+                    )
+                    + b"0\r\n\r\n",
+                ),
+            ):
+                with self.enter(running.connect()) as client:
+                    client.send(self.head(*lines) + sent)
+                    answer = client.read_response()
+                    self.assertIn(f"a.wav, {len(data)} bytes, for m", answer.json()["text"])
+                    again = client.post(ask())  # on the same connection
+                    self.assertEqual(again.status, 200)
+        self.assert_nothing_held(running)
+
+    def test_the_name_of_the_model_is_the_engine_s_own(self) -> None:
+        engine = self.engine(model="real-whisper")
+        running = self.serve({"m": {"engines": [{"url": engine.url, "model": "real-whisper"}]}})
+        for body in (
+            field("model", b"m") + file(b"x") + END,
+            file(b"x" * 100_000) + field("model", b"m") + END,
+            file(b"x") + END,
+        ):
+            answer = self.sent(running, body).read_response()
+            self.assertIn("for real-whisper", answer.json()["text"])
+
+    def test_the_engine_gets_it_while_it_comes(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        begin = field("model", b"m") + b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        pieces = [b"%d" % number * 50_000 for number in range(3)]
+        length = len(begin) + sum(map(len, pieces)) + len(b"\r\n" + END)
+        client = self.enter(running.connect())
+        client.send(self.head(f"Content-Length: {length}") + begin)
+        side = engine.accept()
+        self.assertIn(f"Content-Length: {length}".encode(), side.take_until(b"\r\n\r\n"))
+        self.assertEqual(side.take(len(begin)), begin)
+        for piece in pieces:
+            client.send(piece)
+            self.assertEqual(side.take(len(piece)), piece)
+        client.send(b"\r\n" + END)
+        self.assertEqual(side.take(len(b"\r\n" + END)), b"\r\n" + END)
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().json(), {"text": "said"})
+
+    def test_a_client_sends_no_faster_than_the_engine_takes(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        size = 200 << 20
+        client.send(self.head(f"Content-Length: {size}") + BEGIN)
+        side = engine.accept()
+        side.take_until(b"\r\n\r\n")
+        client.sock.setblocking(False)
+        sent, block = 0, b"x" * 65536
+
+        def stands_still() -> bool:
+            nonlocal sent
+            before = sent
+            try:
+                while sent < size // 2:
+                    sent += client.sock.send(block)
+            except BlockingIOError:
+                pass
+            return before == sent
+
+        eventually(lambda: all(stands_still() for _ in range(50)))
+        self.assertLess(sent, FULL_BYTES + 65536 * READS_MAX + (16 << 20))  # what sockets hold between
+        client.close()
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+    def test_who_leaves_in_the_middle_ends_the_request_at_the_engine(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 1000000", "X-Request-ID: gone") + field("model", b"m") + b"--xyz")
+        side = engine.accept()
+        side.take_until(b'name="model"')
+        client.close()
+        self.assertTrue(side.wait_until_left())
+        eventually(lambda: running.request_lines("gone"))
+        self.assert_nothing_held(running)
+        self.assertEqual(self.states(running), ["up"])
+
+    def test_who_sends_nothing_more_is_told_so(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, CLIENT_TIMEOUT="0.2")
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 1000000") + field("model", b"m") + b"--xyz")
+        side = engine.accept()
+        answer = client.read_response()
+        self.assert_error(answer, 408, "request_timeout")
+        self.assertEqual(answer.header("connection"), "close")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+    def test_an_engine_that_refuses_early_is_heard(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 100000000") + field("model", b"m") + b"--xyz\r\n")
+        side = engine.accept()
+        side.take_until(b"\r\n\r\n")
+        body = b'{"error": {"message": "too long a sound"}}'
+        side.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        client.send(b"x" * 1000)
+        answer = client.read_response()
+        self.assert_error(answer, 413, "backend_rejected")
+        self.assertEqual(answer.header("connection"), "close")
+        self.assert_nothing_held(running)
+
+    def test_what_has_been_sent_is_sent_to_no_other_engine(self) -> None:
+        first, second = self.scripted(), self.engine()
+        running = self.serve({"m": {"engines": [first.url, second.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 300000") + BEGIN)
+        side = first.accept()
+        side.take_until(b"\r\n\r\n")
+        client.send(b"x" * 100_000)
+        side.take(100_000)
+        side.close()
+        client.send(b"x" * 1000)
+        answer = client.read_response()
+        self.assertEqual(answer.status, 502, answer.body)
+        self.assertEqual(second.stats()["requests"], 0)
+        self.assert_nothing_held(running)
+
+    def test_one_that_has_come_whole_is(self) -> None:
+        first, second = self.scripted(), self.engine()
+        running = self.serve({"m": {"engines": [first.url, second.url]}})
+        client = self.sent(running, field("model", b"m") + file(b"x" * 10_000) + END)
+        first.accept().close()
+        self.assert_answered_by(client.read_response(), second.port, attempts=2)
+
+    def test_an_engine_that_is_not_there_costs_a_form_nothing(self) -> None:
+        good = self.engine()
+        running = self.serve({"m": {"engines": [dead_url(), good.url]}})
+        for _ in range(3):
+            client = self.enter(running.connect())
+            body = field("model", b"m") + file(b"x" * 3_000_000) + END
+            client.send(self.head(f"Content-Length: {len(body)}") + body)
+            self.assert_answered_by(client.read_response(), good.port)
+
+    def test_what_is_no_form_or_too_large_is_refused(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}}, MAX_UPLOAD_BYTES=1000, MAX_BODY_BYTES=500)
+        for kind, body, status, code in (
+            ("application/json", b"{}", 415, "unsupported_media_type"),
+            ("multipart/form-data", b"{}", 400, "invalid_body"),
+            (KIND, b"no boundary at all", 400, "invalid_body"),
+            (KIND, field("model", b"m") + file(b"x" * 1000) + END, 413, "body_too_large"),
+            (KIND, field("model", b"other") + END, 404, "model_not_found"),
+        ):
+            with self.subTest(kind=kind, body=body[:60]), self.enter(running.connect()) as client:
+                client.send(self.head(f"Content-Length: {len(body)}", kind=kind) + body)
+                self.assert_error(client.read_response(), status, code)
+        with self.enter(running.connect()) as client:  # the model is behind so much
+            client.send(self.head("Content-Length: 900") + file(b"x" * 600))
+            self.assert_error(client.read_response(), 413, "body_too_large")
+        with self.enter(running.connect()) as client:  # in chunks, of which one is too large
+            client.send(self.head("Transfer-Encoding: chunked") + b"900\r\n" + field("model", b"m"))
+            self.assert_error(client.read_response(), 413, "body_too_large")
+        self.assertEqual(engine.stats()["requests"], 0)
+
+    def test_a_body_that_ends_early_is_no_request(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 1000", "X-Request-ID: early") + BEGIN)
+        side = engine.accept()
+        client.sock.shutdown(socket.SHUT_WR)
+        self.assert_error(client.read_response(), 400, "bad_request")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+
+class NativeResponsesTest(PassingTest):
+    def native(self, **options: Any) -> RunningGateway:
+        self.mock = self.engine(lacks="", model="real", **options)
+        spec = {"url": self.mock.url, "model": "real", "endpoints": ["/v1/responses", "/v1/chat/completions"]}
+        return self.serve({"m": {"engines": [spec]}})
+
+    def test_conversations_that_the_engine_keeps_go_on(self) -> None:
+        running = self.native()
+        first = running.post({"model": "m", "input": "my name is Ada", "store": True}, RESPONSES)
+        self.assertEqual(first.status, 200, first.body)
+        again = {"model": "m", "input": "and now?", "previous_response_id": first.json()["id"]}
+        second = running.post(again, RESPONSES)
+        self.assertEqual((second.status, second.json()["previous_response_id"]), (200, first.json()["id"]))
+        self.assertEqual(self.mock.requests[-1]["path"], "/v1/responses")
+        line = running.request_line(second.request_id)
+        used = second.json()["usage"]
+        self.assertEqual(
+            (line["prompt_tokens"], line["completion_tokens"]), (used["input_tokens"], used["output_tokens"])
+        )
+
+    def test_its_stream_passes_and_its_usage_is_counted(self) -> None:
+        running = self.native()
+        client = self.enter(running.connect())
+        client.request("POST", RESPONSES, {"model": "m", "input": "hi", "stream": True})
+        head = client.read_head()
+        self.assertEqual(head.header("content-type"), "text/event-stream")
+        events = [json.loads(event.partition("data: ")[2]) for event in client.read_events()]
+        self.assertEqual((events[0]["type"], events[-1]["type"]), ("response.created", "response.completed"))
+        used = events[-1]["response"]["usage"]
+        line = running.request_line(head.request_id)
+        self.assertEqual(
+            (line["prompt_tokens"], line["completion_tokens"]), (used["input_tokens"], used["output_tokens"])
+        )
+
+    def test_a_broken_stream_has_no_end(self) -> None:
+        running = self.native(behaviour="drop_mid_stream")
+        client = self.enter(running.connect())
+        client.request("POST", RESPONSES, {"model": "m", "input": "hi there you all", "stream": True})
+        head = client.read_head()
+        said = client.wait_until_ended()
+        self.assertNotIn(b"response.completed", said)
+        self.assertFalse(said.endswith(b"0\r\n\r\n"))
+        self.assertEqual(running.request_line(head.request_id)["error"], "backend_error")
+
+    def test_where_no_engine_has_it_it_is_translated(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        self.assertEqual(running.post({"model": "m", "input": "hi"}, RESPONSES).status, 200)
+        kept = running.post({"model": "m", "input": "hi", "previous_response_id": "resp_1"}, RESPONSES)
+        self.assert_error(kept, 400, "not_supported")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,125 @@
+"""The model that a form names, however the form is cut."""
+
+from __future__ import annotations
+
+import unittest
+from typing import Optional
+
+from gateway.dialects.forms import BOUNDARY_MAX_CHARS, MODEL_MAX_BYTES, PART_HEAD_MAX_BYTES, FormReader, boundary_of
+from gateway.errors import RequestRefused
+
+KIND = b"multipart/form-data; boundary=xyz"
+FILE = (
+    b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav',
+    b"RIFF\r\n--xy\0--xyz",
+)
+MODEL = (b'Content-Disposition: form-data; name="model"', b"whisper-1")
+LANGUAGE = (b'content-disposition: form-data; name="language"', b"de")
+
+
+def form(*parts: tuple[bytes, bytes], boundary: bytes = b"xyz") -> bytes:
+    return b"".join(b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary, *part) for part in parts) + b"--%b--\r\n" % boundary
+
+
+def named(data: bytes, kind: bytes = KIND) -> Optional[str]:
+    found = FormReader(kind).find(data)
+    return None if found is None else found.model
+
+
+class FindTest(unittest.TestCase):
+    def test_the_model_is_found_wherever_it_stands(self) -> None:
+        for parts in ((MODEL, FILE), (FILE, MODEL), (LANGUAGE, FILE, LANGUAGE, MODEL)):
+            data = form(*parts)
+            found = FormReader(KIND).find(data)
+            assert found is not None
+            self.assertEqual((found.model, data[found.start : found.end]), ("whisper-1", b"whisper-1"))
+
+    def test_however_it_is_cut_it_is_found_as_soon_as_it_is_there(self) -> None:
+        data = form(LANGUAGE, FILE, MODEL, FILE)
+        end = data.index(b"whisper-1\r\n--xyz") + len(b"whisper-1\r\n--xyz")
+        for step in (1, 2, 3, 7):
+            reader = FormReader(KIND)
+            sizes = [size for size in range(step, len(data) + step, step) if reader.find(data[:size]) is not None]
+            self.assertEqual(sizes[0], next(size for size in range(step, len(data) + step, step) if size >= end))
+
+    def test_without_one_it_is_over_at_its_end(self) -> None:
+        data = form(FILE, LANGUAGE)
+        reader = FormReader(KIND)
+        self.assertIsNone(reader.find(data[:-5]))
+        self.assertFalse(reader.over)
+        self.assertIsNone(reader.find(data))
+        self.assertTrue(reader.over)
+        empty = FormReader(KIND)
+        self.assertIsNone(empty.find(b"--xyz--\r\n"))
+        self.assertTrue(empty.over)
+
+    def test_what_is_in_a_file_is_no_model(self) -> None:
+        hidden = (FILE[0], b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nother\r\n')
+        self.assertEqual(named(form(hidden, MODEL)), "whisper-1")
+        as_file = (b'Content-Disposition: form-data; name="model"; filename="m"', b"other")
+        self.assertEqual(named(form(as_file, MODEL)), "whisper-1")
+        other_head = (b'X-Name: model\r\nContent-Disposition: form-data; name="models"', b"other")
+        self.assertEqual(named(form(other_head, MODEL)), "whisper-1")
+
+    def test_parts_may_be_empty(self) -> None:
+        self.assertEqual(named(form((LANGUAGE[0], b""), MODEL)), "whisper-1")
+        self.assertEqual(named(form((MODEL[0], b""))), "")
+        self.assertEqual(named(b"--xyz\r\n" + LANGUAGE[0] + b"\r\n\r\n--xyz" + form(MODEL)[5:]), "whisper-1")
+
+    def test_names_are_texts(self) -> None:
+        self.assertEqual(named(form((MODEL[0], "größe".encode()))), "größe")
+        with self.assertRaises(RequestRefused) as caught:
+            named(form((MODEL[0], b"\xff")))
+        self.assertEqual(caught.exception.code, "invalid_model")
+
+    def test_what_is_no_form_is_refused(self) -> None:
+        for data in (b"{}", b"--xy", b"\r\n--xyz", b"--xyzw"[:5] + b"\r\n" + b"h" * PART_HEAD_MAX_BYTES):
+            data = data if len(data) > 5 else data + b"-----"
+            with self.subTest(data=data[:20]), self.assertRaises(RequestRefused) as caught:
+                named(data)
+            self.assertEqual(caught.exception.code, "invalid_body")
+
+    def test_a_name_without_an_end_is_refused(self) -> None:
+        data = form((MODEL[0], b"m" * (MODEL_MAX_BYTES + 100)))[:-10]
+        with self.assertRaises(RequestRefused) as caught:
+            named(data)
+        self.assertEqual(caught.exception.code, "invalid_body")
+
+    def test_a_large_file_is_looked_at_once(self) -> None:
+        class Counted(bytearray):
+            looked_at = 0
+
+            def find(self, mark: bytes, start: int = 0, end: int = 1 << 60) -> int:  # type: ignore[override]
+                at = super().find(mark, start, end)
+                Counted.looked_at += (min(end, len(self)) if at < 0 else at) - start
+                return at
+
+        data = Counted(form(FILE)[: -len(b"\r\n--xyz--\r\n")])
+        reader = FormReader(KIND)
+        for _ in range(200):
+            data += b"\r\n-" * 1000
+            self.assertIsNone(reader.find(data))
+        self.assertLess(Counted.looked_at, 2 * len(data))
+
+
+class BoundaryTest(unittest.TestCase):
+    def test_boundaries_may_be_quoted(self) -> None:
+        self.assertEqual(boundary_of(b'Multipart/Form-Data; charset=utf-8; boundary="a b"'), b"a b")
+
+    def test_others_are_refused(self) -> None:
+        for kind, code in (
+            (b"", "unsupported_media_type"),
+            (b"application/json", "unsupported_media_type"),
+            (b"multipart/mixed; boundary=x", "unsupported_media_type"),
+            (b"multipart/form-data", "invalid_body"),
+            (b"multipart/form-data; boundary=", "invalid_body"),
+            (b"multipart/form-data; boundary=" + b"x" * (BOUNDARY_MAX_CHARS + 1), "invalid_body"),
+            (b"multipart/form-data; boundary=\xff", "invalid_body"),
+        ):
+            with self.subTest(kind=kind), self.assertRaises(RequestRefused) as caught:
+                boundary_of(kind)
+            self.assertEqual(caught.exception.code, code)
+
+
+if __name__ == "__main__":
+    unittest.main()
