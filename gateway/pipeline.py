@@ -102,10 +102,10 @@ class Pipeline:
         identity.require(PERMISSIONS.get(head.path, "infer"))
         read = BODIES.get(head.path)
         if read is not None:
-            passing = yield from read(asked, self.settings)
-            may_use = None if identity.may_use_all else self.allowed_to(identity)
-            asked.call = call_of(asked, passing.request, identity, self.factory.router, may_use, passing.form)
-            return (yield from self._given(asked, asked.call, identity))
+            request, form = yield from read(asked, self.settings)
+            may_use = self.allowed_to(identity)
+            call = asked.call = call_of(asked, request, identity, self.factory.router, may_use, form)
+            return (yield from self._given(asked, call, identity))
         self.take_body(asked)
         if len(asked.body) > ASIDE_BYTES or (len(asked.body) > MARKS_MAX and takes_long(asked.body, MARKS_MAX)):
             yield ASIDE
@@ -245,16 +245,14 @@ class Pipeline:
 
     def known(self, head: Head) -> Identity:
         """Return the caller, unaudited. Raises `unauthorized`."""
-        headers = head.headers
-        return self.guard.authenticator.identify(
-            headers.get(b"authorization"), headers.get(b"x-api-key"), head.repeated
-        )
+        value_of = head.headers.get
+        return self.guard.authenticator.identify(value_of(b"authorization"), value_of(b"x-api-key"), head.repeated)
 
     def allowed_to(self, identity: Identity) -> Optional[Callable[[str], bool]]:
-        """Tells of a configured model whether the caller, who may not use all, may use it, by the aliases of then;
-        None: the names of models are not these."""
+        """Tells of a configured model whether the caller may use it, by the aliases of then; None: any, or the names
+        of models are not these."""
         router = self.factory.router
-        if router.fleet.by_engines:
+        if identity.may_use_all or router.fleet.by_engines:
             return None
         return lambda model: identity.may_use(*router.names_of(model))
 

@@ -160,6 +160,20 @@ def names(value: object) -> Iterator[str]:
             yield f"[{index}]: {quoted(member)} is named twice"
 
 
+def several_of(values: tuple[str, ...]) -> Check:
+    """Make a check for a tuple of at least one of `values`."""
+
+    def check(value: object) -> Iterator[str]:
+        if not isinstance(value, tuple) or not value:
+            yield f": must be a list of at least one, not {quoted(value)}"
+            return
+        for index, member in enumerate(value):
+            if member not in values:
+                yield f"[{index}]: {quoted(member)} is none of {', '.join(values)}"
+
+    return check
+
+
 def integer(lowest: int, highest: int) -> Check:
     """Make a check for an integer of that range, ends included."""
 

@@ -46,15 +46,6 @@ def _engines(value: object) -> Iterator[str]:
     yield from duplicate_ids(specs)
 
 
-def _endpoints(value: object) -> Iterator[str]:
-    if not isinstance(value, tuple) or not value:
-        yield ": must be a list of at least one endpoint"
-        return
-    for index, path in enumerate(value):
-        if path not in providers.ENDPOINTS:
-            yield f"[{index}]: {quoted(path)} is none of {', '.join(providers.ENDPOINTS)}"
-
-
 def duplicate_ids(engines: Sequence[EngineSpec | None]) -> Iterator[str]:
     """Yield a fault for each engine whose id came before; None (an unreadable one) is skipped."""
     first_index: dict[str | None, int] = {}
@@ -78,7 +69,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "provider": checks.optional(checks.one_of(tuple(PROVIDERS))),
     "dialect": checks.optional(checks.one_of(providers.DIALECTS)),
     "api_version": checks.optional(checks.api_version),
-    "endpoints": checks.optional(_endpoints),
+    "endpoints": checks.optional(checks.several_of(providers.ENDPOINTS)),
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": checks.name,

@@ -251,20 +251,15 @@ class Exchange(Answering):
         return onward
 
     def stream_failed(self, fault: EngineFault) -> bytes:
-        """The one event that tells the client of a stream that broke; the end is never invented. What is no stream of
-        events has none, and is cut short."""
-        if self.cut:
-            error = shutting_down()
+        """The one event that tells the client of a stream that broke; the end is never invented. What is passed on has
+        no words for that, and is cut short."""
+        if self.cut or self.media_type:
             self.keep_alive = False
-        else:
-            error = GatewayError(
-                "backend_error", fault.outcome.message or "the engine failed", engine=fault.outcome.details
-            )
-        if self.media_type:
-            self.error = error.code
-            self.keep_alive = False
-            return b""
-        return self.stream_refused(error)
+        error = shutting_down() if self.cut else _failure(fault)
+        if not self.media_type:
+            return self.stream_refused(error)
+        self.error = error.code
+        return b""
 
     def stream_refused(self, error: GatewayError) -> bytes:
         """The event that tells the client why its stream ends."""
@@ -295,6 +290,11 @@ class Exchange(Answering):
             _count(call, stream)
         except Exception as error:  # the client gets its answer all the same
             self._report(error)
+
+
+def _failure(fault: EngineFault) -> GatewayError:
+    outcome = fault.outcome
+    return GatewayError("backend_error", outcome.message or "the engine failed", engine=outcome.details)
 
 
 def _count(call: Call, stream: EngineStream) -> None:

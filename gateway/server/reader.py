@@ -6,9 +6,9 @@ it knows no socket and no clock. One thread at a time.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple, Optional, Union
 
-from gateway.bodies import FORMS
 from gateway.errors import GatewayError, HttpError
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.framing import ChunkedBody, FramingError, TrailersTooLarge
@@ -36,7 +36,8 @@ class Refusal(NamedTuple):
 class RequestReader:
     """Reads one connection's requests, one after another.
 
-    `head` is that of the request whose body is still to come. Once it is `over`, whatever is fed is dropped.
+    `head` is that of the request whose body is still to come. Once it is `over`, whatever is fed is dropped. `uploads`:
+    paths whose bodies may have `max_upload_bytes`, and be given while they come (`begin_upload`, `upload`).
     """
 
     __slots__ = (
@@ -48,13 +49,21 @@ class RequestReader:
         "_max_header_bytes",
         "_max_upload_bytes",
         "_missing",
+        "_uploads",
         "head",
         "over",
     )
 
-    def __init__(self, max_header_bytes: int, max_body_bytes: int, max_upload_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        max_header_bytes: int,
+        max_body_bytes: int,
+        uploads: Container[str] = (),
+        max_upload_bytes: int = 0,
+    ) -> None:
         self._max_header_bytes = max_header_bytes
         self._max_body_bytes = max_body_bytes
+        self._uploads = uploads
         self._max_upload_bytes = max_upload_bytes
         self._limit_bytes = 0  # of what may still come of the body of `head`
         self._buffer: Union[bytes, bytearray] = b""
@@ -103,7 +112,7 @@ class RequestReader:
         self._blank_lines = 0
         begins = end + 4
         length = head.content_length or 0
-        limit = self._max_upload_bytes if head.path in FORMS else self._max_body_bytes
+        limit = self._max_upload_bytes if head.path in self._uploads else self._max_body_bytes
         if begins + length <= len(buffer) and not head.chunked and length <= limit:  # the usual
             self._buffer = buffer[begins + length :]
             return Request(head, buffer[begins : begins + length])
@@ -172,7 +181,7 @@ class RequestReader:
         return request
 
     def _head_uploads(self) -> bool:
-        return self.head is not None and self.head.path in FORMS
+        return self.head is not None and self.head.path in self._uploads
 
     def begin_upload(self) -> Request:
         """The request of `head`, with what has come of its body."""

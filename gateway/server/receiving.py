@@ -52,7 +52,7 @@ class Receiving(ClientSide):
         self._loop = server.loop
         self._watched = False  # by the loop: most connections have their request with them, and many have only one
         self._reader = RequestReader(
-            self.settings.max_header_bytes, self.settings.max_body_bytes, self.settings.max_upload_bytes
+            self.settings.max_header_bytes, self.settings.max_body_bytes, FORMS, self.settings.max_upload_bytes
         )
         self._arrived_s = 0.0  # when the first byte of the request that is read came
         self._judged = False  # it is known whether the body of the request that is read is wanted

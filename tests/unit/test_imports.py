@@ -23,7 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.describing",),
     ("gateway.server",),
     ("gateway.api",),
-    ("gateway.pipeline", "gateway.calling"),
+    ("gateway.pipeline", "gateway.calling", "gateway.bodies"),
     ("gateway.verify",),
     ("gateway.reuse",),
     ("gateway.asked",),
@@ -49,7 +49,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.routing",),
     (
         *("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.steps"),
-        *("gateway.telemetry", "gateway.threads", "gateway.dialects", "gateway.schemas"),
+        *("gateway.telemetry", "gateway.threads", "gateway.uploads", "gateway.dialects", "gateway.schemas"),
     ),
     ("gateway.ending", "gateway.program", "gateway"),
 )
@@ -156,6 +156,7 @@ SOCKET_USERS = (
     "gateway.server.task",
     "gateway.server.underway",
     "gateway.server.unsent",
+    "gateway.server.uploading",
     "gateway.server.wakeup",
     "gateway.signals",
     "gateway.steps",

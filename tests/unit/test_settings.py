@@ -77,6 +77,7 @@ class TableTest(SettingsCase):
             "connect_timeout_s": 5.0, "request_timeout_s": 60.0, "first_token_timeout_s": 60.0,
             "stream_idle_timeout_s": 60.0, "health_interval_s": 5.0, "health_timeout_s": 2.0,
             "health_fails": 2, "health_passes": 1, "max_body_bytes": 33554432,
+            "max_upload_bytes": 1073741824,
             "max_header_bytes": 32768, "client_timeout_s": 30.0, "keepalive_timeout_s": 75.0,
             "max_connections": 10000, "error_format": "auto", "cors_origins": (),
             "auth": "auto", "log_level": "info", "log_format": "auto", "log_bodies": False,
