@@ -177,10 +177,15 @@ class Asker:
 
     def _step_after_wait(self, call: Call, tries: Tries, step: Optional[Step], deadline_s: float) -> Steps[Step]:
         """A step with a place on an engine, after waiting for one, and after the pause before a repeated try."""
+        until_s = 0.0
         while step is None or step.lease is None:
             if step is None:
                 raise tries.error()
-            assert step.waiter is not None
+            if step.waiter is None:
+                until_s = until_s or min(deadline_s, time.monotonic() + self._limits.place_s)
+                yield from self._wait_without_line(call, until_s)
+                step = tries.next()
+                continue
             lease = yield from self._wait_in_line(call, step.pool, step.waiter, deadline_s)
             # Its engines have moved meanwhile, or this one cannot be asked.
             if lease is not None and not (tries.may_ask(step.pool) and tries.can_ask(lease)):
@@ -202,6 +207,15 @@ class Asker:
             raise
         finally:
             call.waited_s += time.monotonic() - began_s
+
+    def _wait_without_line(self, call: Call, until_s: float) -> Steps[None]:
+        """Wait a little for a place on one of those engines of a model that can be asked: they are full, and the line
+        is for any. Raises `queue_timeout` when it is `until_s` (of time.monotonic)."""
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            raise EngineFailed("queue_timeout", "no place on an engine that can be asked for this", retry_after_s=1.0)
+        call.waited_s += min(left_s, LINE_LOOK_S)
+        yield from call.wait(threading.Event(), min(left_s, LINE_LOOK_S))
 
     def _wait_in_line(self, call: Call, pool: ModelPool, waiter: Waiter, deadline_s: float) -> Steps[Optional[Lease]]:
         """A place; None when no engine of the model is in any more. Raises `overloaded`, `queue_timeout`."""

@@ -165,8 +165,8 @@ class Engines:
             is_json = media_type.startswith(JSON_TYPE)
             held_bytes = self._sizes.answer_bytes if BY_PATH[call.path].method == "GET" else HELD_BYTES
             body = yield from response.read_begin(held_bytes if is_json else 1)  # what has begun is tried nowhere else
-            if not response.decoder.complete:
-                is_events = call.path == RESPONSES and media_type.startswith(EVENTS_TYPE)
+            is_events = call.path == RESPONSES and media_type.startswith(EVENTS_TYPE)
+            if is_events or not response.decoder.complete:
                 stream = EngineStream(response, ResponsesEvents() if is_events else PassedEvents(), self._stream_end_s)
                 stream.begin_with(body)
                 return stream

@@ -87,9 +87,9 @@ class Members:
             return tuple(engine for engine in self.engines if engine.available(now_s))
         return self._in
 
-    def all_full_locked(self, now_s: float) -> bool:
-        """Whether engines are in, but each is at its `max_concurrency`."""
-        engines = self.look_locked(now_s)
+    def all_full_locked(self, now_s: float, besides: Collection[Engine] = ()) -> bool:
+        """Whether engines other than these are in, but each is at its `max_concurrency`."""
+        engines = [engine for engine in self.look_locked(now_s) if engine not in besides]
         return bool(engines) and all(engine.full() for engine in engines)
 
     def due_for_probe_locked(self, fresh_s: float, now_s: float) -> list[Engine]:

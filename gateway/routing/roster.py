@@ -152,10 +152,10 @@ class Roster:
         with self._lock:
             return bool(self._members.look_locked(self._clock()))
 
-    def all_full(self) -> bool:
-        """Whether engines are in, but each is at its `max_concurrency`."""
+    def all_full(self, besides: Collection[Engine] = ()) -> bool:
+        """Whether engines other than these are in, but each is at its `max_concurrency`."""
         with self._lock:
-            return self._members.all_full_locked(self._clock())
+            return self._members.all_full_locked(self._clock(), besides)
 
     @property
     def waiting(self) -> int:

@@ -29,7 +29,8 @@ _ENGINE_DIED = ("refused", "reset", "truncated")
 
 
 class Step:
-    """What to do next: ask `lease.engine` (after `delay_s`), or wait in `pool`'s line until `waiter` has a lease.
+    """What to do next: ask `lease.engine` (after `delay_s`), or wait in `pool`'s line until `waiter` has a lease; with
+    neither: wait a little, for one of those engines that can be asked.
 
     Immutable by convention, like every small record that is made for each request: a NamedTuple takes 0.5 us, this 0.2.
     """
@@ -116,6 +117,8 @@ class Tries:
             return step
         if step.waiter is not None:
             lease = step.pool.leave_line(step.waiter)
+        elif step.lease is None:
+            return None
         else:
             lease = step.lease
             self._tried.pop()  # nothing has been sent there
@@ -132,6 +135,8 @@ class Tries:
                 if lease is not None and self._unable:
                     lease = self._able(pool, lease)
                     if lease is None:  # nor is there a line for it: those that are free would come out of it
+                        if pool.all_full(self._unable):
+                            return Step(pool, None)
                         self._index += 1
                         self._here = 0
                         continue

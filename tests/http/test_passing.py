@@ -189,6 +189,38 @@ class EndpointTest(PassingTest):
             self.assert_answered_by(running.post({"query": "x", "documents": ["x"]}, RERANK), other.port, attempts=1)
         self.assert_error(running.post({"input": "x"}, SPEECH), 400, "endpoint_not_served")
 
+    def test_a_full_engine_that_alone_has_it_is_waited_for(self) -> None:
+        chat, hearing = self.engine(), self.scripted()
+        specs = [
+            {"url": chat.url, "endpoints": ["/v1/chat/completions"]},
+            {"url": hearing.url, "endpoints": ["/v1/audio/speech"], "max_concurrency": 1},
+        ]
+        running = self.serve({"m": {"engines": specs}})
+        clients = [self.enter(running.connect()) for _ in range(2)]
+        clients[0].request("POST", SPEECH, {"input": "first"})
+        side = hearing.take()
+        clients[1].request("POST", SPEECH, {"input": "second"})
+        self.assertEqual(running.post(ask()).status, 200)  # others go on meanwhile
+        side.send(OK % (b"audio/mpeg", 5, b"first"))
+        self.assertEqual(clients[0].read_response().body, b"first")
+        self.assertEqual(side.read_request().json["input"], "second")
+        side.send(OK % (b"audio/mpeg", 6, b"second"))
+        answer = clients[1].read_response()
+        self.assertEqual((answer.status, answer.body), (200, b"second"))
+        self.assert_nothing_held(running)
+
+    def test_a_full_engine_is_not_waited_for_without_end(self) -> None:
+        chat, hearing = self.engine(), self.scripted()
+        specs = [
+            {"url": chat.url, "endpoints": ["/v1/chat/completions"]},
+            {"url": hearing.url, "endpoints": ["/v1/audio/speech"], "max_concurrency": 1},
+        ]
+        running = self.serve({"m": {"engines": specs}}, QUEUE_TIMEOUT="0.2")
+        client = self.enter(running.connect())
+        client.request("POST", SPEECH, {"input": "first"})
+        hearing.take()
+        self.assert_error(running.post({"input": "second"}, SPEECH), 503, "queue_timeout")
+
 
 class FormTest(PassingTest):
     def test_a_form_reaches_the_engine_as_it_is(self) -> None:
