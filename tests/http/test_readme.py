@@ -174,8 +174,8 @@ class Stage:
                 for port in range(first, first + 3):
                     self._engine(model, "ok", port)
         elif words[:3] == ["python", "main.py", "mock"]:
-            options = dict(zip(words[3::2], words[4::2]))
-            self._engine(options["--model"], options["--behaviour"], int(options["--port"]))
+            options = {name[2:]: value for name, value in zip(words[3::2], words[4::2])}
+            self._engine(options.pop("model"), options.pop("behaviour", "ok"), int(options.pop("port")), **options)
         elif words == ["python", "main.py"]:
             port = int(variables.pop("PORT", "8080"))
             if "REQUEST_TIMEOUT" in variables:
@@ -188,8 +188,8 @@ class Stage:
         else:
             raise ValueError(f"an example starts {words}")
 
-    def _engine(self, model: str, behaviour: str, port: int) -> None:
-        self.ports[port] = self._stack.enter_context(mock_engine(model, behaviour)).port
+    def _engine(self, model: str, behaviour: str, port: int, **options: str) -> None:
+        self.ports[port] = self._stack.enter_context(mock_engine(model, behaviour, **options)).port
 
 
 @unittest.skipUnless(shutil.which("curl"), "curl is not installed")
