@@ -52,7 +52,8 @@ OTHER_VARIABLES = {
     "OPENAI_JS",
     "ANTHROPIC_JS",
 }
-OTHER_VARIABLES |= {"NO_COLOR", "OPENAI_BASE_URL", "OPENAI_API_BASE_URL", "OLLAMA_HOST"}  # of others
+OTHER_VARIABLES |= {"NO_COLOR", "OPENAI_BASE_URL", "OPENAI_API_BASE_URL", "OLLAMA_HOST", "CODEX_HOME"}  # of others
+OTHER_VARIABLES |= {"ANTHROPIC_BASE_URL", "ENABLE_PERSISTENT_CONFIG", "LITELLM_LOCAL_MODEL_COST_MAP"}
 
 
 class TextTest(unittest.TestCase):
@@ -175,7 +176,7 @@ class Stage:
                     self._engine(model, "ok", port)
         elif words[:3] == ["python", "main.py", "mock"]:
             options = dict(zip(words[3::2], words[4::2]))
-            self._engine(options["--model"], options["--behaviour"], int(options["--port"]))
+            self._engine(options["--model"], options.get("--behaviour", "ok"), int(options["--port"]))
         elif words == ["python", "main.py"]:
             port = int(variables.pop("PORT", "8080"))
             if "REQUEST_TIMEOUT" in variables:
