@@ -61,12 +61,16 @@ class RequirementTest(unittest.TestCase):
         self.assertEqual([reason for recipe in wanted if (reason := why_not(recipe))], [])
 
 
-class ClientsPageTest(SocketTest):
-    def test_every_recipe_prints_what_the_page_shows(self) -> None:
+class RecipesCase(SocketTest):
+    """The recipes in one language, each run in a folder and a home of its own."""
+
+    def check(self, language: str) -> None:
         engine = self.enter(mock_engine("qwen"))
         asked = self.enter(gateway(ENGINES=f"qwen={engine.url}", API_KEYS="alice:open-sesame"))
         for recipe in RECIPES:
-            with self.subTest(recipe.package, language=recipe.language):
+            if recipe.language != language:
+                continue
+            with self.subTest(recipe.package):
                 reason = why_not(recipe)
                 if reason is not None:
                     self.skipTest(reason)
@@ -74,7 +78,7 @@ class ClientsPageTest(SocketTest):
                 self.assertTrue(shown_matches(recipe.answer, printed), f"shown:\n{recipe.answer}\nprinted:\n{printed}")
 
     def run_alone(self, recipe: Recipe) -> str:
-        """Run it in a folder and a home of its own, with nothing of this process's environment; what it prints."""
+        """Run it with nothing of this process's environment; what it prints."""
         home = Path(self.enter(tempfile.TemporaryDirectory()))
         if recipe.language == "js":
             packages = js_folder(recipe.package)
@@ -98,6 +102,24 @@ class ClientsPageTest(SocketTest):
         self.assertEqual(done.returncode, 0, done.stderr.decode("utf-8", "replace"))
         return done.stdout.decode("utf-8")
 
+
+# A class each: they run side by side.
+class PythonRecipesTest(RecipesCase):
+    def test_every_recipe_prints_what_the_page_shows(self) -> None:
+        self.check("python")
+
+
+class JavaScriptRecipesTest(RecipesCase):
+    def test_every_recipe_prints_what_the_page_shows(self) -> None:
+        self.check("js")
+
+
+class ShellRecipesTest(RecipesCase):
+    def test_every_recipe_prints_what_the_page_shows(self) -> None:
+        self.check("sh")
+
+
+class PageTest(unittest.TestCase):
     def test_it_says_which_versions_are_run(self) -> None:
         versions = pinned()
         for recipe in RECIPES:
