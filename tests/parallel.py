@@ -68,6 +68,7 @@ LONG |= {
     "http.test_keys",
     "unit.test_database",
     "http.test_readme",
+    "http.test_clients_page",
     "process.test_ending",
     "process.test_terminal",
 }

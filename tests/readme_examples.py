@@ -11,6 +11,8 @@ each code block that is run:
     <!-- smoke: file NAME -->        a file that is saved by this name
     <!-- smoke: tests -->            the tests: run in a fresh clone only
     <!-- not run: REASON -->         a block of commands that is not run
+    <!-- recipe: PACKAGE -->         a program (python, js, sh) that is run by itself where this package is
+                                     installed: tests/http/test_clients_page.py
 
 A ```text block that follows shows the answer; a line of `...` stands for any number of lines.
 Owns the reading only: nothing here starts a process. The examples use the ports 8000 to 8099 of
@@ -39,6 +41,12 @@ _BLOCK = re.compile(
     r"(?:\n```text\n(?P<answer>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
+_RECIPE = re.compile(
+    r"^<!-- recipe: (?P<package>\S+) -->\n```(?P<language>python|js|sh)\n(?P<code>.*?)^```\n"
+    r"\n```text\n(?P<answer>.*?)^```\n",
+    re.MULTILINE | re.DOTALL,
+)
+_RECIPE_MARKER = re.compile(r"^<!-- recipe\b", re.MULTILINE)
 _MARKER = re.compile(r"^<!-- smoke\b", re.MULTILINE)
 _UNMARKED = re.compile(r"(?<! -->\n)^```sh\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(r"\b80\d\d\b")
@@ -69,6 +77,24 @@ def examples(text: str) -> list[Example]:
     markers = len(_MARKER.findall(text))
     if markers != len(found):
         raise ValueError(f"of {markers} smoke markers, {len(found)} stand above a code block")
+    return found
+
+
+class Recipe(NamedTuple):
+    """How one client is used: the package it needs, by its name at PyPI or npm, and what the program prints."""
+
+    package: str
+    language: str
+    code: str
+    answer: str
+
+
+def recipes(text: str) -> list[Recipe]:
+    """Every recipe in order. Raises ValueError when a marker is not followed by a program and what it prints."""
+    found = [Recipe(*match.group("package", "language", "code", "answer")) for match in _RECIPE.finditer(text)]
+    markers = len(_RECIPE_MARKER.findall(text))
+    if markers != len(found):
+        raise ValueError(f"of {markers} recipes, {len(found)} are programs with what they print")
     return found
 
 

@@ -96,6 +96,19 @@ class AnswerTest(unittest.TestCase):
         self.assertEqual(output[3]["input"], "hey")
         self.assertEqual(len({item["id"] for item in output}), 4)
 
+    def test_a_call_of_a_tool_in_a_namespace_says_both_names(self) -> None:
+        inner = [{"type": "function", "name": "go"}, CUSTOM]
+        tools = [{"type": "function", "name": "go"}, {"type": "namespace", "name": "crm", "tools": inner}]
+        names = ("crm__go", "go", "crm__shout")
+        calls = [{"id": name, "function": {"name": name, "arguments": "{}"}} for name in names]
+        output = answer({"tool_calls": calls}, "tool_calls", asked(tools=tools))["output"]
+        said = [(item["type"], item["name"], item.get("namespace")) for item in output]
+        expected = [("function_call", "go", "crm"), ("function_call", "go", None), ("custom_tool_call", "shout", "crm")]
+        self.assertEqual(said, expected)
+        events = told(chunk(called(0, "crm__go", "{}", "c1")), writer=asked(tools=tools).events(0))
+        items = [event["item"] for event in events if event["type"].startswith("response.output_item")]
+        self.assertEqual([(item["name"], item["namespace"]) for item in items], [("go", "crm")] * 2)
+
     def test_a_custom_tools_input_is_all_that_was_written_where_it_is_no_argument(self) -> None:
         for written in ("hey", "3", "[]", '{"other": "hey"}', '{"input": 3}', "[" * 100_000):
             calls = [{"id": "c1", "function": {"name": "shout", "arguments": written}}]

@@ -12,6 +12,7 @@ from gateway.errors import RequestRefused
 TOOL = {"type": "function", "name": "look", "description": "Look.", "parameters": {"type": "object"}, "strict": True}
 OTHER = {"type": "function", "name": "go"}
 CUSTOM = {"type": "custom", "name": "shout", "description": "Any text."}
+NAMESPACE = {"type": "namespace", "name": "crm", "description": "Customers.", "tools": [OTHER, CUSTOM]}
 
 
 def asked(**fields: Any) -> dict[str, Any]:
@@ -273,6 +274,27 @@ class ToolsTest(RequestCase):
         told = chat_call("shout", "c1", '{"input": "a \\"b\\""}')
         self.assertEqual(chat["messages"][0]["tool_calls"], [told])
         self.assertEqual(chat["messages"][1], {"role": "tool", "tool_call_id": "c1", "content": "done"})
+
+    def test_tools_in_a_namespace_are_functions_by_its_name_and_theirs(self) -> None:
+        told = {**call("go", "c1"), "namespace": "crm"}
+        chat = asked(
+            tools=[OTHER, NAMESPACE], tool_choice={"type": "function", "name": "go", "namespace": "crm"}, input=[told]
+        )
+        self.assertEqual([tool["function"]["name"] for tool in chat["tools"]], ["go", "crm__go", "crm__shout"])
+        self.assertEqual(chat["tools"][2]["function"]["parameters"]["required"], ["input"])
+        self.assertEqual(chat["tool_choice"], {"type": "function", "function": {"name": "crm__go"}})
+        self.assertEqual(chat["messages"][0]["tool_calls"], [chat_call("crm__go", "c1")])
+
+    def test_faults_in_a_namespace_are_named(self) -> None:
+        for param, code, tools in (
+            ("tools[1].name", "invalid_body", [TOOL, {**NAMESPACE, "name": 1}]),
+            ("tools[0].tools", "invalid_body", [{**NAMESPACE, "tools": None}]),
+            ("tools[0].tools[1].type", "not_supported", [{**NAMESPACE, "tools": [TOOL, {"type": "web_search"}]}]),
+            ("tools[0].tools[0].type", "not_supported", [{**NAMESPACE, "tools": [NAMESPACE]}]),
+        ):
+            with self.subTest(param=param):
+                self.assert_refused(param, code, tools=tools)
+        self.assert_refused("input[0].namespace", "invalid_input", input=[{**call("go", "c1"), "namespace": 1}])
 
     def test_what_is_to_be_called_may_be_said(self) -> None:
         for choice in ("none", "auto", "required"):

@@ -6,6 +6,7 @@ import json
 
 from gateway.dialects.dialect import Json
 from gateway.dialects.responses.items import CUSTOM_INPUT
+from gateway.dialects.responses.tools import Named
 from gateway.dialects.said import Call
 
 
@@ -14,20 +15,22 @@ class Called:
     the end: it is one of the arguments of the function that engines were offered, and cannot be told from them before.
     """
 
-    def __init__(self, call: Call, is_custom: bool, name: str, index: int) -> None:
+    def __init__(self, call: Call, tool: Named, name: str, index: int) -> None:
         """`index`: of the item, in the output. `name`: of the answer."""
         self._call = call
-        self._is_custom = is_custom
+        self._tool = tool
         self._index = index
-        self._id = f"{'ctc' if is_custom else 'fc'}_{name}_{index}"
+        self._id = f"{'ctc' if tool.is_custom else 'fc'}_{name}_{index}"
         self._call_id = call.id or f"call_{name}_{index}"
         self._status = "in_progress"
         self._text = ""  # the arguments or the input, once all has come
 
     def json(self) -> Json:
         """The item as it is."""
-        item: Json = {"id": self._id, "call_id": self._call_id, "name": self._call.name, "status": self._status}
-        if self._is_custom:
+        item: Json = {"id": self._id, "call_id": self._call_id, "name": self._tool.name, "status": self._status}
+        if self._tool.namespace is not None:
+            item["namespace"] = self._tool.namespace
+        if self._tool.is_custom:
             return {"type": "custom_tool_call", **item, "input": self._text}
         return {"type": "function_call", **item, "arguments": self._text}
 
@@ -36,7 +39,7 @@ class Called:
 
     def say(self, piece: str) -> list[Json]:
         """More of the arguments, which the call has already."""
-        if self._is_custom or not piece:
+        if self._tool.is_custom or not piece:
             return []
         return [self._event("response.function_call_arguments.delta", "delta", piece)]
 
@@ -44,7 +47,7 @@ class Called:
         """Nothing more comes."""
         self._status = status
         self._text = text = self._call.arguments
-        if self._is_custom:
+        if self._tool.is_custom:
             self._text = text = _input_of(text)
             events = [
                 self._event("response.custom_tool_call_input.delta", "delta", text),

@@ -16,6 +16,9 @@ CODE = "invalid_input"
 CUSTOM_INPUT = "input"
 """The one argument of the function that a custom tool becomes."""
 
+NAMESPACE_END = "__"
+"""What parts a namespace from a name in it, in the one name that chat has for both."""
+
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -40,6 +43,13 @@ def messages_of(value: Any, where: str = "input") -> list[Json]:
     if not messages:
         raise refused(where, "must have an item", CODE)
     return messages
+
+
+def chat_name(item: Json, where: str, code: str = "invalid_body") -> str:
+    """Chat's name of what a call, a tool or a choice of one names, its namespace included. Raises RequestRefused."""
+    name = required(item.get("name"), str, f"{where}.name", code)
+    namespace = optional(item.get("namespace"), str, f"{where}.namespace", code)
+    return name if namespace is None else f"{namespace}{NAMESPACE_END}{name}"
 
 
 class _Turns:
@@ -124,7 +134,7 @@ def _custom_tool_call(turns: _Turns, item: Json, where: str) -> None:
 
 def _call(turns: _Turns, item: Json, where: str, arguments: str) -> None:
     call_id = required(item.get("call_id"), str, f"{where}.call_id", CODE)
-    name = required(item.get("name"), str, f"{where}.name", CODE)
+    name = chat_name(item, where, CODE)
     message = turns.assistant(speaks=False)
     message.setdefault("content", None)
     calls = message.setdefault("tool_calls", [])

@@ -26,7 +26,7 @@ class Making:
         self._model = text_in(first, "model") or text_in(asked.chat, "model")
         self._echo = asked.echo
         self._service_tier = asked.echo["service_tier"]
-        self._output = Output(name, asked.custom)
+        self._output = Output(name, asked.tools)
         self._usage: Optional[Usage] = None
         self._cut_off: Optional[str] = None
 

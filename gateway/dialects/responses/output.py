@@ -6,12 +6,13 @@ One `Output` per answer, used by one thread at a time. It holds all that was sai
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Optional, Union
 
 from gateway.dialects.dialect import Json
 from gateway.dialects.responses.called import Called
 from gateway.dialects.responses.speech import Speech
+from gateway.dialects.responses.tools import Named
 from gateway.dialects.said import Calls, Said
 
 
@@ -21,10 +22,10 @@ class Output:
     (Parts of several calls may come by turns; an item that was closed could not go on.)
     """
 
-    def __init__(self, name: str, custom: Container[str]) -> None:
-        """`name`: a text that tells this answer's items from those of others. `custom`: names of custom tools."""
+    def __init__(self, name: str, tools: Mapping[str, Named]) -> None:
+        """`name`: a text that tells this answer's items from those of others. `tools`: as the client calls them."""
         self._name = name
-        self._custom = custom
+        self._tools = tools
         self._items: list[Union[Speech, Called]] = []
         self._speech: Optional[Speech] = None
         self._calls = Calls()
@@ -82,7 +83,7 @@ class Output:
         if called is not None:
             return called.say(piece)
         events = self._hush()
-        called = Called(call, call.name in self._custom, self._name, len(self._items))
+        called = Called(call, self._tools.get(call.name, Named(call.name, None, False)), self._name, len(self._items))
         self._called[call.number] = called
         self._items.append(called)
         return events + called.open() + called.say(call.arguments)

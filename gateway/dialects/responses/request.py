@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 from gateway.dialects.dialect import Json
 from gateway.dialects.reading import optional, refused, required, unsupported
 from gateway.dialects.responses.items import messages_of
-from gateway.dialects.responses.tools import Tools, tools_of
+from gateway.dialects.responses.tools import Named, Tools, tools_of
 
 LOGPROBS_MAX = 20
 WITH_LOGPROBS = "message.output_text.logprobs"
@@ -48,8 +48,8 @@ class Asked(NamedTuple):
     chat: Json
     echo: Json
     """What the Response object tells of it."""
-    custom: frozenset[str]
-    """The names of custom tools."""
+    tools: dict[str, Named]
+    """What the client calls its tools, by chat's names."""
 
 
 def read_request(request: Json) -> Asked:
@@ -68,7 +68,7 @@ def read_request(request: Json) -> Asked:
     chat.update((key, value) for key, value in settings.items() if value is not None)
     if request.get("stream"):
         chat["stream_options"] = {"include_usage": True}  # its last event tells it
-    return Asked(chat, _echo(request, chat), tools.custom)
+    return Asked(chat, _echo(request, chat), tools.names)
 
 
 def _messages(request: Json) -> list[Json]:
