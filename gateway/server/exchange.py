@@ -11,7 +11,6 @@ import time
 from typing import Callable, Optional, Protocol, Union
 
 from gateway.errors import ClientGone, GatewayError
-from gateway.fitting import Judging
 from gateway.inference import Answer
 from gateway.pipeline import Pipeline, shutting_down
 from gateway.reuse.flights import Following
@@ -19,12 +18,12 @@ from gateway.reuse.serving import Shared
 from gateway.routing.retry import Outcome
 from gateway.server import responses
 from gateway.server.answering import Answering, Client
+from gateway.server.flow import Failure
 from gateway.server.headers import answer_headers
 from gateway.server.parsing import RequestHead
 from gateway.server.report import LOGGED_BYTES
 from gateway.steps import drive
 from gateway.upstream import answers
-from gateway.upstream.attempt import EngineFault
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.estimates import tokens_of
@@ -165,9 +164,10 @@ class Exchange(Answering):
             self.client.set_deadline(math.inf)
             self.relay.share(self, stream, self.shared, self._begin_stream(call))
             return
-        lines = self.carry(stream.first)  # before the head: if it crashes, there can be another
+        lines = b""
+        if call.shape is None:  # else the relay has to hold its end back
+            lines, stream.first = self.carry(stream.first), b""  # before the head: if it crashes, there can be another
         data = self._begin_stream(call) + lines
-        stream.first = b""
         try:
             data = data[self.client.send_now(data) :]
         except BlockingIOError:
@@ -210,8 +210,7 @@ class Exchange(Answering):
     @property
     def takes_chunks(self) -> bool:
         """Whether the client takes an engine's chunks as they are."""
-        call = self.call
-        return self.head.version_1_1 and self.telling is None and (call is None or call.shape is None)
+        return self.head.version_1_1 and self.telling is None
 
     def frame(self, lines: bytes) -> bytes:
         """Lines as the client's connection carries them: one chunk, or bare for HTTP/1.0."""
@@ -221,7 +220,15 @@ class Exchange(Answering):
 
     def carry(self, lines: bytes) -> bytes:
         """A stream's lines as the client reads them, and as its connection carries them."""
-        return _carried(self, lines)
+        telling = self.telling
+        try:
+            data = self.frame(lines if telling is None else telling.lines(lines))
+        except Exception:
+            self.crashed = True
+            raise
+        if telling is not None and telling.fault is not None:
+            self.error = telling.fault.code
+        return data
 
     def end_of_stream(self) -> bytes:
         """Return the bytes that end the body of a stream."""
@@ -238,9 +245,11 @@ class Exchange(Answering):
         self.stream = onward or broken
         return onward
 
-    def stream_failed(self, fault: EngineFault) -> bytes:
-        """The one event that tells the client of a stream that broke; the end is never invented."""
-        if self.cut:
+    def stream_failed(self, fault: Failure) -> bytes:
+        """The one event that tells the client of a stream that broke, or does not fit; the end is never invented."""
+        if isinstance(fault, GatewayError):
+            error = fault
+        elif self.cut:
             error = shutting_down()
             self.keep_alive = False
         else:
@@ -295,21 +304,3 @@ def _count(call: Call, stream: EngineStream) -> None:
         prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
         completion_tokens = usage.completion_tokens + tokens
         call.usage = usage._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True)
-
-
-def _carried(exchange: Exchange, lines: bytes) -> bytes:
-    """See `Exchange.carry`."""
-    call, telling, misfit = exchange.call, exchange.telling, None
-    try:
-        if call is not None and call.shape is not None:
-            judging = exchange.judging = exchange.judging or Judging(call.shape)
-            lines, misfit = judging.lines(lines)
-        data = exchange.frame(lines if telling is None else telling.lines(lines))
-        if misfit is not None:
-            data += exchange.frame(exchange.stream_refused(misfit))
-    except Exception:
-        exchange.crashed = True
-        raise
-    if telling is not None and telling.fault is not None:
-        exchange.error = telling.fault.code
-    return data

@@ -8,12 +8,14 @@ import threading
 import time
 import unittest
 from typing import Any, Optional
+from unittest import mock
 
+from gateway.fitting import Fitted, Shape
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest
 from tests.dialects import GENERATE, MESSAGES, OLLAMA_CHAT, RESPONSES, DialectTest, asking, ends_well, error_of, text_of
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, chunked, delta
-from tests.support import CHAT, RunningGateway, dead_url, eventually
+from tests.support import CHAT, TIMEOUT_S, RunningGateway, dead_url, eventually
 
 Json = dict[str, Any]
 CITY = {
@@ -484,6 +486,37 @@ class ReuseTest(DialectTest):
             events = client.read_events()
             self.assertIn("invalid_model_output", events[-1])
             self.assertNotIn("data: [DONE]", events)
+
+    def test_all_who_follow_a_large_stream_get_what_one_thread_has_found(self) -> None:
+        fit = Shape.fit
+        for name, ends in (("Rome", "data: [DONE]"), (5, "invalid_model_output")):
+            gate, threads = threading.Event(), []
+
+            def gated(shape: Shape, given: Json, gate: Any = gate, threads: Any = threads) -> Fitted:
+                threads.append(threading.current_thread().name)
+                gate.wait(TIMEOUT_S)
+                return fit(shape, given)
+
+            engine = self.scripted()
+            running = self.serve({"m": {"engines": [engine.url]}}, COALESCE="on")
+            text = json.dumps({"name": name, "people": 3}) + " " * 20_000
+            body = structured(temperature=0, stream=True)
+            with self.subTest(ends), mock.patch.object(Shape, "fit", gated):
+                clients = [self.begin(running, body) for _ in range(2)]
+                side = engine.take()
+                eventually(lambda running=running: running.app.pipeline.in_flight == 2)  # type: ignore[misc]
+                side.send(STREAM_HEAD + chunked(delta(text, "stop")) + chunked(DONE) + b"0\r\n\r\n")
+                eventually(lambda threads=threads: threads)  # type: ignore[misc]
+                clients.append(self.begin(running, body))  # while it is looked at, as is who leaves
+                clients.pop(0).close()
+                for client in clients:
+                    client.read_head()
+                    self.assertIn("people", client.read_event() or "")
+                gate.set()
+                for client in clients:
+                    self.assertIn(ends, client.read_events()[-1])
+                eventually(lambda running=running: running.app.pipeline.in_flight == 0)  # type: ignore[misc]
+            self.assertEqual(threads, ["judge"])
 
 
 class RegistryTest(AccessTest):

@@ -360,12 +360,13 @@ class JudgingTest(unittest.TestCase):
 
     def judge(self, *lines: bytes, shape_: Optional[Shape] = None) -> tuple[bytes, Optional[GatewayError]]:
         judging = Judging(shape_ or shape(response_format=form(CITY)))
-        passed, found = b"", None
-        for some in lines:
-            self.assertIsNone(found)
-            more, found = judging.lines(some)
+        passed = b""
+        for number, some in enumerate(lines, 1):
+            more, end = judging.lines(some, number == len(lines))
+            self.assertEqual(more + end, some)
             passed += more
-        return passed, found
+        error = judging.error()
+        return passed + end if error is None else passed, error
 
     def test_a_stream_that_fits_is_passed_on(self) -> None:
         lines = self.lines('{"name":', ' "Bonn"}')
