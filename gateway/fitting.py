@@ -37,6 +37,7 @@ _CUT_SHORT = ("length", "content_filter")
 """What ends an answer before it is whole, and is told to the client: that it does not fit says nothing of the model."""
 _LARGE_BYTES = 65_536
 _SMALL_BYTES = 16_384  # of a whole answer, which are judged in 4 ms at most
+_TOLD_MAX_BYTES = 65_536  # of an answer that does not fit
 _STREAM_MAX_BYTES = 4_194_304  # that are kept of a stream until its end
 _DONE = re.compile(rb"(?:\A|(?<=[\r\n]))data:[ \t\v\f]*\[DONE\][ \t\v\f]*(?=[\r\n]|\Z)")
 """The end of a stream, however an engine has written it."""
@@ -288,11 +289,15 @@ def _add(call: Call, again: Call) -> None:
 
 
 def misfit(fitted: Fitted) -> GatewayError:
-    """The error of an answer that does not fit."""
+    """The error of an answer that does not fit. Of a long one it has the beginning."""
     details = [{"path": fault.path, "message": fault.message} for fault in fitted.faults]
     first = next(iter(fitted.faults))
     text = f"the model's answer does not fit its schema: {first.path} {first.message[:500]}"
-    return GatewayError("invalid_model_output", text, details={"details": details, "text": fitted.text})
+    said = fitted.text.encode("utf-8", "surrogatepass")
+    told: dict[str, Any] = {"details": details, "text": fitted.text}
+    if len(said) > _TOLD_MAX_BYTES:
+        told = {"details": details, "text": said[:_TOLD_MAX_BYTES].decode("utf-8", "ignore"), "truncated": True}
+    return GatewayError("invalid_model_output", text, details=told)
 
 
 # --- streams -------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from unittest import mock
 
 from gateway import fitting as module
 from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
-from gateway.fitting import Judging, Limits, Shape, fitting, give_shape, shape_of, takes_long_to_shape
+from gateway.fitting import Fitted, Judging, Limits, Shape, fitting, give_shape, shape_of, takes_long_to_shape
 from gateway.hedging import Answer
 from gateway.schemas.compiled import Compiled
-from gateway.schemas.faults import SchemaRefused
+from gateway.schemas.faults import Fault, SchemaRefused
 from gateway.schemas.schema import compile_schema
 from gateway.steps import ASIDE, Steps
 from gateway.telemetry.events import AttemptRecord
@@ -350,6 +350,23 @@ class AskingTest(unittest.TestCase):
         self.assertTrue(again.cancelled)
         with self.assertRaises(ClientGone):
             self.run_steps(again.wait(mock.Mock(), 60.0))
+
+
+class MisfitTest(unittest.TestCase):
+    def details(self, text: str) -> Json:
+        found = module.misfit(Fitted({}, [Fault("$", "is wrong")], text=text)).details
+        assert found is not None
+        return found
+
+    def test_a_long_text_is_cut_at_a_character_and_said_to_be(self) -> None:
+        for text, kept in (("x" * 65_537, 65_536), ("é" * 40_000, 32_768), ("x" + "€" * 30_000, 21_846)):
+            told = self.details(text)
+            self.assertEqual((told["text"], told["truncated"]), (text[:kept], True))
+
+    def test_a_short_one_is_told_as_it_is(self) -> None:
+        for text in ("", "x" * 65_536, "é" * 32_768, "\ud83d"):
+            told = self.details(text)
+            self.assertEqual((told["text"], told.get("truncated")), (text, None))
 
 
 class JudgingTest(unittest.TestCase):
