@@ -78,6 +78,18 @@ class AnswersTest(DialectTest):
             self.assertNotIn("schema_retries", line)
             self.assertNotIn("repaired", line)
 
+    def test_what_its_engines_do_not_get_is_checked_all_the_same(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url], "strip": ["response_format"]}})
+        client = self.begin(running, structured())
+        side = engine.take()
+        self.assertNotIn("response_format", side.json)
+        side.answer(completion("{}"))
+        side.read_request()
+        self.assertNotIn("response_format", side.json)
+        side.answer(completion(ROME))
+        self.assertEqual(client.read_response().json()["choices"][0]["message"]["content"], ROME)
+
     def test_a_misfit_is_asked_again(self) -> None:
         for times in (1, 2):
             running = self.one("misfit", times=times)
