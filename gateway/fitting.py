@@ -276,10 +276,14 @@ def _add(call: Call, again: Call) -> None:
     """Note in a call what another ask of it has taken, and who has answered that."""
     call.tell_of(again)
     call.attempts += again.attempts
+    before, more = call.usage, again.usage
+    if before is not None and not call.asks:
+        call.asks.append((call.served_model, before))
+    if more is not None:
+        call.asks.append((again.served_model, more))
     if again.engine_id is not None:
         call.engine_id, call.served_model, call.fallback = again.engine_id, again.served_model, again.fallback
         call.context_tokens = again.context_tokens
-    before, more = call.usage, again.usage
     if before is not None and more is not None:
         call.usage = Usage(
             before.prompt_tokens + more.prompt_tokens,

@@ -14,7 +14,7 @@ from gateway.fitting import Fitted, Shape
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest
 from tests.dialects import GENERATE, MESSAGES, OLLAMA_CHAT, RESPONSES, DialectTest, asking, ends_well, error_of, text_of
 from tests.resilience import ask
-from tests.scripted import DONE, STREAM_HEAD, EngineSide, chunked, delta
+from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
 from tests.support import CHAT, TIMEOUT_S, RunningGateway, dead_url, eventually
 
 Json = dict[str, Any]
@@ -630,6 +630,33 @@ class RegistryTest(AccessTest):
         line = running.request_line(answer.request_id)
         self.assertEqual(line["cost_usd"], line["prompt_tokens"] + line["completion_tokens"])
         self.assertEqual(line["attempts"], 3)
+
+    def test_each_ask_costs_what_its_own_model_does(self) -> None:
+        """3 tokens of the prompt and 5 of the answer, each time."""
+        first, second = self.enter(ScriptedEngine()), self.enter(ScriptedEngine())
+        price, dear = {"input": 125_000, "output": 125_000}, {"input": 1_000_000, "output": 1_000_000}
+        for prices, cost in (((price, dear), 9.0), ((price, None), 1.0), ((None, dear), 8.0), ((None, None), None)):
+            models: Json = {
+                "a": {"engines": [first.url], "fallbacks": ["b"]},
+                "b": {"engines": [second.url]},
+            }
+            for model, its in zip(models.values(), prices):
+                model.update({} if its is None else {"price": its})
+            running = self.serve(models, ADMIN_KEYS=ADMIN_KEYS, RETRY_ATTEMPTS=1)
+            client = self.enter(running.connect())
+            client.request("POST", CHAT, {**structured(), "model": "a"}, [AS_ROOT])
+            side = first.take()
+            side.answer(completion("{}"))
+            side.read_request()
+            side.answer(b'{"error": {"message": "busy"}}', status="503 Busy")
+            side.close()
+            second.take().answer(completion(ROME))
+            answer = client.read_response()
+            self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "a->b"))
+            line = running.request_line(answer.request_id)
+            self.assertEqual((line.get("cost_usd"), line["prompt_tokens"]), (cost, 6))
+            told = answer.header("x-gateway-cost-usd")
+            self.assertEqual(None if told is None else float(told), cost)
 
 
 if __name__ == "__main__":

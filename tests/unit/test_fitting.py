@@ -352,6 +352,37 @@ class AskingTest(unittest.TestCase):
             self.run_steps(again.wait(mock.Mock(), 60.0))
 
 
+class PaidTest(unittest.TestCase):
+    """What each ask took is kept with the model that took it, also where a later one is in vain."""
+
+    def asks(self, *later: Union[str, EngineFailed]) -> Any:
+        models = iter(("a", *later))
+
+        def ask(call: Call) -> Steps[Any]:
+            yield from ()
+            model = next(models)
+            if isinstance(model, EngineFailed):
+                call.engine_id, call.served_model = "e", "in vain"
+                raise model
+            given = answer(choice("{}"))
+            call.engine_id, call.served_model, call.usage = "e", model, Usage(3, 5, False)
+            return Answer(dump(given), call.usage, given)
+
+        call = Call(CHAT, request_of(response_format=form(CITY)))
+        give_shape(call, {})
+        with self.assertRaises(GatewayError):
+            list(fitting(ask, call, call.shape, Limits(len(later), 60.0)))  # type: ignore[arg-type]
+        return call.asks
+
+    def test_one_ask_is_its_usage(self) -> None:
+        self.assertEqual(self.asks(), [])
+
+    def test_several_are_each_their_own(self) -> None:
+        took = Usage(3, 5, False)
+        self.assertEqual(self.asks("b", "a"), [("a", took), ("b", took), ("a", took)])
+        self.assertEqual(self.asks(EngineFailed("backend_error", "no")), [("a", took)])
+
+
 class MisfitTest(unittest.TestCase):
     def details(self, text: str) -> Json:
         found = module.misfit(Fitted({}, [Fault("$", "is wrong")], text=text)).details
