@@ -31,11 +31,13 @@ class Account:
         self.settled = False
 
     def cost_of(self, call: Call) -> Optional[float]:
-        """What the tokens that a call has used cost in USD; None for a model without a price."""
+        """What the tokens that a call has used cost in USD, each ask's at its own model's price; None where none of the
+        models has a price."""
         usage = call.usage
-        if usage is None:
-            return None
-        return self._guard.cost(call.served_model, usage.prompt_tokens, usage.completion_tokens)
+        asks = call.asks or ([] if usage is None else [(call.served_model, usage)])
+        costs = [self._guard.cost(model, took.prompt_tokens, took.completion_tokens) for model, took in asks]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if known else None
 
     def settle(self, call: Call, identity: Optional[Identity]) -> None:
         """Charge for the tokens that the call has used, and give back what was reserved beyond them, and the caller's
@@ -48,7 +50,7 @@ class Account:
         try:  # before what was reserved for it is given back
             if usage is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
-                self.cost_usd = self._guard.cost(call.served_model, usage.prompt_tokens, usage.completion_tokens)
+                self.cost_usd = self.cost_of(call)
                 if self.cost_usd:
                     self._guard.spend(identity, self.cost_usd)
         except Exception as error:  # the client gets its answer all the same

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 from gateway.account import Account
 from gateway.errors import GatewayError
-from gateway.fitting import Judging
 from gateway.inference import Call
 from gateway.keys.auth import Identity
 from gateway.telling import Telling
@@ -86,7 +85,6 @@ class Asked(Job):
     shared: Optional[Any] = None  # what else its stream is for: a `reuse.serving.Shared`
     reused = NOT_REUSED
     telling: Optional[Telling] = None  # how its answer is told to a client of another dialect
-    judging: Optional[Judging] = None  # what holds back the end of its stream until it fits
     near: Optional[Any] = None  # by what a near duplicate of it is to be found (see reuse/caches.py)
     part_of = ""  # the id of the request that this one is a part of
     verification: Optional[dict[str, Any]] = None  # what is logged of it

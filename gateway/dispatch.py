@@ -6,7 +6,6 @@ per model in routing/, and a `Call` belongs to one thread at a time. One try is 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Collection
 from typing import Callable, Optional, Union
@@ -17,7 +16,6 @@ from gateway.errors import EngineFailed, RequestRefused
 from gateway.hedging import Answer, Tried
 from gateway.rescue import Onward
 from gateway.routing.engine import Engine
-from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.providers import endpoint_of
 from gateway.routing.retry import CANCELLED, Outcome
@@ -30,8 +28,7 @@ from gateway.upstream.call import CHAT, Call
 from gateway.upstream.client import EngineClient
 from gateway.upstream.fields import BY_PATH
 from gateway.upstream.stream import EngineStream
-
-LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
+from gateway.waiting import step_after_wait
 
 
 class Asker:
@@ -75,7 +72,7 @@ class Asker:
         while True:
             step = tries.next()
             if step is None or step.lease is None or step.delay_s:
-                step = yield from self._step_after_wait(call, tries, step, deadline_s)
+                step = yield from step_after_wait(call, tries, step, self._limits.place_s, deadline_s)
             if failed is not None and failed[0] == step.pool.name:  # else it is a fallback
                 call.retries.append(failed)
             began_s = time.monotonic()
@@ -174,73 +171,6 @@ class Asker:
                 )
         limits = ((pool, pool.spec.max_model_len) for pool in pools)
         return tuple(pool for pool, limit in limits if limit is None or _takes(call, pool, tokens) <= limit)
-
-    def _step_after_wait(self, call: Call, tries: Tries, step: Optional[Step], deadline_s: float) -> Steps[Step]:
-        """A step with a place on an engine, after waiting for one, and after the pause before a repeated try."""
-        until_s = 0.0
-        while step is None or step.lease is None:
-            if step is None:
-                raise tries.error()
-            if step.waiter is None:
-                until_s = until_s or min(deadline_s, time.monotonic() + self._limits.place_s)
-                yield from self._wait_without_line(call, until_s)
-                step = tries.next()
-                continue
-            lease = yield from self._wait_in_line(call, step.pool, step.waiter, deadline_s)
-            # Its engines have moved meanwhile, or this one cannot be asked.
-            if lease is not None and not (tries.may_ask(step.pool) and tries.can_ask(lease)):
-                step.pool.settle(lease, CANCELLED, 0.0)
-                lease = None
-            step = tries.next() if lease is None else tries.granted(step.pool, lease)
-        if step.delay_s:
-            yield from self._pause(call, tries, step, step.lease, deadline_s)
-        return step
-
-    def _pause(self, call: Call, tries: Tries, step: Step, lease: Lease, deadline_s: float) -> Steps[None]:
-        began_s = time.monotonic()
-        try:
-            if began_s + step.delay_s >= deadline_s:
-                raise tries.error()
-            yield from call.wait(threading.Event(), step.delay_s)
-        except BaseException:
-            step.pool.settle(lease, CANCELLED, 0.0)
-            raise
-        finally:
-            call.waited_s += time.monotonic() - began_s
-
-    def _wait_without_line(self, call: Call, until_s: float) -> Steps[None]:
-        """Wait a little for a place on one of those engines of a model that can be asked: they are full, and the line
-        is for any. Raises `queue_timeout` when it is `until_s` (of time.monotonic)."""
-        left_s = until_s - time.monotonic()
-        if left_s <= 0:
-            raise EngineFailed("queue_timeout", "no place on an engine that can be asked for this", retry_after_s=1.0)
-        call.waited_s += min(left_s, LINE_LOOK_S)
-        yield from call.wait(threading.Event(), min(left_s, LINE_LOOK_S))
-
-    def _wait_in_line(self, call: Call, pool: ModelPool, waiter: Waiter, deadline_s: float) -> Steps[Optional[Lease]]:
-        """A place; None when no engine of the model is in any more. Raises `overloaded`, `queue_timeout`."""
-        began_s = time.monotonic()
-        limit_s = min(self._limits.place_s, deadline_s - began_s)
-        try:
-            left_s = limit_s if waiter.predicted_s <= limit_s else 0.0
-            while left_s > 0 and not waiter.ready.is_set():
-                yield from call.wait(waiter.ready, min(left_s, LINE_LOOK_S))
-                pool.serve_line()
-                left_s = began_s + limit_s - time.monotonic()
-        except BaseException:  # the client has gone
-            lease = pool.leave_line(waiter)
-            if lease is not None:
-                pool.settle(lease, CANCELLED, 0.0)
-            raise
-        finally:
-            call.waited_s += time.monotonic() - began_s
-        lease = pool.leave_line(waiter)
-        if lease is not None or waiter.ready.is_set():
-            return lease
-        if waiter.predicted_s > limit_s:
-            text = f"a place on an engine is {waiter.predicted_s:.0f} s away"
-            raise EngineFailed("overloaded", text, retry_after_s=waiter.predicted_s)
-        raise EngineFailed("queue_timeout", f"no place on an engine within {limit_s:g} s", retry_after_s=1.0)
 
     def _adopt(self, call: Call, asked: ModelPool, tried: Tried) -> None:
         """Note the try that counts, for what the client is told."""

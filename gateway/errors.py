@@ -247,7 +247,7 @@ ERRORS: Mapping[str, ErrorCode] = {
     "invalid_model_output": ErrorCode(
         502,
         "The model's answer does not fit the schema that was asked for, after all asks. `details` name the faults, "
-        "`text` is what it said last.",
+        "`text` is what it said last, at most 64 KiB of it: it is `truncated` beyond.",
         "Ask a better model, or for something simpler; describe the fields in the schema.",
     ),
     "backend_unavailable": ErrorCode(

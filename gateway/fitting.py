@@ -7,6 +7,7 @@ be mended is an error, and never passed on as an answer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -35,6 +36,8 @@ _SMALL_CHARACTERS = 512  # of schemas that are compiled in few milliseconds, wha
 _CUT_SHORT = ("length", "content_filter")
 """What ends an answer before it is whole, and is told to the client: that it does not fit says nothing of the model."""
 _LARGE_BYTES = 65_536
+_SMALL_BYTES = 16_384  # of a whole answer, which are judged in 4 ms at most
+_TOLD_MAX_BYTES = 65_536  # of an answer that does not fit
 _STREAM_MAX_BYTES = 4_194_304  # that are kept of a stream until its end
 _DONE = re.compile(rb"(?:\A|(?<=[\r\n]))data:[ \t\v\f]*\[DONE\][ \t\v\f]*(?=[\r\n]|\Z)")
 """The end of a stream, however an engine has written it."""
@@ -273,10 +276,14 @@ def _add(call: Call, again: Call) -> None:
     """Note in a call what another ask of it has taken, and who has answered that."""
     call.tell_of(again)
     call.attempts += again.attempts
+    before, more = call.usage, again.usage
+    if before is not None and not call.asks:
+        call.asks.append((call.served_model, before))
+    if more is not None:
+        call.asks.append((again.served_model, more))
     if again.engine_id is not None:
         call.engine_id, call.served_model, call.fallback = again.engine_id, again.served_model, again.fallback
         call.context_tokens = again.context_tokens
-    before, more = call.usage, again.usage
     if before is not None and more is not None:
         call.usage = Usage(
             before.prompt_tokens + more.prompt_tokens,
@@ -286,42 +293,54 @@ def _add(call: Call, again: Call) -> None:
 
 
 def misfit(fitted: Fitted) -> GatewayError:
-    """The error of an answer that does not fit."""
+    """The error of an answer that does not fit. Of a long one it has the beginning."""
     details = [{"path": fault.path, "message": fault.message} for fault in fitted.faults]
     first = next(iter(fitted.faults))
     text = f"the model's answer does not fit its schema: {first.path} {first.message[:500]}"
-    return GatewayError("invalid_model_output", text, details={"details": details, "text": fitted.text})
+    said = fitted.text.encode("utf-8", "surrogatepass")
+    told: dict[str, Any] = {"details": details, "text": fitted.text}
+    if len(said) > _TOLD_MAX_BYTES:
+        told = {"details": details, "text": said[:_TOLD_MAX_BYTES].decode("utf-8", "ignore"), "truncated": True}
+    return GatewayError("invalid_model_output", text, details=told)
 
 
 # --- streams -------------------------------------------------------------------------------------------------------
 
 
 class Judging:
-    """One client's stream on its way: its end is held back until it is known whether the whole fits.
+    """One stream on its way: its end is held back until it is known whether the whole fits.
 
     Used by one thread at a time.
     """
 
-    __slots__ = ("_assembly", "_cutter", "_shape", "_size")
+    __slots__ = ("_assembly", "_body", "_cutter", "_shape", "_size")
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._cutter = Cutter()
         self._assembly = Assembly(CHAT)
         self._size = 0
+        self._body: Optional[bytearray] = None  # the whole answer; None: it has not ended, or makes none
 
-    def lines(self, lines: bytes) -> tuple[bytes, Optional[GatewayError]]:
-        """Of whole lines those that the client gets, and the error that it gets in the place of the end."""
-        end = _DONE.search(lines) if b"[DONE]" in lines else None
-        before = lines if end is None else lines[: end.start()]
+    def lines(self, lines: bytes, done: bool) -> tuple[bytes, bytes]:
+        """Whole lines; apart, where the stream is `done`, its `[DONE]`: `error` says whether the client gets that."""
+        before, end = lines, b""
+        if done:
+            before, mark, rest = lines.rpartition(b"data:")
+            end = mark + rest
         self._size += len(before)
         for event in self._cutter.feed(before):
             if not event.is_comment and self._size <= _STREAM_MAX_BYTES:
                 self._add(event.data)
-        if end is None:
-            return lines, None
-        error = self._judge()
-        return (lines, None) if error is None else (before, error)
+        if done and self._size <= _STREAM_MAX_BYTES:
+            with contextlib.suppress(Unfit):
+                self._body = self._assembly.body()
+        return before, end
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether `error` looks at so much that it is for a thread."""
+        return self._body is not None and len(self._body) > _SMALL_BYTES
 
     def _add(self, data: bytes) -> None:
         try:
@@ -329,11 +348,12 @@ class Judging:
         except (Unfit, ValueError, RecursionError):
             self._size = _STREAM_MAX_BYTES + 1
 
-    def _judge(self) -> Optional[GatewayError]:
-        if self._size > _STREAM_MAX_BYTES:
+    def error(self) -> Optional[GatewayError]:
+        """What the client gets in the place of the end, which has come; None: the end."""
+        if self._body is None:
             fault = Fault("$", f"cannot be checked: it has more than {_STREAM_MAX_BYTES} bytes, or makes no answer")
             return misfit(Fitted({}, [fault]))
-        fitted = self._shape.fit(json.loads(self._assembly.body()))
+        fitted = self._shape.fit(json.loads(self._body))
         if fitted.fits_as_it_is:
             return None
         if not fitted.faults:  # what has been sent cannot be repaired

@@ -39,7 +39,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _integer(digits: str) -> int:
+def bounded_integer(digits: str) -> int:
+    """The number that so many digits are. Raises ValueError for too many."""
     if len(digits) > DIGITS_MAX:
         raise ValueError(f"a number has more than {DIGITS_MAX} digits")
     return int(digits)
@@ -60,7 +61,7 @@ def _constant(name: str) -> Any:
 
 
 read_strictly = decode_with(
-    json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+    json.JSONDecoder(object_pairs_hook=_object, parse_int=bounded_integer, parse_float=_float, parse_constant=_constant)
 )
 """The value of a JSON text that every parser reads alike: no NaN, no infinities, no duplicate keys, bounded digits.
 

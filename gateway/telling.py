@@ -121,7 +121,7 @@ class Telling:
         writer = self._events()
         if is_comment:
             return writer.alive()
-        if data == b"[DONE]":
+        if data.strip() == b"[DONE]":  # as `eventlines.py` knows it
             before = b"" if self._usage_told else writer.chunk(self._estimated())
             return before + writer.done()
         try:

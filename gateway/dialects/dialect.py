@@ -2,11 +2,12 @@
 
 Between the two ends everything is OpenAI's chat: a client's request becomes a chat request, and the chat answer or its
 chunks become the client's; an engine is asked in its own words, and what it answers becomes a chat answer or chunks.
-Owns the shapes only.
+Owns the shapes, and how they are written.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, Callable, NamedTuple, Optional, Protocol, Union
 
 from gateway.errors import GatewayError
@@ -17,6 +18,11 @@ CHAT_PATH = "/chat/completions"
 COMPLETION_PATH = "/completions"
 EMBEDDING_PATH = "/embeddings"
 EVENT_STREAM = b"text/event-stream"
+
+
+def dump(value: object) -> bytes:
+    """Compact JSON, ASCII only."""
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 class Immediate(NamedTuple):

@@ -47,7 +47,7 @@ def said_in(answer: Json) -> Optional[Said]:
             message = object_in(choice, "delta") or object_in(choice, "message")
             return Said(
                 text_in(message, "reasoning_content", "reasoning"),
-                text_in(choice, "text") or _content(message.get("content")),
+                text_in(choice, "text") or content_text(message.get("content")),
                 text_in(message, "refusal"),
                 objects_in(message, "tool_calls"),
                 [_logprob(item) for item in objects_in(choice.get("logprobs"), "content")],
@@ -70,7 +70,8 @@ def usage_in(answer: Json) -> Optional[Usage]:
     )
 
 
-def _content(content: Any) -> str:
+def content_text(content: Any) -> str:
+    """The text of an answer: some engines give it in parts."""
     if type(content) is str:
         return content
     parts = content if type(content) is list else ()

@@ -8,7 +8,6 @@ event of the request.
 from __future__ import annotations
 
 import functools
-import json
 import threading
 import time
 from typing import Any, Callable, NamedTuple, Optional, Union
@@ -278,8 +277,7 @@ class Reuse:
             self._keeping.release()
             model = call.served_model or ""
             whole = keeping.whole_of(lines, call.path, asked.request_id, model, usage, reported, call.choices())
-            # Of one that does not fit, each client has been told so.
-            if whole is not None and (call.shape is None or call.shape.fit(json.loads(whole)).fits_as_it_is):
+            if whole is not None:
                 self._keep(caches, asked, call, like, whole)
 
         self._threads.run(keep)

@@ -17,6 +17,9 @@ FIELDS_MAX = 64
 KEPT = frozenset(
     ("model", "messages", "prompt", "input", "stream", "stream_options", "n", "best_of")  # what an answer goes by
 )
+SHAPE = "response_format"
+"""May be taken out, where engines do not know it: the answers are held to it all the same. It is not put in: a fallback
+would not get it, and its answer would be another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,8 @@ def _values(value: object) -> Iterator[str]:
         yield f": must be an object of at most {FIELDS_MAX} fields, not {quoted(value)}"
         return
     for name, item in value.items():
+        if isinstance(name, str) and name.casefold() == SHAPE:
+            yield f"{member(name)}: {quoted(name)} is the client's own: only a request says what answers have to fit"
         yield from (f"{member(name)}{fault}" for fault in _field(name))
         if item is None:
             yield f"{member(name)}: must not be null; leave the key out, or strip the field"

@@ -115,12 +115,8 @@ class Tries:
         # Asked last: what is never tried takes nothing from the budget.
         if step is None or not retrying or self._pools[0].take_retry():
             return step
-        if step.waiter is not None:
-            lease = step.pool.leave_line(step.waiter)
-        elif step.lease is None:
-            return None
-        else:
-            lease = step.lease
+        lease = step.lease if step.waiter is None else step.pool.leave_line(step.waiter)
+        if step.lease is not None:
             self._tried.pop()  # nothing has been sent there
             self.sent -= 1
         if lease is not None:

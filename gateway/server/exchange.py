@@ -1,7 +1,7 @@
 """One request's answer, complete or a stream.
 
-The loop's thread does all of it, but for what the relay does with a stream that it has taken over. How an answer ends
-is said by `answering.py`.
+The loop's thread does all of it, but for what the relay does with a stream that it has taken over (`streaming.py`). How
+an answer ends is said by `answering.py`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,18 @@ import time
 from typing import Callable, Optional, Protocol, Union
 
 from gateway.errors import ClientGone, GatewayError
-from gateway.fitting import Judging
 from gateway.inference import Answer
 from gateway.pipeline import Pipeline, shutting_down
 from gateway.reuse.flights import Following
 from gateway.reuse.serving import Shared
 from gateway.routing.retry import Outcome
 from gateway.server import responses
-from gateway.server.answering import Answering, Client
+from gateway.server.answering import Client
 from gateway.server.headers import answer_headers
 from gateway.server.parsing import RequestHead
 from gateway.server.report import LOGGED_BYTES
-from gateway.steps import drive
-from gateway.upstream import answers
-from gateway.upstream.attempt import EngineFault
-from gateway.upstream.bounds import bounds_of
+from gateway.server.streaming import Streaming
 from gateway.upstream.call import Call
-from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH
 from gateway.upstream.passed import media_type_of
 from gateway.upstream.stream import EngineStream
@@ -41,13 +36,11 @@ class StreamRelay(Protocol):
     def share(self, exchange: Exchange, stream: EngineStream, shared: Shared, head: bytes) -> None: ...
 
 
-class Exchange(Answering):
+class Exchange(Streaming):
     """One request and what becomes of it. `accepted_s`: when its first byte came (monotonic)."""
 
     on_cancel: Optional[Callable[[], None]] = None
-    stream: Optional[EngineStream] = None
     begun = False  # its stream, before there is an answer
-    media_type = b""  # of an answer that is passed on as it is
     _unsaid = b""  # of that, what the client has not taken
     resume_work: Optional[Callable[[], None]] = None  # when it has waited for a place, and has got it
 
@@ -173,9 +166,10 @@ class Exchange(Answering):
             self.client.set_deadline(math.inf)
             self.relay.share(self, stream, self.shared, self._begin_stream(call))
             return
-        lines = self.carry(stream.first)  # before the head: if it crashes, there can be another
+        lines = b""
+        if call.shape is None:  # else the relay has to hold its end back
+            lines, stream.first = self.carry(stream.first), b""  # before the head: if it crashes, there can be another
         data = self._begin_stream(call) + lines
-        stream.first = b""
         try:
             data = data[self.client.send_now(data) :]
         except BlockingIOError:
@@ -208,125 +202,3 @@ class Exchange(Answering):
         close = b"" if self.keep_alive else b"Connection: close\r\n"
         self.status = 200
         return responses.head(200, headers + framing + close + b"\r\n")
-
-    def about_to_finish(self) -> None:
-        """Called before the last write of a stream."""
-        if self.stream is not None:  # else it follows another's, who pays
-            self.count_stream(self.stream)
-        super().about_to_finish()
-
-    # --- a stream under way ----------------------------------------------------------------------------------------
-
-    @property
-    def takes_chunks(self) -> bool:
-        """Whether the client takes an engine's chunks as they are."""
-        call = self.call
-        return self.head.version_1_1 and self.telling is None and (call is None or call.shape is None)
-
-    def frame(self, lines: bytes) -> bytes:
-        """Lines as the client's connection carries them: one chunk, or bare for HTTP/1.0."""
-        if lines and self.head.version_1_1:
-            return b"%x\r\n%b\r\n" % (len(lines), lines)
-        return lines
-
-    def carry(self, lines: bytes) -> bytes:
-        """A stream's lines as the client reads them, and as its connection carries them."""
-        return _carried(self, lines)
-
-    def end_of_stream(self) -> bytes:
-        """Return the bytes that end the body of a stream: none where it has broken and has no words for that."""
-        if self.media_type and self.error is not None:
-            return b""
-        return b"0\r\n\r\n" if self.head.version_1_1 else b""
-
-    def resume(self, broken: EngineStream) -> Optional[EngineStream]:
-        """Another stream that goes on where a broken one ended, or None. Blocks; for the thread "resume"."""
-        call = self.call
-        assert call is not None
-        try:
-            onward = drive(self.pipeline.factory.asker.resume(call, broken))
-        except ClientGone:
-            return None
-        self.stream = onward or broken
-        return onward
-
-    def stream_failed(self, fault: EngineFault) -> bytes:
-        """The one event that tells the client of a stream that broke; the end is never invented. What is passed on has
-        no words for that, and is cut short."""
-        if self.cut or self.media_type:
-            self.keep_alive = False
-        error = shutting_down() if self.cut else _failure(fault)
-        if not self.media_type:
-            return self.stream_refused(error)
-        self.error = error.code
-        return b""
-
-    def stream_refused(self, error: GatewayError) -> bytes:
-        """The event that tells the client why its stream ends."""
-        self.error = error.code
-        if self.telling is not None:
-            return self.telling.failed(error, self.request_id)
-        body = responses.error_body(error, self.error_format, self.request_id)
-        return b"data: %b\n\n" % body
-
-    def stream_ended(self, stream: EngineStream, outcome: Outcome, keep_open: bool = False) -> None:
-        """The stream is over for the client (after the last write): settle and report.
-
-        With `keep_open` the engine's connection stays open until `stream.give_back`.
-        """
-        if self.account is None or not self.account.settled:
-            self.count_stream(stream)
-        try:
-            stream.close(outcome, keep_open)
-        except Exception as error:
-            self._report(error)
-        self.written(outcome.kind != "cancelled")
-
-    def count_stream(self, stream: EngineStream) -> None:
-        """Note the tokens of a stream, as far as it has come. Raises nothing."""
-        call = self.call
-        assert call is not None
-        try:
-            _count(call, stream)
-        except Exception as error:  # the client gets its answer all the same
-            self._report(error)
-
-
-def _failure(fault: EngineFault) -> GatewayError:
-    outcome = fault.outcome
-    return GatewayError("backend_error", outcome.message or "the engine failed", engine=outcome.details)
-
-
-def _count(call: Call, stream: EngineStream) -> None:
-    """Note in a call what its stream has taken."""
-    earlier = stream.events.earlier_weight
-    call.usage = answers.usage_of(
-        stream.events.usage,
-        call.prompt_weight(),
-        stream.events.weight,
-        lambda: bounds_of(call, call.context_tokens, earlier),
-    )
-    if earlier:  # an engine that went on with another's text counts that as prompt
-        tokens = tokens_of(earlier)
-        usage = call.usage
-        prompt_tokens = usage.prompt_tokens if usage.estimated else max(0, usage.prompt_tokens - tokens)
-        completion_tokens = usage.completion_tokens + tokens
-        call.usage = usage._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, estimated=True)
-
-
-def _carried(exchange: Exchange, lines: bytes) -> bytes:
-    """See `Exchange.carry`."""
-    call, telling, misfit = exchange.call, exchange.telling, None
-    try:
-        if call is not None and call.shape is not None:
-            judging = exchange.judging = exchange.judging or Judging(call.shape)
-            lines, misfit = judging.lines(lines)
-        data = exchange.frame(lines if telling is None else telling.lines(lines))
-        if misfit is not None:
-            data += exchange.frame(exchange.stream_refused(misfit))
-    except Exception:
-        exchange.crashed = True
-        raise
-    if telling is not None and telling.fault is not None:
-        exchange.error = telling.fault.code
-    return data

@@ -2,7 +2,8 @@
 
 It never blocks on a client or an engine: what a client does not take at once waits, and until it is gone the engine is
 not read (back-pressure). Nothing more of a complete stream is waited for longer than its grace, and a sweep: then the
-client gets its `[DONE]`. For the relay's thread only. `relayed.py` says what is done when something goes wrong.
+client gets its `[DONE]`. The end of one that has to fit is held back until that is known. For the relay's thread only.
+`relayed.py` says what is done when something goes wrong.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, Callable, Optional, Protocol, Union
 
+from gateway.errors import GatewayError
+from gateway.fitting import Judging
 from gateway.routing.retry import Outcome
 from gateway.server.loop import Loop
 from gateway.upstream.attempt import EngineFault
@@ -17,6 +20,8 @@ from gateway.upstream.call import Call
 from gateway.upstream.stream import EngineStream
 
 _COMPLETE = -1
+Failure = Union[EngineFault, GatewayError]
+"""What a client is told in the place of a stream's good end: how its engine has failed, or why it does not fit."""
 
 
 class StreamClient(Protocol):
@@ -59,7 +64,7 @@ class StreamExchange(Protocol):
 
     def resume(self, broken: EngineStream) -> Optional[EngineStream]: ...
 
-    def stream_failed(self, fault: EngineFault) -> bytes: ...
+    def stream_failed(self, fault: Failure) -> bytes: ...
 
     def stream_ended(self, stream: EngineStream, outcome: Outcome, keep_open: bool = False) -> None: ...
 
@@ -72,6 +77,7 @@ class Flow:
         "_client",
         "_ending",
         "_idle_timeout_s",
+        "_judging",
         "_loop",
         "_outcome",
         "_paused",
@@ -92,7 +98,7 @@ class Flow:
         self.active_s = loop.began_s  # when something of it came or went last
         self.unsent: Union[bytes, memoryview] = b""
         self.cancelled = False
-        self.away = False  # a thread looks for an engine that goes on; nothing is read or written meanwhile
+        self.away = False  # a thread looks for an engine that goes on, or at the whole; nothing is read meanwhile
         self.over = False
         # A finished stream: when it is ended, and what had come of it: `_COMPLETE`, or how many events of one that may
         # yet bring more choices.
@@ -101,7 +107,10 @@ class Flow:
         self._idle_timeout_s = idle_timeout_s
         self._loop = loop
         self._client = exchange.client
-        self._chunks = exchange.takes_chunks  # the client takes an engine's chunks as they are
+        call = exchange.call
+        self._judging = None if call is None or call.shape is None else Judging(call.shape)
+        # The client takes an engine's chunks as they are.
+        self._chunks = exchange.takes_chunks and self._judging is None
         self._paused = False  # the engine is not read until the client has taken what is buffered
         self._ending = False  # everything has been read; `unsent` is the rest
         self._outcome = Outcome("ok")
@@ -118,17 +127,34 @@ class Flow:
         """The stream is over for its client."""
         raise NotImplementedError
 
+    def _have_judged(self, data: bytes, end: bytes) -> None:
+        """Send `data`, and behind it the stream's `end` or why there is none, as soon as a thread knows."""
+        raise NotImplementedError
+
+    def _judged(self) -> Optional[GatewayError]:
+        """Why the client does not get the stream's end; None: it does. Raises nothing."""
+        raise NotImplementedError
+
     def begin(self) -> None:
         """Write what waits, and read from now on."""
         if self.unsent:
             self._buffer(self.unsent)
         if self.cancelled:
-            self.cancel()
+            self.cancel(self.stream.first)
             return
-        lines = self.stream.detach()
+        lines = self._come()
         if not self._paused:
             self._loop.watch(self.stream.sock.fileno(), self.ready)
         self._forward(lines)
+
+    def _come(self) -> bytes:
+        """What has come already of a stream that is relayed from now on. Raises EngineFault."""
+        first, self.stream.first = self.stream.first, b""
+        try:
+            return first + self.stream.detach()
+        except EngineFault as fault:
+            fault.lines = first + fault.lines
+            raise
 
     def ready(self, events: int) -> None:
         """A socket of this stream is ready: the engine's, or the client's when something waits for it."""
@@ -164,8 +190,15 @@ class Flow:
 
     def _forward(self, lines: bytes) -> None:
         """Send lines to the client, and the end behind them when the stream is done."""
-        exchange, stream = self.exchange, self.stream
+        exchange, stream, end = self.exchange, self.stream, b""
+        if self._judging is not None and lines:
+            lines, end = self._judging.lines(lines, stream.done)
         data = exchange.carry(lines) if lines else b""
+        if end and self._judging is not None:
+            if self._judging.takes_long:
+                self._have_judged(data, end)
+                return
+            data += self._last(end, self._judged())
         if stream.done:
             if not self._ending:
                 self._ending = True
@@ -183,6 +216,11 @@ class Flow:
             self._end(self._outcome)
         elif stream.ripe:
             self._loop.again(self._pull_again, 0)
+
+    def _last(self, end: bytes, error: Optional[GatewayError]) -> bytes:
+        """The stream's end as the client gets it, or the event that says why there is none."""
+        exchange = self.exchange
+        return exchange.carry(end) if error is None else exchange.frame(exchange.stream_failed(error))
 
     def _add_unsent(self, data: bytes) -> None:
         """Append `data` to what the client has not taken yet."""

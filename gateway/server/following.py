@@ -14,6 +14,7 @@ from typing import Optional, Protocol, Union
 from gateway.errors import GatewayError
 from gateway.routing.retry import Outcome
 from gateway.server.exchange import Exchange
+from gateway.server.flow import Failure
 from gateway.server.loop import Loop
 from gateway.upstream.attempt import EngineFault
 
@@ -173,7 +174,7 @@ class Follower:
 
     # --- ending ----------------------------------------------------------------------------------------------------
 
-    def finish(self, fault: Optional[EngineFault]) -> None:
+    def finish(self, fault: Optional[Failure]) -> None:
         """The stream is over: its good end, or the event that says why not."""
         if self.over or self._ending:
             return

@@ -19,6 +19,7 @@ from gateway.server.following import Follower
 from gateway.server.loop import Loop
 from gateway.server.relayed import Relayed
 from gateway.server.sharing import Crowd
+from gateway.threads import Job, Threads
 from gateway.upstream.stream import EngineStream
 
 SWEEP_S = 0.5
@@ -26,6 +27,7 @@ SWEEP_S = 0.5
 # 5 000 a second: waking up costs more than an event).
 TURN_S = 0.0005
 LINES_MAX_BYTES = 67_108_864  # kept of all shared streams; beyond, those who come cannot join them
+JUDGES_MAX = 2  # they only compute: more of them would take the interpreter's lock from the relay more often
 DRAIN_S = 1.0  # how long a finished stream's connection gets to end its body, to be kept
 
 
@@ -50,6 +52,8 @@ class Relay:
         self.lines_max_bytes = LINES_MAX_BYTES
         self._lingering: dict[EngineStream, float] = {}
         self._closing = False
+        self._judges = Threads("judge", JUDGES_MAX)
+        self._can_judge = False  # there is a judge
         self._loop.later(SWEEP_S, self._sweep)
         self._loop.start()
 
@@ -73,7 +77,7 @@ class Relay:
         crowd = Crowd(exchange, stream, shared, self, self._loop)
         flow = crowd.flow  # it may be over as soon as its first client has joined
         crowd.join(exchange, head)
-        self.post(flow, functools.partial(self._begin_shared, crowd, flow))
+        self.post(flow, functools.partial(self._begin_shared, flow))
         shared.flights.opened(shared.flight, crowd)
 
     def call_soon(self, step: Callable[[], None]) -> None:
@@ -104,6 +108,7 @@ class Relay:
         self._closing = True
         self._loop.soon(self._end_all)
         self._loop.close(timeout_s)
+        self._judges.close(timeout_s)
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -117,14 +122,14 @@ class Relay:
         else:
             relayed.begin()
 
-    def _begin_shared(self, crowd: Crowd, flow: Relayed) -> None:
+    def _begin_shared(self, flow: Relayed) -> None:
         if flow.over:
             return
         self._streams[flow] = None
         if self._closing:
             flow.cut_short()
         else:
-            crowd.begin()
+            flow.begin()
 
     def _cancel(self, relayed: Relayed) -> None:
         if relayed in self._streams and not relayed.away:  # else it is seen when it begins, or comes back
@@ -133,6 +138,17 @@ class Relay:
     def drop(self, relayed: Relayed) -> None:
         """A stream is over."""
         self._streams.pop(relayed, None)
+
+    def judge(self, job: Job) -> None:
+        """Have a thread run a job, which raises nothing; where the system gives none, this one does."""
+        if not self._can_judge:
+            try:
+                self._judges.start()
+            except RuntimeError:
+                job()
+                return
+            self._can_judge = True
+        self._judges.run(job)
 
     def linger(self, stream: EngineStream) -> None:
         """Wait for the end of a stream's body, for a while."""

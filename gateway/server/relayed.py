@@ -6,9 +6,12 @@ A `Relayed` owns the stream and its client's writing side from `begin` to the en
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
 from typing import Callable, Optional, Protocol
 
+from gateway.errors import GatewayError
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.server.flow import Flow, StreamExchange
 from gateway.server.loop import Loop
@@ -32,6 +35,9 @@ class Owner(Protocol):
 
     def linger(self, stream: EngineStream) -> None:
         """Wait for the end of a stream's body, for a while."""
+
+    def judge(self, job: Callable[[], None]) -> None:
+        """Have a thread run a job, which raises nothing; where the system gives none, this one does."""
 
 
 class Relayed(Flow):
@@ -141,15 +147,55 @@ class Relayed(Flow):
             return
         self.stream = onward
         self.active_s = self._loop.began_s
-        first, onward.first = onward.first, b""
-        try:
-            lines = first + onward.detach()
-        except EngineFault as fault:
-            fault.lines = first + fault.lines
-            raise
+        lines = self._come()
         if not self.unsent:  # else reading goes on when the client has taken that
             self._loop.watch(onward.sock.fileno(), self.ready)
         self._forward(lines)
+
+    # --- whether the whole fits ------------------------------------------------------------------------------------
+
+    def _judged(self) -> Optional[GatewayError]:
+        """See `Flow._judged`."""
+        assert self._judging is not None
+        try:
+            return self._judging.error()
+        except Exception as error:
+            self._relay.on_error(error)
+            return GatewayError("internal_error", "the gateway failed; see its log")
+
+    def _have_judged(self, data: bytes, end: bytes) -> None:
+        """See `Flow._have_judged`."""
+        self.away = True
+        self.end_s = math.inf
+        self._loop.unwatch(self.stream.sock.fileno())
+        if self.unsent:
+            self._add_unsent(data)
+        elif data:
+            self._send(data)
+
+        def judge() -> None:
+            error = self._judged()
+            self._relay.post(self, functools.partial(self._tell_judged, end, error))
+
+        self._relay.judge(judge)
+
+    def _tell_judged(self, end: bytes, error: Optional[GatewayError]) -> None:
+        """A thread has looked at the whole: the client gets the end, or why there is none."""
+        self.away = False
+        exchange, call = self.exchange, self.exchange.call
+        if self.over:
+            return
+        if call is not None and call.cancelled:
+            if not exchange.cut:
+                self._end(Outcome("cancelled"))
+                return
+            exchange.keep_alive = False
+        data = self._last(end, error) + exchange.end_of_stream()
+        self._client.before_last(exchange, exchange.keep_alive)
+        self._ending = True
+        self.active_s = self._loop.began_s
+        if self._transmit(data):
+            self._end(self._outcome)
 
     # --- ending ----------------------------------------------------------------------------------------------------
 

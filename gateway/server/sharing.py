@@ -19,6 +19,7 @@ from gateway.reuse.flights import Flight
 from gateway.reuse.serving import Shared
 from gateway.routing.retry import Outcome
 from gateway.server.exchange import Exchange
+from gateway.server.flow import Failure
 from gateway.server.following import Follower
 from gateway.server.loop import Loop
 from gateway.server.relayed import Owner, Relayed
@@ -68,7 +69,7 @@ class Crowd:
         self._chunks: Optional[list[bytes]] = []  # of the lines so far, as HTTP/1.1 frames them
         self._lines_bytes = 0
         self._over = False
-        self._fault: Optional[EngineFault] = None
+        self._fault: Optional[Failure] = None
         self._leader_took: Optional[bool] = None  # all that it was sent; once it is no follower any more
         # None once it is over: each would keep the other in memory.
         self._flow: Optional[_SharedFlow] = _SharedFlow(self, stream, relay, loop)
@@ -112,17 +113,6 @@ class Crowd:
         except Exception as error:
             self.on_error(error)
             follower.gone()
-
-    def begin(self) -> None:
-        """Send what has come already, and read from now on."""
-        flow = self._flow
-        if flow is None:
-            return
-        first, flow.stream.first = flow.stream.first, b""
-        if first:
-            self.send_now(first)
-        if not flow.over:  # by nobody's taking that
-            flow.begin()
 
     def ended(self, follower: Follower, complete: bool) -> None:
         """A follower is over: its request is concluded, but that of who pays for the stream only with it."""
@@ -222,7 +212,7 @@ class Crowd:
         """See `Exchange.resume`."""
         return self._leader.resume(broken)
 
-    def stream_failed(self, fault: EngineFault) -> bytes:
+    def stream_failed(self, fault: Failure) -> bytes:
         """Each follower is told in its own words."""
         self._fault = fault
         return b""

@@ -37,6 +37,7 @@ class Call(Ask):
         "_cancelled",
         "_waiting_on",
         "allow_fallback",
+        "asks",
         "attempts",
         "caller",
         "context_tokens",
@@ -118,6 +119,8 @@ class Call(Ask):
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
         self.shape: Optional[Any] = None  # what its answers have to be like: a `fitting.Shape`
+        # What each ask has taken, and whose it was, where there was more than one; else `usage`, of `served_model`.
+        self.asks: list[tuple[Optional[str], answers.Usage]] = []
         self.schema_retries = 0  # asks for an answer that fits, after the first
         self.repairs: tuple[str, ...] = ()  # what was wrong with the answer's JSON
         self.hedged = False

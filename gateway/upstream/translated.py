@@ -13,8 +13,8 @@ from gateway.dialects.anthropic.answers import completion_of
 from gateway.dialects.anthropic.asking import messages_request
 from gateway.dialects.anthropic.errors import chat_error, chat_status
 from gateway.dialects.anthropic.reading import MessagesReader
-from gateway.dialects.anthropic.values import decode
 from gateway.dialects.dialect import EventReader, Json
+from gateway.dialects.reading import decode
 from gateway.errors import RequestRefused
 from gateway.routing.params import Params
 from gateway.routing.retry import Outcome

@@ -102,7 +102,7 @@ class MaxConcurrencyTest(OneByOneTest):
         running = self.one_place(engine)
         _, side = self.occupy(running, engine)
         pool = self.pool(running)
-        self.enter(mock.patch("gateway.dispatch.LINE_LOOK_S", 0.01))
+        self.enter(mock.patch("gateway.waiting.LINE_LOOK_S", 0.01))
         looked = self.enter(mock.patch.object(pool, "serve_line", wraps=pool.serve_line))
         client = self.begin(running, headers=[("X-Request-ID", "waited")])
         eventually(lambda: looked.called)  # who looks has begun to wait, and its clock runs

@@ -21,6 +21,7 @@ from typing import Any, Optional, Union, cast
 from unittest import mock
 
 from gateway import app as app_module
+from gateway.fitting import Fitted, Shape, shape_of
 from gateway.pipeline import Pipeline
 from gateway.routing.retry import Outcome
 from gateway.server import relay as relay_module
@@ -347,6 +348,7 @@ class Relayed:
         self.stream = EngineStream(response, EventStream(hide_usage))
         self.engine.sendall(chunked(delta("first")))
         drive(self.stream.wait_first())
+        self.stream.first = b""  # the client has it already
         self.stream.on_close(self._closed)
 
     def _closed(self, outcome: Outcome) -> None:
@@ -364,7 +366,7 @@ class Relayed:
         self._ours.close()
 
 
-class RelayTest(unittest.TestCase):
+class RelayCase(unittest.TestCase):
     """The relay alone, between clients that take what the test lets them and socket pairs for engines."""
 
     def setUp(self) -> None:
@@ -394,6 +396,120 @@ class RelayTest(unittest.TestCase):
         self.assertEqual([(event.status, event.error) for event in relayed.pipeline.events], [(status, error)])
         self.assertTrue(relayed.exchange.finished)
 
+
+class JudgedTest(RelayCase):
+    """Streams that have to fit a schema; of large ones it is seen by a thread, which waits for `gate` here."""
+
+    LARGE = delta(json.dumps({"a": "x" * 20_000}), "stop")
+    MISFIT = delta('{"a": ' + "1" * 20_000, "stop")
+    SMALL = delta("{}", "stop")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.gate = threading.Event()
+        self.addCleanup(self.gate.set)  # before the relay is closed
+        self.threads: list[str] = []
+        fit = Shape.fit
+
+        def gated(shape: Shape, answer: dict[str, Any]) -> Fitted:
+            self.threads.append(threading.current_thread().name)
+            if self.threads[-1] != "relay":
+                self.gate.wait(TIMEOUT_S)
+            return fit(shape, answer)
+
+        gating = mock.patch.object(Shape, "fit", gated)
+        gating.start()
+        self.addCleanup(gating.stop)
+
+    def judged(self, lines: bytes) -> Relayed:
+        """A stream that has sent these lines and its end, and that the relay has."""
+        relayed = self.relayed()
+        assert relayed.exchange.call is not None
+        relayed.exchange.call.shape = shape_of({"response_format": {"type": "json_object"}}, {})
+        self.relay.take(relayed.exchange, relayed.stream)
+        relayed.engine.sendall(chunked(lines + DONE) + b"0\r\n\r\n")
+        return relayed
+
+    def test_others_go_on_while_a_large_one_is_judged(self) -> None:
+        relayed, other = self.judged(self.LARGE), self.take()
+        eventually(lambda: self.threads)
+        other.engine.sendall(chunked(delta("b", "stop") + DONE) + b"0\r\n\r\n")
+        self.assert_ended(other, "ok", 200, None)
+        eventually(lambda: relayed.client.taken == self.LARGE)
+        self.assertFalse(relayed.client.last_due)
+        self.now_s += 100.0  # it is neither silent nor late
+        time.sleep(0.05)
+        self.gate.set()
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual((relayed.client.taken, self.threads), (self.LARGE + DONE, ["judge"]))
+
+    def test_a_small_one_is_judged_at_once(self) -> None:
+        relayed = self.judged(self.SMALL)
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual((relayed.client.taken, self.threads), (self.SMALL + DONE, ["relay"]))
+
+    def test_a_misfit_has_its_error_in_the_place_of_the_end(self) -> None:
+        self.gate.set()
+        for lines in (self.MISFIT, delta("{", "stop")):
+            relayed = self.judged(lines)
+            self.assert_ended(relayed, "ok", 200, "invalid_model_output")
+            told = relayed.client.taken[len(lines) :]
+            self.assertEqual(json.loads(told[6:])["error"], "invalid_model_output")
+            self.assertTrue(relayed.client.last_due)
+
+    def test_a_client_that_leaves_meanwhile_gets_nothing_more(self) -> None:
+        relayed = self.judged(self.LARGE)
+        eventually(lambda: self.threads)
+        relayed.exchange.cancel()
+        self.gate.set()
+        self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+        self.assertEqual(relayed.client.taken, self.LARGE)
+
+    def test_who_is_cut_off_meanwhile_gets_what_the_thread_finds(self) -> None:
+        relayed = self.judged(self.LARGE)
+        eventually(lambda: self.threads)
+        relayed.exchange.cut_off()
+        self.gate.set()
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual((relayed.client.taken, relayed.client.shut), (self.LARGE + DONE, True))
+
+    def test_a_slow_client_gets_the_end_behind_the_rest(self) -> None:
+        relayed = self.judged(self.LARGE)
+        relayed.client.room = 5
+        self.gate.set()
+        eventually(lambda: relayed.client.room == 0 or relayed.ended)
+        relayed.client.room = None
+        self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual(relayed.client.taken, self.LARGE + DONE)
+
+    def test_a_crash_is_told_the_client_and_logged(self) -> None:
+        self.gate.set()
+        for lines in (self.LARGE, self.SMALL):
+            with mock.patch.object(Shape, "fit", side_effect=ZeroDivisionError("a bug")):
+                relayed = self.judged(lines)
+                self.assert_ended(relayed, "ok", 200, "internal_error")
+            self.assertNotIn(b"a bug", relayed.client.taken)
+            self.assertIsInstance(self.errors.pop(), ZeroDivisionError)
+
+    def test_where_the_system_gives_no_thread_the_relay_judges(self) -> None:
+        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError):
+            relayed = self.judged(self.LARGE)
+            self.assert_ended(relayed, "ok", 200, None)
+        self.assertEqual((relayed.client.taken, self.threads), (self.LARGE + DONE, ["relay"]))
+
+    def test_the_end_of_the_relay_waits_for_no_verdict_and_leaves_no_thread(self) -> None:
+        relayed = self.judged(self.LARGE)
+        eventually(lambda: self.threads)
+        closing = threading.Thread(target=self.relay.close, args=(TIMEOUT_S,), name="closing")
+        closing.start()
+        self.assert_ended(relayed, "cancelled", 499, "client_closed_request")
+        self.gate.set()
+        closing.join(TIMEOUT_S)
+        self.assertEqual((closing.is_alive(), relayed.client.taken), (False, self.LARGE))
+        self.assertNotIn("judge", [thread.name for thread in threading.enumerate()])
+
+
+class RelayTest(RelayCase):
     def test_cancelling_closes_the_engine_s_connection(self) -> None:
         relayed = self.take()
         relayed.engine.sendall(chunked(delta("a")))

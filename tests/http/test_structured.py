@@ -8,12 +8,14 @@ import threading
 import time
 import unittest
 from typing import Any, Optional
+from unittest import mock
 
+from gateway.fitting import Fitted, Shape
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest
 from tests.dialects import GENERATE, MESSAGES, OLLAMA_CHAT, RESPONSES, DialectTest, asking, ends_well, error_of, text_of
 from tests.resilience import ask
-from tests.scripted import DONE, STREAM_HEAD, EngineSide, chunked, delta
-from tests.support import CHAT, RunningGateway, dead_url, eventually
+from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
+from tests.support import CHAT, TIMEOUT_S, RunningGateway, dead_url, eventually
 
 Json = dict[str, Any]
 CITY = {
@@ -75,6 +77,18 @@ class AnswersTest(DialectTest):
             line = running.request_line(answer.request_id)
             self.assertNotIn("schema_retries", line)
             self.assertNotIn("repaired", line)
+
+    def test_what_its_engines_do_not_get_is_checked_all_the_same(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url], "strip": ["response_format"]}})
+        client = self.begin(running, structured())
+        side = engine.take()
+        self.assertNotIn("response_format", side.json)
+        side.answer(completion("{}"))
+        side.read_request()
+        self.assertNotIn("response_format", side.json)
+        side.answer(completion(ROME))
+        self.assertEqual(client.read_response().json()["choices"][0]["message"]["content"], ROME)
 
     def test_a_misfit_is_asked_again(self) -> None:
         for times in (1, 2):
@@ -485,6 +499,37 @@ class ReuseTest(DialectTest):
             self.assertIn("invalid_model_output", events[-1])
             self.assertNotIn("data: [DONE]", events)
 
+    def test_all_who_follow_a_large_stream_get_what_one_thread_has_found(self) -> None:
+        fit = Shape.fit
+        for name, ends in (("Rome", "data: [DONE]"), (5, "invalid_model_output")):
+            gate, threads = threading.Event(), []
+
+            def gated(shape: Shape, given: Json, gate: Any = gate, threads: Any = threads) -> Fitted:
+                threads.append(threading.current_thread().name)
+                gate.wait(TIMEOUT_S)
+                return fit(shape, given)
+
+            engine = self.scripted()
+            running = self.serve({"m": {"engines": [engine.url]}}, COALESCE="on")
+            text = json.dumps({"name": name, "people": 3}) + " " * 20_000
+            body = structured(temperature=0, stream=True)
+            with self.subTest(ends), mock.patch.object(Shape, "fit", gated):
+                clients = [self.begin(running, body) for _ in range(2)]
+                side = engine.take()
+                eventually(lambda running=running: running.app.pipeline.in_flight == 2)  # type: ignore[misc]
+                side.send(STREAM_HEAD + chunked(delta(text, "stop")) + chunked(DONE) + b"0\r\n\r\n")
+                eventually(lambda threads=threads: threads)  # type: ignore[misc]
+                clients.append(self.begin(running, body))  # while it is looked at, as is who leaves
+                clients.pop(0).close()
+                for client in clients:
+                    client.read_head()
+                    self.assertIn("people", client.read_event() or "")
+                gate.set()
+                for client in clients:
+                    self.assertIn(ends, client.read_events()[-1])
+                eventually(lambda running=running: running.app.pipeline.in_flight == 0)  # type: ignore[misc]
+            self.assertEqual(threads, ["judge"])
+
 
 class RegistryTest(AccessTest):
     def setUp(self) -> None:
@@ -585,6 +630,33 @@ class RegistryTest(AccessTest):
         line = running.request_line(answer.request_id)
         self.assertEqual(line["cost_usd"], line["prompt_tokens"] + line["completion_tokens"])
         self.assertEqual(line["attempts"], 3)
+
+    def test_each_ask_costs_what_its_own_model_does(self) -> None:
+        """3 tokens of the prompt and 5 of the answer, each time."""
+        first, second = self.enter(ScriptedEngine()), self.enter(ScriptedEngine())
+        price, dear = {"input": 125_000, "output": 125_000}, {"input": 1_000_000, "output": 1_000_000}
+        for prices, cost in (((price, dear), 9.0), ((price, None), 1.0), ((None, dear), 8.0), ((None, None), None)):
+            models: Json = {
+                "a": {"engines": [first.url], "fallbacks": ["b"]},
+                "b": {"engines": [second.url]},
+            }
+            for model, its in zip(models.values(), prices):
+                model.update({} if its is None else {"price": its})
+            running = self.serve(models, ADMIN_KEYS=ADMIN_KEYS, RETRY_ATTEMPTS=1)
+            client = self.enter(running.connect())
+            client.request("POST", CHAT, {**structured(), "model": "a"}, [AS_ROOT])
+            side = first.take()
+            side.answer(completion("{}"))
+            side.read_request()
+            side.answer(b'{"error": {"message": "busy"}}', status="503 Busy")
+            side.close()
+            second.take().answer(completion(ROME))
+            answer = client.read_response()
+            self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "a->b"))
+            line = running.request_line(answer.request_id)
+            self.assertEqual((line.get("cost_usd"), line["prompt_tokens"]), (cost, 6))
+            told = answer.header("x-gateway-cost-usd")
+            self.assertEqual(None if told is None else float(told), cost)
 
 
 if __name__ == "__main__":

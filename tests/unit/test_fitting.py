@@ -9,10 +9,10 @@ from unittest import mock
 
 from gateway import fitting as module
 from gateway.errors import ClientGone, EngineFailed, GatewayError, RequestRefused
-from gateway.fitting import Judging, Limits, Shape, fitting, give_shape, shape_of, takes_long_to_shape
+from gateway.fitting import Fitted, Judging, Limits, Shape, fitting, give_shape, shape_of, takes_long_to_shape
 from gateway.hedging import Answer
 from gateway.schemas.compiled import Compiled
-from gateway.schemas.faults import SchemaRefused
+from gateway.schemas.faults import Fault, SchemaRefused
 from gateway.schemas.schema import compile_schema
 from gateway.steps import ASIDE, Steps
 from gateway.telemetry.events import AttemptRecord
@@ -352,6 +352,54 @@ class AskingTest(unittest.TestCase):
             self.run_steps(again.wait(mock.Mock(), 60.0))
 
 
+class PaidTest(unittest.TestCase):
+    """What each ask took is kept with the model that took it, also where a later one is in vain."""
+
+    def asks(self, *later: Union[str, EngineFailed]) -> Any:
+        models = iter(("a", *later))
+
+        def ask(call: Call) -> Steps[Any]:
+            yield from ()
+            model = next(models)
+            if isinstance(model, EngineFailed):
+                call.engine_id, call.served_model = "e", "in vain"
+                raise model
+            given = answer(choice("{}"))
+            call.engine_id, call.served_model, call.usage = "e", model, Usage(3, 5, False)
+            return Answer(dump(given), call.usage, given)
+
+        call = Call(CHAT, request_of(response_format=form(CITY)))
+        give_shape(call, {})
+        with self.assertRaises(GatewayError):
+            list(fitting(ask, call, call.shape, Limits(len(later), 60.0)))  # type: ignore[arg-type]
+        return call.asks
+
+    def test_one_ask_is_its_usage(self) -> None:
+        self.assertEqual(self.asks(), [])
+
+    def test_several_are_each_their_own(self) -> None:
+        took = Usage(3, 5, False)
+        self.assertEqual(self.asks("b", "a"), [("a", took), ("b", took), ("a", took)])
+        self.assertEqual(self.asks(EngineFailed("backend_error", "no")), [("a", took)])
+
+
+class MisfitTest(unittest.TestCase):
+    def details(self, text: str) -> Json:
+        found = module.misfit(Fitted({}, [Fault("$", "is wrong")], text=text)).details
+        assert found is not None
+        return found
+
+    def test_a_long_text_is_cut_at_a_character_and_said_to_be(self) -> None:
+        for text, kept in (("x" * 65_537, 65_536), ("é" * 40_000, 32_768), ("x" + "€" * 30_000, 21_846)):
+            told = self.details(text)
+            self.assertEqual((told["text"], told["truncated"]), (text[:kept], True))
+
+    def test_a_short_one_is_told_as_it_is(self) -> None:
+        for text in ("", "x" * 65_536, "é" * 32_768, "\ud83d"):
+            told = self.details(text)
+            self.assertEqual((told["text"], told.get("truncated")), (text, None))
+
+
 class JudgingTest(unittest.TestCase):
     def lines(self, *pieces: str, **end: Any) -> bytes:
         events = [{"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces]
@@ -360,12 +408,13 @@ class JudgingTest(unittest.TestCase):
 
     def judge(self, *lines: bytes, shape_: Optional[Shape] = None) -> tuple[bytes, Optional[GatewayError]]:
         judging = Judging(shape_ or shape(response_format=form(CITY)))
-        passed, found = b"", None
-        for some in lines:
-            self.assertIsNone(found)
-            more, found = judging.lines(some)
+        passed = b""
+        for number, some in enumerate(lines, 1):
+            more, end = judging.lines(some, number == len(lines))
+            self.assertEqual(more + end, some)
             passed += more
-        return passed, found
+        error = judging.error()
+        return passed + end if error is None else passed, error
 
     def test_a_stream_that_fits_is_passed_on(self) -> None:
         lines = self.lines('{"name":', ' "Bonn"}')

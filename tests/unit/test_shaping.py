@@ -137,6 +137,14 @@ class FileTest(unittest.TestCase):
         self.assertEqual((found.strip, found.defaults), (frozenset(("temperature",)), {"max_tokens": 9}))
         self.assertEqual(found.force, {"chat_template_kwargs": {"a": 1}})
 
+    def test_what_an_answer_has_to_fit_may_be_taken_out_and_not_put_in(self) -> None:
+        self.assertEqual(self.load(strip=["response_format"]).params.strip, frozenset(("response_format",)))
+        for key in ("defaults", "force"):
+            for name in ("response_format", "Response_Format"):
+                fault = f'models.m.{key}.{name}: "{name}" is the client\'s own: only a request says'
+                faults = self.faults(**{key: {name: {"type": "json_object"}}})
+                self.assertTrue(faults[0].startswith(fault), faults)
+
     def test_what_is_wrong_is_named_where_it_stands(self) -> None:
         for keys, expected in (
             ({"strip": ["model"]}, 'models.m.strip[0]: "model" is the client\'s own'),

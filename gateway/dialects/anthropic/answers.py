@@ -3,60 +3,52 @@ for anything that JSON can say."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from gateway.dialects.anthropic.blocks import THINKING_FIELDS
 from gateway.dialects.anthropic.endings import chat_usage, finish_of, messages_usage, stop_of
 from gateway.dialects.anthropic.errors import chat_error
 from gateway.dialects.anthropic.tools import answered_calls, arguments_of
-from gateway.dialects.anthropic.values import objects, text
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import object_in, objects_in, text_in
+from gateway.dialects.said import content_text
 
 
 def message_of(chat: Json, model: str, stops: frozenset[str]) -> Json:
     """A client's answer: the first choice of a complete chat answer. `model`: what the client has asked for."""
-    choice = next((each for each in objects(chat.get("choices")) if not each.get("index")), {})
-    said: Any = choice.get("message")
-    if type(said) is not dict:
-        said = {}
-    answer_id = text(chat.get("id"))
+    choice = next((each for each in objects_in(chat, "choices") if not each.get("index")), {})
+    said = object_in(choice, "message")
+    answer_id = text_in(chat, "id")
     content = thinking_of(said)
-    words = content_text(said.get("content")) + text(said.get("refusal"))
+    words = content_text(said.get("content")) + text_in(said, "refusal")
     if words:
         content.append({"type": "text", "text": words})
-    calls = answered_calls(said.get("tool_calls"), answer_id)
+    calls = answered_calls(objects_in(said, "tool_calls"), answer_id)
     return {
         "id": answer_id,
         "type": "message",
         "role": "assistant",
-        "model": text(chat.get("model")) or model,
+        "model": text_in(chat, "model") or model,
         "content": content + calls,
-        **stop_of(choice.get("finish_reason"), choice.get("stop_reason"), stops, bool(calls)),
+        **stop_of(choice, stops, bool(calls)),
         "usage": messages_usage(chat.get("usage")),
     }
 
 
-def content_text(content: Any) -> str:
-    """The text of an answer: some engines give it in parts."""
-    return text(content) or "".join(text(part.get("text")) for part in objects(content))
-
-
 def thinking_of(said: Json) -> list[Json]:
     """The blocks of what a model has thought: its own, or one of what the engine tells of it."""
-    blocks = clean_thinking(said.get("thinking_blocks"))
-    thought = text(said.get("reasoning_content")) or text(said.get("reasoning"))
+    blocks = clean_thinking(objects_in(said, "thinking_blocks"))
+    thought = text_in(said, "reasoning_content", "reasoning")
     if not blocks and thought:
         blocks = [{"type": "thinking", "thinking": thought, "signature": ""}]
     return blocks
 
 
-def clean_thinking(blocks: Any) -> list[Json]:
+def clean_thinking(blocks: list[Json]) -> list[Json]:
     """Blocks of thinking as Anthropic has them, without what others have added; what is none counts as absent."""
     clean: list[Json] = []
-    for block in objects(blocks):
-        kind = text(block.get("type"))
+    for block in blocks:
+        kind = text_in(block, "type")
         if kind in THINKING_FIELDS:
-            clean.append({"type": kind, **{key: text(block.get(key)) for key in THINKING_FIELDS[kind]}})
+            clean.append({"type": kind, **{key: text_in(block, key) for key in THINKING_FIELDS[kind]}})
     return clean
 
 
@@ -66,9 +58,9 @@ def completion_of(message: Json, created_s: int) -> Json:
         return chat_error(message)
     if type(message.get("content")) is not list:
         return chat_error({"error": {"message": "the engine's answer is no message"}})
-    blocks = objects(message["content"])
-    words = "".join(text(block.get("text")) for block in blocks if block.get("type") == "text")
-    calls = [_call(block) for block in blocks if block.get("type") == "tool_use" and text(block.get("name"))]
+    blocks = objects_in(message, "content")
+    words = "".join(text_in(block, "text") for block in blocks if block.get("type") == "text")
+    calls = [_call(block) for block in blocks if block.get("type") == "tool_use" and text_in(block, "name")]
     said: Json = {"role": "assistant", "content": words if words or not calls else None}
     thoughts = clean_thinking(blocks)
     if thoughts:
@@ -76,13 +68,13 @@ def completion_of(message: Json, created_s: int) -> Json:
         said["thinking_blocks"] = thoughts
     if calls:
         said["tool_calls"] = calls
-    choice: Json = {"index": 0, "message": said, "finish_reason": finish_of(message.get("stop_reason"))}
+    choice: Json = {"index": 0, "message": said, "finish_reason": finish_of(message)}
     choice.update(sequence_of(message))
     completion: Json = {
-        "id": text(message.get("id")),
+        "id": text_in(message, "id"),
         "object": "chat.completion",
         "created": created_s,
-        "model": text(message.get("model")),
+        "model": text_in(message, "model"),
         "choices": [choice],
     }
     usage = chat_usage(message.get("usage"))
@@ -99,4 +91,4 @@ def sequence_of(ended: Json) -> Json:
 
 def _call(block: Json) -> Json:
     function = {"name": block["name"], "arguments": arguments_of(block.get("input"))}
-    return {"id": text(block.get("id")), "type": "function", "function": function}
+    return {"id": text_in(block, "id"), "type": "function", "function": function}

@@ -7,12 +7,12 @@ What would change the shape of an answer (several choices, log probabilities, â€
 from __future__ import annotations
 
 import json
-from typing import Any, Optional
+from typing import Any
 
 from gateway.dialects.anthropic.tools import cache_mark, messages_tool_choice, messages_tools
 from gateway.dialects.anthropic.turns import turns
-from gateway.dialects.anthropic.values import not_supported, object_at, refused, text
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import optional, refused, required, text_in, unsupported
 
 MAX_TOKENS = 32_000
 """For requests that set no limit, as Anthropic's must have one: each of its present models can write so much."""
@@ -35,7 +35,7 @@ def messages_request(chat: Json, max_tokens: int = MAX_TOKENS) -> Json:
         request["temperature"] = min(chat["temperature"], 1)  # OpenAI's goes up to 2
     if chat.get("stop"):
         request["stop_sequences"] = [chat["stop"]] if type(chat["stop"]) is str else chat["stop"]
-    user = text(chat.get("safety_identifier")) or text(chat.get("user"))
+    user = text_in(chat, "safety_identifier", "user")
     if user:
         request["metadata"] = {"user_id": user}
     if chat.get("tools"):
@@ -54,13 +54,13 @@ def messages_request(chat: Json, max_tokens: int = MAX_TOKENS) -> Json:
 
 def _refuse_other_shapes(chat: Json) -> None:
     if chat.get("n") not in (None, 1):
-        raise not_supported("n", "must be 1: this engine gives one choice")
+        raise unsupported("n", "must be 1: this engine gives one choice")
     for key in ("logprobs", "top_logprobs", "audio", "functions", "function_call", "web_search_options"):
         if chat.get(key):
-            raise not_supported(key, "is not supported by this engine")
+            raise unsupported(key, "is not supported by this engine")
     modalities = chat.get("modalities")
     if modalities is not None and modalities != ["text"]:
-        raise not_supported("modalities", 'must be ["text"]: this engine gives nothing else')
+        raise unsupported("modalities", 'must be ["text"]: this engine gives nothing else')
 
 
 def _go_on(request: Json) -> None:
@@ -95,19 +95,16 @@ def _set_effort(effort: Any, request: Json) -> None:
 
 def _set_format(form: Any, request: Json) -> list[Json]:
     """Put it into the request; returns what the model has to be told of it instead."""
-    kind: Optional[str] = None
-    if form is not None:
-        if type(form) is not dict:
-            raise refused("response_format", "must be an object")
-        kind = form.get("type")
+    form = optional(form, dict, "response_format") or {}
+    kind = form.get("type")
     if kind in (None, "text"):
         return []
     if kind == "json_object":
         return [{"type": "text", "text": _JSON_ONLY}]
     if kind != "json_schema":
-        raise not_supported("response_format.type", "must be text, json_object or json_schema")
-    described = object_at(form, "json_schema", "response_format")
-    schema = object_at(described, "schema", "response_format.json_schema")
+        raise unsupported("response_format.type", "must be text, json_object or json_schema")
+    described = required(form.get("json_schema"), dict, "response_format.json_schema")
+    schema = required(described.get("schema"), dict, "response_format.json_schema.schema")
     if described.get("strict") is True:
         request.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": schema}
         return []

@@ -10,8 +10,8 @@ from typing import Any, Union
 
 from gateway.dialects.anthropic.media import document_parts, image_part
 from gateway.dialects.anthropic.tools import cache_mark, chat_call
-from gateway.dialects.anthropic.values import not_supported, refused, text_at
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import refused, required, unsupported
 
 THINKING_FIELDS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
 """What makes a block of thinking, by its type; all of it texts."""
@@ -24,9 +24,7 @@ def chat_messages(messages: Any) -> list[Json]:
     translated: list[Json] = []
     for at, message in enumerate(messages):
         path = f"messages.{at}"
-        if type(message) is not dict:
-            raise refused(path, "must be an object")
-        role, content = message.get("role"), message.get("content")
+        role, content = required(message, dict, path).get("role"), message.get("content")
         if role not in ("user", "assistant", "system"):
             raise refused(f"{path}.role", "must be user, assistant or system")
         path = f"{path}.content"
@@ -58,9 +56,7 @@ def system_content(system: Any, path: str) -> Union[str, list[Json]]:
 
 
 def _kind(block: Any, path: str) -> str:
-    if type(block) is not dict:
-        raise refused(path, "must be an object")
-    return text_at(block, "type", path)
+    return required(required(block, dict, path).get("type"), str, f"{path}.type")
 
 
 def _content(parts: list[Json]) -> Union[str, list[Json]]:
@@ -76,22 +72,23 @@ def _parts(block: Json, path: str) -> list[Json]:
     """What a block, of the user's or of a result, says."""
     kind = block["type"]
     if kind == "text":
-        return [{"type": "text", "text": text_at(block, "text", path), **cache_mark(block)}]
+        return [{"type": "text", "text": required(block.get("text"), str, f"{path}.text"), **cache_mark(block)}]
     if kind == "image":
         return [{**image_part(block, path), **cache_mark(block)}]
     if kind == "document":
         parts = document_parts(block, path)
     elif kind == "search_result":
-        parts = [{"type": "text", "text": f"{text_at(block, 'title', path)}\n{text_at(block, 'source', path)}"}]
+        head = [required(block.get(key), str, f"{path}.{key}") for key in ("title", "source")]
+        parts = [{"type": "text", "text": "\n".join(head)}]
         content = block.get("content")
         if type(content) is not list:
             raise refused(f"{path}.content", "must be a list of text blocks")
         for at, inner in enumerate(content):
             if _kind(inner, f"{path}.content.{at}") != "text":
                 raise refused(f"{path}.content.{at}.type", "must be text")
-            parts.append({"type": "text", "text": text_at(inner, "text", f"{path}.content.{at}")})
+            parts.append({"type": "text", "text": required(inner.get("text"), str, f"{path}.content.{at}.text")})
     else:
-        raise not_supported(f"{path}.type", f"cannot be {kind[:100]} here, or not over this gateway")
+        raise unsupported(f"{path}.type", f"cannot be {kind[:100]} here, or not over this gateway")
     if parts:
         parts[-1].update(cache_mark(block))
     return parts
@@ -123,7 +120,8 @@ def _result(block: Json, path: str) -> Json:
         content = _content(parts)
     elif type(content) is not str:
         raise refused(f"{path}.content", "must be a text or a list of blocks")
-    message: Json = {"role": "tool", "tool_call_id": text_at(block, "tool_use_id", path), "content": content}
+    call_id = required(block.get("tool_use_id"), str, f"{path}.tool_use_id")
+    message: Json = {"role": "tool", "tool_call_id": call_id, "content": content}
     if block.get("is_error") is True:
         message["is_error"] = True
     return {**message, **cache_mark(block)}
@@ -142,14 +140,14 @@ def _of_assistant(blocks: list[Any], path: str) -> list[Json]:
             if parts and not calls:
                 messages.append(_assistant(thoughts, parts, calls))
                 thoughts, parts = [], []
-            fields = {key: text_at(block, key, where) for key in THINKING_FIELDS[kind]}
+            fields = {key: required(block.get(key), str, f"{where}.{key}") for key in THINKING_FIELDS[kind]}
             thoughts.append({"type": kind, **fields})
         elif kind == "text":
             parts += _parts(block, where)
         elif kind == "tool_use":
             calls.append(chat_call(block, where))
         else:
-            raise not_supported(f"{where}.type", f"cannot be {kind[:100]} here, or not over this gateway")
+            raise unsupported(f"{where}.type", f"cannot be {kind[:100]} here, or not over this gateway")
     if blocks:
         messages.append(_assistant(thoughts, parts, calls))
     return messages

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from gateway.dialects.anthropic.values import count, text
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import count_in, text_in
 
 _FINISH_BY_STOP = {
     "max_tokens": "length",
@@ -28,23 +28,23 @@ USAGE_FIELDS = ("input_tokens", "output_tokens", "output_tokens_details", *_KEPT
 """Of Anthropic's usage, all that is told on."""
 
 
-def finish_of(stop_reason: Any) -> str:
-    """The `finish_reason` for an engine's `stop_reason`."""
-    return _FINISH_BY_STOP.get(text(stop_reason), "stop")
+def finish_of(ended: Json) -> str:
+    """The `finish_reason` for an engine's `stop_reason`, in a message or what ends one."""
+    return _FINISH_BY_STOP.get(text_in(ended, "stop_reason"), "stop")
 
 
-def stop_of(finish_reason: Any, sequence: Any, stops: frozenset[str], has_calls: bool) -> Json:
+def stop_of(choice: Json, stops: frozenset[str], has_calls: bool) -> Json:
     """`stop_reason` and `stop_sequence` for a choice.
 
-    `sequence` is what vLLM, and `reading.py`, tell as its `stop_reason`: the one of `stops` that has come. Some engines
-    say "stop" behind calls of tools, which Anthropic's clients would take for the end of their work.
+    The choice's own `stop_reason` is what vLLM, and `reading.py`, tell of it: the one of `stops` that has come. Some
+    engines say "stop" behind calls of tools, which Anthropic's clients would take for the end of their work.
     """
-    reason = _STOP_BY_FINISH.get(text(finish_reason), "end_turn")
+    reason = _STOP_BY_FINISH.get(text_in(choice, "finish_reason"), "end_turn")
     if reason == "end_turn":
         if has_calls:
             reason = "tool_use"
-        elif type(sequence) is str and sequence in stops:
-            return {"stop_reason": "stop_sequence", "stop_sequence": sequence}
+        elif type(choice.get("stop_reason")) is str and choice["stop_reason"] in stops:
+            return {"stop_reason": "stop_sequence", "stop_sequence": choice["stop_reason"]}
     return {"stop_reason": reason, "stop_sequence": None}
 
 
@@ -52,16 +52,16 @@ def messages_usage(usage: Any, prompt_tokens: int = 0) -> Json:
     """The usage of a message; where the engine has said nothing, the prompt's estimated tokens."""
     if type(usage) is not dict:
         usage = {"prompt_tokens": prompt_tokens}
-    cached = count(_detail(usage, "prompt_tokens_details", "cached_tokens"))
-    written = count(usage.get("cache_creation_input_tokens"))
+    cached = count_in(usage.get("prompt_tokens_details"), "cached_tokens")
+    written = count_in(usage, "cache_creation_input_tokens")
     told: Json = {
-        "input_tokens": max(0, count(usage.get("prompt_tokens")) - cached - written),
-        "output_tokens": count(usage.get("completion_tokens")),
+        "input_tokens": max(0, count_in(usage, "prompt_tokens") - cached - written),
+        "output_tokens": count_in(usage, "completion_tokens"),
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": cached,
     }
-    thought = _detail(usage, "completion_tokens_details", "reasoning_tokens")
-    if count(thought):
+    thought = count_in(usage.get("completion_tokens_details"), "reasoning_tokens")
+    if thought:
         told["output_tokens_details"] = {"thinking_tokens": thought}
     for key in _KEPT:
         if key not in told and usage.get(key) is not None:
@@ -73,22 +73,17 @@ def chat_usage(usage: Any) -> Optional[Json]:
     """The usage of a chat answer; None: the engine has told none."""
     if type(usage) is not dict or type(usage.get("input_tokens")) is not int:
         return None
-    cached = count(usage.get("cache_read_input_tokens"))
-    prompt = count(usage["input_tokens"]) + count(usage.get("cache_creation_input_tokens")) + cached
-    completion = count(usage.get("output_tokens"))
+    cached = count_in(usage, "cache_read_input_tokens")
+    prompt = count_in(usage, "input_tokens") + count_in(usage, "cache_creation_input_tokens") + cached
+    completion = count_in(usage, "output_tokens")
     told: Json = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-    thought = count(_detail(usage, "output_tokens_details", "thinking_tokens"))
+    thought = count_in(usage.get("output_tokens_details"), "thinking_tokens")
     if thought:
         told["completion_tokens_details"] = {"reasoning_tokens": thought}
     told.update({key: usage[key] for key in _KEPT if usage.get(key) is not None})
     return told
-
-
-def _detail(usage: Json, key: str, name: str) -> Any:
-    details = usage.get(key)
-    return details.get(name) if type(details) is dict else None

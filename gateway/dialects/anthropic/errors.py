@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gateway.dialects.anthropic.values import text
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import text_in
 from gateway.errors import GatewayError
 
 OVERLOADED = 529
@@ -58,11 +58,11 @@ def chat_error(body: Json) -> Json:
     error: Any = body.get("error")
     if type(error) is not dict:
         error = {"message": error}
-    message = text(error.get("message")) or "the engine reported an error"
-    kind, code = _WORDS_BY_TYPE.get(text(error.get("type")), ("server_error", None))
-    details = error.get("details")
-    if type(details) is dict and text(details.get("error_code")):
-        code = details["error_code"]
+    message = text_in(error, "message") or "the engine reported an error"
+    kind, code = _WORDS_BY_TYPE.get(text_in(error, "type"), ("server_error", None))
+    own = text_in(error.get("details"), "error_code")
+    if own:
+        code = own
     elif kind == "invalid_request_error" and _TOO_LONG.search(message, 0, _MESSAGE_CHARS):
         code = "context_length_exceeded"
     return {"error": {"message": message, "type": kind, "code": code, "param": None}}
@@ -71,8 +71,7 @@ def chat_error(body: Json) -> Json:
 def chat_status(status: int, body: Json) -> int:
     """The status with which a chat engine would have told it: overload is 503, an account without money 429, so that
     neither is taken for the client's fault."""
-    error = body.get("error")
-    message = text(error.get("message")) if type(error) is dict else ""
+    message = text_in(body.get("error"), "message")
     if status == 402 or (status == 400 and _UNPAID.search(message, 0, _MESSAGE_CHARS)):
         return 429
     return 503 if status == OVERLOADED else status

@@ -9,8 +9,8 @@ import base64
 import binascii
 from typing import Any
 
-from gateway.dialects.anthropic.values import not_supported, object_at, refused, text, text_at
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import refused, required, text_in, unsupported
 
 PDF = "application/pdf"
 WEB = ("http://", "https://")
@@ -21,25 +21,26 @@ WEB = ("http://", "https://")
 
 def image_part(block: Json, path: str) -> Json:
     """The part of a chat message that shows an `image`. Raises RequestRefused."""
-    return {"type": "image_url", "image_url": {"url": _url_of(object_at(block, "source", path), f"{path}.source")}}
+    path = f"{path}.source"
+    return {"type": "image_url", "image_url": {"url": _url_of(required(block.get("source"), dict, path), path)}}
 
 
 def document_parts(block: Json, path: str) -> list[Json]:
     """The parts that a `document` becomes: its text, with title and context before it, or a file. Raises
     RequestRefused."""
-    source = object_at(block, "source", path)
+    source = required(block.get("source"), dict, f"{path}.source")
     citations = block.get("citations")
     if type(citations) is dict and citations.get("enabled"):
-        raise not_supported(f"{path}.citations", "cannot be enabled: answers are given without citations")
-    title, kind = text(block.get("title")), source.get("type")
+        raise unsupported(f"{path}.citations", "cannot be enabled: answers are given without citations")
+    title, kind = text_in(block, "title"), source.get("type")
     if kind in ("base64", "url"):
         url = _url_of(source, f"{path}.source")
         return [{"type": "file", "file": {"filename": title or "document.pdf", "file_data": url}}]
-    head = [line for line in (title, text(block.get("context"))) if line]
+    head = [line for line in (title, text_in(block, "context")) if line]
     if kind == "text":
-        return [{"type": "text", "text": "\n".join([*head, text_at(source, "data", f"{path}.source")])}]
+        return [{"type": "text", "text": "\n".join([*head, required(source.get("data"), str, f"{path}.source.data")])}]
     if kind != "content":
-        raise not_supported(f"{path}.source.type", "must be text, content, base64 or url")
+        raise unsupported(f"{path}.source.type", "must be text, content, base64 or url")
     content = source.get("content")
     if type(content) is str:
         return [{"type": "text", "text": "\n".join([*head, content])}]
@@ -50,18 +51,21 @@ def document_parts(block: Json, path: str) -> list[Json]:
         where = f"{path}.source.content.{at}"
         if type(inner) is not dict or inner.get("type") not in ("text", "image"):
             raise refused(where, "must be a text or an image")
-        is_text = inner["type"] == "text"
-        parts.append({"type": "text", "text": text_at(inner, "text", where)} if is_text else image_part(inner, where))
+        if inner["type"] == "text":
+            parts.append({"type": "text", "text": required(inner.get("text"), str, f"{where}.text")})
+        else:
+            parts.append(image_part(inner, where))
     return parts
 
 
 def _url_of(source: Json, path: str) -> str:
     kind = source.get("type")
     if kind == "url":
-        return text_at(source, "url", path)
+        return required(source.get("url"), str, f"{path}.url")
     if kind == "base64":
-        return f"data:{text_at(source, 'media_type', path)};base64,{text_at(source, 'data', path)}"
-    raise not_supported(f"{path}.type", "must be base64 or url")
+        media_type = required(source.get("media_type"), str, f"{path}.media_type")
+        return f"data:{media_type};base64," + required(source.get("data"), str, f"{path}.data")
+    raise unsupported(f"{path}.type", "must be base64 or url")
 
 
 # --- a chat request's parts ----------------------------------------------------------------------------------------
@@ -70,18 +74,19 @@ def _url_of(source: Json, path: str) -> str:
 def image_block(part: Json, path: str) -> Json:
     """The block for an `image_url`. Raises RequestRefused."""
     image: Any = part.get("image_url")
-    url = text_at(image, "url", f"{path}.image_url") if type(image) is dict else text(image)
+    if type(image) is dict:
+        url = required(image.get("url"), str, f"{path}.image_url.url")
+    else:
+        url = text_in(part, "image_url")
     return {"type": "image", "source": _source_of(url, f"{path}.image_url.url")}
 
 
 def document_block(part: Json, path: str) -> Json:
     """The block for a `file`. Raises RequestRefused."""
     path = f"{path}.file"
-    file = part.get("file")
-    if type(file) is not dict:
-        raise refused(path, "must be an object")
+    file = required(part.get("file"), dict, path)
     if type(file.get("file_data")) is not str:
-        raise not_supported(f"{path}.file_data", "is missing: this engine has no files of its own")
+        raise unsupported(f"{path}.file_data", "is missing: this engine has no files of its own")
     path = f"{path}.file_data"
     source = _source_of(file["file_data"], path)
     media_type = source.get("media_type", PDF)
@@ -92,8 +97,8 @@ def document_block(part: Json, path: str) -> Json:
             raise refused(path, "must be UTF-8 in base64") from None
         source = {"type": "text", "media_type": "text/plain", "data": words}
     elif media_type != PDF:
-        raise not_supported(path, "must be a text or a PDF")
-    title = text(file.get("filename"))
+        raise unsupported(path, "must be a text or a PDF")
+    title = text_in(file, "filename")
     return {"type": "document", "source": source, **({"title": title} if title else {})}
 
 

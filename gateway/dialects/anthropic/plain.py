@@ -7,10 +7,10 @@ OpenAI's dialect may refuse what it does not know.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
-from gateway.dialects.anthropic.values import count, objects, text
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import count_in, objects_in, text_in
 
 THINKING = b'"thinking_blocks"'
 """What stands in the body of a request that has an answer of such an engine in its history."""
@@ -33,19 +33,19 @@ def plain(chat: Json) -> Json:
     request = {key: value for key, value in chat.items() if key not in _OF_REQUESTS}
     thinking = chat.get("thinking")
     if type(thinking) is dict and thinking.get("type") == "enabled":
-        budget = count(thinking.get("budget_tokens"))
+        budget = count_in(thinking, "budget_tokens")
         request.setdefault("reasoning_effort", next(name for least, name in _EFFORT_BY_BUDGET if budget >= least))
     if request.get("reasoning_effort") == "max":
         request["reasoning_effort"] = "xhigh"
     if "tools" in chat:
-        request["tools"] = [_without_mark(tool) for tool in objects(chat["tools"])]
+        request["tools"] = [_without_mark(tool) for tool in objects_in(chat, "tools")]
     told: list[Json] = []
     shown: list[Json] = []  # by the tools whose results come
-    for message in objects(chat.get("messages")):
+    for message in objects_in(chat, "messages"):
         if message.get("role") == "tool":
             told.append(_result(message, shown))
             continue
-        parts = _parts(message.get("content"))
+        parts = _parts(message)
         if shown and message.get("role") != "user":
             told.append({"role": "user", "content": shown})
             shown = []
@@ -63,15 +63,15 @@ def _message(message: Json, parts: Optional[list[Json]]) -> Json:
     if parts is not None:
         between = "" if message.get("role") == "assistant" else "\n\n"
         only_texts = all(part.get("type") == "text" for part in parts)
-        said["content"] = between.join(text(part.get("text")) for part in parts) if only_texts else parts
+        said["content"] = between.join(text_in(part, "text") for part in parts) if only_texts else parts
     if "tool_calls" in said:
-        said["tool_calls"] = [_without_mark(call) for call in objects(said["tool_calls"])]
+        said["tool_calls"] = [_without_mark(call) for call in objects_in(said, "tool_calls")]
     return said
 
 
 def _result(message: Json, shown: list[Json]) -> Json:
     """A tool's message, of text alone; `shown` gets the rest."""
-    parts = _parts(message.get("content"))
+    parts = _parts(message)
     texts = [part for part in parts if part.get("type") == "text"]
     shown += [part for part in parts if part.get("type") != "text"]
     said = _message(message, texts if texts or not parts else [{"type": "text", "text": _SHOWN}])
@@ -80,10 +80,10 @@ def _result(message: Json, shown: list[Json]) -> Json:
     return said
 
 
-def _parts(content: Any) -> list[Json]:
-    if type(content) is str:
-        return [{"type": "text", "text": content}]
-    return [_without_mark(part) for part in objects(content)]
+def _parts(message: Json) -> list[Json]:
+    if type(message.get("content")) is str:
+        return [{"type": "text", "text": message["content"]}]
+    return [_without_mark(part) for part in objects_in(message, "content")]
 
 
 def _without_mark(holder: Json) -> Json:

@@ -12,9 +12,9 @@ from gateway.dialects.anthropic.answers import sequence_of
 from gateway.dialects.anthropic.endings import USAGE_FIELDS, chat_usage, finish_of
 from gateway.dialects.anthropic.errors import chat_error
 from gateway.dialects.anthropic.tools import arguments_of
-from gateway.dialects.anthropic.values import decode, dump, index, text
 from gateway.dialects.cutting import Cutter
-from gateway.dialects.dialect import Json
+from gateway.dialects.dialect import Json, dump
+from gateway.dialects.reading import decode, index_in, object_in, text_in
 
 ALIVE = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -78,7 +78,7 @@ class MessagesReader:
             said = None
         if type(said) is not dict:
             said = _fault("the engine sent an event that is no JSON object, or too much for one")
-        kind = text(said.get("type"))
+        kind = text_in(said, "type")
         if len(self._blocks) > BLOCKS_MAX:
             said = _fault(f"the engine has begun more than {BLOCKS_MAX} blocks without ending one")
             kind = "error"
@@ -100,16 +100,16 @@ class MessagesReader:
         message = event.get("message")
         if type(message) is not dict:
             return
-        self._common["id"], self._common["model"] = text(message.get("id")), text(message.get("model"))
+        self._common["id"], self._common["model"] = text_in(message, "id"), text_in(message, "model")
         self._note_usage(message.get("usage"))
         self._tell(out, {"role": "assistant", "content": ""})
 
     def _message_delta(self, event: Json, out: list[bytes]) -> None:
         self._note_usage(event.get("usage"))
-        delta = event.get("delta")
-        if type(delta) is dict and text(delta.get("stop_reason")) and not self._finished:
+        delta = object_in(event, "delta")
+        if text_in(delta, "stop_reason") and not self._finished:
             self._finished = True
-            self._tell(out, {}, finish_of(delta["stop_reason"]), **sequence_of(delta))
+            self._tell(out, {}, finish_of(delta), **sequence_of(delta))
 
     def _message_stop(self, _: Json, out: list[bytes]) -> None:
         if not self._finished:
@@ -128,7 +128,7 @@ class MessagesReader:
     # --- its blocks --------------------------------------------------------------------------------------------------
 
     def _block_start(self, event: Json, out: list[bytes]) -> None:
-        at, block = index(event.get("index")), event.get("content_block")
+        at, block = index_in(event, "index"), event.get("content_block")
         if at is None or type(block) is not dict:
             return
         kind = block.get("type")
@@ -139,20 +139,20 @@ class MessagesReader:
             self._thoughts += 1
             self._thought(self._blocks[at], block, out)
         elif kind == "redacted_thinking":
-            thought = {"index": self._thoughts, "type": kind, "data": text(block.get("data"))}
+            thought = {"index": self._thoughts, "type": kind, "data": text_in(block, "data")}
             self._thoughts += 1
             self._tell(out, {"thinking_blocks": [thought]})
-        elif kind == "tool_use" and text(block.get("name")):
+        elif kind == "tool_use" and text_in(block, "name"):
             call = self._blocks[at] = _Block(True, self._calls)
             self._calls += 1
             arguments = arguments_of(block["input"]) if block.get("input") else ""
             call.said = bool(arguments)
             function = {"name": block["name"], "arguments": arguments}
-            begun = {"index": call.number, "id": text(block.get("id")), "type": "function", "function": function}
+            begun = {"index": call.number, "id": text_in(block, "id"), "type": "function", "function": function}
             self._tell(out, {"tool_calls": [begun]})
 
     def _block_delta(self, event: Json, out: list[bytes]) -> None:
-        at, delta = index(event.get("index")), event.get("delta")
+        at, delta = index_in(event, "index"), event.get("delta")
         if at is None or type(delta) is not dict:
             return
         kind, block = delta.get("type"), self._blocks.get(at)
@@ -161,24 +161,24 @@ class MessagesReader:
         elif block is None:
             return
         elif kind == "input_json_delta" and block.is_call:
-            self._arguments(block, text(delta.get("partial_json")), out)
+            self._arguments(block, text_in(delta, "partial_json"), out)
         elif kind in ("thinking_delta", "signature_delta") and not block.is_call:
             self._thought(block, delta, out)
 
     def _block_stop(self, event: Json, out: list[bytes]) -> None:
-        at = index(event.get("index"))
+        at = index_in(event, "index")
         block = None if at is None else self._blocks.pop(at, None)
         if block is not None and block.is_call and not block.said:
             self._arguments(block, "{}", out)
 
     def _text(self, said: Json, out: list[bytes]) -> None:
-        words = text(said.get("text"))
+        words = text_in(said, "text")
         if words:
             self._tell(out, {"content": words})
 
     def _thought(self, block: _Block, said: Json, out: list[bytes]) -> None:
         """Its pieces have the block's number, so that clients put them together as they do calls."""
-        fields = {key: said[key] for key in ("thinking", "signature") if text(said.get(key))}
+        fields = {key: said[key] for key in ("thinking", "signature") if text_in(said, key)}
         if not fields:
             return
         delta: Json = {"thinking_blocks": [{"index": block.number, "type": "thinking", **fields}]}

@@ -12,9 +12,9 @@ from gateway.dialects.anthropic.answers import message_of
 from gateway.dialects.anthropic.blocks import chat_messages, system_content
 from gateway.dialects.anthropic.plain import plain
 from gateway.dialects.anthropic.tools import cache_mark, chat_tool_choice, chat_tools
-from gateway.dialects.anthropic.values import not_supported, object_at, refused, text
 from gateway.dialects.anthropic.writing import MessagesWriter
 from gateway.dialects.dialect import CHAT_PATH, EVENT_STREAM, EventWriter, Json
+from gateway.dialects.reading import optional, refused, required, text_in, unsupported
 
 _NUMBERS = ("temperature", "top_p", "top_k")
 
@@ -31,7 +31,7 @@ class MessagesConversation:
     def __init__(self, chat: Json) -> None:
         self.chat = plain(chat)
         self.rich = chat
-        self._model = text(chat.get("model"))
+        self._model = text_in(chat, "model")
         self._stops = frozenset(chat.get("stop", ()))
 
     def answer(self, chat: Json) -> Json:
@@ -48,30 +48,28 @@ def read(request: Json) -> MessagesConversation:
     chat = read_count(request)
     max_tokens = request.get("max_tokens")
     if type(max_tokens) is not int or max_tokens < 1:
-        raise refused("max_tokens", "must be an integer of at least 1", "invalid_max_tokens")
+        raise refused("max_tokens", "must be an integer of at least 1")
     chat["max_tokens"] = max_tokens
-    stream = request.get("stream")
-    if type(stream) is bool:
+    stream = optional(request.get("stream"), bool, "stream")
+    if stream is not None:
         chat["stream"] = stream
-        if stream:
-            chat["stream_options"] = {"include_usage": True}
-    elif stream is not None:
-        raise refused("stream", "must be true or false", "invalid_stream")
+    if stream:
+        chat["stream_options"] = {"include_usage": True}
     for key in _NUMBERS:
         value = request.get(key)
         if type(value) in (int, float):
             chat[key] = value
         elif value is not None:
-            raise refused(key, "must be a number", "invalid_body" if key == "top_k" else f"invalid_{key}")
+            raise refused(key, "must be a number")
     stops = request.get("stop_sequences")
     if stops is not None:
         if type(stops) is not list or not all(type(stop) is str for stop in stops):
-            raise refused("stop_sequences", "must be a list of texts", "invalid_stop")
+            raise refused("stop_sequences", "must be a list of texts")
         if stops:
             chat["stop"] = stops
-    metadata = request.get("metadata")
-    if type(metadata) is dict and text(metadata.get("user_id")):
-        chat["user"] = metadata["user_id"]
+    user = text_in(request.get("metadata"), "user_id")
+    if user:
+        chat["user"] = user
     return MessagesConversation(chat)
 
 
@@ -79,16 +77,14 @@ def read_count(request: Json) -> Json:
     """What of a request to `/v1/messages/count_tokens`, or to `/v1/messages`, engines read: a chat request, by which
     its tokens are estimated. Raises RequestRefused."""
     chat: Json = {}
-    if type(request.get("model")) is not str:
-        raise refused("model", "must be a text", "invalid_model")
-    chat["model"] = request["model"]
+    chat["model"] = required(request.get("model"), str, "model")
     messages = chat_messages(request.get("messages"))
     if request.get("system"):
         messages.insert(0, {"role": "system", "content": system_content(request["system"], "system")})
     chat["messages"] = messages
     for key in ("mcp_servers", "container"):
         if request.get(key):
-            raise not_supported(key, "is not served: it is Anthropic's own")
+            raise unsupported(key, "is not served: it is Anthropic's own")
     if request.get("tools"):
         chat["tools"] = chat_tools(request["tools"])
         if request.get("tool_choice") is not None:
@@ -117,20 +113,16 @@ def _thinking(value: Any) -> Json:
 def _output(request: Json) -> Json:
     """What `output_config` says, and `output_format`, as its `format` was called before."""
     fields: Json = {}
-    config: Any = request.get("output_config")
-    if config is None:
-        config = {}
-    if type(config) is not dict:
-        raise refused("output_config", "must be an object")
-    if config.get("effort") is not None:
-        if type(config["effort"]) is not str:
-            raise refused("output_config.effort", "must be a text")
-        fields["reasoning_effort"] = config["effort"]
+    config = optional(request.get("output_config"), dict, "output_config") or {}
+    effort = optional(config.get("effort"), str, "output_config.effort")
+    if effort is not None:
+        fields["reasoning_effort"] = effort
     for holder, key, path in ((config, "format", "output_config.format"), (request, "output_format", "output_format")):
         if holder.get(key) is not None:
             form = holder[key]
             if type(form) is not dict or form.get("type") != "json_schema":
                 raise refused(f"{path}.type", "must be json_schema")
-            schema = {"name": "output", "schema": object_at(form, "schema", path), "strict": True}
-            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+            schema = required(form.get("schema"), dict, f"{path}.schema")
+            told = {"name": "output", "schema": schema, "strict": True}
+            fields["response_format"] = {"type": "json_schema", "json_schema": told}
     return fields

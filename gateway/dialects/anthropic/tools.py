@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any, Optional
 
-from gateway.dialects.anthropic.values import decode, not_supported, object_at, objects, refused, text, text_at
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import decode, object_in, objects, optional, refused, required, text_in, unsupported
 
 NO_PARAMETERS: Json = {"type": "object", "properties": {}}
 
@@ -44,19 +44,16 @@ def arguments_of(value: Any) -> str:
 
 def chat_tools(tools: Any) -> list[Json]:
     """A client's tools as chat's. Raises RequestRefused, for those that Anthropic runs itself, or has trained, too."""
-    if type(tools) is not list:
-        raise refused("tools", "must be a list of tools")
-    return [_chat_tool(tool, f"tools.{at}") for at, tool in enumerate(tools)]
+    return [_chat_tool(tool, f"tools.{at}") for at, tool in enumerate(required(tools, list, "tools"))]
 
 
 def _chat_tool(tool: Any, path: str) -> Json:
-    if type(tool) is not dict:
-        raise refused(path, "must be an object")
-    if tool.get("type") not in (None, "custom"):
-        raise not_supported(f"{path}.type", "must be custom: tools of Anthropic's own are not served")
-    function: Json = {"name": text_at(tool, "name", path), "parameters": object_at(tool, "input_schema", path)}
+    if required(tool, dict, path).get("type") not in (None, "custom"):
+        raise unsupported(f"{path}.type", "must be custom: tools of Anthropic's own are not served")
+    function: Json = {"name": required(tool.get("name"), str, f"{path}.name")}
+    function["parameters"] = required(tool.get("input_schema"), dict, f"{path}.input_schema")
     if tool.get("description") is not None:
-        function["description"] = text_at(tool, "description", path)
+        function["description"] = required(tool.get("description"), str, f"{path}.description")
     if tool.get("strict") is True:
         function["strict"] = True
     return {"type": "function", "function": function, **cache_mark(tool)}
@@ -67,7 +64,7 @@ def chat_tool_choice(choice: Any) -> Json:
     kind = choice.get("type") if type(choice) is dict else None
     fields: Json = {}
     if kind == "tool":
-        name = text_at(choice, "name", "tool_choice")
+        name = required(choice.get("name"), str, "tool_choice.name")
         fields["tool_choice"] = {"type": "function", "function": {"name": name}}
     elif kind in ("auto", "any", "none"):
         fields["tool_choice"] = "required" if kind == "any" else kind
@@ -80,8 +77,11 @@ def chat_tool_choice(choice: Any) -> Json:
 
 def chat_call(block: Json, path: str) -> Json:
     """The call that a `tool_use` of an earlier answer was. Raises RequestRefused."""
-    function = {"name": text_at(block, "name", path), "arguments": arguments_of(object_at(block, "input", path))}
-    return {"id": text_at(block, "id", path), "type": "function", "function": function, **cache_mark(block)}
+    name = required(block.get("name"), str, f"{path}.name")
+    arguments = arguments_of(required(block.get("input"), dict, f"{path}.input"))
+    call_id = required(block.get("id"), str, f"{path}.id")
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function, **cache_mark(block)}
 
 
 def cache_mark(holder: Json) -> Json:
@@ -95,22 +95,18 @@ def cache_mark(holder: Json) -> Json:
 
 def messages_tools(tools: Any) -> list[Json]:
     """A chat request's tools for an engine. Raises RequestRefused."""
-    if type(tools) is not list:
-        raise refused("tools", "must be a list of tools")
-    return [_messages_tool(tool, f"tools[{at}]") for at, tool in enumerate(tools)]
+    return [_messages_tool(tool, where) for where, tool in objects(tools, "tools")]
 
 
-def _messages_tool(tool: Any, path: str) -> Json:
-    if type(tool) is not dict:
-        raise refused(path, "must be an object")
+def _messages_tool(tool: Json, path: str) -> Json:
     if tool.get("type") != "function":
-        raise not_supported(f"{path}.type", "must be function: this engine has no other tools")
-    function, path = object_at(tool, "function", path), f"{path}.function"
-    parameters = function.get("parameters")
-    translated: Json = {"name": text_at(function, "name", path)}
+        raise unsupported(f"{path}.type", "must be function: this engine has no other tools")
+    function, path = required(tool.get("function"), dict, f"{path}.function"), f"{path}.function"
+    parameters = optional(function.get("parameters"), dict, f"{path}.parameters")
+    translated: Json = {"name": required(function.get("name"), str, f"{path}.name")}
     if function.get("description") is not None:
-        translated["description"] = text_at(function, "description", path)
-    translated["input_schema"] = NO_PARAMETERS if parameters is None else object_at(function, "parameters", path)
+        translated["description"] = required(function.get("description"), str, f"{path}.description")
+    translated["input_schema"] = NO_PARAMETERS if parameters is None else parameters
     if function.get("strict") is True:
         translated["strict"] = True
     return {**translated, **cache_mark(tool)}
@@ -126,10 +122,11 @@ def messages_tool_choice(choice: Any, parallel: Any) -> Optional[Json]:
     elif choice in ("auto", "none", "required"):
         translated = {"type": "any" if choice == "required" else choice}
     elif type(choice) is dict and choice.get("type") == "function":
-        name = text_at(object_at(choice, "function", "tool_choice"), "name", "tool_choice.function")
+        function = required(choice.get("function"), dict, "tool_choice.function")
+        name = required(function.get("name"), str, "tool_choice.function.name")
         translated = {"type": "tool", "name": name}
     else:
-        raise not_supported("tool_choice", "must be auto, none, required or name a function")
+        raise unsupported("tool_choice", "must be auto, none, required or name a function")
     if parallel is False and translated["type"] != "none":
         translated["disable_parallel_tool_use"] = True
     return translated
@@ -137,31 +134,30 @@ def messages_tool_choice(choice: Any, parallel: Any) -> Optional[Json]:
 
 def tool_use(call: Any, path: str) -> Json:
     """The block for a call in the history. Raises RequestRefused."""
-    if type(call) is not dict:
-        raise refused(path, "must be an object")
-    function, where = object_at(call, "function", path), f"{path}.function"
+    where = f"{path}.function"
+    function = required(required(call, dict, path).get("function"), dict, where)
     said = input_of(function.get("arguments"))
     if said is None:
         raise refused(f"{where}.arguments", "must be the text of a JSON object")
-    name = text_at(function, "name", where)
+    name = required(function.get("name"), str, f"{where}.name")
     return {"type": "tool_use", "id": call_id(call, "id", path), "name": name, "input": said, **cache_mark(call)}
 
 
 def call_id(holder: Json, key: str, path: str) -> str:
     """The id of a call, of the characters that Anthropic takes: some engines make ids of others. Raises
     RequestRefused."""
-    return _UNFIT.sub("_", text_at(holder, key, path))
+    return _UNFIT.sub("_", required(holder.get(key), str, f"{path}.{key}"))
 
 
 # --- an engine's answer ----------------------------------------------------------------------------------------------
 
 
-def answered_calls(calls: Any, answer_id: str) -> list[Json]:
+def answered_calls(calls: list[Json], answer_id: str) -> list[Json]:
     """The blocks for the calls in a chat answer; those without a name count as absent."""
     blocks: list[Json] = []
-    for at, call in enumerate(objects(calls)):
-        function: Any = call.get("function")
-        if type(function) is not dict or not text(function.get("name")):
+    for at, call in enumerate(calls):
+        function = object_in(call, "function")
+        if not text_in(function, "name"):
             continue
         name, arguments = function["name"], function.get("arguments")
         said = input_of(arguments)
@@ -174,4 +170,4 @@ def answered_calls(calls: Any, answer_id: str) -> list[Json]:
 
 def id_or_made(call: Json, answer_id: str, at: int) -> str:
     """A call's id; where the engine gave none, one that no other call of the conversation has."""
-    return text(call.get("id")) or f"call_{_UNFIT.sub('_', answer_id)}_{at}"
+    return text_in(call, "id") or f"call_{_UNFIT.sub('_', answer_id)}_{at}"

@@ -12,8 +12,8 @@ from typing import Any
 from gateway.dialects.anthropic.answers import clean_thinking
 from gateway.dialects.anthropic.media import document_block, image_block
 from gateway.dialects.anthropic.tools import cache_mark, call_id, tool_use
-from gateway.dialects.anthropic.values import not_supported, refused, text, text_at
 from gateway.dialects.dialect import Json
+from gateway.dialects.reading import objects_in, refused, required, text_in, unsupported
 
 
 def turns(messages: Any) -> tuple[list[Json], list[Json]]:
@@ -24,9 +24,7 @@ def turns(messages: Any) -> tuple[list[Json], list[Json]]:
     told: list[Json] = []
     for at, message in enumerate(messages):
         path = f"messages[{at}]"
-        if type(message) is not dict:
-            raise refused(path, "must be an object")
-        role = message.get("role")
+        role = required(message, dict, path).get("role")
         if role in ("system", "developer"):
             system += _texts(message, path)
         elif role == "user":
@@ -36,7 +34,7 @@ def turns(messages: Any) -> tuple[list[Json], list[Json]]:
         elif role == "tool":
             _add(told, "user", [_result(message, path)])
         else:
-            raise not_supported(f"{path}.role", "must be system, developer, user, assistant or tool")
+            raise unsupported(f"{path}.role", "must be system, developer, user, assistant or tool")
     return system, told
 
 
@@ -52,7 +50,7 @@ def _add(told: list[Json], role: str, blocks: list[Json]) -> None:
 def _texts(message: Json, path: str) -> list[Json]:
     blocks = _blocks(message.get("content"), f"{path}.content")
     if any(block["type"] != "text" for block in blocks):
-        raise not_supported(f"{path}.content", "must be a text")
+        raise unsupported(f"{path}.content", "must be a text")
     return blocks
 
 
@@ -71,7 +69,7 @@ def _blocks(content: Any, path: str) -> list[Json]:
             raise refused(where, "must be an object with a type")
         kind = part.get("type")
         if kind in ("text", "refusal"):
-            words = text_at(part, kind, where)
+            words = required(part.get(kind), str, f"{where}.{kind}")
             if not words.strip():
                 continue
             block: Json = {"type": "text", "text": words}
@@ -80,22 +78,22 @@ def _blocks(content: Any, path: str) -> list[Json]:
         elif kind == "file":
             block = document_block(part, where)
         else:
-            raise not_supported(f"{where}.type", "must be text, image_url or file")
+            raise unsupported(f"{where}.type", "must be text, image_url or file")
         blocks.append({**block, **cache_mark(part)})
     return blocks
 
 
 def _of_assistant(message: Json, path: str) -> list[Json]:
     if message.get("function_call") or message.get("audio"):
-        raise not_supported(path, "must say what it does by content and tool_calls")
+        raise unsupported(path, "must say what it does by content and tool_calls")
     # Thinking is verified by its signature: what has none is another engine's.
     blocks = [
         block
-        for block in clean_thinking(message.get("thinking_blocks"))
+        for block in clean_thinking(objects_in(message, "thinking_blocks"))
         if block["type"] != "thinking" or block["signature"]
     ]
     blocks += _blocks(message.get("content"), f"{path}.content")
-    if text(message.get("refusal")).strip():
+    if text_in(message, "refusal").strip():
         blocks.append({"type": "text", "text": message["refusal"]})
     calls = message.get("tool_calls") or []
     if type(calls) is not list:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from gateway.dialects.anthropic.answers import clean_thinking, content_text
+from gateway.dialects.anthropic.answers import clean_thinking
 from gateway.dialects.anthropic.endings import messages_usage, stop_of
 from gateway.dialects.anthropic.errors import error_message
 from gateway.dialects.anthropic.tools import id_or_made, input_of
-from gateway.dialects.anthropic.values import dump, index, objects, text
-from gateway.dialects.dialect import Json
+from gateway.dialects.dialect import Json, dump
+from gateway.dialects.reading import index_in, object_in, objects_in, text_in
+from gateway.dialects.said import content_text
 from gateway.errors import GatewayError
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -48,8 +49,7 @@ class MessagesWriter:
         self._calls: dict[int, _Call] = {}
         self._last_call = -1
         self._waiting: dict[int, _Call] = {}  # calls that have begun before the open one was whole
-        self._finish: Any = None
-        self._sequence: Any = None
+        self._finish: Json = {}  # the choice that says why it has ended
         self._usage: Any = None
 
     def chunk(self, chunk: Json) -> bytes:
@@ -60,15 +60,12 @@ class MessagesWriter:
         self._begin(chunk, out)
         if type(chunk.get("usage")) is dict:
             self._usage = chunk["usage"]
-        for choice in objects(chunk.get("choices")):
+        for choice in objects_in(chunk, "choices"):
             if choice.get("index"):
                 continue
-            delta = choice.get("delta")
-            if type(delta) is dict:
-                self._delta(delta, out)
-            if text(choice.get("finish_reason")):
-                self._finish = choice["finish_reason"]
-                self._sequence = choice.get("stop_reason")
+            self._delta(object_in(choice, "delta"), out)
+            if text_in(choice, "finish_reason"):
+                self._finish = choice
         return b"".join(out)
 
     def alive(self) -> bytes:
@@ -83,9 +80,7 @@ class MessagesWriter:
         self._begin({}, out)
         self._tell_waiting(out)
         self._close(out)
-        stop = stop_of(
-            self._finish, self._sequence, self._stops, any(c.block is not None for c in self._calls.values())
-        )
+        stop = stop_of(self._finish, self._stops, any(call.block is not None for call in self._calls.values()))
         usage = messages_usage(self._usage, self._prompt_tokens)
         out.append(_event("message_delta", {"delta": stop, "usage": usage}))
         out.append(_event("message_stop", {}))
@@ -105,12 +100,12 @@ class MessagesWriter:
         if self._begun:
             return
         self._begun = True
-        self._answer_id = text(chunk.get("id"))
+        self._answer_id = text_in(chunk, "id")
         message: Json = {
             "id": self._answer_id,
             "type": "message",
             "role": "assistant",
-            "model": text(chunk.get("model")) or self._model,
+            "model": text_in(chunk, "model") or self._model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -119,23 +114,23 @@ class MessagesWriter:
         out.append(_event("message_start", {"message": message}))
 
     def _delta(self, delta: Json, out: list[bytes]) -> None:
-        thoughts = objects(delta.get("thinking_blocks"))
+        thoughts = objects_in(delta, "thinking_blocks")
         if not thoughts:  # else they say the same
-            thought = text(delta.get("reasoning_content")) or text(delta.get("reasoning"))
+            thought = text_in(delta, "reasoning_content", "reasoning")
             thoughts = [{"type": "thinking", "thinking": thought}] if thought else []
         for block in thoughts:
             self._thought(block, out)
-        words = content_text(delta.get("content")) + text(delta.get("refusal"))
+        words = content_text(delta.get("content")) + text_in(delta, "refusal")
         if words:
             self._tell_waiting(out)
             if self._open is None or self._open[0] != "text":
                 self._start(("text", 0), {"type": "text", "text": ""}, out)
             self._piece({"type": "text_delta", "text": words}, out)
-        for call in objects(delta.get("tool_calls")):
+        for call in objects_in(delta, "tool_calls"):
             self._call(call, out)
 
     def _thought(self, thought: Json, out: list[bytes]) -> None:
-        blocks, number = clean_thinking([thought]), index(thought.get("index"))
+        blocks, number = clean_thinking([thought]), index_in(thought, "index")
         if not blocks:
             return
         self._tell_waiting(out)
@@ -157,19 +152,17 @@ class MessagesWriter:
             self._signed = True
 
     def _call(self, piece: Json, out: list[bytes]) -> None:
-        number = index(piece.get("index"))
+        number = index_in(piece, "index")
         if number is None:  # some give none: what has an id of its own is another call
             known = self._calls.get(self._last_call)
-            is_new = known is None or text(piece.get("id")) not in ("", known.call_id)
+            is_new = known is None or text_in(piece, "id") not in ("", known.call_id)
             number = self._last_call + is_new
         self._last_call = number
         call = self._calls.setdefault(number, _Call())
-        function = piece.get("function")
-        if type(function) is not dict:
-            function = {}
-        call.call_id = call.call_id or text(piece.get("id"))
-        call.name = call.name or text(function.get("name"))
-        arguments = text(function.get("arguments"))
+        function = object_in(piece, "function")
+        call.call_id = call.call_id or text_in(piece, "id")
+        call.name = call.name or text_in(function, "name")
+        arguments = text_in(function, "arguments")
         call.pieces.append(arguments)
         if call.block is not None:
             self._arguments(call, arguments, out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Optional
 
-from gateway.dialects.dialect import Json
+from gateway.dialects.dialect import Json, dump
 from gateway.dialects.ollama.times import Times
 from gateway.dialects.reading import objects_in
 from gateway.dialects.said import Call, Calls, Said, Usage, said_in, usage_in
@@ -192,7 +192,7 @@ def _vectors(chat: Json) -> list[Any]:
 
 
 def _line(told: Json) -> bytes:
-    return json.dumps(told, separators=(",", ":")).encode() + b"\n"
+    return dump(told) + b"\n"
 
 
 _NOTHING = Said("", "", "", [], [], [], None)

@@ -14,8 +14,6 @@ from typing import Any, Optional
 from gateway.dialects.dialect import Json
 from gateway.dialects.reading import objects, optional, refused, required
 
-CODE = "invalid_messages"
-
 _ROLES = ("system", "user", "assistant", "tool")
 _HEAD_CHARS = 16  # of base64: the 12 bytes that tell what an image is
 _HEADS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
@@ -24,17 +22,17 @@ _HEADS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "g
 def messages_of(value: Any) -> list[Json]:
     """Chat's messages. Raises RequestRefused."""
     calls = _Calls()
-    return [_message(message, where, calls) for where, message in objects(value, "messages", CODE)]
+    return [_message(message, where, calls) for where, message in objects(value, "messages")]
 
 
-def content_of(text: str, images: Any, where: str, code: str = CODE) -> Any:
+def content_of(text: str, images: Any, where: str) -> Any:
     """A text and its images, as a message's content. Raises RequestRefused."""
-    pictures = optional(images, list, where, code)
+    pictures = optional(images, list, where)
     if not pictures:
         return text
     parts: list[Json] = [{"type": "text", "text": text}] if text else []
     for index, image in enumerate(pictures):
-        url = _data_url(required(image, str, f"{where}[{index}]", code), f"{where}[{index}]", code)
+        url = _data_url(required(image, str, f"{where}[{index}]"), f"{where}[{index}]")
         parts.append({"type": "image_url", "image_url": {"url": url}})
     return parts
 
@@ -76,15 +74,15 @@ class _Calls:
 
 
 def _message(message: Json, where: str, calls: _Calls) -> Json:
-    role = required(message.get("role"), str, f"{where}.role", CODE).lower()
+    role = required(message.get("role"), str, f"{where}.role").lower()
     if role not in _ROLES:
-        raise refused(f"{where}.role", f"must be one of {', '.join(_ROLES)}", CODE)
-    text = optional(message.get("content"), str, f"{where}.content", CODE) or ""
+        raise refused(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
+    text = optional(message.get("content"), str, f"{where}.content") or ""
     said: Json = {"role": role, "content": content_of(text, message.get("images"), f"{where}.images")}
     if role == "tool":
         return {**said, "tool_call_id": _call_of(message, where, calls)}
     if role == "assistant":
-        thinking = optional(message.get("thinking"), str, f"{where}.thinking", CODE)
+        thinking = optional(message.get("thinking"), str, f"{where}.thinking")
         if thinking:
             said["reasoning_content"] = thinking
         made = _calls_in(message, where, calls)
@@ -96,28 +94,28 @@ def _message(message: Json, where: str, calls: _Calls) -> Json:
 def _calls_in(message: Json, where: str, calls: _Calls) -> list[Json]:
     calls.begin()
     made = []
-    for place, call in objects(message.get("tool_calls") or [], f"{where}.tool_calls", CODE):
-        function = required(call.get("function"), dict, f"{place}.function", CODE)
-        name = required(function.get("name"), str, f"{place}.function.name", CODE)
-        arguments = optional(function.get("arguments"), dict, f"{place}.function.arguments", CODE) or {}
-        call_id = calls.call(optional(call.get("id"), str, f"{place}.id", CODE), name)
+    for place, call in objects(message.get("tool_calls") or [], f"{where}.tool_calls"):
+        function = required(call.get("function"), dict, f"{place}.function")
+        name = required(function.get("name"), str, f"{place}.function.name")
+        arguments = optional(function.get("arguments"), dict, f"{place}.function.arguments") or {}
+        call_id = calls.call(optional(call.get("id"), str, f"{place}.id"), name)
         told = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
         made.append({"id": call_id, "type": "function", "function": told})
     return made
 
 
 def _call_of(message: Json, where: str, calls: _Calls) -> str:
-    given = optional(message.get("tool_call_id"), str, f"{where}.tool_call_id", CODE)
+    given = optional(message.get("tool_call_id"), str, f"{where}.tool_call_id")
     if given:
         calls.answered(given)
         return given
-    found = calls.result(optional(message.get("tool_name"), str, f"{where}.tool_name", CODE))
+    found = calls.result(optional(message.get("tool_name"), str, f"{where}.tool_name"))
     if found is None:
-        raise refused(where, "is a tool's result, and no call before it is without one", CODE)
+        raise refused(where, "is a tool's result, and no call before it is without one")
     return found
 
 
-def _data_url(image: str, where: str, code: str) -> str:
+def _data_url(image: str, where: str) -> str:
     try:
         head = base64.b64decode(image[:_HEAD_CHARS], validate=True)
     except ValueError:
@@ -125,4 +123,4 @@ def _data_url(image: str, where: str, code: str) -> str:
     for begin, kind in _HEADS:
         if head.startswith(begin) and (kind != "webp" or head.endswith(b"WEBP")):
             return f"data:image/{kind};base64,{image}"
-    raise refused(where, "must be a PNG, JPEG, GIF or WebP in base64", code)
+    raise refused(where, "must be a PNG, JPEG, GIF or WebP in base64")

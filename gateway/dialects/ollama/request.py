@@ -68,7 +68,7 @@ def read_generate(request: Json, times: Times) -> Union[Conversation, Immediate]
         if texts["suffix"]:
             chat["suffix"] = texts["suffix"]
         return Conversation(GENERATE, COMPLETION_PATH, chat, times, shows_thinking=False)
-    content = content_of(prompt, request.get("images"), "images", "invalid_body")
+    content = content_of(prompt, request.get("images"), "images")
     messages: list[Json] = [{"role": "system", "content": texts["system"]}] if texts["system"] else []
     chat["messages"] = [*messages, {"role": "user", "content": content}]
     chat.update(_logprobs(request))
@@ -82,7 +82,7 @@ def read_embed(request: Json, times: Times) -> Union[Embeddings, Immediate]:
     if texts is None or texts in ("", []):
         return Immediate(model, {"model": model, "embeddings": []})
     if type(texts) is not str and not (type(texts) is list and all(type(text) is str for text in texts)):
-        raise refused("input", "must be a text or a list of texts", "invalid_input")
+        raise refused("input", "must be a text or a list of texts")
     chat: Json = {"model": model, "input": texts}
     dimensions = _integer(request.get("dimensions"), "dimensions")
     if dimensions:
@@ -109,7 +109,7 @@ def model_in(request: Json) -> str:
     """The model that any request is about; in old clients' words, `name`."""
     model = request.get("model") or request.get("name")
     if type(model) is not str or not model:
-        raise refused("model", "is required, a text", "invalid_model")
+        raise refused("model", "is required, a text")
     return model
 
 
@@ -120,7 +120,7 @@ def _load_reason(request: Json) -> str:
 
 def _common(request: Json, model: str) -> Json:
     """What all have: the model, whether it is a stream (if it does not say, it is), the answer's form, `options`."""
-    stream = optional(request.get("stream"), bool, "stream", "invalid_stream")
+    stream = optional(request.get("stream"), bool, "stream")
     chat: Json = {"model": model, "stream": stream is not False}
     if chat["stream"]:
         chat["stream_options"] = {"include_usage": True}  # its last line tells it

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Optional
 
-from gateway.dialects.dialect import CHAT_PATH, EVENT_STREAM, Json
+from gateway.dialects.dialect import CHAT_PATH, EVENT_STREAM, Json, dump
 from gateway.dialects.responses.making import Making
 from gateway.dialects.responses.request import Asked, read_request
 from gateway.dialects.said import said_in
@@ -84,9 +83,9 @@ class Writer:
         return making, [{"type": f"response.{kind}", "response": response} for kind in ("created", "in_progress")]
 
     def _lines(self, events: list[Json]) -> bytes:
-        lines = []
+        lines: list[bytes] = []
         for event in events:
             told = {"type": event["type"], "sequence_number": self._told, **event}
-            lines.append(f"event: {event['type']}\ndata: {json.dumps(told, separators=(',', ':'))}\n\n")
+            lines.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), dump(told)))
             self._told += 1
-        return "".join(lines).encode()
+        return b"".join(lines)

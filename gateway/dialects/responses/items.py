@@ -12,7 +12,6 @@ from typing import Any, Callable, Optional
 from gateway.dialects.dialect import Json
 from gateway.dialects.reading import objects, optional, refused, required, text_in, unsupported
 
-CODE = "invalid_input"
 CUSTOM_INPUT = "input"
 """The one argument of the function that a custom tool becomes."""
 
@@ -27,9 +26,9 @@ def messages_of(value: Any, where: str = "input") -> list[Json]:
     if type(value) is str:
         return [{"role": "user", "content": value}]
     if type(value) is not list:
-        raise refused(where, "must be a text or a list of items", CODE)
+        raise refused(where, "must be a text or a list of items")
     turns = _Turns()
-    for place, item in objects(value, where, CODE):
+    for place, item in objects(value, where):
         kind = item.get("type")
         if kind is None and "role" in item:
             kind = "message"
@@ -41,14 +40,14 @@ def messages_of(value: Any, where: str = "input") -> list[Json]:
         add(turns, item, place)
     messages = turns.close()
     if not messages:
-        raise refused(where, "must have an item", CODE)
+        raise refused(where, "must have an item")
     return messages
 
 
-def chat_name(item: Json, where: str, code: str = "invalid_body") -> str:
+def chat_name(item: Json, where: str) -> str:
     """Chat's name of what a call, a tool or a choice of one names, its namespace included. Raises RequestRefused."""
-    name = required(item.get("name"), str, f"{where}.name", code)
-    namespace = optional(item.get("namespace"), str, f"{where}.namespace", code)
+    name = required(item.get("name"), str, f"{where}.name")
+    namespace = optional(item.get("namespace"), str, f"{where}.namespace")
     return name if namespace is None else f"{namespace}{NAMESPACE_END}{name}"
 
 
@@ -93,13 +92,13 @@ class _Turns:
 def _message(turns: _Turns, item: Json, where: str) -> None:
     role = item.get("role")
     if role not in _ROLES:
-        raise refused(f"{where}.role", f"must be one of {', '.join(_ROLES)}", CODE)
+        raise refused(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
     content = _content(item.get("content"), f"{where}.content")
     if role == "assistant":
         turns.assistant(speaks=True).update(_said(content))
         return
     if any(type(part) is dict and part["type"] == "refusal" for part in content):
-        raise refused(f"{where}.content", "has a refusal, which is the assistant's", CODE)
+        raise refused(f"{where}.content", "has a refusal, which is the assistant's")
     turns.add({"role": role, "content": content})
 
 
@@ -117,24 +116,24 @@ def _said(content: Any) -> Json:
 
 
 def _reasoning(turns: _Turns, item: Json, where: str) -> None:
-    thoughts = objects(item.get("content") or item.get("summary") or [], f"{where}.content", CODE)
-    text = "\n\n".join(required(part.get("text"), str, f"{place}.text", CODE) for place, part in thoughts)
+    thoughts = objects(item.get("content") or item.get("summary") or [], f"{where}.content")
+    text = "\n\n".join(required(part.get("text"), str, f"{place}.text") for place, part in thoughts)
     if text:  # else there is only what its maker has encrypted
         turns.think(text)
 
 
 def _function_call(turns: _Turns, item: Json, where: str) -> None:
-    _call(turns, item, where, required(item.get("arguments"), str, f"{where}.arguments", CODE))
+    _call(turns, item, where, required(item.get("arguments"), str, f"{where}.arguments"))
 
 
 def _custom_tool_call(turns: _Turns, item: Json, where: str) -> None:
-    given = required(item.get("input"), str, f"{where}.input", CODE)
+    given = required(item.get("input"), str, f"{where}.input")
     _call(turns, item, where, json.dumps({CUSTOM_INPUT: given}))
 
 
 def _call(turns: _Turns, item: Json, where: str, arguments: str) -> None:
-    call_id = required(item.get("call_id"), str, f"{where}.call_id", CODE)
-    name = chat_name(item, where, CODE)
+    call_id = required(item.get("call_id"), str, f"{where}.call_id")
+    name = chat_name(item, where)
     message = turns.assistant(speaks=False)
     message.setdefault("content", None)
     calls = message.setdefault("tool_calls", [])
@@ -142,7 +141,7 @@ def _call(turns: _Turns, item: Json, where: str, arguments: str) -> None:
 
 
 def _call_output(turns: _Turns, item: Json, where: str) -> None:
-    call_id = required(item.get("call_id"), str, f"{where}.call_id", CODE)
+    call_id = required(item.get("call_id"), str, f"{where}.call_id")
     content = _content(item.get("output"), f"{where}.output")
     turns.add({"role": "tool", "tool_call_id": call_id, "content": content})
 
@@ -165,8 +164,8 @@ def _content(value: Any, where: str) -> Any:
     if type(value) is str:
         return value
     if type(value) is not list:
-        raise refused(where, "must be a text or a list of typed parts", CODE)
-    parts = [_part(part, place) for place, part in objects(value, where, CODE)]
+        raise refused(where, "must be a text or a list of typed parts")
+    parts = [_part(part, place) for place, part in objects(value, where)]
     if not parts:
         return ""
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
@@ -176,22 +175,22 @@ def _part(part: Json, where: str) -> Json:
     kind = part.get("type")
     make = _PARTS.get(kind) if type(kind) is str else None
     if make is None:
-        raise refused(f"{where}.type", f"must be one of {', '.join(_PARTS)}", CODE)
+        raise refused(f"{where}.type", f"must be one of {', '.join(_PARTS)}")
     return make(part, where)
 
 
 def _text(part: Json, where: str) -> Json:
-    return {"type": "text", "text": required(part.get("text"), str, f"{where}.text", CODE)}
+    return {"type": "text", "text": required(part.get("text"), str, f"{where}.text")}
 
 
 def _refusal(part: Json, where: str) -> Json:
-    return {"type": "refusal", "refusal": required(part.get("refusal"), str, f"{where}.refusal", CODE)}
+    return {"type": "refusal", "refusal": required(part.get("refusal"), str, f"{where}.refusal")}
 
 
 def _image(part: Json, where: str) -> Json:
     _refuse_kept(part, where, "file_id")
-    image = {"url": required(part.get("image_url"), str, f"{where}.image_url", CODE)}
-    detail = optional(part.get("detail"), str, f"{where}.detail", CODE)
+    image = {"url": required(part.get("image_url"), str, f"{where}.image_url")}
+    detail = optional(part.get("detail"), str, f"{where}.detail")
     if detail is not None:
         image["detail"] = detail
     return {"type": "image_url", "image_url": image}
@@ -199,15 +198,15 @@ def _image(part: Json, where: str) -> Json:
 
 def _file(part: Json, where: str) -> Json:
     _refuse_kept(part, where, "file_id", "file_url")
-    file = {"file_data": required(part.get("file_data"), str, f"{where}.file_data", CODE)}
-    name = optional(part.get("filename"), str, f"{where}.filename", CODE)
+    file = {"file_data": required(part.get("file_data"), str, f"{where}.file_data")}
+    name = optional(part.get("filename"), str, f"{where}.filename")
     if name is not None:
         file["filename"] = name
     return {"type": "file", "file": file}
 
 
 def _audio(part: Json, where: str) -> Json:
-    return {"type": "input_audio", "input_audio": required(part.get("input_audio"), dict, f"{where}.input_audio", CODE)}
+    return {"type": "input_audio", "input_audio": required(part.get("input_audio"), dict, f"{where}.input_audio")}
 
 
 def _refuse_kept(part: Json, where: str, *keys: str) -> None:

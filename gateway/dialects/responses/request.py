@@ -60,7 +60,7 @@ def read_request(request: Json) -> Asked:
     for key in _OTHER_NAMES:
         if request.get(key) is not None:
             name = _OTHER_NAMES[key]
-            raise refused(key, f"is called {name} here" if name else "has no meaning here")
+            raise refused(key, f"is called {name} here" if name else "has no meaning here", "invalid_body")
     tools = tools_of(request)
     chat = {key: value for key, value in request.items() if key not in _READ and value is not None}
     chat["messages"] = _messages(request)
@@ -102,8 +102,7 @@ def _integer(request: Json, key: str, least: int, most: Optional[int]) -> Option
     if value is None:
         return None
     if type(value) is not int or value < least or (most is not None and value > most):
-        code = "invalid_max_tokens" if key == "max_output_tokens" else "invalid_body"
-        raise refused(key, f"must be an integer from {least}" + (f" to {most}" if most is not None else ""), code)
+        raise refused(key, f"must be an integer from {least}" + (f" to {most}" if most is not None else ""))
     return value
 
 

@@ -1,0 +1,96 @@
+"""How a call waits for its next try: in a model's line for a place, without one, or through a pause.
+
+Steps. Owns nothing; what is given back is given back here, whoever ends the wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Optional
+
+from gateway.errors import EngineFailed
+from gateway.routing.line import Lease, Waiter
+from gateway.routing.pool import ModelPool
+from gateway.routing.retry import CANCELLED
+from gateway.routing.tries import Step, Tries
+from gateway.steps import Steps
+from gateway.upstream.call import Call
+
+LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
+
+
+def step_after_wait(call: Call, tries: Tries, step: Optional[Step], place_s: float, deadline_s: float) -> Steps[Step]:
+    """A step with a place on an engine, after waiting for one at most `place_s` seconds, and after the pause before a
+    repeated try. `step`: what there is to do; None: nothing is left. Raises GatewayError."""
+    until_s = 0.0
+    while step is None or step.lease is None:
+        if step is None:
+            raise tries.error()
+        if step.waiter is None:
+            until_s = until_s or min(deadline_s, time.monotonic() + place_s)
+            yield from _wait_without_line(call, until_s)
+            step = tries.next()
+            continue
+        lease = yield from _wait_in_line(call, step.pool, step.waiter, place_s, deadline_s)
+        # Its engines have moved meanwhile, or this one cannot be asked.
+        if lease is not None and not (tries.may_ask(step.pool) and tries.can_ask(lease)):
+            step.pool.settle(lease, CANCELLED, 0.0)
+            lease = None
+        step = tries.next() if lease is None else tries.granted(step.pool, lease)
+    if step.delay_s:
+        yield from _pause(call, tries, step, step.lease, deadline_s)
+    return step
+
+
+def _pause(call: Call, tries: Tries, step: Step, lease: Lease, deadline_s: float) -> Steps[None]:
+    began_s = time.monotonic()
+    try:
+        if began_s + step.delay_s >= deadline_s:
+            raise tries.error()
+        yield from call.wait(threading.Event(), step.delay_s)
+    except BaseException:
+        step.pool.settle(lease, CANCELLED, 0.0)
+        raise
+    finally:
+        call.waited_s += time.monotonic() - began_s
+
+
+def _wait_without_line(call: Call, until_s: float) -> Steps[None]:
+    """Wait a little for a place on one of those engines of a model that can be asked: they are full, and the line is
+    for any. Raises `queue_timeout` when it is `until_s` (of time.monotonic)."""
+    began_s = time.monotonic()
+    if began_s >= until_s:
+        raise EngineFailed("queue_timeout", "no place on an engine that can be asked for this", retry_after_s=1.0)
+    try:
+        yield from call.wait(threading.Event(), min(until_s - began_s, LINE_LOOK_S))
+    finally:
+        call.waited_s += time.monotonic() - began_s
+
+
+def _wait_in_line(
+    call: Call, pool: ModelPool, waiter: Waiter, place_s: float, deadline_s: float
+) -> Steps[Optional[Lease]]:
+    """A place; None when no engine of the model is in any more. Raises `overloaded`, `queue_timeout`."""
+    began_s = time.monotonic()
+    limit_s = min(place_s, deadline_s - began_s)
+    try:
+        left_s = limit_s if waiter.predicted_s <= limit_s else 0.0
+        while left_s > 0 and not waiter.ready.is_set():
+            yield from call.wait(waiter.ready, min(left_s, LINE_LOOK_S))
+            pool.serve_line()
+            left_s = began_s + limit_s - time.monotonic()
+    except BaseException:  # the client has gone
+        lease = pool.leave_line(waiter)
+        if lease is not None:
+            pool.settle(lease, CANCELLED, 0.0)
+        raise
+    finally:
+        call.waited_s += time.monotonic() - began_s
+    lease = pool.leave_line(waiter)
+    if lease is not None or waiter.ready.is_set():
+        return lease
+    if waiter.predicted_s > limit_s:
+        text = f"a place on an engine is {waiter.predicted_s:.0f} s away"
+        raise EngineFailed("overloaded", text, retry_after_s=waiter.predicted_s)
+    raise EngineFailed("queue_timeout", f"no place on an engine within {limit_s:g} s", retry_after_s=1.0)
