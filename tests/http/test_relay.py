@@ -396,6 +396,17 @@ class RelayCase(unittest.TestCase):
         self.assertEqual([(event.status, event.error) for event in relayed.pipeline.events], [(status, error)])
         self.assertTrue(relayed.exchange.finished)
 
+    def swept(self) -> None:
+        """Wait until the relay has looked for what is over, at the time that it is now."""
+        sweep, seen_s = self.relay._sweep, []
+
+        def noted(events: int) -> None:
+            sweep(events)
+            seen_s.append(self.relay._loop.began_s)
+
+        with mock.patch.object(self.relay, "_sweep", noted):
+            eventually(lambda: self.now_s in seen_s)
+
 
 class JudgedTest(RelayCase):
     """Streams that have to fit a schema; of large ones it is seen by a thread, which waits for `gate` here."""
@@ -438,7 +449,7 @@ class JudgedTest(RelayCase):
         eventually(lambda: relayed.client.taken == self.LARGE)
         self.assertFalse(relayed.client.last_due)
         self.now_s += 100.0  # it is neither silent nor late
-        time.sleep(0.05)
+        self.swept()
         self.gate.set()
         self.assert_ended(relayed, "ok", 200, None)
         self.assertEqual((relayed.client.taken, self.threads), (self.LARGE + DONE, ["judge"]))
@@ -608,17 +619,6 @@ class RelayTest(RelayCase):
         self.assertEqual(relayed.client.taken, delta("b", "stop") + b": more\n\n" + DONE)
         self.assertEqual(relayed.engine.recv(1), b"")  # not kept
         self.assertFalse(other.ended)
-
-    def swept(self) -> None:
-        """Wait until the relay has looked for what is over, at the time that it is now."""
-        sweep, seen_s = self.relay._sweep, []
-
-        def noted(events: int) -> None:
-            sweep(events)
-            seen_s.append(self.relay._loop.began_s)
-
-        with mock.patch.object(self.relay, "_sweep", noted):
-            eventually(lambda: self.now_s in seen_s)
 
     def test_a_choice_that_begins_within_the_grace_gets_the_time_that_it_takes(self) -> None:
         relayed = self.take()
