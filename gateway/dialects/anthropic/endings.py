@@ -70,8 +70,8 @@ def messages_usage(usage: Any, prompt_tokens: int = 0) -> Json:
 
 
 def chat_usage(usage: Any) -> Optional[Json]:
-    """The usage of a chat answer; None: the engine has told none."""
-    if type(usage) is not dict or type(usage.get("input_tokens")) is not int:
+    """The usage of a chat answer; None: the engine has told none, or of one side only."""
+    if type(usage) is not dict or not all(type(usage.get(key)) is int for key in ("input_tokens", "output_tokens")):
         return None
     cached = count(usage.get("cache_read_input_tokens"))
     prompt = count(usage["input_tokens"]) + count(usage.get("cache_creation_input_tokens")) + cached

@@ -102,6 +102,7 @@ class MessagesReader:
             return
         self._common["id"], self._common["model"] = text(message.get("id")), text(message.get("model"))
         self._note_usage(message.get("usage"))
+        self._usage.pop("output_tokens", None)  # of what is still to be written: no figure
         self._tell(out, {"role": "assistant", "content": ""})
 
     def _message_delta(self, event: Json, out: list[bytes]) -> None:
