@@ -385,7 +385,7 @@ class ReaderTest(unittest.TestCase):
             "prompt_tokens": 25,
             "completion_tokens": 7,
             "total_tokens": 32,
-            "prompt_tokens_details": {"cached_tokens": 20},
+            "prompt_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 0},
             "cache_read_input_tokens": 20,
         }
         self.assertEqual(

@@ -53,7 +53,8 @@ def messages_usage(usage: Any, prompt_tokens: int = 0) -> Json:
     if type(usage) is not dict:
         usage = {"prompt_tokens": prompt_tokens}
     cached = count(_detail(usage, "prompt_tokens_details", "cached_tokens"))
-    written = count(usage.get("cache_creation_input_tokens"))
+    written = count(_detail(usage, "prompt_tokens_details", "cache_write_tokens"))
+    written = written or count(usage.get("cache_creation_input_tokens"))
     told: Json = {
         "input_tokens": max(0, count(usage.get("prompt_tokens")) - cached - written),
         "output_tokens": count(usage.get("completion_tokens")),
@@ -74,13 +75,14 @@ def chat_usage(usage: Any) -> Optional[Json]:
     if type(usage) is not dict or not all(type(usage.get(key)) is int for key in ("input_tokens", "output_tokens")):
         return None
     cached = count(usage.get("cache_read_input_tokens"))
-    prompt = count(usage["input_tokens"]) + count(usage.get("cache_creation_input_tokens")) + cached
+    written = count(usage.get("cache_creation_input_tokens"))
+    prompt = count(usage["input_tokens"]) + written + cached
     completion = count(usage.get("output_tokens"))
     told: Json = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
     }
     thought = count(_detail(usage, "output_tokens_details", "thinking_tokens"))
     if thought:
