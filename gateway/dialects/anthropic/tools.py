@@ -6,7 +6,16 @@ import json
 import re
 from typing import Any, Optional
 
-from gateway.dialects.anthropic.values import decode, not_supported, object_at, objects, refused, text, text_at
+from gateway.dialects.anthropic.values import (
+    DEPTH_MAX,
+    decode,
+    not_supported,
+    object_at,
+    objects,
+    refused,
+    text,
+    text_at,
+)
 from gateway.dialects.dialect import Json
 
 NO_PARAMETERS: Json = {"type": "object", "properties": {}}
@@ -142,7 +151,8 @@ def tool_use(call: Any, path: str) -> Json:
     function, where = object_at(call, "function", path), f"{path}.function"
     said = input_of(function.get("arguments"))
     if said is None:
-        raise refused(f"{where}.arguments", "must be the text of a JSON object")
+        limit = f"nested at most {DEPTH_MAX} levels deep"
+        raise refused(f"{where}.arguments", f"must be the text of a JSON object, {limit}")
     name = text_at(function, "name", where)
     return {"type": "tool_use", "id": call_id(call, "id", path), "name": name, "input": said, **cache_mark(call)}
 

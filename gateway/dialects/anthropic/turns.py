@@ -37,6 +37,8 @@ def turns(messages: Any) -> tuple[list[Json], list[Json]]:
             _add(told, "user", [_result(message, path)])
         else:
             raise not_supported(f"{path}.role", "must be system, developer, user, assistant or tool")
+    if not told:
+        raise not_supported("messages", "must have something to answer: this engine takes no empty texts")
     return system, told
 
 
