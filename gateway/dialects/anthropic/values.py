@@ -9,6 +9,7 @@ from typing import Any, Optional
 from gateway import jsonbounds
 from gateway.dialects.dialect import Json
 from gateway.errors import RequestRefused
+from gateway.jsontext import utf8
 
 DEPTH_MAX = 128
 VALUES_MAX = 1_000_000
@@ -68,7 +69,7 @@ def decode(words: str, values_max: int = VALUES_MAX) -> Any:
 
     Raises ValueError, also for what is nested too deep, or has too many values, to be written again.
     """
-    if jsonbounds.passed(words.encode("utf-8", "surrogatepass"), values_max, DEPTH_MAX) is not None:
+    if jsonbounds.passed(utf8(words), values_max, DEPTH_MAX) is not None:
         raise ValueError("too many values, or nested too deep")
     return json.loads(words, parse_int=_integer, parse_float=_float, parse_constant=_no_number)
 
