@@ -7,6 +7,7 @@ from json.scanner import c_make_scanner  # type: ignore[attr-defined]
 from typing import Any, Callable
 
 DIGITS_MAX = 1000
+_SLICE_CHARS = 32  # PyPy copies all that is encoded so far for each half of a surrogate pair
 
 
 def decode_with(decoder: json.JSONDecoder) -> Callable[[str], Any]:
@@ -26,6 +27,15 @@ def decode_with(decoder: json.JSONDecoder) -> Callable[[str], Any]:
         return value if end == len(text) else decoder.decode(text)
 
     return decode
+
+
+def utf8(text: str) -> bytes:
+    """A text in UTF-8, with halves of surrogate pairs as they are; in steady time however many there are."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        starts = range(0, len(text), _SLICE_CHARS)
+        return b"".join([text[at : at + _SLICE_CHARS].encode("utf-8", "surrogatepass") for at in starts])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

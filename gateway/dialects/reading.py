@@ -11,7 +11,7 @@ from typing import Any, Optional, TypeVar
 
 from gateway import jsonbounds
 from gateway.errors import RequestRefused
-from gateway.jsontext import bounded_integer
+from gateway.jsontext import bounded_integer, utf8
 
 DEPTH_MAX = 128
 VALUES_MAX = 1_000_000
@@ -105,7 +105,7 @@ def decode(words: str, values_max: int = VALUES_MAX) -> Any:
 
     Raises ValueError, also for what is nested too deep, or has too many values, to be written again.
     """
-    if jsonbounds.passed(words.encode("utf-8", "surrogatepass"), values_max, DEPTH_MAX) is not None:
+    if jsonbounds.passed(utf8(words), values_max, DEPTH_MAX) is not None:
         raise ValueError("too many values, or nested too deep")
     return json.loads(words, parse_int=bounded_integer, parse_float=_float, parse_constant=_no_number)
 

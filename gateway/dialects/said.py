@@ -34,10 +34,12 @@ class Usage(NamedTuple):
 
     prompt: int
     cached: int
-    """Of the prompt's."""
+    """Of the prompt's, which a cache had."""
     completion: int
     reasoning: int
     """Of the completion's."""
+    written: int = 0
+    """Of the prompt's, to a cache."""
 
 
 def said_in(answer: Json) -> Optional[Said]:
@@ -67,6 +69,7 @@ def usage_in(answer: Json) -> Optional[Usage]:
         count_in(usage.get("prompt_tokens_details"), "cached_tokens"),
         count_in(usage, "completion_tokens"),
         count_in(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        count_in(usage.get("prompt_tokens_details"), "cache_write_tokens"),
     )
 
 

@@ -6,6 +6,8 @@ tool_use must be followed by its tool_result, the first message is the user's, `
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, Optional
@@ -164,11 +166,21 @@ def _wish(body: Json, thinks: bool) -> Wish:
         tools=[] if choice.get("type") == "none" else tools,
         demanded=choice.get("name") if choice.get("type") == "tool" else choice.get("type") == "any",
         one_at_a_time=choice.get("disable_parallel_tool_use") is True,
-        schema=_object(style.get("schema")) if style.get("type") == "json_schema" else None,
+        schema=_object(style.get("schema")) if style.get("type") == "json_schema" else _told(body.get("system")),
         stops=body.get("stop_sequences"),
         limit=body.get("max_tokens"),
         thinks=thinks,
     )
+
+
+def _told(system: object) -> Optional[Json]:
+    """Return the JSON Schema in a line of a system prompt, or that of any object where it only speaks of JSON."""
+    prompt = "\n".join(text_of([part]) for part in system) if isinstance(system, list) else str(system or "")
+    for line in prompt.splitlines():
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError, RecursionError):
+                return _object(json.loads(line))
+    return {"type": "object"} if "JSON" in prompt else None
 
 
 def _object(value: object) -> Json:

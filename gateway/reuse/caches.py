@@ -12,6 +12,7 @@ from typing import Callable, NamedTuple, Optional, Protocol
 
 from gateway.asked import Asked
 from gateway.clock import unix_s
+from gateway.jsontext import utf8
 from gateway.reuse import likeness
 from gateway.reuse.answerfile import AnswerFile
 from gateway.reuse.likeness import Near
@@ -210,7 +211,7 @@ class Caches:
         if len(near.text) > LONG_CHARS:
             yield ASIDE
         words = form(near.text)
-        by_words = b"" if words is None else likeness.digest(near.group, words.encode("utf-8", "surrogatepass"))
+        by_words = b"" if words is None else likeness.digest(near.group, utf8(words))
         if words is None and bars.guard:
             return None
         if bars.embed is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from gateway import jsonbounds
-from gateway.jsontext import read_strictly
+from gateway.jsontext import read_strictly, utf8
 from gateway.schemas.faults import Fault
 from gateway.schemas.relaxed import DEPTH_MAX, pieces
 from gateway.schemas.schema import Schema, compile_schema
@@ -72,7 +72,7 @@ def _repaired(text: str, schema: Schema, root: str, reason: str) -> Reading:
 
 def _read(text: str) -> Any:
     """Raises ValueError."""
-    passed = jsonbounds.passed(text.encode("utf-8", "surrogatepass"), VALUES_MAX, DEPTH_MAX)
+    passed = jsonbounds.passed(utf8(text), VALUES_MAX, DEPTH_MAX)
     if passed is not None:
         raise ValueError(f"it holds too many values or nests them too deep ({passed})")
     try:

@@ -9,7 +9,7 @@ import json
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.clock import unix_s
-from gateway.jsontext import decode_with
+from gateway.jsontext import decode_with, utf8
 from gateway.upstream.deltas import is_finish
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.nonfinite import dump_with_nulls, has_nonfinite, pieces_with_nulls, with_nulls
@@ -216,7 +216,7 @@ def _patch(body: bytes, key: bytes, old: object, new: str) -> Optional[bytes]:
         return None
     start = body.find(key) + len(key)
     for separator in (b':"', b': "'):
-        value = separator + old.encode("utf-8", "surrogatepass") + b'"'
+        value = separator + utf8(old) + b'"'
         if body.startswith(value, start):
             stop = start + len(value)
             return b"%b%b%b%b" % (body[:start], b':"', new.encode() + b'"', body[stop:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import sys
 from typing import Any
 
@@ -19,6 +20,7 @@ WEIGHT_PER_TOKEN = 4
 _ESCAPE_BYTES = 6  # of the longest, a backslash, u and four digits
 _TEXTS = ("content", "text", "refusal")
 _BELOW_WIDE = bytes(range(0x2E))
+_HALF = re.compile("[\ud800-\udfff]")
 _SLICE_CHARS = 65_536
 _FEW_CHARS = 32  # for which an error handler takes less than an exception
 # Where the upper bytes of UTF-16 begin, behind its mark: this codec is found twice as fast as that of a given order.
@@ -42,10 +44,9 @@ def weigh(text: str) -> int:
 
 
 def _weigh_halves(text: str) -> int:
-    """The same of a longer text with halves of surrogate pairs, for each of which UTF-16 calls an error handler."""
-    replaced = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    more = len(replaced) - len(text)  # three signs stand for each half, and weigh as much as it, each
-    return weigh(replaced) - WEIGHT_PER_TOKEN * more
+    """The same of a longer text with halves of surrogate pairs, for each of which UTF-16 calls an error handler: each
+    weighs as much as the sign that stands for what cannot be read."""
+    return weigh(_HALF.sub("\ufffd", text))
 
 
 def weigh_escaped(raw: bytes) -> int:

@@ -12,6 +12,7 @@ import re
 from typing import Any, NamedTuple, Optional
 
 from gateway import jsonbounds
+from gateway.jsontext import utf8
 from gateway.reuse import wording
 from gateway.verify.blocks import code_blocks, without_thinking
 from gateway.verify.quantities import PIECE_CHARS, Quantity, is_unit, plain, quantities_in, quantity_of
@@ -173,7 +174,7 @@ def _json(text: str) -> Optional[Final]:
         text = blocks[0].code.strip()
     if text[:1] not in ("[", "{"):
         return None
-    if jsonbounds.passed(text.encode("utf-8", "surrogatepass"), JSON_VALUES_MAX, JSON_DEPTH_MAX):
+    if jsonbounds.passed(utf8(text), JSON_VALUES_MAX, JSON_DEPTH_MAX):
         return None
     try:
         value = json.loads(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from gateway.errors import GatewayError
+from gateway.jsontext import utf8
 from gateway.steps import ASIDE, Steps
 from gateway.verify import consensus
 from gateway.verify.blocks import CodeBlock, bare_code, code_blocks, without_thinking
@@ -298,7 +299,7 @@ class Verification:
 def read(text: str, entry_point: Optional[str]) -> Reading:
     """What an answer says: its code, and what that makes."""
     if len(text) > READ_CHARS_MAX:  # and of what it says, nothing but that it is the same
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256(utf8(text)).hexdigest()
         text = f"{text[:READ_CHARS_MAX]}\n\n{digest}"
     said = without_thinking(text)
     blocks = code_blocks(text)

@@ -1,4 +1,4 @@
-"""The official anthropic package as a client, against a gateway with mock engines.
+"""The official anthropic package as a client, against a gateway with mock engines, of either dialect.
 
 Skipped where the package is missing; with REQUIRE_ANTHROPIC=1 that is a failure (`tests/unit/test_anthropic_sdk.py`).
 """
@@ -11,7 +11,8 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.clients import ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from gateway.mock.messages import SIGNATURE
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
 from tests.scripted import DONE, STREAM_HEAD, chunked
 from tests.support import dead_url, gateway
 
@@ -40,8 +41,7 @@ class AnswersTest(AnthropicCase):
         self.assertEqual((message.role, message.model, message.stop_reason), ("assistant", "m", "end_turn"))
         self.assertGreater(message.usage.output_tokens, 0)
         self.assertEqual(message._request_id, raw.headers["x-request-id"])
-        sent = self.engine.requests[-1]["body"]
-        self.assertEqual((sent["messages"][0], sent["temperature"]), ({"role": "system", "content": "be brief"}, 0.5))
+        self.assertEqual((self.system_sent(), self.engine.requests[-1]["body"]["temperature"]), (["be brief"], 0.5))
         self.assertNotIn(KEY, str(self.engine.requests))
 
     def test_a_stream(self) -> None:
@@ -124,6 +124,19 @@ class AnswersTest(AnthropicCase):
             thought, text = asking.result().content
         self.assertEqual((thought.type, thought.thinking, text.text), ("thinking", "hm", "so"))
 
+    def test_an_answer_that_fits_a_class(self) -> None:
+        import pydantic
+
+        class City(pydantic.BaseModel):
+            name: str
+            inhabitants: int
+
+        whole = self.client.messages.parse(**ASKED, output_format=City)
+        self.assertIsInstance(whole.parsed_output, City)
+        self.assertEqual(list(self.schema_sent()["properties"]), ["name", "inhabitants"])
+        with self.client.messages.stream(**ASKED, output_format=City) as stream:
+            self.assertEqual(stream.get_final_message().parsed_output, whole.parsed_output)
+
     def test_tokens_are_counted(self) -> None:
         few, many = (
             self.client.messages.count_tokens(model="m", messages=[{"role": "user", "content": text}]).input_tokens
@@ -190,6 +203,29 @@ class ErrorsTest(AnthropicCase):
         self.assertIn("content_block_delta", events)
         self.assertNotIn("message_stop", events)
         self.assert_told(caught.exception, "api_error", "backend_error")
+
+
+class AnswersOverAnthropicTest(AnswersTest):
+    dialect = ANTHROPIC
+
+    def test_thinking(self) -> None:
+        thinking = {"type": "enabled", "budget_tokens": 1024}
+        asked = {**ASKED, "max_tokens": 2000, "thinking": thinking, "tools": TOOLS}
+        asked["messages"] = [{"role": "user", "content": "call get_weather"}]
+        with self.client.messages.stream(**asked) as stream:
+            message = stream.get_final_message()
+        thought, call = message.content
+        self.assertEqual((thought.type, call.type, thought.signature), ("thinking", "tool_use", SIGNATURE))
+        self.assertTrue(thought.thinking)
+        results = [{"type": "tool_result", "tool_use_id": call.id, "content": "fine"}]
+        asked["messages"] += [{"role": "assistant", "content": message.content}, {"role": "user", "content": results}]
+        self.assertIn("fine", self.client.messages.create(**asked).content[-1].text)
+        sent = self.engine.requests[-1]["body"]["messages"][1]["content"][0]
+        self.assertEqual((sent["thinking"], sent["signature"]), (thought.thinking, SIGNATURE))
+
+
+class ErrorsOverAnthropicTest(ErrorsTest):
+    dialect = ANTHROPIC
 
 
 if __name__ == "__main__":

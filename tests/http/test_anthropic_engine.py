@@ -134,7 +134,7 @@ class AnswersTest(AnthropicTest):
         ]
         usage = running.post({"model": "m", "messages": messages}).json()["usage"]
         self.assertEqual((usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]), (5, 2))
-        self.assertEqual(usage["prompt_tokens_details"], {"cached_tokens": 5})
+        self.assertEqual(usage["prompt_tokens_details"], {"cached_tokens": 5, "cache_write_tokens": 2})
         self.assertEqual(usage["prompt_tokens"], 5 + 2 + 1)
         self.assertEqual(usage["total_tokens"], usage["prompt_tokens"] + usage["completion_tokens"])
 

@@ -1,4 +1,4 @@
-"""langchain's packages for Anthropic and OpenAI as clients, against a gateway whose engines only know chat.
+"""langchain's packages for Anthropic and OpenAI as clients, against a gateway whose engines only know one dialect.
 
 Skipped where a package is missing; with REQUIRE_LANGCHAIN=1 that is a failure. `test_openai_errors.py` has what
 langchain's users read when something is wrong.
@@ -11,7 +11,7 @@ import os
 import unittest
 from typing import Any
 
-from tests.clients import ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
 
 NO_ANTHROPIC = missing("langchain_anthropic")
 NO_OPENAI = missing("langchain_openai")
@@ -138,6 +138,21 @@ class OpenAITest(LangchainCase):
         embeddings = self.sdk.OpenAIEmbeddings(model="m", **options)
         several = embeddings.embed_documents(["one", "two"])
         self.assertEqual((len(several), several[0]), (2, embeddings.embed_query("one")))
+
+
+class AnthropicOverAnthropicTest(AnthropicTest):
+    dialect = ANTHROPIC
+
+
+class OpenAIOverAnthropicTest(OpenAITest):
+    dialect = ANTHROPIC
+
+    def test_embeddings(self) -> None:
+        import openai
+
+        with self.assertRaises(openai.BadRequestError) as caught:
+            super().test_embeddings()
+        self.assertEqual(caught.exception.code, "endpoint_not_served")
 
 
 if __name__ == "__main__":

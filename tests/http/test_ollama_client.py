@@ -1,4 +1,4 @@
-"""The official ollama package as a client, against a gateway whose engines only know chat.
+"""The official ollama package as a client, against a gateway whose engines only know chat, or messages.
 
 Skipped where the package is missing; with REQUIRE_OLLAMA=1 that is a failure (`tests/unit/test_dialect_clients.py`).
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import unittest
+from collections.abc import Callable
 from typing import Any
 
-from tests.clients import ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
 
 MISSING = missing("ollama")
 MESSAGES: Any = [{"role": "user", "content": "hi there"}]
@@ -54,8 +55,10 @@ class OllamaClientTest(ClientCase):
         self.assertIn("hi there", whole.response)
         parts = list(self.client.generate("m", "hi there", stream=True))
         self.assertEqual("".join(part.response for part in parts), whole.response)
-        self.assertIn("once", self.client.generate("m", "once", raw=True).response)
         self.assertEqual(self.client.generate("m").done_reason, "load")
+
+    def test_generating_from_a_raw_prompt(self) -> None:
+        self.assertIn("once", self.client.generate("m", "once", raw=True).response)
 
     def test_embeddings(self) -> None:
         several = self.client.embed("m", ["one", "two"])
@@ -82,6 +85,8 @@ class OllamaClientTest(ClientCase):
     def test_an_answer_that_fits_a_schema(self) -> None:
         answer = self.client.chat("m", MESSAGES, format=WEATHER)
         self.assertEqual(list(json.loads(answer.message.content)), ["city"])
+        parts = self.client.chat("m", MESSAGES, format=WEATHER, stream=True)
+        self.assertEqual("".join(part.message.content for part in parts), answer.message.content)
         self.assertIsInstance(json.loads(self.client.generate("m", "hi", format="json").response), dict)
 
     def test_the_asynchronous_client(self) -> None:
@@ -130,6 +135,23 @@ class OllamaClientTest(ClientCase):
                 parts.append(part)
         self.assertGreater(len(parts), 0)
         self.assertFalse(any(part.done for part in parts))
+
+
+class OllamaClientOverAnthropicTest(OllamaClientTest):
+    dialect = ANTHROPIC
+
+    def assert_not_served(self, ask: Callable[[], object]) -> None:
+        with self.assertRaises(self.sdk.ResponseError) as caught:
+            ask()
+        self.assertEqual(caught.exception.status_code, 400)
+        self.assertIn("chat completions only", caught.exception.error)
+
+    def test_embeddings(self) -> None:
+        self.assert_not_served(lambda: self.client.embed("m", "one"))
+        self.assert_not_served(lambda: self.client.embeddings("m", "one"))
+
+    def test_generating_from_a_raw_prompt(self) -> None:
+        self.assert_not_served(lambda: self.client.generate("m", "once", raw=True))
 
 
 if __name__ == "__main__":

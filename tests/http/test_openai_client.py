@@ -1,4 +1,4 @@
-"""The official openai package as a client, against a gateway with mock engines.
+"""The official openai package as a client, against a gateway with mock engines, of either dialect.
 
 Skipped where the package is missing; with REQUIRE_OPENAI=1 that is a failure.
 """
@@ -6,20 +6,22 @@ Skipped where the package is missing; with REQUIRE_OPENAI=1 that is a failure.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
 import json
 import os
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
 from tests.scripted import ScriptedEngine
-from tests.support import RunningGateway, engines, eventually, gateway, mock_engine
+from tests.support import gateway, mock_engine
 
-MISSING = importlib.util.find_spec("openai") is None
+MISSING = missing("openai")
 MESSAGES: Any = [{"role": "user", "content": "hi there"}]
-KEY = "open-sesame"
+TOOLS: Any = [
+    {"type": "function", "function": {"name": name, "parameters": schema}}
+    for name, schema in (("get_weather", WEATHER), ("get_time", CLOCK))
+]
 
 
 class RequirementTest(unittest.TestCase):
@@ -29,30 +31,17 @@ class RequirementTest(unittest.TestCase):
 
 
 @unittest.skipIf(MISSING, "the openai package is not installed")
-class OpenAICase(unittest.TestCase):
-    """A gateway with one engine for each of two models, authentication on."""
+class OpenAICase(ClientCase):
+    package = "openai"
+    models = ("13b", "7b")
 
     def setUp(self) -> None:
-        import openai
-
-        self.openai = openai
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        self.engine = stack.enter_context(mock_engine("13b"))
-        other = stack.enter_context(mock_engine("7b"))
-        self.gateway: RunningGateway = stack.enter_context(
-            gateway(
-                ENGINES=engines(_13b=self.engine.url, _7b=other.url),
-                API_KEYS=f"alice:{KEY}",
-                FALLBACK="off",
-                REQUEST_TIMEOUT="5",
-            )
-        )
-        self.client = stack.enter_context(self.new_client())
+        super().setUp()
+        self.client: Any = self.stack.enter_context(self.new_client())
 
     def new_client(self, api_key: str = KEY) -> Any:
         # Without retries: what is tested is the gateway's first answer.
-        return self.openai.OpenAI(base_url=f"{self.gateway.url}/v1", api_key=api_key, max_retries=0, timeout=10)
+        return self.sdk.OpenAI(base_url=f"{self.gateway.url}/v1", api_key=api_key, max_retries=0, timeout=10)
 
 
 class AnswersTest(OpenAICase):
@@ -66,7 +55,7 @@ class AnswersTest(OpenAICase):
         usage = answer.usage
         self.assertEqual(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
         sent = self.engine.requests[-1]
-        self.assertEqual((sent["body"]["temperature"], sent["body"]["messages"]), (0.5, MESSAGES))
+        self.assertEqual(sent["body"]["temperature"], 0.5)
         self.assertNotIn(KEY, str(sent["headers"]))
 
     def test_chat_stream(self) -> None:
@@ -88,11 +77,64 @@ class AnswersTest(OpenAICase):
     def test_asynchronous_client(self) -> None:
         async def ask() -> str:
             url = f"{self.gateway.url}/v1"
-            async with self.openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+            async with self.sdk.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
                 stream = await client.chat.completions.create(model="7b", messages=MESSAGES, stream=True)
                 return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
         self.assertIn("hi there", asyncio.run(ask()))
+
+    def test_tools_in_several_rounds(self) -> None:
+        for streams in (False, True):
+            with self.subTest(streams=streams):
+                messages: list[Any] = [{"role": "user", "content": ASKS_BOTH}]
+                names = []
+                for _ in range(3):
+                    asked = {"model": "13b", "messages": messages, "tools": TOOLS, "parallel_tool_calls": False}
+                    if streams:
+                        with self.client.chat.completions.stream(**asked) as stream:
+                            choice = stream.get_final_completion().choices[0]
+                    else:
+                        choice = self.client.chat.completions.create(**asked).choices[0]
+                    message = choice.message
+                    if not message.tool_calls:
+                        break
+                    self.assertEqual((len(message.tool_calls), choice.finish_reason), (1, "tool_calls"))
+                    (call,) = message.tool_calls
+                    names.append(call.function.name)
+                    result = {"role": "tool", "tool_call_id": call.id, "content": f"of {names[-1]}"}
+                    messages += [message, result]
+                self.assertEqual(names, ["get_weather", "get_time"])
+                self.assertIn("of get_weather; of get_time", message.content)
+
+    def test_several_tools_at_once(self) -> None:
+        asked = {"model": "13b", "messages": [{"role": "user", "content": ASKS_BOTH}], "tools": TOOLS}
+        whole = self.client.chat.completions.create(**asked)
+        with self.client.chat.completions.stream(**asked) as stream:
+            streamed = stream.get_final_completion()
+        for completion in (whole, streamed):
+            calls = completion.choices[0].message.tool_calls
+            arguments = [(call.function.name, list(json.loads(call.function.arguments))) for call in calls]
+            self.assertEqual(arguments, [("get_weather", ["city"]), ("get_time", ["zone"])])
+
+    def test_an_answer_that_fits_a_class(self) -> None:
+        import pydantic
+
+        class City(pydantic.BaseModel):
+            name: str
+            inhabitants: int
+
+        asked = {"model": "13b", "messages": MESSAGES, "response_format": City}
+        parsed = self.client.chat.completions.parse(**asked).choices[0].message.parsed
+        self.assertIsInstance(parsed, City)
+        self.assertEqual(self.schema_sent()["title"], "City")
+        with self.client.chat.completions.stream(**asked) as stream:
+            self.assertEqual(stream.get_final_completion().choices[0].message.parsed, parsed)
+        asked = {
+            "messages": [{"role": "user", "content": "call City"}],
+            "tools": [self.sdk.pydantic_function_tool(City)],
+        }
+        (call,) = self.client.chat.completions.parse(model="13b", **asked).choices[0].message.tool_calls
+        self.assertIsInstance(call.function.parsed_arguments, City)
 
     def test_completions(self) -> None:
         answer = self.client.completions.create(model="7b", prompt="once upon")
@@ -111,7 +153,7 @@ class AnswersTest(OpenAICase):
         self.assertGreater(answer.usage.total_tokens, 0)
 
     def test_models(self) -> None:
-        self.assertEqual([model.id for model in self.client.models.list()], ["13b", "7b"])
+        self.assertEqual([model.id for model in self.client.models.list()], ["13b", "7b", "s"])
         self.assertEqual(self.client.models.retrieve("7b").id, "7b")
 
     def test_leaving_a_stream_ends_it_at_the_engine(self) -> None:
@@ -120,8 +162,7 @@ class AnswersTest(OpenAICase):
         stream = self.client.chat.completions.create(model="13b", messages=MESSAGES, stream=True)
         next(iter(stream))
         stream.close()
-        self.assertTrue(self.engine.wait_for_cancelled(1, timeout_s=5))
-        eventually(lambda: self.gateway.app.pipeline.in_flight == 0)
+        self.assert_left()
 
 
 class ErrorsTest(OpenAICase):
@@ -129,21 +170,21 @@ class ErrorsTest(OpenAICase):
         return self.client.chat.completions.create(**{"model": "13b", "messages": MESSAGES, **changes})
 
     def test_wrong_key_is_an_authentication_error(self) -> None:
-        with self.new_client(api_key="wrong") as client, self.assertRaises(self.openai.AuthenticationError) as caught:
+        with self.new_client(api_key="wrong") as client, self.assertRaises(self.sdk.AuthenticationError) as caught:
             client.chat.completions.create(model="13b", messages=MESSAGES)
         self.assertEqual(caught.exception.code, "unauthorized")
         self.assertEqual(caught.exception.type, "authentication_error")
         self.assertEqual(self.engine.requests, [])
 
     def test_unknown_model_is_not_found(self) -> None:
-        with self.assertRaises(self.openai.NotFoundError) as caught:
+        with self.assertRaises(self.sdk.NotFoundError) as caught:
             self.ask(model="nope")
         self.assertEqual((caught.exception.code, caught.exception.param), ("model_not_found", "model"))
-        with self.assertRaises(self.openai.NotFoundError):
+        with self.assertRaises(self.sdk.NotFoundError):
             self.client.models.retrieve("nope")
 
     def test_invalid_request_is_a_bad_request(self) -> None:
-        with self.assertRaises(self.openai.BadRequestError) as caught:
+        with self.assertRaises(self.sdk.BadRequestError) as caught:
             self.ask(temperature=3)
         error = caught.exception
         self.assertEqual((error.code, error.param), ("invalid_temperature", "temperature"))
@@ -162,12 +203,12 @@ class ErrorsTest(OpenAICase):
         with ScriptedEngine() as engine:
             with gateway(ENGINES=f"m={engine.url}") as running, ThreadPoolExecutor(1) as pool:
                 url = f"{running.url}/v1"
-                client = self.openai.OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=10)
+                client = self.sdk.OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=10)
                 for stream in (False, True):
                     asking = pool.submit(client.chat.completions.create, model="m", messages=MESSAGES, stream=stream)
                     side = engine.take()
                     side.answer(json.dumps({"error": words}).encode(), status="400 Bad Request")
-                    with self.assertRaises(self.openai.BadRequestError) as caught:
+                    with self.assertRaises(self.sdk.BadRequestError) as caught:
                         asking.result()
                     side.close()
                     error = caught.exception
@@ -179,7 +220,7 @@ class ErrorsTest(OpenAICase):
 
     def test_resting_engine_is_a_rate_limit_error(self) -> None:
         self.engine.control("rate_limit", retry_after=7)
-        with self.assertRaises(self.openai.RateLimitError) as caught:
+        with self.assertRaises(self.sdk.RateLimitError) as caught:
             self.ask()
         self.assertEqual(caught.exception.code, "backend_rate_limited")
         self.assertEqual(caught.exception.response.headers["retry-after"], "7")
@@ -187,18 +228,36 @@ class ErrorsTest(OpenAICase):
     def test_failing_engine_is_an_internal_server_error(self) -> None:
         self.engine.control("error", status=500)
         for stream in (False, True):
-            with self.subTest(stream=stream), self.assertRaises(self.openai.InternalServerError) as caught:
+            with self.subTest(stream=stream), self.assertRaises(self.sdk.InternalServerError) as caught:
                 self.ask(stream=stream)
             self.assertEqual((caught.exception.status_code, caught.exception.code), (502, "backend_error"))
 
     def test_stream_that_breaks_off_is_an_error_and_no_end(self) -> None:
         self.engine.control("drop_mid_stream", after=2)
         chunks = []
-        with self.assertRaises(self.openai.APIError) as caught:
+        with self.assertRaises(self.sdk.APIError) as caught:
             for chunk in self.ask(stream=True):
                 chunks.append(chunk)
         self.assertGreater(len(chunks), 0)
         self.assertEqual(caught.exception.code, "backend_error")
+
+
+class AnswersOverAnthropicTest(AnswersTest):
+    dialect = ANTHROPIC
+
+    def test_completions(self) -> None:
+        with self.assertRaises(self.sdk.BadRequestError) as caught:
+            super().test_completions()
+        self.assertEqual(caught.exception.code, "endpoint_not_served")
+
+    def test_embeddings(self) -> None:
+        with self.assertRaises(self.sdk.BadRequestError) as caught:
+            super().test_embeddings()
+        self.assertEqual(caught.exception.code, "endpoint_not_served")
+
+
+class ErrorsOverAnthropicTest(ErrorsTest):
+    dialect = ANTHROPIC
 
 
 @unittest.skipIf(MISSING, "the openai package is not installed")

@@ -1,4 +1,4 @@
-"""The official openai package as a client of Responses, against a gateway whose engines only know chat.
+"""The official openai package as a client of Responses, against a gateway whose engines only know chat, or messages.
 
 Skipped where the package is missing; with REQUIRE_OPENAI=1 that is a failure (`test_openai_client.py`).
 """
@@ -10,7 +10,7 @@ import json
 import unittest
 from typing import Any
 
-from tests.clients import ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
 
 MISSING = missing("openai")
 ASKED: dict[str, Any] = {"model": "m", "input": "hi there"}
@@ -38,8 +38,7 @@ class AnswersTest(ResponsesCase):
         self.assertIn("hi there", response.output_text)
         self.assertEqual((response.status, response.model, response.error), ("completed", "m", None))
         self.assertEqual(response.usage.total_tokens, response.usage.input_tokens + response.usage.output_tokens)
-        sent = self.engine.requests[-1]["body"]
-        self.assertEqual([message["role"] for message in sent["messages"]], ["system", "user"])
+        self.assertEqual(self.system_sent(), ["be brief"])
         self.assertNotIn(KEY, str(self.engine.requests))
 
     def test_a_stream(self) -> None:
@@ -107,7 +106,7 @@ class AnswersTest(ResponsesCase):
 
         parsed = self.client.responses.parse(**ASKED, text_format=City).output_parsed
         self.assertIsInstance(parsed, City)
-        self.assertEqual(self.engine.requests[-1]["body"]["response_format"]["json_schema"]["name"], "City")
+        self.assertEqual(self.schema_sent()["title"], "City")
         with self.client.responses.stream(**ASKED, text_format=City) as stream:
             self.assertEqual(stream.get_final_response().output_parsed, parsed)
         tools = [self.sdk.pydantic_function_tool(City)]
@@ -164,6 +163,14 @@ class ErrorsTest(ResponsesCase):
                 self.assertIn("response.output_text.delta", kinds)
                 self.assertNotIn("response.completed", kinds)
                 self.assertEqual(caught.exception.code, "backend_error")
+
+
+class AnswersOverAnthropicTest(AnswersTest):
+    dialect = ANTHROPIC
+
+
+class ErrorsOverAnthropicTest(ErrorsTest):
+    dialect = ANTHROPIC
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The anthropic package for JavaScript as a client, against a gateway whose engines only know chat.
+"""The anthropic package for JavaScript as a client, against a gateway whose engines only know one dialect.
 
 Skipped where node or the package is missing, which is looked for in the folder ANTHROPIC_JS (`npm install
 @anthropic-ai/sdk`, run there); with REQUIRE_ANTHROPIC_JS=1 that is a failure.
@@ -6,6 +6,7 @@ Skipped where node or the package is missing, which is looked for in the folder 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,8 +15,8 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.clients import ASKS_BOTH, CLOCK, KEY, WEATHER
-from tests.support import RunningGateway, SocketTest, eventually, gateway, mock_engine
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, LACKED, OPENAI, WEATHER, serving
+from tests.support import SocketTest, eventually, mock_engine
 
 SCRIPT = Path(__file__).with_name("anthropic_client.mjs")
 NODE = shutil.which("node")
@@ -34,11 +35,14 @@ class RequirementTest(unittest.TestCase):
 
 @unittest.skipIf(MISSING, "node, or the anthropic package for JavaScript in the folder ANTHROPIC_JS, is not installed")
 class ClientTest(SocketTest):
+    dialect = OPENAI
+
     def setUp(self) -> None:
-        self.engine = self.enter(mock_engine("m"))
-        self.breaking = self.enter(mock_engine("b", "drop_mid_stream"))
-        engines = f"m={self.engine.url};b={self.breaking.url}"
-        self.gateway: RunningGateway = self.enter(gateway(ENGINES=engines, API_KEYS=f"alice:{KEY}", FALLBACK="off"))
+        lacks = LACKED[self.dialect]
+        self.engine = self.enter(mock_engine("m", lacks=lacks))
+        self.breaking = self.enter(mock_engine("b", "drop_mid_stream", lacks=lacks))
+        urls = {"m": self.engine.url, "b": self.breaking.url}
+        self.gateway = serving(self.enter(contextlib.ExitStack()), urls, self.dialect)
 
     def ask(self, *requests: tuple[str, dict[str, Any]], key: str = KEY) -> list[dict[str, Any]]:
         """How these have ended, asked one after another: `(how, options)` each."""
@@ -100,6 +104,10 @@ class ClientTest(SocketTest):
         self.ask(("leave", ASKED))
         self.assertTrue(self.engine.wait_for_cancelled(1, timeout_s=5))
         eventually(lambda: self.gateway.app.pipeline.in_flight == 0)
+
+
+class ClientOverAnthropicTest(ClientTest):
+    dialect = ANTHROPIC
 
 
 if __name__ == "__main__":

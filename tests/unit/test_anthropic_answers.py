@@ -155,7 +155,7 @@ class CompletionTest(unittest.TestCase):
                     "prompt_tokens": 5,
                     "completion_tokens": 3,
                     "total_tokens": 8,
-                    "prompt_tokens_details": {"cached_tokens": 0},
+                    "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                 },
             },
         )
@@ -232,7 +232,7 @@ class UsageTest(unittest.TestCase):
                 "prompt_tokens": 60,
                 "completion_tokens": 7,
                 "total_tokens": 67,
-                "prompt_tokens_details": {"cached_tokens": 30},
+                "prompt_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 20},
                 "completion_tokens_details": {"reasoning_tokens": 4},
                 "cache_creation_input_tokens": 20,
                 "cache_read_input_tokens": 30,
@@ -245,11 +245,14 @@ class UsageTest(unittest.TestCase):
     def test_an_engine_that_tells_none_has_none(self) -> None:
         for odd in [*MALFORMED, {"input_tokens": None}, {"input_tokens": "5"}]:
             self.assertIsNone(chat_usage(odd))
-        self.assertEqual(chat_usage({"input_tokens": 5, "output_tokens": None}), chat_usage({"input_tokens": 5}))
+        for odd in ({"input_tokens": 5}, {"input_tokens": 5, "output_tokens": None}, {"output_tokens": 5}):
+            self.assertIsNone(chat_usage(odd))
 
-    def test_cached_tokens_of_any_engine_were_read(self) -> None:
-        told = messages_usage({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 8}})
-        self.assertEqual((told["input_tokens"], told["cache_read_input_tokens"]), (2, 8))
+    def test_cached_tokens_of_any_engine_were_read_or_written(self) -> None:
+        details = {"cached_tokens": 8, "cache_write_tokens": 1}
+        told = messages_usage({"prompt_tokens": 10, "prompt_tokens_details": details})
+        self.assertEqual((told["input_tokens"], told["cache_read_input_tokens"]), (1, 8))
+        self.assertEqual(told["cache_creation_input_tokens"], 1)
 
 
 class ErrorTest(unittest.TestCase):

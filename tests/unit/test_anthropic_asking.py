@@ -92,6 +92,12 @@ class AskedTest(unittest.TestCase):
         tool = {"role": "tool", "tool_call_id": "call_1", "content": ""}
         self.assertEqual(asked(HI, tool)["messages"][0]["content"][1], {"type": "tool_result", "tool_use_id": "call_1"})
 
+    def test_nothing_to_answer_is_refused(self) -> None:
+        system, nothing = {"role": "system", "content": "be brief"}, {"role": "assistant", "content": ""}
+        for messages in ([system], [{"role": "user", "content": " \n"}], [system, nothing]):
+            self.refused("messages", "not_supported", *messages)
+        self.refused("messages", "not_supported", nothing, continue_final_message=True)
+
     def test_images_and_files(self) -> None:
         words = base64.b64encode("grün".encode()).decode()
         parts = [

@@ -210,8 +210,10 @@ def meaning(chat: dict[str, Any]) -> Any:
             turns[-1][1].extend(said)
         elif said:
             turns.append((role, said))
-    fields = {key: value for key, value in chat.items() if key not in ("messages", "thinking", "stream_options")}
-    return turns, fields
+    left_out = {"messages", "thinking", "stream_options"}
+    if "reasoning_effort" in chat:  # who thinks is not asked with a temperature
+        left_out |= {"temperature", "top_p"}
+    return turns, {key: value for key, value in chat.items() if key not in left_out}
 
 
 def _parts(content: Any) -> list[Any]:
@@ -287,12 +289,13 @@ class GeneratedTest(unittest.TestCase):
 
     def test_an_answer_comes_back_as_it_was(self) -> None:
         @profile
-        @given(chunked(), st.sampled_from(["stop", "length", "content_filter"]), st.integers(0, 9), st.integers(0, 9))
-        def check(whole: Any, finish: str, prompt: int, cached: int) -> None:
+        @given(chunked(), st.sampled_from(["stop", "length", "content_filter"]), *[st.integers(0, 9)] * 3)
+        def check(whole: Any, finish: str, prompt: int, cached: int, written: int) -> None:
             said = without_emptiness({**whole[0]})
             choice = {"index": 0, "message": whole[0], "finish_reason": finish}
-            details = {"cached_tokens": cached}
-            usage = {"prompt_tokens": prompt + cached, "completion_tokens": 7, "prompt_tokens_details": details}
+            details = {"cached_tokens": cached, "cache_write_tokens": written}
+            tokens = prompt + cached + written
+            usage = {"prompt_tokens": tokens, "completion_tokens": 7, "prompt_tokens_details": details}
             told = message_of({"id": "x", "model": "m", "choices": [choice], "usage": usage}, "m", frozenset())
             again = completion_of(json.loads(json.dumps(told)), 7)
             found = again["choices"][0]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import json.scanner
+import time
 import unittest
 from typing import Any, Callable, Optional
 from unittest import mock
 
 from gateway import jsontext
+from gateway.upstream.estimates import weigh
 
 TEXTS = [
     "{}",
@@ -135,6 +137,26 @@ class DecodeTest(unittest.TestCase):
         decode = jsontext.decode_with(decoder)
         with mock.patch.object(decoder, "decode", side_effect=AssertionError("the way around")):
             self.assertEqual(decode('{"a": [1]}'), {"a": [1]})
+
+
+class Utf8Test(unittest.TestCase):
+    def test_halves_of_pairs_are_kept_wherever_they_stand(self) -> None:
+        for text in (
+            "",
+            "a",
+            "\u00e9" * 100,
+            "\ud800",
+            "a" * 31 + "\ud800\udc00",
+            "\U0001f600" * 40 + "\udc00",
+            "\ud800" * 99,
+        ):
+            self.assertEqual(jsontext.utf8(text), text.encode("utf-8", "surrogatepass"))
+
+    def test_many_of_them_take_no_longer_than_as_many_others(self) -> None:
+        started_s = time.process_time()
+        self.assertEqual(len(jsontext.utf8("\ud800" * 100_000)), 300_000)
+        self.assertEqual(weigh("\ud800" * 100_000), 400_000)
+        self.assertLess(time.process_time() - started_s, 5)  # PyPy's own way: a minute
 
 
 if __name__ == "__main__":

@@ -184,10 +184,17 @@ class MessagesTest(unittest.TestCase):
         turns = [self.USER, {"role": "assistant", "content": calls}, {"role": "user", "content": results}]
         self.assertEqual(messages.plain(self.asked(*turns, tools=self.TOOLS))["content"][0]["text"], TEXT + "ff; gg")
 
-    def test_structured_output_is_asked_for_in_two_ways(self) -> None:
+    def test_structured_output_is_asked_for_in_two_ways_or_by_the_system_prompt(self) -> None:
         style = {"type": "json_schema", "schema": CITY}
         for body in ({"output_config": {"format": style}}, {"output_format": style}):
             self.assertEqual(messages.plain(self.asked(**body))["content"][0]["text"], '{"city": "city"}')
+        for system, told in (
+            ("Fit this JSON Schema:\n" + json.dumps(CITY), '{"city": "city"}'),
+            ("JSON, please", "{}"),
+        ):
+            for prompt in (system, [{"type": "text", "text": system}]):
+                self.assertEqual(messages.plain(self.asked(system=prompt))["content"][0]["text"], told)
+        self.assertEqual(messages.plain(self.asked(system="JSON:\n{"))["content"][0]["text"], "{}")
         spoilt = messages.plain(self.asked(habit="misfit", tools=self.TOOLS))["content"][0]
         self.assertEqual(spoilt["input"], {"city": ["misfit"]})
 

@@ -15,7 +15,7 @@ USAGE = {
     "prompt_tokens": 7,
     "completion_tokens": 5,
     "total_tokens": 12,
-    "prompt_tokens_details": {"cached_tokens": 3},
+    "prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 2},
     "completion_tokens_details": {"reasoning_tokens": 2},
 }
 CUSTOM = {"type": "custom", "name": "shout"}
@@ -79,7 +79,7 @@ class AnswerTest(unittest.TestCase):
     def test_usage_has_other_names(self) -> None:
         usage = answer({"content": "x"})["usage"]
         self.assertEqual((usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]), (7, 5, 12))
-        self.assertEqual(usage["input_tokens_details"]["cached_tokens"], 3)
+        self.assertEqual(usage["input_tokens_details"], {"cached_tokens": 3, "cache_write_tokens": 2})
         self.assertEqual(usage["output_tokens_details"], {"reasoning_tokens": 2})
 
     def test_thoughts_come_first_and_calls_last(self) -> None:

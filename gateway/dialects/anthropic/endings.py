@@ -52,8 +52,9 @@ def messages_usage(usage: Any, prompt_tokens: int = 0) -> Json:
     """The usage of a message; where the engine has said nothing, the prompt's estimated tokens."""
     if type(usage) is not dict:
         usage = {"prompt_tokens": prompt_tokens}
-    cached = count_in(usage.get("prompt_tokens_details"), "cached_tokens")
-    written = count_in(usage, "cache_creation_input_tokens")
+    details = usage.get("prompt_tokens_details")
+    cached = count_in(details, "cached_tokens")
+    written = count_in(details, "cache_write_tokens") or count_in(usage, "cache_creation_input_tokens")
     told: Json = {
         "input_tokens": max(0, count_in(usage, "prompt_tokens") - cached - written),
         "output_tokens": count_in(usage, "completion_tokens"),
@@ -70,17 +71,18 @@ def messages_usage(usage: Any, prompt_tokens: int = 0) -> Json:
 
 
 def chat_usage(usage: Any) -> Optional[Json]:
-    """The usage of a chat answer; None: the engine has told none."""
-    if type(usage) is not dict or type(usage.get("input_tokens")) is not int:
+    """The usage of a chat answer; None: the engine has told none, or of one side only."""
+    if type(usage) is not dict or not all(type(usage.get(key)) is int for key in ("input_tokens", "output_tokens")):
         return None
     cached = count_in(usage, "cache_read_input_tokens")
-    prompt = count_in(usage, "input_tokens") + count_in(usage, "cache_creation_input_tokens") + cached
+    written = count_in(usage, "cache_creation_input_tokens")
+    prompt = count_in(usage, "input_tokens") + written + cached
     completion = count_in(usage, "output_tokens")
     told: Json = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
     }
     thought = count_in(usage.get("output_tokens_details"), "thinking_tokens")
     if thought:

@@ -102,6 +102,7 @@ class MessagesReader:
             return
         self._common["id"], self._common["model"] = text_in(message, "id"), text_in(message, "model")
         self._note_usage(message.get("usage"))
+        self._usage.pop("output_tokens", None)  # of what is still to be written: no figure
         self._tell(out, {"role": "assistant", "content": ""})
 
     def _message_delta(self, event: Json, out: list[bytes]) -> None:

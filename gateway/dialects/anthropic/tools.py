@@ -7,7 +7,17 @@ import re
 from typing import Any, Optional
 
 from gateway.dialects.dialect import Json
-from gateway.dialects.reading import decode, object_in, objects, optional, refused, required, text_in, unsupported
+from gateway.dialects.reading import (
+    DEPTH_MAX,
+    decode,
+    object_in,
+    objects,
+    optional,
+    refused,
+    required,
+    text_in,
+    unsupported,
+)
 
 NO_PARAMETERS: Json = {"type": "object", "properties": {}}
 
@@ -138,7 +148,8 @@ def tool_use(call: Any, path: str) -> Json:
     function = required(required(call, dict, path).get("function"), dict, where)
     said = input_of(function.get("arguments"))
     if said is None:
-        raise refused(f"{where}.arguments", "must be the text of a JSON object")
+        limit = f"nested at most {DEPTH_MAX} levels deep"
+        raise refused(f"{where}.arguments", f"must be the text of a JSON object, {limit}")
     name = required(function.get("name"), str, f"{where}.name")
     return {"type": "tool_use", "id": call_id(call, "id", path), "name": name, "input": said, **cache_mark(call)}
 

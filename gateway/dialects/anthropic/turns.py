@@ -35,6 +35,8 @@ def turns(messages: Any) -> tuple[list[Json], list[Json]]:
             _add(told, "user", [_result(message, path)])
         else:
             raise unsupported(f"{path}.role", "must be system, developer, user, assistant or tool")
+    if not told:
+        raise unsupported("messages", "must have something to answer: this engine takes no empty texts")
     return system, told
 
 
