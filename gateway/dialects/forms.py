@@ -5,8 +5,7 @@ Nothing else of a form is read: what it carries is passed on as it came.
 
 from __future__ import annotations
 
-import email.message
-import email.parser
+import re
 from typing import NamedTuple, Optional, Union
 
 from gateway.errors import RequestRefused
@@ -15,8 +14,13 @@ FORM = b"multipart/form-data"
 BOUNDARY_MAX_CHARS = 70  # RFC 2046, 5.1.1
 PART_HEAD_MAX_BYTES = 8192
 MODEL_MAX_BYTES = 1024
+PARTS_MAX = 1000  # before the model: each costs far more time than its bytes say
 _HEAD_END = b"\r\n\r\n"
 _LINE_END_BYTES = 2
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,%d}[0-9A-Za-z'()+_,\-./:=?]" % (BOUNDARY_MAX_CHARS - 1))
+_PARAMETER = re.compile(rb"""[ \t]*;[ \t]*([^\s;="]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))[ \t]*""")
+_DISPOSITION = re.compile(rb"^content-disposition[ \t]*:[ \t]*form-data(.*)", re.I | re.M)
+_FOLD = re.compile(rb"\r\n[ \t]+")
 
 Text = Union[bytes, bytearray]
 
@@ -35,13 +39,14 @@ class FormReader:
     What has been looked at is not looked at again, however the form is cut.
     """
 
-    __slots__ = ("_delimiter", "_part", "_seek", "boundary", "over")
+    __slots__ = ("_delimiter", "_part", "_parts", "_seek", "boundary", "over")
 
     def __init__(self, content_type: bytes) -> None:
         """Raises `unsupported_media_type`, `invalid_body`."""
         self.boundary = boundary_of(content_type)
         self._delimiter = b"\r\n--" + self.boundary
         self._part = -1  # where the headers of a part begin; -1: nothing has come
+        self._parts = 0
         self._seek = -1  # from where the end of a part that is not the model is looked for; -1: from none
         self.over = False
 
@@ -66,6 +71,9 @@ class FormReader:
                 return None
             if _is_model(bytes(form[self._part : head_end])):
                 return self._named(form, head_end)
+            self._parts += 1
+            if self._parts >= PARTS_MAX:
+                raise _broken(f"none of its first {PARTS_MAX} parts is the model")
             self._seek = head_end + _LINE_END_BYTES  # what ends the head may begin the delimiter: a part may be empty
         return None
 
@@ -93,21 +101,38 @@ class FormReader:
 
 
 def boundary_of(content_type: bytes) -> bytes:
-    """What separates the parts of a form. Raises `unsupported_media_type`, `invalid_body`."""
-    message = email.message.Message()
-    message["Content-Type"] = content_type.decode("latin-1")
-    if message.get_content_type().encode() != FORM:
+    """What separates the parts of a form. Raises `unsupported_media_type`, `invalid_body`.
+
+    One that others might read differently is none: the engine gets the same header.
+    """
+    kind, _, _ = content_type.partition(b";")
+    if kind.strip().lower() != FORM:
         raise RequestRefused("unsupported_media_type", "send a form with Content-Type: multipart/form-data")
-    boundary = message.get_param("boundary")
-    if not isinstance(boundary, str) or not 0 < len(boundary) <= BOUNDARY_MAX_CHARS or not boundary.isascii():
+    told = _parameters(content_type[len(kind) :].rstrip(b"; \t"))
+    boundaries = [value for name, value in told if name.startswith(b"boundary")]
+    if len(boundaries) != 1 or (b"boundary", boundaries[0]) not in told or not _BOUNDARY.fullmatch(boundaries[0]):
         raise _broken("Content-Type names no boundary of 1 to 70 characters")
-    return boundary.encode()
+    return boundaries[0]
 
 
 def _is_model(head: bytes) -> bool:
-    headers = email.parser.BytesHeaderParser().parsebytes(head.lstrip())
-    disposition = "content-disposition"
-    return headers.get_param("name", header=disposition) == "model" and headers.get_filename() is None
+    if b"model" not in head:
+        return False
+    found = _DISPOSITION.search(_FOLD.sub(b" ", head))
+    told = dict(_parameters(found[1].rstrip(b"; \t\r")) if found is not None else ())
+    return told.get(b"name") == b"model" and b"filename" not in told and b"filename*" not in told
+
+
+def _parameters(text: bytes) -> list[tuple[bytes, bytes]]:
+    """What follows a header's value, names in lower case; none where it cannot be read to its end."""
+    told, at = [], 0
+    while at < len(text):
+        found = _PARAMETER.match(text, at)
+        if found is None:
+            return []
+        told.append((found[1].lower(), found[3] if found[2] is None else found[2]))
+        at = found.end()
+    return told
 
 
 def _broken(what: str) -> RequestRefused:
