@@ -17,6 +17,7 @@ from gateway.steps import ASIDE, Steps
 from gateway.upstream.passed import Form
 
 ASIDE_BYTES = 1_048_576  # a form of which so much is held is put together on a thread
+QUERY_FIELDS_MAX = 100
 
 
 class Passing(NamedTuple):
@@ -64,8 +65,11 @@ def form_of(asked: Asked, settings: Settings) -> Steps[Passing]:
 
 
 def query_of(asked: Asked, settings: Settings) -> Steps[Passing]:
-    """What a request without a body asks for: of the model that its query names."""
-    values = urllib.parse.parse_qs(asked.head.query, max_num_fields=100).get("model")
+    """What a request without a body asks for: of the model that its query names. Raises `bad_request`."""
+    try:
+        values = urllib.parse.parse_qs(asked.head.query, max_num_fields=QUERY_FIELDS_MAX).get("model")
+    except ValueError as error:
+        raise HttpError("bad_request", f"the query has more than {QUERY_FIELDS_MAX} fields") from error
     yield from ()  # they wait for nothing
     return Passing({"model": values[-1]} if values else {})
 

@@ -68,6 +68,26 @@ class AnswerTest(PassingTest):
         self.assertEqual(wrong.header("allow"), "POST, OPTIONS")
         self.assertEqual(running.post({}, "/props").header("allow"), "GET, HEAD, OPTIONS")
 
+    def test_who_asks_for_a_head_gets_no_body_whatever_the_engine_sends(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(
+            b"HEAD /slots?model=m HTTP/1.1\r\nHost: gateway\r\n\r\nGET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
+        )
+        side = engine.accept()
+        side.take_until(b"\r\n\r\n")
+        side.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nslots\r\n")
+        side.send(b"0\r\n\r\n")
+        head = client.read_head("HEAD")
+        self.assertEqual((head.status, head.header("content-type")), (200, "text/plain"))
+        self.assertEqual(head.header("content-length"), "5")
+        self.assertEqual(client.read_response().json(), {"status": "ok"})
+
+    def test_a_query_of_countless_fields_is_refused(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        self.assert_error(running.get("/slots?" + "&".join(["model=m"] * 101)), 400, "bad_request")
+
     def test_a_sound_begins_before_it_has_ended_and_one_that_breaks_is_cut_short(self) -> None:
         engine = self.scripted()
         running = self.serve({"m": {"engines": [engine.url]}})
