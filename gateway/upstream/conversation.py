@@ -8,6 +8,7 @@ it is no attempt. Owns the connection until it is the response's; has no lock.
 
 from __future__ import annotations
 
+import math
 import ssl
 import time
 
@@ -68,8 +69,8 @@ def pass_on(
 ) -> Steps[EngineResponse]:
     """The same for a request whose body is still to come: `wire` is what it begins with.
 
-    On a fresh connection, as it could not be sent once more. The engine's time begins anew with each piece: how long
-    the client takes is not its doing. Raises what the upload has failed with, too.
+    On a fresh connection, as it could not be sent once more. The engine's time begins anew with each piece, and stands
+    still in between: how long the client takes is not its doing. Raises what the upload has failed with, too.
     """
     limit_s = attempt.deadline_s - time.monotonic()
     connection = yield from _connected(pool, attempt)
@@ -79,6 +80,7 @@ def pass_on(
             yield from connection.sent(wire)
             while True:
                 connection.unwatch()  # what is waited for now is the client
+                attempt.deadline_s = math.inf
                 data = yield from upload.take()
                 upload.spent = upload.spent or data != b""
                 attempt.deadline_s = time.monotonic() + limit_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 import unittest
 from typing import Any
 
@@ -349,6 +350,20 @@ class FormTest(PassingTest):
         self.assertEqual(answer.header("connection"), "close")
         self.assertTrue(side.wait_until_left())
         self.assert_nothing_held(running)
+
+    def test_how_long_a_client_takes_is_not_the_engine_s_time(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, REQUEST_TIMEOUT="0.5")
+        body = field("model", b"m") + file(b"x" * 100) + END
+        client = self.enter(running.connect())
+        client.send(self.head(f"Content-Length: {len(body)}") + body[:-20])
+        side = engine.accept()
+        side.take_until(b"x" * 20)
+        time.sleep(1.0)  # so that the time would be over
+        client.send(body[-20:])
+        side.take_until(END)
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().status, 200)
 
     def test_an_engine_that_refuses_early_is_heard(self) -> None:
         engine = self.scripted()
