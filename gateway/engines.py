@@ -161,6 +161,7 @@ class Engines:
         try:
             if not 200 <= response.status < 300:
                 yield from self._see_lacking(response, call, pool, engine)
+            pool.found_having(engine, call.path)
             media_type = media_type_of(response)
             is_json = media_type.startswith(JSON_TYPE)
             if BY_PATH[call.path].method == "GET":  # or HEAD, whose answer must not begin to come
@@ -190,7 +191,8 @@ class Engines:
             said = fault.outcome
             if said.status not in LACKING or "model" in said.message.lower():  # it has the endpoint, not the model
                 raise
-            pool.found_lacking(engine, call.path)
+            if not pool.found_lacking(engine, call.path, said.status):
+                raise
             raise EngineFault(said._replace(kind="not_implemented")) from fault
 
     def _conversation(

@@ -12,6 +12,7 @@ from typing import Any
 from gateway.server.uploading import READS_MAX
 from gateway.uploads import FULL_BYTES
 from tests.resilience import ResilienceTest, ask
+from tests.scripted import ScriptedEngine
 from tests.support import RawClient, RunningGateway, dead_url, eventually
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -192,6 +193,35 @@ class EndpointTest(PassingTest):
             side.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
             side.close()
             self.assert_error(client.read_response(), 404, "backend_rejected")
+
+    def refused_by(self, engine: ScriptedEngine, client: RawClient, text: str) -> None:
+        side = engine.take()
+        body = json.dumps({"error": {"message": text}}).encode()
+        side.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        side.close()
+        self.assert_error(client.read_response(), 404, "backend_rejected")
+
+    def test_something_of_a_request_that_is_not_found_takes_the_endpoint_from_nobody(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [{"url": engine.url, "endpoints": ["/v1/responses"]}]}})
+        for _ in range(2):
+            client = self.enter(running.connect())
+            client.request("POST", RESPONSES, {"input": "x", "previous_response_id": "resp_0"})
+            self.refused_by(engine, client, "Response with id 'resp_0' not found.")
+
+    def test_where_it_has_answered_well_an_engine_has_the_endpoint(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.request("POST", SPEECH, {"input": "x"})
+        side = engine.take()
+        side.send(OK % (b"audio/mpeg", 1, b"x"))
+        self.assertEqual(client.read_response().status, 200)
+        side.close()
+        for _ in range(2):
+            client = self.enter(running.connect())
+            client.request("POST", SPEECH, {"input": "x", "voice": "nobody"})
+            self.refused_by(engine, client, "Voice not found")
 
     def test_engines_that_say_what_they_serve_are_asked_for_that_alone(self) -> None:
         chat, other = self.engine(), self.engine()
