@@ -86,14 +86,15 @@ def pass_on(
                 attempt.deadline_s = time.monotonic() + limit_s
                 if attempt.aborted is not None:
                     raise attempt.failure()
-                if not connection.quiet():
+                said = connection.said()
+                if said is not None:
                     break  # the engine has said something, or has closed, before it has all
                 if not data:
                     if in_chunks:
                         yield from connection.sent(LAST_CHUNK)
                     break
                 yield from connection.sent(chunk(data) if in_chunks else data)
-            data = yield from connection.received()
+            data = said if said is not None else (yield from connection.received())
         except OSError as error:
             data = yield from _after_failure(connection, attempt, error)
         if not data:
