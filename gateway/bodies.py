@@ -10,7 +10,7 @@ import urllib.parse
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.asked import Asked
-from gateway.dialects.forms import FormReader, Named
+from gateway.dialects.forms import FormReader, Named, without_end
 from gateway.errors import HttpError, RequestRefused
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Steps
@@ -56,12 +56,16 @@ def form_of(asked: Asked, settings: Settings) -> Steps[Passing]:
             break
         form += piece
         named = reader.find(form)
+    if named is not None:
+        reader.go_on(form)
+    elif not reader.over:
+        raise without_end()
     begin = bytes(form)
     if named is None:
         named = Named("", 0, 0)
     place = (named.start, named.end) if named.end else None
     request = {"model": named.model} if named.model else {}
-    return Passing(request, Form(content_type, begin, place, reader.boundary, upload, length))
+    return Passing(request, Form(content_type, begin, place, reader, upload, length))
 
 
 def query_of(asked: Asked, settings: Settings) -> Steps[Passing]:

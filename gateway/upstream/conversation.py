@@ -19,6 +19,7 @@ from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connec
 from gateway.upstream.connection import Connection
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.framing import LAST_CHUNK, chunk
+from gateway.upstream.passed import Form
 from gateway.upstream.response import EngineResponse, read_head, whole_head
 from gateway.upstream.shortage import is_shortage, overloaded
 
@@ -64,9 +65,7 @@ def converse(pool: ConnectionPool, attempt: Attempt, wire: bytes) -> Steps[Engin
         connection = None
 
 
-def pass_on(
-    pool: ConnectionPool, attempt: Attempt, wire: bytes, upload: Upload, in_chunks: bool
-) -> Steps[EngineResponse]:
+def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upload: Upload) -> Steps[EngineResponse]:
     """The same for a request whose body is still to come: `wire` is what it begins with.
 
     On a fresh connection, as it could not be sent once more. The engine's time begins anew with each piece, and stands
@@ -81,7 +80,7 @@ def pass_on(
             while True:
                 connection.unwatch()  # what is waited for now is the client
                 attempt.deadline_s = math.inf
-                data = yield from upload.take()
+                data = yield from form.take(upload)
                 upload.spent = upload.spent or data != b""
                 attempt.deadline_s = time.monotonic() + limit_s
                 if attempt.aborted is not None:
@@ -90,10 +89,10 @@ def pass_on(
                 if said is not None:
                     break  # the engine has said something, or has closed, before it has all
                 if not data:
-                    if in_chunks:
+                    if form.in_chunks:
                         yield from connection.sent(LAST_CHUNK)
                     break
-                yield from connection.sent(chunk(data) if in_chunks else data)
+                yield from connection.sent(chunk(data) if form.in_chunks else data)
             data = said if said is not None else (yield from connection.received())
         except OSError as error:
             data = yield from _after_failure(connection, attempt, error)

@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any, NamedTuple, Optional, Union
 
+from gateway.dialects.forms import FormReader
+from gateway.steps import Steps
 from gateway.uploads import Upload
 from gateway.upstream.answers import Usage
 from gateway.upstream.estimates import weigh_escaped
@@ -30,23 +32,23 @@ class Sent(NamedTuple):
 
 class Form:
     """A form, of which `begin` has come. `upload`: the rest; None: it is whole. `length`: of all of it, in bytes; None:
-    nobody knows. `place`: where the model's name stands; None: nowhere. `boundary`: what is between its parts."""
+    nobody knows. `place`: where the model's name stands; None: nowhere. `reader`: has read so far."""
 
-    __slots__ = ("_begin", "_boundary", "_length", "_place", "content_type", "upload")
+    __slots__ = ("_begin", "_length", "_place", "_reader", "content_type", "upload")
 
     def __init__(
         self,
         content_type: bytes,
         begin: bytes,
         place: Optional[tuple[int, int]],
-        boundary: bytes,
+        reader: FormReader,
         upload: Optional[Upload] = None,
         length: Optional[int] = None,
     ) -> None:
         self.content_type = content_type
         self._begin = begin
         self._place = place
-        self._boundary = boundary
+        self._reader = reader
         self.upload = upload
         self._length = length if upload is not None else len(begin)
 
@@ -60,13 +62,21 @@ class Form:
         """Whether something of it has been sent that nobody holds any more."""
         return self.upload is not None and self.upload.spent
 
+    def take(self, upload: Upload) -> Steps[bytes]:
+        """More of it; b"" at its end. Raises what the upload has failed with, and `invalid_body` for what may be no
+        part of it: nothing of that must be sent."""
+        data = yield from upload.take()
+        self._reader.go_on(data)
+        return data
+
     def for_model(self, name: Optional[str]) -> Sent:
         """The form as an engine gets it that knows the model as `name`; None: as it is."""
         if name is None:
             return Sent(self._begin, self._length)
         model = name.encode("utf-8", "surrogatepass")
         if self._place is None:
-            field = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (self._boundary, model)
+            boundary = self._reader.boundary
+            field = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (boundary, model)
             begin = field + self._begin
         else:
             start, end = self._place

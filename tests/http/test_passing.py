@@ -32,7 +32,8 @@ def file(data: bytes) -> bytes:
 
 
 END = b"--xyz--\r\n"
-BEGIN = field("model", b"m") + b"--xyz\r\n"  # it is known where the name ends
+FILE = b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+BEGIN = field("model", b"m") + FILE
 
 
 def json_answer(value: Any) -> bytes:
@@ -313,14 +314,13 @@ class FormTest(PassingTest):
     def test_the_engine_gets_it_while_it_comes(self) -> None:
         engine = self.scripted()
         running = self.serve({"m": {"engines": [engine.url]}})
-        begin = field("model", b"m") + b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         pieces = [b"%d" % number * 50_000 for number in range(3)]
-        length = len(begin) + sum(map(len, pieces)) + len(b"\r\n" + END)
+        length = len(BEGIN) + sum(map(len, pieces)) + len(b"\r\n" + END)
         client = self.enter(running.connect())
-        client.send(self.head(f"Content-Length: {length}") + begin)
+        client.send(self.head(f"Content-Length: {length}") + BEGIN)
         side = engine.accept()
         self.assertIn(f"Content-Length: {length}".encode(), side.take_until(b"\r\n\r\n"))
-        self.assertEqual(side.take(len(begin)), begin)
+        self.assertEqual(side.take(len(BEGIN)), BEGIN)
         for piece in pieces:
             client.send(piece)
             self.assertEqual(side.take(len(piece)), piece)
@@ -441,6 +441,29 @@ class FormTest(PassingTest):
             body = field("model", b"m") + file(b"x" * 3_000_000) + END
             client.send(self.head(f"Content-Length: {len(body)}") + body)
             self.assert_answered_by(client.read_response(), good.port)
+
+    def test_a_model_that_is_named_later_reaches_no_engine(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}, "other": {"engines": [engine.url]}})
+        whole = field("model", b"m") + file(b"x") + field("model", b"other") + END
+        self.assert_error(self.sent(running, whole).read_response(), 400, "invalid_body")
+        self.assertTrue(engine.nobody_waits())
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 300000") + BEGIN)
+        side = engine.accept()
+        side.take_until(FILE)
+        client.send(b"x" * 100_000 + b"\r\n--xy")
+        side.take(100_000)
+        client.send(b"z\r\n" + field("model", b"other")[7:] + END)
+        self.assert_error(client.read_response(), 400, "invalid_body")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+        self.assertEqual(set(self.states(running)), {"up"})
+
+    def test_a_form_without_an_end_is_refused(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        for body in (b"", FILE, FILE + b"\r\n" + field("model", b"m")[:-2]):
+            self.assert_error(self.sent(running, body).read_response(), 400, "invalid_body")
 
     def test_what_is_no_form_or_too_large_is_refused(self) -> None:
         engine = self.engine()

@@ -77,6 +77,34 @@ class FindTest(unittest.TestCase):
             self.assertEqual(named(form((head, b"whisper-1"))), "whisper-1", head)
         self.assertIsNone(FormReader(KIND).find(form((b'Content-Disposition: form-data; x="; name=model', b"m"))))
 
+    def test_a_second_model_is_refused_however_the_form_is_cut(self) -> None:
+        for head in (
+            MODEL[0],
+            b"Content-Disposition: form-data; name=model",
+            b'Content-Disposition: form-data; name="mo\\del"',
+            b"Content-Disposition: form-data; name*=utf-8''%6dodel",
+            b'Content-Disposition: form-data; name="a"\r\nContent-Disposition: form-data; name="model"',
+        ):
+            data = form(MODEL, FILE, LANGUAGE, (head, b"other"), LANGUAGE)
+            for step in (1, 3, 50, len(data)):
+                with self.subTest(head=head, step=step), self.assertRaises(RequestRefused) as caught:
+                    self.read_on(data, step)
+                self.assertEqual(caught.exception.code, "invalid_body")
+
+    def test_what_comes_behind_the_model_may_be_anything_else(self) -> None:
+        data = form(MODEL, LANGUAGE, (FILE[0], b"\r\n--xy model" * 1000), (LANGUAGE[0], b""), LANGUAGE) + form(MODEL)
+        for step in (1, 3, 50, len(data)):
+            self.assertTrue(self.read_on(data, step).over)
+
+    def read_on(self, data: bytes, step: int) -> FormReader:
+        reader, come = FormReader(KIND), step
+        while reader.find(data[:come]) is None:
+            come += step
+        reader.go_on(data[:come])
+        for at in range(come, len(data), step):
+            reader.go_on(data[at : at + step])
+        return reader
+
     def test_a_form_of_countless_parts_costs_little(self) -> None:
         for head in (
             b"",
