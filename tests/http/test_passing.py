@@ -3,13 +3,15 @@ have or lack."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
 import time
 import unittest
 from typing import Any
 
-from gateway.server.uploading import READS_MAX
+from gateway.server.uploading import AT_LEAST_BYTES, READS_MAX
 from gateway.uploads import FULL_BYTES
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import ScriptedEngine
@@ -380,6 +382,39 @@ class FormTest(PassingTest):
         self.assertEqual(answer.header("connection"), "close")
         self.assertTrue(side.wait_until_left())
         self.assert_nothing_held(running)
+
+    def test_who_sends_next_to_nothing_is_told_so_too(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, CLIENT_TIMEOUT="0.5")
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 1000000") + BEGIN)
+        side = engine.accept()
+        client.sock.setblocking(False)
+
+        def told() -> bool:
+            with contextlib.suppress(OSError):
+                client.sock.send(b"x")
+            return bool(select.select([client.sock], [], [], 0)[0])
+
+        eventually(told)
+        client.sock.settimeout(client.timeout_s)
+        self.assert_error(client.read_response(), 408, "request_timeout")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+    def test_who_sends_enough_may_take_long(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, CLIENT_TIMEOUT="1.5")
+        body = BEGIN + b"x" * 4 * AT_LEAST_BYTES + b"\r\n" + END
+        client = self.enter(running.connect())
+        client.send(self.head(f"Content-Length: {len(body)}"))
+        for number in range(5):
+            client.send(body[number * AT_LEAST_BYTES : (number + 1) * AT_LEAST_BYTES])
+            time.sleep(0.5)
+        side = engine.accept()
+        side.take_until(END)
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().status, 200)
 
     def test_how_long_a_client_takes_is_not_the_engine_s_time(self) -> None:
         engine = self.scripted()
