@@ -19,6 +19,8 @@ from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream, StreamBroken
 
 JSON_TYPE = b"application/json"
 EVENTS_TYPE = b"text/event-stream"
+TELLING_BYTES = 4096  # of a large JSON answer, at its begin and at its end
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')  # in a text, quotes have backslashes
 _LAST = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')  # in a text, quotes have backslashes
 _DELTA = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
@@ -104,6 +106,30 @@ class PassedEvents(EventStream):
         return b""
 
 
+class PassedJson(PassedEvents):
+    """A large JSON answer, of which is kept what may tell of its usage: its begin and its end."""
+
+    __slots__ = ("_begin", "_end")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begin = self._end = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take payload, return it."""
+        if len(self._begin) < TELLING_BYTES:
+            self._begin += data[: TELLING_BYTES - len(self._begin)]
+        self._end = (self._end + data)[-TELLING_BYTES:]
+        return data
+
+    def end(self) -> bytes:
+        """The body has ended well."""
+        usage = _usage_told(self._begin, False) or _usage_told(self._end, True)
+        if usage is not None and not usage.estimated:
+            self.usage = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        return super().end()
+
+
 class ResponsesEvents(PassedEvents):
     """The events of OpenAI's Responses: passed on as they are, but it is seen what was used, and whether they end."""
 
@@ -176,6 +202,20 @@ def usage_in(answer: Any, prompt_tokens: int) -> Usage:
     return Usage(prompt_tokens, 0, True)
 
 
+def _usage_told(part: bytes, is_end: bool) -> Optional[Usage]:
+    """What the begin or the end of a JSON answer says of the tokens that it took; None: nothing. What an inner object
+    says is not it: that may be the client's own, given back."""
+    for found in _USAGE.finditer(part):
+        try:
+            told, size = _DECODER.raw_decode(part[found.end() :].decode("latin-1"))
+        except (ValueError, RecursionError):
+            continue
+        outside = part[found.end() + size :] if is_end else part[: found.start()]
+        if (outside.count(b"}"), outside.count(b"{")) == ((1, 0) if is_end else (0, 1)):
+            return usage_in({"usage": told}, 0)
+    return None
+
+
 def _count(told: dict[str, Any], *names: str) -> Optional[int]:
     for name in names:
         value: Union[object, int] = told.get(name)
@@ -185,3 +225,4 @@ def _count(told: dict[str, Any], *names: str) -> Optional[int]:
 
 
 _TOKENS_MAX = 10_000_000
+_DECODER = json.JSONDecoder()

@@ -133,6 +133,23 @@ class AnswerTest(PassingTest):
         (body,) = client.read_events(b"\n")
         self.assertEqual(len(json.loads(body)["data"][0]["b64_json"]), 200_000)
 
+    def test_what_large_json_says_of_its_usage_is_counted(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        usage = b'"usage": {"input_tokens": 7, "output_tokens": 500, "total_tokens": 507}'
+        data = b'"data": [{"b64_json": "' + b"A" * 200_000 + b'"}]'
+        for body in (b"{%b, %b}" % (usage, data), b"{%b, %b}" % (data, usage)):
+            for kind in (b"application/json", b"Application/JSON"):
+                client = self.enter(running.connect())
+                client.request("POST", "/v1/images/generations", {"prompt": "a cat"})
+                side = engine.take()
+                side.send(OK % (kind, len(body), body))
+                answer = client.read_response()
+                self.assertEqual(answer.body, body)
+                line = running.request_line(answer.request_id)
+                self.assertEqual((line["prompt_tokens"], line["completion_tokens"]), (7, 500))
+                side.close()
+
     def test_requests_name_the_engine_s_own_model_and_usage_is_counted(self) -> None:
         engine = self.engine(model="real")
         running = self.serve({"m": {"engines": [{"url": engine.url, "model": "real"}]}})

@@ -11,7 +11,7 @@ from gateway.dialects.forms import FormReader
 from gateway.errors import ClientGone
 from gateway.steps import Flagged, drive
 from gateway.uploads import FULL_BYTES, Upload
-from gateway.upstream.passed import Form, PassedEvents, ResponsesEvents, usage_in
+from gateway.upstream.passed import Form, PassedEvents, PassedJson, ResponsesEvents, usage_in
 from gateway.upstream.sse import EVENT_MAX_BYTES, StreamBroken
 
 READER = FormReader(b"multipart/form-data; boundary=x")
@@ -146,6 +146,22 @@ class EventsTest(unittest.TestCase):
         self.assertFalse(events.done)
         self.assertEqual(events.end(), b"")
         self.assertTrue(events.done)
+
+    def test_what_a_large_answer_says_of_its_usage_is_found_at_its_ends(self) -> None:
+        used, forged, text = b'"usage": {"total_tokens": 9}', b'"usage": {"total_tokens": 0}', b"x" * 10_000
+        for body, tokens in (
+            (b'{"id": 1, %b, "data": ["%b", {%b}]}' % (used, text, forged), 9),
+            (b'{"data": ["%b", {%b}], %b, "id": 1}\n' % (text, forged, used), 9),
+            (b'{"data": [{%b}, "%b"], %b}' % (forged, text, used), 9),
+            (b'{"data": [{%b}, "%b", {"a": {%b}}]}' % (forged, text, forged), None),
+            (b'{"data": "%b \\"usage\\": {}"}' % text, None),
+            (b'{"usage": ' + b'{"a":' * 5000 + text, None),
+        ):
+            for size in (1, 1000, len(body)):
+                events = PassedJson()
+                self.assertEqual(b"".join(events.feed(body[at : at + size]) for at in range(0, len(body), size)), body)
+                events.end()
+                self.assertEqual((events.usage or {}).get("prompt_tokens"), tokens, (body[:40], size))
 
     def stream(self, *types: str, **last: Any) -> bytes:
         told = [{"type": kind, "delta": "some words"} for kind in types] + ([last] if last else [])
