@@ -194,6 +194,14 @@ class EndpointTest(PassingTest):
         )
         self.assertEqual(set(self.states(running)), {"up"})
 
+    def test_to_find_it_lacking_is_no_try(self) -> None:
+        lacking, able = self.engine(lacks="rerank"), self.engine()
+        engines = [{"url": lacking.url}, {"url": able.url}]
+        running = self.serve({"m": {"engines": engines, "strategy": "round_robin"}}, RETRY_ATTEMPTS="1")
+        for _ in range(2):
+            self.assert_answered_by(running.post({"query": "x", "documents": ["x"]}, RERANK), able.port)
+        self.assertEqual(lacking.stats()["requests"], 1)
+
     def test_a_model_whose_engines_all_lack_it_says_so(self) -> None:
         for status in (404, 405, 501):
             engine = self.engine(lacks="rerank", lacks_status=status)
@@ -461,6 +469,68 @@ class FormTest(PassingTest):
         self.assert_error(answer, 413, "backend_rejected")
         self.assertEqual(answer.header("connection"), "close")
         self.assert_nothing_held(running)
+
+    def test_behind_an_early_answer_no_connection_is_used_again(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 100000000") + BEGIN)
+        side = engine.accept()
+        side.take_until(FILE)
+        side.send(json_answer({"text": "enough"}))
+        client.send(b"x" * 3_000_000)
+        self.assertEqual(client.read_response().json(), {"text": "enough"})
+        client.wait_until_ended()
+        other = self.enter(running.connect())
+        other.request("POST", SPEECH, {"input": "hi"})
+        engine.take().send(OK % (b"audio/mpeg", 1, b"x"))
+        self.assertEqual(other.read_response().status, 200)
+
+    def test_a_form_goes_to_one_engine_at_a_time(self) -> None:
+        engines = [self.scripted(), self.scripted()]
+        running = self.serve(
+            {"m": {"engines": [engine.url for engine in engines], "hedge_after_ms": 10, "hedge_ratio": 1}}
+        )
+        client = self.sent(running, field("model", b"m") + file(b"x") + END)
+        eventually(lambda: not all(engine.nobody_waits() for engine in engines))
+        first = next(engine for engine in engines if not engine.nobody_waits())
+        side = first.accept()
+        side.take_until(END)
+        time.sleep(0.3)  # so that another would be asked
+        self.assertTrue(all(engine.nobody_waits() for engine in engines))
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().status, 200)
+
+    def test_chunks_that_are_passed_on_are_counted(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, MAX_UPLOAD_BYTES=10_000)
+        client = self.enter(running.connect())
+        client.send(self.head("Transfer-Encoding: chunked") + b"%x\r\n%b\r\n" % (len(BEGIN), BEGIN))
+        side = engine.accept()
+        side.take_until(FILE)
+        for _ in range(3):
+            client.send(b"fa0\r\n" + b"x" * 4000 + b"\r\n")
+            time.sleep(0.05)
+        self.assert_error(client.read_response(), 413, "body_too_large")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+    def test_the_gateway_s_end_cuts_a_form_off_whose_client_is_silent(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 100000000") + BEGIN)
+        side = engine.accept()
+        side.take_until(FILE)
+        running.stop()
+        self.assert_error(client.read_response(), 503, "draining")
+        self.assertTrue(side.wait_until_left())
+
+    def test_who_waits_to_send_no_form_is_not_told_to_go_on(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 100000", "Expect: 100-continue", kind="application/json"))
+        self.assert_error(client.read_response(), 415, "unsupported_media_type")
 
     def test_what_has_been_sent_is_sent_to_no_other_engine(self) -> None:
         first, second = self.scripted(), self.engine()
