@@ -10,13 +10,14 @@ import urllib.parse
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.asked import Asked
-from gateway.dialects.forms import FormReader, Named
+from gateway.dialects.forms import FormReader, Named, without_end
 from gateway.errors import HttpError, RequestRefused
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Steps
 from gateway.upstream.passed import Form
 
 ASIDE_BYTES = 1_048_576  # a form of which so much is held is put together on a thread
+QUERY_FIELDS_MAX = 100
 
 
 class Passing(NamedTuple):
@@ -55,17 +56,24 @@ def form_of(asked: Asked, settings: Settings) -> Steps[Passing]:
             break
         form += piece
         named = reader.find(form)
+    if named is not None:
+        reader.go_on(form)
+    elif not reader.over:
+        raise without_end()
     begin = bytes(form)
     if named is None:
         named = Named("", 0, 0)
     place = (named.start, named.end) if named.end else None
     request = {"model": named.model} if named.model else {}
-    return Passing(request, Form(content_type, begin, place, reader.boundary, upload, length))
+    return Passing(request, Form(content_type, begin, place, reader, upload, length))
 
 
 def query_of(asked: Asked, settings: Settings) -> Steps[Passing]:
-    """What a request without a body asks for: of the model that its query names."""
-    values = urllib.parse.parse_qs(asked.head.query, max_num_fields=100).get("model")
+    """What a request without a body asks for: of the model that its query names. Raises `bad_request`."""
+    try:
+        values = urllib.parse.parse_qs(asked.head.query, max_num_fields=QUERY_FIELDS_MAX).get("model")
+    except ValueError as error:
+        raise HttpError("bad_request", f"the query has more than {QUERY_FIELDS_MAX} fields") from error
     yield from ()  # they wait for nothing
     return Passing({"model": values[-1]} if values else {})
 

@@ -30,6 +30,7 @@ from gateway.upstream.passed import (
     EVENTS_TYPE,
     JSON_TYPE,
     PassedEvents,
+    PassedJson,
     ResponsesEvents,
     decoded,
     media_type_of,
@@ -157,17 +158,23 @@ class Engines:
     def _passed(
         self, response: EngineResponse, call: Call, pool: ModelPool, engine: Engine
     ) -> Steps[Union[Answer, EngineStream]]:
-        """The answer as it is: whole, where it is JSON and not large, or as it comes."""
+        """The answer as it is: whole, where it is JSON and not large or was asked for with GET, or as it comes."""
         try:
             if not 200 <= response.status < 300:
                 yield from self._see_lacking(response, call, pool, engine)
+            pool.found_having(engine, call.path)
             media_type = media_type_of(response)
-            is_json = media_type.startswith(JSON_TYPE)
-            held_bytes = self._sizes.answer_bytes if BY_PATH[call.path].method == "GET" else HELD_BYTES
-            body = yield from response.read_begin(held_bytes if is_json else 1)  # what has begun is tried nowhere else
-            is_events = call.path == RESPONSES and media_type.startswith(EVENTS_TYPE)
+            is_json = media_type.lower().startswith(JSON_TYPE)
+            if BY_PATH[call.path].method == "GET":  # or HEAD, whose answer must not begin to come
+                body = bytes((yield from response.read_all(self._sizes.answer_bytes)))
+            else:
+                body = yield from response.read_begin(
+                    HELD_BYTES if is_json else 1
+                )  # who has begun is tried nowhere else
+            is_events = call.path == RESPONSES and media_type.lower().startswith(EVENTS_TYPE)
             if is_events or not response.decoder.complete:
-                stream = EngineStream(response, ResponsesEvents() if is_events else PassedEvents(), self._stream_end_s)
+                kind = ResponsesEvents if is_events else PassedJson if is_json else PassedEvents
+                stream = EngineStream(response, kind(), self._stream_end_s)
                 stream.begin_with(body)
                 return stream
             response.release()
@@ -186,7 +193,8 @@ class Engines:
             said = fault.outcome
             if said.status not in LACKING or "model" in said.message.lower():  # it has the endpoint, not the model
                 raise
-            pool.found_lacking(engine, call.path)
+            if not pool.found_lacking(engine, call.path, said.status):
+                raise
             raise EngineFault(said._replace(kind="not_implemented")) from fault
 
     def _conversation(

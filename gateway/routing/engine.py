@@ -41,6 +41,7 @@ class Engine:
         "ewma_s",
         "failed_at_s",
         "fails",
+        "having",
         "id",
         "in_flight",
         "lacking",
@@ -84,6 +85,7 @@ class Engine:
         self.listed: Optional[tuple[ListedModel, ...]] = None  # the models that it serves; None: nobody has said
         self.list_asked_s = -math.inf
         self.lacking: dict[str, float] = {}  # endpoints that it was found not to have, until then
+        self.having: dict[str, float] = {}  # endpoints that are passed on to, and have answered well: until then it has
 
     def forget(self, policy: BreakerPolicy) -> None:
         """Know nothing of it any more but what is in flight and what an operator said: its key or model is another.
@@ -94,7 +96,7 @@ class Engine:
         self.breaker = Breaker(policy)
         self.breaker.ticket = self.since_ticket = ticket
         self.down = self.answered = False
-        self.lacking = {}
+        self.lacking, self.having = {}, {}
         self.out_until_s = self.failed_at_s = self.ok_at_s = self.ewma_at_s = -math.inf
         self.out_reason = ""
         self.fails = self.passes = 0

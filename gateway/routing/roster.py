@@ -21,10 +21,12 @@ from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.hedges import Hedges
 from gateway.routing.line import Waiter
 from gateway.routing.members import EngineSnapshot, Members
+from gateway.routing.providers import RESPONSES
 from gateway.routing.specs import ModelSpec
 from gateway.routing.standing import Standing, StateChange
 
 LACKING_S = 300.0  # an engine that has said that it has not an endpoint is not asked for it
+HAVING_S = 3600.0  # and one that has answered well there has it, whatever it says of something else
 
 
 class Roster:
@@ -137,10 +139,21 @@ class Roster:
                 if not engine.spec.can_serve(path) or engine.lacking.get(path, now_s) > now_s
             )
 
-    def found_lacking(self, engine: Engine, path: str) -> None:
-        """An engine has said that it has no such endpoint. It is believed for a while: it may come again with it."""
+    def found_lacking(self, engine: Engine, path: str, status: int) -> bool:
+        """An engine has said that it has no such endpoint, with this status. It is believed for a while, as it may come
+        again with it. False: what it has not is something else, of the request; a 404 where the endpoint is known."""
         with self._lock:
-            engine.lacking[path] = self._clock() + LACKING_S
+            now_s = self._clock()
+            said = engine.spec.endpoints is not None or path == RESPONSES  # else it would not have been asked
+            if status == 404 and (said or engine.having.get(path, now_s) > now_s):
+                return False
+            engine.lacking[path] = now_s + LACKING_S
+            return True
+
+    def found_having(self, engine: Engine, path: str) -> None:
+        """An engine has answered well at an endpoint."""
+        with self._lock:
+            engine.having[path] = self._clock() + HAVING_S
 
     def due_for_probe(self, fresh_s: float) -> list[Engine]:
         """The engines without a good answer in the last `fresh_s` seconds: traffic has not vouched for them."""

@@ -15,17 +15,20 @@ from gateway.server.reader import Refusal
 from gateway.server.receiving import READS_MAX, RECV_BYTES, Receiving, State
 from gateway.uploads import Upload
 
+AT_LEAST_BYTES = 8192  # of a body in CLIENT_TIMEOUT: who sends less keeps an engine's place for nothing
+
 
 class Uploading(Receiving):
     """Passes bodies on."""
 
     _upload: Optional[Upload] = None  # of the request under way, as long as something of it is to come
-    _came_s = 0.0  # when something came last, or was waited for by the engine's own fault
+    _came_s = 0.0  # when enough had come last, or none could because of the engine
+    _came_bytes = 0  # since then
 
     def _begin_upload(self, exchange: Exchange) -> None:
         """The rest of the request's body is still to come."""
         self._upload = exchange.upload = Upload(self._has_room)
-        self._came_s = time.monotonic()
+        self._came_s, self._came_bytes = time.monotonic(), 0
 
     def _has_room(self) -> None:
         """There is room again. From any thread."""
@@ -51,7 +54,9 @@ class Uploading(Receiving):
                 self._eof = True
                 self._end_upload(upload, ClientGone())
                 return
-            self._came_s = time.monotonic()
+            self._came_bytes += len(data)
+            if self._came_bytes >= AT_LEAST_BYTES:
+                self._came_s, self._came_bytes = time.monotonic(), 0
             if len(data) == RECV_BYTES:
                 self._more = True
             if not data:
@@ -71,7 +76,7 @@ class Uploading(Receiving):
         self._loop.again(self.ready, 0)
 
     def _look_after_upload(self, upload: Upload, now_s: float) -> None:
-        """Some time has passed: does the client still send?"""
+        """Some time has passed: does the client still send, and enough?"""
         if upload.full:
             self._came_s = now_s
         elif now_s - self._came_s >= self.settings.client_timeout_s:

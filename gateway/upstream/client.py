@@ -81,7 +81,7 @@ class Conversation:
         """The same as steps."""
         form = self._form
         if form is not None and form.upload is not None:
-            return pass_on(self._endpoint.pool, self._attempt, self._wire, form.upload, form.in_chunks)
+            return pass_on(self._endpoint.pool, self._attempt, self._wire, form, form.upload)
         return converse(self._endpoint.pool, self._attempt, self._wire)
 
 

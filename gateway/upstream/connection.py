@@ -74,6 +74,14 @@ class Connection:
             if not ready:
                 raise socket.timeout("timed out")
 
+    def said(self) -> Optional[bytes]:
+        """What has come; b"" at the end, None: nothing yet, whatever TLS has said to itself. Never blocks. Raises
+        OSError."""
+        try:
+            return self.sock.recv(RECV_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+
     def sent(self, data: Union[bytes, memoryview]) -> Steps[bool]:
         """All of `data` has been taken; returns whether it was at once. Raises OSError."""
         at_once = True

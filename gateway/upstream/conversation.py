@@ -8,6 +8,7 @@ it is no attempt. Owns the connection until it is the response's; has no lock.
 
 from __future__ import annotations
 
+import math
 import ssl
 import time
 
@@ -18,6 +19,7 @@ from gateway.upstream.attempt import NO_ANSWER, Attempt, EngineFault, not_connec
 from gateway.upstream.connection import Connection
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.framing import LAST_CHUNK, chunk
+from gateway.upstream.passed import Form
 from gateway.upstream.response import EngineResponse, read_head, whole_head
 from gateway.upstream.shortage import is_shortage, overloaded
 
@@ -63,13 +65,11 @@ def converse(pool: ConnectionPool, attempt: Attempt, wire: bytes) -> Steps[Engin
         connection = None
 
 
-def pass_on(
-    pool: ConnectionPool, attempt: Attempt, wire: bytes, upload: Upload, in_chunks: bool
-) -> Steps[EngineResponse]:
+def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upload: Upload) -> Steps[EngineResponse]:
     """The same for a request whose body is still to come: `wire` is what it begins with.
 
-    On a fresh connection, as it could not be sent once more. The engine's time begins anew with each piece: how long
-    the client takes is not its doing. Raises what the upload has failed with, too.
+    On a fresh connection, as it could not be sent once more. The engine's time begins anew with each piece, and stands
+    still in between: how long the client takes is not its doing. Raises what the upload has failed with, too.
     """
     limit_s = attempt.deadline_s - time.monotonic()
     connection = yield from _connected(pool, attempt)
@@ -79,19 +79,21 @@ def pass_on(
             yield from connection.sent(wire)
             while True:
                 connection.unwatch()  # what is waited for now is the client
-                data = yield from upload.take()
+                attempt.deadline_s = math.inf
+                data = yield from form.take(upload)
                 upload.spent = upload.spent or data != b""
                 attempt.deadline_s = time.monotonic() + limit_s
                 if attempt.aborted is not None:
                     raise attempt.failure()
-                if not connection.quiet():
+                said = connection.said()
+                if said is not None:
                     break  # the engine has said something, or has closed, before it has all
                 if not data:
-                    if in_chunks:
+                    if form.in_chunks:
                         yield from connection.sent(LAST_CHUNK)
                     break
-                yield from connection.sent(chunk(data) if in_chunks else data)
-            data = yield from connection.received()
+                yield from connection.sent(chunk(data) if form.in_chunks else data)
+            data = said if said is not None else (yield from connection.received())
         except OSError as error:
             data = yield from _after_failure(connection, attempt, error)
         if not data:

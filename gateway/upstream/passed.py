@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any, NamedTuple, Optional, Union
 
+from gateway.dialects.forms import FormReader
+from gateway.steps import Steps
 from gateway.uploads import Upload
 from gateway.upstream.answers import Usage
 from gateway.upstream.estimates import weigh_escaped
@@ -17,6 +19,8 @@ from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream, StreamBroken
 
 JSON_TYPE = b"application/json"
 EVENTS_TYPE = b"text/event-stream"
+TELLING_BYTES = 4096  # of a large JSON answer, at its begin and at its end
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')  # in a text, quotes have backslashes
 _LAST = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')  # in a text, quotes have backslashes
 _DELTA = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
@@ -30,23 +34,23 @@ class Sent(NamedTuple):
 
 class Form:
     """A form, of which `begin` has come. `upload`: the rest; None: it is whole. `length`: of all of it, in bytes; None:
-    nobody knows. `place`: where the model's name stands; None: nowhere. `boundary`: what is between its parts."""
+    nobody knows. `place`: where the model's name stands; None: nowhere. `reader`: has read so far."""
 
-    __slots__ = ("_begin", "_boundary", "_length", "_place", "content_type", "upload")
+    __slots__ = ("_begin", "_length", "_place", "_reader", "content_type", "upload")
 
     def __init__(
         self,
         content_type: bytes,
         begin: bytes,
         place: Optional[tuple[int, int]],
-        boundary: bytes,
+        reader: FormReader,
         upload: Optional[Upload] = None,
         length: Optional[int] = None,
     ) -> None:
         self.content_type = content_type
         self._begin = begin
         self._place = place
-        self._boundary = boundary
+        self._reader = reader
         self.upload = upload
         self._length = length if upload is not None else len(begin)
 
@@ -60,13 +64,21 @@ class Form:
         """Whether something of it has been sent that nobody holds any more."""
         return self.upload is not None and self.upload.spent
 
+    def take(self, upload: Upload) -> Steps[bytes]:
+        """More of it; b"" at its end. Raises what the upload has failed with, and `invalid_body` for what may be no
+        part of it: nothing of that must be sent."""
+        data = yield from upload.take()
+        self._reader.go_on(data)
+        return data
+
     def for_model(self, name: Optional[str]) -> Sent:
         """The form as an engine gets it that knows the model as `name`; None: as it is."""
         if name is None:
             return Sent(self._begin, self._length)
         model = name.encode("utf-8", "surrogatepass")
         if self._place is None:
-            field = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (self._boundary, model)
+            boundary = self._reader.boundary
+            field = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (boundary, model)
             begin = field + self._begin
         else:
             start, end = self._place
@@ -92,6 +104,30 @@ class PassedEvents(EventStream):
         """The body has ended well."""
         self.done = True
         return b""
+
+
+class PassedJson(PassedEvents):
+    """A large JSON answer, of which is kept what may tell of its usage: its begin and its end."""
+
+    __slots__ = ("_begin", "_end")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begin = self._end = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take payload, return it."""
+        if len(self._begin) < TELLING_BYTES:
+            self._begin += data[: TELLING_BYTES - len(self._begin)]
+        self._end = (self._end + data)[-TELLING_BYTES:]
+        return data
+
+    def end(self) -> bytes:
+        """The body has ended well."""
+        usage = _usage_told(self._begin, False) or _usage_told(self._end, True)
+        if usage is not None and not usage.estimated:
+            self.usage = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        return super().end()
 
 
 class ResponsesEvents(PassedEvents):
@@ -166,6 +202,20 @@ def usage_in(answer: Any, prompt_tokens: int) -> Usage:
     return Usage(prompt_tokens, 0, True)
 
 
+def _usage_told(part: bytes, is_end: bool) -> Optional[Usage]:
+    """What the begin or the end of a JSON answer says of the tokens that it took; None: nothing. What an inner object
+    says is not it: that may be the client's own, given back."""
+    for found in _USAGE.finditer(part):
+        try:
+            told, size = _DECODER.raw_decode(part[found.end() :].decode("latin-1"))
+        except (ValueError, RecursionError):
+            continue
+        outside = part[found.end() + size :] if is_end else part[: found.start()]
+        if (outside.count(b"}"), outside.count(b"{")) == ((1, 0) if is_end else (0, 1)):
+            return usage_in({"usage": told}, 0)
+    return None
+
+
 def _count(told: dict[str, Any], *names: str) -> Optional[int]:
     for name in names:
         value: Union[object, int] = told.get(name)
@@ -175,3 +225,4 @@ def _count(told: dict[str, Any], *names: str) -> Optional[int]:
 
 
 _TOKENS_MAX = 10_000_000
+_DECODER = json.JSONDecoder()

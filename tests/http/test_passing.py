@@ -3,14 +3,18 @@ have or lack."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
+import time
 import unittest
 from typing import Any
 
-from gateway.server.uploading import READS_MAX
+from gateway.server.uploading import AT_LEAST_BYTES, READS_MAX
 from gateway.uploads import FULL_BYTES
 from tests.resilience import ResilienceTest, ask
+from tests.scripted import ScriptedEngine
 from tests.support import RawClient, RunningGateway, dead_url, eventually
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -30,7 +34,8 @@ def file(data: bytes) -> bytes:
 
 
 END = b"--xyz--\r\n"
-BEGIN = field("model", b"m") + b"--xyz\r\n"  # it is known where the name ends
+FILE = b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+BEGIN = field("model", b"m") + FILE
 
 
 def json_answer(value: Any) -> bytes:
@@ -67,6 +72,26 @@ class AnswerTest(PassingTest):
         self.assert_error(wrong, 405, "method_not_allowed")
         self.assertEqual(wrong.header("allow"), "POST, OPTIONS")
         self.assertEqual(running.post({}, "/props").header("allow"), "GET, HEAD, OPTIONS")
+
+    def test_who_asks_for_a_head_gets_no_body_whatever_the_engine_sends(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(
+            b"HEAD /slots?model=m HTTP/1.1\r\nHost: gateway\r\n\r\nGET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
+        )
+        side = engine.accept()
+        side.take_until(b"\r\n\r\n")
+        side.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nslots\r\n")
+        side.send(b"0\r\n\r\n")
+        head = client.read_head("HEAD")
+        self.assertEqual((head.status, head.header("content-type")), (200, "text/plain"))
+        self.assertEqual(head.header("content-length"), "5")
+        self.assertEqual(client.read_response().json(), {"status": "ok"})
+
+    def test_a_query_of_countless_fields_is_refused(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        self.assert_error(running.get("/slots?" + "&".join(["model=m"] * 101)), 400, "bad_request")
 
     def test_a_sound_begins_before_it_has_ended_and_one_that_breaks_is_cut_short(self) -> None:
         engine = self.scripted()
@@ -107,6 +132,23 @@ class AnswerTest(PassingTest):
         side.send(b"\n")
         (body,) = client.read_events(b"\n")
         self.assertEqual(len(json.loads(body)["data"][0]["b64_json"]), 200_000)
+
+    def test_what_large_json_says_of_its_usage_is_counted(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        usage = b'"usage": {"input_tokens": 7, "output_tokens": 500, "total_tokens": 507}'
+        data = b'"data": [{"b64_json": "' + b"A" * 200_000 + b'"}]'
+        for body in (b"{%b, %b}" % (usage, data), b"{%b, %b}" % (data, usage)):
+            for kind in (b"application/json", b"Application/JSON"):
+                client = self.enter(running.connect())
+                client.request("POST", "/v1/images/generations", {"prompt": "a cat"})
+                side = engine.take()
+                side.send(OK % (kind, len(body), body))
+                answer = client.read_response()
+                self.assertEqual(answer.body, body)
+                line = running.request_line(answer.request_id)
+                self.assertEqual((line["prompt_tokens"], line["completion_tokens"]), (7, 500))
+                side.close()
 
     def test_requests_name_the_engine_s_own_model_and_usage_is_counted(self) -> None:
         engine = self.engine(model="real")
@@ -152,6 +194,14 @@ class EndpointTest(PassingTest):
         )
         self.assertEqual(set(self.states(running)), {"up"})
 
+    def test_to_find_it_lacking_is_no_try(self) -> None:
+        lacking, able = self.engine(lacks="rerank"), self.engine()
+        engines = [{"url": lacking.url}, {"url": able.url}]
+        running = self.serve({"m": {"engines": engines, "strategy": "round_robin"}}, RETRY_ATTEMPTS="1")
+        for _ in range(2):
+            self.assert_answered_by(running.post({"query": "x", "documents": ["x"]}, RERANK), able.port)
+        self.assertEqual(lacking.stats()["requests"], 1)
+
     def test_a_model_whose_engines_all_lack_it_says_so(self) -> None:
         for status in (404, 405, 501):
             engine = self.engine(lacks="rerank", lacks_status=status)
@@ -171,6 +221,35 @@ class EndpointTest(PassingTest):
             side.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
             side.close()
             self.assert_error(client.read_response(), 404, "backend_rejected")
+
+    def refused_by(self, engine: ScriptedEngine, client: RawClient, text: str) -> None:
+        side = engine.take()
+        body = json.dumps({"error": {"message": text}}).encode()
+        side.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        side.close()
+        self.assert_error(client.read_response(), 404, "backend_rejected")
+
+    def test_something_of_a_request_that_is_not_found_takes_the_endpoint_from_nobody(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [{"url": engine.url, "endpoints": ["/v1/responses"]}]}})
+        for _ in range(2):
+            client = self.enter(running.connect())
+            client.request("POST", RESPONSES, {"input": "x", "previous_response_id": "resp_0"})
+            self.refused_by(engine, client, "Response with id 'resp_0' not found.")
+
+    def test_where_it_has_answered_well_an_engine_has_the_endpoint(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.request("POST", SPEECH, {"input": "x"})
+        side = engine.take()
+        side.send(OK % (b"audio/mpeg", 1, b"x"))
+        self.assertEqual(client.read_response().status, 200)
+        side.close()
+        for _ in range(2):
+            client = self.enter(running.connect())
+            client.request("POST", SPEECH, {"input": "x", "voice": "nobody"})
+            self.refused_by(engine, client, "Voice not found")
 
     def test_engines_that_say_what_they_serve_are_asked_for_that_alone(self) -> None:
         chat, other = self.engine(), self.engine()
@@ -262,14 +341,13 @@ class FormTest(PassingTest):
     def test_the_engine_gets_it_while_it_comes(self) -> None:
         engine = self.scripted()
         running = self.serve({"m": {"engines": [engine.url]}})
-        begin = field("model", b"m") + b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         pieces = [b"%d" % number * 50_000 for number in range(3)]
-        length = len(begin) + sum(map(len, pieces)) + len(b"\r\n" + END)
+        length = len(BEGIN) + sum(map(len, pieces)) + len(b"\r\n" + END)
         client = self.enter(running.connect())
-        client.send(self.head(f"Content-Length: {length}") + begin)
+        client.send(self.head(f"Content-Length: {length}") + BEGIN)
         side = engine.accept()
         self.assertIn(f"Content-Length: {length}".encode(), side.take_until(b"\r\n\r\n"))
-        self.assertEqual(side.take(len(begin)), begin)
+        self.assertEqual(side.take(len(BEGIN)), BEGIN)
         for piece in pieces:
             client.send(piece)
             self.assertEqual(side.take(len(piece)), piece)
@@ -330,6 +408,53 @@ class FormTest(PassingTest):
         self.assertTrue(side.wait_until_left())
         self.assert_nothing_held(running)
 
+    def test_who_sends_next_to_nothing_is_told_so_too(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, CLIENT_TIMEOUT="0.5")
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 1000000") + BEGIN)
+        side = engine.accept()
+        client.sock.setblocking(False)
+
+        def told() -> bool:
+            with contextlib.suppress(OSError):
+                client.sock.send(b"x")
+            return bool(select.select([client.sock], [], [], 0)[0])
+
+        eventually(told)
+        client.sock.settimeout(client.timeout_s)
+        self.assert_error(client.read_response(), 408, "request_timeout")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+    def test_who_sends_enough_may_take_long(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, CLIENT_TIMEOUT="1.5")
+        body = BEGIN + b"x" * 4 * AT_LEAST_BYTES + b"\r\n" + END
+        client = self.enter(running.connect())
+        client.send(self.head(f"Content-Length: {len(body)}"))
+        for number in range(5):
+            client.send(body[number * AT_LEAST_BYTES : (number + 1) * AT_LEAST_BYTES])
+            time.sleep(0.5)
+        side = engine.accept()
+        side.take_until(END)
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().status, 200)
+
+    def test_how_long_a_client_takes_is_not_the_engine_s_time(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, REQUEST_TIMEOUT="0.5")
+        body = field("model", b"m") + file(b"x" * 100) + END
+        client = self.enter(running.connect())
+        client.send(self.head(f"Content-Length: {len(body)}") + body[:-20])
+        side = engine.accept()
+        side.take_until(b"x" * 20)
+        time.sleep(1.0)  # so that the time would be over
+        client.send(body[-20:])
+        side.take_until(END)
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().status, 200)
+
     def test_an_engine_that_refuses_early_is_heard(self) -> None:
         engine = self.scripted()
         running = self.serve({"m": {"engines": [engine.url]}})
@@ -344,6 +469,68 @@ class FormTest(PassingTest):
         self.assert_error(answer, 413, "backend_rejected")
         self.assertEqual(answer.header("connection"), "close")
         self.assert_nothing_held(running)
+
+    def test_behind_an_early_answer_no_connection_is_used_again(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 100000000") + BEGIN)
+        side = engine.accept()
+        side.take_until(FILE)
+        side.send(json_answer({"text": "enough"}))
+        client.send(b"x" * 3_000_000)
+        self.assertEqual(client.read_response().json(), {"text": "enough"})
+        client.wait_until_ended()
+        other = self.enter(running.connect())
+        other.request("POST", SPEECH, {"input": "hi"})
+        engine.take().send(OK % (b"audio/mpeg", 1, b"x"))
+        self.assertEqual(other.read_response().status, 200)
+
+    def test_a_form_goes_to_one_engine_at_a_time(self) -> None:
+        engines = [self.scripted(), self.scripted()]
+        running = self.serve(
+            {"m": {"engines": [engine.url for engine in engines], "hedge_after_ms": 10, "hedge_ratio": 1}}
+        )
+        client = self.sent(running, field("model", b"m") + file(b"x") + END)
+        eventually(lambda: not all(engine.nobody_waits() for engine in engines))
+        first = next(engine for engine in engines if not engine.nobody_waits())
+        side = first.accept()
+        side.take_until(END)
+        time.sleep(0.3)  # so that another would be asked
+        self.assertTrue(all(engine.nobody_waits() for engine in engines))
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().status, 200)
+
+    def test_chunks_that_are_passed_on_are_counted(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}}, MAX_UPLOAD_BYTES=10_000)
+        client = self.enter(running.connect())
+        client.send(self.head("Transfer-Encoding: chunked") + b"%x\r\n%b\r\n" % (len(BEGIN), BEGIN))
+        side = engine.accept()
+        side.take_until(FILE)
+        for _ in range(3):
+            client.send(b"fa0\r\n" + b"x" * 4000 + b"\r\n")
+            time.sleep(0.05)
+        self.assert_error(client.read_response(), 413, "body_too_large")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+    def test_the_gateway_s_end_cuts_a_form_off_whose_client_is_silent(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 100000000") + BEGIN)
+        side = engine.accept()
+        side.take_until(FILE)
+        running.stop()
+        self.assert_error(client.read_response(), 503, "draining")
+        self.assertTrue(side.wait_until_left())
+
+    def test_who_waits_to_send_no_form_is_not_told_to_go_on(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 100000", "Expect: 100-continue", kind="application/json"))
+        self.assert_error(client.read_response(), 415, "unsupported_media_type")
 
     def test_what_has_been_sent_is_sent_to_no_other_engine(self) -> None:
         first, second = self.scripted(), self.engine()
@@ -376,6 +563,29 @@ class FormTest(PassingTest):
             body = field("model", b"m") + file(b"x" * 3_000_000) + END
             client.send(self.head(f"Content-Length: {len(body)}") + body)
             self.assert_answered_by(client.read_response(), good.port)
+
+    def test_a_model_that_is_named_later_reaches_no_engine(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}, "other": {"engines": [engine.url]}})
+        whole = field("model", b"m") + file(b"x") + field("model", b"other") + END
+        self.assert_error(self.sent(running, whole).read_response(), 400, "invalid_body")
+        self.assertTrue(engine.nobody_waits())
+        client = self.enter(running.connect())
+        client.send(self.head("Content-Length: 300000") + BEGIN)
+        side = engine.accept()
+        side.take_until(FILE)
+        client.send(b"x" * 100_000 + b"\r\n--xy")
+        side.take(100_000)
+        client.send(b"z\r\n" + field("model", b"other")[7:] + END)
+        self.assert_error(client.read_response(), 400, "invalid_body")
+        self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+        self.assertEqual(set(self.states(running)), {"up"})
+
+    def test_a_form_without_an_end_is_refused(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        for body in (b"", FILE, FILE + b"\r\n" + field("model", b"m")[:-2]):
+            self.assert_error(self.sent(running, body).read_response(), 400, "invalid_body")
 
     def test_what_is_no_form_or_too_large_is_refused(self) -> None:
         engine = self.engine()

@@ -739,6 +739,21 @@ class TlsTest(unittest.TestCase):
                 self.assertEqual(len(answer.json()["choices"][0]["message"]["content"]), 100_000)
             self.assertTrue(engine.nobody_waits())
 
+    def test_a_form_over_tls_is_sent_on_whatever_tls_itself_says(self) -> None:
+        form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x\r\n'
+        with self.running() as (running, engine), running.connect() as client:
+            client.send(
+                b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: gateway\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 300000\r\n\r\n" + form
+            )
+            side = engine.accept()  # which has said something meanwhile: tickets of the session, to use it again
+            side.take_until(form)
+            for size in (100_000, 200_000 - len(form)):
+                client.send(b"x" * size)
+                side.take(size)
+            side.answer(b'{"text": "heard"}')
+            self.assertEqual(client.read_response().json(), {"text": "heard"})
+
     def test_an_engine_s_name_is_what_its_certificate_must_say(self) -> None:
         for name, status in (("localhost", 200), ("other.localhost", 502)):
             names = Names()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import unittest
 from typing import Optional
 
@@ -66,6 +68,68 @@ class FindTest(unittest.TestCase):
         self.assertEqual(named(form((MODEL[0], b""))), "")
         self.assertEqual(named(b"--xyz\r\n" + LANGUAGE[0] + b"\r\n\r\n--xyz" + form(MODEL)[5:]), "whisper-1")
 
+    def test_its_name_may_be_told_in_many_ways(self) -> None:
+        for head in (
+            b"content-disposition:form-data;name=model",
+            b'CONTENT-DISPOSITION: Form-Data; Name="model";',
+            b'Content-Type: text/plain\r\nContent-Disposition: form-data;\r\n name="model"\r\nX: y',
+        ):
+            self.assertEqual(named(form((head, b"whisper-1"))), "whisper-1", head)
+        self.assertIsNone(FormReader(KIND).find(form((b'Content-Disposition: form-data; x="; name=model', b"m"))))
+
+    def test_a_second_model_is_refused_however_the_form_is_cut(self) -> None:
+        for head in (
+            MODEL[0],
+            b"Content-Disposition: form-data; name=model",
+            b'Content-Disposition: form-data; name="mo\\del"',
+            b"Content-Disposition: form-data; name*=utf-8''%6dodel",
+            b'Content-Disposition: form-data; name="a"\r\nContent-Disposition: form-data; name="model"',
+        ):
+            data = form(MODEL, FILE, LANGUAGE, (head, b"other"), LANGUAGE)
+            for step in (1, 3, 50, len(data)):
+                with self.subTest(head=head, step=step), self.assertRaises(RequestRefused) as caught:
+                    self.read_on(data, step)
+                self.assertEqual(caught.exception.code, "invalid_body")
+
+    def test_what_comes_behind_the_model_may_be_anything_else(self) -> None:
+        data = form(MODEL, LANGUAGE, (FILE[0], b"\r\n--xy model" * 1000), (LANGUAGE[0], b""), LANGUAGE) + form(MODEL)
+        for step in (1, 3, 50, len(data)):
+            self.assertTrue(self.read_on(data, step).over)
+
+    def read_on(self, data: bytes, step: int) -> FormReader:
+        reader, come = FormReader(KIND), step
+        while reader.find(data[:come]) is None:
+            come += step
+        reader.go_on(data[:come])
+        for at in range(come, len(data), step):
+            reader.go_on(data[at : at + step])
+        return reader
+
+    def test_a_form_of_countless_parts_costs_little(self) -> None:
+        for head in (
+            b"",
+            b'Content-Disposition: form-data; name="a"',
+            b"Content-Disposition: form-data" + b';"' * 4000,
+        ):
+            part = b"--xyz\r\n" + head + b"\r\n\r\n\r\n"
+            reader, began_s = FormReader(KIND), time.process_time()
+            try:
+                reader.find(part * (1 + 1_000_000 // len(part)))
+            except RequestRefused as error:
+                self.assertEqual(error.code, "invalid_body")
+            self.assertLess(time.process_time() - began_s, 0.3, head[:50])
+
+    def test_a_head_that_is_hard_to_read_costs_little(self) -> None:
+        for unit in (b";", b';"', b';a="x', b";a*0=x", b';\\"', b'; model="', b"\r\n model"):
+            text = (unit * 8000)[:8000]
+            began_s = time.process_time()
+            for _ in range(20):
+                with contextlib.suppress(RequestRefused):
+                    boundary_of(b"multipart/form-data" + text)
+                with contextlib.suppress(RequestRefused):
+                    FormReader(KIND).find(form((b"Content-Disposition: form-data" + text, b"model")))
+            self.assertLess(time.process_time() - began_s, 0.5, unit)
+
     def test_names_are_texts(self) -> None:
         self.assertEqual(named(form((MODEL[0], "größe".encode()))), "größe")
         with self.assertRaises(RequestRefused) as caught:
@@ -115,6 +179,13 @@ class BoundaryTest(unittest.TestCase):
             (b"multipart/form-data; boundary=", "invalid_body"),
             (b"multipart/form-data; boundary=" + b"x" * (BOUNDARY_MAX_CHARS + 1), "invalid_body"),
             (b"multipart/form-data; boundary=\xff", "invalid_body"),
+            (b"multipart/form-data; boundary=a; boundary=b", "invalid_body"),
+            (b"multipart/form-data; boundary=a; Boundary*=utf-8''b", "invalid_body"),
+            (b"multipart/form-data; boundary=a, multipart/form-data; boundary=b", "invalid_body"),
+            (b'multipart/form-data; x="; boundary=a', "invalid_body"),
+            (b'multipart/form-data; boundary="a ', "invalid_body"),
+            (b'multipart/form-data; boundary="a "', "invalid_body"),
+            (b'multipart/form-data; boundary="a\\b"', "invalid_body"),
         ):
             with self.subTest(kind=kind), self.assertRaises(RequestRefused) as caught:
                 boundary_of(kind)

@@ -7,12 +7,14 @@ import threading
 import unittest
 from typing import Any, Optional
 
+from gateway.dialects.forms import FormReader
 from gateway.errors import ClientGone
 from gateway.steps import Flagged, drive
 from gateway.uploads import FULL_BYTES, Upload
-from gateway.upstream.passed import Form, PassedEvents, ResponsesEvents, usage_in
+from gateway.upstream.passed import Form, PassedEvents, PassedJson, ResponsesEvents, usage_in
 from gateway.upstream.sse import EVENT_MAX_BYTES, StreamBroken
 
+READER = FormReader(b"multipart/form-data; boundary=x")
 TIMEOUT_S = 20.0
 
 
@@ -22,28 +24,28 @@ def nothing() -> None:
 
 class FormTest(unittest.TestCase):
     def test_another_name_is_put_where_the_model_s_stands(self) -> None:
-        form = Form(b"k", b"before OLD after", (7, 10), b"x", Upload(nothing), 100)
+        form = Form(b"k", b"before OLD after", (7, 10), READER, Upload(nothing), 100)
         self.assertEqual(form.for_model("larger"), (b"before larger after", 103))
         self.assertEqual(form.for_model(None), (b"before OLD after", 100))
 
     def test_a_form_without_a_model_gets_one(self) -> None:
-        begin, length = Form(b"k", b"--x--\r\n", None, b"x").for_model("m")
+        begin, length = Form(b"k", b"--x--\r\n", None, READER).for_model("m")
         self.assertEqual(begin, b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--\r\n')
         self.assertEqual(length, len(begin))
 
     def test_one_of_unknown_length_comes_in_chunks(self) -> None:
-        form = Form(b"k", b"abc", (0, 1), b"x", Upload(nothing), None)
+        form = Form(b"k", b"abc", (0, 1), READER, Upload(nothing), None)
         self.assertTrue(form.in_chunks)
         self.assertIsNone(form.for_model("m").length)
-        self.assertFalse(Form(b"k", b"abc", None, b"x").in_chunks)
+        self.assertFalse(Form(b"k", b"abc", None, READER).in_chunks)
 
     def test_it_is_spent_when_something_has_been_sent_that_nobody_holds(self) -> None:
         upload = Upload(nothing)
-        form = Form(b"k", b"abc", None, b"x", upload, 9)
+        form = Form(b"k", b"abc", None, READER, upload, 9)
         self.assertFalse(form.spent)
         upload.spent = True
         self.assertTrue(form.spent)
-        self.assertFalse(Form(b"k", b"abc", None, b"x").spent)
+        self.assertFalse(Form(b"k", b"abc", None, READER).spent)
 
 
 class UploadTest(unittest.TestCase):
@@ -144,6 +146,22 @@ class EventsTest(unittest.TestCase):
         self.assertFalse(events.done)
         self.assertEqual(events.end(), b"")
         self.assertTrue(events.done)
+
+    def test_what_a_large_answer_says_of_its_usage_is_found_at_its_ends(self) -> None:
+        used, forged, text = b'"usage": {"total_tokens": 9}', b'"usage": {"total_tokens": 0}', b"x" * 10_000
+        for body, tokens in (
+            (b'{"id": 1, %b, "data": ["%b", {%b}]}' % (used, text, forged), 9),
+            (b'{"data": ["%b", {%b}], %b, "id": 1}\n' % (text, forged, used), 9),
+            (b'{"data": [{%b}, "%b"], %b}' % (forged, text, used), 9),
+            (b'{"data": [{%b}, "%b", {"a": {%b}}]}' % (forged, text, forged), None),
+            (b'{"data": "%b \\"usage\\": {}"}' % text, None),
+            (b'{"usage": ' + b'{"a":' * 5000 + text, None),
+        ):
+            for size in (1, 1000, len(body)):
+                events = PassedJson()
+                self.assertEqual(b"".join(events.feed(body[at : at + size]) for at in range(0, len(body), size)), body)
+                events.end()
+                self.assertEqual((events.usage or {}).get("prompt_tokens"), tokens, (body[:40], size))
 
     def stream(self, *types: str, **last: Any) -> bytes:
         told = [{"type": kind, "delta": "some words"} for kind in types] + ([last] if last else [])
