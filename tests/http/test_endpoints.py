@@ -8,6 +8,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+from gateway.calling import PASSED
 from gateway.dialects.bypath import ENDPOINTS
 from tests.support import (
     CHAT,
@@ -83,11 +84,12 @@ class Paths(SocketTest):
         endpoints = self.gateway.get("/").json()["endpoints"]
         gets = ("/", "/v1/models", "/v1/models/{id}", "/healthz", "/readyz", "/health", "/metrics", "/admin/usage")
         gets += ("/api/v1/cache/stats", "/api/v1/models", "/api/v1/health", "/openapi.json", "/docs")
-        gets += ("/api/tags", "/api/ps", "/api/version", "/admin/schemas")
+        gets += ("/api/tags", "/api/ps", "/api/version", "/admin/schemas", "/props", "/slots")
         keys = {"/admin/keys": "GET, POST", "/admin/keys/{name}": "DELETE", "/admin/keys/{name}/rotate": "POST"}
         keys["/admin/schemas/{name}"] = "GET, PUT, DELETE"
         engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable")}
-        posts = (*POSTS, *ENDPOINTS, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")
+        passed = (path for path in PASSED if path not in gets)
+        posts = (*POSTS, *ENDPOINTS, *passed, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")
         self.assertEqual(endpoints, {**dict.fromkeys(posts, "POST"), **dict.fromkeys(gets, "GET"), **keys, **engines})
         for path, methods in endpoints.items():
             for method in methods.split(", "):
