@@ -1163,6 +1163,13 @@ class JavaScriptTest(JudgeTest):
         )
         self.assertEqual(self.js(code, "[[1]]", per_call_s=0.2), ["[1,2]"])
 
+    def test_what_a_call_has_printed_before_it_is_begun_anew_is_not_printed_twice(self) -> None:
+        code = (
+            "let waits = true;\nfunction f(x) { console.log(x); if (!waits) return; waits = false;"
+            " Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60000); }"
+        )
+        self.assertEqual(self.js(code, "[7]", per_call_s=0.2), ["(s'<printed>',s'7')"])
+
     def test_a_call_that_waits_each_time_is_late(self) -> None:
         code = "function f(x) { Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60000); }"
         self.assertEqual(self.js(code, "[0]", per_call_s=0.1), ["!timeout"])

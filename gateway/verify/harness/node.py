@@ -128,17 +128,24 @@ function keepPrinted() {  // its start: of a call that gives nothing, what it ma
   };
 }
 
-function timed(work, ms) {  // by the clock, as vm has no other; what has waited for its turn is begun anew
+// By the clock, as vm has no other: what had less than half of that of the processor has waited for its turn, and is
+// begun anew, after `again`.
+function timed(work, ms, again = () => {}) {
   called = work;
   for (let left = TURNS_MAX; ; left--) {
     const began = cpuUsage();
     try {
       return vm.runInThisContext("__judge_call()", {timeout: Math.max(1, Math.ceil(ms))});
     } catch (error) {
-      const {user, system} = cpuUsage(began);
-      if (left <= 1 || !error || error.code !== "ERR_SCRIPT_EXECUTION_TIMEOUT" || user + system > ms * 500) throw error;
+      const {user, system} = cpuUsage(began), usedMs = (user + system) / 1000;
+      if (left <= 1 || !isLate(error) || usedMs > ms / 2) throw error;
+      again();
     }
   }
+}
+
+function isLate(error) {
+  return Boolean(error) && error.code === "ERR_SCRIPT_EXECUTION_TIMEOUT";
 }
 
 async function settled(value, ms) {
@@ -154,8 +161,8 @@ async function output(call, packedArgs, ms) {
   if (!isArray(args)) return ["raised", "input"];
   printed = "";
   try {
-    const given = () => { args = unpack(packedArgs); return call(...args); };
-    const value = await settled(timed(given, ms), ms);
+    const again = () => { args = unpack(packedArgs); printed = ""; };
+    const value = await settled(timed(() => call(...args), ms, again), ms);
     if (value === undefined) {
       const after = pack(args, false);
       if (stringify(after) !== stringify(pack(unpack(packedArgs), false))) return ["changed", after];
@@ -164,7 +171,7 @@ async function output(call, packedArgs, ms) {
     return ["value", timed(() => pack(value, false), ms)];
   } catch (error) {
     if (error instanceof OverLarge) return ["value", ["o", "large value"]];
-    if (error && error.code === "ERR_SCRIPT_EXECUTION_TIMEOUT") return ["late"];
+    if (isLate(error)) return ["late"];
     return ["raised", error instanceof Error ? typeName(error) : "thrown"];
   }
 }
