@@ -39,8 +39,6 @@ HOSTS = "gateway,g,x"  # what tests write for a Host, as if it were the gateway'
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi there"}]}
 TIMEOUT_S = 20.0  # for what takes milliseconds, on a machine with other things to do; less than any default
 POLL_S = 0.005
-# Chosen once each; a hundredth of them in each process, as tests run in several.
-_chosen_ports = iter(range(20_000 + os.getpid() % 100, 32_000, 100))
 
 T = TypeVar("T")
 Header = tuple[str, str]
@@ -90,21 +88,6 @@ def dead_url() -> str:
     sock.bind(("127.0.0.1", 0))
     atexit.register(sock.close)
     return f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
-
-
-def free_port(*hosts: str) -> int:
-    """A port that is free at all these addresses (none: 127.0.0.1), for a test that takes it there by its number.
-
-    It is below the numbers that systems give to connections and to port 0 (Linux: from 32768), so nobody gets it by
-    chance before the test has it, or between two that listen on it. Never the same one twice; thread-safe.
-    """
-    for port in _chosen_ports:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for host in hosts or ("127.0.0.1",):
-                family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                stack.enter_context(socket.create_server((host, port), family=family))
-            return port
-    raise AssertionError(f"no port is free at {hosts}")
 
 
 def mock_engine(model: str = "13b", behaviour: str = "ok", **options: Any) -> MockEngine:

@@ -22,6 +22,8 @@ from typing import NamedTuple
 if sys.platform != "linux":
     sys.exit("tests.bench.mixed: needs Linux, whose /proc it reads CPU from")
 
+from tests.ports import free_port
+
 from . import client, measure, mixedreport, peers, processes
 from .processes import BenchError, Child
 
@@ -60,11 +62,11 @@ class Spent(NamedTuple):
 def stage(run_dir: Path) -> Iterator[Stage]:
     """Start engines and gateway; end them afterwards. Raises BenchError when one of them does not answer."""
     try:
-        ports = {model: processes.free_port() for model in MODELS}
+        ports = {model: free_port() for model in MODELS}
         engines = [_engine(model, port, run_dir) for model, port in ports.items()]
         for engine, port in zip(engines, ports.values()):
             client.wait_until_answering(engine, port, "/health", START_TIMEOUT_S)
-        port = processes.free_port()
+        port = free_port()
         env = peers.plain_env(
             HOST="127.0.0.1",
             PORT=str(port),

@@ -23,8 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+from tests.ports import free_port
+
 from . import payloads
-from .processes import free_port, open_files_limit
+from .processes import open_files_limit
 
 NAMES = ("gateway", "haproxy", "sglang", "portkey", "litellm")
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -12,7 +12,6 @@ import atexit
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,8 @@ from pathlib import Path
 
 _TERM_WAIT_S = 5.0
 _KILL_WAIT_S = 5.0
-# Below Linux's default ephemeral range (32768 up): a port picked here cannot be taken meanwhile by
-# an outgoing connection of a load run.
-_PORTS = range(20000 + os.getpid() % 4000, 32000)
 
 _running: list[Child] = []
-_next_port = iter(_PORTS)
 
 
 class BenchError(Exception):
@@ -118,19 +113,6 @@ def open_files_limit() -> int:
     limit = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     return limit
-
-
-def free_port() -> int:
-    """Returns a port of 127.0.0.1 nobody listens on; never the same one twice in a run."""
-    for port in _next_port:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-    raise BenchError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.ports import free_port
+
 from . import client, measure, payloads, peers, processes
 from .processes import BenchError
 
@@ -38,7 +40,7 @@ def running(
     With `stream_port`, its engine is the streaming one, and readiness is that of its port's
     first stream, not of a plain answer.
     """
-    port = processes.free_port()
+    port = free_port()
     work_dir = run_dir / f"{gateway.name}-{port}"
     work_dir.mkdir()
     launch = gateway.plan(port, [stream_port] if stream_port else engine_ports, work_dir)

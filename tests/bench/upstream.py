@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.ports import free_port
+
 from . import payloads, processes
 from .client import wait_until_answering
 
@@ -74,8 +76,8 @@ def start(run_dir: Path, json_ports: int, stream_s: float) -> Upstream:
     `json_ports` is how many ports answer JSON (at least 1), `stream_s` the length of one stream in
     seconds. Raises BenchError when it does not come up.
     """
-    ports = [processes.free_port() for _ in range(json_ports)]
-    stream_port = processes.free_port()
+    ports = [free_port() for _ in range(json_ports)]
+    stream_port = free_port()
     events = round(stream_s * payloads.EVENTS_PER_S)
     nginx, echo = shutil.which("nginx"), _echo_module()
     if nginx is None:
@@ -104,7 +106,7 @@ def start_answering(run_dir: Path, answer: bytes) -> tuple[int, int] | None:
     nginx = shutil.which("nginx")
     if nginx is None or b"$" in answer:
         return None
-    port = processes.free_port()
+    port = free_port()
     child = _start_nginx(nginx, run_dir, None, [_server([port], f"      return 200 {_quoted(answer)};")])
     wait_until_answering(child, port, "/health", _START_TIMEOUT_S)
     return port, child.pid

@@ -29,6 +29,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+from tests.ports import free_port
+
 from . import client, paced, processes
 from .processes import BenchError, Child
 
@@ -226,7 +228,7 @@ def beside_loops(measured: Callable[[], float]) -> float:
 
 def start_gateway(engine_port: int, work: Path) -> tuple[Child, int]:
     """A gateway with three models at that engine."""
-    port = processes.free_port()
+    port = free_port()
     engines = {"engines": [f"http://127.0.0.1:{engine_port}/v1"]}
     file = work / "engines.json"
     file.write_text(json.dumps({"models": dict.fromkeys("abc", engines)}))
@@ -246,7 +248,7 @@ def settled(pid: int, wanted: int) -> list[tuple[int, str]]:
 
 def measure(args: argparse.Namespace, work: Path) -> bool:
     """All of it; whether it held."""
-    engine_port = processes.free_port()
+    engine_port = free_port()
     own = [sys.executable, "-m", "tests.bench.verifying", "--engine", str(engine_port)]
     own += ["--engine-ms", str(args.engine_ms)]
     engine = processes.start("engine", own, work / "engine.log", cwd=ROOT)

@@ -8,35 +8,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any, Optional
 
+from tests.ports import free_port
 from tests.support import ROOT, TIMEOUT_S, eventually
-
-# Below Linux's default range for outgoing connections: while an engine is dead nobody else is given its port by chance.
-_PORTS = range(20000, 32000)
-_taken: set[int] = set()
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 nobody listens on; never the same one twice in a run."""
-    for port in range(_PORTS.start + os.getpid() % 4000, _PORTS.stop):
-        if port in _taken:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _taken.add(port)
-        return port
-    raise OSError("no free port")
 
 
 class EngineProcess:

@@ -20,7 +20,8 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.resolver import Address, Resolver, in_order
 from tests.naming import Names, deaf, entry
-from tests.support import TIMEOUT_S, SocketTest, eventually, free_port
+from tests.ports import free_port
+from tests.support import TIMEOUT_S, SocketTest, eventually
 
 CAN_HANG = hasattr(socket, "MSG_DONTWAIT")
 HAS_IPV6 = False

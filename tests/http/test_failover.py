@@ -12,8 +12,9 @@ from gateway.errors import GatewayError
 from gateway.mock.server import MockEngine
 from inference import InferenceFactory
 from tests.parallel import alone
+from tests.ports import free_port
 from tests.scripted import STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import CHAT, HI, Response, RunningGateway, dead_url, eventually, free_port, gateway, mock_engine
+from tests.support import CHAT, HI, Response, RunningGateway, dead_url, eventually, gateway, mock_engine
 
 ASK: dict[str, Any] = {**HI, "model": "m"}
 

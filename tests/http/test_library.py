@@ -16,8 +16,9 @@ from gateway.routing.standing import StateChange
 from gateway.upstream.stream import EngineStream
 from inference import Answer, Call, EngineSpec, InferenceFactory, ModelSpec
 from tests.parallel import alone
+from tests.ports import free_port
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import dead_url, eventually, free_port
+from tests.support import dead_url, eventually
 
 HI = [{"role": "user", "content": "hi there"}]
 TIMEOUT_S = 10.0

@@ -26,7 +26,7 @@ from unittest import mock
 from gateway.mock.behaviours import BehaviourError
 from gateway.mock.server import MockEngine, _Server
 from tests.parallel import alone
-from tests.support import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"

@@ -15,9 +15,10 @@ from gateway.upstream.resolver import Resolver
 from tests.http.test_connecting import several
 from tests.naming import Names, deaf, resolver_threads
 from tests.onloop import OnLoopTest, completion
+from tests.ports import free_port
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
-from tests.support import CHAT, TIMEOUT_S, RunningGateway, chunk_of, eventually, free_port, load_settings
+from tests.support import CHAT, TIMEOUT_S, RunningGateway, chunk_of, eventually, load_settings
 
 NAME = "engine.test"
 OTHER = "other.test"

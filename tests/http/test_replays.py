@@ -12,9 +12,10 @@ from gateway.mock.server import MockEngine
 from gateway.steps import drive
 from inference import InferenceFactory
 from tests.onloop import OnLoopTest, completion
+from tests.ports import free_port
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
-from tests.support import CHAT, TIMEOUT_S, RawClient, RunningGateway, eventually, free_port
+from tests.support import CHAT, TIMEOUT_S, RawClient, RunningGateway, eventually
 
 KEPT = 3  # connections to each engine
 

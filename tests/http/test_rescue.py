@@ -13,9 +13,10 @@ from gateway.routing.engine import Engine
 from inference import InferenceFactory
 from tests.naming import deaf
 from tests.onloop import OnLoopTest, completion
+from tests.ports import free_port
 from tests.resilience import ask
 from tests.scripted import DONE, STREAM_HEAD, EngineSide, ScriptedEngine, chunked, delta
-from tests.support import TIMEOUT_S, Response, RunningGateway, content_of, eventually, free_port
+from tests.support import TIMEOUT_S, Response, RunningGateway, content_of, eventually
 
 STREAM = ask(stream=True)
 WHOLE_STREAM = STREAM_HEAD + chunked(delta("well", "stop") + DONE) + b"0\r\n\r\n"

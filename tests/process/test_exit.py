@@ -18,6 +18,7 @@ from typing import Any, Optional
 
 from gateway import cli
 from gateway.telemetry.diverted import LINE_MAX, DivertedStream
+from tests.ports import free_port
 from tests.support import (
     CHAT,
     HI,
@@ -27,7 +28,6 @@ from tests.support import (
     SocketTest,
     engines,
     eventually,
-    free_port,
     mock_engine,
     process_environment,
 )

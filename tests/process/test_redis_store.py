@@ -29,7 +29,8 @@ from gateway.reuse.redislink import refuse_unusable_url
 from gateway.reuse.redisstore import Lookup, RedisStore, RedisUnavailable
 from gateway.reuse.stored import Chosen, Stored
 from gateway.steps import Flagged
-from tests.support import TIMEOUT_S, eventually, free_port
+from tests.ports import free_port
+from tests.support import TIMEOUT_S, eventually
 
 SERVER = shutil.which("redis-server")
 MISSING = [
