@@ -17,6 +17,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from gateway.dialects.cutting import Cutter
 from gateway.errors import GatewayError, RequestRefused
 from gateway.hedging import Answer
+from gateway.jsontext import utf8
 from gateway.schemas.compiled import Compiled
 from gateway.schemas.faults import Fault, SchemaRefused, TooComplex
 from gateway.schemas.reading import ANY_OBJECT, calls_prompt, faults_prompt, read_answer
@@ -297,7 +298,7 @@ def misfit(fitted: Fitted) -> GatewayError:
     details = [{"path": fault.path, "message": fault.message} for fault in fitted.faults]
     first = next(iter(fitted.faults))
     text = f"the model's answer does not fit its schema: {first.path} {first.message[:500]}"
-    said = fitted.text.encode("utf-8", "surrogatepass")
+    said = utf8(fitted.text)
     told: dict[str, Any] = {"details": details, "text": fitted.text}
     if len(said) > _TOLD_MAX_BYTES:
         told = {"details": details, "text": said[:_TOLD_MAX_BYTES].decode("utf-8", "ignore"), "truncated": True}

@@ -20,6 +20,8 @@ KEPT = frozenset(
 SHAPE = "response_format"
 """May be taken out, where engines do not know it: the answers are held to it all the same. It is not put in: a fallback
 would not get it, and its answer would be another."""
+TOOLS = "tools"
+"""Functions may be put in, but none that is strict, for the same reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,11 @@ def _strip(value: object) -> Iterator[str]:
         yield from (f"[{index}]{fault}" for fault in _field(name))
 
 
+def _any_is_strict(tools: object) -> bool:
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else ()
+    return any(isinstance(function, dict) and function.get("strict") is True for function in functions)
+
+
 def _values(value: object) -> Iterator[str]:
     if not isinstance(value, dict) or len(value) > FIELDS_MAX:
         yield f": must be an object of at most {FIELDS_MAX} fields, not {quoted(value)}"
@@ -62,6 +69,8 @@ def _values(value: object) -> Iterator[str]:
     for name, item in value.items():
         if isinstance(name, str) and name.casefold() == SHAPE:
             yield f"{member(name)}: {quoted(name)} is the client's own: only a request says what answers have to fit"
+        if isinstance(name, str) and name.casefold() == TOOLS and _any_is_strict(item):
+            yield f"{member(name)}: a function must not be strict: only a request says what answers have to fit"
         yield from (f"{member(name)}{fault}" for fault in _field(name))
         if item is None:
             yield f"{member(name)}: must not be null; leave the key out, or strip the field"

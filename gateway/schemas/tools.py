@@ -82,7 +82,7 @@ def strict_tools(tools: Any, compiled: Callable[[Any], Schema] = compile_schema)
 
 
 def strict_parameters(tools: Any) -> list[Any]:
-    """The documents that `strict_tools` has compiled."""
+    """The documents that `strict_tools` compiles, one for each strict function."""
     return [_parameters(function) for _, function in _functions(tools) if function.get("strict") is True]
 
 

@@ -24,8 +24,8 @@ from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.resolver import Resolver
 
-LIST_MAX_BYTES = 1 << 20
-HEARD_MAX_BYTES = 2 << 20  # with heads, interim answers and what frames chunks: their number is bounded nowhere else
+LIST_MAX_BYTES = 4 << 20
+HEARD_MAX_BYTES = 8 << 20  # with heads, interim answers and what frames chunks: their number is bounded nowhere else
 LIST_MAX_MODELS = 1000
 REMOTE_INTERVAL_S = 120.0  # between two looks at somebody else's list
 TOKENS_MAX = 1_000_000_000  # of a context, as in the engines file

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
+from gateway.jsontext import utf8
 from gateway.steps import Steps
 from gateway.verify.harness.keys import JUDGE
 from gateway.verify.panel import Mailbox
@@ -127,7 +128,7 @@ class Runs:
         read = [pair["input"] for pair in self._question.pairs]
         if not read and inputs is not None and inputs.entry_point is None:
             read = list(inputs.arguments)
-        stdin = "".join(read[:1]).encode("utf-8", "surrogatepass")  # or it would find the end of it
+        stdin = utf8("".join(read[:1]))  # or it would find the end of it
         jobs = [(p, Job(p.language, p.code, "", stdin, limits), _nothing_of) for p in dict.fromkeys(programs)]
         done = yield from self._run(jobs, until_s)
         return {program: run for program, (run, _) in done.items()}

@@ -145,6 +145,15 @@ class FileTest(unittest.TestCase):
                 faults = self.faults(**{key: {name: {"type": "json_object"}}})
                 self.assertTrue(faults[0].startswith(fault), faults)
 
+    def test_functions_may_be_put_in_and_no_strict_one(self) -> None:
+        def tools(**more: Any) -> list[dict[str, Any]]:
+            return [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, **more}}]
+
+        self.assertEqual(self.load(force={"tools": tools()}).params.force["tools"], tools())
+        for key in ("defaults", "force"):
+            faults = self.faults(**{key: {"tools": tools(strict=True)}})
+            self.assertTrue(faults[0].startswith(f"models.m.{key}.tools: a function must not be strict"), faults)
+
     def test_what_is_wrong_is_named_where_it_stands(self) -> None:
         for keys, expected in (
             ({"strip": ["model"]}, 'models.m.strip[0]: "model" is the client\'s own'),
