@@ -740,7 +740,8 @@ class TlsTest(unittest.TestCase):
             self.assertTrue(engine.nobody_waits())
 
     def test_a_form_over_tls_is_sent_on_whatever_tls_itself_says(self) -> None:
-        form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x\r\n'
+        named = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n'
+        form, end = named % b"model" + b"m\r\n" + named % b"file", b"\r\n--x--\r\n"
         with self.running() as (running, engine), running.connect() as client:
             client.send(
                 b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: gateway\r\n"
@@ -748,9 +749,9 @@ class TlsTest(unittest.TestCase):
             )
             side = engine.accept()  # which has said something meanwhile: tickets of the session, to use it again
             side.take_until(form)
-            for size in (100_000, 200_000 - len(form)):
-                client.send(b"x" * size)
-                side.take(size)
+            for piece in (b"x" * 100_000, b"x" * (200_000 - len(form) - len(end)) + end):
+                client.send(piece)
+                self.assertEqual(side.take(len(piece)), piece)
             side.answer(b'{"text": "heard"}')
             self.assertEqual(client.read_response().json(), {"text": "heard"})
 

@@ -14,7 +14,7 @@ from gateway.errors import EngineFailed
 from gateway.guard import Guard
 from gateway.limits.limiter import Admission
 from gateway.mock.server import MockEngine
-from gateway.server import exchange, report
+from gateway.server import exchange, report, streaming
 from gateway.server.exchange import Exchange
 from gateway.telemetry.observe import Telemetry
 from gateway.upstream import answers
@@ -321,7 +321,7 @@ class EndsTest(ResilienceTest):
             self.ask_all_ways(*self.gateway())
 
     def test_when_the_tokens_cannot_be_counted(self) -> None:
-        with crashing(exchange, "_count"):
+        with crashing(streaming, "_count"):
             self.ask_all_ways(*self.gateway())
 
     def test_when_the_event_cannot_be_made(self) -> None:

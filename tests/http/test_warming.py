@@ -11,6 +11,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
+from gateway.calling import PASSED
 from gateway.dialects.bypath import ENDPOINTS
 from gateway.pipeline import INFERENCE, PATHS
 from gateway.tools import asking, warming
@@ -230,8 +231,8 @@ class BadLinesTest(CacheCommandTest):
                 self.assertIn(what, self.refused(*arguments))
 
     def test_the_paths_are_those_that_are_served(self) -> None:
-        # What is compared is as often another answer: it is not kept.
-        self.assertEqual({*PATH_BY_MEMBER.values(), INFERENCE, *ENDPOINTS}, set(PATHS))
+        # What is compared is as often another answer, and what is passed on is read by nobody: neither is kept.
+        self.assertEqual({*PATH_BY_MEMBER.values(), INFERENCE, *ENDPOINTS, *PASSED}, set(PATHS))
 
     def test_a_prompt_becomes_a_chat_without_chance(self) -> None:
         path, body = request_in('{"prompt": "a", "model": "m"}', "other")
