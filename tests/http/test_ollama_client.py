@@ -144,7 +144,7 @@ class OllamaClientOverAnthropicTest(OllamaClientTest):
         with self.assertRaises(self.sdk.ResponseError) as caught:
             ask()
         self.assertEqual(caught.exception.status_code, 400)
-        self.assertIn("chat completions only", caught.exception.error)
+        self.assertIn("no engine of the model m has anything like", caught.exception.error)
 
     def test_embeddings(self) -> None:
         self.assert_not_served(lambda: self.client.embed("m", "one"))
