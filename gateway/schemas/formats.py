@@ -8,43 +8,62 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Callable
+from typing import Callable, Optional
 
 from gateway.schemas.patternsyntax import PatternFaulty, PatternUnsupported, parse
 
-_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
-_TIME = re.compile(
+
+class _Expression:
+    """One of `re`'s, compiled when it is first used: all together take 40 ms, and most gateways need few."""
+
+    __slots__ = ("_compiled", "_flags", "_text")
+
+    def __init__(self, text: str, flags: int = 0) -> None:
+        self._text = text
+        self._flags = flags
+        self._compiled: Optional[re.Pattern[str]] = None
+
+    def fullmatch(self, text: str) -> Optional[re.Match[str]]:
+        """As `re.Pattern.fullmatch`."""
+        compiled = self._compiled
+        if compiled is None:
+            compiled = self._compiled = re.compile(self._text, self._flags)
+        return compiled.fullmatch(text)
+
+
+_DATE = _Expression(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_TIME = _Expression(
     r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60)(?:\.[0-9]+)?(?:[Zz]|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
 )
-_DURATION = re.compile(
+_DURATION = _Expression(
     r"P(?:[0-9]+W|(?=[0-9]|T[0-9])(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)?"
     r"(?:T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))?)"
 )
 _DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
-_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
-_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
-_UUID = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
+_LABEL = _Expression(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
+_IPV4 = _Expression(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
+_UUID = _Expression(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
 # RFC 5322's atext; RFC 6531 adds what is not ASCII.
 _ATEXT = r"-A-Za-z0-9!#$%&'*+/=?^_`{|}~"
-_LOCAL = re.compile(rf'[{_ATEXT}]+(?:\.[{_ATEXT}]+)*|"[ !#-\[\]-~]*(?:\\[ -~][ !#-\[\]-~]*)*"')
-_IDN_LOCAL = re.compile(
+_LOCAL = _Expression(rf'[{_ATEXT}]+(?:\.[{_ATEXT}]+)*|"[ !#-\[\]-~]*(?:\\[ -~][ !#-\[\]-~]*)*"')
+_IDN_LOCAL = _Expression(
     rf'[{_ATEXT}\x80-\U0010ffff]+(?:\.[{_ATEXT}\x80-\U0010ffff]+)*|"(?:[ !#-\[\]-\U0010ffff]|\\.)*"'
 )
-_IDN_LABEL = re.compile(r"[A-Za-z0-9\x80-\U0010ffff](?:[A-Za-z0-9\x80-\U0010ffff-]*[A-Za-z0-9\x80-\U0010ffff])?")
+_IDN_LABEL = _Expression(r"[A-Za-z0-9\x80-\U0010ffff](?:[A-Za-z0-9\x80-\U0010ffff-]*[A-Za-z0-9\x80-\U0010ffff])?")
 
-_POINTER = re.compile(r"(?:/[^~]*(?:~[01][^~]*)*)?")
-_RELATIVE_POINTER = re.compile(r"(?:0|[1-9][0-9]*)(?:[+-][1-9][0-9]*)?(?:#|(?:/[^~]*(?:~[01][^~]*)*)?)")
+_POINTER = _Expression(r"(?:/[^~]*(?:~[01][^~]*)*)?")
+_RELATIVE_POINTER = _Expression(r"(?:0|[1-9][0-9]*)(?:[+-][1-9][0-9]*)?(?:#|(?:/[^~]*(?:~[01][^~]*)*)?)")
 
 # RFC 3986; RFC 3987's characters beyond ASCII stand where unreserved ones may, private ones in the query alone.
 _UCS = r"\xa0-\ud7ff\uf900-\ufdcf\ufdf0-\uffef\U00010000-\U000efffd"
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_REFERENCE = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
-_AUTHORITY = re.compile(r"(?:([^@]*)@)?(\[[^\[\]]*\]|[^:@\[\]]*)(?::[0-9]*)?")
-_IP_FUTURE = re.compile(r"[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+")
+_SCHEME = _Expression(r"[A-Za-z][A-Za-z0-9+.-]*")
+_REFERENCE = _Expression(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+_AUTHORITY = _Expression(r"(?:([^@]*)@)?(\[[^\[\]]*\]|[^:@\[\]]*)(?::[0-9]*)?")
+_IP_FUTURE = _Expression(r"[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+")
 
 _VARIABLE = r"(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})+(?:\.(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})+)*(?:\*|:[1-9][0-9]{0,3})?"
-_TEMPLATE = re.compile(
+_TEMPLATE = _Expression(
     rf"(?:[^\x00-\x20\"%<>\\^`{{|}}\x7f]|%[0-9A-Fa-f]{{2}}|\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*\}})*"
 )
 
@@ -87,9 +106,9 @@ class _Resource:
         return self._host.fullmatch(host) is not None
 
 
-def _class(also: str, beyond: str) -> re.Pattern[str]:
+def _class(also: str, beyond: str) -> _Expression:
     allowed = rf"[A-Za-z0-9._~!$&'()*+,;={also}{beyond}-]*"
-    return re.compile(rf"{allowed}(?:%[0-9A-Fa-f]{{2}}{allowed})*")
+    return _Expression(rf"{allowed}(?:%[0-9A-Fa-f]{{2}}{allowed})*")
 
 
 _URI = _Resource("", "")

@@ -1,18 +1,21 @@
 """The API's description as it is sent: `/openapi.json` and `/docs`.
 
-Made when the gateway starts, and once more when the first key appears while it runs. Owns nothing else.
+Made when somebody asks for one of them, and once more when the first key appears while the gateway runs. Owns nothing
+else.
 """
 
 from __future__ import annotations
 
 from typing import Optional
 
+from gateway.api import own
 from gateway.api.document import Documents, documents
 from gateway.api.page import PAGE_POLICY
 from gateway.keys.auth import Authenticator, Identity
 from gateway.server.admin import Reply
 from gateway.server.parsing import RequestHead
 
+_PATHS = (own.DOCUMENT.path, own.DOCS.path)
 Headers = tuple[tuple[str, str], ...]
 JSON: Headers = (("Content-Type", "application/json"),)
 PAGE: Headers = (
@@ -29,19 +32,27 @@ class DocumentPages:
     def __init__(self, authenticator: Authenticator, metrics_open: bool) -> None:
         self._authenticator = authenticator
         self._metrics_open = metrics_open
-        self._made()  # now, while nobody waits
+        self._made: dict[bool, Documents] = {}  # by whether a key is needed
 
-    def _made(self) -> Documents:
-        return documents(self._authenticator.required, self._metrics_open)
+    def takes_long(self, path: str) -> bool:
+        """Whether what is asked for at `path` has to be made first, which is for a thread."""
+        return path in _PATHS and self._authenticator.required not in self._made
+
+    def _documents(self) -> Documents:
+        needs_key = self._authenticator.required
+        made = self._made.get(needs_key)
+        if made is None:
+            made = self._made[needs_key] = documents(needs_key, self._metrics_open)
+        return made
 
     def document(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """The document in JSON."""
-        made = self._made()
+        made = self._documents()
         return _unless_known(head, made.document_tag, JSON, made.document)
 
     def page(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """The page."""
-        made = self._made()
+        made = self._documents()
         return _unless_known(head, made.page_tag, PAGE, made.page)
 
 

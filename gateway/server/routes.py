@@ -57,7 +57,7 @@ class Routes:
         self._metrics_local = self._settings.metrics_auth != "off"
         self._metrics_open = self._settings.on_loopback or self._settings.metrics_auth == "off"
         models = ModelPages(pipeline)
-        pages = DocumentPages(pipeline.guard.authenticator, self._metrics_open)
+        pages = self._pages = DocumentPages(pipeline.guard.authenticator, self._metrics_open)
         handlers: tuple[tuple[Operation, Handler], ...] = (
             (own.INDEX, self._index),
             (own.HEALTHZ, self._healthz),
@@ -116,7 +116,7 @@ class Routes:
         if head.path not in ALWAYS_OPEN:
             while pipeline.guard.may_wait(head.headers):
                 yield Pause(KEYS_PAUSE_S)
-        if self.is_for_known(head):
+        if self.is_for_known(head) or self._pages.takes_long(head.path):
             yield ASIDE
         return self.answer(exchange, head, lambda: pipeline.take_body(exchange))
 

@@ -4,13 +4,16 @@ is answered fits."""
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
+from unittest import mock
 
-from gateway.api.document import OPERATIONS
+from gateway.api import own
+from gateway.api.document import OPERATIONS, Documents, documents
 from gateway.api.operation import Operation
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest, ask, bearer
 from tests.fitting import compiled
-from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, Response, RunningGateway, eventually
+from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, Response, RunningGateway, eventually, gateway
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -89,6 +92,19 @@ class DocumentsTest(AccessTest):
                         self.assertIsNone(unchanged.header("content-length"))
                         self.assertEqual(client.ask("GET", "/healthz").status, 200)
                 self.assertEqual(running.get(path, [("If-None-Match", '"x"')]).status, 200)
+
+    def test_they_are_made_on_a_thread_for_who_asks_first(self) -> None:
+        makers: list[str] = []
+
+        def made(needs_key: bool, metrics_open: bool) -> Documents:
+            makers.append(threading.current_thread().name.partition("-")[0])
+            return documents(needs_key, metrics_open)
+
+        with mock.patch("gateway.server.documentpages.documents", made), gateway() as running:
+            self.assertEqual(makers, [])
+            for path in (own.DOCS.path, own.DOCUMENT.path, own.DOCS.path):
+                self.assertEqual(running.get(path).status, 200)
+            self.assertEqual(makers, ["aside"])
 
     def test_the_page_says_what_it_may_do(self) -> None:
         answer = self.serve().get("/docs")
