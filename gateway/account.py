@@ -33,9 +33,10 @@ class Account:
     def cost_of(self, call: Call) -> Optional[float]:
         """What the tokens that a call has used cost in USD, each ask's at its own model's price; None where none of the
         models has a price."""
-        usage = call.usage
-        asks = call.asks or ([] if usage is None else [(call.served_model, usage)])
-        costs = [self._guard.cost(model, took.prompt_tokens, took.completion_tokens) for model, took in asks]
+        usage, cost = call.usage, self._guard.cost
+        if not call.asks:
+            return None if usage is None else cost(call.served_model, usage.prompt_tokens, usage.completion_tokens)
+        costs = [cost(model, took.prompt_tokens, took.completion_tokens) for model, took in call.asks]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if known else None
 
@@ -50,9 +51,10 @@ class Account:
         try:  # before what was reserved for it is given back
             if usage is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
-                self.cost_usd = self.cost_of(call)
-                if self.cost_usd:
-                    self._guard.spend(identity, self.cost_usd)
+                if self._guard.prices:
+                    self.cost_usd = self.cost_of(call)
+                    if self.cost_usd:
+                        self._guard.spend(identity, self.cost_usd)
         except Exception as error:  # the client gets its answer all the same
             self._report(error)
         if admission.holds:

@@ -56,6 +56,7 @@ PATHS = {
 ASKED = frozenset((method, name) for name, path in PATHS.items() for method in methods_of(path))
 """Methods and paths of requests that engines answer."""
 RESPONSES, NATIVE = "/v1/responses", "/responses"
+TRANSLATED = frozenset((QUERY, *ENDPOINTS))
 FEW_BYTES = 4096  # of a body that is looked through in no time
 
 
@@ -64,29 +65,21 @@ def call_of(
     request: dict[str, Any],
     identity: Identity,
     router: Router,
-    may_use: Optional[Callable[[str], bool]],
+    allowed_to: Callable[[Identity], Optional[Callable[[str], bool]]],
     form: Optional[Form] = None,
 ) -> Call:
-    """The call that the body asks for; nothing has been sent anywhere yet. `form`: what the request was read of, where
-    that is no JSON. Raises GatewayError: what is wrong with it is reported with the model that it names."""
-    headers = asked.head.headers
+    """The call that the body asks for; nothing has been sent anywhere yet. `allowed_to`: which models somebody who
+    may not use all may use. `form`: what the request was read of, where that is no JSON. Raises GatewayError: what is
+    wrong with it is reported with the model that it names."""
+    named, headers = asked.head.path, asked.head.headers
     body: Optional[bytes] = asked.body if form is None else None
-    path = PATHS[asked.head.path]
-    is_query = asked.head.path == QUERY
-    endpoint = ENDPOINTS.get(asked.head.path)
-    if asked.head.path == RESPONSES and router.serves(request.get("model"), NATIVE):
-        path, endpoint = NATIVE, None  # it keeps conversations there, and may know more than chat
+    path = PATHS[named]
     telling: Optional[Telling] = None
     try:
-        if is_query:
-            request = completion_of(request)
-            body = None
+        if named in TRANSLATED:
+            path, request, body, telling = _translated(asked, request, router)
         else:
-            if endpoint is not None:
-                telling = Telling(endpoint.read(request, Times(unix_s, time.monotonic, asked.accepted_s)))
-                path, request, body = telling.path, telling.request, None
-            if telling is None or not telling.is_immediate:
-                BY_PATH[path].validate(request)
+            BY_PATH[path].validate(request)
         call = Call(
             path,
             request,
@@ -96,12 +89,14 @@ def call_of(
             allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
         )
-        call.is_query = is_query
-        call.form = form
-        if telling is not None:
-            telling.call = call
-            call.rich = telling.rich
-            asked.telling = telling
+        if form is not None:
+            call.form = form
+        if named in TRANSLATED:
+            call.is_query = named == QUERY
+            if telling is not None:
+                telling.call = call
+                call.rich = telling.rich
+                asked.telling = telling
         if call.model is None:
             call.model = router.unnamed()
     except GatewayError:
@@ -115,8 +110,25 @@ def call_of(
         call.prompts()  # here, where it may take its time, and not when a stream ends, on the thread of all streams
     if not identity.may_use_all:
         asked.restricted = True
-        call.may_use = may_use
+        call.may_use = allowed_to(identity)
     return call
+
+
+def _translated(
+    asked: Asked, request: dict[str, Any], router: Router
+) -> tuple[str, dict[str, Any], Optional[bytes], Optional[Telling]]:
+    """Where a request that is said in other words goes, the request in ours, its body where that is still the same, and
+    how it is answered, where not as others are. Raises GatewayError."""
+    named = asked.head.path
+    if named == QUERY:
+        return PATHS[QUERY], completion_of(request), None, None
+    if named == RESPONSES and router.serves(request.get("model"), NATIVE):
+        BY_PATH[NATIVE].validate(request)
+        return NATIVE, request, asked.body, None  # it keeps conversations there, and may know more than chat
+    telling = Telling(ENDPOINTS[named].read(request, Times(unix_s, time.monotonic, asked.accepted_s)))
+    if not telling.is_immediate:
+        BY_PATH[telling.path].validate(telling.request)
+    return telling.path, telling.request, None, telling
 
 
 def priority_of(headers: Mapping[bytes, bytes], identity: Identity) -> str:

@@ -7,7 +7,7 @@ per model in routing/, and a `Call` belongs to one thread at a time. One try is 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Callable, Optional, Union
 
 from gateway.attempts import Attempts, OnCrash, TimeLimits
@@ -105,33 +105,36 @@ class Asker:
 
     def _plan(self, call: Call) -> tuple[Tries, ModelPool]:
         """The tries of a call, and the model that it asks for. Raises GatewayError."""
+        router = self._router
         if call.model is None:
-            call.model = self._router.unnamed()
-        if self._router.splits is not None:
+            call.model = router.unnamed()
+        if router.splits is not None:
             self.choose(call, call.session or call.caller)
-        asked = self._router.route(call.model, call.allow_fallback, call.may_use)
-        if call.stand_ins is not None and call.allow_fallback:
-            asked = self._router.with_stand_ins(asked, call.stand_ins)
+        asked = router.route(call.model, call.allow_fallback, call.may_use)
+        named: Sequence[str] = ()
+        if call.stand_ins is not None:
+            if call.allow_fallback:
+                asked = router.with_stand_ins(asked, call.stand_ins)
+            named = [pool.name for pool in asked[1:]]
         if asked[0].spec.params is not None:
             call.adapt(asked[0].spec.params)
-        pools = self._that_fit(call, asked) if self._router.knows_context else asked
+        pools = self._that_fit(call, asked) if router.knows_context else asked
         may_use = call.may_use
         if may_use is not None:  # a key that may not ask a model does not fall back to it either
             pools = tuple(pool for pool in pools if may_use(pool.name))
             if not pools:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
         unable: tuple[Engine, ...] = ()
-        if call.path != CHAT or self._router.knows_endpoints:
+        if call.path != CHAT or router.knows_endpoints:
             pools, unable = _that_serve(call.path, pools)
         affinity = b""
-        if self._router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
+        if router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
-        accusers = self._router.accusers
+        accusers = router.accusers
         avoid = accusers.avoided(call.caller) if accusers.told else ()
-        router = self._router
-        named = () if call.stand_ins is None else [pool.name for pool in asked[1:]]
-        options = (affinity, call.priority, router.jitter, avoid, router.reaches, named, unable)
-        return Tries(pools, self._retry_attempts, *options), asked[0]
+        limit = self._retry_attempts
+        tries = Tries(pools, limit, affinity, call.priority, router.jitter, avoid, router.reaches, named, unable)
+        return tries, asked[0]
 
     def choose(self, call: Call, key: str) -> Optional[SplitSpec]:
         """Where others answer for the model that a call asks for, have it ask one of those; None: it has engines of its

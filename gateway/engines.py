@@ -41,7 +41,7 @@ from gateway.upstream.skim import LARGE_BYTES
 from gateway.upstream.sniff import EMPTY, EVENTS, OTHER
 from gateway.upstream.sse import EVENT_MAX_BYTES, EventStream
 from gateway.upstream.stream import EngineStream
-from gateway.upstream.translated import BY_DIALECT, TranslatedEvents, answered, payload, refusal
+from gateway.upstream.translated import BY_DIALECT, Dialect, TranslatedEvents, answered, payload, refusal
 
 
 class SizeLimits(NamedTuple):
@@ -108,10 +108,10 @@ class Engines:
         if engine.spec.is_echo:
             yield ASIDE  # it may be asked for much
             return echoed(call, model)
+        dialect, passes = BY_DIALECT.get(engine.spec.dialect), BY_PATH[call.path].passes
         try:
-            response = yield Opened(self._conversation(call, pool, engine, attempt))
-            dialect = BY_DIALECT.get(engine.spec.dialect)
-            if BY_PATH[call.path].passes:
+            response = yield Opened(self._conversation(call, pool, engine, attempt, dialect, passes))
+            if passes:
                 passed = yield from self._passed(response, call, pool, engine)
                 if isinstance(passed, EngineStream):
                     return passed
@@ -123,7 +123,6 @@ class Engines:
                 response = yield from self._see_refused(response, call, pool, engine, attempt)
             try:
                 body = None if call.stream else response.take_object(self._sizes.answer_bytes)
-                unread = None if body is None else dialect  # in which the body is
                 if body is None:
                     attempt.begun = not call.stream  # else nobody knows yet of what
                     kind = response.kind()
@@ -132,12 +131,12 @@ class Engines:
                     stream = self._open_stream(call, engine, earlier, response, kind)
                     if stream is None:
                         body = yield from response.read_all(self._sizes.answer_bytes)
-                        unread = dialect
                     elif call.stream:
                         yield from stream.wait_first()
                         return stream
                     else:
                         body = yield from assembly.assemble(stream, call.path, self._sizes.answer_bytes)
+                        dialect = None  # it has been read from that
                         stream.give_back()
                 response.release()
             except BaseException:
@@ -149,10 +148,10 @@ class Engines:
         finally:
             self._watchdog.forget(attempt)
         call.end(attempt)
-        if unread is not None:
+        if dialect is not None:
             if len(body) > LARGE_BYTES:
                 yield ASIDE
-            body = answered(unread, body)
+            body = answered(dialect, body)
         return complete(call, body, model, pool.spec.max_model_len, self._sizes.event_bytes)
 
     def _passed(
@@ -198,11 +197,19 @@ class Engines:
             raise EngineFault(said._replace(kind="not_implemented")) from fault
 
     def _conversation(
-        self, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt, ask_usage: bool = True
+        self,
+        call: Call,
+        pool: ModelPool,
+        engine: Engine,
+        attempt: Attempt,
+        dialect: Optional[Dialect],
+        passes: bool = False,
+        ask_usage: bool = True,
     ) -> Conversation:
         """The request to be opened; the attempt is watched from now on. Raises ClientGone.
 
-        `ask_usage` False: not for a stream's usage, unless the client does.
+        `dialect`: the engine's. `passes`: the request is passed on as it is. `ask_usage` False: not for a stream's
+        usage, unless the client does.
         """
         endpoints = self._endpoints  # before `spec`: one that a reload has changed meanwhile must not get into the new
         endpoint = endpoints.get(engine)
@@ -213,14 +220,14 @@ class Engines:
         headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
         if call.idempotency_key:
             headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
-        dialect = BY_DIALECT.get(engine.spec.dialect)
         attempt.asks_usage = (
-            ask_usage and dialect is None and call.stream and endpoint.asks_usage and not call.wants_usage()
+            call.stream and ask_usage and dialect is None and endpoint.asks_usage and not call.wants_usage()
         )
         spec = pool.spec
-        name = pool.name if spec.prefix is None else call.model and call.model[len(spec.prefix) :]
-        name = engine.spec.model or name
-        if call.form is not None or BY_PATH[call.path].method == "GET":
+        name = engine.spec.model
+        if name is None:
+            name = pool.name if spec.prefix is None else call.model and call.model[len(spec.prefix) :]
+        if passes and (call.form is not None or BY_PATH[call.path].method == "GET"):
             self._watchdog.watch(attempt)
             return self._client.passing(endpoint, call.path, attempt, call.form, name, headers)
         if dialect is None:
@@ -244,7 +251,7 @@ class Engines:
             pass
         (call.origin or call).attempts += 1
         attempt.begun = False  # its answer is to come still
-        response = yield Opened(self._conversation(call, pool, engine, attempt, ask_usage=False))
+        response = yield Opened(self._conversation(call, pool, engine, attempt, None, ask_usage=False))
         if not 200 <= response.status < 300:
             yield from refused(response)
         endpoint = self._endpoints.get(engine)

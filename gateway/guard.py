@@ -137,7 +137,7 @@ class Guard:
     def set_fleet(self, fleet: FleetSpec) -> None:
         """Take over the models' names, limits and prices."""
         self._model_limits = {m.name: RateLimits(m.rpm, m.tpm) for m in fleet.models if m.rpm or m.tpm}
-        self._prices = {m.name: Price(*m.price) for m in fleet.models if m.price is not None}
+        self.prices = {m.name: Price(*m.price) for m in fleet.models if m.price is not None}
         self._context_tokens = {m.name: m.max_model_len for m in fleet.models}
 
     # --- a request ---------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Guard:
         if reset_unix_s is not None:
             reset = _utc(reset_unix_s)
             raise _over_budget(f"{budget} is spent until {reset}", reset, reset_unix_s - now_unix_s)
-        price = self._prices.get(model)
+        price = self.prices.get(model)
         cost = 0.0 if price is None else tokens.cost_usd(price, self._context_tokens.get(model))
         if not cost:
             return None
@@ -229,7 +229,7 @@ class Guard:
 
     def cost(self, model: Optional[str], prompt_tokens: int, completion_tokens: int) -> Optional[float]:
         """What an answer costs in USD; None for a model without a price."""
-        price = self._prices.get(model or "")
+        price = self.prices.get(model or "")
         return None if price is None else cost_usd(price, prompt_tokens, completion_tokens)
 
     def spend(self, identity: Optional[Identity], cost: float) -> None:

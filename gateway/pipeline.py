@@ -50,7 +50,7 @@ from gateway.validation import parse_json
 from gateway.verify.late import Late
 from gateway.workers import Job, Overloaded, WorkerPool
 
-PERMISSIONS = {INFERENCE: "verify", "/props": "metrics", "/slots": "admin"}  # "infer" else; slots show others' prompts
+PERMISSIONS = {"/props": "metrics", "/slots": "admin"}  # of what is passed on; "infer" else. Slots show others' prompts
 NO_TOKENS = TokensAtMost(0, 0)  # of what no engine is asked for
 ASIDE_BYTES = 65536  # a body of more is read on a thread
 MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
@@ -98,22 +98,21 @@ class Pipeline:
         while self.guard.reads_keys and self.guard.may_wait(head.headers):
             yield Pause(KEYS_PAUSE_S)
         identity = asked.identity = self.guard.identify(head.headers, head.repeated, asked.client_address)
-        verifies = head.path == INFERENCE
-        identity.require(PERMISSIONS.get(head.path, "infer"))
         read = BODIES.get(head.path)
         if read is not None:
+            identity.require(PERMISSIONS.get(head.path, "infer"))
             request, form = yield from read(asked, self.settings)
-            may_use = self.allowed_to(identity)
-            call = asked.call = call_of(asked, request, identity, self.factory.router, may_use, form)
+            call = asked.call = call_of(asked, request, identity, self.factory.router, self.allowed_to, form)
             return (yield from self._given(asked, call, identity))
+        verifies = head.path == INFERENCE
+        identity.require("verify" if verifies else "infer")
         self.take_body(asked)
         if len(asked.body) > ASIDE_BYTES or (len(asked.body) > MARKS_MAX and takes_long(asked.body, MARKS_MAX)):
             yield ASIDE
         if verifies:
             return (yield from self._verify(asked, identity))
-        may_use = None if identity.may_use_all else self.allowed_to(identity)
         request = parse_json(asked.body, self.settings.max_json_values)
-        call = asked.call = call_of(asked, request, identity, self.factory.router, may_use)
+        call = asked.call = call_of(asked, request, identity, self.factory.router, self.allowed_to)
         telling = asked.telling
         if "response_format" in call.request or "tools" in call.request:
             if call.path == CHAT and (telling is None or not telling.is_immediate):
@@ -139,7 +138,7 @@ class Pipeline:
     def _tell(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Given]:
         """The same for a client of another dialect; its stream is told as it comes, by who relays it."""
         if telling.is_immediate:
-            self._admit(asked, call, identity)
+            self._admit(asked, call, identity, asks_engines=False)
             call.served_model = asked.model
             pool = self.factory.router.route(call.model, may_use=call.may_use)[0]
             return telling.immediate(pool.spec.max_model_len)
@@ -215,7 +214,7 @@ class Pipeline:
         asked.body_taken = True
         return asked.body
 
-    def _admit(self, asked: Asked, call: Call, identity: Identity) -> None:
+    def _admit(self, asked: Asked, call: Call, identity: Identity, asks_engines: bool = True) -> None:
         """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
         no worker: any call while draining (and no longer lingering), and one for an unknown model."""
         self._refuse_when_draining()
@@ -230,8 +229,9 @@ class Pipeline:
             # Where one engine serves every name, the name asked for is the model.
             if not identity.may_use(*((named,) if router.fleet.by_engines else router.names_of(model))):
                 raise _forbidden(named)
-        takes = asked.telling is None or not asked.telling.is_immediate
-        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call) if takes else NO_TOKENS)
+        admission = self.guard.admit(
+            identity, model, address, lambda: tokens_at_most(call) if asks_engines else NO_TOKENS
+        )
         asked.limit_headers = admission.header_lines
         asked.account = Account(self.guard, admission, self.internal_error, asked.request_id)
 

@@ -24,6 +24,7 @@ import socket
 import time
 from typing import Any, Callable, Optional, Union
 
+from gateway.errors import ClientGone
 from gateway.server.clientside import LINGER_S
 from gateway.server.door import address_behind, unreadable_head
 from gateway.server.exchange import Exchange
@@ -97,14 +98,15 @@ class Connection(Uploading):
         address = address_behind(head, self._peer, trusted) if trusted else self._peer
         exchange = Exchange(self.pipeline, self.server.context.relay, self, address, head, self._arrived_s)
         self._arrived_s = 0.0
-        if isinstance(event, Request) and event.uploads:
+        if event.uploads:
             self._begin_upload(exchange)
         request = self._request = UnderWay(exchange, self.server, self._after_answer)
         request.begin(event)
-        if request.runs and self._upload is not None:
-            self._take_body(self._upload)
-        elif request.runs and exchange.queued:
-            self._see()
+        if request.runs:
+            if self._upload is not None:
+                self._take_body(self._upload)
+            elif exchange.queued:
+                self._see()
 
     def _read_ahead(self, events: int) -> None:
         """A request is under way: take what comes of its body, or behind it, for a while, and see whether the client
@@ -154,7 +156,8 @@ class Connection(Uploading):
         """See what becomes of the connection now that a request has its answer, or what there is of it."""
         request = self._request
         assert request is not None
-        self._drop_upload()
+        if self._upload is not None:  # nobody takes the rest
+            self._end_upload(self._upload, ClientGone())
         if self._unsent is not None:
             self.state = State.WRITING
             self._write_on()

@@ -32,6 +32,11 @@ class Refusal(NamedTuple):
     error: GatewayError
     head: Optional[RequestHead] = None
 
+    @property
+    def uploads(self) -> bool:
+        """Never: whatever comes of its body is void."""
+        return False
+
 
 class RequestReader:
     """Reads one connection's requests, one after another.
@@ -50,6 +55,7 @@ class RequestReader:
         "_max_upload_bytes",
         "_missing",
         "_uploads",
+        "_usual_bytes",
         "head",
         "over",
     )
@@ -65,6 +71,7 @@ class RequestReader:
         self._max_body_bytes = max_body_bytes
         self._uploads = uploads
         self._max_upload_bytes = max_upload_bytes
+        self._usual_bytes = min(max_body_bytes, max_upload_bytes) if uploads else max_body_bytes  # wherever it goes
         self._limit_bytes = 0  # of what may still come of the body of `head`
         self._buffer: Union[bytes, bytearray] = b""
         self._blank_lines = 0
@@ -112,12 +119,11 @@ class RequestReader:
         self._blank_lines = 0
         begins = end + 4
         length = head.content_length or 0
-        limit = self._max_upload_bytes if head.path in self._uploads else self._max_body_bytes
-        if begins + length <= len(buffer) and not head.chunked and length <= limit:  # the usual
+        if begins + length <= len(buffer) and not head.chunked and length <= self._usual_bytes:
             self._buffer = buffer[begins + length :]
             return Request(head, buffer[begins : begins + length])
         self.head = head
-        self._limit_bytes = limit
+        self._limit_bytes = self._max_upload_bytes if head.path in self._uploads else self._max_body_bytes
         self._missing = length
         self._chunks = ChunkedBody(self._max_header_bytes) if head.chunked else None
         self._buffer = b""

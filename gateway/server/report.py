@@ -72,10 +72,11 @@ def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional
         extra["split"] = call.split
     if call.hedged:
         extra["hedged"] = True
-    if call.schema_retries:
-        extra["schema_retries"] = call.schema_retries
-    if call.repairs:
-        extra["repaired"] = list(call.repairs)
+    if call.shape is not None:
+        if call.schema_retries:
+            extra["schema_retries"] = call.schema_retries
+        if call.repairs:
+            extra["repaired"] = list(call.repairs)
     if call.resumed:
         extra["resumed"] = call.resumed
     if asked.part_of:

@@ -90,8 +90,3 @@ class Uploading(Receiving):
         self._unread = True
         self._reader.over = True
         upload.fail(error)
-
-    def _drop_upload(self) -> None:
-        """The request has its answer, and nobody takes the rest of its body."""
-        if self._upload is not None:
-            self._end_upload(self._upload, ClientGone())
