@@ -128,8 +128,8 @@ class Pipeline:
         router = self.factory.router
         if router.splits is not None:
             _choose(self.factory.asker, asked, call, identity)
-        virtual = router.virtual(call.model)
-        if virtual is not None and call.path == CHAT:
+        virtual = router.virtual(call.model) if router.has_virtual and call.path == CHAT else None
+        if virtual is not None:
             return self._agree(asked, call, identity, virtual)
         self._admit(asked, call, identity)
         self._open[asked] = None

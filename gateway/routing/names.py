@@ -47,6 +47,7 @@ class Names:
         elif fleet.default_model in splits:
             splits[None] = splits[fleet.default_model]
         self._virtual = virtual
+        self.has_virtual = bool(virtual)
         self.splits = splits or None
         own = {fleet.default_model: fleet.default_model} if fleet.by_engines and fleet.default_model else {}
         own.update({name: spec.name for name, spec in made.items()})
