@@ -12,7 +12,6 @@ import json
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.reuse.stored import KEY_BYTES
-from gateway.upstream.fields import BY_PATH
 
 Request = dict[str, Any]
 
@@ -79,8 +78,6 @@ def is_deterministic(path: str, request: Request) -> bool:
     """Whether the same request is to get the same answer: nothing is drawn, or with a seed. (Embeddings never are.)"""
     if path == EMBEDDINGS:
         return True
-    if BY_PATH[path].passes:
-        return False
     temperature = request.get("temperature")
     return (temperature is not None and temperature == 0) or request.get("seed") is not None
 

@@ -27,6 +27,7 @@ from gateway.steps import ASIDE, Flag, Steps
 from gateway.threads import Threads
 from gateway.upstream.answers import Usage, dump
 from gateway.upstream.call import Call
+from gateway.upstream.fields import BY_PATH
 from gateway.upstream.stream import EngineStream
 
 NOTHING_USED = Usage(0, 0, False)
@@ -140,8 +141,8 @@ class Reuse:
 
     def _likeness(self, asked: Asked, call: Call, wishes: Wishes) -> Optional[Likeness]:
         """None: it is like no other."""
-        if not (wishes.cache or likeness.is_deterministic(call.path, call.request)):
-            return None
+        if not (wishes.cache or likeness.is_deterministic(call.path, call.request)) or BY_PATH[call.path].passes:
+            return None  # what is passed on is read by nobody, a form least of all
         scope = "" if self._share_all or asked.identity is None else asked.identity.name or ""
         model = (call.model or "") if self._router.fleet.by_engines else asked.model
         path = QUERY if call.is_query else call.path

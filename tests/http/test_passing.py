@@ -163,10 +163,22 @@ class AnswerTest(PassingTest):
         engine = self.engine()
         running = self.serve({"m": {"engines": [engine.url]}}, CACHE="on")
         body = {"prompt": "a cat", "seed": 1, "temperature": 0}
-        self.assertEqual(
-            [running.post(body, "/v1/images/generations").header("x-gateway-cache") for _ in "12"], ["bypass"] * 2
-        )
-        self.assertEqual(engine.stats()["requests"], 2)
+        for headers in ([], [("X-Gateway-Cache", "on")]):
+            answers = [running.post(body, "/v1/images/generations", headers) for _ in "12"]
+            self.assertEqual([answer.header("x-gateway-cache") for answer in answers], ["bypass"] * 2)
+        self.assertEqual(engine.stats()["requests"], 4)
+
+    def test_nor_do_forms_at_a_time_whatever_their_clients_wish(self) -> None:
+        engine = self.enter(ScriptedEngine())
+        running = self.serve({"m": {"engines": [engine.url]}}, CACHE="on")
+        form = BEGIN + b"%d\r\n" + END
+        clients = [
+            self.sent(running, form % number, "X-Gateway-Cache: on", "X-Gateway-Coalesce: on") for number in (1, 2)
+        ]
+        sides = [engine.take() for _ in clients]  # both are asked
+        for side in sides:
+            side.answer(b'{"text": "%b"}' % side.body.rpartition(b"\r\n\r\n")[2][:1])
+        self.assertEqual([client.read_response().json()["text"] for client in clients], ["1", "2"])
 
     def test_only_those_who_may_see_the_slots(self) -> None:
         engine = self.engine()

@@ -364,9 +364,6 @@ class DeterministicTest(unittest.TestCase):
             for path in (CHAT, COMPLETIONS):
                 self.assertIs(is_deterministic(path, request), expected, request)
 
-    def test_what_is_passed_on_never(self) -> None:
-        self.assertIs(is_deterministic("/images/generations", {"temperature": 0, "seed": 5}), False)
-
     def test_embeddings_always(self) -> None:
         self.assertIs(is_deterministic(EMBEDDINGS, {"input": "a"}), True)
 
