@@ -18,7 +18,7 @@ from gateway.dialects.cutting import Cutter
 from gateway.errors import GatewayError, RequestRefused
 from gateway.hedging import Answer
 from gateway.jsontext import utf8
-from gateway.schemas.compiled import Compiled
+from gateway.schemas.compiled import Compiled, Together
 from gateway.schemas.faults import Fault, SchemaRefused, TooComplex
 from gateway.schemas.reading import ANY_OBJECT, calls_prompt, faults_prompt, read_answer
 from gateway.schemas.schema import Schema
@@ -155,15 +155,16 @@ def shape_of(request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Sh
     `invalid_response_format`.
     """
     form, tools = request.get("response_format"), request.get("tools")
-    schema = None if form is None else _schema_of(form, request, kept)
+    together = Together(_COMPILED)
+    schema = None if form is None else _schema_of(form, request, kept, together)
     try:
-        strict = strict_tools(tools, _COMPILED.schema) if tools else None
+        strict = strict_tools(tools, together.schema) if tools else None
     except SchemaRefused as error:
         raise _unfit(error.path, error.message) from error
     return None if schema is None and strict is None else Shape(schema, strict)
 
 
-def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Schema]:
+def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema], together: Together) -> Optional[Schema]:
     kind = form.get("type") if isinstance(form, dict) else None
     if kind == "json_object":
         return ANY_OBJECT
@@ -174,7 +175,7 @@ def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema]) -
         raise _unfit("response_format.json_schema", "must be an object")
     if told.get("schema") is not None:
         try:
-            return _COMPILED.schema(told["schema"])
+            return together.schema(told["schema"])
         except SchemaRefused as error:
             raise _unfit(f"{_SCHEMA}{error.path[1:]}", error.message) from error
     name = told.get("name")

@@ -82,6 +82,19 @@ class ShapeTest(unittest.TestCase):
         self.assertEqual(self.refused(response_format=form(None)), "response_format.json_schema.name")
         self.assertEqual(self.refused(response_format=form(None, [])), "response_format.json_schema.name")  # type: ignore[arg-type]
 
+    def test_the_schemas_of_a_request_have_the_bounds_of_one_together(self) -> None:
+        def tools(count: int, parameters: Json) -> list[Json]:
+            functions = [{"name": f"f{number}", "strict": True, "parameters": parameters} for number in range(count)]
+            return [{"type": "function", "function": function} for function in functions]
+
+        large = {"prefixItems": [{}] * 2500}
+        self.assertIsNotNone(shape(tools=tools(2, large)))
+        self.assertEqual(self.refused(tools=tools(3, large)), "tools[2].function.parameters")
+        self.assertEqual(
+            self.refused(response_format=form(large), tools=tools(2, large)), "tools[1].function.parameters"
+        )
+        self.assertEqual(self.refused(tools=tools(11, {"pattern": "a{2000}"})), "tools[10].function.parameters")
+
     def test_a_kept_schema_stands_in_what_engines_get(self) -> None:
         kept = {"city": compile_schema(CITY)}
         named = {"type": "json_schema", "json_schema": {"name": "city", "strict": True}}
