@@ -242,9 +242,10 @@ def _told(call: Call, given: Answer, fitted: Fitted) -> Answer:
     if usage is None or not (fitted.repairs or call.schema_retries):
         return given
     answer = {**fitted.answer, "id": call.request_id, "model": call.served_model}
+    theirs = answer.get("usage")
     total = usage.prompt_tokens + usage.completion_tokens
     answer["usage"] = {
-        **(answer.get("usage") or {}),
+        **(theirs if type(theirs) is dict else {}),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": total,
@@ -261,8 +262,10 @@ def _corrected(fitted: Fitted) -> list[dict[str, Any]]:
     choices: list[Any] = fitted.answer.get("choices") or []
     if len(choices) != 1:
         return []  # which of several answers is to be corrected cannot be said
-    said = choices[0].get("message") or {}
+    said = choices[0].get("message") if type(choices[0]) is dict else None
+    said = said if type(said) is dict else {}
     calls = said.get("tool_calls")
+    calls = [one for one in calls if type(one) is dict] if type(calls) is list else []
     if not calls:
         told = faults_prompt(fitted.faults)
         return [{"role": "assistant", "content": fitted.text}, {"role": "user", "content": told}]
