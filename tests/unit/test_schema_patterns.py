@@ -201,6 +201,22 @@ class CostTest(unittest.TestCase):
         for pattern in many:
             self.assertTrue(pattern.search("a" * 400, free))
 
+    def test_what_is_forgotten_holds_nothing_and_a_search_in_it_goes_on(self) -> None:
+        pattern = Pattern("^(ab)*c$")
+        pattern.search("ababab!", free)
+        states = list(pattern._states.values())
+        pattern.forget()
+        self.assertEqual([(dict(state), state.by_kind) for state in states], [({}, {})] * len(states))
+        paid: list[int] = []
+
+        def forget(steps: int) -> None:
+            paid.append(steps)
+            pattern.forget()
+
+        self.assertTrue(pattern.search("ababc", forget))
+        self.assertFalse(pattern.search("ababa", forget))
+        self.assertGreater(len(paid), 10)
+
     def test_what_is_paid_for_in_vain_is_not_kept(self) -> None:
         paid = 0
 
