@@ -18,7 +18,7 @@ from gateway.dialects.cutting import Cutter
 from gateway.errors import GatewayError, RequestRefused
 from gateway.hedging import Answer
 from gateway.jsontext import utf8
-from gateway.schemas.compiled import Compiled
+from gateway.schemas.compiled import Compiled, Together
 from gateway.schemas.faults import Fault, SchemaRefused, TooComplex
 from gateway.schemas.reading import ANY_OBJECT, calls_prompt, faults_prompt, read_answer
 from gateway.schemas.schema import Schema
@@ -155,15 +155,16 @@ def shape_of(request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Sh
     `invalid_response_format`.
     """
     form, tools = request.get("response_format"), request.get("tools")
-    schema = None if form is None else _schema_of(form, request, kept)
+    together = Together(_COMPILED)
+    schema = None if form is None else _schema_of(form, request, kept, together)
     try:
-        strict = strict_tools(tools, _COMPILED.schema) if tools else None
+        strict = strict_tools(tools, together.schema) if tools else None
     except SchemaRefused as error:
         raise _unfit(error.path, error.message) from error
     return None if schema is None and strict is None else Shape(schema, strict)
 
 
-def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Schema]:
+def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema], together: Together) -> Optional[Schema]:
     kind = form.get("type") if isinstance(form, dict) else None
     if kind == "json_object":
         return ANY_OBJECT
@@ -174,7 +175,7 @@ def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema]) -
         raise _unfit("response_format.json_schema", "must be an object")
     if told.get("schema") is not None:
         try:
-            return _COMPILED.schema(told["schema"])
+            return together.schema(told["schema"])
         except SchemaRefused as error:
             raise _unfit(f"{_SCHEMA}{error.path[1:]}", error.message) from error
     name = told.get("name")
@@ -241,9 +242,10 @@ def _told(call: Call, given: Answer, fitted: Fitted) -> Answer:
     if usage is None or not (fitted.repairs or call.schema_retries):
         return given
     answer = {**fitted.answer, "id": call.request_id, "model": call.served_model}
+    theirs = answer.get("usage")
     total = usage.prompt_tokens + usage.completion_tokens
     answer["usage"] = {
-        **(answer.get("usage") or {}),
+        **(theirs if type(theirs) is dict else {}),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": total,
@@ -260,8 +262,10 @@ def _corrected(fitted: Fitted) -> list[dict[str, Any]]:
     choices: list[Any] = fitted.answer.get("choices") or []
     if len(choices) != 1:
         return []  # which of several answers is to be corrected cannot be said
-    said = choices[0].get("message") or {}
+    said = choices[0].get("message") if type(choices[0]) is dict else None
+    said = said if type(said) is dict else {}
     calls = said.get("tool_calls")
+    calls = [one for one in calls if type(one) is dict] if type(calls) is list else []
     if not calls:
         told = faults_prompt(fitted.faults)
         return [{"role": "assistant", "content": fitted.text}, {"role": "user", "content": told}]

@@ -24,15 +24,15 @@ class Compiling:
         self.document = document
         self.nodes = {steps: Node() for steps in document.places}
         self._patterns: dict[str, Pattern] = {}
-        self._pattern_steps = 0
+        self.pattern_steps = 0
 
     def pattern(self, text: str) -> Pattern:
         """The pattern, compiled once. Raises PatternFaulty, PatternUnsupported."""
         found = self._patterns.get(text)
         if found is None:
             found = self._patterns[text] = Pattern(text)
-            self._pattern_steps += found.size
-            if self._pattern_steps > PATTERN_STEPS_MAX:
+            self.pattern_steps += found.size
+            if self.pattern_steps > PATTERN_STEPS_MAX:
                 raise PatternUnsupported(f"the patterns of the schema come to more than {PATTERN_STEPS_MAX} steps")
         return found
 

@@ -1,19 +1,27 @@
 """Whether a text has a match of an ECMA-262 pattern, found in time linear in the text whatever the pattern.
 
 Thompson's construction, followed for all ways at once; what was found out is kept as states of a deterministic
-automaton (see Russ Cox, "Regular Expression Matching Can Be Simple And Fast"). Pure. A `Pattern` may be used by several
-threads at once and has no lock: what they add to its states is the same whoever adds it, and each addition is one step.
+automaton (see Russ Cox, "Regular Expression Matching Can Be Simple And Fast"). A `Pattern` may be used by several
+threads at once: what they add to its states is the same whoever adds it, and each addition is one step.
+
+Owns the count of what all patterns of the process keep, `ALL_KEPT_MAX` and one more state at most; its lock guards
+that, and is held for no search.
 """
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Callable, Optional, Union
 
 from gateway.schemas.charsets import WORD, CharSet
 from gateway.schemas.patternsyntax import Assertion, Chain, Choice, Repeated, Tree, parse
 
 KEPT_MAX = 20_000
-"""Transitions kept of a pattern before all are forgotten: some 2 MB."""
+"""Kept of a pattern before all is forgotten: transitions, and places of states. 70 to 170 bytes each: 1.4 to 3.4 MB."""
+ALL_KEPT_MAX = 200_000
+"""The same for all patterns of the process: 14 to 34 MB."""
+_STATE = 10  # what a state without places counts
 
 _BEGINNING, _IN_WORD, _OUTSIDE = range(3)  # what stands before a place
 _END = ""  # the character behind the last
@@ -43,6 +51,33 @@ _MATCHED = _State(frozenset(), _BEGINNING)
 _FAILED = _State(frozenset(), _BEGINNING)
 
 
+class _Kept:
+    """Counts what patterns keep, and has them forget it beyond the bounds. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders: weakref.WeakSet[Pattern] = weakref.WeakSet()
+        self._count = 0  # with what patterns had that are gone, until all forget
+
+    def add(self, pattern: Pattern, count: int) -> None:
+        """Note that a pattern keeps so much more."""
+        with self._lock:
+            self._holders.add(pattern)
+            pattern.kept += count
+            self._count += count
+            if self._count > ALL_KEPT_MAX:
+                for holder in self._holders:
+                    holder.forget()
+                self._holders.clear()
+                self._count = 0
+            elif pattern.kept > KEPT_MAX:
+                self._count -= pattern.kept
+                pattern.forget()
+
+
+_KEPT = _Kept()
+
+
 class Pattern:
     """A pattern, compiled. Raises PatternFaulty or PatternUnsupported. Thread-safe."""
 
@@ -51,11 +86,12 @@ class Pattern:
         self._sets: dict[CharSet, int] = {WORD: _WORD_SET}
         # A set's number, an assertion, or a fork: the first two lead to the next place. Behind the last is the match.
         self._program: list[Union[int, Assertion, _Fork]] = []
+        self._states: dict[tuple[frozenset[int], int], _State] = {}
         self._add(parse(text))
         kinds = {step.kind for step in self._program if isinstance(step, Assertion)}
         self._minds_words = bool(kinds & {"b", "B"})
         self._minds_beginning = "^" in kinds
-        self._forget()
+        self.forget()
 
     @property
     def size(self) -> int:
@@ -78,26 +114,35 @@ class Pattern:
                 return True
         return self._at_end(state, spend)
 
-    def _forget(self) -> None:
-        self._states: dict[tuple[frozenset[int], int], _State] = {}
+    def forget(self) -> None:
+        """Drop what was found out; searches that are under way go on."""
+        states, self._states = self._states, {}
+        while states:  # they lead to each other, so that nothing else frees them at once
+            state = states.popitem()[1]
+            state.clear()
+            state.by_kind.clear()
         self._kinds: dict[str, frozenset[int]] = {}
-        self._kept = 0
         self._first = _State(frozenset(), _BEGINNING)
+        self.kept = 0
 
     def _follow(self, state: _State, character: str, spend: Callable[[int], None]) -> _State:
-        if self._kept >= KEPT_MAX:
-            self._forget()
-        self._kept += 1
-        kind = self._kinds.get(character)
+        """The state that a character leads to. Keeps nothing when `spend` raises, so that all that is kept counts."""
+        spend(1)
+        kind, added = self._kinds.get(character), 1
         if kind is None:
             spend(2 * len(self._sets))
             kind = frozenset(number for one, number in self._sets.items() if one.has(character))
-            self._kinds[character] = kind
+            added += len(kind)
         following = state.by_kind.get(kind)
         if following is None:
-            following = state.by_kind[kind] = self._step(state, kind, spend)
-        spend(1)
-        state[character] = following
+            following = made = self._step(state, kind, spend)
+            if made is not _MATCHED:
+                following = self._states.setdefault((made.places, made.before), made)
+                if following is made:
+                    added += _STATE + len(made.places)
+        self._kinds[character] = kind
+        state.by_kind[kind] = state[character] = following
+        _KEPT.add(self, added)
         return following
 
     def _at_end(self, state: _State, spend: Callable[[int], None]) -> bool:
@@ -115,9 +160,7 @@ class Pattern:
         before = _BEGINNING  # where nobody asks, fewer states
         if self._minds_words or self._minds_beginning:
             before = _IN_WORD if self._minds_words and _WORD_SET in kind else _OUTSIDE
-        key = (places, before)
-        found = self._states.get(key)
-        return self._states.setdefault(key, _State(places, before)) if found is None else found
+        return _State(places, before)
 
     def _reach(self, state: _State, kind: Optional[frozenset[int]], spend: Callable[[int], None]) -> set[int]:
         """Every place that a way comes to before it takes a character (None: the end); a match may begin anywhere."""

@@ -65,14 +65,16 @@ _RULES: tuple[tuple[str, tuple[type, ...], _Compile], ...] = (
 class Schema:
     """A compiled schema; made by `compile_schema`. Thread-safe."""
 
-    __slots__ = ("_root", "document", "size")
+    __slots__ = ("_root", "document", "pattern_steps", "size")
 
-    def __init__(self, root: Node, document: Any, size: int) -> None:
+    def __init__(self, root: Node, document: Any, size: int, pattern_steps: int) -> None:
         self._root = root
         self.document = document
         """What it was compiled from; not to be changed."""
         self.size = size
         """How many schemas stand within it, itself included."""
+        self.pattern_steps = pattern_steps
+        """What its patterns come to."""
 
     def check(self, value: Any, faults_max: int = FAULTS_MAX) -> list[Fault]:
         """What is wrong with a value that `json` has read, at most that many faults; empty: it fits.
@@ -101,7 +103,7 @@ def compile_schema(document: Any) -> Schema:
             compiling.nodes[steps].by_type = dict.fromkeys(TYPES, checks)
         else:
             _fill(Part(compiling, steps))
-    return Schema(compiling.nodes[()], document, len(compiling.nodes))
+    return Schema(compiling.nodes[()], document, len(compiling.nodes), compiling.pattern_steps)
 
 
 def _fill(part: Part) -> None:

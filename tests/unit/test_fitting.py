@@ -82,6 +82,19 @@ class ShapeTest(unittest.TestCase):
         self.assertEqual(self.refused(response_format=form(None)), "response_format.json_schema.name")
         self.assertEqual(self.refused(response_format=form(None, [])), "response_format.json_schema.name")  # type: ignore[arg-type]
 
+    def test_the_schemas_of_a_request_have_the_bounds_of_one_together(self) -> None:
+        def tools(count: int, parameters: Json) -> list[Json]:
+            functions = [{"name": f"f{number}", "strict": True, "parameters": parameters} for number in range(count)]
+            return [{"type": "function", "function": function} for function in functions]
+
+        large = {"prefixItems": [{}] * 2500}
+        self.assertIsNotNone(shape(tools=tools(2, large)))
+        self.assertEqual(self.refused(tools=tools(3, large)), "tools[2].function.parameters")
+        self.assertEqual(
+            self.refused(response_format=form(large), tools=tools(2, large)), "tools[1].function.parameters"
+        )
+        self.assertEqual(self.refused(tools=tools(11, {"pattern": "a{2000}"})), "tools[10].function.parameters")
+
     def test_a_kept_schema_stands_in_what_engines_get(self) -> None:
         kept = {"city": compile_schema(CITY)}
         named = {"type": "json_schema", "json_schema": {"name": "city", "strict": True}}
@@ -273,6 +286,35 @@ class AskingTest(unittest.TestCase):
             self.assertIn('- $.tool_calls[0].function.arguments: must have the property "name"\n', one["content"])
             self.assertIn("Make the calls again", one["content"])
             self.assertNotIn("JSON alone", one["content"])
+
+    def test_odd_answers_are_misfits_and_nothing_else(self) -> None:
+        wrong = called("{}")
+        for one in (
+            *(None, 7, "x", [], {}, {"message": "x"}, {"message": [7]}, choice(None), choice([7]), choice({"a": 1})),
+            *(choice(None, tool_calls=calls) for calls in (["x", wrong], [None, wrong], [[], wrong], [{}, wrong])),
+            *(choice(7, tool_calls=calls) for calls in ([{"function": 1}, wrong], [{"id": {}, **wrong}])),
+            *(choice(None, tool_calls=[called(arguments)]) for arguments in (7, [], {"name": 1})),
+            *(choice(None, tool_calls=[called(BONN, name)]) for name in ("other", None, 7, [])),  # type: ignore[arg-type]
+        ):
+            with self.subTest(one=one):
+                script = Script(answer(one), answer(one))
+                options = {"response_format": form(CITY), "tools": [WEATHER]}
+                self.misfit(script, call=self.call_for(**options), retries=1)
+                for told in script.asked[1].request["messages"]:
+                    self.assertTrue(all(type(call) is dict for call in told.get("tool_calls", ())))
+
+    def test_calls_that_are_none_are_passed_on(self) -> None:
+        for calls in ("x", 7, {"a": 1}, ["x"], [None], [{}], [{"function": "x"}]):
+            with self.subTest(calls=calls):
+                one = answer(choice(f"```{BONN}```", tool_calls=calls))
+                self.assertEqual(self.ask(Script(one), self.call_for(tools=[WEATHER])).body, dump(one))
+
+    def test_an_odd_usage_is_replaced_in_an_answer_that_is_repaired(self) -> None:
+        for usage in (7, "x", [], [7], None):
+            with self.subTest(usage=usage):
+                given = self.ask(Script({**answer(choice(f"Here: {BONN}")), "usage": usage}))
+                told = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+                self.assertEqual(json.loads(given.body)["usage"], told)
 
     def test_of_several_choices_none_is_named(self) -> None:
         script = Script(answer(choice(BONN), choice("no")), answer(choice(BONN), choice(BONN)))

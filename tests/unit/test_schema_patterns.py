@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
 import unittest
+from unittest import mock
 
 from gateway.schemas import patterns
 from gateway.schemas.patterns import Pattern
@@ -24,6 +26,10 @@ def cost(pattern: str, text: str) -> int:
     steps: list[int] = []
     Pattern(pattern).search(text, steps.append)
     return sum(steps)
+
+
+def places_held(held: list[Pattern]) -> int:
+    return sum(len(places) for pattern in held for places, _ in pattern._states)
 
 
 class MatchTest(unittest.TestCase):
@@ -174,9 +180,58 @@ class CostTest(unittest.TestCase):
         pattern = Pattern(r"^\p{L}{0,50}!$")
         for start in range(0x4E00, 0x4E00 + patterns.KEPT_MAX + 500, 40):
             pattern.search("".join(map(chr, range(start, start + 40))), free)
-        self.assertLessEqual(pattern._kept, patterns.KEPT_MAX)
+        self.assertLessEqual(pattern.kept, patterns.KEPT_MAX)
         self.assertTrue(pattern.search("é" * 50 + "!", free))
         self.assertFalse(pattern.search("é" * 51 + "!", free))
+
+    def test_states_of_many_places_count_by_their_places(self) -> None:
+        pick = random.Random(7)
+        pattern = Pattern("^[ab]*a[ab]{2400}$")
+        for _ in range(3):
+            self.assertFalse(pattern.search("".join(pick.choice("ab") for _ in range(300)), free))
+        self.assertLessEqual(places_held([pattern]), patterns.KEPT_MAX)
+
+    def test_what_is_kept_of_all_patterns_is_bounded(self) -> None:
+        pick = random.Random(7)
+        many = [Pattern(f"^[ab]*a[ab]{{{number}}}$") for number in range(300, 330)]
+        with mock.patch.object(patterns, "ALL_KEPT_MAX", 40_000):
+            for pattern in many:
+                pattern.search("".join(pick.choice("ab") for _ in range(60)), free)
+            self.assertLessEqual(places_held(many), 40_000)
+        for pattern in many:
+            self.assertTrue(pattern.search("a" * 400, free))
+
+    def test_what_is_forgotten_holds_nothing_and_a_search_in_it_goes_on(self) -> None:
+        pattern = Pattern("^(ab)*c$")
+        pattern.search("ababab!", free)
+        states = list(pattern._states.values())
+        pattern.forget()
+        self.assertEqual([(dict(state), state.by_kind) for state in states], [({}, {})] * len(states))
+        paid: list[int] = []
+
+        def forget(steps: int) -> None:
+            paid.append(steps)
+            pattern.forget()
+
+        self.assertTrue(pattern.search("ababc", forget))
+        self.assertFalse(pattern.search("ababa", forget))
+        self.assertGreater(len(paid), 10)
+
+    def test_what_is_paid_for_in_vain_is_not_kept(self) -> None:
+        paid = 0
+
+        def pay(steps: int) -> None:
+            nonlocal paid
+            paid += 1
+            if paid % 4 == 0:
+                raise InterruptedError
+
+        pattern = Pattern("^[ab]*a[ab]{99}$")
+        for start in range(0x4E00, 0x4E00 + 50):
+            with contextlib.suppress(InterruptedError):
+                pattern.search("ab" + chr(start), pay)
+        held = sum(10 + len(places) for places, _ in pattern._states) + len(pattern._kinds)
+        self.assertLessEqual(held, pattern.kept)
 
     def test_threads_that_share_a_pattern_agree(self) -> None:
         pattern = Pattern(r"^(\w+@\w+\.)?(a|b){2,9}c$")
