@@ -124,10 +124,30 @@ class PassedJson(PassedEvents):
 
     def end(self) -> bytes:
         """The body has ended well."""
+        self._look()
+        return super().end()
+
+    def _look(self) -> None:
         usage = _usage_told(self._begin, False) or _usage_told(self._end, True)
         if usage is not None and not usage.estimated:
             self.usage = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-        return super().end()
+
+
+class UsageEvents(PassedJson):
+    """Events of any endpoint, of which is kept what the last says that tells its usage: of each line, what of a large
+    JSON answer."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take payload, return it."""
+        *ended, begun = data.split(b"\n")
+        for line in ended:
+            super().feed(line)
+            self._look()
+            self._begin = self._end = b""
+        super().feed(begun)
+        return data
 
 
 class ResponsesEvents(PassedEvents):

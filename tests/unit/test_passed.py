@@ -11,7 +11,7 @@ from gateway.dialects.forms import FormReader
 from gateway.errors import ClientGone
 from gateway.steps import Flagged, drive
 from gateway.uploads import FULL_BYTES, Upload
-from gateway.upstream.passed import Form, PassedEvents, PassedJson, ResponsesEvents, usage_in
+from gateway.upstream.passed import Form, PassedEvents, PassedJson, ResponsesEvents, UsageEvents, usage_in
 from gateway.upstream.sse import EVENT_MAX_BYTES, StreamBroken
 
 READER = FormReader(b"multipart/form-data; boundary=x")
@@ -178,6 +178,26 @@ class EventsTest(unittest.TestCase):
             self.assertEqual(events.usage, {"prompt_tokens": 7, "completion_tokens": 5})
             self.assertGreater(events.weight, 0)
             self.assertEqual(events.end(), b"")
+
+    def test_the_events_of_others_tell_what_was_used(self) -> None:
+        used, large = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}, "x" * 10_000
+        for last, tokens in (
+            ({"type": "image_generation.completed", "b64_json": large, "usage": used}, (7, 5)),
+            ({"type": "image_edit.completed", "usage": used, "b64_json": large}, (7, 5)),
+            ({"type": "transcript.text.done", "text": "a", "logprobs": [{"usage": {}}], "usage": used}, (7, 5)),
+            ({"type": "speech.audio.done", "usage": {"total_tokens": 9}}, (9, 0)),
+            ({"type": "speech.audio.done", "usage": None}, None),
+            ({"type": "transcript.text.done", "text": json.dumps({"usage": used})}, None),
+            ({"type": "transcript.text.done", "usage": {"type": "duration", "seconds": 3}}, None),
+        ):
+            data = self.stream("speech.audio.delta", **last)
+            for size in (1, 100, len(data)):
+                for body in (data, data.rstrip(b"\n"), data.replace(b"\n", b"\r\n") + b"data: [DONE]\r\n\r\n"):
+                    events = UsageEvents()
+                    passed = [events.feed(body[at : at + size]) for at in range(0, len(body), size)]
+                    self.assertEqual(b"".join(passed) + events.end(), body)
+                    told = events.usage and (events.usage["prompt_tokens"], events.usage["completion_tokens"])
+                    self.assertEqual(told, tokens, (last["type"], size))
 
     def test_one_that_ends_before_its_last_event_is_broken(self) -> None:
         said = self.stream("response.output_text.delta") + b'data: {"delta": "\\"type\\":\\"response.completed\\""}\n\n'
