@@ -22,7 +22,7 @@ EVENTS_TYPE = b"text/event-stream"
 TELLING_BYTES = 4096  # of a large JSON answer, at its begin and at its end
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')  # in a text, quotes have backslashes
 _LAST = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')  # in a text, quotes have backslashes
-_DELTA = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_DELTA = re.compile(rb'"delta"\s*:\s*"')
 
 
 class Sent(NamedTuple):
@@ -174,9 +174,7 @@ class ResponsesEvents(PassedEvents):
 
     def _look_at(self, event: bytes) -> None:
         if _LAST.search(event) is None:
-            delta = _DELTA.search(event)
-            if delta is not None:
-                self.weight += weigh_escaped(delta[1])
+            self.weight += weigh_escaped(_delta_in(event))
             return
         self.finished = self.complete = True
         usage = usage_in(_member(decoded(event), "response"), 0)
@@ -192,6 +190,17 @@ class ResponsesEvents(PassedEvents):
     def finish(self) -> bytes:
         """End it, whatever its engine does: all of it has come."""
         return super().end()
+
+
+def _delta_in(event: bytes) -> bytes:
+    """The text that is new, as it is between its quotes; b"": there is none."""
+    found = _DELTA.search(event)
+    if found is None:
+        return b""
+    start = found.end()
+    # A regular expression would need memory for each escape.
+    plain = event[start:].replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    return event[start : start + max(0, plain.find(b'"'))]
 
 
 def decoded(text: bytes) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import threading
+import time
 import unittest
 from typing import Any, Optional
 
@@ -198,6 +200,32 @@ class EventsTest(unittest.TestCase):
                     self.assertEqual(b"".join(passed) + events.end(), body)
                     told = events.usage and (events.usage["prompt_tokens"], events.usage["completion_tokens"])
                     self.assertEqual(told, tokens, (last["type"], size))
+
+    @unittest.skipUnless(importlib.util.find_spec("_tracemalloc"), "memory is not traced here")
+    def test_a_large_delta_needs_little_memory(self) -> None:
+        import tracemalloc
+
+        for text in ("x" * 300_000, "\n" * 150_000, "\\" * 150_000):
+            event = b"data: %b\n" % json.dumps({"type": "x", "delta": text}).encode()
+            tracemalloc.start()
+            try:
+                ResponsesEvents().feed(event)
+                peak_bytes = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            self.assertLess(peak_bytes, 12 * len(event))
+
+    def test_a_large_delta_costs_little(self) -> None:
+        for text in ("x" * 1_000_000, '\\"' * 500_000, "\n" * 1_000_000):
+            event = b"data: %b\n" % json.dumps({"type": "x", "delta": text, "item": "a"}).encode()
+            events = ResponsesEvents()
+            began_s = time.process_time()
+            events.feed(event)
+            self.assertLess(time.process_time() - began_s, 0.2)
+            self.assertEqual(events.weight, len(text))
+        cut = ResponsesEvents()
+        cut.feed(b'data: {"delta": "' + b"\\\\\\n" * 10 + b'\\"\n')
+        self.assertEqual(cut.weight, 0)
 
     def test_one_that_ends_before_its_last_event_is_broken(self) -> None:
         said = self.stream("response.output_text.delta") + b'data: {"delta": "\\"type\\":\\"response.completed\\""}\n\n'
