@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any, NamedTuple, Optional, Union
 
-from gateway.dialects.forms import FormReader
+from gateway.dialects.forms import FormReader, without_end
 from gateway.steps import Steps
 from gateway.uploads import Upload
 from gateway.upstream.answers import Usage
@@ -36,7 +36,7 @@ class Form:
     """A form, of which `begin` has come. `upload`: the rest; None: it is whole. `length`: of all of it, in bytes; None:
     nobody knows. `place`: where the model's name stands; None: nowhere. `reader`: has read so far."""
 
-    __slots__ = ("_begin", "_length", "_place", "_reader", "content_type", "upload")
+    __slots__ = ("_begin", "_come", "_length", "_place", "_reader", "content_type", "upload")
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Form:
     ) -> None:
         self.content_type = content_type
         self._begin = begin
+        self._come = len(begin)
         self._place = place
         self._reader = reader
         self.upload = upload
@@ -69,6 +70,9 @@ class Form:
         part of it: nothing of that must be sent."""
         data = yield from upload.take()
         self._reader.go_on(data)
+        self._come += len(data)
+        if not self._reader.over and (not data or self._come == self._length):
+            raise without_end()  # while the engine has not all of it still
         return data
 
     def for_model(self, name: Optional[str]) -> Sent:

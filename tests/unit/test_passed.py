@@ -10,7 +10,7 @@ import unittest
 from typing import Any, Optional
 
 from gateway.dialects.forms import FormReader
-from gateway.errors import ClientGone
+from gateway.errors import ClientGone, RequestRefused
 from gateway.steps import Flagged, drive
 from gateway.uploads import FULL_BYTES, Upload
 from gateway.upstream.passed import Form, PassedEvents, PassedJson, ResponsesEvents, UsageEvents, usage_in
@@ -48,6 +48,27 @@ class FormTest(unittest.TestCase):
         upload.spent = True
         self.assertTrue(form.spent)
         self.assertFalse(Form(b"k", b"abc", None, READER).spent)
+
+    def test_one_that_ends_without_its_end_is_refused_with_its_last_piece(self) -> None:
+        begin, rest = (
+            b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x',
+            b"\r\nContent-Disposition:",
+        )
+        for whole, length in ((False, len(begin + rest)), (False, None), (True, len(begin) + 2), (True, None)):
+            reader, upload = FormReader(b"multipart/form-data; boundary=x"), Upload(nothing)
+            reader.find(begin)
+            reader.go_on(begin)
+            form = Form(b"k", begin, None, reader, upload, length)
+            upload.put(b"--" if whole else rest)
+            upload.end()
+            if whole or length is None:
+                self.assertTrue(drive(form.take(upload)))
+            if whole:
+                self.assertEqual(drive(form.take(upload)), b"")
+                continue
+            with self.assertRaises(RequestRefused) as caught:
+                drive(form.take(upload))
+            self.assertEqual(caught.exception.code, "invalid_body")
 
 
 class UploadTest(unittest.TestCase):
