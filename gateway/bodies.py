@@ -56,9 +56,9 @@ def form_of(asked: Asked, settings: Settings) -> Steps[Passing]:
             break
         form += piece
         named = reader.find(form)
-    if named is not None:
+    if named is not None or reader.over:
         reader.go_on(form)
-    elif not reader.over:
+    if not reader.over and (named is None or upload is None):
         raise without_end()
     begin = bytes(form)
     if named is None:

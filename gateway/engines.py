@@ -32,6 +32,7 @@ from gateway.upstream.passed import (
     PassedEvents,
     PassedJson,
     ResponsesEvents,
+    UsageEvents,
     decoded,
     media_type_of,
     usage_in,
@@ -164,15 +165,18 @@ class Engines:
             pool.found_having(engine, call.path)
             media_type = media_type_of(response)
             is_json = media_type.lower().startswith(JSON_TYPE)
-            if BY_PATH[call.path].method == "GET":  # or HEAD, whose answer must not begin to come
+            is_read = BY_PATH[call.path].method == "GET"
+            if is_read:  # or HEAD, whose answer must not begin to come
                 body = bytes((yield from response.read_all(self._sizes.answer_bytes)))
             else:
                 body = yield from response.read_begin(
                     HELD_BYTES if is_json else 1
                 )  # who has begun is tried nowhere else
-            is_events = call.path == RESPONSES and media_type.lower().startswith(EVENTS_TYPE)
+            is_events = not is_read and media_type.lower().startswith(EVENTS_TYPE)
             if is_events or not response.decoder.complete:
-                kind = ResponsesEvents if is_events else PassedJson if is_json else PassedEvents
+                kind = PassedJson if is_json else PassedEvents
+                if is_events:
+                    kind = ResponsesEvents if call.path == RESPONSES else UsageEvents
                 stream = EngineStream(response, kind(), self._stream_end_s)
                 stream.begin_with(body)
                 return stream

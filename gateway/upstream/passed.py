@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any, NamedTuple, Optional, Union
 
-from gateway.dialects.forms import FormReader
+from gateway.dialects.forms import FormReader, without_end
 from gateway.steps import Steps
 from gateway.uploads import Upload
 from gateway.upstream.answers import Usage
@@ -22,7 +22,7 @@ EVENTS_TYPE = b"text/event-stream"
 TELLING_BYTES = 4096  # of a large JSON answer, at its begin and at its end
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')  # in a text, quotes have backslashes
 _LAST = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')  # in a text, quotes have backslashes
-_DELTA = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_DELTA = re.compile(rb'"delta"\s*:\s*"')
 
 
 class Sent(NamedTuple):
@@ -36,7 +36,7 @@ class Form:
     """A form, of which `begin` has come. `upload`: the rest; None: it is whole. `length`: of all of it, in bytes; None:
     nobody knows. `place`: where the model's name stands; None: nowhere. `reader`: has read so far."""
 
-    __slots__ = ("_begin", "_length", "_place", "_reader", "content_type", "upload")
+    __slots__ = ("_begin", "_come", "_length", "_place", "_reader", "content_type", "upload")
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Form:
     ) -> None:
         self.content_type = content_type
         self._begin = begin
+        self._come = len(begin)
         self._place = place
         self._reader = reader
         self.upload = upload
@@ -69,6 +70,9 @@ class Form:
         part of it: nothing of that must be sent."""
         data = yield from upload.take()
         self._reader.go_on(data)
+        self._come += len(data)
+        if not self._reader.over and (not data or self._come == self._length):
+            raise without_end()  # while the engine has not all of it still
         return data
 
     def for_model(self, name: Optional[str]) -> Sent:
@@ -124,10 +128,30 @@ class PassedJson(PassedEvents):
 
     def end(self) -> bytes:
         """The body has ended well."""
+        self._look()
+        return super().end()
+
+    def _look(self) -> None:
         usage = _usage_told(self._begin, False) or _usage_told(self._end, True)
         if usage is not None and not usage.estimated:
             self.usage = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-        return super().end()
+
+
+class UsageEvents(PassedJson):
+    """Events of any endpoint, of which is kept what the last says that tells its usage: of each line, what of a large
+    JSON answer."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take payload, return it."""
+        *ended, begun = data.split(b"\n")
+        for line in ended:
+            super().feed(line)
+            self._look()
+            self._begin = self._end = b""
+        super().feed(begun)
+        return data
 
 
 class ResponsesEvents(PassedEvents):
@@ -154,9 +178,7 @@ class ResponsesEvents(PassedEvents):
 
     def _look_at(self, event: bytes) -> None:
         if _LAST.search(event) is None:
-            delta = _DELTA.search(event)
-            if delta is not None:
-                self.weight += weigh_escaped(delta[1])
+            self.weight += weigh_escaped(_delta_in(event))
             return
         self.finished = self.complete = True
         usage = usage_in(_member(decoded(event), "response"), 0)
@@ -172,6 +194,17 @@ class ResponsesEvents(PassedEvents):
     def finish(self) -> bytes:
         """End it, whatever its engine does: all of it has come."""
         return super().end()
+
+
+def _delta_in(event: bytes) -> bytes:
+    """The text that is new, as it is between its quotes; b"": there is none."""
+    found = _DELTA.search(event)
+    if found is None:
+        return b""
+    start = found.end()
+    # A regular expression would need memory for each escape.
+    plain = event[start:].replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    return event[start : start + max(0, plain.find(b'"'))]
 
 
 def decoded(text: bytes) -> Any:

@@ -150,6 +150,25 @@ class AnswerTest(PassingTest):
                 self.assertEqual((line["prompt_tokens"], line["completion_tokens"]), (7, 500))
                 side.close()
 
+    def test_what_events_say_of_their_usage_is_counted(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        usage = b'"usage": {"input_tokens": 7, "output_tokens": 500, "total_tokens": 507}'
+        begin = b'event: x\ndata: {"type": "x", "b64_json": "AAAA"}\n\n'
+        last = b'data: {"type": "image_generation.completed", "b64_json": "%b", %b}\n\n'
+        for path in ("/v1/images/generations", SPEECH):
+            for size, kind in ((4, b"text/event-stream"), (200_000, b"Text/Event-Stream; charset=utf-8")):
+                body = begin + last % (b"A" * size, usage)
+                client = self.enter(running.connect())
+                client.request("POST", path, {"prompt": "a cat", "input": "a", "stream": True})
+                side = engine.take()
+                side.send(OK % (kind, len(body), body))
+                answer = client.read_response()
+                self.assertEqual(answer.body, body)
+                line = running.request_line(answer.request_id)
+                self.assertEqual((line["prompt_tokens"], line["completion_tokens"]), (7, 500))
+                side.close()
+
     def test_requests_name_the_engine_s_own_model_and_usage_is_counted(self) -> None:
         engine = self.engine(model="real")
         running = self.serve({"m": {"engines": [{"url": engine.url, "model": "real"}]}})

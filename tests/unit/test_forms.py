@@ -58,8 +58,6 @@ class FindTest(unittest.TestCase):
     def test_what_is_in_a_file_is_no_model(self) -> None:
         hidden = (FILE[0], b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nother\r\n')
         self.assertEqual(named(form(hidden, MODEL)), "whisper-1")
-        as_file = (b'Content-Disposition: form-data; name="model"; filename="m"', b"other")
-        self.assertEqual(named(form(as_file, MODEL)), "whisper-1")
         other_head = (b'X-Name: model\r\nContent-Disposition: form-data; name="models"', b"other")
         self.assertEqual(named(form(other_head, MODEL)), "whisper-1")
 
@@ -71,11 +69,126 @@ class FindTest(unittest.TestCase):
     def test_its_name_may_be_told_in_many_ways(self) -> None:
         for head in (
             b"content-disposition:form-data;name=model",
-            b'CONTENT-DISPOSITION: Form-Data; Name="model";',
-            b'Content-Type: text/plain\r\nContent-Disposition: form-data;\r\n name="model"\r\nX: y',
+            b'CONTENT-DISPOSITION: form-data; name="model"',
+            b'Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name="model"\r\nX: y',
+            b'Content-Disposition: form-data; name="model"\r\nContent-Length: 9\r\nContent-Transfer-Encoding: 8bit',
         ):
             self.assertEqual(named(form((head, b"whisper-1"))), "whisper-1", head)
-        self.assertIsNone(FormReader(KIND).find(form((b'Content-Disposition: form-data; x="; name=model', b"m"))))
+
+    def test_what_clients_write_of_files_is_read(self) -> None:
+        for told in (
+            b'name="image[]"; filename="gr\xc3\xb6\xc3\x9fe %22a\\b%22 100%.png"',  # browsers, Node, requests
+            b'name="file"; filename="C:\\a;b=c.wav"',
+            b'name="file"; filename="gr%C3%B6%C3%9Fe%20%22a%5Cb%22"',  # aiohttp
+            b'name="timestamp_granularities%5B%5D"',
+            b'name="file"; filename="say \\"a\\\\b\\""',  # Go, curl
+            b'name="file"; filename="a\\\\"',
+            b"name=\"file\"; filename*=utf-8''gr%C3%B6%C3%9Fe.wav",
+            b"name=file; filename=a.wav; filename*=utf-8''a.wav",  # .NET
+            b'name="file"; filename="=?utf-8?B?w7Y=?="; filename*="UTF-8\'\'%C3%B6"',
+            b'name="file"; filename=""',
+        ):
+            head = b"Content-Type: audio/wav\r\nContent-Disposition: form-data; " + told
+            self.assertEqual(named(form((head, b"x"), MODEL)), "whisper-1", told)
+
+    def test_a_part_that_some_read_otherwise_is_refused_wherever_it_stands(self) -> None:
+        disposition = b"Content-Disposition: "
+        heads = [
+            disposition + told
+            for told in (
+                b'form-data; name="model"; x',
+                b'x; name="model"',
+                b'Form-Data; name="model"',
+                b'form-data; Name="model"',
+                b'form-data; name = "model"',
+                b'form-data; name="model";',
+                b'form-data; name="model"; y=a b',
+                b'form-data; name="model"; filename=""',
+                b'form-data; name="model"; filename=m',
+                b"form-data; name=\"model\"; filename*=utf-8''m",
+                b'form-data; name="model"; name="y"',
+                b'form-data; name="y"; name="model"',
+                b'form-data; filename="y"; name="model"',
+                b'form-data; name="y"; filename="a\\"; name="model"',
+                b'form-data; name="y"; filename="a\\"; name=model; \\"b"',
+                b'form-data; name="y"; filename="a"; filename="b"',
+                b'form-data; name="y"; filename="\\\\"; filename*=";name=model;"',
+                b"form-data; name*=utf-8''model",
+                b'form-data; name="mo\\del"',
+                b'form-data; name="y; name=model; z"',
+                b'form-data; name="y"; x="; name=model',
+                b'form-data; name="Model"',
+                b'form-data; name=" model"',
+                b'form-data; name="mode%6c"',
+                b'form-data; name="\xc2\xa0model"',
+                b'form-data; name="model\t"',
+                b'form-data; name="=?utf-8?Q?model?="',
+                b'form-data; name=""model""',
+                b"form-data; name=",
+                b"form-data",
+                b"",
+            )
+        ]
+        heads += [
+            b"X: y",
+            b'Content-Disposition : form-data; name="model"',
+            b' Content-Disposition: form-data; name="model"',
+            disposition + b'form-data;\r\n name="model"',
+            disposition + b'form-data; name="y"\r\n' + disposition + b'form-data; name="model"',
+            disposition + b'form-data; name="y"\n' + disposition + b'form-data; name="model"',
+            disposition + b'form-data; name="y"\r' + disposition + b'form-data; name="model"',
+            disposition + b'form-data; name="y"\0',
+            disposition + b'form-data; name="y"\r\nX',
+            disposition + b'form-data; name="y"\n\nsecret',
+            MODEL[0] + b"\r\nContent-Transfer-Encoding: base64",
+        ]
+        for head in heads:
+            for data in (form(MODEL, (head, b"other"), FILE), form((head, b"other"), MODEL), form(FILE, (head, b"m"))):
+                self.assert_refused(data)
+        for end in (b"\n\nother", b"\n", b"\r\r", b"\rX: y"):  # though the form ends before that head does
+            self.assert_refused(form(MODEL)[:-9] + b"--xyz\r\n" + MODEL[0] + end)
+        for head in (b"", b"\r\n"):
+            self.assert_refused(form(MODEL)[:-9] + b"--xyz" + head + b"\r\n\r\nother\r\n--xyz--\r\n")
+
+    def test_a_boundary_that_only_some_see_is_refused(self) -> None:
+        part = MODEL[0] + b"\r\n\r\nother"
+        for inside in (
+            b"x\n--xyz\n" + part.replace(b"\r", b""),
+            b"x\r--xyz\r" + part.replace(b"\n", b""),
+            b"x\n--xyz\r\n" + part,
+            b"x\r\n--xyz\n" + part,
+            b"x\r\n--xyz\r" + part,
+            b"x\r\n--xyz \r\n" + part,
+            b"x\r\n--xyz\t\r\n" + part,
+            b"x\r\n--xyza\r\n" + part,
+            b"x\r\n--xyz-\r\n" + part,
+            b"\n--xyz",
+            b"\r--xyz",
+        ):
+            self.assert_refused(form(MODEL, (LANGUAGE[0], inside)))
+            self.assert_refused(form((LANGUAGE[0], inside), MODEL))
+            self.assert_refused(form((MODEL[0], inside)))
+        for end in (b" ", b"x", b"\n", b"\r\n\r\n", b"\r\n--xyz\r\n" + part, b"-"):
+            self.assert_refused(form(MODEL)[:-2] + end)
+            self.assert_refused(form(LANGUAGE)[:-2] + end)
+        for begin in (b"\r\n", b"x\r\n", b"\n"):
+            self.assert_refused(begin + form(MODEL))
+
+    def assert_refused(self, data: bytes) -> None:
+        """However it is cut, also in two pieces only."""
+        for cuts in [range(step, len(data), step) for step in (1, 2, 7)] + [[cut] for cut in range(1, len(data) + 1)]:
+            with self.assertRaises(RequestRefused, msg=(data, cuts)) as caught:
+                self.read_pieces(data, [*cuts, len(data)])
+            self.assertEqual(caught.exception.code, "invalid_body")
+
+    def read_pieces(self, data: bytes, ends: list[int]) -> FormReader:
+        reader = FormReader(KIND)
+        come = next((end for end in ends if reader.find(data[:end]) is not None or reader.over), len(data))
+        reader.go_on(data[:come])
+        for start, end in zip(ends, ends[1:]):
+            if start >= come:
+                reader.go_on(data[start:end])
+        return reader
 
     def test_a_second_model_is_refused_however_the_form_is_cut(self) -> None:
         for head in (
@@ -92,9 +205,10 @@ class FindTest(unittest.TestCase):
                 self.assertEqual(caught.exception.code, "invalid_body")
 
     def test_what_comes_behind_the_model_may_be_anything_else(self) -> None:
-        data = form(MODEL, LANGUAGE, (FILE[0], b"\r\n--xy model" * 1000), (LANGUAGE[0], b""), LANGUAGE) + form(MODEL)
+        data = form(MODEL, LANGUAGE, (FILE[0], b"\r\n--xy model" * 1000), (LANGUAGE[0], b""), LANGUAGE)
         for step in (1, 3, 50, len(data)):
             self.assertTrue(self.read_on(data, step).over)
+            self.assertTrue(self.read_on(data[:-2], step).over)
 
     def read_on(self, data: bytes, step: int) -> FormReader:
         reader, come = FormReader(KIND), step
@@ -120,7 +234,7 @@ class FindTest(unittest.TestCase):
             self.assertLess(time.process_time() - began_s, 0.3, head[:50])
 
     def test_a_head_that_is_hard_to_read_costs_little(self) -> None:
-        for unit in (b";", b';"', b';a="x', b";a*0=x", b';\\"', b'; model="', b"\r\n model"):
+        for unit in (b";", b';"', b';a="x', b";a*0=x", b';\\"', b'; model="', b"\r\n model", b"\\a", b"\\\\", b" "):
             text = (unit * 8000)[:8000]
             began_s = time.process_time()
             for _ in range(20):
@@ -128,6 +242,9 @@ class FindTest(unittest.TestCase):
                     boundary_of(b"multipart/form-data" + text)
                 with contextlib.suppress(RequestRefused):
                     FormReader(KIND).find(form((b"Content-Disposition: form-data" + text, b"model")))
+                with contextlib.suppress(RequestRefused):
+                    head = b'Content-Disposition: form-data; name="file"; filename="' + text
+                    FormReader(KIND).find(form((head, b"model")))
             self.assertLess(time.process_time() - began_s, 0.5, unit)
 
     def test_names_are_texts(self) -> None:
@@ -163,12 +280,15 @@ class FindTest(unittest.TestCase):
         for _ in range(200):
             data += b"\r\n-" * 1000
             self.assertIsNone(reader.find(data))
-        self.assertLess(Counted.looked_at, 2 * len(data))
+        self.assertLess(Counted.looked_at, 3 * len(data))
 
 
 class BoundaryTest(unittest.TestCase):
     def test_boundaries_may_be_quoted(self) -> None:
         self.assertEqual(boundary_of(b'Multipart/Form-Data; charset=utf-8; boundary="a b"'), b"a b")
+        for text in (b"a", b"ab", b"a" * BOUNDARY_MAX_CHARS, b"----=_Part_1.2"):
+            self.assertEqual(boundary_of(b'multipart/form-data; boundary="%b"' % text), text)
+            self.assertEqual(boundary_of(b"multipart/form-data; boundary=%b; charset=utf-8" % text), text)
 
     def test_others_are_refused(self) -> None:
         for kind, code in (
@@ -177,6 +297,15 @@ class BoundaryTest(unittest.TestCase):
             (b"multipart/mixed; boundary=x", "unsupported_media_type"),
             (b"multipart/form-data", "invalid_body"),
             (b"multipart/form-data; boundary=", "invalid_body"),
+            (b"multipart/form-data; xboundary=a; boundary=b", "invalid_body"),
+            (b'multipart/form-data; x="boundary=a"; boundary=b', "invalid_body"),
+            (b"multipart/form-data; boundary=a; x=boundary=b", "invalid_body"),
+            (b"multipart/form-data; boundary=a boundary=b", "invalid_body"),
+            (b"multipart/form-data; boundary=aboundary=b", "invalid_body"),
+            (b"multipart/form-data; boundary=a,b", "invalid_body"),
+            (b"multipart/form-data; boundary = a", "invalid_body"),
+            (b'multipart/form-data; boundary=" a"', "invalid_body"),
+            (b'multipart/form-data; boundary=""', "invalid_body"),
             (b"multipart/form-data; boundary=" + b"x" * (BOUNDARY_MAX_CHARS + 1), "invalid_body"),
             (b"multipart/form-data; boundary=\xff", "invalid_body"),
             (b"multipart/form-data; boundary=a; boundary=b", "invalid_body"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import threading
+import time
 import unittest
 from typing import Any, Optional
 
 from gateway.dialects.forms import FormReader
-from gateway.errors import ClientGone
+from gateway.errors import ClientGone, RequestRefused
 from gateway.steps import Flagged, drive
 from gateway.uploads import FULL_BYTES, Upload
-from gateway.upstream.passed import Form, PassedEvents, PassedJson, ResponsesEvents, usage_in
+from gateway.upstream.passed import Form, PassedEvents, PassedJson, ResponsesEvents, UsageEvents, usage_in
 from gateway.upstream.sse import EVENT_MAX_BYTES, StreamBroken
 
 READER = FormReader(b"multipart/form-data; boundary=x")
@@ -46,6 +48,27 @@ class FormTest(unittest.TestCase):
         upload.spent = True
         self.assertTrue(form.spent)
         self.assertFalse(Form(b"k", b"abc", None, READER).spent)
+
+    def test_one_that_ends_without_its_end_is_refused_with_its_last_piece(self) -> None:
+        begin, rest = (
+            b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x',
+            b"\r\nContent-Disposition:",
+        )
+        for whole, length in ((False, len(begin + rest)), (False, None), (True, len(begin) + 2), (True, None)):
+            reader, upload = FormReader(b"multipart/form-data; boundary=x"), Upload(nothing)
+            reader.find(begin)
+            reader.go_on(begin)
+            form = Form(b"k", begin, None, reader, upload, length)
+            upload.put(b"--" if whole else rest)
+            upload.end()
+            if whole or length is None:
+                self.assertTrue(drive(form.take(upload)))
+            if whole:
+                self.assertEqual(drive(form.take(upload)), b"")
+                continue
+            with self.assertRaises(RequestRefused) as caught:
+                drive(form.take(upload))
+            self.assertEqual(caught.exception.code, "invalid_body")
 
 
 class UploadTest(unittest.TestCase):
@@ -178,6 +201,52 @@ class EventsTest(unittest.TestCase):
             self.assertEqual(events.usage, {"prompt_tokens": 7, "completion_tokens": 5})
             self.assertGreater(events.weight, 0)
             self.assertEqual(events.end(), b"")
+
+    def test_the_events_of_others_tell_what_was_used(self) -> None:
+        used, large = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}, "x" * 10_000
+        for last, tokens in (
+            ({"type": "image_generation.completed", "b64_json": large, "usage": used}, (7, 5)),
+            ({"type": "image_edit.completed", "usage": used, "b64_json": large}, (7, 5)),
+            ({"type": "transcript.text.done", "text": "a", "logprobs": [{"usage": {}}], "usage": used}, (7, 5)),
+            ({"type": "speech.audio.done", "usage": {"total_tokens": 9}}, (9, 0)),
+            ({"type": "speech.audio.done", "usage": None}, None),
+            ({"type": "transcript.text.done", "text": json.dumps({"usage": used})}, None),
+            ({"type": "transcript.text.done", "usage": {"type": "duration", "seconds": 3}}, None),
+        ):
+            data = self.stream("speech.audio.delta", **last)
+            for size in (1, 100, len(data)):
+                for body in (data, data.rstrip(b"\n"), data.replace(b"\n", b"\r\n") + b"data: [DONE]\r\n\r\n"):
+                    events = UsageEvents()
+                    passed = [events.feed(body[at : at + size]) for at in range(0, len(body), size)]
+                    self.assertEqual(b"".join(passed) + events.end(), body)
+                    told = events.usage and (events.usage["prompt_tokens"], events.usage["completion_tokens"])
+                    self.assertEqual(told, tokens, (last["type"], size))
+
+    @unittest.skipUnless(importlib.util.find_spec("_tracemalloc"), "memory is not traced here")
+    def test_a_large_delta_needs_little_memory(self) -> None:
+        import tracemalloc
+
+        for text in ("x" * 300_000, "\n" * 150_000, "\\" * 150_000):
+            event = b"data: %b\n" % json.dumps({"type": "x", "delta": text}).encode()
+            tracemalloc.start()
+            try:
+                ResponsesEvents().feed(event)
+                peak_bytes = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            self.assertLess(peak_bytes, 12 * len(event))
+
+    def test_a_large_delta_costs_little(self) -> None:
+        for text in ("x" * 1_000_000, '\\"' * 500_000, "\n" * 1_000_000):
+            event = b"data: %b\n" % json.dumps({"type": "x", "delta": text, "item": "a"}).encode()
+            events = ResponsesEvents()
+            began_s = time.process_time()
+            events.feed(event)
+            self.assertLess(time.process_time() - began_s, 0.2)
+            self.assertEqual(events.weight, len(text))
+        cut = ResponsesEvents()
+        cut.feed(b'data: {"delta": "' + b"\\\\\\n" * 10 + b'\\"\n')
+        self.assertEqual(cut.weight, 0)
 
     def test_one_that_ends_before_its_last_event_is_broken(self) -> None:
         said = self.stream("response.output_text.delta") + b'data: {"delta": "\\"type\\":\\"response.completed\\""}\n\n'
