@@ -74,6 +74,7 @@ def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upl
     limit_s = attempt.deadline_s - time.monotonic()
     connection = yield from _connected(pool, attempt)
     attempt.attach(connection)
+    whole = False  # the engine has got all of it
     try:
         try:
             yield from connection.sent(wire)
@@ -91,6 +92,7 @@ def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upl
                 if not data:
                     if form.in_chunks:
                         yield from connection.sent(LAST_CHUNK)
+                    whole = True
                     break
                 yield from connection.sent(chunk(data) if form.in_chunks else data)
             data = said if said is not None else (yield from connection.received())
@@ -104,7 +106,7 @@ def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upl
         attempt.connection = None
         connection.close()
         raise
-    if not upload.over:
+    if not whole:  # whatever comes next would be taken for the rest
         response.decoder.reusable = False
     return response
 

@@ -517,6 +517,30 @@ class FormTest(PassingTest):
         engine.take().send(OK % (b"audio/mpeg", 1, b"x"))
         self.assertEqual(other.read_response().status, 200)
 
+    def test_nor_behind_one_whose_client_has_sent_all_by_then(self) -> None:
+        # The engine has not got the rest, and would take the next request for it.
+        for lines in (["Content-Length: %d"], ["Transfer-Encoding: chunked"]):
+            with self.subTest(lines):
+                engine = self.scripted()
+                running = self.serve({"m": {"engines": [engine.url]}})
+                client = self.enter(running.connect())
+                rest = b"x" * 200 + b"\r\n" + END
+                if lines[0].startswith("T"):
+                    first, second = (b"%x\r\n%b\r\n" % (len(part), part) for part in (BEGIN, rest))
+                    second += b"0\r\n\r\n"
+                else:
+                    lines, first, second = [lines[0] % len(BEGIN + rest)], BEGIN, rest
+                client.send(self.head(*lines) + first)
+                side = engine.accept()
+                side.take_until(FILE)
+                side.send(json_answer({"text": "enough"}))
+                client.send(second)
+                self.assertEqual(client.read_response().json(), {"text": "enough"})
+                other = self.enter(running.connect())
+                other.request("POST", SPEECH, {"input": "hi"})
+                engine.take().send(OK % (b"audio/mpeg", 1, b"x"))
+                self.assertEqual(other.read_response().status, 200)
+
     def test_a_form_goes_to_one_engine_at_a_time(self) -> None:
         engines = [self.scripted(), self.scripted()]
         running = self.serve(
