@@ -15,7 +15,7 @@ from gateway.server.reader import Refusal
 from gateway.server.receiving import READS_MAX, RECV_BYTES, Receiving, State
 from gateway.uploads import Upload
 
-AT_LEAST_BYTES = 8192  # of a body in CLIENT_TIMEOUT: who sends less keeps an engine's place for nothing
+AT_LEAST_BYTES = 65_536  # of a body in CLIENT_TIMEOUT: who sends less keeps an engine's place for nothing
 
 
 class Uploading(Receiving):
