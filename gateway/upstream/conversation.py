@@ -70,11 +70,14 @@ def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upl
 
     On a fresh connection, as it could not be sent once more. The engine's time begins anew with each piece, and stands
     still in between: how long the client takes is not its doing. Raises what the upload has failed with, too.
+
+    Only an engine that has been sent the body to its end is asked again on the connection: one that has answered before
+    takes what comes next for the rest of it.
     """
+    is_sent = False
     limit_s = attempt.deadline_s - time.monotonic()
     connection = yield from _connected(pool, attempt)
     attempt.attach(connection)
-    whole = False  # the engine has got all of it
     try:
         try:
             yield from connection.sent(wire)
@@ -92,7 +95,7 @@ def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upl
                 if not data:
                     if form.in_chunks:
                         yield from connection.sent(LAST_CHUNK)
-                    whole = True
+                    is_sent = True
                     break
                 yield from connection.sent(chunk(data) if form.in_chunks else data)
             data = said if said is not None else (yield from connection.received())
@@ -106,8 +109,7 @@ def pass_on(pool: ConnectionPool, attempt: Attempt, wire: bytes, form: Form, upl
         attempt.connection = None
         connection.close()
         raise
-    if not whole:  # whatever comes next would be taken for the rest
-        response.decoder.reusable = False
+    response.reusable = is_sent
     return response
 
 

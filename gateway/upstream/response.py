@@ -37,7 +37,19 @@ Text = Union[bytes, bytearray]
 class EngineResponse:
     """An engine's answer: head read, body to come. Used by one thread at a time; ended by `release` or `close`."""
 
-    __slots__ = ("_fault", "_over", "_payload", "_raw", "attempt", "connection", "decoder", "head", "pool", "status")
+    __slots__ = (
+        "_fault",
+        "_over",
+        "_payload",
+        "_raw",
+        "attempt",
+        "connection",
+        "decoder",
+        "head",
+        "pool",
+        "reusable",
+        "status",
+    )
 
     def __init__(
         self,
@@ -56,6 +68,7 @@ class EngineResponse:
         self._fault: Optional[EngineFault] = None  # behind that
         self.connection = connection
         self.pool = pool
+        self.reusable = True  # the engine has got the whole request; the decoder knows whether it has sent its answer
         self.attempt = attempt
         attempt.begun = True
         self._over = False
@@ -217,7 +230,7 @@ class EngineResponse:
             return
         if decoder.surplus or (decoder.complete and self._raw):
             self.pool.note_surplus(self.connection)
-        elif decoder.complete and decoder.reusable and self.head.keep_alive:
+        elif decoder.complete and decoder.reusable and self.reusable and self.head.keep_alive:
             self._over = True
             self.attempt.connection = None
             self.pool.give(self.connection)

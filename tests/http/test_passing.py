@@ -4,6 +4,7 @@ have or lack."""
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import select
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 from gateway.server.uploading import AT_LEAST_BYTES, READS_MAX
 from gateway.uploads import FULL_BYTES
 from tests.resilience import ResilienceTest, ask
-from tests.scripted import ScriptedEngine
+from tests.scripted import ScriptedEngine, chunked
 from tests.support import RawClient, RunningGateway, dead_url, eventually
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -517,29 +518,53 @@ class FormTest(PassingTest):
         engine.take().send(OK % (b"audio/mpeg", 1, b"x"))
         self.assertEqual(other.read_response().status, 200)
 
-    def test_nor_behind_one_whose_client_has_sent_all_by_then(self) -> None:
-        # The engine has not got the rest, and would take the next request for it.
-        for lines in (["Content-Length: %d"], ["Transfer-Encoding: chunked"]):
-            with self.subTest(lines):
-                engine = self.scripted()
-                running = self.serve({"m": {"engines": [engine.url]}})
-                client = self.enter(running.connect())
-                rest = b"x" * 200 + b"\r\n" + END
-                if lines[0].startswith("T"):
-                    first, second = (b"%x\r\n%b\r\n" % (len(part), part) for part in (BEGIN, rest))
-                    second += b"0\r\n\r\n"
-                else:
-                    lines, first, second = [lines[0] % len(BEGIN + rest)], BEGIN, rest
-                client.send(self.head(*lines) + first)
-                side = engine.accept()
-                side.take_until(FILE)
-                side.send(json_answer({"text": "enough"}))
-                client.send(second)
-                self.assertEqual(client.read_response().json(), {"text": "enough"})
-                other = self.enter(running.connect())
-                other.request("POST", SPEECH, {"input": "hi"})
-                engine.take().send(OK % (b"audio/mpeg", 1, b"x"))
-                self.assertEqual(other.read_response().status, 200)
+    def test_nor_where_the_client_has_sent_its_all_by_then(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        rest = b"x" * 1000 + b"\r\n" + END
+        for line, last in (
+            (f"Content-Length: {len(BEGIN) + len(rest)}", rest),
+            ("Transfer-Encoding: chunked", chunked(rest) + b"0\r\n\r\n"),
+            ("Transfer-Encoding: chunked", b"0\r\n\r\n"),
+        ):
+            client = self.enter(running.connect())
+            begin = BEGIN if rest in last else BEGIN + rest
+            client.send(self.head(line) + (begin if "Length" in line else chunked(begin)))
+            side = engine.accept()
+            side.take_until(FILE)
+            side.send(json_answer({"text": "enough"}))
+            client.send(last)
+            self.assertEqual(client.read_response().json(), {"text": "enough"})
+            self.assertTrue(side.wait_until_left())
+        self.assert_nothing_held(running)
+
+    def test_nor_behind_an_early_answer_that_is_coded(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head(f"Content-Length: {len(BEGIN) + len(END)}") + BEGIN)
+        side = engine.accept()
+        side.take_until(FILE)
+        body = gzip.compress(b'{"text": "enough"}')
+        coded = b"Content-Type: application/json\r\nContent-Encoding: gzip\r\n"
+        side.send(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (coded, len(body), body))
+        client.send(END)
+        self.assertEqual(client.read_response().json(), {"text": "enough"})
+        self.assertTrue(side.wait_until_left())
+
+    def test_behind_a_form_that_was_sent_to_its_end_the_connection_is_used_again(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.enter(running.connect())
+        client.send(self.head("Transfer-Encoding: chunked") + chunked(BEGIN))
+        side = engine.accept()
+        side.take_until(FILE)
+        client.send(chunked(b"\r\n" + END) + b"0\r\n\r\n")
+        side.take_until(b"0\r\n\r\n")
+        side.send(json_answer({"text": "said"}))
+        self.assertEqual(client.read_response().json(), {"text": "said"})
+        client.request("POST", SPEECH, {"input": "hi"})
+        self.assertEqual(side.read_request().json["input"], "hi")
 
     def test_a_form_goes_to_one_engine_at_a_time(self) -> None:
         engines = [self.scripted(), self.scripted()]
