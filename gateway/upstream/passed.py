@@ -145,13 +145,20 @@ class UsageEvents(PassedJson):
 
     def feed(self, data: bytes) -> bytes:
         """Take payload, return it."""
-        *ended, begun = data.split(b"\n")
-        for line in ended:
-            super().feed(line)
+        first, *lines = data.split(b"\n")
+        super().feed(first)
+        if lines:
             self._look()
-            self._begin = self._end = b""
-        super().feed(begun)
+            for line in lines[:-1] if b'"usage"' in data else ():
+                if b'"usage"' in line:
+                    self._keep_alone(line)
+                    self._look()
+            self._keep_alone(lines[-1])
         return data
+
+    def _keep_alone(self, line: bytes) -> None:
+        self._begin = self._end = b""
+        super().feed(line)
 
 
 class ResponsesEvents(PassedEvents):

@@ -222,6 +222,24 @@ class EventsTest(unittest.TestCase):
                     told = events.usage and (events.usage["prompt_tokens"], events.usage["completion_tokens"])
                     self.assertEqual(told, tokens, (last["type"], size))
 
+    def test_lines_that_tell_nothing_are_not_looked_at(self) -> None:
+        looks = 0
+
+        class Counted(UsageEvents):
+            def _look(self) -> None:
+                nonlocal looks
+                looks += 1
+                super()._look()
+
+        events = Counted()
+        for data in (
+            b"\n" * 65_536,
+            b"data: x\n" * 8_192,
+            b'data: {"usage": {"input_tokens": 1}}\n' + b"data: x\n" * 8_192,
+        ):
+            events.feed(data)
+        self.assertLess(looks, 6)
+
     @unittest.skipUnless(importlib.util.find_spec("_tracemalloc"), "memory is not traced here")
     def test_a_large_delta_needs_little_memory(self) -> None:
         import tracemalloc
