@@ -141,6 +141,24 @@ class EventsTest(unittest.TestCase):
         self.assertTrue(reader.over)
         self.assertIsNone(reader.feed(GET))
 
+    def test_a_body_that_is_all_there_has_its_path_s_limit_whichever_is_smaller(self) -> None:
+        for most, size, path, comes in (
+            (10, 10, "/up", True),
+            (10, 11, "/up", False),
+            (10, BODY_BYTES, "/a", True),
+            (100, 100, "/up", True),
+            (100, 101, "/up", False),
+            (100, BODY_BYTES + 1, "/a", False),
+        ):
+            with self.subTest(most=most, size=size, path=path):
+                reader = RequestReader(HEADER_BYTES, BODY_BYTES, ("/up",), most)
+                head = f"POST {path} HTTP/1.1\r\nHost: g\r\nContent-Length: {size}\r\n\r\n"
+                event = reader.feed(head.encode() + b"x" * size)
+                if comes:
+                    self.assertEqual(told(event), ("POST", path, b"x" * size, True))
+                else:
+                    self.assertEqual((event, reader.buffered_bytes), (None, 0))
+
     def test_what_has_begun_and_is_late(self) -> None:
         reader = RequestReader(HEADER_BYTES, BODY_BYTES)
         self.assertEqual((reader.begun, reader.late()), (False, None))
