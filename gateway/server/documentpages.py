@@ -15,7 +15,8 @@ from gateway.keys.auth import Authenticator, Identity
 from gateway.server.admin import Reply
 from gateway.server.parsing import RequestHead
 
-_PATHS = (own.DOCUMENT.path, own.DOCS.path)
+MADE = (own.DOCUMENT.path, own.DOCS.path)
+"""What is asked for there is made for the first who does, which is for a thread."""
 Headers = tuple[tuple[str, str], ...]
 JSON: Headers = (("Content-Type", "application/json"),)
 PAGE: Headers = (
@@ -32,27 +33,18 @@ class DocumentPages:
     def __init__(self, authenticator: Authenticator, metrics_open: bool) -> None:
         self._authenticator = authenticator
         self._metrics_open = metrics_open
-        self._made: dict[bool, Documents] = {}  # by whether a key is needed
 
-    def takes_long(self, path: str) -> bool:
-        """Whether what is asked for at `path` has to be made first, which is for a thread."""
-        return path in _PATHS and self._authenticator.required not in self._made
-
-    def _documents(self) -> Documents:
-        needs_key = self._authenticator.required
-        made = self._made.get(needs_key)
-        if made is None:
-            made = self._made[needs_key] = documents(needs_key, self._metrics_open)
-        return made
+    def _made(self) -> Documents:
+        return documents(self._authenticator.required, self._metrics_open)
 
     def document(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """The document in JSON."""
-        made = self._documents()
+        made = self._made()
         return _unless_known(head, made.document_tag, JSON, made.document)
 
     def page(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """The page."""
-        made = self._documents()
+        made = self._made()
         return _unless_known(head, made.page_tag, PAGE, made.page)
 
 

@@ -18,7 +18,7 @@ from gateway.keys.auth import Identity
 from gateway.pipeline import ASKED, KEYS_PAUSE_S, PATHS, Pipeline
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
-from gateway.server.documentpages import DocumentPages
+from gateway.server.documentpages import MADE, DocumentPages
 from gateway.server.exchange import Exchange
 from gateway.server.lostpaths import LostPaths
 from gateway.server.modelpages import MODEL_START, ModelPages
@@ -57,7 +57,7 @@ class Routes:
         self._metrics_local = self._settings.metrics_auth != "off"
         self._metrics_open = self._settings.on_loopback or self._settings.metrics_auth == "off"
         models = ModelPages(pipeline)
-        pages = self._pages = DocumentPages(pipeline.guard.authenticator, self._metrics_open)
+        pages = DocumentPages(pipeline.guard.authenticator, self._metrics_open)
         handlers: tuple[tuple[Operation, Handler], ...] = (
             (own.INDEX, self._index),
             (own.HEALTHZ, self._healthz),
@@ -116,7 +116,7 @@ class Routes:
         if head.path not in ALWAYS_OPEN:
             while pipeline.guard.may_wait(head.headers):
                 yield Pause(KEYS_PAUSE_S)
-        if self.is_for_known(head) or self._pages.takes_long(head.path):
+        if self.is_for_known(head) or head.path in MADE:
             yield ASIDE
         return self.answer(exchange, head, lambda: pipeline.take_body(exchange))
 
