@@ -21,7 +21,6 @@ from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.routing.router import Router
 from gateway.telling import Telling
 from gateway.upstream.fields import BY_PATH, completion_of
-from gateway.upstream.passed import Form
 
 
 def methods_of(path: str) -> tuple[str, ...]:
@@ -66,14 +65,11 @@ def call_of(
     identity: Identity,
     router: Router,
     allowed_to: Callable[[Identity], Optional[Callable[[str], bool]]],
-    form: Optional[Form] = None,
 ) -> Call:
     """The call that the body asks for; nothing has been sent anywhere yet. `allowed_to`: which models somebody who
-    may not use all may use. `form`: what the request was read of, where that is no JSON. Raises GatewayError: what is
-    wrong with it is reported with the model that it names."""
+    may not use all may use. Raises GatewayError: what is wrong with it is reported with the model that it names."""
     named, headers = asked.head.path, asked.head.headers
-    body: Optional[bytes] = asked.body if form is None else None
-    path = PATHS[named]
+    path, body = PATHS[named], asked.body or None  # none of what has come in another way than as JSON
     telling: Optional[Telling] = None
     try:
         if named in TRANSLATED:
@@ -89,8 +85,6 @@ def call_of(
             allow_fallback=headers.get(b"x-gateway-fallback", b"").lower() != b"off",
             idempotency_key=headers.get(b"idempotency-key", b"").decode("latin-1"),
         )
-        if form is not None:
-            call.form = form
         if named in TRANSLATED:
             call.is_query = named == QUERY
             if telling is not None:

@@ -114,14 +114,11 @@ class Engines:
             response = yield Opened(self._conversation(call, pool, engine, attempt, dialect, passes))
             if passes:
                 passed = yield from self._passed(response, call, pool, engine)
-                if isinstance(passed, EngineStream):
-                    return passed
-                call.end(attempt)
+                if not isinstance(passed, EngineStream):
+                    call.end(attempt)
                 return passed
             if not 200 <= response.status < 300:
-                if dialect is not None:
-                    yield from refused(response, functools.partial(refusal, dialect))
-                response = yield from self._see_refused(response, call, pool, engine, attempt)
+                response = yield from self._see_refused(response, call, pool, engine, attempt, dialect)
             try:
                 body = None if call.stream else response.take_object(self._sizes.answer_bytes)
                 if body is None:
@@ -242,7 +239,13 @@ class Engines:
         return self._client.conversation(endpoint, call.path, attempt, body, headers)
 
     def _see_refused(
-        self, response: EngineResponse, call: Call, pool: ModelPool, engine: Engine, attempt: Attempt
+        self,
+        response: EngineResponse,
+        call: Call,
+        pool: ModelPool,
+        engine: Engine,
+        attempt: Attempt,
+        dialect: Optional[Dialect],
     ) -> Steps[EngineResponse]:
         """See to an answer other than 2xx. Raises EngineFault.
 
@@ -250,8 +253,8 @@ class Engines:
         without, as part of the same attempt; one that answers then is not asked for it any more.
         """
         try:
-            yield from refused(response)
-        except UsageRefused:
+            yield from refused(response, None if dialect is None else functools.partial(refusal, dialect))
+        except UsageRefused:  # by one that speaks OpenAI's: others are not asked for it
             pass
         (call.origin or call).attempts += 1
         attempt.begun = False  # its answer is to come still

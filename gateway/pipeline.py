@@ -102,7 +102,8 @@ class Pipeline:
         if read is not None:
             identity.require(PERMISSIONS.get(head.path, "infer"))
             request, form = yield from read(asked, self.settings)
-            call = asked.call = call_of(asked, request, identity, self.factory.router, self.allowed_to, form)
+            call = asked.call = call_of(asked, request, identity, self.factory.router, self.allowed_to)
+            call.form = form
             return (yield from self._given(asked, call, identity))
         verifies = head.path == INFERENCE
         identity.require("verify" if verifies else "infer")
@@ -138,7 +139,7 @@ class Pipeline:
     def _tell(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Given]:
         """The same for a client of another dialect; its stream is told as it comes, by who relays it."""
         if telling.is_immediate:
-            self._admit(asked, call, identity, asks_engines=False)
+            self._admit(asked, call, identity, asks=False)
             call.served_model = asked.model
             pool = self.factory.router.route(call.model, may_use=call.may_use)[0]
             return telling.immediate(pool.spec.max_model_len)
@@ -214,9 +215,10 @@ class Pipeline:
         asked.body_taken = True
         return asked.body
 
-    def _admit(self, asked: Asked, call: Call, identity: Identity, asks_engines: bool = True) -> None:
+    def _admit(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> None:
         """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
-        no worker: any call while draining (and no longer lingering), and one for an unknown model."""
+        no worker: any call while draining (and no longer lingering), and one for an unknown model.
+        `asks`: engines, too."""
         self._refuse_when_draining()
         address, router = asked.client_address, self.factory.router
         pool = router.route(call.model, may_use=call.may_use)[0]
@@ -229,9 +231,7 @@ class Pipeline:
             # Where one engine serves every name, the name asked for is the model.
             if not identity.may_use(*((named,) if router.fleet.by_engines else router.names_of(model))):
                 raise _forbidden(named)
-        admission = self.guard.admit(
-            identity, model, address, lambda: tokens_at_most(call) if asks_engines else NO_TOKENS
-        )
+        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call) if asks else NO_TOKENS)
         asked.limit_headers = admission.header_lines
         asked.account = Account(self.guard, admission, self.internal_error, asked.request_id)
 

@@ -216,7 +216,7 @@ def _patch(body: bytes, key: bytes, old: object, new: str) -> Optional[bytes]:
         return None
     start = body.find(key) + len(key)
     for separator in (b':"', b': "'):
-        value = separator + (old.encode() if old.isascii() else utf8(old)) + b'"'
+        value = separator + utf8(old) + b'"'
         if body.startswith(value, start):
             stop = start + len(value)
             return b"%b%b%b%b" % (body[:start], b':"', new.encode() + b'"', body[stop:])

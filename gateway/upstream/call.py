@@ -160,7 +160,7 @@ class Call(Ask):
         """
         attempt.replays = self.replays
         self._attempts[attempt] = None
-        if self._cancelled or (self.origin is not None and self.cancelled):
+        if self.cancelled:
             raise ClientGone()
 
     def end(self, attempt: Attempt) -> None:
