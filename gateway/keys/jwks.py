@@ -80,7 +80,8 @@ class KeySet:
         self._timeout_s = timeout_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._reading: Optional[threading.Thread] = None
+        self._reading: Optional[threading.Event] = None  # set at its end; None while nothing is read
+        self._reader: Optional[threading.Thread] = None  # the last one
         self._tried_at_s = float("-inf")
         self._keys = _Keys({}, None, float("-inf"))
         if self._is_url:
@@ -117,9 +118,9 @@ class KeySet:
         """Wait for a reading under way to end, as long as it may take. Reads nothing afterwards."""
         with self._lock:
             self._tried_at_s = float("inf")
-            reading = self._reading
-        if reading is not None:
-            reading.join(2 * self._timeout_s)
+            reader = self._reader
+        if reader is not None:
+            reader.join(2 * self._timeout_s)
 
     def _key(self, key_id: Optional[str]) -> Any:
         keys = self._keys
@@ -131,29 +132,33 @@ class KeySet:
         if key is None or age_s >= STALE_S:
             if reading is not None:
                 # One that has taken longer hangs (in a look-up, say), and would cost each request these seconds.
-                reading.join(max(0.0, min(self._timeout_s, self._tried_at_s + self._timeout_s - self._clock())))
+                reading.wait(max(0.0, min(self._timeout_s, self._tried_at_s + self._timeout_s - self._clock())))
             keys = self._keys  # those of a reading that has just ended, too
             key = keys.only if key_id is None else keys.by_id.get(key_id)
         return key
 
-    def _read_again(self) -> Optional[threading.Thread]:
-        """The thread that is reading: the one under way, or a new one; None within 30 s of the last attempt."""
+    def _read_again(self) -> Optional[threading.Event]:
+        """The end of the reading that is under way, or begun by this; None within 30 s of the last attempt.
+
+        Requests wait for an event, not for the thread: `join` by several at once may raise before CPython 3.13.
+        """
         with self._lock:
             if self._reading is not None:
                 return self._reading
             if self._clock() - self._tried_at_s < RETRY_S:
                 return None
             self._tried_at_s = self._clock()
-            # Started under the lock, which costs no I/O: whoever is given the thread may join it.
-            reading = threading.Thread(target=self._run, name="jwks", daemon=True)
+            # Started under the lock, which costs no I/O: `close` may join what it finds here.
+            reading = threading.Event()
+            reader = threading.Thread(target=self._run, args=(reading,), name="jwks", daemon=True)
             try:
-                reading.start()
+                reader.start()
             except RuntimeError:  # the system gives no more threads: the next attempt has its time
                 return None
-            self._reading = reading
+            self._reading, self._reader = reading, reader
             return reading
 
-    def _run(self) -> None:
+    def _run(self, reading: threading.Event) -> None:
         message = None
         try:
             self._keys = self._read()
@@ -163,6 +168,7 @@ class KeySet:
         finally:
             with self._lock:
                 self._reading = None
+            reading.set()
         if message is not None and self._on_error is not None:
             with contextlib.suppress(Exception):
                 self._on_error(message)

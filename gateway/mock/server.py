@@ -132,7 +132,9 @@ class _Server(http.server.ThreadingHTTPServer):
         with self._lock:
             thread = self._connections.pop(request, None)
             if thread is not None:
-                self._ending = [*(one for one in self._ending if one.is_alive()), thread]
+                # Not asked by `is_alive`: beside the `join` of `close` it may raise there, before CPython 3.13.
+                alive = frozenset(threading.enumerate())
+                self._ending = [*(one for one in self._ending if one in alive), thread]
         if thread is not None:
             self.state.count(connections=-1)
 

@@ -253,7 +253,7 @@ class KeySetTest(TokensTest):
         keys = self.key_set(provider.url)
         read_again = keys._read_again
 
-        def when_it_has_ended() -> Optional[threading.Thread]:
+        def when_it_has_ended() -> Optional[threading.Event]:
             provider.gate.set()
             eventually(lambda: keys._reading is None)
             return read_again()
@@ -270,9 +270,9 @@ class KeySetTest(TokensTest):
         eventually(lambda: provider.requests == 1)
         self.monotonic_s += TIMEOUT_S
         assert keys._reading is not None
-        with mock.patch.object(keys._reading, "join") as join:
+        with mock.patch.object(keys._reading, "wait") as wait:
             self.refusal(self.token("ES256", key), verifier)
-        join.assert_called_once_with(0.0)
+        wait.assert_called_once_with(0.0)
         provider.gate.set()
         eventually(lambda: self.accepted(verifier, self.token("ES256", key)))
 
