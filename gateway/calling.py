@@ -19,7 +19,7 @@ from gateway.keys.auth import Identity
 from gateway.reuse.serving import QUERY
 from gateway.routing.line import RANK_BY_PRIORITY
 from gateway.routing.router import Router
-from gateway.telling import Telling
+from gateway.telling import Native, Telling
 from gateway.upstream.fields import BY_PATH, completion_of
 
 
@@ -73,7 +73,8 @@ def call_of(
     telling: Optional[Telling] = None
     try:
         if named in TRANSLATED:
-            path, request, body, telling = _translated(asked, request, router)
+            path, request, telling = _translated(asked, request, router)
+            body = asked.body if path == NATIVE else None
         else:
             BY_PATH[path].validate(request)
         call = Call(
@@ -108,21 +109,37 @@ def call_of(
     return call
 
 
-def _translated(
-    asked: Asked, request: dict[str, Any], router: Router
-) -> tuple[str, dict[str, Any], Optional[bytes], Optional[Telling]]:
-    """Where a request that is said in other words goes, the request in ours, its body where that is still the same, and
-    how it is answered, where not as others are. Raises GatewayError."""
+def _translated(asked: Asked, request: dict[str, Any], router: Router) -> tuple[str, dict[str, Any], Optional[Telling]]:
+    """Where a request that is said in other words goes, the request in ours, and how its answer is told, where not as
+    others' are. Raises GatewayError."""
     named = asked.head.path
     if named == QUERY:
-        return PATHS[QUERY], completion_of(request), None, None
+        return PATHS[QUERY], completion_of(request), None
     if named == RESPONSES and router.serves(request.get("model"), NATIVE):
-        BY_PATH[NATIVE].validate(request)
-        return NATIVE, request, asked.body, None  # it keeps conversations there, and may know more than chat
-    telling = Telling(ENDPOINTS[named].read(request, Times(unix_s, time.monotonic, asked.accepted_s)))
+        telling: Telling = Native(request)  # it keeps conversations there, and may know more than chat
+    else:
+        telling = _told(asked, request)
     if not telling.is_immediate:
         BY_PATH[telling.path].validate(telling.request)
-    return telling.path, telling.request, None, telling
+    return telling.path, telling.request, telling
+
+
+def _told(asked: Asked, request: dict[str, Any]) -> Telling:
+    return Telling(ENDPOINTS[asked.head.path].read(request, Times(unix_s, time.monotonic, asked.accepted_s)))
+
+
+def in_chat(asked: Asked, call: Call) -> Optional[Call]:
+    """What asks engines that have only chat for the same as a native call, whose client is told their answer from now
+    on; None: chat has no words for it."""
+    try:
+        telling = _told(asked, call.unadapted)
+        BY_PATH[telling.path].validate(telling.request)
+    except GatewayError:
+        return None
+    other = call.part(telling.path, telling.request)
+    telling.call = other
+    asked.telling = telling
+    return other
 
 
 def priority_of(headers: Mapping[bytes, bytes], identity: Identity) -> str:

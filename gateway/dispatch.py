@@ -126,7 +126,7 @@ class Asker:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
         unable: tuple[Engine, ...] = ()
         if call.path != CHAT or router.knows_endpoints:
-            pools, unable = _that_serve(call.path, pools)
+            pools, unable = _that_serve(call, pools)
         affinity = b""
         if router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
@@ -225,10 +225,15 @@ class Asker:
         return None
 
 
-def _that_serve(path: str, pools: tuple[ModelPool, ...]) -> tuple[tuple[ModelPool, ...], tuple[Engine, ...]]:
-    """The pools with engines that have the path, and those of their engines that have not. Raises
+def _that_serve(call: Call, pools: tuple[ModelPool, ...]) -> tuple[tuple[ModelPool, ...], tuple[Engine, ...]]:
+    """The pools with engines that have the call's path, and those of their engines that have not. Raises
     `endpoint_not_served`."""
+    path = call.path
     unable = {pool: pool.unable(path) for pool in pools}
+    if call.lacking is not None:
+        for pool in pools:
+            lacking = pool.unable(call.lacking)
+            unable[pool] = tuple(one for one in pool.engines if one in unable[pool] or one not in lacking)
     able = tuple(pool for pool in pools if len(unable[pool]) < len(pool.engines))
     if not able and pools[0].engines:
         raise _not_served(path, pools[0].name)

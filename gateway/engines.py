@@ -163,7 +163,7 @@ class Engines:
             media_type = media_type_of(response)
             is_json = media_type.lower().startswith(JSON_TYPE)
             is_read = BY_PATH[call.path].method == "GET"
-            if is_read:  # or HEAD, whose answer must not begin to come
+            if is_read or (is_json and call.shape is not None):  # or HEAD, whose answer must not begin to come
                 body = bytes((yield from response.read_all(self._sizes.answer_bytes)))
             else:
                 body = yield from response.read_begin(
@@ -171,10 +171,11 @@ class Engines:
                 )  # who has begun is tried nowhere else
             is_events = not is_read and media_type.lower().startswith(EVENTS_TYPE)
             if is_events or not response.decoder.complete:
-                kind = PassedJson if is_json else PassedEvents
+                events = PassedJson() if is_json else PassedEvents()
                 if is_events:
-                    kind = ResponsesEvents if call.path == RESPONSES else UsageEvents
-                stream = EngineStream(response, kind(), self._stream_end_s)
+                    is_native = call.path == RESPONSES
+                    events = ResponsesEvents(call.shape is not None) if is_native else UsageEvents()
+                stream = EngineStream(response, events, self._stream_end_s)
                 stream.begin_with(body)
                 return stream
             response.release()

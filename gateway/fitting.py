@@ -70,13 +70,13 @@ class Limits(NamedTuple):
 
 
 class Shape:
-    """What the answers to one request have to be like. Immutable."""
+    """What the answers to one chat request have to be like, and how they are judged and asked for again. Immutable."""
 
-    __slots__ = ("_schema", "_tools")
+    __slots__ = ("schema", "tools")
 
     def __init__(self, schema: Optional[Schema], tools: Optional[StrictTools]) -> None:
-        self._schema = schema
-        self._tools = tools
+        self.schema = schema
+        self.tools = tools
 
     def fit(self, answer: dict[str, Any]) -> Fitted:
         """Check every choice of a chat answer that is whole. Changes `answer` where it repairs something."""
@@ -103,20 +103,62 @@ class Shape:
 
     def _check(self, message: dict[str, Any], repairs: dict[str, None]) -> list[Fault]:
         calls = message.get("tool_calls")
-        if calls and self._tools is not None:
-            read = self._tools.read(calls)
+        if calls and self.tools is not None:
+            read = self.tools.read(calls)
             for number, arguments in read.arguments.items():
                 calls[number]["function"]["arguments"] = arguments
             repairs.update(dict.fromkeys(read.repairs))
             return list(read.faults)
-        if calls or self._schema is None:
+        if calls or self.schema is None:
             return []
         content = message.get("content")
-        reading = read_answer(content if isinstance(content, str) else "", self._schema)
+        reading = read_answer(content if isinstance(content, str) else "", self.schema)
         if reading.repairs:
             message["content"] = reading.text
             repairs.update(dict.fromkeys(reading.repairs))
         return list(reading.faults)
+
+    def whole(self, call: Call, given: Answer) -> dict[str, Any]:
+        """The answer as an object that may be changed."""
+        if given.parsed is not None:
+            return given.parsed
+        body: Union[bytes, bytearray] = given.body
+        if call.stream and not call.schema_retries:  # it has been made a stream; what is asked for again is none
+            assembly = Assembly(CHAT)
+            for event in Cutter().feed(_DONE.split(given.body)[0]):
+                assembly.add(json.loads(event.data))
+            body = assembly.body()
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+    def told(self, call: Call, usage: Usage, fitted: Fitted) -> Answer:
+        """The answer for the client where it has been repaired, or asked for more than once. `usage`: of all asks."""
+        answer = {**fitted.answer, "id": call.request_id, "model": call.served_model}
+        answer["usage"] = with_totals(answer, usage, ("prompt_tokens", "completion_tokens"))
+        if not call.stream:
+            return Answer(dump(answer), usage, answer)
+        if not call.wants_usage():
+            answer.pop("usage", None)
+        return Answer(answers.as_stream(answer, CHAT), usage, answer)
+
+    def again(self, call: Call, fitted: Fitted) -> Call:
+        """The call that asks for another answer, with the one that does not fit and what is wrong with it."""
+        return call.again(_corrected(fitted))
+
+    def judging(self) -> Judging:
+        """What judges one stream."""
+        return Judging(self)
+
+
+def with_totals(answer: dict[str, Any], usage: Usage, names: tuple[str, str]) -> dict[str, Any]:
+    """What an answer says of its usage, with the tokens of prompts and answers, by their `names` there."""
+    theirs, (prompt, completion) = answer.get("usage"), names
+    return {
+        **(theirs if type(theirs) is dict else {}),
+        prompt: usage.prompt_tokens,
+        completion: usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
 
 
 def _said(message: dict[str, Any]) -> str:
@@ -203,14 +245,17 @@ def fitting(ask: Callable[[Call], Steps[Given]], call: Call, shape: Shape, limit
     while not isinstance(given, EngineStream):
         if given.parsed is None or len(given.body) > _LARGE_BYTES:
             yield ASIDE
-        fitted = shape.fit(_whole(call, given))
+        fitted = shape.fit(shape.whole(call, given))
         if not fitted.faults:
-            return _told(call, given, fitted)
+            call.repairs, usage = fitted.repairs, call.usage
+            if usage is None or not (fitted.repairs or call.schema_retries):
+                return given
+            return shape.told(call, usage, fitted)
         left_s = until_s - time.monotonic()
         if fitted.is_final or call.schema_retries >= limits.retries or left_s <= 0:
             raise misfit(fitted)
         call.schema_retries += 1
-        asked = call.again(_corrected(fitted))
+        asked = shape.again(call, fitted)
         asked.limit_s = left_s
         try:
             given = yield from ask(asked)
@@ -219,42 +264,6 @@ def fitting(ask: Callable[[Call], Steps[Given]], call: Call, shape: Shape, limit
         finally:
             _add(call, asked)
     return given
-
-
-def _whole(call: Call, given: Answer) -> dict[str, Any]:
-    """The answer as an object that may be changed."""
-    if given.parsed is not None:
-        return given.parsed
-    body: Union[bytes, bytearray] = given.body
-    if call.stream and not call.schema_retries:  # it has been made a stream; what is asked for again is none
-        assembly = Assembly(CHAT)
-        for event in Cutter().feed(_DONE.split(given.body)[0]):
-            assembly.add(json.loads(event.data))
-        body = assembly.body()
-    answer: dict[str, Any] = json.loads(body)
-    return answer
-
-
-def _told(call: Call, given: Answer, fitted: Fitted) -> Answer:
-    """The answer for the client: as it came, unless it has been repaired, or asked for more than once."""
-    call.repairs = fitted.repairs
-    usage = call.usage
-    if usage is None or not (fitted.repairs or call.schema_retries):
-        return given
-    answer = {**fitted.answer, "id": call.request_id, "model": call.served_model}
-    theirs = answer.get("usage")
-    total = usage.prompt_tokens + usage.completion_tokens
-    answer["usage"] = {
-        **(theirs if type(theirs) is dict else {}),
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": total,
-    }
-    if not call.stream:
-        return Answer(dump(answer), usage, answer)
-    if not call.wants_usage():
-        answer.pop("usage", None)
-    return Answer(answers.as_stream(answer, CHAT), usage, answer)
 
 
 def _corrected(fitted: Fitted) -> list[dict[str, Any]]:
@@ -355,12 +364,18 @@ class Judging:
 
     def error(self) -> Optional[GatewayError]:
         """What the client gets in the place of the end, which has come; None: the end."""
-        if self._body is None:
-            fault = Fault("$", f"cannot be checked: it has more than {_STREAM_MAX_BYTES} bytes, or makes no answer")
-            return misfit(Fitted({}, [fault]))
-        fitted = self._shape.fit(json.loads(self._body))
-        if fitted.fits_as_it_is:
-            return None
-        if not fitted.faults:  # what has been sent cannot be repaired
-            fitted = fitted._replace(faults=[Fault("$", f"is not JSON alone: {', '.join(fitted.repairs)}")])
-        return misfit(fitted)
+        return judged(self._shape, None if self._body is None else json.loads(self._body))
+
+
+def judged(shape: Shape, answer: Optional[dict[str, Any]]) -> Optional[GatewayError]:
+    """What is wrong with the answer that a stream, which has been sent, makes; None: it fits. `answer` None: it makes
+    none."""
+    if answer is None:
+        fault = Fault("$", f"cannot be checked: it has more than {_STREAM_MAX_BYTES} bytes, or makes no answer")
+        return misfit(Fitted({}, [fault]))
+    fitted = shape.fit(answer)
+    if fitted.fits_as_it_is:
+        return None
+    if not fitted.faults:  # what has been sent cannot be repaired
+        fitted = fitted._replace(faults=[Fault("$", f"is not JSON alone: {', '.join(fitted.repairs)}")])
+    return misfit(fitted)

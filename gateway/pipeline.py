@@ -17,15 +17,15 @@ from typing import Callable, Optional, Union
 
 from gateway.account import Account
 from gateway.asked import Asked, Head
+from gateway.asking import Asking
 from gateway.bodies import BODIES
 from gateway.calling import ASKED as ASKED
 from gateway.calling import INFERENCE as INFERENCE
+from gateway.calling import NATIVE, call_of
 from gateway.calling import PATHS as PATHS
-from gateway.calling import call_of
 from gateway.clock import unix_s
 from gateway.dispatch import Asker
 from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
-from gateway.fitting import Limits, fitting, give_shape, takes_long_to_shape
 from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
 from gateway.jsonbounds import takes_long
@@ -78,6 +78,7 @@ class Pipeline:
         self.factory = factory
         self.guard = guard
         self.schemas = schemas
+        self._asking = Asking(factory.asker, factory.router, settings, schemas)
         self.workers = workers
         self.telemetry = telemetry
         self.reuse = reuse_of(settings, factory, self.ask, caches)
@@ -117,9 +118,7 @@ class Pipeline:
         telling = asked.telling
         if "response_format" in call.request or "tools" in call.request:
             if call.path == CHAT and (telling is None or not telling.is_immediate):
-                if takes_long_to_shape(call.request):
-                    yield ASIDE
-                give_shape(call, {} if self.schemas is None else self.schemas.schemas())
+                yield from self._asking.shape(call)
         if telling is not None:
             return (yield from self._tell(asked, call, identity, telling))
         return (yield from self._given(asked, call, identity))
@@ -143,12 +142,14 @@ class Pipeline:
             call.served_model = asked.model
             pool = self.factory.router.route(call.model, may_use=call.may_use)[0]
             return telling.immediate(pool.spec.max_model_len)
+        if call.path == NATIVE:
+            yield from self._asking.shape(call)
         given = yield from self._given(asked, call, identity)
         if not isinstance(given, Answer):
             return given
         if len(given.body) > ASIDE_BYTES:
             yield ASIDE
-        return telling.answer(given)
+        return (asked.telling or telling).answer(given)  # it may be told in other words by now
 
     def _verify(self, asked: Asked, identity: Identity) -> Steps[Answer]:
         """The answers of several models, compared. What they are asked is admitted by itself."""
@@ -193,12 +194,9 @@ class Pipeline:
                 raise _overloaded(refusal) from None
             finally:
                 asked.queue_s = time.monotonic() - asked.enqueued_s
-        shape = call.shape
-        if shape is not None:
-            settings = self.settings
-            limits = Limits(settings.schema_retries, settings.request_timeout_s)
-            return (yield from fitting(self.factory.asker.ask, call, shape, limits))
-        return (yield from self.factory.asker.ask(call))
+        if call.shape is None and call.path != NATIVE:
+            return (yield from self.factory.asker.ask(call))  # without steps of its own: most requests come by here
+        return (yield from self._asking.ask(asked, call))
 
     def take_body(self, asked: Asked) -> bytes:
         """The body of a request that has to have one. Raises GatewayError."""

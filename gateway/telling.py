@@ -22,6 +22,7 @@ from gateway.dialects.dialect import (
     Shown,
     Translation,
 )
+from gateway.dialects.responses.conversation import Untranslated, error_event
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
 from gateway.upstream.answers import Usage, dump, usage_of
@@ -147,3 +148,26 @@ class Telling:
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             },
         }
+
+
+class Native(Telling):
+    """An engine's own answers in Responses, which are passed on as they are; only that a stream breaks is told."""
+
+    __slots__ = ("_events_told",)
+
+    def __init__(self, request: Json) -> None:
+        super().__init__(Untranslated(request))
+        self._events_told = 0
+
+    def answer(self, given: Answer) -> Answer:
+        """The same."""
+        return given
+
+    def lines(self, lines: bytes) -> bytes:
+        """The same."""
+        self._events_told += lines.count(b"\ndata:") + lines.startswith(b"data:")
+        return lines
+
+    def failed(self, error: GatewayError, request_id: str) -> bytes:
+        """The stream is broken, behind a whole event."""
+        return error_event(error, request_id, self._events_told)

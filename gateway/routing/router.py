@@ -18,6 +18,7 @@ from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.names import Names
 from gateway.routing.nearness import IsNear, are_near, is_near_host
 from gateway.routing.pool import ModelPool
+from gateway.routing.providers import RESPONSES
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 
 
@@ -97,7 +98,11 @@ class Router(Names):
                 routes[None] = default
         self.uses_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools.values())
         self.knows_context = any(spec.max_model_len is not None for spec in fleet.models)
-        self.knows_endpoints = any(engine.endpoints is not None for spec in fleet.models for engine in spec.engines)
+        self.knows_endpoints = any(
+            engine.endpoints is not None or engine.can_serve(RESPONSES)
+            for spec in fleet.models
+            for engine in spec.engines
+        )
         # One assignment each, and `routes` holds its own pools: a reader sees the old map or the new one.
         self.fleet = fleet
         self._routes = routes
@@ -205,9 +210,19 @@ class Router(Names):
         return f"nothing tells whether {', '.join(unknown[:3]) or 'it'} is in a private network"
 
     def serves(self, model: object, path: str) -> bool:
-        """Whether an engine of the model that a request names has an endpoint (of OpenAI's), as far as was said."""
-        route = self._routes.get(None if self.fleet.wildcard or not isinstance(model, str) else model)
-        return route is not None and any(engine.spec.can_serve(path) for engine in route[0].engines)
+        """Whether an engine of the model that a request names, or of one that may answer for it, has an endpoint (of
+        OpenAI's), as far as was said."""
+        named = None if self.fleet.wildcard or not isinstance(model, str) else model
+        split = (self.splits or {}).get(named)
+        names = [named] if split is None else [*(name for name, _ in split.shares), *(split.fallbacks or ())]
+        routes = [self._routes.get(name) or self._by_its_prefix(name) for name in names]
+        pools = [route[0] for route in routes if route is not None]
+        return any(engine.spec.can_serve(path) for pool in pools for engine in pool.engines)
+
+    def _by_its_prefix(self, name: Optional[str]) -> Optional[tuple[ModelPool, ...]]:
+        """The pools for a name that nobody has listed; None: it begins with no model's prefix."""
+        prefix, slash, own = (name or "").partition("/")
+        return self._by_prefix.get(prefix + slash) if own else None
 
     def route(
         self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None
@@ -215,12 +230,9 @@ class Router(Names):
         """The pools to ask for `model` (None: the default), first its own. Raises `model_not_found`, which names those
         models that the caller `may_use` (None: all); `endpoint_not_served` for one that is made of others, `forbidden`
         where the caller may not use that."""
-        route = self._routes.get(None if self.fleet.wildcard else model)
+        route = self._routes.get(None if self.fleet.wildcard else model) or self._by_its_prefix(model)
         if route is None:
-            prefix, slash, own = (model or "").partition("/")
-            route = self._by_prefix.get(prefix + slash) if own else None
-            if route is None:
-                raise self._unrouted(model, may_use)
+            raise self._unrouted(model, may_use)
         return route if allow_fallback else route[:1]
 
 

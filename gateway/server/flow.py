@@ -108,7 +108,7 @@ class Flow:
         self._loop = loop
         self._client = exchange.client
         call = exchange.call
-        self._judging = None if call is None or call.shape is None else Judging(call.shape)
+        self._judging: Optional[Judging] = None if call is None or call.shape is None else call.shape.judging()
         # The client takes an engine's chunks as they are.
         self._chunks = exchange.takes_chunks and self._judging is None
         self._paused = False  # the engine is not read until the client has taken what is buffered

@@ -20,6 +20,7 @@ from gateway.upstream.attempt import EngineFault
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from gateway.upstream.estimates import tokens_of
+from gateway.upstream.passed import EVENTS_TYPE
 from gateway.upstream.stream import EngineStream
 
 
@@ -58,9 +59,14 @@ class Streaming(Answering):
             self.error = telling.fault.code
         return data
 
+    @property
+    def _has_no_words(self) -> bool:
+        """Whether what is streamed cannot say that it is broken."""
+        return bool(self.media_type) and (self.telling is None or not self.media_type.startswith(EVENTS_TYPE))
+
     def end_of_stream(self) -> bytes:
         """Return the bytes that end the body of a stream: none where it has broken and has no words for that."""
-        if self.media_type and self.error is not None:
+        if self._has_no_words and self.error is not None:
             return b""
         return b"0\r\n\r\n" if self.head.version_1_1 else b""
 
@@ -79,9 +85,9 @@ class Streaming(Answering):
         """The one event that tells the client of a stream that broke, or does not fit; the end is never invented. What
         is passed on has no words for that, and is cut short."""
         error = fault if isinstance(fault, GatewayError) else shutting_down() if self.cut else _failure(fault)
-        if self.media_type or (self.cut and error is not fault):
+        if self._has_no_words or (self.cut and error is not fault):
             self.keep_alive = False
-        if not self.media_type:
+        if not self._has_no_words:
             return self.stream_refused(error)
         self.error = error.code
         return b""

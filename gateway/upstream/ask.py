@@ -65,6 +65,11 @@ class Ask:
         return self.request if self.rich is None else self.rich
 
     @property
+    def unadapted(self) -> Request:
+        """What is asked, whatever model answers."""
+        return self.request if self._plain is None else self._plain[0]
+
+    @property
     def is_adapted(self) -> bool:
         """Whether the model that it asks has its requests changed."""
         return self._params is not None
@@ -73,7 +78,7 @@ class Ask:
         """What the engines of a model with these `params` get."""
         if params is self._params:
             return self.request
-        return shaped(self.path, self.request if self._plain is None else self._plain[0], params)
+        return shaped(self.path, self.unadapted, params)
 
     def payload(self, model: Optional[str], ask_usage: bool = False, params: Optional[Params] = None) -> bytes:
         """The body to send to an engine that knows the model as `model` (None: leave it as it is).

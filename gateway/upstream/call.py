@@ -35,6 +35,7 @@ class Call(Ask):
     __slots__ = (
         "_attempts",
         "_cancelled",
+        "_heir",
         "_waiting_on",
         "allow_fallback",
         "asks",
@@ -49,6 +50,7 @@ class Call(Ask):
         "idempotency_key",
         "is_joint",
         "is_query",
+        "lacking",
         "limit_s",
         "may_use",
         "model",
@@ -104,6 +106,7 @@ class Call(Ask):
         self.priority = priority
         self.form: Optional[Form] = None  # what is passed on instead of the request
         self.limit_s: Optional[float] = None  # for all its attempts; None: what the gateway gives a request
+        self.lacking: Optional[str] = None  # only engines that have not this path are asked
         self.is_joint = False  # it asks for several requests at once, by a list of their inputs
         self.is_query = False  # a `/query`, whose answer is its text alone
         self.caller = ""  # who asks, as a name that only says whether it is the same one
@@ -132,6 +135,7 @@ class Call(Ask):
         self.split = ""  # the model that it named, for which another one answers
         self.stand_ins: Optional[tuple[str, ...]] = None  # that split's fallbacks; None: the model's own
         self._attempts: dict[Attempt, None] = {}
+        self._heir: Optional[Call] = None  # what is asked in the place of this
         self._waiting_on: Union[threading.Event, Flag, None] = None
         self._params: Optional[Params] = None  # by which `request` is what the model's engines get
         self._plain: Optional[tuple[Request, bytes]] = None  # what it was before; None: the same
@@ -151,6 +155,8 @@ class Call(Ask):
         waiting_on = self._waiting_on
         if waiting_on is not None:
             waiting_on.set()
+        if self._heir is not None:
+            self._heir.cancel()
 
     def begin(self, attempt: Attempt) -> None:
         """Make an attempt part of this call; raises ClientGone when the call has been cancelled.
@@ -214,11 +220,14 @@ class Call(Ask):
 
     def again(self, more: list[dict[str, Any]]) -> Call:
         """The same call with `more` messages behind its own, for a whole answer, as a part of this one."""
-        plain = self.request if self._plain is None else self._plain[0]  # of which each model gets its own
-        request = _with(_whole(plain), more)
-        call = Call(self.path, request, request_id=self.request_id, session=self.session, priority=self.priority)
+        call = self.part(self.path, _with(_whole(self.unadapted), more))  # of which each model gets its own
         if self.rich is not None:
             call.rich = _with(_whole(self.rich), more)
+        return call
+
+    def part(self, path: str, request: Request) -> Call:
+        """A call that asks the same model for something else, for the same caller, as a part of this one."""
+        call = Call(path, request, request_id=self.request_id, session=self.session, priority=self.priority)
         call.be_part_of(self)
         call.model, call.caller, call.may_use = self.model, self.caller, self.may_use
         call.allow_fallback, call.split, call.stand_ins = self.allow_fallback, self.split, self.stand_ins
@@ -228,6 +237,19 @@ class Call(Ask):
         """Its attempts are another call's, too: `cancel` of that reaches them."""
         self.origin = call
         self._attempts = call._attempts
+
+    def take_over(self, call: Call) -> None:
+        """Stand for a call that has given nothing, in all that is told of it; `cancel` of that reaches this one.
+
+        As in `begin`, one of the two sees the other. Raises ClientGone."""
+        self.origin, self._attempts = None, {}
+        self.records, self.attempts = call.records, call.attempts
+        self.retries, self.hedged = call.retries, call.hedged
+        self.waited_s, self.engine_s = call.waited_s, call.engine_s
+        self.priority, self.idempotency_key = call.priority, call.idempotency_key
+        call._heir = self
+        if call.cancelled:
+            raise ClientGone()
 
     def tell_of(self, part: Call) -> None:
         """What another call's engines were asked for is told with this one's. (Its `attempts` are not: those are what

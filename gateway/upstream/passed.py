@@ -21,7 +21,9 @@ JSON_TYPE = b"application/json"
 EVENTS_TYPE = b"text/event-stream"
 TELLING_BYTES = 4096  # of a large JSON answer, at its begin and at its end
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')  # in a text, quotes have backslashes
-_LAST = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')  # in a text, quotes have backslashes
+LAST_EVENT = re.compile(
+    rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'
+)  # in a text, quotes have backslashes
 _DELTA = re.compile(rb'"delta"\s*:\s*"')
 
 
@@ -162,29 +164,44 @@ class UsageEvents(PassedJson):
 
 
 class ResponsesEvents(PassedEvents):
-    """The events of OpenAI's Responses: passed on as they are, but it is seen what was used, and whether they end."""
+    """The events of OpenAI's Responses: passed on as they are, but it is seen what was used, and whether they end.
 
-    __slots__ = ("_line_begin",)
+    `holds_last`: what comes from the last event on is given at the end, all at once.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_event", "_holds_last", "_line_begin")
+
+    def __init__(self, holds_last: bool = False) -> None:
         super().__init__()
+        self._holds_last = holds_last
         self._line_begin = bytearray()
+        self._event = bytearray()  # the lines of one that has not ended, or of what is held back
 
     def feed(self, data: bytes) -> bytes:
-        """Take payload, return it. Raises StreamBroken."""
+        """Take payload, return whole events. Raises StreamBroken."""
         cut = data.rfind(b"\n") + 1
+        given = bytearray()
         if cut:
-            for line in (bytes(self._line_begin) + data[:cut]).split(b"\n"):
+            for line in (bytes(self._line_begin) + data[:cut]).splitlines(keepends=True):
+                self._event += line
                 if line.startswith(b"data:"):
                     self._look_at(line[5:])
-            self._line_begin = bytearray()
+                elif not (line.strip() or (self._holds_last and self.complete)):
+                    given += self._event
+                    self._event.clear()
+            self._line_begin.clear()
         self._line_begin += data[cut:]
-        if len(self._line_begin) > EVENT_MAX_BYTES:
+        if len(self._line_begin) + len(self._event) > EVENT_MAX_BYTES:
             raise StreamBroken(f"the engine sent more than {EVENT_MAX_BYTES} bytes for one event")
-        return data
+        return bytes(given)
+
+    def _rest(self) -> bytes:
+        rest = bytes(self._event + self._line_begin)
+        self._event, self._line_begin = bytearray(), bytearray()
+        return rest
 
     def _look_at(self, event: bytes) -> None:
-        if _LAST.search(event) is None:
+        if LAST_EVENT.search(event) is None:
             self.weight += weigh_escaped(_delta_in(event))
             return
         self.finished = self.complete = True
@@ -196,11 +213,11 @@ class ResponsesEvents(PassedEvents):
         """The body has ended. Raises StreamBroken where the events have not."""
         if not self.complete:
             raise StreamBroken("the engine's stream ended before its last event")
-        return super().end()
+        return self._rest() + super().end()
 
     def finish(self) -> bytes:
         """End it, whatever its engine does: all of it has come."""
-        return super().end()
+        return self._rest() + super().end()
 
 
 def _delta_in(event: bytes) -> bytes:

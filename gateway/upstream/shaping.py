@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 from gateway.routing.params import Params
+from gateway.routing.providers import RESPONSES
 from gateway.upstream.fields import BY_PATH
 from gateway.upstream.fieldtypes import CHAT, Request
+from gateway.upstream.nativeshaping import natively_shaped
 
 _EITHER = BY_PATH["/chat/completions"].asked  # two names of one thing: who says one has said it
 
@@ -20,10 +22,12 @@ def shaped(path: str, request: Request, params: Optional[Params]) -> Request:
 
     Fields that mean nothing on a path are not added there: no temperature to embeddings. A default is for who has not
     said it (null says nothing); of the two names of a limit of tokens, either says it, and a forced one replaces both.
-    What is passed on stays as it is.
+    What is passed on stays as it is, but for Responses.
     """
-    if params is None or BY_PATH[path].passes:
+    if params is None:
         return request
+    if BY_PATH[path].passes:
+        return natively_shaped(request, params) if path == RESPONSES else request
     force = {name: value for name, value in params.force.items() if _is_for(path, name)}
     out = params.strip.union(*(_same(name) for name in force))
     changed = {name: value for name, value in request.items() if name.casefold() not in out}

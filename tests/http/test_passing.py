@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.server.uploading import AT_LEAST_BYTES, READS_MAX
 from gateway.uploads import FULL_BYTES
+from tests.dialects import RESPONSES
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import ScriptedEngine, chunked
 from tests.support import RawClient, RunningGateway, dead_url, eventually
@@ -21,7 +22,6 @@ from tests.support import RawClient, RunningGateway, dead_url, eventually
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 SPEECH = "/v1/audio/speech"
 RERANK = "/v1/rerank"
-RESPONSES = "/v1/responses"
 KIND = "multipart/form-data; boundary=xyz"
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b"
 
@@ -694,57 +694,6 @@ class FormTest(PassingTest):
         self.assert_error(client.read_response(), 400, "bad_request")
         self.assertTrue(side.wait_until_left())
         self.assert_nothing_held(running)
-
-
-class NativeResponsesTest(PassingTest):
-    def native(self, **options: Any) -> RunningGateway:
-        self.mock = self.engine(lacks="", model="real", **options)
-        spec = {"url": self.mock.url, "model": "real", "endpoints": ["/v1/responses", "/v1/chat/completions"]}
-        return self.serve({"m": {"engines": [spec]}})
-
-    def test_conversations_that_the_engine_keeps_go_on(self) -> None:
-        running = self.native()
-        first = running.post({"model": "m", "input": "my name is Ada", "store": True}, RESPONSES)
-        self.assertEqual(first.status, 200, first.body)
-        again = {"model": "m", "input": "and now?", "previous_response_id": first.json()["id"]}
-        second = running.post(again, RESPONSES)
-        self.assertEqual((second.status, second.json()["previous_response_id"]), (200, first.json()["id"]))
-        self.assertEqual(self.mock.requests[-1]["path"], "/v1/responses")
-        line = running.request_line(second.request_id)
-        used = second.json()["usage"]
-        self.assertEqual(
-            (line["prompt_tokens"], line["completion_tokens"]), (used["input_tokens"], used["output_tokens"])
-        )
-
-    def test_its_stream_passes_and_its_usage_is_counted(self) -> None:
-        running = self.native()
-        client = self.enter(running.connect())
-        client.request("POST", RESPONSES, {"model": "m", "input": "hi", "stream": True})
-        head = client.read_head()
-        self.assertEqual(head.header("content-type"), "text/event-stream")
-        events = [json.loads(event.partition("data: ")[2]) for event in client.read_events()]
-        self.assertEqual((events[0]["type"], events[-1]["type"]), ("response.created", "response.completed"))
-        used = events[-1]["response"]["usage"]
-        line = running.request_line(head.request_id)
-        self.assertEqual(
-            (line["prompt_tokens"], line["completion_tokens"]), (used["input_tokens"], used["output_tokens"])
-        )
-
-    def test_a_broken_stream_has_no_end(self) -> None:
-        running = self.native(behaviour="drop_mid_stream")
-        client = self.enter(running.connect())
-        client.request("POST", RESPONSES, {"model": "m", "input": "hi there you all", "stream": True})
-        head = client.read_head()
-        said = client.wait_until_ended()
-        self.assertNotIn(b"response.completed", said)
-        self.assertFalse(said.endswith(b"0\r\n\r\n"))
-        self.assertEqual(running.request_line(head.request_id)["error"], "backend_error")
-
-    def test_where_no_engine_has_it_it_is_translated(self) -> None:
-        running = self.serve({"m": {"engines": [self.engine().url]}})
-        self.assertEqual(running.post({"model": "m", "input": "hi"}, RESPONSES).status, 200)
-        kept = running.post({"model": "m", "input": "hi", "previous_response_id": "resp_1"}, RESPONSES)
-        self.assert_error(kept, 400, "not_supported")
 
 
 if __name__ == "__main__":

@@ -70,9 +70,7 @@ class Writer:
             code = _RATE_LIMITED if error.status == 429 else _SERVER_ERROR
             failure = {"code": code, "message": error.message}
             events.append({"type": "response.failed", "response": self._making.response("failed", failure)})
-        told = {"code": error.code, "message": error.message, "param": error.param}
-        events.append({"type": "error", **told, "error": told, "request_id": request_id})
-        return self._lines(events)
+        return self._lines(events) + error_event(error, request_id, self._told)
 
     def _begun(self, first: Json) -> tuple[Making, list[Json]]:
         """The Response, and the events that say that it is begun where that has just happened."""
@@ -83,9 +81,30 @@ class Writer:
         return making, [{"type": f"response.{kind}", "response": response} for kind in ("created", "in_progress")]
 
     def _lines(self, events: list[Json]) -> bytes:
-        lines: list[bytes] = []
-        for event in events:
-            told = {"type": event["type"], "sequence_number": self._told, **event}
-            lines.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), dump(told)))
-            self._told += 1
-        return b"".join(lines)
+        lines = b"".join(_line(event, number) for number, event in enumerate(events, self._told))
+        self._told += len(events)
+        return lines
+
+
+def _line(event: Json, number: int) -> bytes:
+    told = {"type": event["type"], "sequence_number": number, **event}
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), dump(told))
+
+
+def error_event(error: GatewayError, request_id: str, number: int) -> bytes:
+    """The event that tells a client why its stream ends, as the one of this number."""
+    told = {"code": error.code, "message": error.message, "param": error.param}
+    return _line({"type": "error", **told, "error": told, "request_id": request_id}, number)
+
+
+class Untranslated:
+    """A request for an engine that speaks this dialect itself. See `dialect.Translation`."""
+
+    path = "/responses"
+
+    def __init__(self, request: Json) -> None:
+        self.chat = request
+
+    def answer(self, chat: Json) -> Json:
+        """The same."""
+        return chat

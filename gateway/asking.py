@@ -1,0 +1,86 @@
+"""Asking engines for a call as its client wants it: in whose words, and until the answer is like what it has to be.
+
+No state but what it is made with, no lock. How one engine is found is for `dispatch`, what fits for `fitting`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Optional
+
+from gateway.asked import Asked
+from gateway.calling import NATIVE, in_chat
+from gateway.dispatch import Asker
+from gateway.errors import EngineFailed, GatewayError, RequestRefused
+from gateway.fitting import Given, Limits, fitting, give_shape, takes_long_to_shape
+from gateway.nativefit import give_native_shape, takes_long_to_shape_native
+from gateway.routing.router import Router
+from gateway.schemas.registry import SchemaRegistry
+from gateway.settings import Settings
+from gateway.steps import ASIDE, Steps
+from gateway.upstream.call import CHAT, Call
+
+_LACKED = ("endpoint_not_served", "not_supported")
+"""What is refused because no engine has the endpoint."""
+_SHAPES = {CHAT: (give_shape, takes_long_to_shape), NATIVE: (give_native_shape, takes_long_to_shape_native)}
+
+
+class Asking:
+    """Asks for calls. Thread-safe. `schemas`: those that are used by their name alone; None: there are none."""
+
+    def __init__(self, asker: Asker, router: Router, settings: Settings, schemas: Optional[SchemaRegistry]) -> None:
+        self._asker = asker
+        self._router = router
+        self._settings = settings
+        self._limits = Limits(settings.schema_retries, settings.request_timeout_s)
+        self._schemas = schemas
+
+    def shape(self, call: Call) -> Steps[None]:
+        """Have the answers checked for what the call asks of them. Raises `invalid_response_format`."""
+        give, takes_long = _SHAPES[call.path]
+        if takes_long(call.request):
+            yield ASIDE
+        give(call, {} if self._schemas is None else self._schemas.schemas())
+
+    def ask(self, asked: Asked, call: Call) -> Steps[Given]:
+        """An answer that fits, or a stream, which is judged as it goes. Raises GatewayError."""
+        if call.path == NATIVE:
+            return (yield from self._natively(asked, call))
+        return (yield from self._fitting(call))
+
+    def _fitting(self, call: Call) -> Steps[Given]:
+        if call.shape is None:
+            return (yield from self._asker.ask(call))
+        return (yield from fitting(self._asker.ask, call, call.shape, self._limits))
+
+    def _natively(self, asked: Asked, call: Call) -> Steps[Given]:
+        """What engines with the endpoint give, if the model that is to answer has such; where it has not, or they have
+        all failed, what those that have only chat give to the same in its words, in the time that is left."""
+        settings = self._settings
+        until_s = time.monotonic() + settings.request_timeout_s
+        pool = self._router.route(call.model, may_use=call.may_use)[0]
+        if len(pool.unable(NATIVE)) == len(pool.engines):
+            other = in_chat(asked, call)
+            if other is not None:
+                return (yield from self._in_chat(asked, call, other))
+        try:
+            return (yield from self._fitting(call))
+        except (EngineFailed, RequestRefused) as failure:
+            left_s = until_s - time.monotonic()
+            is_ours = isinstance(failure, EngineFailed) or failure.code in _LACKED
+            other = in_chat(asked, call) if is_ours and left_s > 0 and not call.schema_retries else None
+            if other is None:
+                raise
+            first: GatewayError = failure
+        other.limit_s, other.lacking = left_s, NATIVE
+        try:
+            return (yield from self._in_chat(asked, call, other))
+        except RequestRefused as refusal:
+            raise (first if refusal.code in _LACKED else refusal) from None
+
+    def _in_chat(self, asked: Asked, call: Call, other: Call) -> Steps[Given]:
+        """What is given to `other` in the place of `call`."""
+        asked.call = other
+        other.take_over(call)
+        yield from self.shape(other)
+        return (yield from self._fitting(other))
