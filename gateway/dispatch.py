@@ -142,12 +142,14 @@ class Asker:
         split = (self._router.splits or {}).get(call.model)
         if split is None:
             return None
-        chosen = split.choose(key, self._router.routed, self._router.jitter)
+        stand_ins = self._router.stand_ins_of(split)
+        there = self._router.there([name for name, _ in split.shares], call.path)
+        chosen = split.choose(key, there, self._router.jitter)
         if chosen is None and call.allow_fallback:
-            chosen = self._router.stand_in(split.fallbacks or ())
+            chosen = self._router.stand_in(stand_ins or ())
         if chosen is None:
             raise EngineFailed("backend_unavailable", f"no engine lists what {split.name} is made of")
-        call.split, call.model, call.stand_ins = split.name, chosen, split.fallbacks
+        call.split, call.model, call.stand_ins = split.name, chosen, stand_ins
         if split.params is not None:
             call.change(split.params)
         return split

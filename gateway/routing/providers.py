@@ -27,10 +27,11 @@ ENDPOINTS = (
 )
 """What an engine may be said to serve, as the gateway's clients name it."""
 
+CHAT = "/chat/completions"
 RESPONSES = "/responses"
-OF_MODELS = ("/chat/completions", "/completions", "/embeddings")
+OF_MODELS = (CHAT, "/completions", "/embeddings")
 
-_PATHS = {ANTHROPIC: {"/chat/completions": "/messages"}}
+_PATHS = {ANTHROPIC: {CHAT: "/messages"}}
 _HEADERS = {ANTHROPIC: (f"anthropic-version: {ANTHROPIC_VERSION}",)}
 
 

@@ -18,8 +18,9 @@ from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.names import Names
 from gateway.routing.nearness import IsNear, are_near, is_near_host
 from gateway.routing.pool import ModelPool
-from gateway.routing.providers import RESPONSES
+from gateway.routing.providers import CHAT, RESPONSES
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
+from gateway.routing.splits import SplitSpec
 
 
 class Router(Names):
@@ -155,16 +156,26 @@ class Router(Names):
         return self._routes.keys()
 
     def with_stand_ins(self, route: tuple[ModelPool, ...], names: Sequence[str]) -> tuple[ModelPool, ...]:
-        """The route's first pool, and behind it, unless FALLBACK says that there are none, the models of these names
-        instead of its own."""
-        if self._fallback == "off":
-            return route[:1]
+        """The route's first pool, and behind it the models of these names instead of its own."""
         others = [self._routes[name][0] for name in names if name in self._routes]
         return tuple(dict.fromkeys((route[0], *others)))
 
+    def stand_ins_of(self, split: SplitSpec) -> Optional[tuple[str, ...]]:
+        """The models that stand in for those of a split; None: those that each has itself. FALLBACK may say that there
+        are to be none, but not of a chain, which is a model made of all of them."""
+        return split.fallbacks if split.is_chain or self._fallback != "off" else ()
+
+    def there(self, names: Sequence[str], path: str) -> Collection[Optional[str]]:
+        """Of these models, those that have an endpoint (of OpenAI's); where none has it, all with engines."""
+        if path in (CHAT, RESPONSES) and not self.knows_endpoints:
+            return self.routed
+        path = CHAT if path == RESPONSES else path  # in whose words the others are asked
+        pools = [(name, self._routes[name][0]) for name in names if name in self._routes]
+        return [name for name, pool in pools if len(pool.unable(path)) < len(pool.engines)] or self.routed
+
     def stand_in(self, names: Sequence[str]) -> Optional[str]:
-        """The first of these models that is there, unless FALLBACK says that there is to be none; None: none is."""
-        return next((name for name in names if name in self._routes and self._fallback != "off"), None)
+        """The first of these models that is there; None: none is."""
+        return next((name for name in names if name in self._routes), None)
 
     def route_beyond(self, asked: ModelPool, name: str) -> tuple[ModelPool, ...]:
         """The pools for what is too long for `asked`, one of whose `context_fallbacks` is called `name`. Those after it

@@ -72,9 +72,14 @@ class SplitSpec:
         object.__setattr__(self, "params", params_of(self.strip, self.defaults, self.force))
 
     @property
+    def is_chain(self) -> bool:
+        """Whether one model answers, and the others only when it cannot."""
+        return len(self.shares) == 1
+
+    @property
     def label(self) -> str:
         """Its name, and what tells people that it is no model with engines."""
-        if len(self.shares) == 1:
+        if self.is_chain:
             return f"{self.name} (is {', then '.join((self.shares[0][0], *(self.fallbacks or ())))})"
         total = sum(weight for _, weight in self.shares)
         return f"{self.name} ({', '.join(f'{100 * weight / total:.3g} % {name}' for name, weight in self.shares)})"

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from tests.dialects import RESPONSES
 from tests.http.test_structured import CITY, ROME
-from tests.resilience import ResilienceTest
+from tests.resilience import ResilienceTest, ask
 from tests.scripted import STREAM_HEAD, EngineSide, chunked
 from tests.support import CHAT, Response, RunningGateway, dead_url
 
@@ -381,6 +381,34 @@ class MadeOfOthersTest(NativeCase):
         self.assertEqual(seen, {"a", "b"})
         self.assertEqual({one["path"] for one in native.requests}, {RESPONSES})
         self.assertEqual({one["path"] for one in chat.requests}, {CHAT})
+
+    def test_who_lacks_an_endpoint_leaves_its_share_to_the_others(self) -> None:
+        able, chat = self.engine(model="a"), self.engine(model="b")
+        models: Json = {
+            "a": {"engines": [able.url]},
+            "b": {"engines": [{"url": chat.url, "endpoints": [CHAT]}]},
+            "s": {"split": {"a": 1, "b": 1}},
+            "n": {"split": {"b": 1, "c": 1}},
+            "c": {"engines": [{"url": chat.url, "endpoints": [CHAT]}]},
+        }
+        running = self.serve(models, FALLBACK="off")
+        for number in range(20):
+            session = [("X-Session-Id", str(number))]
+            answer = running.post({"model": "s", "input": "hi"}, "/v1/embeddings", session)
+            self.assertEqual((answer.status, answer.header("x-gateway-model")), (200, "a"), answer.body)
+        self.assert_error(running.post({"model": "n", "input": "hi"}, "/v1/embeddings"), 400, "endpoint_not_served")
+
+    def test_a_chain_goes_on_whatever_fallback_says(self) -> None:
+        second = self.engine(model="b")
+        models: Json = {
+            "a": {"engines": [dead_url()]},
+            "b": {"engines": [second.url]},
+            "c": {"chain": ["a", "b"]},
+        }
+        running = self.serve(models, FALLBACK="off", HEALTH_INTERVAL=0)
+        answer = running.post(ask(model="c"))
+        self.assertEqual((answer.status, answer.header("x-gateway-model")), (200, "b"), answer.body)
+        self.assertEqual(running.post(ask(model="a")).status, 502)
 
     def test_a_chain_goes_from_one_to_the_other(self) -> None:
         native, chat = self.engine("loading", lacks="", model="a"), self.engine(model="b")

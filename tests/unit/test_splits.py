@@ -73,13 +73,17 @@ class RouteTest(unittest.TestCase):
     def test_its_own_fallbacks_stand_in_and_no_others(self) -> None:
         self.assertEqual(self.names(self.router(), ("c",)), ["a", "c"])
         self.assertEqual(self.names(self.router(), ()), ["a"])
-        self.assertEqual(self.names(self.router("off"), ("c",)), ["a"])
         self.assertEqual(self.names(self.router(), ("a", "gone", "c")), ["a", "c"])
 
     def test_where_none_of_its_own_is_there_the_first_of_them_answers(self) -> None:
         self.assertEqual(self.router().stand_in(("gone", "c", "b")), "c")
         self.assertIsNone(self.router().stand_in(("gone",)))
-        self.assertIsNone(self.router("off").stand_in(("c",)))
+
+    def test_without_fallbacks_a_chain_has_its_members_and_a_split_has_none(self) -> None:
+        router = self.router("off")
+        self.assertEqual(router.stand_ins_of(SplitSpec("m", (("a", 1),), ("b",))), ("b",))
+        several = SplitSpec("m", (("a", 1), ("b", 1)), ("c",))
+        self.assertEqual((router.stand_ins_of(several), self.router().stand_ins_of(several)), ((), ("c",)))
 
     def test_they_stand_in_wherever_they_are(self) -> None:
         models = (model_from("near", ["http://near"]), model_from("far", ["http://far"]))
