@@ -413,7 +413,7 @@ class ReaderTest(unittest.TestCase):
         self.assertEqual(
             deltas(fed(BEGIN, *TEXT, *CALLS))[2:],
             [
-                {"thinking_blocks": [thought(thinking="h")], "reasoning_content": "h"},
+                {"thinking_blocks": [thought(thinking="h", behind=[5])], "reasoning_content": "h"},
                 {"thinking_blocks": [thought(thinking="m")], "reasoning_content": "m"},
                 {"thinking_blocks": [thought(signature="sig")]},
                 {"thinking_blocks": [{"index": 1, "type": "redacted_thinking", "data": "xyz"}]},

@@ -6,6 +6,7 @@ from __future__ import annotations
 from gateway.dialects.anthropic.blocks import THINKING_FIELDS
 from gateway.dialects.anthropic.endings import chat_usage, finish_of, messages_usage, stop_of
 from gateway.dialects.anthropic.errors import chat_error
+from gateway.dialects.anthropic.places import TEXT, THINKING, Places, laid_out
 from gateway.dialects.anthropic.tools import answered_calls, arguments_of
 from gateway.dialects.dialect import Json
 from gateway.dialects.reading import object_in, objects_in, text_in
@@ -17,29 +18,34 @@ def message_of(chat: Json, model: str, stops: frozenset[str]) -> Json:
     choice = next((each for each in objects_in(chat, "choices") if not each.get("index")), {})
     said = object_in(choice, "message")
     answer_id = text_in(chat, "id")
-    content = thinking_of(said)
     words = content_text(said.get("content")) + text_in(said, "refusal")
-    if words:
-        content.append({"type": "text", "text": words})
     calls = answered_calls(objects_in(said, "tool_calls"), answer_id)
+    laid, words, rest = laid_out(thoughts_of(said), words, calls)
+    content: list[Json] = []
+    for what, one in [*laid, (TEXT, words)]:
+        if what == THINKING:
+            content += clean_thinking([one])
+        elif what != TEXT:
+            content.append(one)
+        elif one:
+            content.append({"type": "text", "text": one})
     return {
         "id": answer_id,
         "type": "message",
         "role": "assistant",
         "model": text_in(chat, "model") or model,
-        "content": content + calls,
+        "content": [*content, *rest],
         **stop_of(choice, stops, bool(calls)),
         "usage": messages_usage(chat.get("usage")),
     }
 
 
-def thinking_of(said: Json) -> list[Json]:
-    """The blocks of what a model has thought: its own, or one of what the engine tells of it."""
-    blocks = clean_thinking(objects_in(said, "thinking_blocks"))
+def thoughts_of(said: Json) -> list[Json]:
+    """The blocks of what a model has thought, or pieces of them, with their places: its own, or one of what the engine
+    tells of it."""
+    blocks = [block for block in objects_in(said, "thinking_blocks") if text_in(block, "type") in THINKING_FIELDS]
     thought = text_in(said, "reasoning_content", "reasoning")
-    if not blocks and thought:
-        blocks = [{"type": "thinking", "thinking": thought, "signature": ""}]
-    return blocks
+    return blocks if blocks or not thought else [{"type": "thinking", "thinking": thought}]
 
 
 def clean_thinking(blocks: list[Json]) -> list[Json]:
@@ -58,11 +64,22 @@ def completion_of(message: Json, created_s: int) -> Json:
         return chat_error(message)
     if type(message.get("content")) is not list:
         return chat_error({"error": {"message": "the engine's answer is no message"}})
-    blocks = objects_in(message, "content")
-    words = "".join(text_in(block, "text") for block in blocks if block.get("type") == "text")
-    calls = [_call(block) for block in blocks if block.get("type") == "tool_use" and text_in(block, "name")]
+    texts: list[str] = []
+    calls: list[Json] = []
+    thoughts: list[Json] = []
+    places = Places()
+    for block in objects_in(message, "content"):
+        places.block()
+        if block.get("type") == "text":
+            texts.append(text_in(block, "text"))
+            places.text(texts[-1])
+        elif block.get("type") == "tool_use" and text_in(block, "name"):
+            calls.append(_call(block))
+            places.call()
+        else:
+            thoughts += [{**thought, **places.thinking()} for thought in clean_thinking([block])]
+    words = "".join(texts)
     said: Json = {"role": "assistant", "content": words if words or not calls else None}
-    thoughts = clean_thinking(blocks)
     if thoughts:
         said["reasoning_content"] = "".join(block.get("thinking", "") for block in thoughts)
         said["thinking_blocks"] = thoughts

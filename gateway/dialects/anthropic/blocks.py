@@ -1,7 +1,8 @@
 """A client's messages, made of typed blocks, as messages of chat. Pure functions.
 
 Results of tools become messages of their own, before what else their message says; thinking stands beside the text, as
-`reasoning_content` for any engine and as `thinking_blocks` for those that want it back as it was.
+`reasoning_content` for any engine and as `thinking_blocks` for those that want it back as it was. So that all keeps its
+place, what a message of chat would say earlier begins another one; `plain.py` makes one of them again.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _result(block: Json, path: str) -> Json:
 
 
 def _of_assistant(blocks: list[Any], path: str) -> list[Json]:
-    """Usually one message; thinking that comes behind a text begins another, so that it keeps its place."""
+    """One message, where thinking comes before texts and these before calls; else as many as are in that order."""
     messages: list[Json] = []
     thoughts: list[Json] = []
     parts: list[Json] = []
@@ -136,10 +137,10 @@ def _of_assistant(blocks: list[Any], path: str) -> list[Json]:
     for at, block in enumerate(blocks):
         where = f"{path}.{at}"
         kind = _kind(block, where)
+        if (calls and kind != "tool_use") or (parts and kind in THINKING_FIELDS):
+            messages.append(_assistant(thoughts, parts, calls))
+            thoughts, parts, calls = [], [], []
         if kind in THINKING_FIELDS:
-            if parts and not calls:
-                messages.append(_assistant(thoughts, parts, calls))
-                thoughts, parts = [], []
             fields = {key: required(block.get(key), str, f"{where}.{key}") for key in THINKING_FIELDS[kind]}
             thoughts.append({"type": kind, **fields})
         elif kind == "text":

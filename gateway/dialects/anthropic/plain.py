@@ -7,6 +7,8 @@ OpenAI's dialect may refuse what it does not know.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Optional
 
 from gateway.dialects.dialect import Json
@@ -28,7 +30,7 @@ def plain(chat: Json) -> Json:
     """The same request in OpenAI's words alone; `chat` itself is left as it is.
 
     What tools have shown follows their results as the user's; texts in several parts become one, where there is
-    nothing else; a budget for thinking becomes an effort.
+    nothing else; so do the messages of one turn of the assistant's; a budget for thinking becomes an effort.
     """
     request = {key: value for key, value in chat.items() if key not in _OF_REQUESTS}
     thinking = chat.get("thinking")
@@ -41,7 +43,7 @@ def plain(chat: Json) -> Json:
         request["tools"] = [_without_mark(tool) for tool in objects_in(chat, "tools")]
     told: list[Json] = []
     shown: list[Json] = []  # by the tools whose results come
-    for message in objects_in(chat, "messages"):
+    for message in _turns(objects_in(chat, "messages")):
         if message.get("role") == "tool":
             told.append(_result(message, shown))
             continue
@@ -55,6 +57,29 @@ def plain(chat: Json) -> Json:
         told.append({"role": "user", "content": shown})
     request["messages"] = told
     return request
+
+
+def _turns(messages: list[Json]) -> Iterator[Json]:
+    """The same, with one message for each turn of the assistant's: the results of all its calls follow it."""
+    for role, turn in itertools.groupby(messages, lambda message: message.get("role")):
+        said = list(turn)
+        if role == "assistant" and len(said) > 1:
+            yield _joined(said)
+        else:
+            yield from said
+
+
+def _joined(messages: list[Json]) -> Json:
+    parts = [part for message in messages for part in _parts(message)]
+    calls = [call for message in messages for call in objects_in(message, "tool_calls")]
+    thought = "".join(text_in(message, "reasoning_content") for message in messages)
+    said = {key: value for message in reversed(messages) for key, value in message.items() if value is not None}
+    said["content"] = parts if parts or not calls else None
+    if calls:
+        said["tool_calls"] = calls
+    if thought:
+        said["reasoning_content"] = thought
+    return said
 
 
 def _message(message: Json, parts: Optional[list[Json]]) -> Json:

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from gateway.dialects.anthropic.answers import sequence_of
 from gateway.dialects.anthropic.endings import USAGE_FIELDS, chat_usage, finish_of
 from gateway.dialects.anthropic.errors import chat_error
+from gateway.dialects.anthropic.places import Places
 from gateway.dialects.anthropic.tools import arguments_of
 from gateway.dialects.cutting import Cutter
 from gateway.dialects.dialect import Json, dump
@@ -30,7 +31,7 @@ class _Block:
     def __init__(self, is_call: bool, number: int) -> None:
         self.is_call = is_call
         self.number = number
-        self.said = False  # a call's arguments have begun
+        self.said = False  # a call's arguments have begun, or thinking
 
 
 class MessagesReader:
@@ -42,6 +43,7 @@ class MessagesReader:
         self._blocks: dict[int, _Block] = {}
         self._calls = 0
         self._thoughts = 0
+        self._places = Places()
         self._usage: Json = {}
         self._finished = False
         self._ended = False
@@ -133,6 +135,7 @@ class MessagesReader:
         if at is None or type(block) is not dict:
             return
         kind = block.get("type")
+        self._places.block()
         if kind == "text":
             self._text(block, out)
         elif kind == "thinking":
@@ -141,11 +144,13 @@ class MessagesReader:
             self._thought(self._blocks[at], block, out)
         elif kind == "redacted_thinking":
             thought = {"index": self._thoughts, "type": kind, "data": text_in(block, "data")}
+            thought.update(self._places.thinking())
             self._thoughts += 1
             self._tell(out, {"thinking_blocks": [thought]})
         elif kind == "tool_use" and text_in(block, "name"):
             call = self._blocks[at] = _Block(True, self._calls)
             self._calls += 1
+            self._places.call()
             arguments = arguments_of(block["input"]) if block.get("input") else ""
             call.said = bool(arguments)
             function = {"name": block["name"], "arguments": arguments}
@@ -175,6 +180,7 @@ class MessagesReader:
     def _text(self, said: Json, out: list[bytes]) -> None:
         words = text_in(said, "text")
         if words:
+            self._places.text(words)
             self._tell(out, {"content": words})
 
     def _thought(self, block: _Block, said: Json, out: list[bytes]) -> None:
@@ -182,7 +188,9 @@ class MessagesReader:
         fields = {key: said[key] for key in ("thinking", "signature") if text_in(said, key)}
         if not fields:
             return
-        delta: Json = {"thinking_blocks": [{"index": block.number, "type": "thinking", **fields}]}
+        place = {} if block.said else self._places.thinking()
+        block.said = True
+        delta: Json = {"thinking_blocks": [{"index": block.number, "type": "thinking", **fields, **place}]}
         if "thinking" in fields:
             delta["reasoning_content"] = fields["thinking"]
         self._tell(out, delta)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.dialects.anthropic.answers import clean_thinking
 from gateway.dialects.anthropic.media import document_block, image_block
+from gateway.dialects.anthropic.places import TEXT, THINKING, laid_out
 from gateway.dialects.anthropic.tools import cache_mark, call_id, tool_use
 from gateway.dialects.dialect import Json
 from gateway.dialects.reading import objects_in, refused, required, text_in, unsupported
@@ -88,19 +89,26 @@ def _blocks(content: Any, path: str) -> list[Json]:
 def _of_assistant(message: Json, path: str) -> list[Json]:
     if message.get("function_call") or message.get("audio"):
         raise unsupported(path, "must say what it does by content and tool_calls")
-    # Thinking is verified by its signature: what has none is another engine's.
-    blocks = [
-        block
-        for block in clean_thinking(objects_in(message, "thinking_blocks"))
-        if block["type"] != "thinking" or block["signature"]
-    ]
-    blocks += _blocks(message.get("content"), f"{path}.content")
-    if text_in(message, "refusal").strip():
-        blocks.append({"type": "text", "text": message["refusal"]})
     calls = message.get("tool_calls") or []
     if type(calls) is not list:
         raise refused(f"{path}.tool_calls", "must be a list of calls")
-    return blocks + [tool_use(call, f"{path}.tool_calls[{at}]") for at, call in enumerate(calls)]
+    used = [tool_use(call, f"{path}.tool_calls[{at}]") for at, call in enumerate(calls)]
+    content, where = message.get("content"), f"{path}.content"
+    words = content if type(content) is str else ""
+    laid, words, rest = laid_out(objects_in(message, "thinking_blocks"), words, used)
+    blocks: list[Json] = []
+    for what, one in laid:
+        if what == TEXT:
+            blocks += _blocks(one, where)
+        elif what != THINKING:
+            blocks.append(one)
+        else:  # it is verified by its signature: what has none is another engine's
+            clean = clean_thinking([one])
+            blocks += [block for block in clean if block["type"] != "thinking" or block["signature"]]
+    blocks += _blocks(words if type(content) is str else content, where)
+    if text_in(message, "refusal").strip():
+        blocks.append({"type": "text", "text": message["refusal"]})
+    return [*blocks, *rest]
 
 
 def _result(message: Json, path: str) -> Json:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from gateway.dialects.anthropic.answers import clean_thinking
+from gateway.dialects.anthropic.answers import clean_thinking, thoughts_of
 from gateway.dialects.anthropic.endings import messages_usage, stop_of
 from gateway.dialects.anthropic.errors import error_message
+from gateway.dialects.anthropic.places import CALL, TEXT, THINKING, laid_out
 from gateway.dialects.anthropic.tools import id_or_made, input_of
 from gateway.dialects.dialect import Json, dump
 from gateway.dialects.reading import index_in, object_in, objects_in, text_in
@@ -114,20 +115,21 @@ class MessagesWriter:
         out.append(_event("message_start", {"message": message}))
 
     def _delta(self, delta: Json, out: list[bytes]) -> None:
-        thoughts = objects_in(delta, "thinking_blocks")
-        if not thoughts:  # else they say the same
-            thought = text_in(delta, "reasoning_content", "reasoning")
-            thoughts = [{"type": "thinking", "thinking": thought}] if thought else []
-        for block in thoughts:
-            self._thought(block, out)
         words = content_text(delta.get("content")) + text_in(delta, "refusal")
-        if words:
-            self._tell_waiting(out)
-            if self._open is None or self._open[0] != "text":
-                self._start(("text", 0), {"type": "text", "text": ""}, out)
-            self._piece({"type": "text_delta", "text": words}, out)
-        for call in objects_in(delta, "tool_calls"):
-            self._call(call, out)
+        laid, words, calls = laid_out(thoughts_of(delta), words, objects_in(delta, "tool_calls"))
+        for what, said in [*laid, (TEXT, words), *((CALL, call) for call in calls)]:
+            if what == THINKING:
+                self._thought(said, out)
+            elif what == CALL:
+                self._call(said, out)
+            elif said:
+                self._text(said, out)
+
+    def _text(self, words: str, out: list[bytes]) -> None:
+        self._tell_waiting(out)
+        if self._open is None or self._open[0] != "text":
+            self._start(("text", 0), {"type": "text", "text": ""}, out)
+        self._piece({"type": "text_delta", "text": words}, out)
 
     def _thought(self, thought: Json, out: list[bytes]) -> None:
         blocks, number = clean_thinking([thought]), index_in(thought, "index")
