@@ -16,6 +16,7 @@ from gateway.upstream.answers import InvalidAnswer, parse_answer
 THINKING = {"type": "thinking", "thinking": "hm", "signature": "sig"}
 REDACTED = {"type": "redacted_thinking", "data": "xyz"}
 USE = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Köln"}}
+CONTEXT_FULL = "model_context_window_exceeded"
 MALFORMED: list[Any] = [None, 7, True, "x", [], {}, [7], [{}], {"a": 1}, [None], [[]]]
 
 
@@ -102,6 +103,18 @@ class MessageTest(unittest.TestCase):
         ):
             self.assertEqual(self.told(completion(finish, content="x"))["stop_reason"], reason)
 
+    def test_what_chat_has_no_reason_for_is_told_where_the_engine_has_said_it(self) -> None:
+        for finish, reason in (("stop", "pause_turn"), ("length", "model_context_window_exceeded")):
+            for calls in ([], [call("{}")]):
+                said = completion(finish, content="x", tool_calls=calls)
+                said["choices"][0]["native_finish_reason"] = reason
+                told = self.told(said)
+                self.assertEqual((told["stop_reason"], told["stop_sequence"]), (reason, None))
+        for odd in [*MALFORMED, "STOP", "tool_use"]:  # another engine's words
+            said = completion(content="x")
+            said["choices"][0]["native_finish_reason"] = odd
+            self.assertEqual(self.told(said)["stop_reason"], "end_turn")
+
     def test_a_stop_sequence_is_told_where_the_engine_tells_it(self) -> None:
         said = self.told(completion(content="x", stop_reason="END"), "END")
         self.assertEqual((said["stop_reason"], said["stop_sequence"]), ("stop_sequence", "END"))
@@ -187,6 +200,8 @@ class CompletionTest(unittest.TestCase):
             told = completion_of(message(stop_reason=reason), 7)["choices"][0]
             self.assertEqual(told["finish_reason"], finish)
             self.assertNotIn("stop_reason", told)
+            kept = {"native_finish_reason": reason} if reason in ("pause_turn", CONTEXT_FULL) else {}
+            self.assertEqual({key: told[key] for key in told if key.startswith("native")}, kept)
         told = completion_of(message(stop_reason="stop_sequence", stop_sequence="END"), 7)["choices"][0]
         self.assertEqual(told["stop_reason"], "END")
 

@@ -430,6 +430,13 @@ class ReaderTest(unittest.TestCase):
         choice = payloads(fed(BEGIN, *TEXT, last))[-1]["choices"][0]
         self.assertEqual((choice["finish_reason"], choice["stop_reason"]), ("stop", "END"))
 
+    def test_a_reason_that_chat_has_not_comes_through_from_end_to_end(self) -> None:
+        for reason, finish in (("pause_turn", "stop"), ("model_context_window_exceeded", "length")):
+            last = sse("message_delta", delta={"stop_reason": reason, "stop_sequence": None}, usage={})
+            chunks = payloads(fed(BEGIN, *TEXT, last))
+            self.assertEqual(chunks[-1]["choices"][0]["finish_reason"], finish)
+            self.assertEqual(written(*chunks)[-2][1]["delta"], {"stop_reason": reason, "stop_sequence": None})
+
     def test_a_ping_is_a_comment(self) -> None:
         self.assertEqual(fed(sse("ping")), b": ping\n\n")
         self.assertEqual(fed(b": hello\n\n"), b": ping\n\n")

@@ -4,7 +4,7 @@ for anything that JSON can say."""
 from __future__ import annotations
 
 from gateway.dialects.anthropic.blocks import THINKING_FIELDS
-from gateway.dialects.anthropic.endings import chat_usage, finish_of, messages_usage, stop_of
+from gateway.dialects.anthropic.endings import beside_finish, chat_usage, finish_of, messages_usage, stop_of
 from gateway.dialects.anthropic.errors import chat_error
 from gateway.dialects.anthropic.places import TEXT, THINKING, Places, laid_out
 from gateway.dialects.anthropic.tools import answered_calls, arguments_of
@@ -86,7 +86,7 @@ def completion_of(message: Json, created_s: int) -> Json:
     if calls:
         said["tool_calls"] = calls
     choice: Json = {"index": 0, "message": said, "finish_reason": finish_of(message)}
-    choice.update(sequence_of(message))
+    choice.update(beside_finish(message))
     completion: Json = {
         "id": text_in(message, "id"),
         "object": "chat.completion",
@@ -98,12 +98,6 @@ def completion_of(message: Json, created_s: int) -> Json:
     if usage is not None:
         completion["usage"] = usage
     return completion
-
-
-def sequence_of(ended: Json) -> Json:
-    """What a choice tells of the stop sequence that has ended an answer, as vLLM does."""
-    sequence = ended.get("stop_sequence")
-    return {"stop_reason": sequence} if type(sequence) is str else {}
 
 
 def _call(block: Json) -> Json:

@@ -22,6 +22,8 @@ _STOP_BY_FINISH = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
+# Reasons that chat has none for: the turn is to be gone on with, the context is full.
+_NATIVE = ("pause_turn", "model_context_window_exceeded")
 # Of Anthropic's usage, what is told beside chat's own fields.
 _KEPT = ("cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "service_tier")
 USAGE_FIELDS = ("input_tokens", "output_tokens", "output_tokens_details", *_KEPT)
@@ -33,12 +35,26 @@ def finish_of(ended: Json) -> str:
     return _FINISH_BY_STOP.get(text_in(ended, "stop_reason"), "stop")
 
 
+def beside_finish(ended: Json) -> Json:
+    """What a choice tells of an answer's end beside `finish_reason`: the stop sequence that has come, as vLLM does, and
+    a reason that chat has none for, as OpenRouter does."""
+    told: Json = {}
+    if type(ended.get("stop_sequence")) is str:
+        told["stop_reason"] = ended["stop_sequence"]
+    if text_in(ended, "stop_reason") in _NATIVE:
+        told["native_finish_reason"] = ended["stop_reason"]
+    return told
+
+
 def stop_of(choice: Json, stops: frozenset[str], has_calls: bool) -> Json:
     """`stop_reason` and `stop_sequence` for a choice.
 
     The choice's own `stop_reason` is what vLLM, and `reading.py`, tell of it: the one of `stops` that has come. Some
     engines say "stop" behind calls of tools, which Anthropic's clients would take for the end of their work.
     """
+    native = text_in(choice, "native_finish_reason")
+    if native in _NATIVE:
+        return {"stop_reason": native, "stop_sequence": None}
     reason = _STOP_BY_FINISH.get(text_in(choice, "finish_reason"), "end_turn")
     if reason == "end_turn":
         if has_calls:

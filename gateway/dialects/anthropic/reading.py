@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from gateway.dialects.anthropic.answers import sequence_of
-from gateway.dialects.anthropic.endings import USAGE_FIELDS, chat_usage, finish_of
+from gateway.dialects.anthropic.endings import USAGE_FIELDS, beside_finish, chat_usage, finish_of
 from gateway.dialects.anthropic.errors import chat_error
 from gateway.dialects.anthropic.places import Places
 from gateway.dialects.anthropic.tools import arguments_of
@@ -112,7 +111,7 @@ class MessagesReader:
         delta = object_in(event, "delta")
         if text_in(delta, "stop_reason") and not self._finished:
             self._finished = True
-            self._tell(out, {}, finish_of(delta), **sequence_of(delta))
+            self._tell(out, {}, finish_of(delta), **beside_finish(delta))
 
     def _message_stop(self, _: Json, out: list[bytes]) -> None:
         if not self._finished:
