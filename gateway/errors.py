@@ -241,8 +241,9 @@ ERRORS: Mapping[str, ErrorCode] = {
     ),
     "backend_error": ErrorCode(
         502,
-        "The engine has answered with a failure, with something that is no answer, or has broken off.",
-        "Send it again later; `details` has what the engine said.",
+        "The engine has answered with a failure, with something that is no answer, or has broken off. The status is "
+        "503 where the engine says that it is overloaded (529).",
+        "Send it again later, with 503 when `Retry-After` says; `details` has what the engine said.",
     ),
     "invalid_model_output": ErrorCode(
         502,

@@ -11,6 +11,7 @@ from typing import NamedTuple, Optional
 REST_DEFAULT_S = 1.0  # a 429 without Retry-After
 REST_MAX_S = 3600.0
 MISCONFIGURED_S = 60.0
+OVERLOADED = 529  # an engine's own word, in Anthropic's dialect and others
 RATE_LIMITED = "the engine is rate limited"  # where it says no more than that
 
 
@@ -81,7 +82,8 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def rest_s(outcome: Outcome) -> float:
-    """Seconds an engine rests after a 429: its Retry-After, within reason, else one second."""
+    """Seconds an engine rests after a 429, or a client is to wait after a 529: its Retry-After, within reason, else one
+    second."""
     if outcome.retry_after_s is None:
         return REST_DEFAULT_S
     return min(max(outcome.retry_after_s, 0.0), REST_MAX_S)

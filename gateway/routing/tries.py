@@ -14,7 +14,7 @@ from gateway.errors import EngineFailed, GatewayError
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
-from gateway.routing.retry import BACKOFF_MAX_S, RATE_LIMITED, Outcome, backoff_ceiling_s
+from gateway.routing.retry import BACKOFF_MAX_S, OVERLOADED, RATE_LIMITED, Outcome, backoff_ceiling_s, rest_s
 
 _CODE_BY_KIND = {
     "refused": "backend_unavailable",
@@ -292,5 +292,10 @@ class Tries:
                     engine=None if failure is None else failure.details,
                 )
             return EngineFailed("backend_unavailable", "no engine of the model is available")
+        if failure.status == OVERLOADED:  # what each dialect tells a client to come back for
+            wait_s = rest_s(failure)
+            return EngineFailed(
+                "backend_error", failure.message, status=503, retry_after_s=wait_s, engine=failure.details
+            )
         code = _CODE_BY_KIND.get(failure.kind, "backend_error")
         return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)

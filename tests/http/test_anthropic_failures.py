@@ -10,7 +10,7 @@ from gateway.mock.messages import SIGNATURE
 from tests.http.test_anthropic_engine import KEY, MESSAGES, TOOLS, AnthropicTest, tool
 from tests.resilience import ask
 from tests.scripted import STREAM_HEAD, EngineSide, chunked
-from tests.support import COMPLETIONS, EMBEDDINGS, RunningGateway, chunk_of, content_of, eventually
+from tests.support import CHAT, COMPLETIONS, EMBEDDINGS, RunningGateway, chunk_of, content_of, eventually
 
 LAST_CHUNK = b"0\r\n\r\n"
 FAILED = 'gateway_engine_requests_total{model="m",engine="%s",outcome="error"}'
@@ -80,12 +80,31 @@ class RefusalsTest(AnthropicTest):
         self.assertEqual(response.error, "backend_rate_limited")
 
     def test_what_fails_within_is_the_engines_fault(self) -> None:
-        for status, kind in (("500 Oh", "api_error"), ("529 Full", "overloaded_error"), ("504 Late", "timeout_error")):
+        for status, kind in (("500 Oh", "api_error"), ("504 Late", "timeout_error")):
             with self.subTest(status):
                 running, response = self.answered(status, refusal(kind, "oh no"))
                 self.assertEqual((response.status, response.error), (502, "backend_error"))
                 self.assertIn("oh no", response.json()["message"])
                 self.assertEqual(running.metrics()[FAILED % self.pool(running).engines[0].id], 1)
+
+    def test_an_engine_that_is_overloaded_is_told_as_that_in_every_dialect(self) -> None:
+        said = refusal("overloaded_error", "Overloaded")
+        for path, status, kind in ((CHAT, 503, ""), (MESSAGES, 529, "overloaded_error")):
+            for told, wait in (("Retry-After: 7\r\n", "7"), ("", "1")):
+                with self.subTest(path, wait=wait):
+                    engine = self.scripted()
+                    running = self.over(self.spec(engine), RETRY_ATTEMPTS=1)
+                    client = self.enter(running.connect())
+                    client.request("POST", path, {**ask(), "max_tokens": 9})
+                    engine.take().send(
+                        b"HTTP/1.1 529 Full\r\n%bContent-Length: %d\r\n\r\n" % (told.encode(), len(said)) + said
+                    )
+                    response = client.read_response()
+                    self.assertEqual((response.status, response.header("retry-after")), (status, wait))
+                    body = response.json()["error"] if kind else response.json()
+                    self.assertEqual(body["message"], "the engine answered 529: Overloaded")
+                    self.assertEqual(body.get("type", ""), kind)
+                    self.assertEqual(running.metrics()[FAILED % self.pool(running).engines[0].id], 1)
 
     def test_garbage_for_an_error(self) -> None:
         for body in (b"", b"[]", b"<html>", b'{"error": 7}', b'{"error": {"message": {}}}', b"{}", b"\xff"):

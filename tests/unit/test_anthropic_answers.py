@@ -336,7 +336,7 @@ class ErrorTest(unittest.TestCase):
 
     def test_what_is_not_the_clients_fault_does_not_look_like_it(self) -> None:
         unpaid = {"error": {"message": "Your credit balance is too low to access the Anthropic API."}}
-        self.assertEqual(chat_status(529, {}), 503)
+        self.assertEqual(chat_status(529, {}), 529)
         self.assertEqual(chat_status(402, {}), 429)
         self.assertEqual(chat_status(400, unpaid), 429)
         self.assertEqual([chat_status(status, {"error": 7}) for status in (400, 404, 429, 500)], [400, 404, 429, 500])

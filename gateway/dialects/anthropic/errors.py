@@ -69,9 +69,9 @@ def chat_error(body: Json) -> Json:
 
 
 def chat_status(status: int, body: Json) -> int:
-    """The status with which a chat engine would have told it: overload is 503, an account without money 429, so that
-    neither is taken for the client's fault."""
+    """The status with which a chat engine would have told it: an account without money is 429, so that it is not taken
+    for the client's fault."""
     message = text_in(body.get("error"), "message")
     if status == 402 or (status == 400 and _UNPAID.search(message, 0, _MESSAGE_CHARS)):
         return 429
-    return 503 if status == OVERLOADED else status
+    return status
