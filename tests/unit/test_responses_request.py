@@ -227,6 +227,10 @@ class SettingsTest(RequestCase):
         ):
             with self.subTest(key=key):
                 self.assert_refused(key, "not_supported", **{key: value})
+                with self.assertRaises(RequestRefused) as caught:  # and it is said what would change that
+                    read({"model": "m", "input": "hi", key: value})
+                for words in (key, "/v1/responses", '"endpoints"'):
+                    self.assertIn(words, caught.exception.message)
 
     def test_faults_are_named(self) -> None:
         fields: Any = (

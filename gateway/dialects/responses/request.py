@@ -17,6 +17,10 @@ WITH_LOGPROBS = "message.output_text.logprobs"
 
 # What the server would have to keep, or to do behind the client's back.
 _KEPT = ("previous_response_id", "conversation", "prompt", "background", "store", "context_management", "moderation")
+_NOT_KEPT = (
+    "is not supported: nothing is kept between requests, or done beside them, unless an engine of the model is said to "
+    'serve /v1/responses itself (its "endpoints" in the engines file)'
+)
 # Chat's own names for what has another one here, or none.
 _OTHER_NAMES = {
     "messages": "input",
@@ -56,7 +60,7 @@ def read_request(request: Json) -> Asked:
     """Translate a request's body. Raises RequestRefused, which names what is wrong or what cannot be done."""
     for key in _KEPT:
         if request.get(key):
-            raise unsupported(key, "is not supported: nothing is kept between requests, or done beside them")
+            raise unsupported(key, _NOT_KEPT)
     for key in _OTHER_NAMES:
         if request.get(key) is not None:
             name = _OTHER_NAMES[key]
