@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -61,13 +62,13 @@ def discover_command(arguments: Sequence[str], prog: str, out: Optional[TextIO] 
     found = look([*USUAL_PORTS, *given.port], given.timeout)
     print(json.dumps({"models": group_of(found)}, indent=2), file=out, flush=True)
     if not found:
-        print("no engine answers on this machine; name another port with --port", file=sys.stderr)
+        print("no engine answers on this machine; --port names another port, --timeout waits longer", file=sys.stderr)
         return NOTHING_FOUND
     command = prog.rpartition(" ")[0]
-    ports = "".join(f" --port {port}" for port in given.port)
     for engine in found:
         print(engine.told(), file=sys.stderr)
-    print(f"{prog}{ports} > engines.json && {command} --engines-file engines.json", file=sys.stderr)
+    again = " ".join((prog, *map(shlex.quote, arguments)))
+    print(f"{again} > engines.json && {command} --engines-file engines.json", file=sys.stderr)
     return 0
 
 

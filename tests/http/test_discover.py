@@ -94,7 +94,8 @@ class DiscoverTest(SocketTest):
         lines = said.splitlines()
         self.assertEqual(lines[0], f"vllm at {vllm.url}: q")
         ports = f"--port {vllm.port} --port {other.port}"
-        self.assertEqual(lines[-1], f"{PROG} {ports} > engines.json && python main.py --engines-file engines.json")
+        asked = f"{PROG} {ports} --timeout 20"  # as it was typed: with less, the engines might not be found again
+        self.assertEqual(lines[-1], f"{asked} > engines.json && python main.py --engines-file engines.json")
 
     def test_an_engine_at_its_usual_port_needs_no_address(self) -> None:
         self.assertEqual(Found("ollama", "http://127.0.0.1:11434/v1", ()).entry(), {"provider": "ollama"})
@@ -104,6 +105,7 @@ class DiscoverTest(SocketTest):
         status, printed, said = self.run_command("--port", port)
         self.assertEqual((status, printed), (1, {"models": {}}))
         self.assertIn("--port", said)
+        self.assertIn("--timeout", said)
 
     def test_a_port_that_is_none_is_refused(self) -> None:
         for port in ("0", "65536", "x", ""):
