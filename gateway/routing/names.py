@@ -7,7 +7,7 @@ finds the pools behind them. No I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from gateway.errors import RequestRefused
 from gateway.routing.engine import ListedModel
@@ -17,6 +17,7 @@ from gateway.routing.splits import SplitSpec
 from gateway.routing.virtual import VirtualSpec
 
 COUNTED_NAMES_MAX = 1000  # that engines may add to what is counted, ever: a stranger's list is no closed set
+LATEST = ":latest"  # what Ollama's clients put behind a name, or leave out: the two are one name there
 
 
 class Names:
@@ -27,20 +28,29 @@ class Names:
     splits: Optional[dict[Optional[str], SplitSpec]]
     """The models that others answer for, by name; None: there are none."""
     _routes: dict[Optional[str], tuple[ModelPool, ...]]
+    _names: tuple[str, ...]
 
     def __init__(self) -> None:
         # What each engine has said, and what is listed because of it.
         self._listed: tuple[list[tuple[EngineSpec, Optional[tuple[ListedModel, ...]]]], tuple[ListedModel, ...]]
         self._listed = ([], ())
 
-    def _name(self, fleet: FleetSpec) -> None:
-        """Take over the names of another fleet. Not those that lead to pools."""
+    def _name(self, fleet: FleetSpec, routes: dict[Optional[str], tuple[ModelPool, ...]]) -> None:
+        """Take over the names of another fleet. Those that lead to pools, in `routes`, get their other spellings."""
         made = fleet.virtual_by_name()
         virtual: dict[Optional[str], VirtualSpec] = {}
         virtual.update(made.items())
         by_name = fleet.split_by_name()
         splits: dict[Optional[str], SplitSpec] = {}
         splits.update(by_name.items())
+        maps: tuple[dict[Optional[str], Any], ...] = (routes, splits, virtual)
+        self._names = tuple(name for known in maps for name in known if name is not None)
+        taken = frozenset(self._names)
+        for known in maps:
+            for name in [name for name in known if name in taken]:
+                other = _other_spelling(name)
+                if other not in taken:
+                    known[other] = known[name]
         # None stands for what requests get that name no model.
         if fleet.default_model in virtual:
             virtual[None] = virtual[fleet.default_model]
@@ -58,7 +68,7 @@ class Names:
 
     def names(self) -> tuple[str, ...]:
         """Every name that requests may use: models in file order, then aliases, then models without engines."""
-        return tuple(name for name in (*self._routes, *(self.splits or ()), *self._virtual) if name is not None)
+        return self._names
 
     def virtual(self, model: Optional[str]) -> Optional[VirtualSpec]:
         """The model made of others that has this name, or that is the default where `model` is None; None: it is none
@@ -146,3 +156,9 @@ class Names:
         """Names that there are at least, as people are told of them."""
         prefixes = [f"{spec.prefix}…" for spec in self.fleet.models if spec.prefix]
         return f"those that begin with {', '.join(prefixes)}" if prefixes else "there is none yet"
+
+
+def _other_spelling(name: str) -> str:
+    """How Ollama's clients may write a name instead; itself, where there is no other way."""
+    own = name.removesuffix(LATEST)
+    return own if own != name or ":" in name else name + LATEST

@@ -87,11 +87,11 @@ class Router(Names):
         routes = {name: self._route(fleet, pools, name) for name in pools}
         for alias, name in names.items():
             routes[alias] = routes[name]
-        self._name(fleet)
         prefixes = {spec.prefix: (pools[spec.name],) for spec in fleet.models if spec.prefix}
         for spec in fleet.models:
             if spec.prefix:  # only with a name behind it
                 del routes[spec.name]
+        self._name(fleet, routes)
         # None stands for what requests get that name no model.
         if not (None in self._virtual or None in (self.splits or ())):
             default = routes.get(fleet.default_model) or next(iter(routes.values()), None)

@@ -127,6 +127,18 @@ class AnswersTest(DialectTest):
                 self.assertEqual((answer.status, answer.header("connection")), (200, "close"))
                 client.assert_closed()
 
+    def test_a_model_may_be_called_as_ollamas_clients_do(self) -> None:
+        engine = self.engine()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        for path in (OLLAMA_CHAT, GENERATE, EMBED):
+            answer = running.post({**request_of(path), "model": "m:latest", "stream": False}, path)
+            self.assertEqual((answer.status, answer.json()["model"]), (200, "m:latest"))
+            self.assertEqual(answer.header("x-gateway-model"), "m")
+        self.assertEqual({request["body"]["model"] for request in engine.requests}, {"m"})
+        self.assertEqual(running.post({"model": "m:latest"}, "/api/show").status, 200)
+        self.assertEqual([one["name"] for one in running.get("/api/tags").json()["models"]], ["m"])
+        self.assertEqual(running.post({**asking(OLLAMA_CHAT), "model": "m:7b"}, OLLAMA_CHAT).status, 404)
+
     def test_what_is_answered_without_an_engine(self) -> None:
         running = self.serve({"m": {"engines": [dead_url()]}})
         loaded = running.post({"model": "m"}, OLLAMA_CHAT)
@@ -288,6 +300,8 @@ class AccessOfDialectsTest(AccessTest):
         for path in (OLLAMA_CHAT, GENERATE, EMBED):
             self.assertEqual(running.post({"model": "n"}, path, bearer(key)).status, 403)
             self.assertEqual(running.post({"model": "nope"}, path, bearer(key)).status, 404)
+            self.assertEqual(running.post({"model": "n:latest"}, path, bearer(key)).status, 403)
+            self.assertEqual(running.post({"model": "m:latest"}, path, bearer(key)).status, 200)
 
     def test_a_role_that_may_not_infer_gets_nothing(self) -> None:
         running = self.serving()

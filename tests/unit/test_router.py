@@ -109,6 +109,23 @@ class RouteTest(RouterTest):
         router = self.router(model("x", 1, fallbacks=("why",)), model("y", 1, aliases=("why",)))
         self.assertEqual(self.path(router, "x"), ["x", "y"])
 
+    def test_a_name_with_ollamas_latest_is_the_one_without_where_only_one_is_known(self) -> None:
+        def local(name: str, **fields: object) -> ModelSpec:
+            return ModelSpec(name, (EngineSpec("http://127.0.0.1:1/v1"),), **fields)  # type: ignore[arg-type]
+
+        router = self.router(local("m", aliases=("a",)), local("o:latest"), local("t:8b"), local("t"))
+        for asked, found in (("m:latest", "m"), ("a:latest", "m"), ("o", "o:latest"), ("t:latest", "t")):
+            self.assertEqual(self.path(router, asked)[0], found)
+            self.assertTrue(router.serves(asked, "/chat/completions"))
+        for asked in ("m:8b", "m:latest:latest", "t:8b:latest", ":latest", "latest"):
+            with self.assertRaises(RequestRefused, msg=asked):
+                router.route(asked)
+        self.assertEqual(router.names(), ("m", "o:latest", "t:8b", "t", "a"))
+        both = self.router(local("m"), local("m:latest"))
+        self.assertEqual([self.path(both, name)[0] for name in ("m", "m:latest")], ["m", "m:latest"])
+        both.reload(FleetSpec((local("m:latest"),)))
+        self.assertEqual(self.path(both, "m")[0], "m:latest")
+
     def test_an_unknown_model_is_refused_and_names_those_known(self) -> None:
         router = self.router(model("x", 1), model("y", 1))
         for name in ("z", "X", "", "x "):

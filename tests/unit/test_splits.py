@@ -55,6 +55,15 @@ class ChoiceTest(unittest.TestCase):
         moved = [(before.choose(k, THERE, never), after.choose(k, THERE, never)) for k in KEYS]
         self.assertEqual({new for old, new in moved if old != new}, {"c"})
 
+    def test_its_name_may_have_ollamas_latest_unless_that_is_another_model(self) -> None:
+        split = SplitSpec("m", (("a", 1),))
+        router = Router(FleetSpec((model_from("a", ["echo:"]),), splits=(split,)))
+        assert router.splits is not None
+        self.assertIs(router.splits.get("m:latest"), split)
+        self.assertEqual(router.names(), ("a", "m"))
+        router.reload(FleetSpec((model_from("a", ["echo:"]), model_from("m:latest", ["echo:"])), splits=(split,)))
+        self.assertIsNone(router.splits.get("m:latest"))
+
     def test_models_that_are_not_there_leave_their_share_to_the_others(self) -> None:
         split = SplitSpec("m", (("a", 9), ("b", 1)))
         self.assertEqual({split.choose(key, {"b"}, never) for key in KEYS[:50]}, {"b"})
