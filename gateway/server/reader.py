@@ -10,6 +10,7 @@ from collections.abc import Container
 from typing import NamedTuple, Optional, Union
 
 from gateway.errors import GatewayError, HttpError
+from gateway.server.labels import as_meant
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.framing import ChunkedBody, FramingError, TrailersTooLarge
 
@@ -112,7 +113,7 @@ class RequestReader:
         if end < 0:
             return None
         try:
-            head = parse_head(buffer[:end])
+            head = as_meant(parse_head(buffer[:end]))
         except HttpError as error:
             self._close()
             return Refusal(error)

@@ -50,6 +50,13 @@ def request_of(path: str, **options: Any) -> Json:
     return without_stream(asking(path, **options)) if path == COUNT else asking(path, **options)
 
 
+def labelled(path: str, body: Json, headers: list[tuple[str, str]]) -> bytes:
+    """A POST with these headers alone."""
+    said = json.dumps(body).encode()
+    lines = "".join(f"{name}: {value}\r\n" for name, value in [("Host", "127.0.0.1"), *headers])
+    return f"POST {path} HTTP/1.1\r\n{lines}Content-Length: {len(said)}\r\n\r\n".encode() + said
+
+
 def status_of(path: str, status: int) -> int:
     """How a dialect tells a status."""
     return 529 if status == 503 and path in (MESSAGES, COUNT) else status
@@ -138,6 +145,40 @@ class AnswersTest(DialectTest):
         self.assertEqual(running.post({"model": "m:latest"}, "/api/show").status, 200)
         self.assertEqual([one["name"] for one in running.get("/api/tags").json()["models"]], ["m"])
         self.assertEqual(running.post({**asking(OLLAMA_CHAT), "model": "m:7b"}, OLLAMA_CHAT).status, 404)
+
+    def test_curl_needs_no_media_type_at_ollamas_paths_and_a_page_is_not_let_in(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}}, CORS_ORIGINS="https://a.example")
+        label = ("Content-Type", "application/x-www-form-urlencoded")
+        own, allowed, other = "http://127.0.0.1:80", "https://a.example", "https://b.example"
+        for path, body in [(path, request_of(path)) for path in ALL] + [("/api/show", {"model": "m"})]:
+            for headers, status in (
+                ([], 200 if path.startswith("/api/") else 415),
+                ([("Origin", own)], 415),
+                ([("Origin", allowed)], 415),
+                ([("Sec-Fetch-Site", "same-origin")], 415),
+                ([("Sec-Fetch-Site", "none")], 415),
+                ([("Origin", other)], 403),
+                ([("Origin", "null")], 403),
+                ([("Sec-Fetch-Site", "cross-site")], 403),
+            ):
+                with self.subTest(path, headers=headers), running.connect() as client:
+                    client.send(labelled(path, body, [label, *headers]))
+                    self.assertEqual(client.read_response().status, status)
+            for kind in ("text/plain", "application/x-www-form-urlencoded; charset=utf-8", "multipart/form-data"):
+                with self.subTest(path, kind=kind), running.connect() as client:
+                    client.send(labelled(path, body, [("Content-Type", kind)]))
+                    self.assertEqual(client.read_response().status, 415)
+
+    def test_a_large_body_that_curl_has_labelled_is_read(self) -> None:
+        running = self.serve({"m": {"engines": [self.engine().url]}})
+        body = {**without_stream(asking(OLLAMA_CHAT, "x" * 50_000)), "stream": False}
+        label = [("Content-Type", "application/x-www-form-urlencoded"), ("Expect", "100-continue")]
+        with running.connect() as client:
+            head, _, rest = labelled(OLLAMA_CHAT, body, label).partition(b"\r\n\r\n")
+            client.send(head + b"\r\n\r\n")
+            self.assertEqual(client.read_response().status, 100)
+            client.send(rest)
+            self.assertEqual(client.read_response().status, 200)
 
     def test_what_is_answered_without_an_engine(self) -> None:
         running = self.serve({"m": {"engines": [dead_url()]}})

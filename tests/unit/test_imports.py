@@ -118,6 +118,7 @@ PURE = (
     "gateway.schemas.relaxed",
     "gateway.schemas.schema",
     "gateway.schemas.tools",
+    "gateway.server.labels",
     "gateway.server.parsing",
     "gateway.server.reader",
     "gateway.telemetry.events",
