@@ -164,6 +164,7 @@ MODEL_KEYS = (
     Key("rpm", as_is, "rpm"),
     Key("tpm", as_is, "tpm"),
     Key("family", as_is, "family"),
+    Key("capabilities", as_tuple, "capabilities"),
     *PARAM_KEYS,
 )
 GROUP_KEYS = (

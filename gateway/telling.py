@@ -25,6 +25,7 @@ from gateway.dialects.dialect import (
 from gateway.dialects.responses.conversation import Untranslated, error_event
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
+from gateway.routing.capabilities import CHATS
 from gateway.upstream.answers import Usage, dump, usage_of
 from gateway.upstream.call import Call
 from gateway.upstream.estimates import tokens_of, weight_of_choices
@@ -74,13 +75,13 @@ class Telling:
         """The media type of a stream."""
         return cast(Conversation, self._translation).stream_type
 
-    def immediate(self, context_tokens: Optional[int]) -> Answer:
-        """What is answered without an engine, for a model with so large a context; None: unknown."""
+    def immediate(self, context_tokens: Optional[int], capabilities: tuple[str, ...] = CHATS) -> Answer:
+        """What is answered without an engine, for a model with so large a context (None: unknown) that can do this."""
         given = self._translation
         if isinstance(given, Counted):
             told = given.answer(tokens_of(self.call.prompt_weight()))
         elif isinstance(given, Shown):
-            told = given.answer(context_tokens)
+            told = given.answer(context_tokens, capabilities)
         else:
             told = cast(Immediate, given).answer
         return Answer(dump(told), Usage(0, 0, False))

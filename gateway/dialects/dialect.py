@@ -39,8 +39,8 @@ class Shown(NamedTuple):
 
     model: str
     """One that the client may use."""
-    answer: Callable[[Optional[int]], Json]
-    """What it is answered, by the tokens that the model's context has room for; None: unknown."""
+    answer: Callable[[Optional[int], tuple[str, ...]], Json]
+    """What it is answered, by the tokens that the model's context has room for (None: unknown), and what it can do."""
 
 
 class Counted(NamedTuple):

@@ -27,6 +27,9 @@ ENDPOINTS = (
 )
 """What an engine may be said to serve, as the gateway's clients name it."""
 
+CAPABILITIES = ("completion", "tools", "insert", "vision", "embedding", "thinking")
+"""What a model may be said to do, in the words of Ollama's API."""
+
 CHAT = "/chat/completions"
 RESPONSES = "/responses"
 OF_MODELS = (CHAT, "/completions", "/embeddings")

@@ -86,6 +86,7 @@ MODEL_CHECKS: Mapping[str, Check] = {
     "rpm": checks.optional(checks.integer(1, 1_000_000_000)),
     "tpm": checks.optional(checks.integer(1, 1_000_000_000)),
     "family": checks.optional(checks.name),
+    "capabilities": checks.optional(checks.several_of(providers.CAPABILITIES)),
     **PARAM_CHECKS,
 }
 
@@ -100,19 +101,18 @@ def _refuse_faults(check_by_field: Mapping[str, Check], values: Mapping[str, obj
 class EngineSpec:
     """One engine of one model, as configured; raises ValueError naming each field that cannot work.
 
-    `url` is `http://host[:port][/prefix]`, `https://...` or `echo:` (the built-in echo engine);
-    without a path it gets `/v1`, a last slash is dropped. `id` is `host:port` (or `echo`) unless
-    given. `weight` (1 to 1000000) is its share of the requests. `max_concurrency` is how many
-    requests may be in flight here, None for no limit. `model` is the name sent to this engine, None
-    for the gateway's own. `api_key_env` is the NAME of the environment variable that holds this
-    engine's key, None for no key. `health_path` is what probes ask for, None for the default. `resume`: this engine
-    continues a trailing assistant message, so a broken stream may go on here. `usage_in_streams`: this engine can be
-    asked for the usage of a stream (`stream_options`); False: it refuses that, and never is. `max_batch`: prompts or
-    texts that the gateway puts into one request, None for no limit of the engine's own. `provider`: one of PROVIDERS,
-    which says what is not said here: `url` ("": its own), `api_key_env` (only for the provider's own address),
-    `health_path`, `dialect`. `dialect` is what it speaks, `openai` unless its provider says otherwise. `api_version` is
-    sent as Azure's `api-version`; None: as the address needs it. `endpoints`: the only ones that it serves, as the
-    gateway's clients name them (`/v1/embeddings`); None: it is asked for any.
+    `url` is `http://host[:port][/prefix]`, `https://...` or `echo:` (the built-in echo engine); without a path it gets
+    `/v1`, a last slash is dropped. `id` is `host:port` (or `echo`) unless given. `weight` (1 to 1000000) is its share
+    of the requests. `max_concurrency` is how many requests may be in flight here, None for no limit. `model` is the
+    name sent to this engine, None for the gateway's own. `api_key_env` is the NAME of the environment variable that
+    holds this engine's key, None for no key. `health_path` is what probes ask for, None for the default. `resume`: this
+    engine continues a trailing assistant message, so a broken stream may go on here. `usage_in_streams`: this engine
+    can be asked for the usage of a stream (`stream_options`); False: it refuses that, and never is. `max_batch`:
+    prompts or texts that the gateway puts into one request, None for no limit of the engine's own. `provider`: one of
+    PROVIDERS, which says what is not said here: `url` ("": its own), `api_key_env` (only for the provider's own
+    address), `health_path`, `dialect`. `dialect` is what it speaks, `openai` unless its provider says otherwise.
+    `api_version` is sent as Azure's `api-version`; None: as the address needs it. `endpoints`: the only ones that it
+    serves, as the gateway's clients name them (`/v1/embeddings`); None: it is asked for any.
     """
 
     url: str = ""
@@ -234,14 +234,14 @@ class EngineSpec:
 class ModelSpec:
     """One model and the engines that serve it; raises ValueError naming each faulty field.
 
-    `strategy` is one of STRATEGIES, None for the gateway's default. `fallbacks` are the models
-    tried when this one cannot answer: None leaves it to the setting FALLBACK, empty means none.
-    `max_model_len` is the context in tokens, None when unknown. `aliases` are further names. `attempt_timeout_s`
-    moves a request away from an engine that has not answered by then, None leaves it to the request's own time limit.
-    `hedge_after_ms` (or "p95") asks a second engine when the first has not answered by then, for at most `hedge_ratio`
-    of the requests; None never. `context_fallbacks` are the models for prompts longer than `max_model_len`.
-    `price` is USD per million tokens of the prompt and of the answer; `rpm`, `tpm` limit requests and tokens a minute.
-    `family` names what several models come from: they may err alike; None: the model's own name. `strip` are fields of
+    `strategy` is one of STRATEGIES, None for the gateway's default. `fallbacks` are the models tried when this one
+    cannot answer: None leaves it to the setting FALLBACK, empty means none. `max_model_len` is the context in tokens,
+    None when unknown. `aliases` are further names. `attempt_timeout_s` moves a request away from an engine that has not
+    answered by then, None leaves it to the request's own time limit. `hedge_after_ms` (or "p95") asks a second engine
+    when the first has not answered by then, for at most `hedge_ratio` of the requests; None never. `context_fallbacks`
+    are the models for prompts longer than `max_model_len`. `price` is USD per million tokens of the prompt and of the
+    answer; `rpm`, `tpm` limit requests and tokens a minute. `family` names what several models come from: they may err
+    alike; None: the model's own name. `capabilities`: see capabilities.py; None: not said. `strip` are fields of
     requests that its engines do not get, `defaults` those that they get where the client has not said, `force` those
     that they get in any case. `prefix`: its engines' own names count, each behind that ("": by itself); None: it has
     this one name. `source`: the group whose engines have listed it, None: it was configured.
@@ -261,6 +261,7 @@ class ModelSpec:
     rpm: int | None = None
     tpm: int | None = None
     family: str | None = None
+    capabilities: tuple[str, ...] | None = None
     strip: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     force: Mapping[str, Any] = field(default_factory=dict)

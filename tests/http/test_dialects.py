@@ -146,6 +146,18 @@ class AnswersTest(DialectTest):
         self.assertEqual([one["name"] for one in running.get("/api/tags").json()["models"]], ["m"])
         self.assertEqual(running.post({**asking(OLLAMA_CHAT), "model": "m:7b"}, OLLAMA_CHAT).status, 404)
 
+    def test_ollamas_clients_are_told_what_a_model_can_do(self) -> None:
+        engines = {"engines": [{"url": dead_url(), "endpoints": ["/v1/embeddings"]}]}
+        sees = {"engines": ["echo:"], "capabilities": ["completion", "tools", "vision"]}
+        plain = {"engines": ["echo:"]}
+        models = {"e": engines, "sees": sees, "plain": plain, "either": {"split": {"sees": 1, "plain": 1}}}
+        running = self.serve({**models, "all": {"consensus": {"members": ["sees", "plain"]}}}, SANDBOX="off")
+        told = {one["name"]: one["capabilities"] for one in running.get("/api/tags").json()["models"]}
+        tools = ["completion", "tools"]
+        expected = {"e": ["embedding"], "sees": [*tools, "vision"], "plain": tools, "either": tools}
+        self.assertEqual(told, {**expected, "all": ["completion"]})
+        self.assertEqual(running.post({"model": "plain"}, "/api/show").json()["capabilities"], tools)
+
     def test_curl_needs_no_media_type_at_ollamas_paths_and_a_page_is_not_let_in(self) -> None:
         running = self.serve({"m": {"engines": [self.engine().url]}}, CORS_ORIGINS="https://a.example")
         label = ("Content-Type", "application/x-www-form-urlencoded")

@@ -182,7 +182,7 @@ class OllamaTest(unittest.TestCase):
             "/api/embeddings": lambda: request.read_embeddings(body),
             "/api/tags": lambda: Immediate("", pages.tags([pages.Model("m")])),
             "/api/ps": lambda: Immediate("", pages.running([pages.Model("m", context_tokens=9)])),
-            "/api/show": lambda: Immediate("", pages.show(pages.Model(request.model_in(body), context_tokens=9))),
+            "/api/show": lambda: Immediate("", pages.show(pages.Model(request.model_in(body), 0.0, 9, ("tools",)))),
         }
         told = read[asked.url.path]()
         if isinstance(told, Immediate):
@@ -234,4 +234,4 @@ class OllamaTest(unittest.TestCase):
         self.assertEqual(self.client.embeddings("m", "a").embedding, [0.5])
         self.assertEqual(self.client.list().models[0].model, "m")
         self.assertEqual(self.client.ps().models[0].context_length, 9)
-        self.assertEqual(self.client.show("m").capabilities, ["completion"])
+        self.assertEqual(self.client.show("m").capabilities, ["tools"])

@@ -25,7 +25,7 @@ class Model(NamedTuple):
     name: str
     created_unix_s: float = 0.0
     context_tokens: Optional[int] = None
-    capabilities: tuple[str, ...] = ("completion",)
+    capabilities: tuple[str, ...] = ()
     """In Ollama's words: completion, tools, insert, vision, embedding, thinking."""
     family: str = "unknown"
 

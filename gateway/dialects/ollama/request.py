@@ -102,7 +102,7 @@ def read_embeddings(request: Json) -> Union[Embedded, Immediate]:
 def read_show(request: Json, times: Times) -> Shown:
     """POST /api/show."""
     model = model_in(request)
-    return Shown(model, lambda context_tokens: show(Model(model, times.unix_s(), context_tokens)))
+    return Shown(model, lambda context_tokens, can: show(Model(model, times.unix_s(), context_tokens, can)))
 
 
 def model_in(request: Json) -> str:
