@@ -292,10 +292,12 @@ class Tries:
                     engine=None if failure is None else failure.details,
                 )
             return EngineFailed("backend_unavailable", "no engine of the model is available")
-        if failure.status == OVERLOADED:  # what each dialect tells a client to come back for
-            wait_s = rest_s(failure)
-            return EngineFailed(
-                "backend_error", failure.message, status=503, retry_after_s=wait_s, engine=failure.details
-            )
+        if failure.status == OVERLOADED:
+            return _overloaded(failure)
         code = _CODE_BY_KIND.get(failure.kind, "backend_error")
         return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)
+
+
+def _overloaded(said: Outcome) -> EngineFailed:
+    """An engine's word that it is overloaded, with the status for which clients come back when they are told to."""
+    return EngineFailed("backend_error", said.message, status=503, retry_after_s=rest_s(said), engine=said.details)
