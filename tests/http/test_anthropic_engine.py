@@ -347,5 +347,37 @@ class AnthropicClientsTest(AnthropicTest):
         self.assertEqual(self.asked["thinking"], body["thinking"])
 
 
+class ThinkingBetweenTest(AnthropicTest):
+    """Anthropic's clients over an engine that thinks between its calls."""
+
+    def test_a_turn_goes_back_to_the_engine_as_it_came(self) -> None:
+        def thinking(words: str) -> dict[str, Any]:
+            return {"type": "thinking", "thinking": words, "signature": f"sig-{words}"}
+
+        def use(number: int) -> dict[str, Any]:
+            return {"type": "tool_use", "id": f"toolu_{number}", "name": "look", "input": {"n": number}}
+
+        words = {"type": "text", "text": "I look"}
+        content = [thinking("a"), words, thinking("b"), use(1), thinking("c"), use(2)]
+        said = {"id": "msg_1", "type": "message", "role": "assistant", "model": "x", "content": content}
+        said.update(stop_reason="pause_turn", stop_sequence=None, usage={"input_tokens": 1, "output_tokens": 2})
+        engine = self.scripted()
+        running = self.over(self.spec(engine))
+        hi = {"role": "user", "content": "hi"}
+        client = self.enter(running.connect())
+        client.request("POST", MESSAGES, {"model": "m", "max_tokens": 9, "messages": [hi]})
+        side = engine.take()
+        side.answer(json.dumps(said).encode())
+        told = client.read_response().json()
+        self.assertEqual((told["content"], told["stop_reason"]), (content, "pause_turn"))
+        results = [{"type": "tool_result", "tool_use_id": f"toolu_{number}", "content": "x"} for number in (1, 2)]
+        turn = [hi, {"role": "assistant", "content": told["content"]}, {"role": "user", "content": results}]
+        client.request("POST", MESSAGES, {"model": "m", "max_tokens": 9, "messages": turn})
+        side.read_request()
+        self.assertEqual(side.json["messages"][1]["content"], content)
+        side.answer(json.dumps({**said, "content": [words]}).encode())
+        self.assertEqual(client.read_response().status, 200)
+
+
 if __name__ == "__main__":
     unittest.main()
