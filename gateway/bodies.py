@@ -1,4 +1,4 @@
-"""What a request asks for that has no body of JSON: a form, which is passed on while it comes, or a query.
+"""What a request asks for: JSON, a form, which is passed on while it comes, or a query.
 
 Steps. A form is held until its model is known, which is mostly with its first bytes; one that names it behind its files
 is held up to there. Owns nothing.
@@ -12,6 +12,7 @@ from typing import Any, Callable, NamedTuple, Optional
 from gateway.asked import Asked
 from gateway.dialects.forms import FormReader, Named, without_end
 from gateway.errors import HttpError, RequestRefused
+from gateway.labels import check_media_type
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Steps
 from gateway.upstream.passed import Form
@@ -27,6 +28,26 @@ class Passing(NamedTuple):
     form: Optional[Form] = None
 
 
+def take_json(asked: Asked, settings: Settings) -> bytes:
+    """The body of a request that has to have one of JSON. Raises GatewayError."""
+    headers = asked.head.headers
+    if headers.get(b"content-type") != b"application/json" or b"content-encoding" in headers:
+        check_media_type(asked.head)
+    return _take(asked, settings.max_body_bytes)
+
+
+def _take(asked: Asked, limit_bytes: int) -> bytes:
+    length = asked.head.content_length
+    if length is None and not asked.head.chunked:
+        raise RequestRefused("length_required", "a Content-Length or chunked body is required")
+    if (length or 0) > limit_bytes:
+        raise HttpError("body_too_large", f"the body is larger than {limit_bytes} bytes")
+    if asked.fault is not None:
+        raise asked.fault
+    asked.body_taken = True
+    return asked.body
+
+
 def form_of(asked: Asked, settings: Settings) -> Steps[Passing]:
     """The form, as soon as its model is known. Raises GatewayError, also for what the client then sends no more of."""
     headers, length = asked.head.headers, asked.head.content_length
@@ -34,13 +55,7 @@ def form_of(asked: Asked, settings: Settings) -> Steps[Passing]:
         raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")
     content_type = headers.get(b"content-type", b"")
     reader = FormReader(content_type)
-    if length is None and not asked.head.chunked:
-        raise RequestRefused("length_required", "a Content-Length or chunked body is required")
-    if (length or 0) > settings.max_upload_bytes:
-        raise HttpError("body_too_large", f"the body is larger than {settings.max_upload_bytes} bytes")
-    if asked.fault is not None:
-        raise asked.fault
-    asked.body_taken = True
+    _take(asked, settings.max_upload_bytes)
     form, asked.body = bytearray(asked.body), b""
     upload, limit_bytes, is_aside = asked.upload, settings.max_body_bytes, False
     named = reader.find(form)

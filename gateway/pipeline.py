@@ -18,14 +18,14 @@ from typing import Callable, Optional, Union
 from gateway.account import Account
 from gateway.asked import Asked, Head
 from gateway.asking import Asking
-from gateway.bodies import BODIES
+from gateway.bodies import BODIES, take_json
 from gateway.calling import ASKED as ASKED
 from gateway.calling import INFERENCE as INFERENCE
 from gateway.calling import NATIVE, call_of
 from gateway.calling import PATHS as PATHS
 from gateway.clock import unix_s
 from gateway.dispatch import Asker
-from gateway.errors import ClientGone, GatewayError, HttpError, RequestRefused
+from gateway.errors import ClientGone, GatewayError, RequestRefused
 from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
 from gateway.jsonbounds import takes_long
@@ -35,6 +35,7 @@ from gateway.limits.prices import TokensAtMost
 from gateway.reuse.building import reuse_of
 from gateway.reuse.caches import Caches
 from gateway.reuse.serving import Given
+from gateway.routing.capabilities import capabilities_at
 from gateway.routing.virtual import VirtualSpec
 from gateway.schemas.registry import SchemaRegistry
 from gateway.settings import Settings
@@ -108,7 +109,7 @@ class Pipeline:
             return (yield from self._given(asked, call, identity))
         verifies = head.path == INFERENCE
         identity.require("verify" if verifies else "infer")
-        self.take_body(asked)
+        take_json(asked, self.settings)
         if len(asked.body) > ASIDE_BYTES or (len(asked.body) > MARKS_MAX and takes_long(asked.body, MARKS_MAX)):
             yield ASIDE
         if verifies:
@@ -138,10 +139,7 @@ class Pipeline:
     def _tell(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Given]:
         """The same for a client of another dialect; its stream is told as it comes, by who relays it."""
         if telling.is_immediate:
-            self._admit(asked, call, identity, asks=False)
-            call.served_model = asked.model
-            pool = self.factory.router.route(call.model, may_use=call.may_use)[0]
-            return telling.immediate(pool.spec.max_model_len)
+            return self._at_once(asked, call, identity, telling)
         if call.path == NATIVE:
             yield from self._asking.shape(call)
         given = yield from self._given(asked, call, identity)
@@ -150,6 +148,20 @@ class Pipeline:
         if len(given.body) > ASIDE_BYTES:
             yield ASIDE
         return (asked.telling or telling).answer(given)  # it may be told in other words by now
+
+    def _at_once(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Answer:
+        """What no engine is asked for."""
+        router, named, context_tokens = self.factory.router, call.model, None
+        if router.splits is not None:
+            _choose(self.factory.asker, asked, call, identity)
+        virtual = router.virtual(call.model) if router.has_virtual else None
+        if virtual is not None:
+            self._admit_to(virtual, asked, call, identity)
+        else:
+            self._admit(asked, call, identity, asks=False)
+            context_tokens = router.route(call.model)[0].spec.max_model_len
+        call.served_model = asked.model
+        return telling.immediate(context_tokens, capabilities_at(router, named))
 
     def _verify(self, asked: Asked, identity: Identity) -> Steps[Answer]:
         """The answers of several models, compared. What they are asked is admitted by itself."""
@@ -162,6 +174,12 @@ class Pipeline:
 
     def _agree(self, asked: Asked, call: Call, identity: Identity, virtual: VirtualSpec) -> Steps[Answer]:
         """The answer of a model that is made of others."""
+        self._admit_to(virtual, asked, call, identity)
+        self._open[asked] = None
+        return (yield from self.verify.get().agree(asked, call, virtual))
+
+    def _admit_to(self, virtual: VirtualSpec, asked: Asked, call: Call, identity: Identity) -> None:
+        """See that the caller may ask such a model, whose parts are admitted by themselves. Raises GatewayError."""
         self._refuse_when_draining()
         asked.model = virtual.name
         if asked.restricted:
@@ -169,8 +187,6 @@ class Pipeline:
                 raise _forbidden(call.model or virtual.name)
             asked.restricted = False  # who may use it may use what it is made of
         call.caller = identity.name or str(address_group(asked.client_address))
-        self._open[asked] = None
-        return (yield from self.verify.get().agree(asked, call, virtual))
 
     def serve_part(self, part: Asked, call: Call) -> Steps[Given]:
         """The answer to a part of a request that has been seen to be right, by whoever has made it."""
@@ -197,21 +213,6 @@ class Pipeline:
         if call.shape is None and call.path != NATIVE:
             return (yield from self.factory.asker.ask(call))  # without steps of its own: most requests come by here
         return (yield from self._asking.ask(asked, call))
-
-    def take_body(self, asked: Asked) -> bytes:
-        """The body of a request that has to have one. Raises GatewayError."""
-        head, limit = asked.head, self.settings.max_body_bytes
-        headers = head.headers
-        if headers.get(b"content-type") != b"application/json" or b"content-encoding" in headers:
-            check_media_type(head)
-        if head.content_length is None and not head.chunked:
-            raise RequestRefused("length_required", "a Content-Length or chunked body is required")
-        if (head.content_length or 0) > limit:
-            raise HttpError("body_too_large", f"the body is larger than {limit} bytes")
-        if asked.fault is not None:
-            raise asked.fault
-        asked.body_taken = True
-        return asked.body
 
     def _admit(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> None:
         """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
@@ -326,19 +327,6 @@ def _overloaded(refusal: Overloaded) -> GatewayError:
 
 def _forbidden(model: str) -> GatewayError:
     return RequestRefused("forbidden", f"the model {model[:200]} is not allowed for this key", param="model")
-
-
-def check_media_type(head: Head) -> None:
-    """Raise `unsupported_media_type` for a body that is not said to be plain JSON."""
-    if b"content-encoding" in head.headers:
-        if head.headers[b"content-encoding"].lower() != b"identity":
-            raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")
-    kind = head.headers.get(b"content-type")
-    if kind is None or kind == b"application/json":
-        return
-    media = kind.partition(b";")[0].strip().lower()
-    if media != b"application/json" and not media.endswith(b"+json"):
-        raise RequestRefused("unsupported_media_type", "send JSON with Content-Type: application/json")
 
 
 def shutting_down() -> GatewayError:

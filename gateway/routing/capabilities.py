@@ -8,8 +8,9 @@ client would send, or wait for, what most models do not have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Optional
 
+from gateway.routing.router import Router
 from gateway.routing.specs import ModelSpec
 
 CHATS = ("completion", "tools")
@@ -28,7 +29,11 @@ def capabilities_of(spec: ModelSpec) -> tuple[str, ...]:
     return ()
 
 
-def common(specs: Iterable[ModelSpec]) -> tuple[str, ...]:
-    """Those of a model for which any of these may answer."""
-    each = [capabilities_of(spec) for spec in specs]
+def capabilities_at(router: Router, name: Optional[str]) -> tuple[str, ...]:
+    """Those of what a request that names it asks; of a split those that all of its models have. Raises GatewayError."""
+    if router.virtual(name) is not None:
+        return AGREE
+    split = (router.splits or {}).get(name)
+    names = [name] if split is None else [share for share, _ in split.shares if share in router.routed]
+    each = [capabilities_of(router.route(one)[0].spec) for one in names]
     return tuple(what for what in each[0] if all(what in others for others in each)) if each else CHATS

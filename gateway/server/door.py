@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from gateway.bodies import FORMS
 from gateway.dialects.forms import boundary_of
 from gateway.errors import GatewayError
+from gateway.labels import check_media_type
 from gateway.limits.addresses import client_address
-from gateway.pipeline import ASKED, Pipeline, check_media_type
+from gateway.pipeline import ASKED, Pipeline
 from gateway.routing.checks import Network
 from gateway.server.parsing import RequestHead
 from gateway.server.routes import Routes

@@ -15,7 +15,7 @@ from gateway.dialects.ollama import pages
 from gateway.errors import GatewayError
 from gateway.keys.auth import Identity
 from gateway.pipeline import Pipeline
-from gateway.routing.capabilities import AGREE, common
+from gateway.routing.capabilities import capabilities_at
 from gateway.routing.splits import SplitSpec
 from gateway.routing.virtual import VirtualSpec
 from gateway.server.admin import Reply, json_reply
@@ -61,19 +61,11 @@ class ModelPages:
 
     def _told(self, identity: Optional[Identity]) -> list[pages.Model]:
         assert identity is not None  # these paths are not open
-        entries = self._entries(identity)
+        entries, router = self._entries(identity), self._pipeline.factory.router
         return [
-            pages.Model(one["id"], one["created"], one.get("max_model_len"), self._capabilities(one["id"]))
+            pages.Model(one["id"], one["created"], one.get("max_model_len"), capabilities_at(router, one["id"]))
             for one in entries
         ]
-
-    def _capabilities(self, name: str) -> tuple[str, ...]:
-        router = self._pipeline.factory.router
-        if router.virtual(name) is not None:
-            return AGREE
-        split = (router.splits or {}).get(name)
-        asked = [name] if split is None else [share for share, _ in split.shares if share in router.routed]
-        return common(router.route(one)[0].spec for one in asked)
 
     def _entries(self, identity: Identity) -> list[dict[str, Any]]:
         listed = self._listed()

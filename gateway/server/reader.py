@@ -10,7 +10,6 @@ from collections.abc import Container
 from typing import NamedTuple, Optional, Union
 
 from gateway.errors import GatewayError, HttpError
-from gateway.server.labels import as_meant
 from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.framing import ChunkedBody, FramingError, TrailersTooLarge
 
@@ -113,7 +112,7 @@ class RequestReader:
         if end < 0:
             return None
         try:
-            head = as_meant(parse_head(buffer[:end]))
+            head = parse_head(buffer[:end])
         except HttpError as error:
             self._close()
             return Refusal(error)

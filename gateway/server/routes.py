@@ -13,6 +13,7 @@ from gateway import __version__
 from gateway.api import inference, own
 from gateway.api.operation import Operation
 from gateway.asked import Asked
+from gateway.bodies import take_json
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
 from gateway.pipeline import ASKED, KEYS_PAUSE_S, PATHS, Pipeline
@@ -118,7 +119,7 @@ class Routes:
                 yield Pause(KEYS_PAUSE_S)
         if self.is_for_known(head) or head.path in MADE:
             yield ASIDE
-        return self.answer(exchange, head, lambda: pipeline.take_body(exchange))
+        return self.answer(exchange, head, lambda: take_json(exchange, pipeline.settings))
 
     def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Reply:
         """The answer to anything but an inference request. Raises GatewayError."""

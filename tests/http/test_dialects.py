@@ -156,7 +156,10 @@ class AnswersTest(DialectTest):
         tools = ["completion", "tools"]
         expected = {"e": ["embedding"], "sees": [*tools, "vision"], "plain": tools, "either": tools}
         self.assertEqual(told, {**expected, "all": ["completion"]})
-        self.assertEqual(running.post({"model": "plain"}, "/api/show").json()["capabilities"], tools)
+        for name in ("plain", "sees", "e", "either", "all"):
+            self.assertEqual(running.post({"model": name}, "/api/show").json()["capabilities"], told[name], name)
+            count = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            self.assertEqual(running.post(count, COUNT).json(), {"input_tokens": 1}, name)
 
     def test_curl_needs_no_media_type_at_ollamas_paths_and_a_page_is_not_let_in(self) -> None:
         running = self.serve({"m": {"engines": [self.engine().url]}}, CORS_ORIGINS="https://a.example")

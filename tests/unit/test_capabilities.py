@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,8 +13,10 @@ from gateway.configuration import ConfigurationError
 from gateway.dialects.ollama.request import read_show
 from gateway.dialects.ollama.times import Times
 from gateway.fleet import load_engines_file
-from gateway.routing.capabilities import capabilities_of, common
-from gateway.routing.specs import EngineSpec, ModelSpec
+from gateway.routing.capabilities import capabilities_at, capabilities_of
+from gateway.routing.router import Router
+from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
+from gateway.routing.splits import SplitSpec
 from gateway.telling import Telling
 
 CHAT, EMBEDDINGS, RERANK = "/v1/chat/completions", "/v1/embeddings", "/v1/rerank"
@@ -45,10 +48,18 @@ class CapabilitiesTest(unittest.TestCase):
 
     def test_where_several_may_answer_it_is_what_all_can(self) -> None:
         sees = model(None, capabilities=("completion", "vision", "tools"))
-        self.assertEqual(common([sees, model(None)]), ("completion", "tools"))
-        self.assertEqual(common([sees]), ("completion", "vision", "tools"))
-        self.assertEqual(common([sees, model((EMBEDDINGS,))]), ())
-        self.assertEqual(common([]), ("completion", "tools"))
+        models = (
+            replace(sees, name="sees"),
+            replace(model(None), name="chats"),
+            replace(model((EMBEDDINGS,)), name="e"),
+        )
+        shares = {"a": ("sees", "chats"), "b": ("sees",), "c": ("sees", "e")}
+        splits = tuple(SplitSpec(name, tuple((one, 1) for one in of)) for name, of in shares.items())
+        router = Router(FleetSpec(models, splits=splits))
+        told = {name: capabilities_at(router, name) for name in ("a", "b", "c", "chats", None)}
+        tools = ("completion", "tools")
+        sees_too = ("completion", "vision", "tools")
+        self.assertEqual(told, {"a": tools, "b": sees_too, "c": (), "chats": tools, None: sees_too})
 
     def test_a_model_is_shown_with_them(self) -> None:
         telling = Telling(read_show({"model": "m"}, Times(lambda: 0.0, lambda: 0.0, 0.0)))
