@@ -45,6 +45,15 @@ _REPEATED: Json = {
     "top_p": 1.0,
     "truncation": "disabled",
 }
+_TYPES: dict[str, tuple[type, ...]] = {
+    "instructions": (str,),
+    "max_output_tokens": (int,),
+    "reasoning": (dict,),
+    "stream": (bool,),
+    "temperature": (int, float),
+    "text": (dict,),
+    "top_p": (int, float),
+}
 # The events of an item's text, and of the part that it is in, by the field of the item that they fill.
 _EVENTS_BY_FIELD = {
     "arguments": ("function_call_arguments", ""),
@@ -83,6 +92,9 @@ def _rendered(number: int, value: Json) -> bytes:
 def _answer(asked: Asked) -> tuple[Said, int]:
     """Return the answer and the size of all input in words, and keep the conversation."""
     body = asked.body
+    for name, types in _TYPES.items():
+        if body.get(name) is not None and type(body[name]) not in types:
+            raise BadRequest(f"'{name}' must be of another type")
     items = [*_earlier(asked), *_items(body.get("input"))]
     _check_outputs(items)
     said = say(asked, _wish(body, items))

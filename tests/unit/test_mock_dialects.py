@@ -259,6 +259,13 @@ class ResponsesTest(unittest.TestCase):
         for body in ({"input": [output]}, {"input": "hi", "previous_response_id": unkept["id"]}, {"input": []}):
             self.assertRaises(BadRequest, responses.plain, self.asked(**body))
 
+    def test_fields_of_other_types_are_refused(self) -> None:
+        for name in ("instructions", "max_output_tokens", "reasoning", "stream", "temperature", "text", "top_p"):
+            responses.plain(self.asked(input="hi", **{name: None}))
+            for value in (True if name != "stream" else 1, {} if name not in ("reasoning", "text") else "x"):
+                with self.subTest(name=name, value=value):
+                    self.assertRaises(BadRequest, responses.plain, self.asked(input="hi", **{name: value}))
+
     def test_only_the_last_conversations_are_kept(self) -> None:
         ids = [responses.plain(self.asked(input="hi"))["id"] for _ in range(65)]
         self.assertEqual([self.kept.find(one) is None for one in (ids[0], ids[1], ids[-1])], [True, False, False])
