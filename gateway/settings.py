@@ -172,7 +172,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MAX_JSON_VALUES", "max_json_values", integer(100, 1 << 40), "1000000",
             "Values and keys in a body's JSON; more get 400 `invalid_json`: small ones take much memory and time", CLIENTS),  # noqa: E501
     Setting("CLIENT_TIMEOUT", "client_timeout_s", _TIMEOUT, "30",
-            "Seconds a client may take to send a whole request, and for 64 KiB of a form or 1 MiB of a large answer",
+            "Seconds a client may take to send a whole request, and for 64 KiB of a form or 1 MiB of a large answer; a whole form has 60 times as long",  # noqa: E501
             CLIENTS),
     Setting("KEEPALIVE_TIMEOUT", "keepalive_timeout_s", _TIMEOUT, "75",
             "Seconds an idle client connection is kept; more than the 60 usual in balancers",

@@ -16,6 +16,9 @@ from gateway.server.receiving import READS_MAX, RECV_BYTES, Receiving, State
 from gateway.uploads import Upload
 
 AT_LEAST_BYTES = 65_536  # of a body in CLIENT_TIMEOUT: who sends less keeps an engine's place for nothing
+IN_ALL = 60
+"""Times CLIENT_TIMEOUT that a client is waited for while it sends a form: just enough each time is no way to hold an
+engine's place for hours. While the engine is what takes its time, nobody waits for the client."""
 
 
 class Uploading(Receiving):
@@ -24,11 +27,14 @@ class Uploading(Receiving):
     _upload: Optional[Upload] = None  # of the request under way, as long as something of it is to come
     _came_s = 0.0  # when enough had come last, or none could because of the engine
     _came_bytes = 0  # since then
+    _waited_s = 0.0  # for the client, in all
+    _looked_s = 0.0  # when it was last looked whether that is so
 
     def _begin_upload(self, exchange: Exchange) -> None:
         """The rest of the request's body is still to come."""
         self._upload = exchange.upload = Upload(self._has_room)
-        self._came_s, self._came_bytes = time.monotonic(), 0
+        self._came_s = self._looked_s = time.monotonic()
+        self._came_bytes, self._waited_s = 0, 0.0
 
     def _has_room(self) -> None:
         """There is room again. From any thread."""
@@ -77,9 +83,13 @@ class Uploading(Receiving):
 
     def _look_after_upload(self, upload: Upload, now_s: float) -> None:
         """Some time has passed: does the client still send, and enough?"""
+        timeout_s, looked_s = self.settings.client_timeout_s, self._looked_s
+        self._looked_s = now_s
         if upload.full:
             self._came_s = now_s
-        elif now_s - self._came_s >= self.settings.client_timeout_s:
+            return
+        self._waited_s += now_s - looked_s
+        if now_s - self._came_s >= timeout_s or self._waited_s >= IN_ALL * timeout_s:
             refusal = self._reader.late()
             if refusal is not None:
                 self._end_upload(upload, refusal.error)
