@@ -10,6 +10,11 @@ from gateway.errors import RequestRefused
 
 PATH_CHARS = 200  # of a path that somebody has made up
 _OWN_AREAS = ("/admin/", "/auth/")
+_KEPT_RESPONSE = re.compile("/responses/[^/]")
+_NOT_KEPT_HERE = (
+    ": of responses only POST /v1/responses is served, which goes on with one that its engine keeps"
+    " (previous_response_id); it can be neither fetched nor deleted here."
+)
 
 
 class LostPaths:
@@ -27,8 +32,11 @@ class LostPaths:
         shown = path if len(path) <= PATH_CHARS else f"{path[:PATH_CHARS]}…"
         meant = self.meant_by(path)
         there_are = self._own if (meant or path).startswith(_OWN_AREAS) else self._others
-        question = "." if meant is None else f"; did you mean {meant}?"
-        return RequestRefused("not_found", f"there is no {shown}{question} There are: {there_are}")
+        if _KEPT_RESPONSE.search(shown):
+            hint = _NOT_KEPT_HERE
+        else:
+            hint = "." if meant is None else f"; did you mean {meant}?"
+        return RequestRefused("not_found", f"there is no {shown}{hint} There are: {there_are}")
 
     def meant_by(self, path: str) -> Optional[str]:
         """The path that `path` ends with, if that one's /v1, case, and doubled and last slashes do not count."""

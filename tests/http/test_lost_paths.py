@@ -49,6 +49,18 @@ class Answers(SocketTest):
                         self.message(path).startswith(f"there is no {path}; did you mean {meant}? There are: ")
                     )
 
+    def test_of_a_response_that_is_kept_the_limit_is_named(self) -> None:
+        for path in ("/v1/responses/resp_1", "/responses/resp_1/input_items", "/openai/v1/responses/resp_1/cancel"):
+            for method in ("GET", "POST", "DELETE"):
+                with self.subTest(path=path, method=method):
+                    begin = f"there is no {path}: of responses only POST /v1/responses is served, "
+                    message = self.message(path, method)
+                    self.assertTrue(message.startswith(begin), message)
+                    self.assertIn("neither fetched nor deleted", message)
+                    self.assertIn("previous_response_id", message)
+        for path in ("/v1/responses/", "/v1/responsesx/1", "/v1/xresponses/1"):
+            self.assertNotIn("neither fetched", self.message(path))
+
     def test_where_nothing_is_like_it_nothing_is_guessed(self) -> None:
         for path in (
             "/nope",
