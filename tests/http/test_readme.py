@@ -103,6 +103,18 @@ class TextTest(unittest.TestCase):
                 self.assertEqual([line for line in code if re.match(r"\s*(export|cd|exit|exec)\b", line)], [])
                 self.assertEqual(found[-1].kind, "end")
 
+    def test_what_was_started_can_be_ended_in_a_script_too(self) -> None:
+        for path, found in EXAMPLES.items():
+            with self.subTest(path.name):
+                started = sum(len(re.findall("(?m) &$", example.code)) for example in found if example.kind == "start")
+                named = [re.findall(r"(?m)^(\w+)=\$!$", example.code) for example in found if example.kind == "start"]
+                ended = [
+                    re.match(r"kill((?: \$\w+)+); wait", example.code) for example in found if example.kind == "end"
+                ]
+                names = [name for one in ended for name in (one[1].split() if one is not None else ())]
+                self.assertEqual(sorted(names), sorted(f"${name}" for names in named for name in names))
+                self.assertEqual(len(names), started)  # a number of a job is none without job control
+
     def test_the_two_commands_stand_in_blocks_of_their_own(self) -> None:
         for command in ("python main.py", "python -m unittest"):
             self.assertIn(f"```sh\n{command}\n```\n", TEXT)
@@ -163,6 +175,8 @@ class Stage:
         """Start what an example starts. Raises ValueError for a command that is not known here."""
         for line in code.replace("\\\n", " ").splitlines():
             variables: dict[str, str] = {}
+            if line.endswith("=$!"):
+                continue
             words = shlex.split(line.strip().removesuffix(" &"))
             while words and re.match(r"[A-Z_]+=", words[0]):
                 name, _, value = words.pop(0).partition("=")
