@@ -1,12 +1,10 @@
 """Conversations that nobody has thought of, through OpenAI's Responses and back: nothing of their meaning is lost.
 
-Skipped where the package hypothesis is missing; with REQUIRE_HYPOTHESIS=1 that is a failure. DIALECT_EXAMPLES says how
-many conversations each test tries.
+TRANSLATED says how many of each kind.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import unittest
@@ -15,17 +13,11 @@ from typing import Any, Optional
 
 from gateway.dialects.cutting import COMMENT, Cutter
 from gateway.dialects.responses.conversation import Writer, read
+from tests.drawing import Draw, for_many
 
-MISSING = importlib.util.find_spec("hypothesis") is None
-EXAMPLES = int(os.environ.get("DIALECT_EXAMPLES", "100"))
+TRANSLATED = int(os.environ.get("TRANSLATED", "100"))
 
 Json = dict[str, Any]
-
-
-class RequirementTest(unittest.TestCase):
-    @unittest.skipUnless(os.environ.get("REQUIRE_HYPOTHESIS") == "1", "REQUIRE_HYPOTHESIS=1 is not set")
-    def test_the_hypothesis_package_is_installed(self) -> None:
-        self.assertFalse(MISSING, "REQUIRE_HYPOTHESIS=1, but the hypothesis package is missing")
 
 
 # --- a chat request, as a client of Responses would ask the same ----------------------------------------------------
@@ -109,132 +101,136 @@ def _meaning(message: Json) -> Json:
 
 # --- what is generated ---------------------------------------------------------------------------------------------
 
-if not MISSING:
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
+IMAGES = ("data:image/png;base64,iVBORw0KGgo=", "https://example.org/a.png")
+LETTERS = "abcdefgh_"
 
-    TEXTS = st.text(max_size=20)
-    WORDS = st.text("abcdefgh_", min_size=1, max_size=8)
-    SCHEMAS = st.fixed_dictionaries({"type": st.just("object")}, optional={"title": TEXTS, "required": st.lists(WORDS)})
-    TEXT_PARTS = st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS})
-    IMAGES = st.fixed_dictionaries(
-        {"url": st.sampled_from(("data:image/png;base64,iVBORw0KGgo=", "https://example.org/a.png"))},
-        optional={"detail": st.sampled_from(("auto", "low", "high"))},
+
+def word(draw: Draw) -> str:
+    return draw.name(LETTERS)
+
+
+def part(draw: Draw) -> Json:
+    """A text, an image or a file."""
+    kind = draw.integer(0, 2)
+    if kind == 0:
+        return {"type": "text", "text": draw.text(20)}
+    if kind == 1:
+        detail = draw.maybe(detail=lambda: draw.pick(("auto", "low", "high")))
+        return {"type": "image_url", "image_url": {"url": draw.pick(IMAGES), **detail}}
+    file_name = draw.maybe(filename=lambda: word(draw))
+    return {"type": "file", "file": {"file_data": "data:text/plain;base64,aGk=", **file_name}}
+
+
+def content_of(draw: Draw) -> Any:
+    return draw.some(lambda: part(draw), 4, 1) if draw.flag() else draw.text(20)
+
+
+def schema_of(draw: Draw) -> Json:
+    optional = draw.maybe(title=lambda: draw.text(20), required=lambda: draw.some(lambda: word(draw), 5))
+    return {"type": "object", **optional}
+
+
+def arguments_of(draw: Draw) -> str:
+    def value() -> Any:
+        return draw.pick((None, draw.text(20), draw.integer(-(2**63), 2**63)))
+
+    return json.dumps({word(draw): value() for _ in range(draw.integer(0, 3))})
+
+
+def format_of(draw: Draw) -> Json:
+    if draw.flag():
+        return {"type": "json_object"}
+    optional = draw.maybe(strict=draw.flag, description=lambda: draw.text(20))
+    return {"type": "json_schema", "json_schema": {"name": word(draw), "schema": schema_of(draw), **optional}}
+
+
+def answer_of(draw: Draw) -> Json:
+    """A message of an assistant."""
+    names = draw.some(lambda: word(draw), 3)
+    message: Json = {"role": "assistant", "content": None if names and draw.flag() else draw.text(20)}
+    if draw.flag():
+        message["reasoning_content"] = draw.text(20, 1)
+    if draw.integer(0, 9) == 9:
+        message["refusal"] = draw.text(20, 1)
+    if names:
+        message["tool_calls"] = [
+            {
+                "id": f"call_{draw.integer(0, 10**9)}_{index}",
+                "type": "function",
+                "function": {"name": name, "arguments": arguments_of(draw)},
+            }
+            for index, name in enumerate(names)
+        ]
+    return message
+
+
+def settings_of(draw: Draw) -> Json:
+    return draw.maybe(
+        model=lambda: word(draw),
+        stream=lambda: False,
+        temperature=lambda: draw.float(0, 2),
+        top_p=lambda: draw.float(0, 1),
+        max_tokens=lambda: draw.integer(1, 1_000_000),
+        user=lambda: draw.text(20),
+        stop=lambda: draw.some(lambda: draw.text(20), 3, 1),
+        seed=lambda: draw.integer(-(2**70), 2**70),
+        verbosity=lambda: draw.pick(("low", "medium", "high")),
+        reasoning_effort=lambda: draw.pick(("none", "low", "high")),
+        response_format=lambda: format_of(draw),
     )
-    IMAGE_PARTS = st.builds(lambda image: {"type": "image_url", "image_url": image}, IMAGES)
-    FILES = st.fixed_dictionaries({"file_data": st.just("data:text/plain;base64,aGk=")}, optional={"filename": WORDS})
-    FILE_PARTS = st.builds(lambda file: {"type": "file", "file": file}, FILES)
-    CONTENTS = st.one_of(TEXTS, st.lists(st.one_of(TEXT_PARTS, IMAGE_PARTS, FILE_PARTS), min_size=1, max_size=4))
-    ARGUMENTS = st.dictionaries(WORDS, st.one_of(TEXTS, st.integers(), st.none()), max_size=3).map(json.dumps)
-    SETTINGS: Any = {
-        "model": WORDS,
-        "stream": st.just(False),
-        "temperature": st.floats(0, 2),
-        "top_p": st.floats(0, 1),
-        "max_tokens": st.integers(1, 1_000_000),
-        "user": TEXTS,
-        "stop": st.lists(TEXTS, min_size=1, max_size=3),
-        "seed": st.integers(),
-        "verbosity": st.sampled_from(("low", "medium", "high")),
-        "reasoning_effort": st.sampled_from(("none", "low", "high")),
-        "response_format": st.one_of(
-            st.just({"type": "json_object"}),
-            st.builds(
-                lambda schema: {"type": "json_schema", "json_schema": schema},
-                st.fixed_dictionaries(
-                    {"name": WORDS, "schema": SCHEMAS}, optional={"strict": st.booleans(), "description": TEXTS}
-                ),
-            ),
-        ),
-    }
 
-    @st.composite
-    def answers(draw: Any) -> Json:
-        """A message of an assistant."""
-        names = draw(st.lists(WORDS, max_size=3))
-        message: Json = {"role": "assistant", "content": draw(TEXTS if not names else st.one_of(st.none(), TEXTS))}
-        if draw(st.booleans()):
-            message["reasoning_content"] = draw(st.text(min_size=1, max_size=20))
-        if draw(st.integers(0, 9)) == 9:
-            message["refusal"] = draw(st.text(min_size=1, max_size=20))
-        if names:
-            message["tool_calls"] = [
-                {
-                    "id": f"call_{draw(st.integers(0, 10**9))}_{index}",
-                    "type": "function",
-                    "function": {"name": name, "arguments": draw(ARGUMENTS)},
-                }
-                for index, name in enumerate(names)
-            ]
-        return message
 
-    @st.composite
-    def chats(draw: Any) -> Json:
-        """A chat request, with tools and images, and several rounds of both."""
-        messages: list[Json] = []
-        for _ in range(draw(st.integers(1, 4))):
-            role = draw(st.sampled_from(("user", "user", "system", "developer")))
-            messages.append({"role": role, "content": draw(CONTENTS)})
-            for _ in range(draw(st.integers(0, 2))):
-                answer = draw(answers())
-                messages.append(answer)
-                for call in answer.get("tool_calls", ()):
-                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": draw(CONTENTS)})
-                if "tool_calls" not in answer:
-                    break  # what it says next without being asked is the same turn in Responses
-        chat: Json = {**draw(st.fixed_dictionaries({}, optional=SETTINGS)), "messages": messages}
-        if draw(st.booleans()):
-            chat["logprobs"] = True
-            chat["top_logprobs"] = draw(st.integers(1, 20))
-        names = draw(st.lists(WORDS, unique=True, max_size=3))
-        if names:
-            optional = {"description": TEXTS, "parameters": SCHEMAS, "strict": st.booleans()}
-            chat["tools"] = [
-                {"type": "function", "function": {"name": name, **draw(st.fixed_dictionaries({}, optional=optional))}}
-                for name in names
-            ]
-            named = st.builds(lambda name: {"type": "function", "function": {"name": name}}, st.sampled_from(names))
-            choice = draw(st.one_of(st.none(), st.sampled_from(("none", "auto", "required")), named))
-            if choice is not None:
-                chat["tool_choice"] = choice
-            if draw(st.booleans()):
-                chat["parallel_tool_calls"] = draw(st.booleans())
-        return chat
+def chat_of(draw: Draw) -> Json:
+    """A chat request, with tools and images, and several rounds of both."""
+    messages: list[Json] = []
+    for _ in range(draw.integer(1, 4)):
+        messages.append({"role": draw.pick(("user", "user", "system", "developer")), "content": content_of(draw)})
+        for _ in range(draw.integer(0, 2)):
+            answer = answer_of(draw)
+            messages.append(answer)
+            for call in answer.get("tool_calls", ()):
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": content_of(draw)})
+            if "tool_calls" not in answer:
+                break  # what it says next without being asked is the same turn in Responses
+    chat: Json = {**settings_of(draw), "messages": messages}
+    if draw.flag():
+        chat["logprobs"] = True
+        chat["top_logprobs"] = draw.integer(1, 20)
+    names = list(dict.fromkeys(draw.some(lambda: word(draw), 3)))
+    if names:
+        chat["tools"] = [{"type": "function", "function": {"name": name, **described(draw)}} for name in names]
+        named = {"type": "function", "function": {"name": draw.pick(names)}}
+        choice = draw.pick((None, "none", "auto", "required", named))
+        if choice is not None:
+            chat["tool_choice"] = choice
+        chat.update(draw.maybe(parallel_tool_calls=draw.flag))
+    return chat
 
-    @st.composite
-    def streams(draw: Any) -> tuple[Json, list[Json]]:
-        """An assistant's message, and the chunks in which it comes, its texts cut anywhere."""
-        message = draw(answers())
-        deltas: list[Json] = [{"role": "assistant"}]
-        for key in ("reasoning_content", "content", "refusal"):
-            deltas += [{key: piece} for piece in _cut(draw, message.get(key))]
-        calls = message.get("tool_calls", ())
-        for index, call in enumerate(calls):
-            function = {"name": call["function"]["name"], "arguments": ""}
-            deltas.append({"tool_calls": [{**call, "index": index, "function": function}]})
-        rests = [_cut(draw, call["function"]["arguments"]) for call in calls]
-        while any(rests):
-            index = draw(st.sampled_from([index for index, rest in enumerate(rests) if rest]))
-            piece = {"index": index, "function": {"arguments": rests[index].pop(0)}}
-            deltas.append({"tool_calls": [piece]})
-        reason = draw(st.sampled_from(("stop", "tool_calls", "length", "content_filter")))
-        chunks = [_chunk(delta) for delta in deltas] + [_chunk({}, reason)]
-        chunks.append({**IDENTITY, "choices": [], "usage": USAGE})
-        choice = {"index": 0, "message": message, "finish_reason": reason}
-        return {**IDENTITY, "choices": [choice], "usage": USAGE}, chunks
 
-    def _cut(draw: Any, text: Optional[str]) -> list[str]:
-        text = text or ""
-        places = sorted(draw(st.lists(st.integers(0, len(text)), max_size=4)))
-        return [text[a:b] for a, b in zip([0, *places], [*places, len(text)])]
+def described(draw: Draw) -> Json:
+    return draw.maybe(description=lambda: draw.text(20), parameters=lambda: schema_of(draw), strict=draw.flag)
 
-    fuzzed = settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+
+def stream_of(draw: Draw) -> tuple[Json, list[Json]]:
+    """A whole answer, and the chunks in which it comes, its texts cut anywhere."""
+    message = answer_of(draw)
+    deltas: list[Json] = [{"role": "assistant"}]
+    for key in ("reasoning_content", "content", "refusal"):
+        deltas += [{key: piece} for piece in draw.cut(message.get(key) or "")]
+    calls = message.get("tool_calls", ())
+    for index, call in enumerate(calls):
+        function = {"name": call["function"]["name"], "arguments": ""}
+        deltas.append({"tool_calls": [{**call, "index": index, "function": function}]})
+    rests = [draw.cut(call["function"]["arguments"]) for call in calls]
+    while any(rests):
+        index = draw.pick([index for index, rest in enumerate(rests) if rest])
+        piece = {"index": index, "function": {"arguments": rests[index].pop(0)}}
+        deltas.append({"tool_calls": [piece]})
+    reason = draw.pick(("stop", "tool_calls", "length", "content_filter"))
+    chunks = [_chunk(delta) for delta in deltas] + [_chunk({}, reason)]
+    chunks.append({**IDENTITY, "choices": [], "usage": USAGE})
+    choice = {"index": 0, "message": message, "finish_reason": reason}
+    return {**IDENTITY, "choices": [choice], "usage": USAGE}, chunks
 
 
 IDENTITY = {"id": "chat-1", "created": 1700000000, "model": "m"}
@@ -283,20 +279,17 @@ def put_together(events: list[Json]) -> list[Json]:
     return items
 
 
-@unittest.skipIf(MISSING, "the hypothesis package is not installed")
 class FuzzTest(unittest.TestCase):
     def test_a_chat_comes_back_from_responses_unchanged_in_meaning(self) -> None:
-        @fuzzed
-        @given(chats())
-        def test(chat: Json) -> None:
+        def check(draw: Draw) -> None:
+            chat = chat_of(draw)
             self.assertEqual(meaning(read(as_responses(chat)).chat), meaning(chat))
 
-        test()
+        for_many(TRANSLATED, check)
 
     def test_an_answer_that_a_client_sends_back_is_what_the_model_said(self) -> None:
-        @fuzzed
-        @given(answers())
-        def test(message: Json) -> None:
+        def check(draw: Draw) -> None:
+            message = answer_of(draw)
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             output = read({"input": "hi"}).answer({**IDENTITY, "choices": [choice]})["output"]
             back = read({"input": [{"role": "user", "content": "hi"}, *output]}).chat["messages"]
@@ -305,13 +298,11 @@ class FuzzTest(unittest.TestCase):
                 said["content"] = None  # to say nothing beside other things is not to say anything
             self.assertEqual([_meaning(part) for part in back[1:]], [said])
 
-        test()
+        for_many(TRANSLATED, check)
 
     def test_a_stream_tells_the_same_however_it_is_cut(self) -> None:
-        @fuzzed
-        @given(streams(), st.data())
-        def test(stream: tuple[Json, list[Json]], data: Any) -> None:
-            whole, chunks = stream
+        def check(draw: Draw) -> None:
+            whole, chunks = stream_of(draw)
             conversation = read({"input": "hi"})
             wire = b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
             told = tell(conversation.events(0), [wire])
@@ -319,10 +310,10 @@ class FuzzTest(unittest.TestCase):
             self.assertEqual(events[-1]["response"], conversation.answer(whole))
             self.assertEqual(put_together(events), events[-1]["response"]["output"])
             self.assertEqual([event["sequence_number"] for event in events], list(range(len(events))))
-            place = data.draw(st.integers(0, len(wire)))
+            place = draw.integer(0, len(wire))
             self.assertEqual(tell(conversation.events(0), [wire[:place], wire[place:]]), told)
 
-        test()
+        for_many(TRANSLATED, check)
 
 
 class SplitTest(unittest.TestCase):
