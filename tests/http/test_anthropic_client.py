@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import unittest
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gateway.mock.messages import SIGNATURE
-from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, ROUNDS, WEATHER, ClientCase, missing
 from tests.scripted import DONE, STREAM_HEAD, chunked
 from tests.support import dead_url, gateway
 
@@ -31,6 +32,9 @@ class AnthropicCase(ClientCase):
 
     def new_client(self, api_key: str = KEY, url: str = "") -> Any:
         return self.sdk.Anthropic(base_url=url or self.gateway.url, api_key=api_key, max_retries=0, timeout=10)
+
+    def asynchronous(self) -> Any:
+        return self.sdk.AsyncAnthropic(base_url=self.gateway.url, api_key=KEY, max_retries=0, timeout=10)
 
 
 class AnswersTest(AnthropicCase):
@@ -57,8 +61,7 @@ class AnswersTest(AnthropicCase):
 
     def test_the_asynchronous_client(self) -> None:
         async def ask() -> Any:
-            options = {"base_url": self.gateway.url, "api_key": KEY, "max_retries": 0}
-            async with self.sdk.AsyncAnthropic(**options) as client:
+            async with self.asynchronous() as client:
                 whole = await client.messages.create(**ASKED)
                 async with client.messages.stream(**ASKED) as stream:
                     return whole, await stream.get_final_message()
@@ -95,6 +98,7 @@ class AnswersTest(AnthropicCase):
                     ]
                 self.assertEqual(names, ["get_weather", "get_time"])
                 self.assertIn("of get_weather; of get_time", message.content[0].text)
+                self.assertEqual(self.turns_sent(), ROUNDS)
 
     def test_several_tools_at_once(self) -> None:
         asked = {**ASKED, "messages": [{"role": "user", "content": ASKS_BOTH}], "tools": TOOLS}
@@ -152,6 +156,14 @@ class AnswersTest(AnthropicCase):
         with self.client.messages.create(**ASKED, stream=True) as stream:
             next(iter(stream))
         self.assert_left()
+
+    def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
+        async def streamed(client: Any) -> AsyncIterator[Any]:
+            async with client.messages.stream(**ASKED) as stream:
+                async for event in stream:
+                    yield event
+
+        self.check_cancelling(self.asynchronous(), lambda client: client.messages.create(**ASKED), streamed)
 
 
 class ErrorsTest(AnthropicCase):

@@ -7,11 +7,15 @@ langchain's users read when something is wrong.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import operator
 import os
 import unittest
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, ROUNDS, WEATHER, ClientCase, missing
 
 NO_ANTHROPIC = missing("langchain_anthropic")
 NO_OPENAI = missing("langchain_openai")
@@ -19,6 +23,11 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": name, "description": name, "parameters": schema}}
     for name, schema in (("get_weather", WEATHER), ("get_time", CLOCK))
 ]
+
+
+def added(chunks: Iterable[Any]) -> Any:
+    """The message that the chunks of a stream make."""
+    return functools.reduce(operator.add, chunks)
 
 
 class RequirementTest(unittest.TestCase):
@@ -41,14 +50,27 @@ class LangchainCase(ClientCase):
         """The client that the model asks with where it is asked asynchronously."""
         return self.model.root_async_client
 
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Any]:
+        try:
+            yield self.model
+        finally:
+            await self.asynchronous().close()
+
     def setUp(self) -> None:
         super().setUp()
         self.model = self.new_model()
 
+    def check_leaving(self) -> None:
+        self.check_cancelling(
+            self.opened(), lambda model: model.ainvoke("hi there"), lambda model: model.astream("hi there")
+        )
+
     def check(self) -> None:
-        """Whole, streamed, asynchronous, with tools in two rounds, with an answer that fits a class, broken."""
+        """Whole, streamed, asynchronous, with tools in several rounds, with an answer that fits a class, broken."""
         self.check_answers()
         self.check_tools()
+        self.check_rounds()
         self.check_structured()
         self.break_streams()
         chunks = []
@@ -66,10 +88,8 @@ class LangchainCase(ClientCase):
         self.assertGreater(len(parts), 2)
 
         async def ask() -> str:
-            try:
-                return "".join([part.text async for part in self.model.astream("hi there")])
-            finally:
-                await self.asynchronous().close()
+            async with self.opened() as model:
+                return "".join([part.text async for part in model.astream("hi there")])
 
         self.assertEqual(asyncio.run(ask()), whole.text)
 
@@ -84,6 +104,20 @@ class LangchainCase(ClientCase):
         messages.append(message)
         messages += [ToolMessage(f"of {call['name']}", tool_call_id=call["id"]) for call in message.tool_calls]
         self.assertIn("of get_weather; of get_time", model.invoke(messages).text)
+
+    def check_rounds(self) -> None:
+        from langchain_core.messages import HumanMessage, ToolMessage
+
+        model = self.model.bind_tools(TOOLS, parallel_tool_calls=False)
+        for streams in (False, True):
+            messages: list[Any] = [HumanMessage(ASKS_BOTH)]
+            for _ in range(2):
+                message = added(model.stream(messages)) if streams else model.invoke(messages)
+                (call,) = message.tool_calls
+                messages += [message, ToolMessage(f"of {call['name']}", tool_call_id=call["id"])]
+            message = added(model.stream(messages)) if streams else model.invoke(messages)
+            self.assertIn("of get_weather; of get_time", message.text)
+            self.assertEqual(self.turns_sent(), ROUNDS)
 
     def check_structured(self) -> None:
         import pydantic
@@ -113,6 +147,9 @@ class AnthropicTest(LangchainCase):
     def test_its_users_flows(self) -> None:
         self.check()
 
+    def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
+        self.check_leaving()
+
 
 @unittest.skipIf(NO_OPENAI, "langchain-openai is not installed")
 class OpenAITest(LangchainCase):
@@ -127,6 +164,9 @@ class OpenAITest(LangchainCase):
 
     def test_its_users_flows(self) -> None:
         self.check()
+
+    def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
+        self.check_leaving()
 
     def test_its_users_flows_over_responses(self) -> None:
         self.model = self.new_model(use_responses_api=True)

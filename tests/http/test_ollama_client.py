@@ -6,12 +6,13 @@ Skipped where the package is missing; with REQUIRE_OLLAMA=1 that is a failure (`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import unittest
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, ROUNDS, WEATHER, ClientCase, missing
 
 MISSING = missing("ollama")
 MESSAGES: Any = [{"role": "user", "content": "hi there"}]
@@ -33,6 +34,14 @@ class OllamaClientTest(ClientCase):
         client = self.sdk.Client(host=self.gateway.url, headers={"Authorization": f"Bearer {api_key}"}, timeout=10)
         self.addCleanup(client._client.close)
         return client
+
+    @contextlib.asynccontextmanager
+    async def asynchronous(self) -> AsyncIterator[Any]:
+        client = self.sdk.AsyncClient(host=self.gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10)
+        try:
+            yield client
+        finally:
+            await client._client.aclose()
 
     def test_chat(self) -> None:
         answer = self.client.chat("m", MESSAGES, options={"temperature": 0.5, "num_predict": 50})
@@ -82,6 +91,21 @@ class OllamaClientTest(ClientCase):
                 answer = self.client.chat("m", messages, tools=TOOLS)
                 self.assertIn("of get_weather; of get_time", answer.message.content)
 
+    def test_tools_in_several_rounds(self) -> None:
+        for stream in (False, True):
+            with self.subTest(stream=stream):
+                messages: list[Any] = [{"role": "user", "content": ASKS_BOTH}]
+                for offered in (TOOLS[:1], TOOLS):  # one at a time, for which Ollama has no option
+                    answer = self.client.chat("m", messages, tools=offered, stream=stream)
+                    parts = [part.message for part in (answer if stream else [answer])]
+                    (message,) = [part for part in parts if part.tool_calls]
+                    name = message.tool_calls[0].function.name
+                    messages += [message, {"role": "tool", "tool_name": name, "content": f"of {name}"}]
+                answer = self.client.chat("m", messages, tools=TOOLS, stream=stream)
+                said = "".join(part.message.content for part in (answer if stream else [answer]))
+                self.assertIn("of get_weather; of get_time", said)
+                self.assertEqual(self.turns_sent(), ROUNDS)
+
     def test_an_answer_that_fits_a_schema(self) -> None:
         answer = self.client.chat("m", MESSAGES, format=WEATHER)
         self.assertEqual(list(json.loads(answer.message.content)), ["city"])
@@ -89,14 +113,26 @@ class OllamaClientTest(ClientCase):
         self.assertEqual("".join(part.message.content for part in parts), answer.message.content)
         self.assertIsInstance(json.loads(self.client.generate("m", "hi", format="json").response), dict)
 
+    def test_an_answer_that_fits_a_class(self) -> None:
+        import pydantic
+
+        class City(pydantic.BaseModel):
+            name: str
+            inhabitants: int
+
+        schema = City.model_json_schema()
+        whole = self.client.chat("m", MESSAGES, format=schema).message.content
+        self.assertEqual(list(self.schema_sent()["properties"]), ["name", "inhabitants"])
+        streamed = "".join(part.message.content for part in self.client.chat("m", MESSAGES, format=schema, stream=True))
+        generated = self.client.generate("m", "hi there", format=schema).response
+        city = City.model_validate_json(whole)
+        self.assertEqual([City.model_validate_json(text) for text in (streamed, generated)], [city, city])
+
     def test_the_asynchronous_client(self) -> None:
         async def ask() -> Any:
-            client = self.sdk.AsyncClient(host=self.gateway.url, headers={"Authorization": f"Bearer {KEY}"})
-            try:
+            async with self.asynchronous() as client:
                 whole = await client.chat("m", MESSAGES)
                 return whole, [part async for part in await client.chat("m", MESSAGES, stream=True)]
-            finally:
-                await client._client.aclose()
 
         whole, parts = asyncio.run(ask())
         self.assertEqual("".join(part.message.content for part in parts), whole.message.content)
@@ -108,6 +144,13 @@ class OllamaClientTest(ClientCase):
         next(stream)
         stream.close()
         self.assert_left()
+
+    def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
+        async def streamed(client: Any) -> AsyncIterator[Any]:
+            async for part in await client.chat("m", MESSAGES, stream=True):
+                yield part
+
+        self.check_cancelling(self.asynchronous(), lambda client: client.chat("m", MESSAGES), streamed)
 
     def test_what_is_wrong_is_a_response_error(self) -> None:
         for status, says, key, model, options in (
@@ -129,12 +172,14 @@ class OllamaClientTest(ClientCase):
 
     def test_a_stream_that_breaks_is_a_response_error_and_not_done(self) -> None:
         self.break_streams()
-        parts = []
-        with self.assertRaises(self.sdk.ResponseError):
-            for part in self.client.chat("m", MESSAGES, stream=True):
-                parts.append(part)
-        self.assertGreater(len(parts), 0)
-        self.assertFalse(any(part.done for part in parts))
+        for ask, said in ((self.client.chat, MESSAGES), (self.client.generate, "hi there")):
+            with self.subTest(ask.__name__):
+                parts = []
+                with self.assertRaises(self.sdk.ResponseError):
+                    for part in ask("m", said, stream=True):
+                        parts.append(part)
+                self.assertGreater(len(parts), 0)
+                self.assertFalse(any(part.done for part in parts))
 
 
 class OllamaClientOverAnthropicTest(OllamaClientTest):

@@ -9,10 +9,11 @@ import asyncio
 import json
 import os
 import unittest
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, ROUNDS, WEATHER, ClientCase, missing
 from tests.scripted import ScriptedEngine
 from tests.support import gateway, mock_engine
 
@@ -42,6 +43,9 @@ class OpenAICase(ClientCase):
     def new_client(self, api_key: str = KEY) -> Any:
         # Without retries: what is tested is the gateway's first answer.
         return self.sdk.OpenAI(base_url=f"{self.gateway.url}/v1", api_key=api_key, max_retries=0, timeout=10)
+
+    def asynchronous(self) -> Any:
+        return self.sdk.AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key=KEY, max_retries=0, timeout=10)
 
 
 class AnswersTest(OpenAICase):
@@ -76,8 +80,7 @@ class AnswersTest(OpenAICase):
 
     def test_asynchronous_client(self) -> None:
         async def ask() -> str:
-            url = f"{self.gateway.url}/v1"
-            async with self.sdk.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+            async with self.asynchronous() as client:
                 stream = await client.chat.completions.create(model="7b", messages=MESSAGES, stream=True)
                 return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
@@ -105,6 +108,7 @@ class AnswersTest(OpenAICase):
                     messages += [message, result]
                 self.assertEqual(names, ["get_weather", "get_time"])
                 self.assertIn("of get_weather; of get_time", message.content)
+                self.assertEqual(self.turns_sent(), ROUNDS)
 
     def test_several_tools_at_once(self) -> None:
         asked = {"model": "13b", "messages": [{"role": "user", "content": ASKS_BOTH}], "tools": TOOLS}
@@ -163,6 +167,19 @@ class AnswersTest(OpenAICase):
         next(iter(stream))
         stream.close()
         self.assert_left()
+
+    def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
+        async def streamed(client: Any) -> AsyncIterator[Any]:
+            asked = {"model": "13b", "messages": MESSAGES, "stream": True}
+            async with await client.chat.completions.create(**asked) as stream:
+                async for chunk in stream:
+                    yield chunk
+
+        self.check_cancelling(
+            self.asynchronous(),
+            lambda client: client.chat.completions.create(model="13b", messages=MESSAGES),
+            streamed,
+        )
 
 
 class ErrorsTest(OpenAICase):

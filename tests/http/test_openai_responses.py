@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import unittest
+from collections.abc import AsyncIterator
 from typing import Any
 
-from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, WEATHER, ClientCase, missing
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, ROUNDS, WEATHER, ClientCase, missing
 
 MISSING = missing("openai")
 ASKED: dict[str, Any] = {"model": "m", "input": "hi there"}
+NATIVE = ("/v1/responses", "/v1/chat/completions")
 TOOLS: Any = [
     {"type": "function", "name": name, "parameters": schema, "strict": False}
     for name, schema in (("get_weather", WEATHER), ("get_time", CLOCK))
@@ -30,6 +32,9 @@ class ResponsesCase(ClientCase):
 
     def new_client(self, api_key: str = KEY) -> Any:
         return self.sdk.OpenAI(base_url=f"{self.gateway.url}/v1", api_key=api_key, max_retries=0, timeout=10)
+
+    def asynchronous(self) -> Any:
+        return self.sdk.AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key=KEY, max_retries=0, timeout=10)
 
 
 class AnswersTest(ResponsesCase):
@@ -56,8 +61,7 @@ class AnswersTest(ResponsesCase):
 
     def test_the_asynchronous_client(self) -> None:
         async def ask() -> Any:
-            options = {"base_url": f"{self.gateway.url}/v1", "api_key": KEY, "max_retries": 0}
-            async with self.sdk.AsyncOpenAI(**options) as client:
+            async with self.asynchronous() as client:
                 whole = await client.responses.create(**ASKED)
                 async with client.responses.stream(**ASKED) as stream:
                     return whole, await stream.get_final_response()
@@ -87,6 +91,7 @@ class AnswersTest(ResponsesCase):
                     items.append({"type": "function_call_output", "call_id": calls[0].call_id, "output": output})
                 self.assertEqual(names, ["get_weather", "get_time"])
                 self.assertIn("of get_weather; of get_time", response.output_text)
+                self.assertEqual(self.turns_sent(), ROUNDS)
 
     def test_several_tools_at_once(self) -> None:
         asked = {"model": "m", "input": ASKS_BOTH, "tools": TOOLS}
@@ -120,6 +125,14 @@ class AnswersTest(ResponsesCase):
             next(iter(stream))
         self.assert_left()
 
+    def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
+        async def streamed(client: Any) -> AsyncIterator[Any]:
+            async with client.responses.stream(**ASKED) as stream:
+                async for event in stream:
+                    yield event
+
+        self.check_cancelling(self.asynchronous(), lambda client: client.responses.create(**ASKED), streamed)
+
     def test_an_answer_that_was_cut_off_is_incomplete(self) -> None:
         response = self.client.responses.create(**ASKED, max_output_tokens=16)
         self.assertEqual(response.status, "completed")
@@ -128,13 +141,15 @@ class AnswersTest(ResponsesCase):
 
 
 class ErrorsTest(ResponsesCase):
+    refusals: Any = (
+        ("NotFoundError", "model_not_found", "model", {"model": "nope"}),
+        ("BadRequestError", "invalid_temperature", "temperature", {"temperature": 7}),
+        ("BadRequestError", "not_supported", "previous_response_id", {"previous_response_id": "resp_1"}),
+        ("AuthenticationError", "unauthorized", None, {"key": "wrong"}),
+    )
+
     def test_refusals_are_the_exceptions_of_their_kinds(self) -> None:
-        for exception, code, param, changes in (
-            ("NotFoundError", "model_not_found", "model", {"model": "nope"}),
-            ("BadRequestError", "invalid_temperature", "temperature", {"temperature": 7}),
-            ("BadRequestError", "not_supported", "previous_response_id", {"previous_response_id": "resp_1"}),
-            ("AuthenticationError", "unauthorized", None, {"key": "wrong"}),
-        ):
+        for exception, code, param, changes in self.refusals:
             for stream in (False, True):
                 with self.subTest(exception, stream=stream):
                     asked = {**ASKED, **changes, "stream": stream}
@@ -171,6 +186,32 @@ class AnswersOverAnthropicTest(AnswersTest):
 
 class ErrorsOverAnthropicTest(ErrorsTest):
     dialect = ANTHROPIC
+
+
+class AnswersOfAnEngineThatHasThemTest(AnswersTest):
+    endpoints = NATIVE
+
+    def test_a_conversation_that_the_engine_keeps_goes_on(self) -> None:
+        first = self.client.responses.create(**ASKED, store=True)
+        asked = {"model": "m", "input": "and now?", "previous_response_id": first.id}
+        second = self.client.responses.create(**asked)
+        self.assertEqual((second.previous_response_id, second.status), (first.id, "completed"))
+        sent = self.engine.requests[-1]
+        self.assertEqual((sent["path"], sent["body"]), ("/v1/responses", asked))
+        self.assertGreater(second.usage.input_tokens, first.usage.total_tokens)  # what was said before counts
+        with self.client.responses.create(**{**asked, "previous_response_id": second.id}, stream=True) as stream:
+            *_, last = stream
+        self.assertEqual(last.response.previous_response_id, second.id)
+        self.assertGreater(last.response.usage.input_tokens, second.usage.input_tokens)
+
+
+class ErrorsOfAnEngineThatHasThemTest(ErrorsTest):
+    endpoints = NATIVE
+    refusals = (
+        ("NotFoundError", "model_not_found", "model", {"model": "nope"}),
+        ("BadRequestError", "400", None, {"previous_response_id": "resp_1"}),  # the engine's own words
+        ("AuthenticationError", "unauthorized", None, {"key": "wrong"}),
+    )
 
 
 if __name__ == "__main__":
