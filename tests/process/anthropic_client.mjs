@@ -1,38 +1,46 @@
-// Asks with the anthropic package for JavaScript, as tests/process/test_anthropic_js.py says on standard input, and tells on
-// standard output how each request ended. ANTHROPIC_JS is the folder in which the package was installed.
-import { createRequire } from "node:module";
-import { join } from "node:path";
+// Asks with the anthropic package for JavaScript, which is in the folder ANTHROPIC_JS, as tests/process/test_anthropic_js.py says.
+import { cityOf, requiring, take, tell } from "./client.mjs";
 
-const { Anthropic } = createRequire(join(process.env.ANTHROPIC_JS, "x.js"))("@anthropic-ai/sdk");
+const require = requiring("ANTHROPIC_JS");
+const { Anthropic } = require("@anthropic-ai/sdk");
 
-async function streamed(client, options, leaves) {
-  const stream = client.messages.stream(options);
-  const events = [];
-  for await (const event of stream) {
-    events.push(event.type);
-    if (leaves && event.type === "content_block_delta") break; // which aborts it
-  }
-  return { events, message: leaves ? undefined : await stream.finalMessage() };
-}
+const flows = {
+  async create(client, asked, told, { controller }) {
+    told.message = await client.messages.create(asked, { signal: controller.signal });
+  },
+  async stream(client, asked, told, request) {
+    const stream = client.messages.stream(asked, { signal: request.controller.signal });
+    await take(stream, told, request);
+    told.message = await stream.finalMessage();
+  },
+  async rounds(client, { stream, ...asked }, told) {
+    const messages = [...asked.messages];
+    for (;;) {
+      const wanted = { ...asked, messages };
+      const message = stream
+        ? await client.messages.stream(wanted).finalMessage()
+        : await client.messages.create(wanted);
+      const calls = message.content.filter((block) => block.type === "tool_use");
+      told.said = message.content.at(-1).text;
+      if (calls.length === 0) return;
+      const results = calls.map(({ id, name }) => ({ type: "tool_result", tool_use_id: id, content: `of ${name}` }));
+      messages.push({ role: "assistant", content: message.content }, { role: "user", content: results });
+    }
+  },
+  async fits(client, asked, told) {
+    const { zodOutputFormat } = require("@anthropic-ai/sdk/helpers/zod");
+    const wanted = { ...asked, output_config: { format: zodOutputFormat(cityOf(require("zod/v4"))) } };
+    told.whole = (await client.messages.parse(wanted)).parsed_output;
+    told.streamed = (await client.messages.stream(wanted).finalMessage()).parsed_output;
+  },
+  async count(client, asked, told) {
+    told.tokens = (await client.messages.countTokens(asked)).input_tokens;
+  },
+};
 
-async function ask({ base_url: baseURL, key: apiKey, how, options }) {
-  const told = {};
-  try {
-    const client = new Anthropic({ baseURL, apiKey, maxRetries: 0, timeout: 20_000 });
-    if (how === "stream") Object.assign(told, await streamed(client, options, false));
-    else if (how === "leave") Object.assign(told, await streamed(client, options, true));
-    else if (how === "count") told.tokens = (await client.messages.countTokens(options)).input_tokens;
-    else told.message = await client.messages.create(options);
-  } catch (error) {
-    const { message, status, requestID, error: body } = error;
-    told.error = { message, status, request_id: requestID, body, kinds: [] };
-    for (let kind = error.constructor; kind?.name; kind = Object.getPrototypeOf(kind)) told.error.kinds.push(kind.name);
-  }
-  return told;
-}
-
-let text = "";
-for await (const piece of process.stdin) text += piece;
-const told = [];
-for (const request of JSON.parse(text)) told.push(await ask(request));
-console.log(JSON.stringify(told));
+await tell(async (request, told) => {
+  const { base_url: baseURL, key: apiKey, name } = request;
+  const defaultHeaders = { "X-Request-ID": name };
+  const client = new Anthropic({ baseURL, apiKey, maxRetries: 0, timeout: 20_000, defaultHeaders });
+  await flows[request.how](client, request.options, told, request);
+});

@@ -1,31 +1,81 @@
-// Asks with the openai package for JavaScript, as tests/process/test_openai_js.py says on standard input, and tells on standard
-// output how each request ended. OPENAI_JS is the folder in which the package was installed.
-import { createRequire } from "node:module";
-import { join } from "node:path";
+// Asks with the openai package for JavaScript, which is in the folder OPENAI_JS, as tests/process/test_openai_js.py says.
+import { cityOf, requiring, take, tell } from "./client.mjs";
 
-const { OpenAI } = createRequire(join(process.env.OPENAI_JS, "x.js"))("openai");
+const require = requiring("OPENAI_JS");
+const { OpenAI } = require("openai");
 
-async function ask({ base_url: baseURL, key: apiKey, options, retries: maxRetries }) {
-  const told = { requests: 0 };
-  const counted = (...request) => {
-    told.requests += 1;
-    return fetch(...request);
-  };
-  try {
-    const client = new OpenAI({ baseURL, apiKey, maxRetries, timeout: 20_000, fetch: counted });
-    const answer = await client.chat.completions.create(options);
-    if (options.stream) for await (const chunk of answer) told.chunk = chunk;
-    else told.answer = answer.choices[0].message.content;
-  } catch (error) {
-    const { message, status, code, param, type, requestID } = error;
-    told.error = { message, status, code, param, type, request_id: requestID, kinds: [] };
-    for (let kind = error.constructor; kind?.name; kind = Object.getPrototypeOf(kind)) told.error.kinds.push(kind.name);
-  }
-  return told;
+// zod, and what the package makes of it, for the flows that need it.
+function fitting() {
+  return { City: cityOf(require("zod")), ...require("openai/helpers/zod") };
 }
 
-let text = "";
-for await (const piece of process.stdin) text += piece;
-const told = [];
-for (const request of JSON.parse(text)) told.push(await ask(request));
-console.log(JSON.stringify(told));
+const flows = {
+  async chat(client, asked, told, request) {
+    const answer = await client.chat.completions.create(asked, { signal: request.controller.signal });
+    if (asked.stream) await take(answer, told, request);
+    else told.answer = answer;
+  },
+  async rounds(client, asked, told) {
+    const run = ({ function: { name, parameters } }) => ({
+      type: "function",
+      function: { name, parameters, parse: JSON.parse, function: () => `of ${name}` },
+    });
+    const runner = client.chat.completions.runTools({ ...asked, tools: asked.tools.map(run) });
+    told.said = await runner.finalContent();
+  },
+  async fits(client, asked, told) {
+    const { City, zodResponseFormat } = fitting();
+    const wanted = { ...asked, response_format: zodResponseFormat(City, "City") };
+    told.whole = (await client.chat.completions.parse(wanted)).choices[0].message.parsed;
+    const stream = client.chat.completions.stream(wanted);
+    told.streamed = (await stream.finalChatCompletion()).choices[0].message.parsed;
+  },
+  async calls(client, asked, told) {
+    const { City, zodFunction } = fitting();
+    const answer = await client.chat.completions.parse({
+      ...asked,
+      tools: [zodFunction({ name: "City", parameters: City })],
+    });
+    told.called = answer.choices[0].message.tool_calls[0].function.parsed_arguments;
+  },
+  async embeddings(client, asked, told) {
+    told.answer = await client.embeddings.create(asked);
+  },
+  async response(client, asked, told, request) {
+    const answer = await client.responses.create(asked, { signal: request.controller.signal });
+    if (asked.stream) await take(answer, told, request);
+    else told.answer = answer;
+  },
+  async response_rounds(client, { stream, ...asked }, told) {
+    const input = [...asked.input];
+    for (;;) {
+      const wanted = { ...asked, input };
+      const response = stream
+        ? await client.responses.stream(wanted).finalResponse()
+        : await client.responses.create(wanted);
+      const calls = response.output.filter((item) => item.type === "function_call");
+      told.said = response.output_text;
+      if (calls.length === 0) return;
+      const results = calls.map(({ call_id, name }) => ({ type: "function_call_output", call_id, output: `of ${name}` }));
+      input.push(...response.output, ...results);
+    }
+  },
+  async response_fits(client, asked, told) {
+    const { City, zodTextFormat } = fitting();
+    const wanted = { ...asked, text: { format: zodTextFormat(City, "City") } };
+    told.whole = (await client.responses.parse(wanted)).output_parsed;
+    told.streamed = (await client.responses.stream(wanted).finalResponse()).output_parsed;
+  },
+};
+
+await tell(async (request, told) => {
+  const { base_url: baseURL, key: apiKey, name = null, retries: maxRetries = 0 } = request;
+  told.requests = 0;
+  const counted = (...asked) => {
+    told.requests += 1;
+    return fetch(...asked);
+  };
+  const defaultHeaders = { "X-Request-ID": name };
+  const client = new OpenAI({ baseURL, apiKey, maxRetries, timeout: 20_000, fetch: counted, defaultHeaders });
+  await flows[request.how](client, request.options, told, request);
+});

@@ -1,112 +1,121 @@
-"""The anthropic package for JavaScript as a client, against a gateway whose engines only know one dialect.
+"""The anthropic package for JavaScript as a client: its users' flows, over engines of either dialect.
 
 Skipped where node or the package is missing, which is looked for in the folder ANTHROPIC_JS (`npm install
-@anthropic-ai/sdk`, run there); with REQUIRE_ANTHROPIC_JS=1 that is a failure.
+@anthropic-ai/sdk zod`, run there); with REQUIRE_ANTHROPIC_JS=1 that is a failure.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
-import subprocess
 import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, LACKED, OPENAI, WEATHER, serving
-from tests.support import SocketTest, eventually, mock_engine
+from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, ROUNDS, WEATHER, schema_of, turns_of
+from tests.jsclients import CITY, NODE, JsCase, folder_of
+from tests.support import RunningGateway
 
-SCRIPT = Path(__file__).with_name("anthropic_client.mjs")
-NODE = shutil.which("node")
-FOLDER = os.environ.get("ANTHROPIC_JS", "")
-MISSING = NODE is None or not (Path(FOLDER) / "node_modules" / "@anthropic-ai" / "sdk").is_dir()
-LIMIT_S = 60
-ASKED: dict[str, Any] = {"model": "m", "max_tokens": 200, "messages": [{"role": "user", "content": "hi there"}]}
+FOLDER = "ANTHROPIC_JS"
+MISSING = NODE is None or not all((folder_of(FOLDER) / name).is_dir() for name in ("@anthropic-ai/sdk", "zod"))
 TOOLS = [{"name": "get_weather", "input_schema": WEATHER}, {"name": "get_time", "input_schema": CLOCK}]
 
 
 class RequirementTest(unittest.TestCase):
     @unittest.skipUnless(os.environ.get("REQUIRE_ANTHROPIC_JS") == "1", "REQUIRE_ANTHROPIC_JS=1 is not set")
     def test_the_anthropic_package_for_javascript_is_installed(self) -> None:
-        self.assertFalse(MISSING, f"REQUIRE_ANTHROPIC_JS=1, but node ({NODE}) or its package in {FOLDER!r} is missing")
-
-
-@unittest.skipIf(MISSING, "node, or the anthropic package for JavaScript in the folder ANTHROPIC_JS, is not installed")
-class ClientTest(SocketTest):
-    dialect = OPENAI
-
-    def setUp(self) -> None:
-        lacks = LACKED[self.dialect]
-        self.engine = self.enter(mock_engine("m", lacks=lacks))
-        self.breaking = self.enter(mock_engine("b", "drop_mid_stream", lacks=lacks))
-        urls = {"m": self.engine.url, "b": self.breaking.url}
-        self.gateway = serving(self.enter(contextlib.ExitStack()), urls, self.dialect)
-
-    def ask(self, *requests: tuple[str, dict[str, Any]], key: str = KEY) -> list[dict[str, Any]]:
-        """How these have ended, asked one after another: `(how, options)` each."""
-        assert NODE is not None
-        wanted = [
-            {"base_url": self.gateway.url, "key": key, "how": how, "options": options} for how, options in requests
-        ]
-        done = subprocess.run(
-            (NODE, str(SCRIPT)),
-            input=json.dumps(wanted),
-            capture_output=True,
-            text=True,
-            env={"ANTHROPIC_JS": FOLDER, "PATH": os.environ.get("PATH", "")},
-            timeout=LIMIT_S,
+        self.assertFalse(
+            MISSING, f"REQUIRE_ANTHROPIC_JS=1, but node ({NODE}), or the sdk or zod in {FOLDER}, is missing"
         )
-        assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        assert isinstance(told, list)
-        return told
+
+
+@unittest.skipIf(MISSING, "node, or @anthropic-ai/sdk or zod in the folder ANTHROPIC_JS, is not installed")
+class FlowsTest(JsCase):
+    script = Path(__file__).with_name("anthropic_client.mjs")
+    folder = FOLDER
+
+    @classmethod
+    def wanted(cls, gateway: RunningGateway) -> dict[str, dict[str, Any]]:
+        def asking(how: str, text: str = "hi there", model: str = "m", **options: Any) -> dict[str, Any]:
+            asked = {"model": model, "messages": [{"role": "user", "content": text}], **options}
+            if how != "count":
+                asked["max_tokens"] = 200
+            return {"how": how, "base_url": gateway.url, "options": asked}
+
+        one_by_one = {"tools": TOOLS, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+        return {
+            "whole": asking("create", system="be brief"),
+            "streamed": asking("stream", system="be brief"),
+            "count": asking("count"),
+            "called": asking("create", ASKS_BOTH, tools=TOOLS),
+            "called-streamed": asking("stream", ASKS_BOTH, tools=TOOLS),
+            "both": asking("rounds", ASKS_BOTH, tools=TOOLS),
+            "rounds": asking("rounds", ASKS_BOTH, **one_by_one),
+            "rounds-streamed": asking("rounds", ASKS_BOTH, stream=True, **one_by_one),
+            "fits": asking("fits"),
+            "unknown": asking("create", model="nope"),
+            "refused": {**asking("create"), "key": "wrong"},
+            "broken": asking("stream", model="b"),
+            "aborted": {**asking("create", model="h"), "aborts_at": cls.engines["h"].url},
+            "left": {**asking("stream", model="s"), "leaves": True},
+        }
 
     def test_whole_streamed_and_counted(self) -> None:
-        counted = {"model": "m", "messages": ASKED["messages"]}
-        whole, streamed, count = self.ask(("create", ASKED), ("stream", ASKED), ("count", counted))
-        self.assertIn("hi there", whole["message"]["content"][0]["text"])
-        self.assertEqual(streamed["message"]["content"], whole["message"]["content"])
-        self.assertEqual(streamed["message"]["usage"], whole["message"]["usage"])
-        self.assertEqual(streamed["events"][-1], "message_stop")
-        self.assertGreater(count["tokens"], 0)
+        whole, streamed = self.got("whole")["message"], self.got("streamed")["message"]
+        self.assertIn("hi there", whole["content"][0]["text"])
+        self.assertEqual((streamed["content"], streamed["usage"]), (whole["content"], whole["usage"]))
+        self.assertEqual(self.got("streamed")["chunks"][-1]["type"], "message_stop")
+        self.assertGreater(self.got("count")["tokens"], 0)
+        self.assertEqual(self.sent("count"), [])
+        for name in ("whole", "streamed"):
+            (sent,) = self.sent(name)
+            self.assertEqual(turns_of(sent)[-1], "hi there")
+            self.assertIn("be brief", str(sent["body"]))
 
     def test_several_tools_at_once_and_their_results(self) -> None:
-        asked = {**ASKED, "messages": [{"role": "user", "content": ASKS_BOTH}], "tools": TOOLS}
-        whole, streamed = self.ask(("create", asked), ("stream", asked))
-        for told in (whole, streamed):
-            calls = [(block["name"], list(block["input"])) for block in told["message"]["content"]]
+        for name in ("called", "called-streamed"):
+            calls = [(block["name"], list(block["input"])) for block in self.got(name)["message"]["content"]]
             self.assertEqual(calls, [("get_weather", ["city"]), ("get_time", ["zone"])])
-        content = streamed["message"]["content"]
-        results = [{"type": "tool_result", "tool_use_id": block["id"], "content": "fine"} for block in content]
-        asked["messages"] += [{"role": "assistant", "content": content}, {"role": "user", "content": results}]
-        (last,) = self.ask(("stream", asked))
-        self.assertIn("fine; fine", last["message"]["content"][0]["text"])
+        self.assertIn("of get_weather; of get_time", self.got("both")["said"])
+        *_, last = self.sent("both")
+        self.assertEqual(turns_of(last), [ROUNDS[0], *ROUNDS[1::2], *ROUNDS[2::2]])
+
+    def test_tools_in_several_rounds(self) -> None:
+        for name in ("rounds", "rounds-streamed"):
+            with self.subTest(name):
+                self.assertIn("of get_weather; of get_time", self.got(name)["said"])
+                self.assertEqual([turns_of(sent) for sent in self.sent(name)], [ROUNDS[:1], ROUNDS[:3], ROUNDS])
+
+    def test_an_answer_that_fits_a_zod_schema(self) -> None:
+        told = self.got("fits")
+        self.assertEqual(list(told["whole"]), CITY)
+        self.assertEqual(told["streamed"], told["whole"])
+        for sent in self.sent("fits"):
+            self.assertEqual(list(schema_of(sent)["properties"]), CITY)
 
     def test_what_is_wrong(self) -> None:
-        unknown, broken = self.ask(("create", {**ASKED, "model": "nope"}), ("stream", {**ASKED, "model": "b"}))
-        (refused,) = self.ask(("create", ASKED), key="wrong")
-        for told, status, kind, code in (
-            (unknown, 404, "NotFoundError", "model_not_found"),
-            (refused, 401, "AuthenticationError", "unauthorized"),
-            (broken, None, "APIError", "backend_error"),
+        for name, status, kind, code in (
+            ("unknown", 404, "NotFoundError", "model_not_found"),
+            ("refused", 401, "AuthenticationError", "unauthorized"),
+            ("broken", None, "APIError", "backend_error"),
         ):
-            with self.subTest(code):
+            with self.subTest(name):
+                told = self.told[name]
                 error = told["error"]
                 self.assertIn(kind, error["kinds"])
                 self.assertEqual(error.get("status"), status)
                 self.assertEqual(error["body"]["error"]["details"]["error_code"], code)
                 self.assertNotIn("message", told)
+        self.assertIn("content_block_delta", [event["type"] for event in self.told["broken"]["chunks"]])
 
-    def test_leaving_a_stream_ends_it_at_the_engine(self) -> None:
-        self.engine.control("ok", events=1000, gap=0.05)
-        self.ask(("leave", ASKED))
-        self.assertTrue(self.engine.wait_for_cancelled(1, timeout_s=5))
-        eventually(lambda: self.gateway.app.pipeline.in_flight == 0)
+    def test_aborting_ends_a_request_at_the_engine(self) -> None:
+        for name, model in (("aborted", "h"), ("left", "s")):
+            with self.subTest(name):
+                self.assertIn("APIUserAbortError", self.told[name]["error"]["kinds"])
+                self.assertNotIn("message", self.told[name])
+                self.assert_left(model, 1)
 
 
-class ClientOverAnthropicTest(ClientTest):
+class FlowsOverAnthropicTest(FlowsTest):
     dialect = ANTHROPIC
 
 
