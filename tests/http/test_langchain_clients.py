@@ -12,7 +12,7 @@ import functools
 import operator
 import os
 import unittest
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from tests.clients import ANTHROPIC, ASKS_BOTH, CLOCK, KEY, ROUNDS, WEATHER, ClientCase, missing
@@ -73,11 +73,28 @@ class LangchainCase(ClientCase):
         self.check_rounds()
         self.check_structured()
         self.break_streams()
+        self.check_broken(self.model.stream)
+
+    def check_broken(self, stream: Callable[[str], Iterable[Any]]) -> None:
         chunks = []
         with self.assertRaises(self.error):
-            for chunk in self.model.stream("hi there"):
+            for chunk in stream("hi there"):
                 chunks.append(chunk)
         self.assertTrue(any(chunk.text for chunk in chunks))
+
+    def asynchronously_streamed(self, said: str) -> Iterator[Any]:
+        """What `astream` gives; then its exception, if there is one. The model may not be asked so again."""
+        chunks = []
+
+        async def ask() -> None:
+            async with self.opened() as model:
+                async for chunk in model.astream(said):
+                    chunks.append(chunk)
+
+        try:
+            asyncio.run(ask())
+        finally:
+            yield from chunks
 
     def check_answers(self) -> None:
         whole = self.model.invoke("hi there")
@@ -86,12 +103,7 @@ class LangchainCase(ClientCase):
         parts = list(self.model.stream("hi there"))
         self.assertEqual("".join(part.text for part in parts), whole.text)
         self.assertGreater(len(parts), 2)
-
-        async def ask() -> str:
-            async with self.opened() as model:
-                return "".join([part.text async for part in model.astream("hi there")])
-
-        self.assertEqual(asyncio.run(ask()), whole.text)
+        self.assertEqual("".join(part.text for part in self.asynchronously_streamed("hi there")), whole.text)
 
     def check_tools(self) -> None:
         from langchain_core.messages import HumanMessage, ToolMessage
@@ -147,6 +159,10 @@ class AnthropicTest(LangchainCase):
     def test_its_users_flows(self) -> None:
         self.check()
 
+    def test_an_asynchronous_stream_that_breaks(self) -> None:
+        self.break_streams()
+        self.check_broken(self.asynchronously_streamed)
+
     def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
         self.check_leaving()
 
@@ -165,6 +181,10 @@ class OpenAITest(LangchainCase):
     def test_its_users_flows(self) -> None:
         self.check()
 
+    def test_an_asynchronous_stream_that_breaks(self) -> None:
+        self.break_streams()
+        self.check_broken(self.asynchronously_streamed)
+
     def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
         self.check_leaving()
 
@@ -172,6 +192,10 @@ class OpenAITest(LangchainCase):
         self.model = self.new_model(use_responses_api=True)
         self.error = ValueError  # langchain's own, of the event response.failed
         self.check()
+
+    def test_a_cancelled_task_ends_its_request_over_responses(self) -> None:
+        self.model = self.new_model(use_responses_api=True)
+        self.check_leaving()
 
     def test_embeddings(self) -> None:
         options = {"base_url": f"{self.gateway.url}/v1", "api_key": KEY, "check_embedding_ctx_length": False}
