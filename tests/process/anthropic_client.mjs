@@ -1,4 +1,4 @@
-// Asks with the anthropic package for JavaScript, which is in the folder ANTHROPIC_JS, as tests/process/test_anthropic_js.py says.
+// Asks with the anthropic package for JavaScript, which is in the folder ANTHROPIC_JS, as its test says.
 import { cityOf, requiring, take, tell } from "./client.mjs";
 
 const require = requiring("ANTHROPIC_JS");

@@ -1,5 +1,5 @@
-// What the clients for JavaScript share. A test says on standard input what is to be asked, one request after another, and
-// reads on standard output how each of them ended.
+// What the clients for JavaScript share. A test says on standard input what is to be asked, one request after
+// another, and reads on standard output how each of them ended.
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
@@ -39,7 +39,9 @@ export async function tell(flow) {
     } catch (error) {
       const { message, status, code, param, type, requestID, error: body } = error;
       told.error = { message, status, code, param, type, request_id: requestID, body, kinds: [] };
-      for (let kind = error.constructor; kind?.name; kind = Object.getPrototypeOf(kind)) told.error.kinds.push(kind.name);
+      for (let kind = error.constructor; kind?.name; kind = Object.getPrototypeOf(kind)) {
+        told.error.kinds.push(kind.name);
+      }
     }
     all.push(told);
   }

@@ -1,4 +1,4 @@
-// Asks with the openai package for JavaScript, which is in the folder OPENAI_JS, as tests/process/test_openai_js.py says.
+// Asks with the openai package for JavaScript, which is in the folder OPENAI_JS, as its test says.
 import { cityOf, requiring, take, tell } from "./client.mjs";
 
 const require = requiring("OPENAI_JS");
@@ -56,8 +56,8 @@ const flows = {
       const calls = response.output.filter((item) => item.type === "function_call");
       told.said = response.output_text;
       if (calls.length === 0) return;
-      const results = calls.map(({ call_id, name }) => ({ type: "function_call_output", call_id, output: `of ${name}` }));
-      input.push(...response.output, ...results);
+      const result = ({ call_id, name }) => ({ type: "function_call_output", call_id, output: `of ${name}` });
+      input.push(...response.output, ...calls.map(result));
     }
   },
   async response_fits(client, asked, told) {
