@@ -144,6 +144,11 @@ ERRORS: Mapping[str, ErrorCode] = {
         "A field asks for what is not done here, or cannot be said to the engine. It may be right elsewhere.",
         "Leave out what `param` names, or ask an engine that has this endpoint itself.",
     ),
+    "thread_unsupported_request": ErrorCode(
+        400,
+        "A message asks for a thread that Anthropic would keep the conversation of; no conversation is kept here.",
+        "Send the whole conversation, without `thread`, as Anthropic's clients then do by themselves.",
+    ),
     "request_exceeds_limit": ErrorCode(
         400,
         "The request alone needs more tokens than the caller's limit allows at all.",

@@ -79,11 +79,13 @@ DESCRIBED = (
             max_tokens={"type": "integer", "minimum": 1},
             stop_sequences={"type": ["array", "null"], "items": _TEXT},
             top_k=_NUMBER,
+            thread={"type": "null"},
             **_SAMPLING,
         ),
         {"model": "13b", "max_tokens": 100, "messages": [_USER]},
         _EVENTS,
         *_TOGETHER,
+        "thread_unsupported_request",
     ),
     _operation(
         "/v1/messages/count_tokens",

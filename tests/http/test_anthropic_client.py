@@ -100,6 +100,20 @@ class AnswersTest(AnthropicCase):
                 self.assertIn("of get_weather; of get_time", message.content[0].text)
                 self.assertEqual(self.turns_sent(), ROUNDS)
 
+    def test_a_tool_runner_s_rounds(self) -> None:
+        def runnable(name: str, input_schema: Any) -> Any:
+            made = self.sdk.beta_tool(name=name, description=name, input_schema=input_schema)
+            return made(lambda **_: f"of {name}")
+
+        choice = {"type": "auto", "disable_parallel_tool_use": True}
+        asked = {**ASKED, "messages": [{"role": "user", "content": ASKS_BOTH}], "tool_choice": choice}
+        for streams in (False, True):
+            with self.subTest(streams=streams):
+                tools = [runnable(**tool) for tool in TOOLS]
+                message = self.client.beta.messages.tool_runner(**asked, tools=tools, stream=streams).until_done()
+                self.assertIn("of get_weather; of get_time", message.content[0].text)
+                self.assertEqual(self.turns_sent(), ROUNDS)
+
     def test_several_tools_at_once(self) -> None:
         asked = {**ASKED, "messages": [{"role": "user", "content": ASKS_BOTH}], "tools": TOOLS}
         whole = self.client.messages.create(**asked)

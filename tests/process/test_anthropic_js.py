@@ -51,6 +51,7 @@ class FlowsTest(JsCase):
             "both": asking("rounds", ASKS_BOTH, tools=TOOLS),
             "rounds": asking("rounds", ASKS_BOTH, **one_by_one),
             "rounds-streamed": asking("rounds", ASKS_BOTH, stream=True, **one_by_one),
+            "run": asking("runs", ASKS_BOTH, **one_by_one),
             "fits": asking("fits"),
             "unknown": asking("create", model="nope"),
             "refused": {**asking("create"), "key": "wrong"},
@@ -80,7 +81,7 @@ class FlowsTest(JsCase):
         self.assertEqual(turns_of(last), [ROUNDS[0], *ROUNDS[1::2], *ROUNDS[2::2]])
 
     def test_tools_in_several_rounds(self) -> None:
-        for name in ("rounds", "rounds-streamed"):
+        for name in ("rounds", "rounds-streamed", "run"):
             with self.subTest(name):
                 self.assertIn("of get_weather; of get_time", self.got(name)["said"])
                 self.assertEqual([turns_of(sent) for sent in self.sent(name)], [ROUNDS[:1], ROUNDS[:3], ROUNDS])

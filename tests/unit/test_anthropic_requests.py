@@ -270,6 +270,11 @@ class RefusedTest(unittest.TestCase):
         ):
             self.refused(asked, path, "not_supported")
 
+    def test_a_thread_is_refused_as_clients_know_it_rather_than_its_conversation_lost(self) -> None:
+        for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+            self.refused(request(thread=thread), "thread", "thread_unsupported_request")
+        read(request(thread=None))
+
 
 class PlainTest(unittest.TestCase):
     def plain(self, *messages: Any, **fields: Any) -> dict[str, Any]:

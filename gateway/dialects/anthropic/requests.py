@@ -45,6 +45,9 @@ class MessagesConversation:
 
 def read(request: Json) -> MessagesConversation:
     """A request to `/v1/messages`. Raises RequestRefused, with the client's own path as `param`."""
+    if request.get("thread") is not None:
+        # Left out, what was said before would be lost. Official clients know this code, and go on without a thread.
+        raise refused("thread", "is not kept here: send the whole conversation", "thread_unsupported_request")
     chat = read_count(request)
     max_tokens = request.get("max_tokens")
     if type(max_tokens) is not int or max_tokens < 1:
