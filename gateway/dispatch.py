@@ -119,7 +119,7 @@ class Asker:
         if asked[0].spec.params is not None:
             call.adapt(asked[0].spec.params)
         pools = self._that_fit(call, asked) if router.knows_context else asked
-        may_use = call.may_use
+        own, may_use = pools[0], call.may_use
         if may_use is not None:  # a key that may not ask a model does not fall back to it either
             pools = tuple(pool for pool in pools if may_use(pool.name))
             if not pools:
@@ -127,13 +127,16 @@ class Asker:
         unable: tuple[Engine, ...] = ()
         if call.path != CHAT or router.knows_endpoints:
             pools, unable = _that_serve(call, pools)
+            if pools[0] is not own and not any(pool.name in named or router.reaches(own, pool) for pool in pools):
+                raise _not_served(call.path, own.name)
         affinity = b""
         if router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
         accusers = router.accusers
         avoid = accusers.avoided(call.caller) if accusers.told else ()
         limit = self._retry_attempts
-        tries = Tries(pools, limit, affinity, call.priority, router.jitter, avoid, router.reaches, named, unable)
+        reaches = router.reaches
+        tries = Tries(pools, limit, affinity, call.priority, router.jitter, avoid, reaches, named, unable, own)
         return tries, asked[0]
 
     def choose(self, call: Call, key: str) -> Optional[SplitSpec]:

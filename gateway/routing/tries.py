@@ -83,9 +83,10 @@ class Tries:
         reaches: Callable[[ModelPool, ModelPool], bool] = lambda asked, other: True,
         named: Sequence[str] = (),
         unable: tuple[Engine, ...] = (),
+        asked: Optional[ModelPool] = None,
     ) -> None:
         self._pools = pools
-        self.asked = pools[0]  # the model whose route it is
+        self.asked = asked or pools[0]  # the model whose route it is, be it none of those that can be asked
         self.named = named  # models that stand in because the request's own model says so, wherever they are
         self._reaches = reaches
         self._limit = attempts_per_model
@@ -126,7 +127,7 @@ class Tries:
     def _find(self) -> Optional[Step]:
         while self._index < len(self._pools):
             pool = self._pools[self._index]
-            if self._here < self._limit and (not self._index or self.may_ask(pool)):
+            if self._here < self._limit and (pool is self.asked or self.may_ask(pool)):
                 lease = pool.acquire(self._tried, self._affinity, self._avoid)
                 if lease is not None and self._unable:
                     lease = self._able(pool, lease)
@@ -184,7 +185,7 @@ class Tries:
 
     def may_ask(self, pool: ModelPool) -> bool:
         """Whether the request may be sent there now: see `Router.reaches`."""
-        return pool.name in self.named or self._reaches(self._pools[0], pool)
+        return pool.name in self.named or self._reaches(self.asked, pool)
 
     def _untried_at_last(self, pool: ModelPool, lease: Lease) -> Lease:
         """The model's last try: rather on an engine that is out but untried than where the connection broke before."""

@@ -18,6 +18,7 @@ from gateway.inference import InferenceFactory
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.steps import drive
 from gateway.upstream.resolver import Resolver
+from tests.dialects import RESPONSES
 from tests.naming import Names, resolver_threads
 from tests.resilience import ResilienceTest, ask, fleet
 from tests.scripted import STREAM_HEAD, chunked, delta
@@ -230,6 +231,21 @@ class NearnessTest(ResilienceTest):
         self.assertEqual(response.status, 502, response.body)
         self.assertEqual((response.header("x-gateway-attempts"), other.requests), ("1", []))
         self.assertEqual(running.post(ask(model="cloud")).header("x-gateway-model"), "m")
+
+    def test_what_its_model_has_no_endpoint_for_stays_near_too(self) -> None:
+        native: dict[str, Any] = {"engines": [{"url": dead_url(), "endpoints": [RESPONSES]}]}
+        running = self.serve_known({**self.models(), "m": native})
+        asked = {"model": "m", "input": "a secret"}
+        self.assert_error(running.post(asked, RESPONSES), 502, "backend_unavailable")
+        self.assert_error(running.post(asked, "/v1/embeddings"), 400, "endpoint_not_served")
+        self.assert_error(running.post(ask("a secret")), 400, "endpoint_not_served")
+        self.assertEqual((self.cloud.requests, self.reached), ([], []))
+        near = self.engine(model="near")
+        running = self.serve_known({**self.models(), "m": native, "near": {"engines": [near.url]}})
+        for path in (RESPONSES, "/v1/embeddings"):
+            answer = running.post(asked, path)
+            self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "m->near"), answer.body)
+        self.assertEqual((self.cloud.requests, self.reached), ([], []))
 
     def test_the_library_has_the_same_rule(self) -> None:
         dead, own = dead_url(), ModelSpec("own", (EngineSpec(dead_url()),), fallbacks=("cloud",))
