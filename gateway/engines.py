@@ -162,14 +162,14 @@ class Engines:
             pool.found_having(engine, call.path)
             media_type = media_type_of(response)
             is_json = media_type.lower().startswith(JSON_TYPE)
-            is_read = BY_PATH[call.path].method == "GET"
-            if is_read or (is_json and call.shape is not None):  # or HEAD, whose answer must not begin to come
+            is_read = BY_PATH[call.path].method == "GET"  # or HEAD, whose answer must not begin to come
+            is_events = not is_read and media_type.lower().startswith(EVENTS_TYPE)
+            if is_read or (call.shape is not None and not is_events):
                 body = bytes((yield from response.read_all(self._sizes.answer_bytes)))
             else:
                 body = yield from response.read_begin(
                     HELD_BYTES if is_json else 1
                 )  # who has begun is tried nowhere else
-            is_events = not is_read and media_type.lower().startswith(EVENTS_TYPE)
             if is_events or not response.decoder.complete:
                 events = PassedJson() if is_json else PassedEvents()
                 if is_events:

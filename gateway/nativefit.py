@@ -17,7 +17,7 @@ from gateway.schemas.reading import calls_prompt, faults_prompt
 from gateway.schemas.schema import Schema
 from gateway.upstream.answers import Usage, dump
 from gateway.upstream.call import Call
-from gateway.upstream.passed import LAST_EVENT, decoded
+from gateway.upstream.passed import decoded, last_told
 
 
 def takes_long_to_shape_native(request: dict[str, Any]) -> bool:
@@ -75,10 +75,9 @@ class NativeJudging(Judging):
 
     def lines(self, lines: bytes, done: bool) -> tuple[bytes, bytes]:
         """Whole events; apart, where the stream is `done`, its last one."""
-        found = LAST_EVENT.search(lines) if done else None
-        if found is None:
+        if not done:
             return lines, b""
-        start = _event_start(lines, found.start())
+        start = _last_start(lines)
         told = next((event.data for event in Cutter().feed(lines[start:] + b"\n\n") if not event.is_comment), b"")
         self._body = bytearray(told)
         return lines[:start], lines[start:]
@@ -90,7 +89,13 @@ class NativeJudging(Judging):
         return judged(self._shape, answer if isinstance(answer, dict) else None)
 
 
-def _event_start(lines: bytes, place: int) -> int:
-    """Where the event begins that has something at `place`."""
-    ends = [(lines.rfind(gap, 0, place), len(gap)) for gap in (b"\n\n", b"\r\n\r\n", b"\r\r")]
-    return max((at + size for at, size in ends if at >= 0), default=0)
+def _last_start(lines: bytes) -> int:
+    """Where the last event begins; the end of the lines: there is none."""
+    start = at = 0
+    for line in lines.splitlines(keepends=True):
+        if line.startswith(b"data:") and last_told(line[5:]) is not None:
+            return start
+        at += len(line)
+        if not line.strip():
+            start = at
+    return at

@@ -62,7 +62,7 @@ class Streaming(Answering):
     @property
     def _has_no_words(self) -> bool:
         """Whether what is streamed cannot say that it is broken."""
-        return bool(self.media_type) and (self.telling is None or not self.media_type.startswith(EVENTS_TYPE))
+        return bool(self.media_type) and (self.telling is None or not self.media_type.lower().startswith(EVENTS_TYPE))
 
     def end_of_stream(self) -> bytes:
         """Return the bytes that end the body of a stream: none where it has broken and has no words for that."""

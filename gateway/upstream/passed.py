@@ -21,9 +21,8 @@ JSON_TYPE = b"application/json"
 EVENTS_TYPE = b"text/event-stream"
 TELLING_BYTES = 4096  # of a large JSON answer, at its begin and at its end
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')  # in a text, quotes have backslashes
-LAST_EVENT = re.compile(
-    rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'
-)  # in a text, quotes have backslashes
+_LAST = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')  # in a text, quotes have backslashes
+_LAST_TYPES = ("response.completed", "response.incomplete", "response.failed")
 _DELTA = re.compile(rb'"delta"\s*:\s*"')
 
 
@@ -201,11 +200,12 @@ class ResponsesEvents(PassedEvents):
         return rest
 
     def _look_at(self, event: bytes) -> None:
-        if LAST_EVENT.search(event) is None:
+        last = last_told(event)
+        if last is None:
             self.weight += weigh_escaped(_delta_in(event))
             return
         self.finished = self.complete = True
-        usage = usage_in(_member(decoded(event), "response"), 0)
+        usage = usage_in(last.get("response"), 0)
         if not usage.estimated:
             self.usage = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
@@ -218,6 +218,17 @@ class ResponsesEvents(PassedEvents):
     def finish(self) -> bytes:
         """End it, whatever its engine does: all of it has come."""
         return self._rest() + super().end()
+
+
+def last_told(event: bytes) -> Optional[dict[str, Any]]:
+    """What the last event of Responses says, empty where that is no JSON; None: it is another one, though its client's
+    words, given back, may have the type of a last one."""
+    if _LAST.search(event) is None:
+        return None
+    told = decoded(event)
+    if not isinstance(told, dict):
+        return {}
+    return told if told.get("type") in _LAST_TYPES else None
 
 
 def _delta_in(event: bytes) -> bytes:
@@ -237,10 +248,6 @@ def decoded(text: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _member(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None
 
 
 def media_type_of(response: EngineResponse) -> bytes:

@@ -272,6 +272,16 @@ class EventsTest(unittest.TestCase):
         events.feed(said)
         self.assertRaises(StreamBroken, events.end)
 
+    def test_what_its_client_has_asked_is_no_last_event(self) -> None:
+        told = {"metadata": {"type": "response.completed"}, "tools": [{"properties": {"type": "response.failed"}}]}
+        for holds in (False, True):
+            events = ResponsesEvents(holds)
+            begun = self.stream(type="response.created", response=told)
+            self.assertEqual(events.feed(begun), begun)
+            self.assertFalse(events.finished or events.complete)
+            last = self.stream(type="response.completed", response=told)
+            self.assertEqual(events.feed(last) + events.end(), last)
+
     def test_an_event_without_an_end_is_bounded(self) -> None:
         events = ResponsesEvents()
         with self.assertRaises(StreamBroken):
