@@ -22,6 +22,7 @@ from gateway.upstream.call import CHAT, Call
 
 _LACKED = ("endpoint_not_served", "not_supported")
 """What is refused because no engine has the endpoint."""
+_LARGE_BYTES = 65_536  # of a request, which takes a while to be said in other words
 _SHAPES = {CHAT: (give_shape, takes_long_to_shape), NATIVE: (give_native_shape, takes_long_to_shape_native)}
 
 
@@ -51,7 +52,8 @@ class Asking:
     def _fitting(self, call: Call) -> Steps[Given]:
         if call.shape is None:
             return (yield from self._asker.ask(call))
-        return (yield from fitting(self._asker.ask, call, call.shape, self._limits))
+        limits = self._limits if call.limit_s is None else self._limits._replace(total_s=call.limit_s)
+        return (yield from fitting(self._asker.ask, call, call.shape, limits))
 
     def _natively(self, asked: Asked, call: Call) -> Steps[Given]:
         """What engines with the endpoint give, if the model that is to answer has such; where it has not, or they have
@@ -60,6 +62,8 @@ class Asking:
         until_s = time.monotonic() + settings.request_timeout_s
         pool = self._router.route(call.model, may_use=call.may_use)[0]
         if len(pool.unable(NATIVE)) == len(pool.engines):
+            if len(call.body) > _LARGE_BYTES:
+                yield ASIDE
             other = in_chat(asked, call)
             if other is not None:
                 return (yield from self._in_chat(asked, call, other))
@@ -68,15 +72,19 @@ class Asking:
         except (EngineFailed, RequestRefused) as failure:
             left_s = until_s - time.monotonic()
             is_ours = isinstance(failure, EngineFailed) or failure.code in _LACKED
-            other = in_chat(asked, call) if is_ours and left_s > 0 and not call.schema_retries else None
-            if other is None:
+            if not is_ours or left_s <= 0 or call.schema_retries:
                 raise
             first: GatewayError = failure
+        if len(call.body) > _LARGE_BYTES:
+            yield ASIDE
+        other = in_chat(asked, call)
+        if other is None:
+            raise first
         other.limit_s, other.lacking = left_s, NATIVE
         try:
             return (yield from self._in_chat(asked, call, other))
-        except RequestRefused as refusal:
-            raise (first if refusal.code in _LACKED else refusal) from None
+        except (EngineFailed, RequestRefused) as failure:
+            raise (failure if other.attempts > call.attempts else first) from None  # else it has asked nobody
 
     def _in_chat(self, asked: Asked, call: Call, other: Call) -> Steps[Given]:
         """What is given to `other` in the place of `call`."""

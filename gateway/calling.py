@@ -137,6 +137,7 @@ def in_chat(asked: Asked, call: Call) -> Optional[Call]:
     except GatewayError:
         return None
     other = call.part(telling.path, telling.request)
+    other.prompts()  # as in `call_of`
     telling.call = other
     asked.telling = telling
     return other

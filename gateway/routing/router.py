@@ -169,9 +169,10 @@ class Router(Names):
         """Of these models, those that have an endpoint (of OpenAI's); where none has it, all with engines."""
         if path in (CHAT, RESPONSES) and not self.knows_endpoints:
             return self.routed
-        path = CHAT if path == RESPONSES else path  # in whose words the others are asked
+        paths = (RESPONSES, CHAT) if path == RESPONSES else (path,)  # in whose words the others are asked
         pools = [(name, self._routes[name][0]) for name in names if name in self._routes]
-        return [name for name, pool in pools if len(pool.unable(path)) < len(pool.engines)] or self.routed
+        able = [name for name, pool in pools if any(len(pool.unable(one)) < len(pool.engines) for one in paths)]
+        return able or self.routed
 
     def stand_in(self, names: Sequence[str]) -> Optional[str]:
         """The first of these models that is there; None: none is."""

@@ -246,6 +246,7 @@ class Call(Ask):
         self.records, self.attempts = call.records, call.attempts
         self.retries, self.hedged = call.retries, call.hedged
         self.waited_s, self.engine_s = call.waited_s, call.engine_s
+        self.engine_id, self.served_model, self.fallback = call.engine_id, call.served_model, call.fallback
         self.priority, self.idempotency_key = call.priority, call.idempotency_key
         call._heir = self
         if call.cancelled:

@@ -232,6 +232,42 @@ class FittingTest(NativeCase):
                     self.assertEqual(events[-1]["code"], "invalid_model_output")
                     self.assertEqual(running.request_line(head.request_id)["error"], "invalid_model_output")
 
+    def test_what_the_client_has_said_ends_no_stream(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [{"url": engine.url, "endpoints": NATIVE}]}})
+        told = {"status": "in_progress", "metadata": {"type": "response.completed"}}
+        misfit = {"type": "message", "content": [{"type": "output_text", "text": "x"}]}
+        client = self.enter(running.connect())
+        client.request("POST", RESPONSES, {"model": "m", "input": "hi", "text": CITY_TEXT, "stream": True})
+        side = engine.take()
+        side.send(STREAM_HEAD + chunked(event("response.created", told)))
+        client.read_head()
+        self.assertEqual(client.read_event(), event("response.created", told).decode().strip())
+        last = event("response.completed", {**told, "status": "completed", "output": [misfit]})
+        side.send(chunked(last) + b"0\r\n\r\n")
+        self.assertIn("invalid_model_output", client.read_event() or "")
+
+    def test_whatever_type_an_answer_has_it_is_checked(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [{"url": engine.url, "endpoints": NATIVE}]}}, SCHEMA_RETRIES=0)
+        message = {"type": "message", "content": [{"type": "output_text", "text": f"```json\n{ROME}\n```"}]}
+        repaired = json.dumps({"status": "completed", "output": [message]}).encode()
+        side: Optional[EngineSide] = None
+        for body, kind, status in (
+            (b"sorry", "text/plain", 502),
+            (repaired, "text/plain", 200),
+            (repaired, "application/json", 200),
+        ):
+            for stream in (False, True):
+                client = self.enter(running.connect())
+                client.request("POST", RESPONSES, {"model": "m", "input": "hi", "text": CITY_TEXT, "stream": stream})
+                side = engine.take() if side is None else side.read_request()
+                side.answer(body + b" " * 100_000, kind)
+                answer = client.read_response()
+                self.assertEqual((answer.status, answer.header("content-type")), (status, "application/json"))
+                if status == 200:
+                    self.assertEqual(json.loads(said(answer.json())), json.loads(ROME))
+
     def test_a_large_answer_is_checked_too(self) -> None:
         engine = self.scripted()
         running = self.serve({"m": {"engines": [{"url": engine.url, "endpoints": NATIVE}]}}, SCHEMA_RETRIES=0)
@@ -329,6 +365,14 @@ class InsteadTest(NativeCase):
         self.assertEqual({one["path"] for one in self.mock.requests}, {RESPONSES})
         self.assertEqual(running.request_line(answer.request_id)["attempts"], 2)
 
+    def test_where_nobody_is_left_to_ask_it_is_told_who_has_failed(self) -> None:
+        self.mock = self.engine("loading", lacks="")
+        running = self.serve({"m": {"engines": [{"url": self.mock.url, "endpoints": [RESPONSES]}]}}, HEALTH_INTERVAL=0)
+        answer = self.ask(running)
+        self.assert_error(answer, 502, "backend_error")
+        line = running.request_line(answer.request_id)
+        self.assertEqual((line["engine"], line["model"]), (f"127.0.0.1:{self.mock.port}", "m"))
+
     def test_who_leaves_meanwhile_ends_what_is_asked_instead(self) -> None:
         chat = self.scripted()
         engines = [{"url": dead_url(), "endpoints": NATIVE}, chat.url]
@@ -397,6 +441,20 @@ class MadeOfOthersTest(NativeCase):
             answer = running.post({"model": "s", "input": "hi"}, "/v1/embeddings", session)
             self.assertEqual((answer.status, answer.header("x-gateway-model")), (200, "a"), answer.body)
         self.assert_error(running.post({"model": "n", "input": "hi"}, "/v1/embeddings"), 400, "endpoint_not_served")
+
+    def test_a_member_that_has_only_this_endpoint_has_its_share(self) -> None:
+        native, chat = self.engine(lacks="", model="a"), self.engine(model="b")
+        models: Json = {
+            "a": {"engines": [{"url": native.url, "endpoints": [RESPONSES]}]},
+            "b": {"engines": [chat.url]},
+            "s": {"split": {"a": 1, "b": 1}},
+        }
+        running = self.serve(models)
+        seen = set()
+        for number in range(40):
+            answer = running.post({"model": "s", "input": "hi"}, RESPONSES, [("X-Session-Id", str(number))])
+            seen.add((answer.status, answer.header("x-gateway-model")))
+        self.assertEqual(seen, {(200, "a"), (200, "b")})
 
     def test_a_chain_goes_on_whatever_fallback_says(self) -> None:
         second = self.engine(model="b")
