@@ -224,7 +224,8 @@ class Router(Names):
     def serves(self, model: object, path: str) -> bool:
         """Whether an engine of the model that a request names, or of one that may answer for it, has an endpoint (of
         OpenAI's), as far as was said."""
-        named = None if self.fleet.wildcard or not isinstance(model, str) else model
+        asked = model if isinstance(model, str) and model else self.unnamed()
+        named = None if self.fleet.wildcard else asked
         split = (self.splits or {}).get(named)
         names = [named] if split is None else [*(name for name, _ in split.shares), *(split.fallbacks or ())]
         routes = [self._routes.get(name) or self._by_its_prefix(name) for name in names]

@@ -134,6 +134,15 @@ class PrefixTest(unittest.TestCase):
         for name, pool in (("groq/x", "groq"), ("groq/meta/x", "groq"), ("openrouter/a/b:free", "openrouter")):
             self.assertEqual([p.name for p in router.route(name)], [pool])
 
+    def test_who_names_none_is_served_as_the_default_is(self) -> None:
+        fleet = provider_fleet({"OPENAI_API_KEY", "GROQ_API_KEY"}.__contains__)
+        assert fleet is not None
+        for default, has_it in (("openai/x", True), ("groq/x", False), (None, False)):
+            router = Router(FleetSpec(fleet.models, default_model=default))
+            for named in (None, ""):
+                self.assertIs(router.serves(named, "/responses"), has_it, default)
+            self.assertTrue(router.serves("openai/y", "/responses"))
+
     def test_nothing_else_leads_anywhere(self) -> None:
         router = self.router()
         for name in ("groq", "groq/", "openai/x", "x", "", None):
