@@ -91,4 +91,7 @@ class Asking:
         asked.call = other
         other.take_over(call)
         yield from self.shape(other)
+        split = (self._router.splits or {}).get(call.split)
+        if split is not None and split.params is not None:
+            other.change(split.params)  # also what Responses have no words for
         return (yield from self._fitting(other))

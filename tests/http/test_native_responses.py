@@ -456,6 +456,21 @@ class MadeOfOthersTest(NativeCase):
             seen.add((answer.status, answer.header("x-gateway-model")))
         self.assertEqual(seen, {(200, "a"), (200, "b")})
 
+    def test_what_a_split_forces_is_so_in_chat_too(self) -> None:
+        native, chat = self.engine("loading", lacks="", model="a"), self.engine(model="b")
+        models: Json = {
+            "a": {"engines": [{"url": native.url, "endpoints": NATIVE}]},
+            "b": {"engines": [chat.url]},
+            "s": {"split": {"a": 1, "b": 1}, "fallbacks": ["b"], "force": {"seed": 4, "max_tokens": 7}},
+        }
+        running = self.serve(models, HEALTH_INTERVAL=0, RETRY_ATTEMPTS=1)
+        for number in range(20):
+            answer = running.post({"model": "s", "input": "hi"}, RESPONSES, [("X-Session-Id", str(number))])
+            self.assertEqual(answer.status, 200, answer.body)
+            sent = chat.requests[-1]["body"]
+            self.assertEqual((sent["seed"], sent.get("max_completion_tokens", sent.get("max_tokens"))), (4, 7))
+        self.assertEqual({one["body"]["max_output_tokens"] for one in native.requests}, {7})
+
     def test_a_chain_goes_on_whatever_fallback_says(self) -> None:
         second = self.engine(model="b")
         models: Json = {
