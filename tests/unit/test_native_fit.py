@@ -43,6 +43,21 @@ class NativeTest(unittest.TestCase):
         for status in ("incomplete", "failed"):
             self.assertEqual(said_in({**RESPONSE, "status": status})["choices"][0]["finish_reason"], "length")
 
+    def test_a_turn_that_ends_in_another_tools_call_is_no_answer_yet(self) -> None:
+        text, function = RESPONSE["output"][1:]
+        for kind in ("custom_tool_call", "computer_call", "mcp_approval_request"):
+            other = {"type": kind}
+            for output, reason in (
+                ([other], "length"),
+                ([text, other, {"type": "reasoning"}], "length"),
+                ([other, text], "stop"),
+                ([function, other], "stop"),
+                ([{"type": "reasoning"}], "stop"),
+                ([], "stop"),
+            ):
+                (choice,) = said_in({"status": "completed", "output": output})["choices"]
+                self.assertEqual(choice["finish_reason"], reason, output)
+
     def test_what_was_repaired_stands_in_it_afterwards(self) -> None:
         response = copy.deepcopy(RESPONSE)
         said = said_in(response)

@@ -28,7 +28,10 @@ def with_schema(request: Json, schema: Any) -> Json:
 
 
 def said_in(response: Json) -> Json:
-    """The chat answer that says the same: one choice, with the texts together and the calls of functions."""
+    """The chat answer that says the same: one choice, with the texts together and the calls of functions.
+
+    One that ends in the call of another tool, which its client is to run or to allow, is cut short as an answer.
+    """
     texts, refusals = [], []
     for part in _parts(response):
         if isinstance(part.get("text"), str) and part.get("type") == "output_text":
@@ -40,7 +43,9 @@ def said_in(response: Json) -> Json:
         for call in _calls(response)
     ]
     message = {"content": "".join(texts), "refusal": "".join(refusals), "tool_calls": calls}
-    is_whole = response.get("status") in (None, "completed")
+    kinds = [item.get("type") for item in _items(response) if item.get("type") != "reasoning"]
+    is_answer = bool(calls) or not kinds or kinds[-1] == "message"
+    is_whole = is_answer and response.get("status") in (None, "completed")
     return {"choices": [{"message": message, "finish_reason": "stop" if is_whole else "length"}]}
 
 
