@@ -222,9 +222,7 @@ class Tries:
         """Of all candidate models the engine that returns soonest; among equals the first model's."""
         waits: list[tuple[float, int]] = []
         for index, pool in enumerate(self._pools):
-            if not self.may_ask(pool):
-                continue
-            wait_s = pool.last_resort_wait_s(self._passed_over())
+            wait_s = pool.last_resort_wait_s(self._passed_over()) if self.may_ask(pool) else None
             if wait_s is not None:
                 waits.append((wait_s, index))
         for _, index in sorted(waits):
