@@ -81,6 +81,12 @@ class NativeTest(unittest.TestCase):
         again = corrected({"input": "hi"}, {"output": []}, "wrong", "")
         self.assertEqual(again, {"input": [{"role": "user", "content": "hi"}, {"role": "user", "content": "wrong"}]})
 
+    def test_thoughts_that_nobody_has_kept_are_not_given_back(self) -> None:
+        kept = {"type": "reasoning", "encrypted_content": "x"}
+        response = {"output": [{"type": "reasoning", "id": "rs_1"}, kept]}
+        self.assertEqual(corrected({"input": [], "store": False}, response, "wrong", "")["input"][:-1], [kept])
+        self.assertEqual(corrected({"input": []}, response, "wrong", "")["input"][:-1], response["output"])
+
     def test_whatever_stands_anywhere_nothing_breaks(self) -> None:
         rng = random.Random(4)
         params = params_of(("max_tokens", "verbosity"), {"reasoning_effort": "low"}, {"tools": [{}, 1]})

@@ -69,7 +69,10 @@ def corrected(request: Json, response: Json, text: str, result: str) -> Json:
     results = [{"type": "function_call_output", "call_id": call.get("call_id"), "output": result} for call in calls]
     more: list[Json] = results or [{"role": "user", "content": text}]
     whole = {key: value for key, value in request.items() if key not in ("stream", "stream_options")}
-    return {**whole, "input": [*before, *_items(response), *more]}
+    items = _items(response)
+    if request.get("store") is False:  # then nobody has the thoughts any more that are not in the item itself
+        items = [item for item in items if item.get("type") != "reasoning" or item.get("encrypted_content")]
+    return {**whole, "input": [*before, *items, *more]}
 
 
 def _format_of(request: Json) -> Json:
