@@ -125,10 +125,9 @@ class Asker:
             if not pools:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
         unable: tuple[Engine, ...] = ()
+        named = named or router.named_by(own)
         if call.path != CHAT or router.knows_endpoints:
-            pools, unable = _that_serve(call, pools)
-            if pools[0] is not own and not any(pool.name in named or router.reaches(own, pool) for pool in pools):
-                raise _not_served(call.path, own.name)
+            pools, unable = _that_serve(call, pools, named)
         affinity = b""
         if router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):
             affinity = call.affinity()
@@ -230,11 +229,15 @@ class Asker:
         return None
 
 
-def _that_serve(call: Call, pools: tuple[ModelPool, ...]) -> tuple[tuple[ModelPool, ...], tuple[Engine, ...]]:
-    """The pools with engines that have the call's path, and those of their engines that have not. Raises
-    `endpoint_not_served`."""
+def _that_serve(
+    call: Call, pools: tuple[ModelPool, ...], named: Sequence[str]
+) -> tuple[tuple[ModelPool, ...], tuple[Engine, ...]]:
+    """The pools with engines that have the call's path, and those of their engines that have not; for a model that has
+    it not, as that is no failure, only those `named` to stand in. Raises `endpoint_not_served`."""
     path = call.path
     unable = {pool: pool.unable(path) for pool in pools}
+    if pools[0].engines and len(unable[pools[0]]) == len(pools[0].engines):
+        pools = (pools[0], *(pool for pool in pools[1:] if pool.name in named))
     if call.lacking is not None:
         for pool in pools:
             lacking = pool.unable(call.lacking)

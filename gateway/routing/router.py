@@ -178,11 +178,15 @@ class Router(Names):
         """The first of these models that is there; None: none is."""
         return next((name for name in names if name in self._routes), None)
 
+    def named_by(self, asked: ModelPool) -> Sequence[str]:
+        """The models that its own list names to stand in, as far as they are there."""
+        return self._own_lists.get(asked.name, ())
+
     def route_beyond(self, asked: ModelPool, name: str) -> tuple[ModelPool, ...]:
         """The pools for what is too long for `asked`, one of whose `context_fallbacks` is called `name`. Those after it
         that its own list does not name are within reach of both."""
         larger, *others = self.route(name)
-        named = self._own_lists.get(larger.name, ())
+        named = self.named_by(larger)
         return (larger, *[other for other in others if other.name in named or self.reaches(asked, other)])
 
     def reaches(self, asked: ModelPool, other: ModelPool) -> bool:
@@ -196,7 +200,7 @@ class Router(Names):
 
     def must_stay(self, asked: ModelPool, other: ModelPool) -> bool:
         """Whether what `asked` cannot answer may be sent to `other` only where that is near."""
-        if asked is other or other.name in self._own_lists.get(asked.name, ()):
+        if asked is other or other.name in self.named_by(asked):
             return False
         return self._near(asked) is not False
 

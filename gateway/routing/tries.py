@@ -167,9 +167,12 @@ class Tries:
 
     def pass_over(self, is_unable: Callable[[Engine], bool]) -> bool:
         """Ask no engine that cannot be asked, and count the try that has shown it as none; returns whether there is
-        another engine."""
+        another engine. A model none of whose engines can be asked has not failed: only named ones stand in then."""
         engines = [engine for pool in self._pools for engine in pool.engines]
         self._unable += tuple(filter(is_unable, engines))
+        if self.asked.engines and all(engine in self._unable for engine in self.asked.engines):
+            others = (pool for pool in self._pools[1:] if pool.name not in self.named)
+            self._unable += tuple(engine for pool in others for engine in pool.engines)
         self.sent -= 1
         self._here -= 1
         return not all(engine in self._unable for engine in engines)

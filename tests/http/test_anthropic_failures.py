@@ -264,6 +264,14 @@ class NotServedTest(AnthropicTest):
         response = running.post({"model": "m", "prompt": "hi"}, COMPLETIONS, [("X-Gateway-Fallback", "off")])
         self.assert_error(response, 400, "endpoint_not_served")
 
+    def test_nobody_else_answers_unless_the_model_names_it(self) -> None:
+        claude, gpt = self.anthropic(), self.engine(model="g")
+        models = {"m": {"engines": [self.spec(claude)]}, "g": {"engines": [{"url": gpt.url}]}}
+        running = self.serve(models, MY_KEY=KEY)
+        self.assert_error(running.post({"model": "m", "prompt": "hi"}, COMPLETIONS), 400, "endpoint_not_served")
+        self.assert_error(running.post({**ask(), "model": "m", "n": 2}), 400, "not_supported")
+        self.assertEqual(gpt.stats()["requests"], 0)
+
 
 class BrokenStreamsTest(AnthropicTest):
     def begin_stream(self, **more: Any) -> tuple[RunningGateway, Any, EngineSide]:

@@ -17,7 +17,7 @@ from gateway.uploads import FULL_BYTES
 from tests.dialects import RESPONSES
 from tests.resilience import ResilienceTest, ask
 from tests.scripted import ScriptedEngine, chunked
-from tests.support import RawClient, RunningGateway, dead_url, eventually
+from tests.support import EMBEDDINGS, RawClient, RunningGateway, dead_url, eventually
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 SPEECH = "/v1/audio/speech"
@@ -295,6 +295,24 @@ class EndpointTest(PassingTest):
             self.assert_answered_by(running.post(ask()), chat.port, attempts=1)
             self.assert_answered_by(running.post({"query": "x", "documents": ["x"]}, RERANK), other.port, attempts=1)
         self.assert_error(running.post({"input": "x"}, SPEECH), 400, "endpoint_not_served")
+
+    def test_other_models_stand_in_for_what_a_model_lacks_only_where_it_names_them(self) -> None:
+        chat, found, other = self.engine(), self.engine(lacks="rerank,embeddings"), self.engine()
+        models: dict[str, Any] = {
+            "said": {"engines": [{"url": chat.url, "endpoints": ["/v1/chat/completions"]}]},
+            "found": {"engines": [found.url]},
+            "other": {"engines": [other.url]},
+            "naming": {"engines": [{"url": chat.url, "endpoints": ["/v1/chat/completions"]}], "fallbacks": ["other"]},
+        }
+        running = self.serve(models)
+        request = {"query": "x", "documents": ["x"]}
+        for model in ("said", "found", "found"):  # at first it is found, then known
+            with self.subTest(model):
+                answer = running.post({"model": model, **request}, RERANK)
+                self.assert_error(answer, 400, "endpoint_not_served")
+        self.assert_error(running.post({"model": "said", "input": "x"}, EMBEDDINGS), 400, "endpoint_not_served")
+        self.assertEqual(other.stats()["requests"], 0)
+        self.assert_answered_by(running.post({"model": "naming", **request}, RERANK), other.port)
 
     def test_a_full_engine_that_alone_has_it_is_waited_for(self) -> None:
         chat, hearing = self.engine(), self.scripted()
