@@ -132,6 +132,8 @@ class Telling:
             return b""
         if not isinstance(chunk, dict):
             return b""
+        if not chunk.get("id"):
+            chunk["id"] = self.call.request_id  # some engines give none, others not at first: dialects want one
         if chunk.get("usage"):
             self._usage_told = True
         elif not self._usage_told:
