@@ -48,12 +48,13 @@ def events_in(data: bytes) -> list[tuple[str, Any]]:
 
 
 def written(*chunks: Any, stops: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
-    """The events of a whole stream, but for the first one."""
+    """The events of a whole stream, but for the first two."""
     one = writer(*stops)
     data = b"".join(one.chunk(each) for each in chunks) + one.done()
     events = events_in(data)
-    assert [name for name, _ in events].count("message_start") == 1 and events[0][0] == "message_start"
-    return events[1:]
+    names = [name for name, _ in events]
+    assert names[:2] == ["message_start", "ping"] and not {"message_start", "ping"}.intersection(names[2:]), names
+    return events[2:]
 
 
 def start(index: int, **block: Any) -> tuple[str, Any]:
@@ -95,7 +96,8 @@ class WriterTest(unittest.TestCase):
                             "usage": {"input_tokens": 9, "output_tokens": 0, **ZERO},
                         }
                     },
-                )
+                ),
+                ("ping", {}),
             ],
         )
 
@@ -260,7 +262,7 @@ class WriterTest(unittest.TestCase):
 
     def test_an_empty_stream_is_an_empty_message(self) -> None:
         self.assertEqual(
-            [name for name, _ in events_in(writer().done())], ["message_start", "message_delta", "message_stop"]
+            [name for name, _ in events_in(writer().done())], ["message_start", "ping", "message_delta", "message_stop"]
         )
 
     def test_a_broken_stream_ends_with_its_error(self) -> None:

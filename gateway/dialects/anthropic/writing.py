@@ -112,7 +112,7 @@ class MessagesWriter:
             "stop_sequence": None,
             "usage": messages_usage(None, self._prompt_tokens),
         }
-        out.append(_event("message_start", {"message": message}))
+        out += (_event("message_start", {"message": message}), PING)  # engines of other dialects may never give one
 
     def _delta(self, delta: Json, out: list[bytes]) -> None:
         words = content_text(delta.get("content")) + text_in(delta, "refusal")
