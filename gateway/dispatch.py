@@ -97,6 +97,7 @@ class Asker:
         """Ask others, where there are any: the engine's dialect has no words for the request, or it has said that it
         has no such endpoint. Raises RequestRefused."""
         if said.status is None:  # it has not been asked
+            call.attempts -= 1
             if not tries.pass_over(lambda one: one.spec.dialect == engine.spec.dialect):
                 param = (said.details or {}).get("param")
                 raise RequestRefused("not_supported", said.message, param=param if type(param) is str else None)

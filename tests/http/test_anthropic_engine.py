@@ -260,6 +260,7 @@ class AnswersTest(AnthropicTest):
             response = running.post(ask(**options))
             self.assert_error(response, 400, "not_supported")
             self.assertEqual(response.json()["param"], next(iter(options)))
+            self.assertEqual(response.header("x-gateway-attempts"), "0")
         self.assertEqual(self.mock.requests, [])
         self.assertEqual(self.states(running), ["up"])
 
