@@ -51,6 +51,7 @@ METRICS = Operation(
     "Open on loopback to who comes through no proxy; `METRICS_AUTH` says otherwise.",
 )
 _LISTS = {"anyOf": [ref("Models"), ref("AnthropicModels")]}
+_TOLD = {"anyOf": [ref("Model"), ref("AnthropicModel")]}
 _MODELS = (
     json_answer(200, "Those that the caller may use; with `anthropic-version`, as Anthropic lists them.", _LISTS),
 )
@@ -63,7 +64,7 @@ MODEL = Operation(
     MODELS_TAG,
     "Tell of one model",
     "",
-    (json_answer(200, "The model.", ref("Model")),),
+    (json_answer(200, "The model; with `anthropic-version`, as Anthropic tells of it.", _TOLD),),
     "Names with slashes are found plain and percent-encoded.",
     (Parameter("path", "id", "The model's name, or an alias.", _TEXT),),
     errors=("model_not_found", "not_found"),

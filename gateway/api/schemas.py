@@ -151,9 +151,10 @@ _STATE: dict[str, Json] = {
         available=FLAG,
     ),
     "Models": _closed({}, object=_const("list"), data=_list(ref("Model"))),
+    "AnthropicModel": _open({}, type=_const("model"), id=TEXT, display_name=TEXT, created_at=TEXT),
     "AnthropicModels": _closed(
         {},
-        data=_list(_open({}, type=_const("model"), id=TEXT, display_name=TEXT, created_at=TEXT)),
+        data=_list(ref("AnthropicModel")),
         has_more=FLAG,
         first_id=_or_null(TEXT),
         last_id=_or_null(TEXT),

@@ -135,6 +135,10 @@ class Models(SocketTest):
             self.assertIsInstance(entry["owned_by"], str)
             self.assertIs(entry["available"], True)
             self.assertEqual(running.get(f"/v1/models/{entry['id']}").json(), entry)
+        version = [("anthropic-version", "2023-06-01")]
+        for entry in running.get("/v1/models", version).json()["data"]:
+            self.assertEqual(entry["display_name"], entry["id"])
+            self.assertEqual(running.get(f"/v1/models/{entry['id']}", version).json(), entry)
 
     def test_a_model_whose_engines_are_out_is_listed_as_not_available(self) -> None:
         running = self.gateway_of({"70b": {"engines": [dead_url()]}, "13b": {"engines": [self.engine.url]}})
