@@ -167,12 +167,9 @@ class Tries:
 
     def pass_over(self, is_unable: Callable[[Engine], bool]) -> bool:
         """Ask no engine that cannot be asked, and count the try that has shown it as none; returns whether there is
-        another engine. A model none of whose engines can be asked has not failed: only named ones stand in then."""
+        another engine."""
         engines = [engine for pool in self._pools for engine in pool.engines]
-        self._unable += tuple(filter(is_unable, engines))
-        if self.asked.engines and all(engine in self._unable for engine in self.asked.engines):
-            others = (pool for pool in self._pools[1:] if pool.name not in self.named)
-            self._unable += tuple(engine for pool in others for engine in pool.engines)
+        self._unable = _and_unnamed((*self._unable, *filter(is_unable, engines)), self._pools, self.named)
         self.sent -= 1
         self._here -= 1
         return not all(engine in self._unable for engine in engines)
@@ -298,6 +295,14 @@ class Tries:
             return _overloaded(failure)
         code = _CODE_BY_KIND.get(failure.kind, "backend_error")
         return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)
+
+
+def _and_unnamed(unable: tuple[Engine, ...], pools: tuple[ModelPool, ...], named: Sequence[str]) -> tuple[Engine, ...]:
+    """The engines that cannot be asked; where the first model has no others, those of all that it has not `named`, too:
+    it has not failed."""
+    if not pools[0].engines or any(engine not in unable for engine in pools[0].engines):
+        return unable
+    return (*unable, *(engine for pool in pools[1:] if pool.name not in named for engine in pool.engines))
 
 
 def _overloaded(said: Outcome) -> EngineFailed:
