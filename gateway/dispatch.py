@@ -234,10 +234,10 @@ def _that_serve(
     call: Call, pools: tuple[ModelPool, ...], named: Sequence[str]
 ) -> tuple[tuple[ModelPool, ...], tuple[Engine, ...]]:
     """The pools with engines that have the call's path, and those of their engines that have not; for a model that has
-    it not, as that is no failure, only those `named` to stand in. Raises `endpoint_not_served`."""
+    it not, and has not failed elsewhere, only those `named` to stand in. Raises `endpoint_not_served`."""
     path = call.path
     unable = {pool: pool.unable(path) for pool in pools}
-    if pools[0].engines and len(unable[pools[0]]) == len(pools[0].engines):
+    if call.lacking is None and pools[0].engines and len(unable[pools[0]]) == len(pools[0].engines):
         pools = (pools[0], *(pool for pool in pools[1:] if pool.name in named))
     if call.lacking is not None:
         for pool in pools:

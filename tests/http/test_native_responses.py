@@ -340,6 +340,14 @@ class InsteadTest(NativeCase):
         answer = self.ask(running)
         self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "m->o"), answer.body)
 
+    def test_another_model_where_its_own_has_nothing_else(self) -> None:
+        other = self.engine(model="o")
+        engines = [{"url": dead_url(), "endpoints": [RESPONSES]}]
+        running = self.serve({"m": {"engines": engines}, "o": {"engines": [other.url]}}, HEALTH_INTERVAL=0)
+        answer = self.ask(running)
+        self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "m->o"), answer.body)
+        self.assert_error(running.post(ask()), 400, "endpoint_not_served")
+
     def test_an_engine_that_turns_out_to_lack_it_is_asked_in_chat(self) -> None:
         self.mock = self.engine(lacks="responses", lacks_status=501)
         running = self.serve({"m": {"engines": [{"url": self.mock.url, "endpoints": NATIVE}]}}, HEALTH_INTERVAL=0)

@@ -242,9 +242,9 @@ class NearnessTest(ResilienceTest):
         self.assertEqual((self.cloud.requests, self.reached), ([], []))
         near = self.engine(model="near")
         running = self.serve_known({**self.models(), "m": native, "near": {"engines": [near.url]}})
-        for path in (RESPONSES, "/v1/embeddings"):
-            answer = running.post(asked, path)
-            self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "m->near"), answer.body)
+        answer = running.post(asked, RESPONSES)
+        self.assertEqual((answer.status, answer.header("x-gateway-fallback")), (200, "m->near"), answer.body)
+        self.assert_error(running.post(asked, "/v1/embeddings"), 400, "endpoint_not_served")  # it has not failed
         self.assertEqual((self.cloud.requests, self.reached), ([], []))
 
     def test_the_library_has_the_same_rule(self) -> None:
