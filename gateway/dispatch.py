@@ -126,8 +126,8 @@ class Asker:
             if not pools:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
         unable: tuple[Engine, ...] = ()
-        named = named or router.named_by(own)
-        if call.path != CHAT or router.knows_endpoints:
+        if call.path != CHAT or router.engines_differ:
+            named = named or router.named_by(own)
             pools, unable = _that_serve(call, pools, named)
         affinity = b""
         if router.uses_affinity and any(pool.strategy_name == "prefix_affinity" for pool in pools):

@@ -18,7 +18,7 @@ from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.names import Names
 from gateway.routing.nearness import IsNear, are_near, is_near_host
 from gateway.routing.pool import ModelPool
-from gateway.routing.providers import CHAT, RESPONSES
+from gateway.routing.providers import CHAT, OPENAI, RESPONSES
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 from gateway.routing.splits import SplitSpec
 
@@ -99,8 +99,8 @@ class Router(Names):
                 routes[None] = default
         self.uses_affinity = any(pool.strategy_name == "prefix_affinity" for pool in pools.values())
         self.knows_context = any(spec.max_model_len is not None for spec in fleet.models)
-        self.knows_endpoints = any(
-            engine.endpoints is not None or engine.can_serve(RESPONSES)
+        self.engines_differ = any(
+            engine.endpoints is not None or engine.dialect not in (None, OPENAI) or engine.can_serve(RESPONSES)
             for spec in fleet.models
             for engine in spec.engines
         )
@@ -167,7 +167,7 @@ class Router(Names):
 
     def there(self, names: Sequence[str], path: str) -> Collection[Optional[str]]:
         """Of these models, those that have an endpoint (of OpenAI's); where none has it, all with engines."""
-        if path in (CHAT, RESPONSES) and not self.knows_endpoints:
+        if path in (CHAT, RESPONSES) and not self.engines_differ:
             return self.routed
         paths = (RESPONSES, CHAT) if path == RESPONSES else (path,)  # in whose words the others are asked
         pools = [(name, self._routes[name][0]) for name in names if name in self._routes]
