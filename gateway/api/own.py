@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.api.operation import Answer, Json, Operation, Parameter, json_answer, ref
+from gateway.dialects.bypath import OLLAMA
 
 STATE = "State"
 MODELS_TAG = "Models"
@@ -77,6 +78,7 @@ TAGS = Operation(
     "List the models, for Ollama's clients",
     "",
     (json_answer(200, "Those that the caller may use; sizes are unknown.", ref("OllamaModels")),),
+    error_format=OLLAMA,
 )
 RUNNING = Operation(
     "GET",
@@ -86,6 +88,7 @@ RUNNING = Operation(
     "List the models that are loaded, for Ollama's clients",
     "",
     (json_answer(200, "All that the caller may use.", ref("OllamaModels")),),
+    error_format=OLLAMA,
 )
 VERSION = Operation(
     "GET",
@@ -95,6 +98,7 @@ VERSION = Operation(
     "Tell the version of Ollama whose API this is",
     "",
     (json_answer(200, "Its version.", ref("OllamaVersion")),),
+    error_format=OLLAMA,
 )
 DOCUMENT = Operation(
     "GET",

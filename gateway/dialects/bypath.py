@@ -20,6 +20,9 @@ from gateway.errors import GatewayError
 OPENAI = "openai"
 OLLAMA = "ollama"
 ANTHROPIC = "anthropic"
+_OLLAMAS = tuple(
+    f"/api/{name}" for name in ("tags", "ps", "version", "pull", "push", "create", "copy", "delete", "blobs/")
+)
 
 
 class Endpoint(NamedTuple):
@@ -56,6 +59,11 @@ STATUS_FOR: dict[str, Callable[[GatewayError], int]] = {ANTHROPIC: status_for}
 
 
 def error_format_at(path: str) -> Optional[str]:
-    """In which shape errors are told at a path; None: where that is for others to say."""
+    """In which shape errors are told at a path, also at one that a dialect has and the gateway lacks; None: where that
+    is for others to say."""
     endpoint = ENDPOINTS.get(path)
-    return None if endpoint is None else endpoint.error_format
+    if endpoint is not None:
+        return endpoint.error_format
+    if path.startswith(_OLLAMAS):
+        return OLLAMA
+    return ANTHROPIC if path.startswith("/v1/messages/") else None

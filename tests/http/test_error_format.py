@@ -56,6 +56,13 @@ class Rule(unittest.TestCase):
                 self.assertEqual(error_format_of("auto", head), "openai")
         self.assertEqual(error_format_of("auto", head_of(("X-Stainless-OS", "Linux"))), "simple")
 
+    def test_a_dialects_own_paths_have_its_shape_also_those_that_are_not_here(self) -> None:
+        ours = ("/api/v1/inference", "/v1/models", "/v1/messagesx", "/apis")
+        shapes = {"/v1/messages/batches": "anthropic", "/v1/messages": "anthropic", "/api/pull": "ollama"}
+        for path, shape in {**shapes, "/api/tags": "ollama", **dict.fromkeys(ours, "simple")}.items():
+            head = parse_head(request_bytes("GET", path, None, ())[:-4])
+            self.assertEqual(error_format_of("auto", head), shape, path)
+
     def test_where_nothing_is_known_it_is_simple(self) -> None:
         self.assertEqual(error_format_of("auto", None), "simple")
         self.assertEqual(error_format_of("auto", head_of()), "simple")
