@@ -209,8 +209,11 @@ def _fields(
     checks: Mapping[str, Check],
     faults: list[str],
     unfit: Container[str] = (),
+    instead: Sequence[str] = (),
 ) -> dict[str, Any] | None:
-    """Read one object into dataclass fields; None when a fault was noted. `unfit`: keys that are known elsewhere."""
+    """Read one object into dataclass fields; None when a fault was noted. `unfit`: keys that are known elsewhere;
+    `instead`: keys that would have made it another kind of object.
+    """
     if not isinstance(value, JsonObject):
         faults.append(f"{path or 'the file'}: must be an object, not {quoted(value)}")
         return None
@@ -223,7 +226,7 @@ def _fields(
         row = rows.get(key)
         if row is None:
             why = "is for models with engines, not for those made of others" if key in unfit else "is not a known key"
-            faults.append(f"{here}: {why}; known here: {', '.join(rows)}")
+            faults.append(f"{here}: {why}; known here: {', '.join((*rows, *instead))}")
             continue
         parsed = row.parse(item, here, faults)
         if parsed is not _BAD and row.field in checks:
@@ -246,7 +249,8 @@ def _engine(value: object, path: str, faults: list[str]) -> EngineSpec | None:
     preset = PROVIDERS.get(provider) if isinstance(provider, str) else None
     if "url" not in value and not (preset and preset.url):
         own = f": each engine of {provider} has an address of its own" if preset else ""
-        faults.append(f"{step(path, 'url')}: is missing{own}")
+        if preset or "provider" not in value:  # a word that is no provider is told already
+            faults.append(f"{step(path, 'url')}: is missing{own}")
         return None
     return None if fields is None else EngineSpec(**fields)
 
@@ -310,7 +314,7 @@ def real_model(name: str, value: object, path: str, faults: list[str]) -> ModelS
     """Take an object with engines as a model; None when a fault was noted."""
     bad_name = [path + fault for fault in MODEL_CHECKS["name"](name)]
     faults.extend(bad_name)
-    fields = _fields(value, path, MODEL_KEYS, MODEL_CHECKS, faults)
+    fields = _fields(value, path, MODEL_KEYS, MODEL_CHECKS, faults, instead=_KINDS)
     return None if fields is None or bad_name else ModelSpec(name=name, **fields)
 
 

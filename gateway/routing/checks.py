@@ -58,6 +58,7 @@ _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*)+")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_BASES = ("/chat/completions", "/messages")  # addresses of one endpoint, as providers' documents show them, too
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?|preview|latest")
 
 
@@ -90,7 +91,11 @@ def parse_engine_url(url: str) -> EngineAddress:
         port = int(port_text)
     if path and not _PATH.fullmatch(path):
         raise ValueError(f"must have other characters in its path %-encoded, {shown}")
-    return EngineAddress(scheme, host, port, (path or "").rstrip("/") or "/v1")
+    base_path = (path or "").rstrip("/") or "/v1"
+    for end in _NO_BASES:
+        if base_path.endswith(end):
+            raise ValueError(f"must end before {end}, which is added to it, {shown}")
+    return EngineAddress(scheme, host, port, base_path)
 
 
 def has_path(url: str) -> bool:

@@ -76,7 +76,7 @@ class EngineSpecTest(unittest.TestCase):
             "http://a..b", "http://.a", "http://-a", "http://" + "a" * 64, "http://1.2.3.256",
             "http://::1", "http://[::1", "http://[::1]8", "http://[1.2.3.4]", "http://[fe80::1%1]",
             "http://b\u00fccher", "http://a\r\nHost: b", "http\u017f://a", "echo", "echo:x",
-            "ECHO:", "http://a\\b",
+            "ECHO:", "http://a\\b", "http://a/v1/chat/completions", "http://a/v1/messages/",
         ]  # fmt: skip
         for url in bad:
             with self.subTest(url), self.assertRaisesRegex(ValueError, "^url: must"):
@@ -278,6 +278,15 @@ class EnginesFileTest(unittest.TestCase):
         for start in expected:
             with self.subTest(start):
                 self.assertEqual(sum(fault.startswith(start) for fault in faults), 1, faults)
+
+    def test_a_misspelt_kind_of_model_is_told_the_kinds_that_there_are(self) -> None:
+        faults = self.faults({"models": {"a": {"engines": ["http://a"]}, "m": {"chian": ["a"]}}})
+        self.assertRegex(faults[0], r"^models\.m\.chian: is not a known key; .* consensus, split, chain, models$")
+
+    def test_a_word_that_is_no_provider_is_one_fault(self) -> None:
+        faults = self.faults({"models": {"m": {"engines": [{"provider": "grok", "model": "x"}]}}})
+        self.assertEqual(len(faults), 1, faults)
+        self.assertRegex(faults[0], r'^models\.m\.engines\[0\]\.provider: must be one of .*, not "grok"$')
 
     def test_duplicate_ids_are_found_beside_an_unreadable_engine(self) -> None:
         engines = [7, "http://a", {"url": "http://b", "id": "a:80"}]
