@@ -207,7 +207,9 @@ def shape_of(request: dict[str, Any], kept: Mapping[str, Schema]) -> Optional[Sh
 
 
 def _schema_of(form: Any, request: dict[str, Any], kept: Mapping[str, Schema], together: Together) -> Optional[Schema]:
-    kind = form.get("type") if isinstance(form, dict) else None
+    if not isinstance(form, dict):
+        raise _unfit("response_format", "must be an object with a type")
+    kind = form.get("type")
     if kind == "json_object":
         return ANY_OBJECT
     if kind != "json_schema":

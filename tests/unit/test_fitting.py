@@ -79,6 +79,7 @@ class ShapeTest(unittest.TestCase):
         tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"$dynamicRef": "#"}}}
         self.assertEqual(self.refused(tools=[WEATHER, tool]), "tools[1].function.parameters.$dynamicRef")
         self.assertEqual(self.refused(response_format={"type": "json_schema"}), "response_format.json_schema")
+        self.assertEqual(self.refused(response_format="json"), "response_format")
         self.assertEqual(self.refused(response_format=form(None)), "response_format.json_schema.name")
         self.assertEqual(self.refused(response_format=form(None, [])), "response_format.json_schema.name")  # type: ignore[arg-type]
 
