@@ -248,6 +248,7 @@ class RefusedTest(unittest.TestCase):
             ({"tools": {"name": "x"}}, "tools", "invalid_body"),
             ({"tools": [{"input_schema": {}}]}, "tools.0.name", "invalid_body"),
             ({"tools": [{"name": "x"}]}, "tools.0.input_schema", "invalid_body"),
+            ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools.0.type", "invalid_body"),
             ({"tools": [{"name": "x", "input_schema": {}}], "tool_choice": "auto"}, "tool_choice.type", "invalid_body"),
             ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens", "invalid_body"),
             ({"thinking": "on"}, "thinking", "invalid_body"),

@@ -58,7 +58,10 @@ def chat_tools(tools: Any) -> list[Json]:
 
 
 def _chat_tool(tool: Any, path: str) -> Json:
-    if required(tool, dict, path).get("type") not in (None, "custom"):
+    kind = required(tool, dict, path).get("type")
+    if kind == "function":
+        raise refused(f"{path}.type", "is OpenAI's: a tool has its name, description and input_schema in itself here")
+    if kind not in (None, "custom"):
         raise unsupported(f"{path}.type", "must be custom: tools of Anthropic's own are not served")
     function: Json = {"name": required(tool.get("name"), str, f"{path}.name")}
     function["parameters"] = required(tool.get("input_schema"), dict, f"{path}.input_schema")
