@@ -290,7 +290,8 @@ def main(argv: Sequence[str], prog: str = "python -m gateway.mock") -> int:
         asked_to_end.recv(1)
         return 0
     except (OSError, OverflowError) as fault:
-        print(f"mock engine {model}: cannot listen on {host}:{port}: {fault}", file=sys.stderr)
+        why = (isinstance(fault, OSError) and fault.strerror) or fault
+        print(f"mock engine {model}: cannot listen on {host}:{port}: {why}; --port names another port", file=sys.stderr)
         return 1
     finally:
         engine.close()

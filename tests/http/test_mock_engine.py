@@ -754,6 +754,7 @@ class CommandLineTest(MockEngineTestCase):
         _, errors = process.communicate(timeout=TIMEOUT_S)
         self.assertEqual(process.returncode, 1)
         self.assertIn(f"mock engine 7b: cannot listen on 127.0.0.1:{engine.port}", errors)
+        self.assertIn("--port names another", errors)
         self.assertEqual(errors.count("\n"), 1)
 
 
