@@ -14,6 +14,7 @@ from gateway.server.parsing import RequestHead, parse_head
 from gateway.upstream.framing import ChunkedBody, FramingError, TrailersTooLarge
 
 BLANK_LINES_MAX = 64  # before a request line
+TLS_HANDSHAKE = b"\x16"  # the first byte of a client that says https
 
 
 class Request(NamedTuple):
@@ -105,6 +106,8 @@ class RequestReader:
             if not self._drop_blank_lines():
                 return self._refuse("bad_request", "there are too many empty lines before the request line")
             buffer = bytes(self._buffer)
+        if buffer[:1] == TLS_HANDSHAKE:  # whose client waits for an answer before it says more
+            return self._refuse("bad_request", "this is TLS; the gateway itself speaks http://, not https://")
         end = buffer.find(b"\r\n\r\n")
         limit = self._max_header_bytes
         if end > limit or (end < 0 and len(buffer) > limit + 3):  # a part of the end may be among them

@@ -21,6 +21,7 @@ STREAMS = {
     "empty lines": b"\r\n\r\n" + GET + b"\r\n" + POST,
     "as many empty lines as may be": b"\r\n" * BLANK_LINES_MAX + GET,
     "too many empty lines": b"\r\n" * (BLANK_LINES_MAX + 1) + GET,
+    "a client that says https": b"\x16\x03\x01\x02\x00\x01\x00",
     "no request line": b"nonsense\r\n\r\n",
     "a folded header": b"GET / HTTP/1.1\r\nHost: g\r\n x\r\n\r\n",
     "two lengths": b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -111,6 +112,7 @@ class EventsTest(unittest.TestCase):
         self.assertEqual(len(events([STREAMS["the largest chunked body"]])), 2)
         for name, code in (
             ("too many empty lines", "bad_request"),
+            ("a client that says https", "bad_request"),
             ("a head that is too large", "headers_too_large"),
             ("a head without an end", "headers_too_large"),
             ("a chunk that says it is too large", "body_too_large"),
