@@ -10,6 +10,7 @@ from typing import Optional
 
 from gateway.asked import Asked
 from gateway.calling import NATIVE, in_chat
+from gateway.dialects.bypath import in_own_words
 from gateway.dispatch import Asker
 from gateway.errors import EngineFailed, GatewayError, RequestRefused
 from gateway.fitting import Given, Limits, fitting, give_shape, takes_long_to_shape
@@ -36,12 +37,15 @@ class Asking:
         self._limits = Limits(settings.schema_retries, settings.request_timeout_s)
         self._schemas = schemas
 
-    def shape(self, call: Call) -> Steps[None]:
+    def shape(self, asked: Asked, call: Call) -> Steps[None]:
         """Have the answers checked for what the call asks of them. Raises `invalid_response_format`."""
         give, takes_long = _SHAPES[call.path]
         if takes_long(call.request):
             yield ASIDE
-        give(call, {} if self._schemas is None else self._schemas.schemas())
+        try:
+            give(call, {} if self._schemas is None else self._schemas.schemas())
+        except RequestRefused as refusal:
+            raise in_own_words(asked.head.path, refusal) from refusal
 
     def ask(self, asked: Asked, call: Call) -> Steps[Given]:
         """An answer that fits, or a stream, which is judged as it goes. Raises GatewayError."""
@@ -90,7 +94,7 @@ class Asking:
         """What is given to `other` in the place of `call`."""
         asked.call = other
         other.take_over(call)
-        yield from self.shape(other)
+        yield from self.shape(asked, other)
         split = (self._router.splits or {}).get(call.split)
         if split is not None and split.params is not None:
             other.change(split.params)  # also what Responses have no words for

@@ -119,7 +119,7 @@ class Pipeline:
         telling = asked.telling
         if "response_format" in call.request or "tools" in call.request:
             if call.path == CHAT and (telling is None or not telling.is_immediate):
-                yield from self._asking.shape(call)
+                yield from self._asking.shape(asked, call)
         if telling is not None:
             return (yield from self._tell(asked, call, identity, telling))
         return (yield from self._given(asked, call, identity))
@@ -141,7 +141,7 @@ class Pipeline:
         if telling.is_immediate:
             return self._at_once(asked, call, identity, telling)
         if call.path == NATIVE:
-            yield from self._asking.shape(call)
+            yield from self._asking.shape(asked, call)
         given = yield from self._given(asked, call, identity)
         if not isinstance(given, Answer):
             return given

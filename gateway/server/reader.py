@@ -106,13 +106,13 @@ class RequestReader:
             if not self._drop_blank_lines():
                 return self._refuse("bad_request", "there are too many empty lines before the request line")
             buffer = bytes(self._buffer)
-        if buffer[:1] == TLS_HANDSHAKE:  # whose client waits for an answer before it says more
-            return self._refuse("bad_request", "this is TLS; the gateway itself speaks http://, not https://")
         end = buffer.find(b"\r\n\r\n")
         limit = self._max_header_bytes
         if end > limit or (end < 0 and len(buffer) > limit + 3):  # a part of the end may be among them
             return self._refuse("headers_too_large", "the request line and headers are too large")
         if end < 0:
+            if buffer[:1] == TLS_HANDSHAKE:  # whose client waits for an answer before it says more
+                return self._refuse("bad_request", "this is TLS; the gateway itself speaks http://, not https://")
             return None
         try:
             head = parse_head(buffer[:end])

@@ -203,7 +203,12 @@ class FittingTest(NativeCase):
     def test_a_schema_that_cannot_be_checked_is_refused(self) -> None:
         running = self.native()
         form = {"type": "json_schema", "name": "x", "schema": {"type": "object", "$dynamicRef": "#x"}}
-        self.assert_error(self.ask(running, text={"format": form}), 400, REFUSED)
+        answer = self.ask(running, text={"format": form})
+        self.assert_error(answer, 400, REFUSED)
+        self.assertIn("text.format.schema.$dynamicRef", answer.body.decode())
+        odd = {**FUNCTION, "parameters": {"$dynamicRef": "#x"}}
+        answer = self.ask(running, tools=[{"type": "web_search"}, odd])
+        self.assertIn("tools[1].parameters.$dynamicRef", answer.body.decode())
         self.assertEqual(self.mock.requests, [])
 
     def test_a_schema_that_the_gateway_keeps_is_sent_with_its_name(self) -> None:

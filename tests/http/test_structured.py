@@ -332,12 +332,22 @@ class AnswersTest(DialectTest):
         answer = running.post(structured(response_format=form))
         self.assert_error(answer, 400, "invalid_response_format")
         self.assertIn(where, answer.body.decode())
-        for path, options in (
-            (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "x", "schema": faulty}}}),
-            (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": faulty}}}),
-            (OLLAMA_CHAT, {"format": faulty}),
+        below = "properties.name.nullable"
+        function = {"type": "function", "name": "f", "parameters": faulty, "strict": True}
+        tool = {"name": "f", "input_schema": faulty, "strict": True}
+        for path, options, where in (
+            (RESPONSES, {"text": {"format": {**form, "name": "x", "schema": faulty}}}, "text.format.schema"),
+            (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.name"),
+            (RESPONSES, {"tools": [function]}, "tools[0].parameters"),
+            (MESSAGES, {"output_config": {"format": {**form, "schema": faulty}}}, "output_config.format.schema"),
+            (MESSAGES, {"tools": [tool]}, "tools[0].input_schema"),
+            (OLLAMA_CHAT, {"format": faulty}, "format"),
         ):
-            self.assertEqual(running.post({**asking(path), **options}, path).status, 400, path)
+            with self.subTest(path, where=where):
+                answer = running.post({**asking(path), **options}, path)
+                told = error_of(path, answer.json())[1]
+                wanted = where if where.endswith("name") else f"{where}.{below}"
+                self.assertEqual((answer.status, told.partition(" ")[0]), (400, wanted))
         answer = running.post(
             ask(tools=[{"type": "function", "function": {"name": "f", "strict": True, "parameters": 7}}])
         )

@@ -205,6 +205,7 @@ class AskedTest(unittest.TestCase):
             ({"logprobs": True}, "logprobs"),
             ({"functions": [{}]}, "functions"),
             ({"modalities": ["text", "audio"]}, "modalities"),
+            ({"system": "Be brief."}, "system"),
             ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
             ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
             ({"response_format": {"type": "grammar"}}, "response_format.type"),

@@ -68,7 +68,8 @@ class NativeTest(unittest.TestCase):
 
     def test_what_it_asks_for_is_told_in_chat(self) -> None:
         asked = asked_of(REQUEST)
-        self.assertEqual(asked["tools"], [{"type": "function", "function": {"type": "function", "name": "f"}}])
+        function = {"type": "function", "function": {"type": "function", "name": "f"}}
+        self.assertEqual(asked["tools"], [{"type": "other"}, {"type": "other"}, function])  # each keeps its place
         self.assertEqual(asked["response_format"]["json_schema"]["schema"], {})
         form = {"type": "json_object"}
         self.assertEqual(asked_of({"text": {"format": form}})["response_format"], form)

@@ -55,6 +55,8 @@ def messages_request(chat: Json, max_tokens: int = MAX_TOKENS) -> Json:
 def _refuse_other_shapes(chat: Json) -> None:
     if chat.get("n") not in (None, 1):
         raise unsupported("n", "must be 1: this engine gives one choice")
+    if chat.get("system"):
+        raise unsupported("system", "is a message with the role system here")
     for key in ("logprobs", "top_logprobs", "audio", "functions", "function_call", "web_search_options"):
         if chat.get(key):
             raise unsupported(key, "is not supported by this engine")

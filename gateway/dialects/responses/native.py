@@ -14,7 +14,7 @@ from gateway.dialects.dialect import Json
 def asked_of(request: Json) -> Json:
     """The part of a chat request that says what the answer has to be like: `response_format` and `tools`."""
     form = _format_of(request)
-    chat: Json = {"tools": [{"type": "function", "function": tool} for tool in _functions(request.get("tools"))]}
+    chat: Json = {"tools": list(_functions(request.get("tools")))}
     if form.get("type") == "json_schema":
         chat["response_format"] = {"type": "json_schema", "json_schema": form}
     elif form:
@@ -82,11 +82,17 @@ def _format_of(request: Json) -> Json:
 
 
 def _functions(tools: Any) -> Iterator[Json]:
+    """The tools, of which only functions are looked at, each at its place; those in namespaces behind them."""
+    inner: list[Json] = []
     for tool in _objects(tools):
+        yield _chats(tool)
         if tool.get("type") == "namespace":
-            yield from (one for one in _objects(tool.get("tools")) if one.get("type") == "function")
-        elif tool.get("type") == "function":
-            yield tool
+            inner += _objects(tool.get("tools"))
+    yield from map(_chats, inner)
+
+
+def _chats(tool: Json) -> Json:
+    return {"type": "function", "function": tool} if tool.get("type") == "function" else {"type": "other"}
 
 
 def _items(response: Json) -> list[Json]:
