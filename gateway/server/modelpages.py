@@ -5,6 +5,7 @@ Owns nothing; reads the router's snapshot. A caller is told of those that it may
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -62,16 +63,20 @@ class ModelPages:
 
     def _told(self, identity: Optional[Identity]) -> list[pages.Model]:
         assert identity is not None  # these paths are not open
-        entries, router = self._entries(identity), self._pipeline.factory.router
-        return [
-            pages.Model(one["id"], one["created"], one.get("max_model_len"), capabilities_at(router, one["id"]))
-            for one in entries
-        ]
+        router, told = self._pipeline.factory.router, []
+        for one in self._entries(identity):
+            with contextlib.suppress(GatewayError):  # it has gone meanwhile
+                can = capabilities_at(router, one["id"])
+                told.append(pages.Model(one["id"], one["created"], one.get("max_model_len"), can))
+        return told
 
     def _entries(self, identity: Identity) -> list[dict[str, Any]]:
         listed = self._listed()
         names = listed or self._pipeline.factory.router.names()
-        entries = [self._entry(name, listed, identity) for name in names]
+        entries = []
+        for name in names:
+            with contextlib.suppress(GatewayError):  # a reload replaces names and models one after the other
+                entries.append(self._entry(name, listed, identity))
         return [entry for entry in entries if entry is not None]
 
     def _listed(self) -> dict[str, Optional[int]]:
@@ -79,7 +84,7 @@ class ModelPages:
 
     def _entry(self, name: str, listed: Mapping[str, Optional[int]], identity: Identity) -> Optional[dict[str, Any]]:
         """A model that the caller may use; `listed`: where one engine serves every name, what it lists, with the
-        context."""
+        context. Raises `model_not_found` for one that is just coming or going."""
         router = self._pipeline.factory.router
         if name not in (listed or router.names()):
             return None

@@ -161,6 +161,14 @@ class AnswersTest(DialectTest):
             count = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
             self.assertEqual(running.post(count, COUNT).json(), {"input_tokens": 1}, name)
 
+    def test_a_model_that_comes_or_goes_meanwhile_leaves_the_others_listed(self) -> None:
+        running = self.serve({"m": {"engines": ["echo:"]}})
+        router = running.app.factory.router
+        with mock.patch.object(router, "names", return_value=("m", "gone")):
+            told = [one["id"] for one in running.get("/v1/models").json()["data"]]
+            told += [one["name"] for one in running.get("/api/tags").json()["models"]]
+        self.assertEqual(told, ["m", "m"])
+
     def test_curl_needs_no_media_type_at_ollamas_paths_and_a_page_is_not_let_in(self) -> None:
         running = self.serve({"m": {"engines": [self.engine().url]}}, CORS_ORIGINS="https://a.example")
         label = ("Content-Type", "application/x-www-form-urlencoded")
