@@ -148,6 +148,14 @@ class ClientCase(unittest.TestCase):
         self.assertTrue(self.engine.wait_for_cancelled(times, timeout_s=5))
         eventually(lambda: self.gateway.app.pipeline.in_flight == 0)
 
+    def check_leaving(self, streamed: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        """Who leaves a stream after its first event ends it at the engine."""
+        gate = self.engine.hold_after(2)
+        self.addCleanup(gate.release)
+        with streamed() as stream:
+            next(iter(stream))
+        self.assert_left()
+
     def check_cancelling(
         self,
         opened: contextlib.AbstractAsyncContextManager[Any],

@@ -165,11 +165,7 @@ class AnswersTest(AnthropicCase):
         self.assertEqual(self.engine.requests, [])
 
     def test_leaving_a_stream_ends_it_at_the_engine(self) -> None:
-        gate = self.engine.hold_after(2)
-        self.addCleanup(gate.release)
-        with self.client.messages.create(**ASKED, stream=True) as stream:
-            next(iter(stream))
-        self.assert_left()
+        self.check_leaving(lambda: self.client.messages.create(**ASKED, stream=True))
 
     def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
         async def streamed(client: Any) -> AsyncIterator[Any]:

@@ -138,12 +138,7 @@ class OllamaClientTest(ClientCase):
         self.assertEqual("".join(part.message.content for part in parts), whole.message.content)
 
     def test_leaving_a_stream_ends_it_at_the_engine(self) -> None:
-        gate = self.engine.hold_after(2)
-        self.addCleanup(gate.release)
-        stream = self.client.chat("m", MESSAGES, stream=True)
-        next(stream)
-        stream.close()
-        self.assert_left()
+        self.check_leaving(lambda: contextlib.closing(self.client.chat("m", MESSAGES, stream=True)))
 
     def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
         async def streamed(client: Any) -> AsyncIterator[Any]:

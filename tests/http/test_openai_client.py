@@ -161,12 +161,7 @@ class AnswersTest(OpenAICase):
         self.assertEqual(self.client.models.retrieve("7b").id, "7b")
 
     def test_leaving_a_stream_ends_it_at_the_engine(self) -> None:
-        gate = self.engine.hold_after(2)
-        self.addCleanup(gate.release)
-        stream = self.client.chat.completions.create(model="13b", messages=MESSAGES, stream=True)
-        next(iter(stream))
-        stream.close()
-        self.assert_left()
+        self.check_leaving(lambda: self.client.chat.completions.create(model="13b", messages=MESSAGES, stream=True))
 
     def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
         async def streamed(client: Any) -> AsyncIterator[Any]:

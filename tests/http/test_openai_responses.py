@@ -119,11 +119,7 @@ class AnswersTest(ResponsesCase):
         self.assertIsInstance(response.output[0].parsed_arguments, City)
 
     def test_leaving_a_stream_ends_it_at_the_engine(self) -> None:
-        gate = self.engine.hold_after(2)
-        self.addCleanup(gate.release)
-        with self.client.responses.create(**ASKED, stream=True) as stream:
-            next(iter(stream))
-        self.assert_left()
+        self.check_leaving(lambda: self.client.responses.create(**ASKED, stream=True))
 
     def test_a_cancelled_task_ends_its_request_at_the_engine(self) -> None:
         async def streamed(client: Any) -> AsyncIterator[Any]:
