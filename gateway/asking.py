@@ -64,11 +64,8 @@ class Asking:
         all failed, what those that have only chat give to the same in its words, in the time that is left."""
         settings = self._settings
         until_s = time.monotonic() + settings.request_timeout_s
-        pool = self._router.route(call.model, may_use=call.may_use)[0]
-        if len(pool.unable(NATIVE)) == len(pool.engines):
-            if len(call.body) > _LARGE_BYTES:
-                yield ASIDE
-            other = in_chat(asked, call)
+        if self._router.route(call.model, may_use=call.may_use)[0].lacks(NATIVE):
+            other = yield from _other_words(asked, call)
             if other is not None:
                 return (yield from self._in_chat(asked, call, other))
         try:
@@ -79,9 +76,7 @@ class Asking:
             if not is_ours or left_s <= 0 or call.schema_retries:
                 raise
             first: GatewayError = failure
-        if len(call.body) > _LARGE_BYTES:
-            yield ASIDE
-        other = in_chat(asked, call)
+        other = yield from _other_words(asked, call)
         if other is None:
             raise first
         other.limit_s, other.lacking = left_s, NATIVE
@@ -99,3 +94,10 @@ class Asking:
         if split is not None and split.params is not None:
             other.change(split.params)  # also what Responses have no words for
         return (yield from self._fitting(other))
+
+
+def _other_words(asked: Asked, call: Call) -> Steps[Optional[Call]]:
+    """See `in_chat`."""
+    if len(call.body) > _LARGE_BYTES:
+        yield ASIDE
+    return in_chat(asked, call)

@@ -12,7 +12,7 @@ from typing import Any, Callable, NamedTuple, Optional
 from gateway.asked import Asked
 from gateway.dialects.forms import FormReader, Named, without_end
 from gateway.errors import HttpError, RequestRefused
-from gateway.labels import check_media_type
+from gateway.labels import check_media_type, refuse_compressed
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Steps
 from gateway.upstream.passed import Form
@@ -51,8 +51,7 @@ def _take(asked: Asked, limit_bytes: int) -> bytes:
 def form_of(asked: Asked, settings: Settings) -> Steps[Passing]:
     """The form, as soon as its model is known. Raises GatewayError, also for what the client then sends no more of."""
     headers, length = asked.head.headers, asked.head.content_length
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")
+    refuse_compressed(asked.head)
     content_type = headers.get(b"content-type", b"")
     reader = FormReader(content_type)
     _take(asked, settings.max_upload_bytes)

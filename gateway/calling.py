@@ -116,7 +116,7 @@ def _translated(asked: Asked, request: dict[str, Any], router: Router) -> tuple[
     if named == QUERY:
         return PATHS[QUERY], completion_of(request), None
     if named == RESPONSES and router.serves(request.get("model"), NATIVE):
-        telling: Telling = Native(request)  # it keeps conversations there, and may know more than chat
+        telling: Telling = Native(NATIVE, request)  # it keeps conversations there, and may know more than chat
     else:
         telling = _told(asked, request)
     if not telling.is_immediate:

@@ -237,12 +237,12 @@ def _that_serve(
     it not, and has not failed elsewhere, only those `named` to stand in. Raises `endpoint_not_served`."""
     path = call.path
     unable = {pool: pool.unable(path) for pool in pools}
-    if call.lacking is None and pools[0].engines and len(unable[pools[0]]) == len(pools[0].engines):
-        pools = (pools[0], *(pool for pool in pools[1:] if pool.name in named))
     if call.lacking is not None:
         for pool in pools:
             lacking = pool.unable(call.lacking)
             unable[pool] = tuple(one for one in pool.engines if one in unable[pool] or one not in lacking)
+    elif pools[0].engines and len(unable[pools[0]]) == len(pools[0].engines):
+        pools = (pools[0], *(pool for pool in pools[1:] if pool.name in named))
     able = tuple(pool for pool in pools if len(unable[pool]) < len(pool.engines))
     if not able and pools[0].engines:
         raise _not_served(path, pools[0].name)

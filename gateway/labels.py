@@ -20,9 +20,8 @@ _OLLAMAS = frozenset(path for path, endpoint in ENDPOINTS.items() if endpoint.er
 
 def check_media_type(head: Head) -> None:
     """Raise `unsupported_media_type` for a body that is not said to be plain JSON."""
+    refuse_compressed(head)
     headers = head.headers
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")
     kind = headers.get(b"content-type", _JSON)
     media = kind.partition(b";")[0].strip().lower()
     if media == _JSON or media.endswith(b"+json"):
@@ -30,3 +29,9 @@ def check_media_type(head: Head) -> None:
     if kind == _FORM and head.path in _OLLAMAS and not any(name in headers for name in _BROWSERS_SAY):
         return
     raise RequestRefused("unsupported_media_type", "send JSON with Content-Type: application/json")
+
+
+def refuse_compressed(head: Head) -> None:
+    """Raise `unsupported_media_type` for a body that is said to be compressed."""
+    if head.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise RequestRefused("unsupported_media_type", "compressed bodies are not supported")

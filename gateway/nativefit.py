@@ -17,7 +17,7 @@ from gateway.schemas.reading import calls_prompt, faults_prompt
 from gateway.schemas.schema import Schema
 from gateway.upstream.answers import Usage, dump
 from gateway.upstream.call import Call
-from gateway.upstream.passed import decoded, last_told
+from gateway.upstream.passed import decoded, last_told, may_be_last
 
 
 def takes_long_to_shape_native(request: dict[str, Any]) -> bool:
@@ -90,12 +90,15 @@ class NativeJudging(Judging):
 
 
 def _last_start(lines: bytes) -> int:
-    """Where the last event begins; the end of the lines: there is none."""
+    """Where the last event begins, which is among these; their end: there is none."""
+    found: list[tuple[int, bytes]] = []
     start = at = 0
     for line in lines.splitlines(keepends=True):
-        if line.startswith(b"data:") and last_told(line[5:]) is not None:
-            return start
+        if line.startswith(b"data:") and may_be_last(line):
+            found.append((start, line[5:]))
         at += len(line)
         if not line.strip():
             start = at
-    return at
+    if len(found) == 1:  # mostly, and it may be large
+        return found[0][0]
+    return next((place for place, event in found if last_told(event) is not None), at)

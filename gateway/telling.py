@@ -21,8 +21,9 @@ from gateway.dialects.dialect import (
     Read,
     Shown,
     Translation,
+    Untranslated,
 )
-from gateway.dialects.responses.conversation import Untranslated, error_event
+from gateway.dialects.responses.conversation import error_event
 from gateway.errors import EngineFailed, GatewayError
 from gateway.hedging import Answer
 from gateway.routing.capabilities import CHATS
@@ -158,8 +159,8 @@ class Native(Telling):
 
     __slots__ = ("_events_told",)
 
-    def __init__(self, request: Json) -> None:
-        super().__init__(Untranslated(request))
+    def __init__(self, path: str, request: Json) -> None:
+        super().__init__(Untranslated(path, request))
         self._events_told = 0
 
     def answer(self, given: Answer) -> Answer:

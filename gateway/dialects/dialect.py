@@ -52,6 +52,13 @@ class Counted(NamedTuple):
     """What it is answered, by that number."""
 
 
+class Untranslated(NamedTuple):
+    """A request for engines that speak the client's dialect themselves, and what they say is told as it is."""
+
+    path: str
+    chat: Json
+
+
 class EventWriter(Protocol):
     """Tells a client of a stream, event by event, in its own dialect. One object per stream, one thread at a time."""
 
@@ -115,5 +122,5 @@ class EventReader(Protocol):
         ...
 
 
-Read = Union[Translation, Immediate, Shown, Counted]
+Read = Union[Translation, Immediate, Shown, Counted, Untranslated]
 """What a request of another dialect may be."""

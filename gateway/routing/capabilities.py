@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Optional
 
+from gateway.routing.providers import CHAT
 from gateway.routing.router import Router
 from gateway.routing.specs import ModelSpec
 
@@ -23,7 +24,7 @@ def capabilities_of(spec: ModelSpec) -> tuple[str, ...]:
     """A model's: as the file has them, else by what its engines are said to serve."""
     if spec.capabilities is not None:
         return spec.capabilities
-    for path, can in (("/chat/completions", CHATS), ("/embeddings", EMBEDS)):
+    for path, can in ((CHAT, CHATS), ("/embeddings", EMBEDS)):
         if any(engine.can_serve(path) for engine in spec.engines):
             return can
     return ()

@@ -139,6 +139,10 @@ class Roster:
                 if not engine.spec.can_serve(path) or engine.lacking.get(path, now_s) > now_s
             )
 
+    def lacks(self, path: str) -> bool:
+        """Whether none of its engines has an endpoint (of OpenAI's); so it is where there are none."""
+        return len(self.unable(path)) == len(self.engines)
+
     def found_lacking(self, engine: Engine, path: str, status: int) -> bool:
         """An engine has said that it has no such endpoint, with this status. It is believed for a while, as it may come
         again with it. False: what it has not is something else, of the request; a 404 where the endpoint is known."""

@@ -171,7 +171,7 @@ class Router(Names):
             return self.routed
         paths = (RESPONSES, CHAT) if path == RESPONSES else (path,)  # in whose words the others are asked
         pools = [(name, self._routes[name][0]) for name in names if name in self._routes]
-        able = [name for name, pool in pools if any(len(pool.unable(one)) < len(pool.engines) for one in paths)]
+        able = [name for name, pool in pools if not all(map(pool.lacks, paths))]
         return able or self.routed
 
     def stand_in(self, names: Sequence[str]) -> Optional[str]:

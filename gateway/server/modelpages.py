@@ -22,7 +22,7 @@ from gateway.routing.virtual import VirtualSpec
 from gateway.server.admin import Reply, json_reply
 from gateway.server.parsing import RequestHead
 
-ANTHROPIC_VERSION = b"anthropic-version"  # a header that Anthropic's clients alone send
+_ANTHROPICS = b"anthropic-version"  # a header that Anthropic's clients alone send
 MODEL_START = own.MODEL.path.partition("{")[0]
 
 
@@ -36,7 +36,7 @@ class ModelPages:
         """All models that the caller may use."""
         assert identity is not None  # this path is not open
         entries = self._entries(identity)
-        if ANTHROPIC_VERSION in head.headers:
+        if _ANTHROPICS in head.headers:
             return json_reply(models_of([(entry["id"], entry["created"]) for entry in entries]))
         return json_reply({"object": "list", "data": entries})
 
@@ -47,7 +47,7 @@ class ModelPages:
         entry = self._entry(name, self._listed(), identity)
         if entry is None:
             raise GatewayError("model_not_found", f"the model {name[:200]!r} does not exist", param="model")
-        return json_reply(model_of(name, entry["created"]) if ANTHROPIC_VERSION in head.headers else entry)
+        return json_reply(model_of(name, entry["created"]) if _ANTHROPICS in head.headers else entry)
 
     def tags(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """The same for Ollama's clients."""

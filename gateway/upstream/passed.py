@@ -220,10 +220,15 @@ class ResponsesEvents(PassedEvents):
         return self._rest() + super().end()
 
 
+def may_be_last(event: bytes) -> bool:
+    """Whether it may be the last event of Responses, by a look at its bytes."""
+    return _LAST.search(event) is not None
+
+
 def last_told(event: bytes) -> Optional[dict[str, Any]]:
     """What the last event of Responses says, empty where that is no JSON; None: it is another one, though its client's
     words, given back, may have the type of a last one."""
-    if _LAST.search(event) is None:
+    if not may_be_last(event):
         return None
     told = decoded(event)
     if not isinstance(told, dict):

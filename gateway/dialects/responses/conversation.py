@@ -95,16 +95,3 @@ def error_event(error: GatewayError, request_id: str, number: int) -> bytes:
     """The event that tells a client why its stream ends, as the one of this number."""
     told = {"code": error.code, "message": error.message, "param": error.param}
     return _line({"type": "error", **told, "error": told, "request_id": request_id}, number)
-
-
-class Untranslated:
-    """A request for an engine that speaks this dialect itself. See `dialect.Translation`."""
-
-    path = "/responses"
-
-    def __init__(self, request: Json) -> None:
-        self.chat = request
-
-    def answer(self, chat: Json) -> Json:
-        """The same."""
-        return chat
