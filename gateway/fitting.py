@@ -294,9 +294,9 @@ def _add(call: Call, again: Call) -> None:
     call.attempts += again.attempts
     before, more = call.usage, again.usage
     if before is not None and not call.asks:
-        call.asks = ((call.served_model, before),)
+        call.asks.append((call.served_model, before))
     if more is not None:
-        call.asks = (*call.asks, (again.served_model, more))
+        call.asks.append((again.served_model, more))
     if again.engine_id is not None:
         call.engine_id, call.served_model, call.fallback = again.engine_id, again.served_model, again.fallback
         call.context_tokens = again.context_tokens

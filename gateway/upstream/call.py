@@ -32,25 +32,46 @@ FLAG_LOOK_S = 5.0  # a timer of the loop holds the request that long, even if it
 class Call(Ask):
     """One request on its way: what is asked, and afterwards what happened. `cancel` may be called from any thread."""
 
-    # What few requests have.
-    form: Optional[Form] = None  # what is passed on instead of the request
-    limit_s: Optional[float] = None  # for all its attempts; None: what the gateway gives a request
-    lacking: Optional[str] = None  # only engines that have not this path are asked
-    is_joint = False  # it asks for several requests at once, by a list of their inputs
-    is_query = False  # a `/query`, whose answer is its text alone
-    may_use: Optional[Callable[[str], bool]] = None  # None: every model
-    shape: Optional[Any] = None  # what its answers have to be like: a `fitting.Shape`
-    # What each ask has taken, and whose it was, where there was more than one; else `usage`, of `served_model`.
-    asks: tuple[tuple[Optional[str], answers.Usage], ...] = ()
-    schema_retries = 0  # asks for an answer that fits, after the first
-    repairs: tuple[str, ...] = ()  # what was wrong with the answer's JSON
-    hedged = False
-    resumed = 0
-    must_stay = False  # what answers is a fallback that is one because it is near
-    origin: Optional[Call] = None  # whose stream this call goes on with
-    split = ""  # the model that it named, for which another one answers
-    stand_ins: Optional[tuple[str, ...]] = None  # that split's fallbacks; None: the model's own
-    _heir: Optional[Call] = None  # what is asked in the place of this
+    __slots__ = (
+        "_attempts",
+        "_cancelled",
+        "_heir",
+        "_waiting_on",
+        "allow_fallback",
+        "asks",
+        "attempts",
+        "caller",
+        "context_tokens",
+        "engine_id",
+        "engine_s",
+        "fallback",
+        "form",
+        "hedged",
+        "idempotency_key",
+        "is_joint",
+        "is_query",
+        "lacking",
+        "limit_s",
+        "may_use",
+        "model",
+        "must_stay",
+        "origin",
+        "priority",
+        "records",
+        "repairs",
+        "replays",
+        "request_id",
+        "resumed",
+        "retries",
+        "schema_retries",
+        "served_model",
+        "session",
+        "shape",
+        "split",
+        "stand_ins",
+        "usage",
+        "waited_s",
+    )
 
     def __init__(
         self,
@@ -83,6 +104,11 @@ class Call(Ask):
         self.allow_fallback = allow_fallback
         self.idempotency_key = idempotency_key
         self.priority = priority
+        self.form: Optional[Form] = None  # what is passed on instead of the request
+        self.limit_s: Optional[float] = None  # for all its attempts; None: what the gateway gives a request
+        self.lacking: Optional[str] = None  # only engines that have not this path are asked
+        self.is_joint = False  # it asks for several requests at once, by a list of their inputs
+        self.is_query = False  # a `/query`, whose answer is its text alone
         self.caller = ""  # who asks, as a name that only says whether it is the same one
         self._cancelled = False
         self.attempts = 0
@@ -93,10 +119,23 @@ class Call(Ask):
         self.usage: Optional[answers.Usage] = None
         self.records: list[AttemptRecord] = []
         self.retries: list[tuple[str, str]] = []
+        self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
+        self.shape: Optional[Any] = None  # what its answers have to be like: a `fitting.Shape`
+        # What each ask has taken, and whose it was, where there was more than one; else `usage`, of `served_model`.
+        self.asks: list[tuple[Optional[str], answers.Usage]] = []
+        self.schema_retries = 0  # asks for an answer that fits, after the first
+        self.repairs: tuple[str, ...] = ()  # what was wrong with the answer's JSON
+        self.hedged = False
         self.replays = [True]  # the one replay that a request has, whatever engine it goes to; empty: used up
+        self.resumed = 0
         self.waited_s = 0.0
+        self.must_stay = False  # what answers is a fallback that is one because it is near
+        self.origin: Optional[Call] = None  # whose stream this call goes on with
+        self.split = ""  # the model that it named, for which another one answers
+        self.stand_ins: Optional[tuple[str, ...]] = None  # that split's fallbacks; None: the model's own
         self._attempts: dict[Attempt, None] = {}
+        self._heir: Optional[Call] = None  # what is asked in the place of this
         self._waiting_on: Union[threading.Event, Flag, None] = None
         self._params: Optional[Params] = None  # by which `request` is what the model's engines get
         self._plain: Optional[tuple[Request, bytes]] = None  # what it was before; None: the same

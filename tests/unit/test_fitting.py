@@ -415,7 +415,7 @@ class PaidTest(unittest.TestCase):
         give_shape(call, {})
         with self.assertRaises(GatewayError):
             list(fitting(ask, call, call.shape, Limits(len(later), 60.0)))  # type: ignore[arg-type]
-        return list(call.asks)
+        return call.asks
 
     def test_one_ask_is_its_usage(self) -> None:
         self.assertEqual(self.asks(), [])
