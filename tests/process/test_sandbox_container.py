@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
@@ -12,7 +13,7 @@ import unittest
 from typing import Optional
 
 from gateway.verify.sandbox.container import NAME_PREFIX, Container, owner
-from gateway.verify.sandbox.job import Job, Run
+from gateway.verify.sandbox.job import Job, Limits, Run
 from tests import escapes, sandboxing
 from tests.sandboxing import HARNESSES, Jailed
 from tests.support import ROOT, TIMEOUT_S, eventually
@@ -219,6 +220,21 @@ class ContainersTest(unittest.TestCase):
         if os.geteuid() != 0 and limit == ["0", "0"]:
             self.skipTest("an ordinary user's container command limits nothing here")
         self.assertEqual([int(number) > 0 for number in limit], [True, True])
+
+    def test_who_has_no_memory_left_is_ended_for_that_where_the_kernel_was_first(self) -> None:
+        """The container has less than the job's limit: nobody else watches. A child takes the program along."""
+        level = make_container()
+        self.addCleanup(level.close)
+        self.assertIsNone(level.probe())
+        if not level._engine.cgroups:
+            self.skipTest("an ordinary user's container command limits nothing here")
+        grow = "kept = []\nwhile True: kept.append(bytearray(b'x') * (1 << 20))\n"
+        for code in (grow, f"import os, time\nif os.fork():\n    os.wait()\n    time.sleep(60)\n{grow}"):
+            with contextlib.closing(level.open()) as jail:
+                run = jail.run(
+                    Job("python", code, limits=Limits(wall_s=TIMEOUT_S, cpu_s=TIMEOUT_S, memory_bytes=8 << 30))
+                )
+            self.assertEqual((run.reason, run.exit_code, run.error), ("memory", None, None), run)
 
 
 class UnusableTest(unittest.TestCase):

@@ -14,7 +14,7 @@ class StandingWalls(Walls):
     """Nothing is put up but what tells the job's processes from others of its user: those of other jails, which cannot
     be seen, but would count. Where that is refused, they do."""
 
-    parked = own_network = True
+    parked = own_network = own_cgroup = True
     folders = ("/work", "/dev/shm")
 
     def __init__(self, as_root: bool) -> None:

@@ -28,18 +28,25 @@ EXACT = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")  # of /proc/.../smaps_rollup
 
 class Kept:
     """What the kernel keeps for a job beside its processes. To be made before there is one: where there is much
-    already, it is the machine's that the kernel tells of, and is not counted."""
+    already, it is the machine's that the kernel tells of, and is not counted. And whether the kernel, which holds a
+    container to its memory, was faster than any look."""
 
     def __init__(self, walls: Walls) -> None:
         self._folders = [folder for folder in walls.folders if files_in(folder) < OWN_MOST]
         self._socket_bytes = 0
         if walls.own_network and sockets_here() < OWN_MOST:
             self._socket_bytes = most_on_the_way()
+        self._own_cgroup = walls.own_cgroup
+        self._killed = killed_for_memory() if walls.own_cgroup else 0
 
     def most_bytes(self) -> int:
         """As much as it may be now."""
         kept_bytes = self._socket_bytes * sockets_here() if self._socket_bytes else 0
         return kept_bytes + FILE_BYTES * sum(map(files_in, self._folders))
+
+    def was_short(self) -> bool:
+        """Whether the kernel has killed any of the job's processes since: there was no memory left for it."""
+        return self._own_cgroup and killed_for_memory() > self._killed
 
 
 def files_in(folder: str) -> int:
@@ -59,6 +66,17 @@ def sockets_here() -> int:
             return int(file.readline().split()[2])
     except (OSError, IndexError):
         return 0
+
+
+def killed_for_memory() -> int:
+    """Processes of this control group that the kernel has killed since there was no memory left for it."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):  # version 2, version 1
+        try:
+            with open(path, "rb") as file:
+                return sum(int(line.split()[1]) for line in file if line.startswith(b"oom_kill "))
+        except OSError:
+            pass
+    return 0
 
 
 def most_on_the_way() -> int:
@@ -101,6 +119,8 @@ def watch(worker: int, ready_r: int, status_w: int, kept: Kept) -> dict[str, Any
             ended["memory_bytes"] = max(peak, ended["memory_bytes"])
             if limits and ended["exit_code"] == -signal.SIGKILL and ended["cpu_s"] >= limits["cpu_s"]:
                 ended["reason"] = "cpu"
+            if kept.was_short():
+                ended.update(reason="memory", exit_code=None)
             return ended
         if limits:
             started_s = time.monotonic()
@@ -114,7 +134,7 @@ def watch(worker: int, ready_r: int, status_w: int, kept: Kept) -> dict[str, Any
             peak = max(peak, memory_bytes)
             tick_s = max(TICK_S, time.monotonic() - started_s)  # half a processor at most
             for reason, over in (
-                ("memory", memory_bytes > limits["memory_bytes"]),
+                ("memory", memory_bytes > limits["memory_bytes"] or kept.was_short()),
                 ("cpu", cpu_s > limits["cpu_s"]),
                 ("processes", processes > limits["processes"]),
             ):

@@ -49,6 +49,7 @@ class Walls:
 
     own_pids = False  # whether the keeper's end is the end of all its descendants
     own_count = False  # whether RLIMIT_NPROC counts this job's processes only
+    own_cgroup = False  # whether what the kernel kills in its control group for memory is this job's
     own_network = False  # whether all sockets that the keeper can count are this job's
     folders: Sequence[str] = ()  # where it may make any number of files, as far as the mounts are concerned
     must_filter = False  # whether a machine without a filter for its calls is refused
