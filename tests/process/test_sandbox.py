@@ -290,6 +290,7 @@ class UsageTest(unittest.TestCase):
 
     def test_a_look_that_was_held_up_counts_only_when_the_next_one_is_too(self) -> None:
         from gateway.verify.sandbox import watching
+        from gateway.verify.sandbox.worker import Walls
 
         much, little = 1 << 30, 1 << 20
         looks = [(1, much, 0.0, False), (1, little, 0.0, True), (1, much, 0.0, False), (1, much, 0.0, False)]
@@ -301,6 +302,25 @@ class UsageTest(unittest.TestCase):
             os.write(ready_w, json.dumps(limits).encode())
             with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
                 with mock.patch.object(watching, "usage_of", side_effect=sequence) as usage_of:
-                    said = watching.watch(child.pid, ready_r, told_w, mock.Mock(most_bytes=lambda: 0))
+                    said = watching.watch(child.pid, ready_r, told_w, watching.Kept(Walls()))
                 self.assertEqual((said["reason"], usage_of.call_count), ("memory", len(sequence)))
                 child.communicate(b"\n")
+
+    def test_whom_the_kernel_has_killed_for_memory_is_read_from_either_version_of_cgroups(self) -> None:
+        from gateway.verify.sandbox import watching
+        from gateway.verify.sandbox.worker import Walls
+
+        walls = Walls()
+        walls.own_cgroup = True
+        text_by_name = {"2": "max 7\noom 3\noom_kill %d\noom_group_kill 0\n", "1": "under_oom 5\noom_kill %d\n"}
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder, name) for name in text_by_name]
+            with mock.patch.object(watching, "OOM_PATHS", paths):
+                self.assertFalse(watching.Kept(walls).was_short())
+                for path, text in zip(reversed(paths), reversed(list(text_by_name.values()))):
+                    path.write_text(text % 1, encoding="ascii")
+                    kept = watching.Kept(walls)
+                    self.assertFalse(kept.was_short())
+                    path.write_text(text % 2, encoding="ascii")
+                    self.assertTrue(kept.was_short())
+                    self.assertFalse(watching.Kept(Walls()).was_short())

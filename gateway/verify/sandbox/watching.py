@@ -21,6 +21,7 @@ TICK_S = 0.025  # how often memory, CPU and processes are looked at
 FILE_BYTES = 2048  # of a file on a tmpfs beside what is in it, at most: its inode and its name
 OWN_MOST = 16  # sockets, or files of a folder, of a jail that has had no job
 EXACT_S = 0.05  # of the processor, for one exact look at memory
+OOM_PATHS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")  # of cgroups version 2, 1
 PAGE_TABLES = b"VmPTE:"
 ROUGH = (b"RssAnon:", b"RssShmem:", b"VmSwap:", PAGE_TABLES)  # of /proc/.../status
 EXACT = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")  # of /proc/.../smaps_rollup
@@ -70,7 +71,7 @@ def sockets_here() -> int:
 
 def killed_for_memory() -> int:
     """Processes of this control group that the kernel has killed since there was no memory left for it."""
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):  # version 2, version 1
+    for path in OOM_PATHS:
         try:
             with open(path, "rb") as file:
                 return sum(int(line.split()[1]) for line in file if line.startswith(b"oom_kill "))
