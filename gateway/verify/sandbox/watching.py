@@ -37,8 +37,7 @@ class Kept:
         self._socket_bytes = 0
         if walls.own_network and sockets_here() < OWN_MOST:
             self._socket_bytes = most_on_the_way()
-        self._own_cgroup = walls.own_cgroup
-        self._killed = killed_for_memory() if walls.own_cgroup else 0
+        self._killed_before = killed_for_memory() if walls.own_cgroup else None
 
     def most_bytes(self) -> int:
         """As much as it may be now."""
@@ -47,7 +46,7 @@ class Kept:
 
     def was_short(self) -> bool:
         """Whether the kernel has killed any of the job's processes since: there was no memory left for it."""
-        return self._own_cgroup and killed_for_memory() > self._killed
+        return self._killed_before is not None and killed_for_memory() > self._killed_before
 
 
 def files_in(folder: str) -> int:
