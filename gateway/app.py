@@ -18,12 +18,14 @@ from typing import Any, Optional, TextIO
 from gateway.announcing import dotenv_warnings, shown_path, url_of
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
+from gateway.gauging import bind_metrics
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
+from gateway.observing import Observing
 from gateway.pipeline import PATHS, Pipeline
 from gateway.reuse.building import caches_of
 from gateway.reuse.caches import Caches
-from gateway.routing.breaker import STATE_NAMES, BreakerPolicy
+from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.specs import FleetSpec
 from gateway.routing.standing import StateChange
 from gateway.schemas.registry import RegistryError, SchemaRegistry
@@ -35,7 +37,6 @@ from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer
 from gateway.server.underway import ServerContext
 from gateway.settings import Settings
-from gateway.telemetry import gauges
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 from gateway.telemetry.process import register_process_metrics
@@ -66,6 +67,7 @@ class Gateway:
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS)
         register_process_metrics(self.registry)
+        self.observing = Observing(settings)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
         self.decisions = self._decision_log()
@@ -78,7 +80,7 @@ class Gateway:
         parts = (self.factory, self.guard, self.workers, self.telemetry, self.caches, self.schemas)
         self.pipeline = Pipeline(settings, *parts)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
-        self._bind_metrics()
+        bind_metrics(self.registry, self.factory, self.workers, self.guard, self.caches)
         self.server = self._listen()
         self._open_decision_log()
 
@@ -86,7 +88,8 @@ class Gateway:
         log_format = self.settings.log_format
         if log_format == "auto":
             log_format = "text" if stream.isatty() else "json"
-        observers = (lambda events: self.guard.observe(events),)  # there is none yet, nor a request
+        parts = [part.observe for part in self.observing.observers]
+        observers = (lambda events: self.guard.observe(events), *parts)  # there is no guard yet, nor a request
         return Telemetry(stream, log_format, self.settings.log_level, self.metrics, observers)
 
     def _open_guard(self) -> Guard:
@@ -134,14 +137,6 @@ class Gateway:
         if caches is not None:
             caches.start()
 
-    def _bind_metrics(self) -> None:
-        gauges.bind_engines(self.registry, self._engine_gauges)
-        gauges.bind_surplus(self.registry, self._surplus_counts)
-        gauges.bind_breakers(self.registry, self._breaker_gauges, self._waiting_gauges)
-        gauges.bind_queue(self.registry, lambda: self.workers.depth, lambda: self.workers.busy)
-        gauges.bind_cache(self.registry, self._cache_figures)
-        gauges.bind_policy(self.registry, self._limit_gauges, self._ledger_dropped, self._state_db_errors)
-
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
         pages = CachePages(self.caches, self.metrics, self.telemetry)
@@ -185,6 +180,7 @@ class Gateway:
         self._started = True
         self.guard.start()
         self.workers.start()
+        self.observing.start()
         self.server.start()
         self.telemetry.log(
             "info",
@@ -252,6 +248,7 @@ class Gateway:
         if self._started:  # else the start has failed, and is told otherwise
             self.telemetry.log("info", "stopped")
         self.telemetry.flush(END_TIMEOUT_S)  # the ledger's last rows
+        self.observing.close(END_TIMEOUT_S)
         self.guard.close(END_TIMEOUT_S)
         self.pipeline.verify.close(END_TIMEOUT_S)
         self.pipeline.reuse.close(END_TIMEOUT_S)
@@ -259,36 +256,6 @@ class Gateway:
         if self.decisions is not None:
             self.decisions.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
-
-    def _engine_gauges(self) -> list[tuple[str, str, bool, int]]:
-        return [(e.model, e.id, e.available, e.in_flight) for e in self.factory.engines()]
-
-    def _surplus_counts(self) -> list[tuple[tuple[str, str], float]]:
-        surplus = self.factory.client.surplus
-        return [((e.model, e.id), surplus((e.model, e.id))) for e in self.factory.engines()]
-
-    def _breaker_gauges(self) -> list[tuple[tuple[str, str], int]]:
-        return [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in self.factory.engines()]
-
-    def _cache_figures(self) -> tuple[int, int, int]:
-        if self.caches is None:
-            return 0, 0, 0
-        store = self.caches.store
-        return len(store), store.bytes, store.evictions
-
-    def _limit_gauges(self) -> list[tuple[tuple[str], float]]:
-        return [((priority,), factor) for priority, factor in self.guard.adaptive.factors().items()]
-
-    def _ledger_dropped(self) -> float:
-        ledger = self.guard.ledger
-        return 0 if ledger is None else ledger.dropped_total
-
-    def _state_db_errors(self) -> float:
-        db = self.guard.db
-        return 0 if db is None else db.errors
-
-    def _waiting_gauges(self) -> list[tuple[tuple[str], int]]:
-        return [((name,), pool.waiting) for name, pool in self.factory.router.pools.items()]
 
     def _engine_changed(self, change: StateChange) -> None:
         level = "info" if change.after == "up" else "warning"

@@ -198,7 +198,7 @@ class Attempts:
             self._rescue.leave(attempt)
             took_s = time.monotonic() - started_s
             if stream is None:
-                self._settle(call, pool, lease, outcome, took_s, took_s)
+                self._settle(call, pool, lease, outcome, started_s, None, took_s)
             else:
                 change = pool.answered(lease, took_s)  # before anybody else can close the stream
                 if change is not None:
@@ -230,21 +230,30 @@ class Attempts:
         def settle(outcome: Outcome) -> None:
             total_s = time.monotonic() - started_s
             (call.origin or call).engine_s += total_s - first_s
-            self._settle(call, pool, lease, outcome, first_s, total_s)
+            self._settle(call, pool, lease, outcome, started_s, first_s, total_s)
 
         return settle
 
     def _settle(
-        self, call: Call, pool: ModelPool, lease: Lease, outcome: Outcome, answer_s: float, total_s: float
+        self,
+        call: Call,
+        pool: ModelPool,
+        lease: Lease,
+        outcome: Outcome,
+        began_s: float,
+        first_s: Optional[float],
+        total_s: float,
     ) -> None:
-        call.records.append(AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s))
+        """`first_s`: until a stream's first event; None: it is none, or has not begun."""
+        status = outcome.status
+        call.records.append(AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s, began_s, first_s, status))
         # A list may have failed for being one: each of its requests is asked by itself then, and tells.
         doubted = (call.is_joint and outcome.kind in ("error", "invalid")) or (
             outcome.kind == "unauthorized"
             and outcome.status == 403
             and not self._router.accusers.believed(call.caller, lease.engine)
         )
-        change = pool.settle(lease, outcome, answer_s, total_s, doubted)
+        change = pool.settle(lease, outcome, total_s if first_s is None else first_s, total_s, doubted)
         if change is not None:
             if change.after == "down":
                 self.engines.discard_idle(lease.engine)

@@ -26,8 +26,10 @@ from gateway.fleetlines import echo_fleet, parse_backend_url, parse_engines, pro
 from gateway.routing.checks import Network, is_header_value, parse_address, quoted
 from gateway.routing.specs import STRATEGIES, FleetSpec
 from gateway.settingvalues import (
+    DAY_MS,
     DAY_S,
     KEY_SET_ALGORITHMS,
+    SAMPLERS,
     SECRET_ALGORITHMS,
     ApiKey,
     Parser,
@@ -35,13 +37,16 @@ from gateway.settingvalues import (
     choice,
     file_path,
     flag,
+    header_pairs,
     host,
     hosts,
+    http_url,
     integer,
     jwt_algorithm,
     jwt_secret,
     model_name,
     networks,
+    objective,
     optional,
     origins,
     ratio,
@@ -65,6 +70,7 @@ class Setting:
 
 LISTEN, ENGINES, CHOOSING, WORK = "Listening", "Engines", "Choosing an engine", "Work under way"
 HEALTH, CLIENTS, ACCESS, LOGS = "Health probes", "Clients", "Access", "Logs"
+WATCHING = "Console, traces, alerts"
 LIMITS, REUSE, VERIFY = "Limits, budgets, ledger", "Batches and the cache", "Verification"
 _TIMEOUT = seconds(0.001, DAY_S)
 
@@ -297,6 +303,36 @@ SETTINGS: tuple[Setting, ...] = (
             "`text`, `json` (a line each), or `auto`: text on a terminal, JSON elsewhere", LOGS),
     Setting("LOG_BODIES", "log_bodies", flag, "off",
             "`on` logs prompts, and answers that are not streamed; they may be private", LOGS),
+    Setting("SLOW_MS", "slow_ms", integer(0, DAY_MS), "0",
+            "Milliseconds above which a request's line is a warning and tells of its attempts; 0: never", LOGS),
+
+    Setting("CONSOLE", "console", flag, "on",
+            "`off`: no page at `/`, and nothing is kept for it", WATCHING),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", optional(http_url), "",
+            "Where traces go: `http://127.0.0.1:4318`, say; OTLP over HTTP, in JSON; unset: nowhere", WATCHING),
+    Setting("OTEL_EXPORTER_OTLP_HEADERS", "otlp_headers", header_pairs, "",
+            "What is sent with them: `name=value` pairs parted by commas, values percent-encoded", WATCHING),
+    Setting("OTEL_SERVICE_NAME", "otel_service_name", str, "inference-gateway",
+            "The name of this gateway in traces and metrics", WATCHING),
+    Setting("OTEL_TRACES_SAMPLER", "traces_sampler", choice(*SAMPLERS), "parentbased_always_on",
+            "Which requests are traced, as OpenTelemetry has it: `always_on`, `always_off`, `traceidratio`, or these "
+            "with `parentbased_` before, where the caller's decision goes first; failed requests always are", WATCHING),
+    Setting("OTEL_TRACES_SAMPLER_ARG", "traces_ratio", share, "1.0",
+            "The share of requests for `traceidratio`, 0 to 1", WATCHING),
+    Setting("OTEL_PROPAGATORS", "propagators", choice("tracecontext", "none"), "tracecontext",
+            "`tracecontext`: `traceparent` and `tracestate` are taken from callers and sent to engines; `none`: "
+            "they are not", WATCHING),
+    Setting("OTEL_METRICS_EXPORTER", "metrics_exporter", choice("none", "otlp"), "none",
+            "`otlp`: the metrics are sent to that endpoint, too, once a minute", WATCHING),
+    Setting("ALERTS_FILE", "alerts_file", optional(file_path), "",
+            "JSON file of rules and silences, instead of the usual rules", WATCHING),
+    Setting("ALERTS_URL", "alerts_url", optional(http_url), "",
+            "Where alerts are sent: an Alertmanager (`http://127.0.0.1:9093`) or a webhook", WATCHING),
+    Setting("SLO_AVAILABILITY", "slo_availability", optional(objective), "",
+            "Share of requests that are to be answered without a fault of the service: `0.999`, say", WATCHING),
+    Setting("SLO_LATENCY_MS", "slo_latency_ms", optional(integer(1, DAY_MS)), "",
+            "Milliseconds within which an answer (a stream's first event) counts as in time; the share that is to be "
+            "is SLO_AVAILABILITY, else 0.99", WATCHING),
 )
 # fmt: on
 
@@ -405,6 +441,19 @@ class Settings:
     log_level: str
     log_format: str
     log_bodies: bool
+    slow_ms: int
+    console: bool
+    otlp_endpoint: str | None = field(repr=False)
+    otlp_headers: Mapping[str, str] = field(repr=False)
+    otel_service_name: str
+    traces_sampler: str
+    traces_ratio: float
+    propagators: str
+    metrics_exporter: str
+    alerts_file: Path | None
+    alerts_url: str | None = field(repr=False)
+    slo_availability: float | None
+    slo_latency_ms: int | None
     fleet: FleetSpec
     api_keys: tuple[ApiKey, ...]
     engine_keys: Mapping[str, str] = field(repr=False)

@@ -10,9 +10,12 @@ import hashlib
 import ipaddress
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable
+from urllib.parse import unquote, urlsplit
 
 from gateway.configuration import ConfigurationError
 from gateway.routing import checks
@@ -23,8 +26,11 @@ from gateway.routing.checks import Network, is_host, quoted
 Parser = Callable[[str], Any]
 
 DAY_S = 86_400.0
+DAY_MS = 86_400_000
 SECRET_ALGORITHMS = ("HS256", "HS384", "HS512")
 KEY_SET_ALGORITHMS = ("RS256", "ES256", "EdDSA")
+_SAMPLERS = ("always_on", "always_off", "traceidratio")
+SAMPLERS = (*_SAMPLERS, *(f"parentbased_{name}" for name in _SAMPLERS))
 
 
 def file_path(text: str) -> Path:
@@ -174,6 +180,51 @@ def origins(text: str) -> tuple[str, ...]:
     if "*" in found and len(found) > 1:
         raise ValueError("must be either * or a list of origins, not both")
     return found
+
+
+def http_url(text: str) -> str:
+    """Parse an address of http or https, whose path and query may be secrets: no fault shows it."""
+    fault = "must be an address such as http://127.0.0.1:4318"
+    if re.fullmatch("[!-~]+", text) is None:
+        raise ValueError(f"{fault}, without spaces")
+    try:
+        parts = urlsplit(text)
+        port = parts.port  # raises for what is none
+    except ValueError:
+        raise ValueError(fault) from None
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(fault)
+    if not is_host(parts.hostname):
+        raise ValueError(f"{fault}: its host is none")
+    if parts.username is not None or parts.fragment:
+        raise ValueError(f"{fault}, without a user and without #")
+    return text
+
+
+def header_pairs(text: str) -> Mapping[str, str]:
+    """Parse `name=value` pairs parted by commas, values percent-encoded, as OpenTelemetry has them (W3C Baggage's
+    form); names in lower case. No fault shows a value.
+
+    https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
+    """
+    pairs: dict[str, str] = {}
+    for place, part in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
+        name, equals, value = part.partition("=")
+        name, value = name.strip().lower(), unquote(value.strip(), errors="replace")
+        if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", name) or not checks.is_header_value(value):
+            raise ValueError(f"must be name=value pairs parted by commas; number {place} is none")
+        if name in ("content-length", "transfer-encoding", "host", "connection"):
+            raise ValueError(f"{name} is no header to be set")
+        pairs[name] = value
+    return MappingProxyType(pairs)
+
+
+def objective(text: str) -> float:
+    """Parse a share from above 0 to below 1, of which something is to be left over."""
+    value = ratio(text)
+    if value == 1:
+        raise ValueError("must be below 1: 0.999, say")
+    return value
 
 
 @dataclass(frozen=True)

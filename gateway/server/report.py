@@ -21,7 +21,8 @@ def least_event(asked: Asked, error: Optional[str], status: int) -> RequestEvent
     """Return what can be told of a request in any case."""
     head = asked.head
     latency_s = time.monotonic() - asked.accepted_s
-    return RequestEvent(unix_s(), asked.request_id, head.method, head.path, status, error, latency_s)
+    event = RequestEvent(unix_s(), asked.request_id, head.method, head.path, status, error, latency_s)
+    return event._replace(accepted_s=asked.accepted_s)
 
 
 def event_of(
@@ -58,6 +59,7 @@ def event_of(
         attempt_records=tuple(call.records),
         retries=tuple(call.retries),
         extra=_extra(asked, call, logged_answer),
+        accepted_s=asked.accepted_s,
     )
 
 

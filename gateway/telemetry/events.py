@@ -34,6 +34,33 @@ OUTCOMES: frozenset[str] = frozenset(
 """Every way an attempt at an engine can end; the closed set behind the label `outcome`."""
 
 
+class Trace(NamedTuple):
+    """Where a request stands in a trace (W3C Trace Context). Ids in lower-case hex."""
+
+    trace_id: str
+    """32 digits."""
+    span_id: str
+    """16 digits: of the request's own span."""
+    parent_id: str = ""
+    """The caller's span; "": the trace begins here."""
+    sampled: bool = False
+    """Whether the request is to be traced whatever becomes of it; engines are told so."""
+    state: str = ""
+    """The caller's `tracestate`, passed on as it is."""
+
+
+class Mark(NamedTuple):
+    """A part of a request's time that is not an attempt: a wait, a look into the cache, a program that ran."""
+
+    name: str
+    """queue, cache, batch, sandbox, judge or the like; a closed set."""
+    began_s: float
+    """Monotonic, as `RequestEvent.accepted_s`."""
+    duration_s: float
+    attributes: Mapping[str, object] | None = None
+    """JSON-like values; never a text of a prompt or an answer."""
+
+
 class AttemptRecord(NamedTuple):
     """One request really sent (or tried to be sent) to one engine."""
 
@@ -45,6 +72,14 @@ class AttemptRecord(NamedTuple):
     """One of OUTCOMES."""
     duration_s: float
     """From taking a connection to the answer's last byte, or to the failure."""
+    began_s: float = 0.0
+    """Monotonic, as `RequestEvent.accepted_s`."""
+    first_s: float | None = None
+    """From its begin to a stream's first event; None for everything else."""
+    status: int | None = None
+    """The engine's, of a failure that had one; None: it had none, or it answered."""
+    span_id: str = ""
+    """Of the attempt's span, which the engine was told; 16 hex digits, or ""."""
 
 
 class RequestEvent(NamedTuple):
@@ -89,6 +124,12 @@ class RequestEvent(NamedTuple):
     """(model, reason) of each retry; reason is the outcome that made it necessary."""
     extra: Mapping[str, object] | None = None
     """Further keys of the log line (bodies under LOG_BODIES=on); never a secret."""
+    accepted_s: float = 0.0
+    """When the request's first byte came (monotonic): what attempts and marks begin after."""
+    trace: Trace | None = None
+    """None: OTEL_PROPAGATORS=none and nobody traces."""
+    marks: tuple[Mark, ...] = ()
+    """The parts of its time that are no attempts, in the order of their ends."""
 
 
 class LogRecord(NamedTuple):

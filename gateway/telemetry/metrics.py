@@ -240,7 +240,7 @@ class GatewayMetrics:
         found[1].value += event.completion_tokens or 0
 
     def _count_attempt_locked(self, record: AttemptRecord) -> None:
-        model, engine, outcome, duration_s = record
+        model, engine, outcome, duration_s = record[:4]
         if outcome not in OUTCOMES:
             outcome = OTHER
         found = self._by_attempt.get((model, engine, outcome))

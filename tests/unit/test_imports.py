@@ -19,6 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("main", "inference", "gateway.__main__"),
     ("gateway.cli",),
     ("gateway.app", "gateway.tools", "gateway.mock"),
+    ("gateway.observing", "gateway.gauging"),
     ("gateway.announcing",),
     ("gateway.describing",),
     ("gateway.server",),
@@ -77,6 +78,8 @@ ENDING = "gateway.ending"  # how any process of ours ends, the mock engine's too
 TELEMETRY_USERS = (
     "gateway.cli",
     "gateway.app",
+    "gateway.gauging",
+    "gateway.observing",
     "gateway.api",
     "gateway.server",
     "gateway.pipeline",

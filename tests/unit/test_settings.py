@@ -100,6 +100,10 @@ class TableTest(SettingsCase):
             "sandbox": "auto", "sandbox_min": "namespaces", "sandbox_runtime": None, "sandbox_image": None,
             "sandbox_concurrency": 2, "sandbox_timeout_s": 30.0, "sandbox_memory_mb": 256,
             "heal_attempts": 1, "verify_timeout_s": 60.0, "schema_retries": 2, "schemas_dir": None,
+            "slow_ms": 0, "console": True, "otlp_endpoint": None, "otlp_headers": {},
+            "otel_service_name": "inference-gateway", "traces_sampler": "parentbased_always_on", "traces_ratio": 1.0,
+            "propagators": "tracecontext", "metrics_exporter": "none", "alerts_file": None, "alerts_url": None,
+            "slo_availability": None, "slo_latency_ms": None,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
@@ -166,6 +170,15 @@ class ValuesTest(SettingsCase):
         self.assertEqual((settings.log_bodies, settings.log_level), (True, "debug"))
         self.assertEqual(load({"CORS_ORIGINS": "*"}, None).cors_origins, ("*",))
 
+    def test_headers_of_what_is_exported_are_read_as_opentelemetry_has_them_and_never_shown(self) -> None:
+        headers = load({"OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Basic%20c2VjcmV0,x-team = a=b ,"}, None)
+        self.assertEqual(headers.otlp_headers, {"authorization": "Basic c2VjcmV0", "x-team": "a=b"})
+        self.assertNotIn("c2VjcmV0", repr(headers))
+        faults = self.faults(
+            {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=c2Vj%0acmV0", "ALERTS_URL": "http://h/c2VjcmV0 x"}
+        )
+        self.assertNotIn("c2Vj", "".join(faults))
+
     def test_empty_and_blank_values_count_as_unset(self) -> None:
         environ = {setting.name: blank for setting in SETTINGS for blank in ("", "  ")}
         self.assertEqual(load(environ, None), load({}, None))
@@ -202,6 +215,22 @@ class ValuesTest(SettingsCase):
             "BREAKER_FAILURE_RATIO": (*number, "0", "0.0", "1.01", "50%", "."),
             "BREAKER_OPEN_SECONDS": (*number, "0"),
             "BREAKER_MAX_OPEN_SECONDS": (*number, "0"),
+            "SLOW_MS": (*number, "1.5"),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": (
+                "a",
+                "ftp://a",
+                "http://",
+                "http://a:x",
+                "http://a:0",
+                "http://u:p@a",
+                "http://a b",
+            ),
+            "OTEL_EXPORTER_OTLP_HEADERS": ("a", "a=", "a=%0a", "a b=c", "=c"),
+            "OTEL_TRACES_SAMPLER": ("jaeger_remote",),
+            "OTEL_TRACES_SAMPLER_ARG": ("1.1", "-1", "x"),
+            "ALERTS_URL": ("a", "http://a#b"),
+            "SLO_AVAILABILITY": ("0", "1", "99.9"),
+            "SLO_LATENCY_MS": ("0", "x"),
         }
         for setting in SETTINGS:
             if setting.name.endswith("_TIMEOUT"):

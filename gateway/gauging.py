@@ -1,0 +1,44 @@
+"""Which of the running parts' figures are metrics: read when somebody asks for them, counted by the parts themselves.
+
+Owns nothing. What is read is called on whatever thread renders the metrics, without any lock of theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from gateway.guard import Guard
+from gateway.inference import InferenceFactory
+from gateway.reuse.caches import Caches
+from gateway.routing.breaker import STATE_NAMES
+from gateway.telemetry import gauges
+from gateway.telemetry.registry import Registry
+from gateway.workers import WorkerPool
+
+
+def bind_metrics(
+    registry: Registry, factory: InferenceFactory, workers: WorkerPool, guard: Guard, caches: Optional[Caches]
+) -> None:
+    """Declare them all. `caches` None: nothing is kept."""
+    surplus = factory.client.surplus
+
+    def cache_figures() -> tuple[int, int, int]:
+        if caches is None:
+            return 0, 0, 0
+        return len(caches.store), caches.store.bytes, caches.store.evictions
+
+    gauges.bind_engines(registry, lambda: [(e.model, e.id, e.available, e.in_flight) for e in factory.engines()])
+    gauges.bind_surplus(registry, lambda: [((e.model, e.id), surplus((e.model, e.id))) for e in factory.engines()])
+    gauges.bind_breakers(
+        registry,
+        lambda: [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in factory.engines()],
+        lambda: [((name,), pool.waiting) for name, pool in factory.router.pools.items()],
+    )
+    gauges.bind_queue(registry, lambda: workers.depth, lambda: workers.busy)
+    gauges.bind_cache(registry, cache_figures)
+    gauges.bind_policy(
+        registry,
+        lambda: [((priority,), factor) for priority, factor in guard.adaptive.factors().items()],
+        lambda: 0 if guard.ledger is None else guard.ledger.dropped_total,
+        lambda: 0 if guard.db is None else guard.db.errors,
+    )

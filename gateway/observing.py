@@ -1,0 +1,48 @@
+"""What listens to finished requests beside the metrics and the log: built from the settings, started and ended at once.
+
+Owns its parts and nothing else; each has a thread of its own for whatever takes long, and none is waited for by a
+request: `observe` is called on telemetry's thread with each batch, and hands over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from gateway.settings import Settings
+from gateway.telemetry.events import RequestEvent
+
+
+class Part(Protocol):
+    """Something that listens. `observe` must not block."""
+
+    def observe(self, events: Sequence[RequestEvent], /) -> None: ...
+
+    def start(self) -> None: ...
+
+    def close(self, timeout_s: float, /) -> None:
+        """Send or write what is left, within so many seconds, and end. After the last `observe`."""
+
+
+class Observing:
+    """All parts that the settings ask for. `start` and `close` belong to one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._parts: tuple[Part, ...] = ()
+
+    @property
+    def observers(self) -> tuple[Part, ...]:
+        """Those that are called with finished requests."""
+        return self._parts
+
+    def start(self) -> None:
+        """Start the threads of all parts."""
+        for part in self._parts:
+            part.start()
+
+    def close(self, timeout_s: float) -> None:
+        """End all parts, within so many seconds together."""
+        deadline_s = time.monotonic() + timeout_s
+        for part in self._parts:
+            part.close(max(0.0, deadline_s - time.monotonic()))
