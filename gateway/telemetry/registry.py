@@ -1,9 +1,8 @@
-"""A small metrics registry, rendered in Prometheus' text format 0.0.4.
+"""A small metrics registry: counted here, read as one consistent whole (how it looks as text: exposition.py).
 
 Owns counters, gauges, histograms and their series; knows nothing of what they count. One lock per registry guards every
-number and the table of series; it is held for a batch or a snapshot, never while formatting text, and callbacks that
-supply numbers at scrape time run outside it.
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/
+number, exemplar and the table of series; it is held for a batch or a snapshot, never while formatting text, and
+callbacks that supply numbers at scrape time run outside it.
 """
 
 from __future__ import annotations
@@ -13,11 +12,14 @@ import re
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Callable, Generic, Protocol, TypeVar
+from typing import Callable, Generic, Protocol, TypeVar, Union
+
+from gateway.telemetry import exposition
+from gateway.telemetry.exposition import Distribution, Exemplar, Family
 
 LabelledNumber = tuple[tuple[str, ...], float]
-Sample = tuple[str, str, float]
-"""Name suffix, a further label pair or "", number."""
+Traced = tuple[str, str, float]
+"""Whose an observation is, for an exemplar: trace id, span id (hex), Unix seconds."""
 
 
 class Counter:
@@ -36,8 +38,8 @@ class Counter:
         with self._lock:
             self.value += amount
 
-    def samples_locked(self) -> list[Sample]:
-        return [("", "", self.value)]
+    def read_locked(self) -> float:
+        return self.value
 
 
 class Gauge:
@@ -59,19 +61,23 @@ class Gauge:
         with self._lock:
             self.value += amount
 
-    def samples_locked(self) -> list[Sample]:
-        return [("", "", self.value)]
+    def read_locked(self) -> float:
+        return self.value
 
 
 class Histogram:
-    """One distribution; counts are kept per bucket and cumulated only when rendered."""
+    """One distribution; counts are kept per bucket and cumulated only when rendered.
 
-    __slots__ = ("_bounds", "_counts", "_lock", "_sum")
+    Of each bucket the last observation of a sampled trace is kept beside its count, and nothing of any other.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum")
 
     def __init__(self, lock: threading.Lock, bounds: tuple[float, ...]) -> None:
         self._lock = lock
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
+        self._exemplars: list[Exemplar | None] | None = None  # most series never have any
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
@@ -79,22 +85,23 @@ class Histogram:
         with self._lock:
             self.observe_locked(value)
 
-    def observe_locked(self, value: float) -> None:
-        """`observe` for a caller that holds the registry's lock for a whole batch."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+    def observe_locked(self, value: float, traced: Traced | None = None) -> None:
+        """`observe` for a caller that holds the registry's lock for a whole batch. `traced` None: no exemplar."""
+        index = bisect_left(self._bounds, value)
+        self._counts[index] += 1
         self._sum += value
+        if traced is not None:
+            if self._exemplars is None:
+                self._exemplars = [None] * len(self._counts)
+            self._exemplars[index] = Exemplar(value, *traced)
 
-    def samples_locked(self) -> list[Sample]:
-        samples: list[Sample] = []
-        total = 0
-        for bound, count in zip((*self._bounds, math.inf), self._counts):
-            total += count
-            samples.append(("_bucket", f'le="{_number(bound)}"', total))
-        return [*samples, ("_sum", "", self._sum), ("_count", "", total)]
+    def read_locked(self) -> Distribution:
+        exemplars = self._exemplars
+        return Distribution(self._bounds, tuple(self._counts), self._sum, () if exemplars is None else tuple(exemplars))
 
 
 class _Series(Protocol):
-    def samples_locked(self) -> list[Sample]: ...
+    def read_locked(self) -> float | Distribution: ...
 
 
 SeriesT = TypeVar("SeriesT", bound=_Series)
@@ -132,26 +139,23 @@ class Metric(Generic[SeriesT]):
             series = self._series[values] = self._new_series()
         return series
 
-    def snapshot_locked(self) -> list[tuple[tuple[str, ...], list[Sample]]]:
-        return [(values, self._series[values].samples_locked()) for values in sorted(self._series)]
+    def snapshot_locked(self) -> list[tuple[tuple[str, ...], Union[float, Distribution]]]:
+        return [(values, self._series[values].read_locked()) for values in sorted(self._series)]
 
 
 class _Declaration:
     """What a scrape says about one metric, and where its numbers come from (one of the two)."""
 
-    __slots__ = ("head", "label_names", "metric", "name", "read")
+    __slots__ = ("family", "metric", "read")
 
     def __init__(self, name: str, kind: str, help_text: str, label_names: tuple[str, ...]) -> None:
-        help_line = help_text.replace("\\", "\\\\").replace("\n", "\\n")
-        self.name = name
-        self.head = f"# HELP {name} {help_line}\n# TYPE {name} {kind}\n"
-        self.label_names = label_names
+        self.family = Family(name, kind, help_text, label_names, ())
         self.metric: Metric[Counter] | Metric[Gauge] | Metric[Histogram] | None = None
         self.read: Callable[[], Iterable[LabelledNumber]] | None = None
 
 
 class Registry:
-    """Every metric of one process, rendered in the order in which they were declared.
+    """Every metric of one process, in the order in which they were declared.
 
     Declaring a name twice, or an impossible name, raises ValueError.
     """
@@ -162,13 +166,13 @@ class Registry:
 
     def counter(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Metric[Counter]:
         declared = self._declare(name, "counter", help_text, labels)
-        metric = Metric(self.lock, declared.label_names, lambda: Counter(self.lock))
+        metric = Metric(self.lock, declared.family.label_names, lambda: Counter(self.lock))
         declared.metric = metric
         return metric
 
     def gauge(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Metric[Gauge]:
         declared = self._declare(name, "gauge", help_text, labels)
-        metric = Metric(self.lock, declared.label_names, lambda: Gauge(self.lock))
+        metric = Metric(self.lock, declared.family.label_names, lambda: Gauge(self.lock))
         declared.metric = metric
         return metric
 
@@ -180,7 +184,7 @@ class Registry:
         if not bounds or list(bounds) != sorted(set(bounds)) or not math.isfinite(bounds[-1]):
             raise ValueError(f"{name}: buckets must ascend and end before +Inf: {bounds}")
         declared = self._declare(name, "histogram", help_text, labels)
-        metric = Metric(self.lock, declared.label_names, lambda: Histogram(self.lock, bounds))
+        metric = Metric(self.lock, declared.family.label_names, lambda: Histogram(self.lock, bounds))
         declared.metric = metric
         return metric
 
@@ -199,24 +203,32 @@ class Registry:
         """
         self._declare(name, kind, help_text, labels).read = read
 
-    def render(self) -> bytes:
-        """The scrape's body: one consistent snapshot of all series, plus the callbacks' numbers."""
+    def collect(self) -> list[Family]:
+        """Every metric as it is now: one consistent snapshot of all series, plus the callbacks' numbers. Any thread.
+
+        Raises what a callback raises.
+        """
         declared = list(self._declared.values())
         with self.lock:
             snapshots = [d.metric.snapshot_locked() if d.metric else [] for d in declared]
-        parts: list[str] = []
-        for declaration, series in zip(declared, snapshots):
-            if declaration.read is not None:
-                series = [(v, [("", "", n)]) for v, n in sorted(declaration.read())]
-            parts.append(declaration.head)
-            for values, samples in series:
-                parts.extend(_lines(declaration, values, samples))
-        # A lone surrogate in a configured name must not cost the whole scrape.
-        return "".join(parts).encode("utf-8", "replace")
+        return [
+            d.family._replace(series=sorted(d.read()) if d.read is not None else snapshot)
+            for d, snapshot in zip(declared, snapshots)
+        ]
+
+    def render(self) -> bytes:
+        """A scrape's body in Prometheus' text format 0.0.4."""
+        return exposition.text(self.collect())
+
+    def render_openmetrics(self) -> bytes:
+        """A scrape's body in OpenMetrics 1.0, with exemplars."""
+        return exposition.openmetrics(self.collect())
 
     def _declare(self, name: str, kind: str, help_text: str, labels: Sequence[str]) -> _Declaration:
         if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", name):
             raise ValueError(f"not a metric name: {name!r}")
+        if kind == "counter" and not name.endswith("_total"):
+            raise ValueError(f"{name}: a counter's name ends with _total")
         for label in labels:
             if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", label) or label == "le":
                 raise ValueError(f"{name}: not a label name: {label!r}")
@@ -225,25 +237,3 @@ class Registry:
                 raise ValueError(f"declared twice: {name}")
             declared = self._declared[name] = _Declaration(name, kind, help_text, tuple(labels))
         return declared
-
-
-def _lines(declaration: _Declaration, values: tuple[str, ...], samples: list[Sample]) -> list[str]:
-    own = [f'{n}="{_escaped(v)}"' for n, v in zip(declaration.label_names, values)]
-    lines = []
-    for suffix, pair, number in samples:
-        labels = ",".join([*own, pair] if pair else own)
-        braces = f"{{{labels}}}" if labels else ""
-        lines.append(f"{declaration.name}{suffix}{braces} {_number(number)}\n")
-    return lines
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _number(value: float) -> str:
-    if isinstance(value, int):
-        return str(int(value))  # also True and False
-    if math.isfinite(value):
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
-    return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")

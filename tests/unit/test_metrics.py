@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.telemetry import gauges, process
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
+from gateway.telemetry.exposition import Distribution, Exemplar, Family
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.registry import Registry
 
@@ -92,6 +93,63 @@ class RegistryTest(unittest.TestCase):
             "c -0.25\n",
         )
 
+    def test_renders_exactly_openmetrics(self) -> None:
+        requests = self.registry.counter("a_total", 'Of "many".\nAnd one.', ("x",))
+        requests.labels('say "hi"\n').inc(2)
+        wait = self.registry.histogram("b_seconds", "Waits.", ("y",), buckets=(0.5, 1.0, 2.5)).labels("z")
+        with self.registry.lock:
+            for number, value in enumerate((0.25, 0.125, 2.0, 99.5)):
+                wait.observe_locked(value, (f"{number:032x}", f"{number:016x}", 1769860800.25 + number))
+            wait.observe_locked(2.25)
+        self.registry.gauge("c_bytes", "Level.").labels().set(-0.25)
+        zeros = "0" * 15
+        self.assertEqual(
+            self.registry.render_openmetrics().decode(),
+            "# TYPE a counter\n"
+            '# HELP a Of \\"many\\".\\nAnd one.\n'
+            'a_total{x="say \\"hi\\"\\n"} 2\n'
+            "# TYPE b_seconds histogram\n"
+            "# UNIT b_seconds seconds\n"
+            "# HELP b_seconds Waits.\n"
+            'b_seconds_bucket{y="z",le="0.5"} 2'
+            f' # {{trace_id="{zeros * 2}01",span_id="{zeros}1"}} 0.125 1769860801.250\n'
+            'b_seconds_bucket{y="z",le="1.0"} 2\n'
+            'b_seconds_bucket{y="z",le="2.5"} 4'
+            f' # {{trace_id="{zeros * 2}02",span_id="{zeros}2"}} 2 1769860802.250\n'
+            'b_seconds_bucket{y="z",le="+Inf"} 5'
+            f' # {{trace_id="{zeros * 2}03",span_id="{zeros}3"}} 99.5 1769860803.250\n'
+            'b_seconds_sum{y="z"} 104.125\n'
+            'b_seconds_count{y="z"} 5\n'
+            "# TYPE c_bytes gauge\n"
+            "# UNIT c_bytes bytes\n"
+            "# HELP c_bytes Level.\n"
+            "c_bytes -0.25\n"
+            "# EOF\n",
+        )
+        self.assertNotIn(b"trace_id", self.registry.render())
+
+    def test_collects_every_metric_with_its_series(self) -> None:
+        self.registry.counter("a_total", "A.", ("x",)).labels("1").inc(3)
+        waits = self.registry.histogram("b_seconds", "B.", buckets=(1,)).labels()
+        waits.observe(0.5)
+        with self.registry.lock:
+            waits.observe_locked(2.5, ("t", "s", 7.0))
+        self.registry.callback("g", "gauge", "G.", ("x",), lambda: [(("b",), 2), (("a",), 1)])
+        self.assertEqual(
+            self.registry.collect(),
+            [
+                Family("a_total", "counter", "A.", ("x",), [(("1",), 3)]),
+                Family(
+                    "b_seconds",
+                    "histogram",
+                    "B.",
+                    (),
+                    [((), Distribution((1,), (1, 1), 3.0, (None, Exemplar(2.5, "t", "s", 7.0))))],
+                ),
+                Family("g", "gauge", "G.", ("x",), [(("a",), 1), (("b",), 2)]),
+            ],
+        )
+
     def test_without_labels_is_zero_from_the_start(self) -> None:
         self.registry.counter("a_total", "A.")
         self.registry.counter("b_total", "B.", ("x",))
@@ -129,6 +187,7 @@ class RegistryTest(unittest.TestCase):
         for declare in (
             lambda: self.registry.gauge("a_total", "Again."),
             lambda: self.registry.gauge("a-b", "Name."),
+            lambda: self.registry.counter("g", "No total."),
             lambda: self.registry.gauge("b", "Label.", ("x y",)),
             lambda: self.registry.histogram("c", "Reserved.", ("le",), buckets=(1,)),
             lambda: self.registry.histogram("d", "None.", buckets=()),
