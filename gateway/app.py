@@ -18,7 +18,7 @@ from typing import Any, Optional, TextIO
 from gateway.announcing import dotenv_warnings, shown_path, url_of
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
-from gateway.gauging import bind_metrics
+from gateway.gauging import bind_metrics, provider_of
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.observing import Observing
@@ -37,6 +37,7 @@ from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer
 from gateway.server.underway import ServerContext
 from gateway.settings import Settings
+from gateway.telemetry.gauges import bind_in_flight
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 from gateway.telemetry.process import register_process_metrics
@@ -65,7 +66,7 @@ class Gateway:
         self._stopping = threading.Lock()
         self.schemas = _open_schemas(settings)
         self.registry = Registry()
-        self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS)
+        self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS, self._provider_of)
         register_process_metrics(self.registry)
         self.observing = Observing(settings)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
@@ -81,6 +82,7 @@ class Gateway:
         self.pipeline = Pipeline(settings, *parts)
         self.relay = Relay(settings.stream_idle_timeout_s, self._crashed)
         bind_metrics(self.registry, self.factory, self.workers, self.guard, self.caches)
+        bind_in_flight(self.registry, lambda: self.pipeline.in_flight)
         self.server = self._listen()
         self._open_decision_log()
 
@@ -101,6 +103,9 @@ class Gateway:
 
     def _counted_names(self) -> Mapping[str, str]:
         return self.factory.router.counted_names()  # there is none yet when this is handed out, nor a request
+
+    def _provider_of(self, model: str, engine: str) -> str:
+        return provider_of(self.factory, model, engine)
 
     def _decision_log(self) -> Optional[DecisionLog]:
         path = self.settings.decision_log

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Optional
 
+from gateway import __version__
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.reuse.caches import Caches
 from gateway.routing.breaker import STATE_NAMES
 from gateway.telemetry import gauges
+from gateway.telemetry.genai import NOBODY
 from gateway.telemetry.registry import Registry
 from gateway.workers import WorkerPool
 
@@ -35,6 +37,7 @@ def bind_metrics(
         lambda: [((name,), pool.waiting) for name, pool in factory.router.pools.items()],
     )
     gauges.bind_queue(registry, lambda: workers.depth, lambda: workers.busy)
+    gauges.bind_build(registry, __version__)
     gauges.bind_cache(registry, cache_figures)
     gauges.bind_policy(
         registry,
@@ -42,3 +45,14 @@ def bind_metrics(
         lambda: 0 if guard.ledger is None else guard.ledger.dropped_total,
         lambda: 0 if guard.db is None else guard.db.errors,
     )
+
+
+def provider_of(factory: InferenceFactory, model: str, engine: str) -> str:
+    """Whose an engine is: its provider, else the dialect of whoever runs it; "" where there is none of that name."""
+    pools = factory.router.pools
+    own = pools.get(model)
+    for pool in pools.values() if own is None else (own,):  # another's name where an engine's own models count
+        for one in pool.engines:
+            if one.id == engine:
+                return NOBODY if one.spec.is_echo else one.spec.provider or one.spec.dialect or ""
+    return ""

@@ -48,7 +48,13 @@ METRICS = Operation(
     STATE,
     "Give the metrics to Prometheus",
     "metrics",
-    (Answer(200, "Prometheus' text format 0.0.4.", {"text/plain": _TEXT}),),
+    (
+        Answer(
+            200,
+            "Prometheus' text format 0.0.4, or, where `Accept` names it, OpenMetrics 1.0 with exemplars.",
+            {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+        ),
+    ),
     "Open on loopback to who comes through no proxy; `METRICS_AUTH` says otherwise.",
 )
 _LISTS = {"anyOf": [ref("Models"), ref("AnthropicModels")]}

@@ -1,11 +1,10 @@
 """What is answered without an engine: models, health, metrics, the index, the API's description, CORS preflights.
 
-One table of paths. Owns nothing; reads the factory's snapshot and the metrics' registry.
+One table of paths. Owns nothing; reads the factory's snapshot.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
@@ -22,17 +21,12 @@ from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.documentpages import MADE, DocumentPages
 from gateway.server.exchange import Exchange
 from gateway.server.lostpaths import LostPaths
+from gateway.server.metricspage import MetricsPage
 from gateway.server.modelpages import MODEL_START, ModelPages
 from gateway.server.parsing import RequestHead
 from gateway.steps import ASIDE, Pause, Steps
 from gateway.telemetry.registry import Registry
 
-# Who asks for metrics again and again shall not keep the loop from everything else: so much of its time at most is
-# spent on making their text (1 ms of CPU for nine engines, 70 for 800), but for so much at once; who asks meanwhile
-# gets the last one.
-RENDERING_SHARE = 0.25
-RENDERED_AT_ONCE_S = 0.25
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
 ALWAYS_OPEN = frozenset(operation.path for operation in own.OPERATIONS if operation.permission is None)
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
@@ -49,11 +43,7 @@ class Routes:
     def __init__(self, pipeline: Pipeline, registry: Registry, admin: Admin) -> None:
         self._admin = admin
         self._pipeline = pipeline
-        self._registry = registry
         self._settings = pipeline.settings
-        self._rendered = (0.0, b"")  # until when (monotonic seconds) it is given, and the text
-        self._rendering_s = 0.0  # CPU seconds spent on that beyond the share, as of `_rendered_at_s`
-        self._rendered_at_s = 0.0
         self._browsers = BrowserRules(self._settings)
         self._metrics_local = self._settings.metrics_auth != "off"
         self._metrics_open = self._settings.on_loopback or self._settings.metrics_auth == "off"
@@ -65,7 +55,7 @@ class Routes:
             (own.READYZ, self._readyz),
             (own.HEALTH, self._health),
             (own.API_HEALTH, self._health),
-            (own.METRICS, self._metrics),
+            (own.METRICS, MetricsPage(registry).answer),
             (own.MODELS, models.all),
             (own.API_MODELS, models.all),
             (own.MODEL, models.one),
@@ -213,15 +203,3 @@ class Routes:
             }
         status = "ok" if complete else "degraded" if any_available else "down"
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
-
-    def _metrics(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
-        until_s, body = self._rendered  # replaced whole
-        now_s = time.monotonic()
-        if now_s >= until_s:
-            began_s = time.thread_time()
-            body = self._registry.render()
-            left_s = max(0.0, self._rendering_s - RENDERING_SHARE * (now_s - self._rendered_at_s))
-            self._rendering_s, self._rendered_at_s = left_s + time.thread_time() - began_s, now_s
-            over_s = self._rendering_s - RENDERED_AT_ONCE_S
-            self._rendered = (now_s + over_s / RENDERING_SHARE, body) if over_s > 0 else (0.0, b"")
-        return Reply(200, (("Content-Type", METRICS_TYPE),), body)

@@ -1,7 +1,7 @@
 """Metrics as text, in Prometheus' format 0.0.4 and in OpenMetrics 1.0, and the shapes that both are written from.
 
 No state, no lock, no I/O: snapshots in, bytes out.
-Formats: https://prometheus.io/docs/instrumenting/exposition_formats/, OpenMetrics 1.0 (draft-richih-opsawg-openmetrics-00).
+Formats: https://prometheus.io/docs/instrumenting/exposition_formats/ and the OpenMetrics specification, version 1.0.
 """
 
 from __future__ import annotations

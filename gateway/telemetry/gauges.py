@@ -5,6 +5,7 @@ Owns nothing. The callables are called without the registry's lock, on the threa
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
 from typing import Callable
 
@@ -120,4 +121,27 @@ def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], 
         "Workers with a request in hand.",
         (),
         lambda: [((), busy())],
+    )
+
+
+def bind_in_flight(registry: Registry, in_flight: Callable[[], int]) -> None:
+    """Declares the gauge of requests under way, waiting ones and open streams too."""
+    registry.callback(
+        "gateway_requests_in_flight",
+        "gauge",
+        "Requests of inference that have not ended: waiting, at an engine, or streaming.",
+        (),
+        lambda: [((), in_flight())],
+    )
+
+
+def bind_build(registry: Registry, version: str) -> None:
+    """Declares what runs: the gateway's version, and the interpreter's."""
+    labels = (version, platform.python_implementation(), platform.python_version())
+    registry.callback(
+        "gateway_build_info",
+        "gauge",
+        "Always 1; its labels tell what runs.",
+        ("version", "implementation", "python"),
+        lambda: [(labels, 1)],
     )

@@ -10,7 +10,8 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any, Callable
 
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
-from gateway.telemetry.registry import Counter, Histogram, Registry
+from gateway.telemetry.genai import GenAiMetrics
+from gateway.telemetry.registry import Counter, Histogram, Registry, Traced
 from gateway.telemetry.verifications import VerificationMetrics
 
 DURATION_BUCKETS_S = (
@@ -34,7 +35,8 @@ class GatewayMetrics:
 
     `known_models` gives every name that a request may use now, with the configured model it stands for, and
     `known_paths` the served paths; a label outside them counts under `other`, so that callers cannot invent series. A
-    request that names no model has the empty label, which Prometheus reads as absent. Thread safe.
+    request that names no model has the empty label, which Prometheus reads as absent. `provider_of`: whose an engine
+    is, by model and engine, as in GenAiMetrics. What belongs to a sampled trace becomes an exemplar. Thread safe.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class GatewayMetrics:
         registry: Registry,
         known_models: Callable[[], Mapping[str, str]],
         known_paths: Container[str],
+        provider_of: Callable[[str, str], str] = lambda model, engine: "",
     ) -> None:
         self.registry = registry
         self._known_models = known_models
@@ -50,6 +53,7 @@ class GatewayMetrics:
         self._declare_engines(registry)
         self._declare_reuse(registry)
         self._verifications = VerificationMetrics(registry)
+        self._genai = GenAiMetrics(registry, provider_of)
         self.cache_totals: dict[str, float] = dict.fromkeys((*CACHE_RESULTS, "saved_tokens", "saved_usd"), 0)
         """Of all models: requests by what the cache did for them, and what hits have saved."""
         # What is added up as it stands; True counts as one.
@@ -172,30 +176,35 @@ class GatewayMetrics:
             raise failed
 
     def _count_event_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
-        self._count_locked(event, known)
+        model = _model_label(event.model, known)
+        trace, traced = event.trace, None
+        if trace is not None and trace.sampled:
+            traced = (trace.trace_id, trace.span_id, event.finished_unix_s)
+        answered = event.extra is None or "part_of" not in event.extra
+        self._count_locked(event, model, answered, traced)
         for record in event.attempt_records:
-            self._count_attempt_locked(record)
+            self._count_attempt_locked(record, traced)
+        self._genai.count_locked(event, model, known, answered, traced)
         if event.extra is not None:
-            self._count_extra_locked(event, event.extra, _model_label(event.model, known))
+            self._count_extra_locked(event, event.extra, model)
         if event.retries or event.fallback is not None:
             self._count_detours_locked(event, known)
 
-    def _count_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
-        model = _model_label(event.model, known)
-        if event.extra is None or "part_of" not in event.extra:
-            self._count_answered_locked(event, model)
+    def _count_locked(self, event: RequestEvent, model: str, answered: bool, traced: Traced | None) -> None:
+        if answered:
+            self._count_answered_locked(event, model, traced)
         if event.attempts or event.queue_s:
-            self._queue_wait.observe_locked(event.queue_s)
+            self._queue_wait.observe_locked(event.queue_s, traced)
         if event.stream:
             if event.ttft_s is not None:
-                self._ttft.labels_locked(model).observe_locked(event.ttft_s)
+                self._ttft.labels_locked(model).observe_locked(event.ttft_s, traced)
         elif event.attempts:
             overhead_s = event.latency_s - event.queue_s - event.engine_s
-            self._overhead.observe_locked(max(overhead_s, 0.0))
+            self._overhead.observe_locked(max(overhead_s, 0.0), traced)
         if event.prompt_tokens is not None or event.completion_tokens is not None:
             self._count_tokens_locked(event, model)
 
-    def _count_answered_locked(self, event: RequestEvent, model: str) -> None:
+    def _count_answered_locked(self, event: RequestEvent, model: str, traced: Traced | None) -> None:
         path = event.path if event.path in self._known_paths else self._path_label(event.path)
         key = (path, model, event.status)
         found = self._by_request.get(key)
@@ -205,7 +214,7 @@ class GatewayMetrics:
                 self._duration.labels_locked(path, model),
             )
         found[0].value += 1
-        found[1].observe_locked(event.latency_s)
+        found[1].observe_locked(event.latency_s, traced)
 
     def _count_extra_locked(self, event: RequestEvent, extra: Mapping[str, Any], model: str) -> None:
         for key, value in extra.items():
@@ -239,7 +248,7 @@ class GatewayMetrics:
         found[0].value += event.prompt_tokens or 0
         found[1].value += event.completion_tokens or 0
 
-    def _count_attempt_locked(self, record: AttemptRecord) -> None:
+    def _count_attempt_locked(self, record: AttemptRecord, traced: Traced | None) -> None:
         model, engine, outcome, duration_s = record[:4]
         if outcome not in OUTCOMES:
             outcome = OTHER
@@ -250,7 +259,9 @@ class GatewayMetrics:
                 self._engine_duration.labels_locked(model, engine),
             )
         found[0].value += 1
-        found[1].observe_locked(duration_s)
+        if traced is not None and record.span_id:
+            traced = (traced[0], record.span_id, traced[2])
+        found[1].observe_locked(duration_s, traced)
         if outcome == "hung":
             self._rescued.labels_locked(model, engine).value += 1
 

@@ -35,6 +35,7 @@ def register_process_metrics(registry: Registry) -> None:
             time.process_time,
         ),
         ("process_open_fds", "gauge", "Open file descriptors.", open_fds),
+        ("process_max_fds", "gauge", "Open file descriptors that there may be.", max_fds),
         (
             "process_start_time_seconds",
             "gauge",
@@ -71,6 +72,16 @@ def open_fds() -> int | None:
         except OSError:
             continue
     return None
+
+
+def max_fds() -> int | None:
+    """As many descriptors as may be open; None when that is unknown, or there is no limit."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def start_time_unix_s() -> float:

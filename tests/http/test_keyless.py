@@ -221,9 +221,9 @@ class OutOfThreads(OnLoopTest):
 class LargeMetrics(OnLoopTest):
     def test_a_text_that_takes_long_is_made_once_for_all_who_ask_at_a_time(self) -> None:
         for at_once_s, texts in ((-1e6, 1), (1e6, 3)):
-            self.enter(mock.patch("gateway.server.routes.RENDERED_AT_ONCE_S", at_once_s))
+            self.enter(mock.patch("gateway.server.metricspage.RENDERED_AT_ONCE_S", at_once_s))
             running = self.enter(gateway())
-            registry = running.app.server.context.routes._registry
+            registry = running.app.registry
             with mock.patch.object(registry, "render", wraps=registry.render) as render:
                 for _ in range(3):
                     self.assertEqual(running.get("/metrics").status, 200)

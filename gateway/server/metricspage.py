@@ -1,0 +1,67 @@
+"""The answer to `GET /metrics`: the registry's text, in the format and coding that its reader would rather have.
+
+Owns the last texts and how much time they took. Used by the loop's thread alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import time
+from typing import Optional
+
+from gateway.keys.auth import Identity
+from gateway.server.admin import Reply
+from gateway.server.negotiating import takes_gzip, wants_openmetrics
+from gateway.server.parsing import RequestHead
+from gateway.telemetry.registry import Registry
+
+# Who asks for metrics again and again shall not keep the loop from everything else: so much of its time at most is
+# spent on making their text (0.2 ms of CPU for nine engines, 14 for 800), but for so much at once; who asks meanwhile
+# gets the last one.
+RENDERING_SHARE = 0.25
+RENDERED_AT_ONCE_S = 0.25
+TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+GZIP_LEVEL = 1  # 2.4 MB, of 800 engines, become 0.12 in 3 ms; level 6 takes 10 for 0.10
+
+
+class MetricsPage:
+    """Renders the metrics for whoever asks."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._until_s = 0.0  # (monotonic) the texts that there are, are given
+        self._bodies: dict[tuple[bool, bool], bytes] = {}  # by whether they are OpenMetrics, and gzipped
+        self._rendering_s = 0.0  # CPU seconds spent on them beyond the share, as of `_rendered_at_s`
+        self._rendered_at_s = 0.0
+
+    def answer(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
+        """The metrics of now, or of a moment ago."""
+        openmetrics = wants_openmetrics(head.text(b"accept"))
+        packed = takes_gzip(head.text(b"accept-encoding"))
+        now_s = time.monotonic()
+        if now_s >= self._until_s:
+            self._bodies.clear()
+        body = self._bodies.get((openmetrics, packed))
+        if body is None:
+            body = self._made(openmetrics, packed, now_s)
+        headers = [
+            ("Content-Type", OPENMETRICS_TYPE if openmetrics else TEXT_TYPE),
+            ("Vary", "Accept, Accept-Encoding"),
+        ]
+        if packed:
+            headers.append(("Content-Encoding", "gzip"))
+        return Reply(200, tuple(headers), body)
+
+    def _made(self, openmetrics: bool, packed: bool, now_s: float) -> bytes:
+        """Make one of the four texts; each is kept for as long as there was no time for another."""
+        began_s = time.thread_time()
+        body = self._registry.render_openmetrics() if openmetrics else self._registry.render()
+        if packed:
+            body = gzip.compress(body, GZIP_LEVEL, mtime=0)
+        left_s = max(0.0, self._rendering_s - RENDERING_SHARE * (now_s - self._rendered_at_s))
+        self._rendering_s, self._rendered_at_s = left_s + time.thread_time() - began_s, now_s
+        over_s = self._rendering_s - RENDERED_AT_ONCE_S
+        self._until_s = now_s + over_s / RENDERING_SHARE if over_s > 0 else 0.0
+        self._bodies[openmetrics, packed] = body
+        return body
