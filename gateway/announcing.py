@@ -65,10 +65,15 @@ def coloured(text: str, kind: str) -> str:
 
 
 def paint_for(stream: TextIO, environ: Mapping[str, str]) -> Paint:
-    """Colours only where they are seen as such: on a terminal that knows them, and nobody has said NO_COLOR."""
+    """Colours only where they are seen as such."""
+    return coloured if shows_colours(stream, environ) else plain
+
+
+def shows_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether this is a terminal that knows colours, and nobody has said NO_COLOR."""
     terminal = environ.get("TERM")
     knows = terminal != "dumb" if terminal else "WT_SESSION" in environ  # Windows' own terminal has no TERM
-    return coloured if stream.isatty() and knows and not environ.get("NO_COLOR") else plain
+    return stream.isatty() and knows and not environ.get("NO_COLOR")
 
 
 def write(stream: TextIO, text: str) -> None:

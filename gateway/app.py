@@ -6,6 +6,7 @@ Owns every part of a running gateway. `stop` may be called from any thread but t
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any, Optional, TextIO
 
-from gateway.announcing import dotenv_warnings, shown_path, url_of
+from gateway.announcing import dotenv_warnings, shown_path, shows_colours, url_of
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
 from gateway.gauging import bind_metrics, provider_of
@@ -42,6 +43,7 @@ from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 from gateway.telemetry.process import register_process_metrics
 from gateway.telemetry.registry import Registry
+from gateway.telemetry.textlines import look_of
 from gateway.tools.decisionlog import DecisionLog, header
 from gateway.workers import WorkerPool
 
@@ -92,7 +94,11 @@ class Gateway:
             log_format = "text" if stream.isatty() else "json"
         parts = [part.observe for part in self.observing.observers]
         observers = (lambda events: self.guard.observe(events), *parts)  # there is no guard yet, nor a request
-        return Telemetry(stream, log_format, self.settings.log_level, self.metrics, observers)
+        return Telemetry(
+            *(stream, log_format, self.settings.log_level, self.metrics, observers),
+            slow_s=self.settings.slow_ms / 1000,
+            look=look_of(stream, shows_colours(stream, os.environ)),
+        )
 
     def _open_guard(self) -> Guard:
         try:

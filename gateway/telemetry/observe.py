@@ -16,12 +16,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Callable, Optional, TextIO, Union
 
 from gateway.clock import unix_s
 from gateway.telemetry.events import LogRecord, RequestEvent
-from gateway.telemetry.logs import LEVELS, format_json, format_text, request_level
+from gateway.telemetry.logs import LEVELS, format_json, request_level
 from gateway.telemetry.metrics import GatewayMetrics
+from gateway.telemetry.textlines import Look, TextLines
 
 Observer = Callable[[Sequence[RequestEvent]], None]
 _Entry = Union[RequestEvent, LogRecord]
@@ -52,10 +54,11 @@ _AWAKE, _ASLEEP, _WRITING = 0, 1, 2
 class Telemetry:
     """Counts and logs finished requests on one thread of its own, started here.
 
-    `stream` gets the lines, `log_format` is "json" or "text", `level` (debug, info, warning or
-    error) the least level written. Every observer is called with each batch of RequestEvents, after
-    `metrics`, one batch at a time; it must not block, nor call `flush` or `close`. One that raises is
-    reported in the log once, and the others still get the batch.
+    `stream` gets the lines, `log_format` is "json" or "text" (which is shown as `look` says), `level` (debug,
+    info, warning or error) the least level written; a request that took longer than `slow_s` (0: none) is a
+    warning. Every observer is called with each batch of RequestEvents, after `metrics`, one batch at a time; it
+    must not block, nor call `flush` or `close`. One that raises is reported in the log once, and the others still
+    get the batch.
     Raises ValueError for an unknown format or level. All methods are for any thread.
     """
 
@@ -66,13 +69,19 @@ class Telemetry:
         level: str,
         metrics: GatewayMetrics,
         observers: Sequence[Observer] = (),
+        *,
+        slow_s: float = 0.0,
+        look: Look = Look(),  # noqa: B008 - immutable
     ) -> None:
         if log_format not in ("json", "text"):
             raise ValueError(f"log format {log_format!r} is neither json nor text")
         if level not in LEVELS:
             raise ValueError(f"log level {level!r} is none of {', '.join(LEVELS)}")
         self._stream = stream
-        self._format = format_json if log_format == "json" else format_text
+        self._slow_s = slow_s
+        self._format: Callable[[_Entry], str] = (
+            partial(format_json, slow_s=slow_s) if log_format == "json" else TextLines(look, slow_s)
+        )
         self._least = LEVELS[level]
         self._dropped_total = metrics.log_lines_dropped
         self._observers: tuple[Observer, ...] = (metrics.observe, *observers)
@@ -221,11 +230,11 @@ class Telemetry:
         self._keep_lines_locked([LogRecord(unix_s(), "error", "observer_failed", fields)])
 
     def _keep_lines_locked(self, entries: list[_Entry], as_text: bool = False) -> None:
-        least = self._least
+        least, slow_s = self._least, self._slow_s
         wanted: list[Union[_Entry, str]] = [
             entry
             for entry in entries
-            if LEVELS[request_level(entry) if isinstance(entry, RequestEvent) else entry.level] >= least
+            if LEVELS[request_level(entry, slow_s) if isinstance(entry, RequestEvent) else entry.level] >= least
         ]
         room = MAX_WAITING_LINES - len(self._lines)
         kept = wanted[:room] if len(wanted) > room else wanted

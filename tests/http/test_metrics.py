@@ -426,7 +426,7 @@ class LogLines(SocketTest):
         eventually(lambda: request_id in running.log.getvalue())
         (line,) = [line for line in running.log.getvalue().splitlines() if request_id in line]
         self.assertIn(" 404 ", line)
-        self.assertIn(f" model={json.dumps(wild)} ", line)
+        self.assertIn(f"  {json.dumps(wild)} ", line)
         self.assertTrue(line.isascii() and line.isprintable(), line)
 
 

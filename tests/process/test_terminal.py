@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
+from urllib.parse import quote
 
 from gateway import cli
 from gateway.announcing import NO_ENGINE
@@ -26,6 +27,7 @@ from tests.naming import deaf
 from tests.support import (
     CHAT,
     HI,
+    HOSTS,
     MAIN,
     TIMEOUT_S,
     RawClient,
@@ -142,6 +144,46 @@ class TerminalTest(SocketTest):
             text = screen.wait_for("Ctrl-C to stop")
             self.assertIn("not reached: Connection refused\n", text)
             self.assertNotIn("\x1b", text)
+
+    def test_requests_are_shown_in_columns_and_colours_and_nothing_of_a_client_is_obeyed(self) -> None:
+        engine, bad = self.enter(mock_engine()), self.enter(mock_engine(behaviour="error"))
+        told = {
+            "ENGINES": engines(_13b=[bad.url, engine.url]),
+            "LOG_LEVEL": "info",
+            "SLOW_MS": 1,
+            "PYTHONUTF8": "1",
+            "ALLOWED_HOSTS": HOSTS,
+        }
+        screen = self.screen(**told, STRATEGY="round_robin")
+        text = screen.wait_for("Ctrl-C to stop")
+        port = re.search(r"http://127\.0\.0\.1:(\d+)", text)
+        assert port is not None
+        sent: list[tuple[str, str, Any]] = [
+            ("first", CHAT, HI),
+            ("second", CHAT, {**HI, "stream": True}),
+            ("wild", CHAT, {**HI, "model": "\x1b[2J\x1b]0;mine\x07"}),
+            ("lost", "/\x1b[31m", None),
+        ]
+        with RawClient(int(port[1]), timeout_s=TIMEOUT_S) as client:
+            for name, path, body in sent:
+                with contextlib.suppress(Exception):
+                    client.ask("GET" if body is None else "POST", quote(path), body, [("X-Request-ID", name)])
+        for name, _, _ in sent:
+            text = screen.wait_for(f"\x1b[2m{name}\x1b[0m\n")
+        codes = set(re.findall("\x1b.{0,4}", text))
+        self.assertEqual({code for code in codes if not re.match(r"\x1b\[(0|1|2|3[1236])m", code)}, set(), codes)
+        lines = {name: line for line in text.split("\n") for name, _, _ in sent if line.endswith(f"[2m{name}\x1b[0m")}
+        bare = {name: re.sub("\x1b[^m]*m", "", line) for name, line in lines.items()}
+        here = (
+            rf"\d\d:\d\d:\d\d\.\d{{3}} (INFO |WARN ) 200 POST {CHAT} +\d+(\.\d)?ms  13b→127\.0\.0\.1:\d+ +\d+\+\d+ tok "
+        )
+        self.assertRegex(bare["first"], here)
+        self.assertRegex(bare["second"], here + r" ttft +\d+(\.\d)?ms")
+        self.assertIn(r'"\u001b[2J\u001b]0;mine\u0007"', bare["wild"])
+        self.assertIn("\x1b[33m404\x1b[0m", lines["wild"])
+        self.assertEqual(len({bare[name].index(" tok") for name in ("first", "second")}), 1, bare)
+        slow = [line for line in bare.values() if "slow: " in line and "error 500" in line]
+        self.assertTrue(slow and all(" WARN " in line and " ok " in line for line in slow), bare)
 
     @unittest.skipUnless(shutil.which("curl") and shutil.which("sh"), "curl is not installed")
     def test_what_it_offers_to_be_pasted_works(self) -> None:

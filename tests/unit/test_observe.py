@@ -298,7 +298,21 @@ class TelemetryTest(TelemetryFixture):
         telemetry = self.start(log_format="text")
         telemetry.log("warning", "engine_down", engine="h:1")
         self.assertTrue(telemetry.close(10))
-        self.assertTrue(self.pipe.getvalue().endswith("Z WARNING engine_down engine=h:1\n"))
+        self.assertTrue(self.pipe.getvalue().endswith(f"Z WARN  {'engine_down':31} engine=h:1\n"))
+
+    def test_a_slow_request_is_written_where_only_warnings_are(self) -> None:
+        for log_format in ("json", "text"):
+            for slow_s, names in ((0.0, []), (2.0, ["slow"])):
+                self.setUp()
+                telemetry = Telemetry(self.pipe, log_format, "warning", self.metrics, slow_s=slow_s)
+                self.addCleanup(telemetry.close, 10)
+                telemetry.emit(event("slow", latency_s=2.5))
+                telemetry.emit(event("quick", latency_s=1.5))
+                self.assertTrue(telemetry.close(10))
+                found = [name for name in ("slow", "quick") if name in self.pipe.getvalue().replace("slow:", "")]
+                self.assertEqual([name for name in found if name != "slow" or slow_s], names)
+                self.assertEqual(len(self.pipe.getvalue().splitlines()), len(names))
+                self.assertEqual(self.counted(), 2)
 
     def test_wrong_settings_are_refused_before_a_thread_starts(self) -> None:
         before = set(threading.enumerate())
