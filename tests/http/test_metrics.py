@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import tempfile
@@ -24,6 +25,7 @@ from tests.support import (
     mock_engine,
 )
 
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 LOG_KEYS = [
     *("ts", "level", "event", "request_id", "method", "path", "status", "error", "latency_ms", "queue_ms", "engine_ms"),
     *("ttft_ms", "stream", "model", "engine", "attempts", "fallback", "prompt_tokens", "completion_tokens"),
@@ -244,6 +246,56 @@ class Metrics(SocketTest):
                 base = re.sub(r"_(bucket|sum|count)\Z", "", name)
                 self.assertTrue(name in declared or declared.get(base) == "histogram", line)
         self.assertEqual(helped, set(declared))
+
+
+class Formats(SocketTest):
+    def test_the_text_format_unless_openmetrics_is_asked_for(self) -> None:
+        running = self.enter(gateway())
+        for accept, kind, end in (
+            (None, "text/plain; version=0.0.4; charset=utf-8", b"\n"),
+            ("*/*", "text/plain; version=0.0.4; charset=utf-8", b"\n"),
+            (OPENMETRICS, "application/openmetrics-text; version=1.0.0; charset=utf-8", b"\n# EOF\n"),
+        ):
+            answer = running.get("/metrics", [] if accept is None else [("Accept", accept)])
+            self.assertEqual((answer.status, answer.header("content-type")), (200, kind))
+            self.assertEqual(answer.header("vary"), "Accept, Accept-Encoding")
+            self.assertEqual(answer.header("content-encoding"), None)
+            self.assertTrue(answer.body.endswith(end))
+            self.assertEqual(b"# EOF" in answer.body, len(end) > 1)
+
+    def test_packed_for_who_takes_that(self) -> None:
+        running = self.enter(gateway())
+        for accept in ("*/*", OPENMETRICS):
+            asked = [("Accept", accept), ("Accept-Encoding", "gzip")]
+            packed = running.get("/metrics", asked)
+            self.assertEqual(packed.header("content-encoding"), "gzip")
+            text = gzip.decompress(packed.body)
+            self.assertLess(len(packed.body), len(text) / 3)
+            names = {line.split()[2] for line in text.decode().splitlines() if line.startswith("# TYPE ")}
+            plain = running.get("/metrics", asked[:1]).body.decode()
+            self.assertEqual(names, {line.split()[2] for line in plain.splitlines() if line.startswith("# TYPE ")})
+            head = running.ask("HEAD", "/metrics", None, asked)
+            self.assertEqual((head.status, head.header("content-encoding"), head.body), (200, "gzip", b""))
+
+    def test_whose_an_engine_is_stands_in_opentelemetrys_labels(self) -> None:
+        engine = self.enter(mock_engine())
+        directory = self.enter(tempfile.TemporaryDirectory())
+        path = Path(directory) / "engines.json"
+        fleet = {
+            "models": {
+                "13b": {"engines": [{"url": engine.url, "provider": "vllm"}]},
+                "7b": {"engines": [{"url": engine.url, "model": "13b"}]},
+                "echo": {"engines": ["echo:"]},
+            }
+        }
+        path.write_text(json.dumps(fleet), "utf-8")
+        running = self.enter(gateway(ENGINES_FILE=path))
+        now = counted(running, *(running.post({**HI, "model": model}) for model in fleet["models"]))
+        for model, provider in (("13b", "vllm"), ("7b", "openai"), ("echo", "gateway")):
+            labels = f'gen_ai_provider_name="{provider}",gen_ai_request_model="{model}"'
+            self.assertEqual(
+                [value for name, value in now.items() if labels in name and "duration_seconds_count" in name], [1]
+            )
 
 
 class LogLines(SocketTest):
