@@ -65,7 +65,7 @@ OPERATIONS: Mapping[str, str] = {
     **dict.fromkeys(("/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"), "chat"),
     **dict.fromkeys(("/query", "/api/v1/inference"), "chat"),
     **dict.fromkeys(("/v1/completions", "/api/generate"), "text_completion"),
-    **dict.fromkeys(("/v1/embeddings", "/api/embed"), "embeddings"),
+    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), "embeddings"),
 }
 """What they call what is asked for, by the path; other paths have no name there and are not counted."""
 PROVIDERS: Mapping[str, str] = {"gemini": "gcp.gemini", "mistral": "mistral_ai", "azure": "azure.ai.openai"}

@@ -7,6 +7,7 @@ is a failure.
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import tempfile
 import time
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gateway.telemetry.events import Trace
+from tests import dashboards
 from tests.prometheus import MISSING, PROMTOOL, REQUIRED, Prometheus, needs_prometheus
 from tests.support import CHAT, HI, RunningGateway, SocketTest, dead_url, engines, eventually, gateway, mock_engine
 from tests.unit.test_metrics import event
@@ -120,6 +122,17 @@ class PrometheusTest(SocketTest):
             self.assertEqual(exemplar["labels"], {"trace_id": last_sampled, "span_id": "b" * 16})
             self.assertLess(float(exemplar["value"]), float(series["seriesLabels"]["le"]))
         self.assert_no_fault(self.prometheus)
+
+    def test_every_expression_of_the_dashboard_is_answered(self) -> None:
+        for title, expression, _ in dashboards.expressions(dashboards.kept()):
+            with self.subTest(title=title):
+                self.prometheus.ask("format_query", query=dashboards.as_asked(expression))
+                self.prometheus.query(dashboards.as_asked(expression))
+        for variable in dashboards.kept()["templating"]["list"]:
+            found = re.fullmatch(r"label_values\((.*), ([a-z]+)\)", variable["query"])
+            if found is not None:
+                series = self.prometheus.query(dashboards.as_asked(found[1]))
+                self.assertTrue([one for one in series if found[2] in one["metric"]], variable["name"])
 
     def exemplars(self, found: Prometheus, name: str) -> list[dict]:  # type: ignore[type-arg]
         now_s = time.time()

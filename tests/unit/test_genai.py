@@ -148,6 +148,7 @@ class GenAiTest(unittest.TestCase):
     def test_every_path_of_text_or_vectors_is_an_operation(self) -> None:
         others = {
             "rerank",
+            "show",
             "moderations",
             "audio",
             "images",
