@@ -6,12 +6,14 @@ Owns the shape only. An `Asked` belongs to one thread at a time, but for `left`,
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple, Optional, Protocol
 
 from gateway.account import Account
 from gateway.errors import GatewayError
 from gateway.inference import Call
 from gateway.keys.auth import Identity
+from gateway.telemetry.events import Mark, Trace
 from gateway.telling import Telling
 from gateway.uploads import Upload
 from gateway.workers import Job
@@ -79,6 +81,8 @@ class Asked(Job):
     cut = False  # by the gateway's own end
     enqueued_s = 0.0
     queue_s = 0.0
+    trace: Optional[Trace] = None  # None: it is not traced
+    marks: tuple[Mark, ...] = ()  # what it has done besides asking
 
     flight: Optional[Party] = None  # that it leads: others may wait for what it is given
     batch: Optional[Party] = None  # likewise
@@ -96,6 +100,11 @@ class Asked(Job):
         self.client_address = client_address
         self.request_id = request_id
         self.accepted_s = accepted_s
+
+    def note(self, name: str, began_s: float, attributes: Optional[dict[str, object]] = None, *others: Asked) -> None:
+        """It has done something since then that is told of: one of MARKS. `others`: the requests it had to do with."""
+        links = tuple((one.trace.trace_id, one.trace.span_id) for one in others if one.trace is not None)
+        self.marks += (Mark(name, began_s, time.monotonic() - began_s, attributes, links),)
 
     @property
     def needed(self) -> bool:

@@ -198,12 +198,12 @@ class Attempts:
             self._rescue.leave(attempt)
             took_s = time.monotonic() - started_s
             if stream is None:
-                self._settle(call, pool, lease, outcome, started_s, None, took_s)
+                self._settle(call, pool, lease, outcome, attempt.span_id, started_s, None, took_s)
             else:
                 change = pool.answered(lease, took_s)  # before anybody else can close the stream
                 if change is not None:
                     self._on_change(change)
-                stream.on_close(self._settler(call, pool, lease, started_s, took_s))
+                stream.on_close(self._settler(call, pool, lease, attempt.span_id, started_s, took_s))
 
     def _on_change(self, change: StateChange) -> None:
         """Tell of it; who cannot be told fails no attempt."""
@@ -225,12 +225,12 @@ class Attempts:
         return attempt.masked(outcome)
 
     def _settler(
-        self, call: Call, pool: ModelPool, lease: Lease, started_s: float, first_s: float
+        self, call: Call, pool: ModelPool, lease: Lease, span_id: str, started_s: float, first_s: float
     ) -> Callable[[Outcome], None]:
         def settle(outcome: Outcome) -> None:
             total_s = time.monotonic() - started_s
             (call.origin or call).engine_s += total_s - first_s
-            self._settle(call, pool, lease, outcome, started_s, first_s, total_s)
+            self._settle(call, pool, lease, outcome, span_id, started_s, first_s, total_s)
 
         return settle
 
@@ -240,13 +240,15 @@ class Attempts:
         pool: ModelPool,
         lease: Lease,
         outcome: Outcome,
+        span_id: str,
         began_s: float,
         first_s: Optional[float],
         total_s: float,
     ) -> None:
         """`first_s`: until a stream's first event; None: it is none, or has not begun."""
         status = outcome.status
-        call.records.append(AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s, began_s, first_s, status))
+        record = AttemptRecord(pool.name, lease.engine.id, outcome.kind, total_s, began_s, first_s, status, span_id)
+        call.records.append(record)
         # A list may have failed for being one: each of its requests is asked by itself then, and tells.
         doubted = (call.is_joint and outcome.kind in ("error", "invalid")) or (
             outcome.kind == "unauthorized"

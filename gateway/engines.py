@@ -19,6 +19,7 @@ from gateway.routing.providers import RESPONSES
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
 from gateway.steps import ASIDE, Opened, Steps
+from gateway.traces.context import lines_for, new_span_id
 from gateway.upstream import assembly
 from gateway.upstream.attempt import Attempt, EngineFault, UsageRefused
 from gateway.upstream.call import Call
@@ -222,6 +223,11 @@ class Engines:
         headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
         if call.idempotency_key:
             headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
+        trace = call.trace
+        if trace is not None:
+            span_id = attempt.span_id = attempt.span_id or new_span_id()  # asked once more, it is the same attempt
+            if trace.told:
+                headers += lines_for(trace, span_id)
         attempt.asks_usage = (
             call.stream and ask_usage and dialect is None and endpoint.asks_usage and not call.wants_usage()
         )

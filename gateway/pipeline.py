@@ -43,6 +43,7 @@ from gateway.steps import ASIDE, Pause, Steps, Turn
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.observe import Telemetry
 from gateway.telling import Telling
+from gateway.traces.context import Begin, beginner
 from gateway.upstream.call import CHAT
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH
@@ -84,8 +85,8 @@ class Pipeline:
         self.telemetry = telemetry
         self.reuse = reuse_of(settings, factory, self.ask, caches)
         self.verify = Late(settings, factory.router)
-        self.draining = False
-        self.lingering = False  # DRAIN_DELAY: draining has been announced, but new requests are still served
+        self._begin_trace = _tracing(settings)
+        self.draining = self.lingering = False  # lingering: DRAIN_DELAY; it is announced, but new requests are served
         self.started_unix_s = int(unix_s())
         self._open: dict[Job, None] = {}
         self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names
@@ -96,6 +97,8 @@ class Pipeline:
         An `EngineStream` must be closed by the caller with the outcome. The caller gives the worker's place back.
         """
         head = asked.head
+        if self._begin_trace is not None:
+            asked.trace = self._begin_trace(head.headers, head.repeated, asked.request_id)
         self.check_origin(asked)
         while self.guard.reads_keys and self.guard.may_wait(head.headers):
             yield Pause(KEYS_PAUSE_S)
@@ -219,6 +222,7 @@ class Pipeline:
         no worker: any call while draining (and no longer lingering), and one for an unknown model.
         `asks`: engines, too."""
         self._refuse_when_draining()
+        call.trace = asked.trace
         address, router = asked.client_address, self.factory.router
         pool = router.route(call.model, may_use=call.may_use)[0]
         model = asked.model = pool.name
@@ -248,8 +252,7 @@ class Pipeline:
         return self.guard.authenticator.identify(value_of(b"authorization"), value_of(b"x-api-key"), head.repeated)
 
     def allowed_to(self, identity: Identity) -> Optional[Callable[[str], bool]]:
-        """Tells of a configured model whether the caller may use it, by the aliases of then; None: any, or the names
-        of models are not these."""
+        """Tells of a configured model whether the caller may use it, by the aliases of then; None: any, or others."""
         router = self.factory.router
         if identity.may_use_all or router.fleet.by_engines:
             return None
@@ -307,6 +310,14 @@ class Pipeline:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.telemetry.log("error", "internal_error", request_id=request_id, traceback=trace)
         return GatewayError("internal_error", "the gateway failed; see its log for this request id")
+
+
+def _tracing(settings: Settings) -> Optional[Begin]:
+    """What begins the trace of a request; None: nobody is told of any."""
+    tells = settings.propagators != "none"
+    if not tells and (settings.otlp_endpoint is None or settings.traces_exporter == "none"):
+        return None
+    return beginner(settings.traces_sampler, settings.traces_ratio, tells)
 
 
 def _choose(asker: Asker, asked: Asked, call: Call, identity: Identity) -> None:

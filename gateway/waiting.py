@@ -15,8 +15,10 @@ from gateway.routing.pool import ModelPool
 from gateway.routing.retry import CANCELLED
 from gateway.routing.tries import Step, Tries
 from gateway.steps import Steps
+from gateway.telemetry.events import Mark
 from gateway.upstream.call import Call
 
+SAME_S = 0.01  # between two parts of one wait
 LINE_LOOK_S = 0.25  # how often who waits looks for an engine whose time outside has ended
 
 
@@ -53,7 +55,7 @@ def _pause(call: Call, tries: Tries, step: Step, lease: Lease, deadline_s: float
         step.pool.settle(lease, CANCELLED, 0.0)
         raise
     finally:
-        call.waited_s += time.monotonic() - began_s
+        _note(call, "pause", began_s)
 
 
 def _wait_without_line(call: Call, until_s: float) -> Steps[None]:
@@ -65,7 +67,7 @@ def _wait_without_line(call: Call, until_s: float) -> Steps[None]:
     try:
         yield from call.wait(threading.Event(), min(until_s - began_s, LINE_LOOK_S))
     finally:
-        call.waited_s += time.monotonic() - began_s
+        _note(call, "place", began_s)
 
 
 def _wait_in_line(
@@ -86,7 +88,7 @@ def _wait_in_line(
             pool.settle(lease, CANCELLED, 0.0)
         raise
     finally:
-        call.waited_s += time.monotonic() - began_s
+        _note(call, "place", began_s)
     lease = pool.leave_line(waiter)
     if lease is not None or waiter.ready.is_set():
         return lease
@@ -94,3 +96,14 @@ def _wait_in_line(
         text = f"a place on an engine is {waiter.predicted_s:.0f} s away"
         raise EngineFailed("overloaded", text, retry_after_s=waiter.predicted_s)
     raise EngineFailed("queue_timeout", f"no place on an engine within {limit_s:g} s", retry_after_s=1.0)
+
+
+def _note(call: Call, name: str, began_s: float) -> None:
+    """It has waited since then. What is one wait in several parts is told as one."""
+    duration_s = time.monotonic() - began_s
+    call.waited_s += duration_s
+    last = call.marks[-1] if call.marks else None
+    if last is not None and last.name == name and began_s - (last.began_s + last.duration_s) < SAME_S:
+        call.marks = (*call.marks[:-1], Mark(name, last.began_s, began_s + duration_s - last.began_s))
+    else:
+        call.marks += (Mark(name, began_s, duration_s),)

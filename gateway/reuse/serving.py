@@ -117,7 +117,9 @@ class Reuse:
             if found is not None and found.in_file:
                 found = yield from caches.whole(found)
             if found is None and wishes.look and caches.looks_elsewhere:
+                began_s = time.monotonic()
                 found = yield from self._look(caches, asked, call, like, wishes)
+                asked.note("cache", began_s, {"found": found is not None})
             if found is not None:
                 if len(found.stored.body) > LARGE_BYTES:
                     yield ASIDE
@@ -214,11 +216,14 @@ class Reuse:
 
     def _follow(self, flight: Flight, flag: Flag, asked: Asked, call: Call) -> Steps[Optional[Given]]:
         """What another's call is given; None: it has failed by what was its own."""
+        began_s = time.monotonic()
         try:
             yield from call.wait_flagged(flag)
         except BaseException:
             self.flights.leave(flight, asked)
             raise
+        finally:
+            asked.note("shared", began_s, None, flight.leader)
         if flight.error is not None and not flight.own_fault:
             raise again(flight.error)
         result, leader = flight.result, flight.leader.call

@@ -6,6 +6,7 @@ is described by a `Kind`: how its inputs become one call, and how that call's an
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -77,7 +78,7 @@ class Together:
 
     def _gather(self, batch: Batch, kind: Kind) -> Steps[None]:
         """Wait for others, and ask for all."""
-        lead = batch.leader.call
+        began_s, lead = time.monotonic(), batch.leader.call
         try:
             if lead is not None:
                 lead.wakes(batch.full)  # when nobody is left who waits
@@ -92,6 +93,8 @@ class Together:
         wait_s = self.gathering.waited_s(batch)
         if seats:  # else all have left
             asked.reused = asked.reused._replace(batch=len(seats), batch_wait_s=wait_s)
+            others = [seat.asked for seat in seats if seat.asked is not asked]
+            asked.note("batch", began_s, {"requests": len(seats), "leads": True}, *others)
         if lead is not None:
             lead.wakes(None)
             lead.waited_s += wait_s
@@ -99,11 +102,14 @@ class Together:
 
     def _follow(self, seat: Seat, kind: Kind) -> Steps[None]:
         """Wait for what the batch is given; lead what is left of it, if that is to be."""
+        began_s, leaders = time.monotonic(), [] if seat.of is None else [seat.of.leader]
         try:
             yield from seat.call.wait_flagged(seat.flag)
         except BaseException:
             self.gathering.leave(seat)
             raise
+        finally:
+            seat.asked.note("batch", began_s, {"leads": False}, *leaders)
         batch, seat.batch = seat.batch, None
         if batch is not None:
             yield from self._lead(batch, kind)

@@ -18,6 +18,7 @@ from gateway.server.loop import Loop
 from gateway.server.report import event_of
 from gateway.server.task import Task
 from gateway.threads import Threads
+from gateway.traces.context import part_of
 
 if TYPE_CHECKING:
     from gateway.verify.panel import Done
@@ -33,6 +34,8 @@ class Part(Asked):
         self.call = call
         self.priority = call.priority
         self.part_of = whole.request_id
+        if whole.trace is not None:
+            self.trace = part_of(whole.trace)
         self._whole = whole
         self._task: Optional[_PartTask] = _PartTask(self, parts, done)
         self._loop = parts.loop

@@ -11,8 +11,9 @@ from typing import Optional
 from gateway.asked import MISS, NOT_REUSED, Asked, Reused
 from gateway.clock import unix_s
 from gateway.inference import Call
-from gateway.telemetry.events import RequestEvent
+from gateway.telemetry.events import Mark, RequestEvent
 
+QUEUED_S = 0.001  # below that, it has come to its place without a wait
 LOGGED_BYTES = 65536  # of a body
 MODEL_NAME_CHARS = 256  # as many as a configured name may have
 
@@ -22,7 +23,7 @@ def least_event(asked: Asked, error: Optional[str], status: int) -> RequestEvent
     head = asked.head
     latency_s = time.monotonic() - asked.accepted_s
     event = RequestEvent(unix_s(), asked.request_id, head.method, head.path, status, error, latency_s)
-    return event._replace(accepted_s=asked.accepted_s)
+    return event._replace(accepted_s=asked.accepted_s, trace=asked.trace, marks=asked.marks)
 
 
 def event_of(
@@ -60,7 +61,15 @@ def event_of(
         retries=tuple(call.retries),
         extra=_extra(asked, call, logged_answer),
         accepted_s=asked.accepted_s,
+        trace=asked.trace,
+        marks=asked.marks if asked.queue_s < QUEUED_S and not call.marks else _marks(asked, call),
     )
+
+
+def _marks(asked: Asked, call: Call) -> tuple[Mark, ...]:
+    """What it has done besides asking."""
+    queued = (Mark("queue", asked.enqueued_s, asked.queue_s),) if asked.queue_s >= QUEUED_S else ()
+    return queued + call.marks + asked.marks
 
 
 def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional[dict[str, object]]:

@@ -47,18 +47,30 @@ class Trace(NamedTuple):
     """Whether the request is to be traced whatever becomes of it; engines are told so."""
     state: str = ""
     """The caller's `tracestate`, passed on as it is."""
+    random: bool = True
+    """The right-most 56 bits of the trace id are, as far as anybody has said."""
+    told: bool = True
+    """Engines are told of it."""
+
+
+MARKS: frozenset[str] = frozenset({"queue", "place", "pause", "cache", "batch", "shared", "sandbox", "judge"})
+"""What a request may have done besides asking engines: waited for a worker's place, for an engine's, before it asked
+again; looked for a kept answer elsewhere or by its meaning; gathered, or waited for its batch; waited for another's
+call; had a program run; asked a judge."""
 
 
 class Mark(NamedTuple):
     """A part of a request's time that is not an attempt: a wait, a look into the cache, a program that ran."""
 
     name: str
-    """queue, cache, batch, sandbox, judge or the like; a closed set."""
+    """One of MARKS."""
     began_s: float
     """Monotonic, as `RequestEvent.accepted_s`."""
     duration_s: float
     attributes: Mapping[str, object] | None = None
     """JSON-like values; never a text of a prompt or an answer."""
+    links: tuple[tuple[str, str], ...] = ()
+    """The spans of other requests that it had to do with: trace id, span id."""
 
 
 class AttemptRecord(NamedTuple):

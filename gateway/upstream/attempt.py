@@ -59,11 +59,13 @@ class Attempt:
         "masked",
         "must_stay",
         "replays",
+        "span_id",
     )
 
     def __init__(self, deadline_s: float, asked: Asked = ("", "")) -> None:
         self.deadline_s = deadline_s
         self.asked = asked
+        self.span_id = ""  # that the engine was told; "": none
         self.must_stay = False  # nothing may be sent but to an address that is near
         self.asks_usage = False  # whether the gateway has added to the request that a stream's usage be told
         # What is left of the one replay of a request, shared by all of its attempts: whoever takes it out may send once

@@ -14,7 +14,7 @@ from gateway.dialects.anthropic.plain import THINKING, plain
 from gateway.errors import ClientGone
 from gateway.routing.params import Params
 from gateway.steps import Event, Flag, Flagged, Steps
-from gateway.telemetry.events import AttemptRecord
+from gateway.telemetry.events import AttemptRecord, Mark, Trace
 from gateway.upstream import answers
 from gateway.upstream.ask import Ask
 from gateway.upstream.attempt import Attempt
@@ -52,6 +52,7 @@ class Call(Ask):
         "is_query",
         "lacking",
         "limit_s",
+        "marks",
         "may_use",
         "model",
         "must_stay",
@@ -69,6 +70,7 @@ class Call(Ask):
         "shape",
         "split",
         "stand_ins",
+        "trace",
         "usage",
         "waited_s",
     )
@@ -118,6 +120,8 @@ class Call(Ask):
         self.fallback: Optional[str] = None
         self.usage: Optional[answers.Usage] = None
         self.records: list[AttemptRecord] = []
+        self.trace: Optional[Trace] = None  # that its attempts are told of; None: they are told of none
+        self.marks: tuple[Mark, ...] = ()  # what it has waited for
         self.retries: list[tuple[str, str]] = []
         self.may_use: Optional[Callable[[str], bool]] = None  # None: every model
         self.context_tokens: Optional[int] = None  # of the model that answered; None: unknown
@@ -183,10 +187,8 @@ class Call(Ask):
             raise ClientGone()
 
     def wait_flagged(self, flag: Flag) -> Steps[None]:
-        """Wait for `flag`, without a thread; raises ClientGone when the call is cancelled instead.
-
-        Who sets it does so whatever happens, in a `finally`: there is no other bound.
-        """
+        """Wait for `flag`, without a thread; raises ClientGone when the call is cancelled instead. Who sets it does so
+        whatever happens, in a `finally`: there is no other bound."""
         self._waiting_on = flag
         while not (flag.is_set() or self.cancelled):
             yield Flagged(flag, FLAG_LOOK_S)
@@ -236,6 +238,7 @@ class Call(Ask):
     def be_part_of(self, call: Call) -> None:
         """Its attempts are another call's, too: `cancel` of that reaches them."""
         self.origin = call
+        self.trace = call.trace
         self._attempts = call._attempts
 
     def take_over(self, call: Call) -> None:
@@ -243,7 +246,7 @@ class Call(Ask):
 
         As in `begin`, one of the two sees the other. Raises ClientGone."""
         self.origin, self._attempts = None, {}
-        self.records, self.attempts = call.records, call.attempts
+        self.records, self.attempts, self.marks = call.records, call.attempts, call.marks
         self.retries, self.hedged = call.retries, call.hedged
         self.waited_s, self.engine_s = call.waited_s, call.engine_s
         self.engine_id, self.served_model, self.fallback = call.engine_id, call.served_model, call.fallback
@@ -256,6 +259,7 @@ class Call(Ask):
         """What another call's engines were asked for is told with this one's. (Its `attempts` are not: those are what
         the client's answer took.)"""
         self.records.extend(part.records)
+        self.marks += part.marks
         self.retries.extend(part.retries)
         self.hedged = self.hedged or part.hedged
         self.waited_s += part.waited_s
@@ -272,9 +276,7 @@ class Call(Ask):
 
     def affinity(self) -> bytes:
         """Return what `prefix_affinity` goes by: a digest of the session, or of the prompt's first characters.
-
-        A digest, because decisions are recorded with it, and no prompt is to stand in a file.
-        """
+        (Decisions are recorded with it, and no prompt is to stand in a file.)"""
         text = self.session or BY_PATH[self.path].text(self.request, AFFINITY_PREFIX_CHARS)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() if text else b""
 

@@ -70,6 +70,11 @@ class RunNote(NamedTuple):
     isolation: str
     result: str
     seconds: float
+    began_s: float
+    """Monotonic."""
+    language: str
+    harness: str
+    """What looked at it; "": it was run by itself."""
 
 
 class Runs:
@@ -178,16 +183,18 @@ class Runs:
         tickets: list[Ticket] = []
         done: dict[Any, tuple[Run, Any]] = {}
 
-        def note(key: Any, run: Run, report: Any) -> None:
+        def note(key: Any, job: Job, run: Run, began_s: float, report: Any) -> None:
             done[key] = run, report
-            self.notes.append(RunNote(run.isolation, _result(run), run.seconds))
+            language = job.language
+            self.notes.append(RunNote(run.isolation, _result(run), run.seconds, began_s, language, job.harness))
 
-        def ended(key: Any, read: Callable[[Run], Any], run: Run) -> None:  # on a thread of the sandbox
-            self._mailbox.put(functools.partial(note, key, run, read(run)))
+        def ended(key: Any, job: Job, read: Callable[[Run], Any], run: Run) -> None:  # on a thread of the sandbox
+            began_s = time.monotonic() - run.seconds
+            self._mailbox.put(functools.partial(note, key, job, run, began_s, read(run)))
 
         try:
             for key, job, read in jobs:
-                tickets.append(self._sandbox.submit(job, functools.partial(ended, key, read)))
+                tickets.append(self._sandbox.submit(job, functools.partial(ended, key, job, read)))
             while len(done) < len(tickets) and time.monotonic() < until_s:
                 yield from self._mailbox.wait(until_s)
         finally:

@@ -18,6 +18,7 @@ from gateway.routing.router import Router
 from gateway.routing.virtual import VirtualSpec
 from gateway.settings import Settings
 from gateway.steps import ASIDE, Steps
+from gateway.telemetry.events import Mark
 from gateway.upstream.answers import Usage, unix_now
 from gateway.upstream.call import CHAT
 from gateway.upstream.fields import BY_PATH
@@ -25,6 +26,7 @@ from gateway.upstream.nonfinite import dump_with_nulls
 from gateway.verify import answering, question
 from gateway.verify.building import sandbox_of
 from gateway.verify.consensus import Decision
+from gateway.verify.execution import Runs
 from gateway.verify.panel import LARGE_BYTES, Begin, MakeCall, Member, Message, Panel
 from gateway.verify.question import Ceilings, Question, RunLimits
 from gateway.verify.verification import Verdict, Verification
@@ -32,6 +34,7 @@ from gateway.verify.verification import Verdict, Verification
 ID_CHARS = 120  # of a request's id before the number of its part
 NOT_PASSED_ON = ("model", "stream", "stream_options", "n")
 PROMPT_CHARS = 200_000
+RUNS_TOLD_MAX = 64
 
 
 class Verify:
@@ -192,6 +195,7 @@ class Verify:
             raise
         finally:
             call.engine_s = time.monotonic() - began_s
+            asked.marks += (*verification.marks, *_run_marks(verification.runs))
             call.attempts = sum(part.attempts for part in panel.calls)
         if fallback == "best":
             verdict = verdict._replace(decision=_with_an_answer(verdict))
@@ -207,6 +211,15 @@ class Verify:
 
 NOTHING = Usage(0, 0, False)
 """What the request itself has used; its parts are charged by themselves."""
+
+
+def _run_marks(runs: Runs) -> list[Mark]:
+    """What is told of the programs that have run, but for the last of very many."""
+    marks: list[Mark] = []
+    for note in runs.notes[:RUNS_TOLD_MAX]:
+        told = {"language": note.language, "harness": note.harness, "isolation": note.isolation, "result": note.result}
+        marks.append(Mark("sandbox", note.began_s, note.seconds, told))
+    return marks
 
 
 def _caller(asked: Asked, call: Call, judge: Optional[Member]) -> MakeCall:

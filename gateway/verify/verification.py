@@ -16,6 +16,7 @@ from typing import NamedTuple, Optional
 from gateway.errors import GatewayError
 from gateway.jsontext import utf8
 from gateway.steps import ASIDE, Steps
+from gateway.telemetry.events import Mark
 from gateway.verify import consensus
 from gateway.verify.blocks import CodeBlock, bare_code, code_blocks, without_thinking
 from gateway.verify.consensus import Candidate, Decision, Tested
@@ -77,6 +78,7 @@ class Verification:
         self._judged: dict[int, Judged] = {}
         self._inputs: Optional[Inputs] = None
         self._entry_point = question.entry_point
+        self.marks: tuple[Mark, ...] = ()
 
     def run(self) -> Steps[Verdict]:
         """The decision, and what it was made of. Raises `no_model_answered`, ClientGone."""
@@ -222,7 +224,12 @@ class Verification:
         texts = [None if v.text is None else self._readings[v.index].text for v in self._panel.voices]
         if sum(text is not None for text in texts) < 2:
             return decision
-        said = yield from self._panel.consult(question.judge, judge_messages(question.prompt, texts))
+        began_s = time.monotonic()
+        try:
+            said = yield from self._panel.consult(question.judge, judge_messages(question.prompt, texts))
+        finally:
+            told = {"model": question.judge.model}
+            self.marks += (Mark("judge", began_s, time.monotonic() - began_s, told),)
         groups = None if said is None else groups_said(said, texts)
         if groups is None:
             return decision

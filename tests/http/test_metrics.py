@@ -29,7 +29,7 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 LOG_KEYS = [
     *("ts", "level", "event", "request_id", "method", "path", "status", "error", "latency_ms", "queue_ms", "engine_ms"),
     *("ttft_ms", "stream", "model", "engine", "attempts", "fallback", "prompt_tokens", "completion_tokens"),
-    *("usage_estimated", "key", "client"),
+    *("usage_estimated", "key", "client", "trace_id"),
 ]
 
 
@@ -302,9 +302,10 @@ class LogLines(SocketTest):
     def test_the_keys_are_exactly_those_of_the_contract(self) -> None:
         engine = self.enter(mock_engine())
         running = self.enter(gateway(ENGINES=engines(_13b=engine.url)))
-        responses = [running.post(), running.post({**HI, "stream": True}), running.post({}), running.get("/v1/models")]
-        for response in responses:
+        for response in (running.post(), running.post({**HI, "stream": True}), running.post({})):
             self.assertEqual(sorted(running.request_line(response.request_id)), sorted(LOG_KEYS))
+        untraced = running.get("/v1/models")  # no engine is asked for it
+        self.assertEqual(sorted([*running.request_line(untraced.request_id), "trace_id"]), sorted(LOG_KEYS))
 
     def test_a_good_answers_line_is_complete(self) -> None:
         engine = self.enter(mock_engine())

@@ -20,6 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.cli",),
     ("gateway.app", "gateway.tools", "gateway.mock"),
     ("gateway.observing", "gateway.gauging"),
+    ("gateway.traces",),
     ("gateway.announcing",),
     ("gateway.describing",),
     ("gateway.server",),
@@ -65,6 +66,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (
         *("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.steps"),
         *("gateway.telemetry", "gateway.threads", "gateway.uploads", "gateway.dialects", "gateway.schemas"),
+        "gateway.traces.context",
     ),
     ("gateway.ending", "gateway.program", "gateway"),
 )
@@ -85,6 +87,7 @@ TELEMETRY_USERS = (
     "gateway.pipeline",
     "gateway.guard",
     "gateway.telemetry",
+    "gateway.traces",
 )
 
 # Pure or sans-I/O: bytes, values and time come in as arguments.
@@ -124,6 +127,9 @@ PURE = (
     "gateway.server.parsing",
     "gateway.server.reader",
     "gateway.telemetry.events",
+    "gateway.traces.context",
+    "gateway.traces.encoding",
+    "gateway.traces.spans",
     "gateway.upstream.answers",
     "gateway.upstream.echo",
     "gateway.upstream.fields",
@@ -179,6 +185,7 @@ SOCKET_USERS = (
     "gateway.steps",
     "gateway.tools.asking",
     "gateway.tools.warming",
+    "gateway.traces.posting",
     "gateway.upstream.attempt",
     "gateway.upstream.client",
     "gateway.upstream.connecting",
@@ -228,6 +235,8 @@ THREAD_STARTERS = (
     "gateway.tools.decisionlog",
     "gateway.tools.discover",
     "gateway.tools.warming",
+    "gateway.traces.exporter",
+    "gateway.traces.figures",
     "gateway.upstream.prober",
     "gateway.upstream.resolver",
 )
