@@ -19,7 +19,7 @@ from typing import Any, Optional, TextIO
 from gateway.announcing import dotenv_warnings, shown_path, shows_colours, url_of
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
-from gateway.gauging import bind_metrics, provider_of
+from gateway.gauging import bind_metrics, engine_at, provider_of
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.observing import Observing
@@ -45,6 +45,7 @@ from gateway.telemetry.process import register_process_metrics
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.textlines import look_of
 from gateway.tools.decisionlog import DecisionLog, header
+from gateway.traces.spans import EngineAt
 from gateway.workers import WorkerPool
 
 KNOWN_PATHS = frozenset(operation.path for operation in OPERATIONS)
@@ -70,7 +71,7 @@ class Gateway:
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS, self._provider_of)
         register_process_metrics(self.registry)
-        self.observing = Observing(settings)
+        self.observing = Observing(settings, self.registry, self._log, self._engine_at)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
         self.decisions = self._decision_log()
@@ -99,6 +100,12 @@ class Gateway:
             slow_s=self.settings.slow_ms / 1000,
             look=look_of(stream, shows_colours(stream, os.environ)),
         )
+
+    def _log(self, level: str, event: str, **fields: object) -> None:
+        self.telemetry.log(level, event, **fields)  # there is none yet when this is handed out, nor anything to tell
+
+    def _engine_at(self, model: str, engine: str) -> Optional[EngineAt]:
+        return engine_at(self.factory, model, engine)
 
     def _open_guard(self) -> Guard:
         try:

@@ -15,6 +15,7 @@ from gateway.routing.breaker import STATE_NAMES
 from gateway.telemetry import gauges
 from gateway.telemetry.genai import NOBODY
 from gateway.telemetry.registry import Registry
+from gateway.traces.spans import EngineAt
 from gateway.workers import WorkerPool
 
 
@@ -49,10 +50,17 @@ def bind_metrics(
 
 def provider_of(factory: InferenceFactory, model: str, engine: str) -> str:
     """Whose an engine is: its provider, else the dialect of whoever runs it; "" where there is none of that name."""
+    at = engine_at(factory, model, engine)
+    return "" if at is None else at.provider
+
+
+def engine_at(factory: InferenceFactory, model: str, engine: str) -> Optional[EngineAt]:
+    """Where an engine is, and whose; None where there is none of that name."""
     pools = factory.router.pools
     own = pools.get(model)
     for pool in pools.values() if own is None else (own,):  # another's name where an engine's own models count
         for one in pool.engines:
             if one.id == engine:
-                return NOBODY if one.spec.is_echo else one.spec.provider or one.spec.dialect or ""
-    return ""
+                spec = one.spec
+                return EngineAt(spec.host, spec.port, NOBODY if spec.is_echo else spec.provider or spec.dialect or "")
+    return None

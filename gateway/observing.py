@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Callable, Protocol
 
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
+from gateway.telemetry.registry import Registry
+from gateway.traces.building import exporters_of
+from gateway.traces.spans import Find
 
 
 class Part(Protocol):
@@ -26,10 +29,13 @@ class Part(Protocol):
 
 
 class Observing:
-    """All parts that the settings ask for. `start` and `close` belong to one thread."""
+    """All parts that the settings ask for. `start` and `close` belong to one thread.
 
-    def __init__(self, settings: Settings) -> None:
-        self._parts: tuple[Part, ...] = ()
+    `log` writes a line of the gateway's own log, `find_engine` tells where an engine is.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, log: Callable[..., None], find_engine: Find) -> None:
+        self._parts: tuple[Part, ...] = exporters_of(settings, registry, log, find_engine)
 
     @property
     def observers(self) -> tuple[Part, ...]:

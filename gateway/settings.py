@@ -322,8 +322,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("OTEL_PROPAGATORS", "propagators", choice("tracecontext", "none"), "tracecontext",
             "`tracecontext`: `traceparent` and `tracestate` are taken from callers and sent to engines; `none`: "
             "they are not", WATCHING),
+    Setting("OTEL_TRACES_EXPORTER", "traces_exporter", choice("otlp", "none"), "otlp",
+            "`none`: no traces are sent there", WATCHING),
     Setting("OTEL_METRICS_EXPORTER", "metrics_exporter", choice("none", "otlp"), "none",
-            "`otlp`: the metrics are sent to that endpoint, too, once a minute", WATCHING),
+            "`otlp`: the metrics are sent to that endpoint, too", WATCHING),
+    Setting("OTEL_METRIC_EXPORT_INTERVAL", "metric_interval_ms", integer(100, DAY_MS), "60000",
+            "Milliseconds from one time that they are sent to the next", WATCHING),
     Setting("ALERTS_FILE", "alerts_file", optional(file_path), "",
             "JSON file of rules and silences, instead of the usual rules", WATCHING),
     Setting("ALERTS_URL", "alerts_url", optional(http_url), "",
@@ -449,7 +453,9 @@ class Settings:
     traces_sampler: str
     traces_ratio: float
     propagators: str
+    traces_exporter: str
     metrics_exporter: str
+    metric_interval_ms: int
     alerts_file: Path | None
     alerts_url: str | None = field(repr=False)
     slo_availability: float | None
@@ -521,6 +527,7 @@ def load(
     faults.extend(_jwt_faults(values))
     faults.extend(_breaker_faults(values))
     faults.extend(_cache_faults(values))
+    faults.extend(_otlp_faults(values))
     fleet = _fleet(values, texts, faults)
     if fleet is not None:
         faults.extend(_embedding_faults(values, fleet))
@@ -633,6 +640,11 @@ def _exposure_faults(values: Mapping[str, Any]) -> Iterator[str]:
             f"HOST: others can reach {values['host']} and no key is configured:"
             " set API_KEYS or ADMIN_KEYS, or AUTH=off to serve everybody"
         )
+
+
+def _otlp_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    if values.get("metrics_exporter") == "otlp" and values.get("otlp_endpoint", "") is None:
+        yield "OTEL_METRICS_EXPORTER: otlp needs OTEL_EXPORTER_OTLP_ENDPOINT, or there is nowhere to send them"
 
 
 def _jwt_faults(values: Mapping[str, Any]) -> Iterator[str]:

@@ -102,8 +102,9 @@ class TableTest(SettingsCase):
             "heal_attempts": 1, "verify_timeout_s": 60.0, "schema_retries": 2, "schemas_dir": None,
             "slow_ms": 0, "console": True, "otlp_endpoint": None, "otlp_headers": {},
             "otel_service_name": "inference-gateway", "traces_sampler": "parentbased_always_on", "traces_ratio": 1.0,
-            "propagators": "tracecontext", "metrics_exporter": "none", "alerts_file": None, "alerts_url": None,
-            "slo_availability": None, "slo_latency_ms": None,
+            "propagators": "tracecontext", "traces_exporter": "otlp", "metrics_exporter": "none",
+            "metric_interval_ms": 60000, "alerts_file": None, "alerts_url": None, "slo_availability": None,
+            "slo_latency_ms": None,
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
@@ -179,6 +180,11 @@ class ValuesTest(SettingsCase):
         )
         self.assertNotIn("c2Vj", "".join(faults))
 
+    def test_metrics_that_have_nowhere_to_go_are_refused(self) -> None:
+        self.assert_faults({"OTEL_METRICS_EXPORTER": "otlp"}, "OTEL_METRICS_EXPORTER: otlp needs OTEL_EXPORTER_OTLP_EN")
+        there = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
+        self.assertEqual(load(there, None).metrics_exporter, "otlp")
+
     def test_empty_and_blank_values_count_as_unset(self) -> None:
         environ = {setting.name: blank for setting in SETTINGS for blank in ("", "  ")}
         self.assertEqual(load(environ, None), load({}, None))
@@ -228,6 +234,9 @@ class ValuesTest(SettingsCase):
             "OTEL_EXPORTER_OTLP_HEADERS": ("a", "a=", "a=%0a", "a b=c", "=c"),
             "OTEL_TRACES_SAMPLER": ("jaeger_remote",),
             "OTEL_TRACES_SAMPLER_ARG": ("1.1", "-1", "x"),
+            "OTEL_TRACES_EXPORTER": ("jaeger",),
+            "OTEL_METRICS_EXPORTER": ("prometheus",),
+            "OTEL_METRIC_EXPORT_INTERVAL": (*number, "99", "1.5"),
             "ALERTS_URL": ("a", "http://a#b"),
             "SLO_AVAILABILITY": ("0", "1", "99.9"),
             "SLO_LATENCY_MS": ("0", "x"),
