@@ -8,7 +8,8 @@
 //   api.key, api.signIn(key, remember), api.signOut(), api.remembered
 //
 // `path` has no leading slash ("v1/models") and is relative to where the gateway is, which may be below a prefix.
-// All throw ApiError: {status (0: no answer), code, message, param, requestId, permission, retryAfterS, aborted}.
+// All throw ApiError: {status (0: no answer), code, message, param, requestId, details, body, permission,
+// retryAfterS, aborted}.
 // A 401 also calls `onUnauthorized(error)`. The key is in memory, or in sessionStorage when that was asked for;
 // never in an address, in localStorage, or in an error.
 
@@ -26,6 +27,8 @@ export class ApiError extends Error {
     this.code = details.code || "";
     this.param = details.param || "";
     this.requestId = details.requestId || "";
+    this.details = details.details || null;
+    this.body = details.body || null; // of an answer in JSON, whatever it is
     this.retryAfterS = details.retryAfterS === undefined ? null : details.retryAfterS;
     this.aborted = Boolean(details.aborted);
   }
@@ -54,6 +57,8 @@ export function errorOf(status, text, headers = new Headers()) {
     status,
     code: text_of(code),
     param: text_of(said.param),
+    body,
+    details: flat.details || flat.verification || said.details || null,
     requestId: text_of(flat.request_id) || text_of(headers.get("X-Request-Id")),
     retryAfterS: headers.has("Retry-After") && Number.isFinite(retryAfter) ? retryAfter : null,
   });
