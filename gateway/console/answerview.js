@@ -31,8 +31,17 @@ export function errorView(error) {
     el("p", { class: "error-title" }, el("code", {}, error.code || "error"), facts.length ? ` · ${facts.join(" · ")}` : ""),
     el("p", { class: "said" }, error.message),
     error.request_id && el("p", { class: "small muted" }, "Request id ", el("code", { dataset: { requestId: "" } }, error.request_id)),
-    error.details && el("pre", { class: "code" }, JSON.stringify(error.details, null, 2)),
+    error.details && detailsView(error.details),
   );
+}
+
+/** The details of an error: of several models a line each, anything else as JSON. */
+function detailsView(details) {
+  const rows = Array.isArray(details) ? [] : Object.entries(details);
+  if (rows.length && rows.every(([, value]) => typeof value?.message === "string")) {
+    return el("ul", {}, rows.map(([name, value]) => el("li", {}, el("strong", {}, name), `: ${value.message} `, el("code", {}, value.error))));
+  }
+  return el("pre", { class: "code", tabindex: "0" }, JSON.stringify(details, null, 2));
 }
 
 function prettyJson(text) {
