@@ -13,7 +13,18 @@ _SCRIPT, _STYLE, _PICTURE = "text/javascript; charset=utf-8", "text/css; charset
 _PAGES = ("live", "playground", "verify", "admin")
 _PARTS = (
     *("alerts", "api", "app", "chart", "charts", "engines", "feed", "figures", "format", "livestore", "panel"),
-    *("adminkeys", "adminusage", "answerview", "ask", "chat", "codeview", "memberview", "playform", "snippets"),
+    *(
+        "admincards",
+        "adminkeys",
+        "adminusage",
+        "answerview",
+        "ask",
+        "chat",
+        "codeview",
+        "memberview",
+        "playform",
+        "snippets",
+    ),
     *("usage", "verdict"),
     *("requests", "series", "session", "shortcuts", "sse", "theme", "ui", "waterfall"),
 )

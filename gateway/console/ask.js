@@ -29,6 +29,7 @@ export async function ask(api, body, { signal, changed = () => {}, now = () => p
     const accept = body.stream ? "text/event-stream" : "application/json";
     const response = await api.raw(PATH, { method: "POST", body, signal, accept });
     answer.headers = response.headers;
+    note(api.key, response.headers, now());
     const isStream = (response.headers.get("Content-Type") || "").includes("text/event-stream");
     if (isStream) await follow(response, answer, changed, now);
     else addWhole(answer, await response.json(), now());
@@ -60,6 +61,21 @@ async function follow(response, answer, changed, now) {
     reader.cancel().catch(() => {});
   }
   end(answer, "failed", now(), { ...CUT });
+}
+
+let noted = null; // what the last answer said of the limits of the key that it was asked with
+
+function note(key, headers, at_ms) {
+  const rows = ["requests", "tokens"].flatMap((what) => {
+    const limit = headers.get(`x-ratelimit-limit-${what}`);
+    return limit === null ? [] : [{ what, limit: Number(limit), remaining: Number(headers.get(`x-ratelimit-remaining-${what}`)) }];
+  });
+  noted = rows.length ? { key, rows, at_ms } : null;
+}
+
+/** What the last answer to this key has said of its limits: `{rows: [{what, limit, remaining}], at_ms}`; null: nothing. */
+export function lastLimits(key) {
+  return noted && noted.key === key ? noted : null;
 }
 
 // Of the headers, those that say how the gateway has answered; in the order to show them.
