@@ -3,6 +3,7 @@
 //   number(n, digits)   "1,234.5"      at most `digits` decimals (default 1); "–" for null and what is no number
 //   compact(n)          "1.2k"         three significant digits
 //   duration(ms)        "340 ms", "1.24 s", "2 min 03 s", "3 h 20 min", "4 d 2 h"
+//   durationMark(ms)    "1.5 s"        without the zeros that only a changing figure needs; usdMark the same
 //   ago(seconds)        "now", "12 s ago", "5 min ago"
 //   clock(unix_s)       "14:03:07"     the reader's own time zone; clockMinute: "14:03"
 //   dateTime(unix_s)    "2026-11-21 14:03:07"
@@ -66,6 +67,17 @@ export function duration(ms) {
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${two(seconds % 60)} s`;
   if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${two(Math.floor((seconds % 3600) / 60))} min`;
   return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
+}
+
+/** A duration at an axis. */
+export function durationMark(ms) {
+  if (ms === 0) return "0";
+  return duration(ms).replace(/\.0+ s$/, " s").replace(/(\.[0-9])0 s$/, "$1 s");
+}
+
+/** US dollars at an axis. */
+export function usdMark(amount) {
+  return usd(amount).replace(/(\.[0-9]*?)0+$/, "$1").replace(/\.$/, "");
 }
 
 /** How long ago something was, in its largest unit. */
