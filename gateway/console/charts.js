@@ -301,8 +301,6 @@ export class Sparkline {
 
   /** Draws values from 0 to the largest of them; null is a gap. */
   update(values) {
-    const measured = lists.some((list) => list.some((value) => value !== null));
-    this._none.hidden = measured;
     const max = niceMax(largest([values]));
     const x = (at) => 1 + (at / Math.max(1, values.length - 1)) * (SPARK_WIDTH - 2);
     const y = (value) => SPARK_HEIGHT - 2 - (value / max) * (SPARK_HEIGHT - 4);
