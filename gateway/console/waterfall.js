@@ -116,6 +116,6 @@ export function details(request) {
       el("span", { class: "span-note muted" }, `starts at ${duration(bar.start_ms)}${bar.ttft_ms === null ? "" : `, first token after ${duration(bar.ttft_ms)}`}`),
     );
   });
-  const axis = el("li", { class: "span-axis muted", "aria-hidden": "true" }, [0, 0.5, 1].map((at) => el("span", {}, duration(scale_ms * at))));
+  const axis = bars.length > 0 && el("li", { class: "span-axis muted", "aria-hidden": "true" }, [0, 0.5, 1].map((at) => el("span", {}, duration(scale_ms * at))));
   return el("ol", { class: "spans", "aria-label": "What was done, in order" }, lines, axis);
 }
