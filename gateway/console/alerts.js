@@ -90,7 +90,7 @@ export class Budgets {
   draw(store) {
     if (store.slos.length === 0) {
       const set = store.info.slo && (store.info.slo.availability !== null || store.info.slo.latency_ms !== null);
-      replace(this._list, el("li", { class: "calm muted" }, set ? "No model has been asked yet." : ["No objective is set: ", el("code", {}, "SLO_AVAILABILITY"), ", ", el("code", {}, "SLO_LATENCY_MS"), "."]));
+      replace(this._list, el("li", { class: "calm muted" }, set ? "No figures yet." : ["No objective is set: ", el("code", {}, "SLO_AVAILABILITY"), ", ", el("code", {}, "SLO_LATENCY_MS"), "."]));
       return;
     }
     replace(this._list, store.slos.map((slo) => this._item(slo)));

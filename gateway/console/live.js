@@ -4,6 +4,7 @@
 // whose feed has broken must not look alive.
 
 import { Alerts, Budgets } from "./alerts.js";
+import { ApiError } from "./api.js";
 import { Engines } from "./engines.js";
 import { Feed } from "./feed.js";
 import { Figures } from "./figures.js";
@@ -14,7 +15,8 @@ import { Requests, requestTone } from "./requests.js";
 import { announce, el, icon, notice, replace, setIcon, setText } from "./ui.js";
 
 const PATH = "api/v1/live";
-const FRESH = new Set(["open"]);
+// What the gateway's `end` event would have been as the status of an answer.
+const ENDS = { unauthorized: 401, forbidden: 403 };
 
 function nothing() {
   return { all: false, engines: new Set(), gone: new Set(), alerts: false, slos: false, requests: [], skipped: 0 };
@@ -108,7 +110,9 @@ class Live {
     ];
   }
 
+  /** Throws what the feed's last word says: the connection is over, and whether it is to be made again hangs on why. */
   _take({ event, data }) {
+    if (event === "end") throw new ApiError(data.message || "the feed has ended", { status: ENDS[data.code] || 503, code: data.code });
     const changes = this._store.take(event, data);
     if (!changes) return;
     this._heard_ms = Date.now();
@@ -162,7 +166,8 @@ class Live {
     this._feedState = state;
     this._page.dataset.feed = state.state;
     if (state.state === "refused") {
-      this._context.fail(state.error);
+      if (state.error.status === 401) this._context.session.expired();
+      else this._context.fail(state.error);
       return;
     }
     this._retry_ms = Date.now() + state.retryInS * 1000;
@@ -173,7 +178,7 @@ class Live {
   _age() {
     const { state, error, attempt } = this._feedState;
     const known = this._store.now_s > 0;
-    const fresh = FRESH.has(state);
+    const fresh = state === "open";
     this._page.dataset.stale = String(known && !fresh);
     this._context.connection(...this._pill(state, attempt));
     this._banner.hidden = fresh || (!known && !error);

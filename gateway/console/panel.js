@@ -2,7 +2,8 @@
 //
 //   const panel = new Panel({onClose()}); panel.element; panel.show(request); panel.close(); panel.isOpen
 
-import { dateTime, duration, number } from "./format.js";
+import { dateTime, duration, number, usd } from "./format.js";
+import { reused } from "./requests.js";
 import { details } from "./waterfall.js";
 import { badge, copyButton, el, iconButton, replace, setText } from "./ui.js";
 
@@ -37,10 +38,10 @@ export class Panel {
         { class: "row" },
         badge(TONES[tone] || "mute", `${request.status}${request.error ? ` ${request.error}` : ""}`),
         request.stream && badge("mute", "stream"),
-        request.cache && badge("good", `cache: ${request.cache === true ? "hit" : request.cache}`),
-        request.fallback && badge("info", `fallback${request.fallback === true ? "" : `: ${request.fallback}`}`),
+        request.cache && badge(reused(request) ? "good" : "mute", `cache ${request.cache}`),
+        request.fallback && badge("info", `fallback: ${request.fallback}`),
       ),
-      el("dl", { class: "facts" }, id("Request", request.id), id("Trace", request.trace), facts(request)),
+      el("dl", { class: "facts" }, id("Request", request.id), id("Trace", request.trace), id("Part of", request.part_of), facts(request)),
       el("h3", {}, attempts.length === 1 ? "One attempt" : attempts.length ? `${attempts.length} attempts` : "No engine was asked"),
       details(request),
     );
@@ -83,6 +84,7 @@ function facts(request) {
     pair("First token", request.ttft_ms === null || request.ttft_ms === undefined ? null : duration(request.ttft_ms)),
     pair("Tokens", tokens),
     pair("Rate", rate(request)),
+    pair("Cost", typeof request.cost_usd === "number" ? usd(request.cost_usd) : null),
   ];
 }
 

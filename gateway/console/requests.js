@@ -20,11 +20,16 @@ export function requestTone(request) {
 
 const ICONS = { good: "check", warn: "warn", bad: "out" };
 
+/** Whether a kept answer was given: others say how the cache was asked, too. */
+export function reused(request) {
+  return request.cache === "hit" || request.cache === "near";
+}
+
 /** The text that the filter looks into. */
 export function searchable(request) {
   const attempts = (request.attempts || []).map(({ engine, outcome }) => `${engine} ${outcome}`);
   const words = [request.id, request.trace, request.method, request.path, request.model, request.engine, request.status, request.error];
-  const flags = [request.cache && "cache", request.fallback && "fallback", request.stream && "stream"];
+  const flags = [request.cache && `cache ${request.cache}`, request.fallback && "fallback", request.stream && "stream"];
   return [...words, ...flags, ...attempts].filter(Boolean).join(" ").toLowerCase();
 }
 
@@ -122,7 +127,7 @@ export class Requests {
     const tone = requestTone(request);
     const opener = el("button", { type: "button", class: "row-opener", tabindex: -1, "aria-label": `${clock(request.time)}, details of this request` }, clock(request.time));
     const box = draw(request, this._scale_ms);
-    const notes = [request.cache && badge("good", "cache"), request.fallback && badge("info", "fallback"), (request.attempts || []).length > 1 && badge("mute", `${request.attempts.length} attempts`)];
+    const notes = [reused(request) && badge("good", `cache ${request.cache}`), request.fallback && badge("info", "fallback"), (request.attempts || []).length > 1 && badge("mute", `${request.attempts.length} attempts`)];
     const status = el("span", { class: "status", dataset: { tone } }, icon(ICONS[tone]), el("span", {}, String(request.status)), request.error && el("span", { class: "status-code truncate" }, request.error));
     const tokens = request.prompt_tokens === null && request.completion_tokens === null ? "–" : `${number(request.prompt_tokens, 0)} → ${number(request.completion_tokens, 0)}`;
     const element = el(

@@ -43,7 +43,8 @@ export function layout(request) {
     duration_ms: length_of(mark.duration_ms),
     ttft_ms: null,
   }));
-  if (length_of(request.queue_ms) && !marks.some((mark) => mark.name === "queue")) {
+  // Shorter, it is the way through the queue and no wait.
+  if (length_of(request.queue_ms) >= 0.1 && !marks.some((mark) => mark.name === "queue")) {
     marks.push({ kind: "mark", name: "queue", tone: "queue", start_ms: 0, duration_ms: request.queue_ms, ttft_ms: null });
   }
   const bars = [...marks, ...attempts].sort((a, b) => a.start_ms - b.start_ms);
@@ -63,7 +64,7 @@ export function layout(request) {
 /** One scale for many requests: all but the slowest twentieth fit in. */
 export function scaleFor(requests) {
   const found = percentile(requests.map((request) => length_of(request.latency_ms)), 0.95);
-  return niceMax(found || 0, 10);
+  return niceMax(found || 0, 1);
 }
 
 function shape(bar, y, height) {
