@@ -46,7 +46,7 @@ export class Alerts {
 
   /** Says how old each is, by the gateway's clock. */
   age(now_s) {
-    for (const [node, since] of this._ages) setText(node, `for ${duration(Math.max(0, Math.round(now_s - since)) * 1000)}`);
+    for (const [node, since] of this._ages) setText(node, `for ${age(now_s - since)}`);
   }
 
   _item(alert) {
@@ -68,6 +68,12 @@ export class Alerts {
       ),
     );
   }
+}
+
+/** Whole seconds: a figure that counts up needs no tenths. */
+function age(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  return whole < 60 ? `${whole} s` : duration(whole * 1000);
 }
 
 /** The tone of what is left of an error budget. */

@@ -38,8 +38,8 @@ function wanted() {
 
 function connection(state, text = "") {
   const node = byId("connection");
-  node.hidden = state === "idle";
-  node.dataset.connection = state;
+  setAttr(node, "hidden", state === "idle");
+  setAttr(node, "data-connection", state);
   setText(byId("connection-text"), text);
 }
 
@@ -102,7 +102,7 @@ function fail(page, error) {
   const root = el("div", { class: "page-root", id: `page-${page.id}` });
   if (error.status === 403) {
     const permission = error.permission || page.permission;
-    problem(root, `This key may not see ${page.title}`, permission ? `It lacks the permission “${permission}”. ${error.message}` : error.message, "forbidden");
+    problem(root, `This key may not see ${page.title}`, permission ? `It lacks the permission “${permission}”.` : error.message, "forbidden");
     return;
   }
   problem(root, `${page.title} cannot be shown`, error.message, error.code || "failed");

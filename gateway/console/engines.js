@@ -33,7 +33,7 @@ class EngineRow {
       "li",
       { class: "engine" },
       el("span", { class: "engine-mark" }, this._state),
-      el("div", { class: "engine-what" }, el("div", { class: "engine-line" }, this._name, this._label), this._detail),
+      el("div", { class: "engine-what" }, this._name, el("div", { class: "engine-line" }, this._label, this._detail)),
       el("div", { class: "engine-spark", title: "Latency of the last minute’s attempts" }, this._spark.element, this._latency),
       el("div", { class: "engine-use", title: "Requests in flight" }, this._load, this._meterBox),
       this._error,

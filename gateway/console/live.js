@@ -12,7 +12,7 @@ import { ago, duration } from "./format.js";
 import { LiveStore } from "./livestore.js";
 import { Panel } from "./panel.js";
 import { Requests, requestTone } from "./requests.js";
-import { announce, el, icon, notice, replace, setIcon, setText } from "./ui.js";
+import { announce, el, icon, notice, replace, setAttr, setIcon, setText } from "./ui.js";
 
 const PATH = "api/v1/live";
 // What the gateway's `end` event would have been as the status of an answer.
@@ -58,9 +58,12 @@ class Live {
     });
     this._build(root);
     this._feed = new Feed(context.api, PATH, { onEvent: (event) => this._take(event), onState: (state) => this._say(state) });
-    this._onVisible = () => this._schedule();
+    this._onVisible = () => {
+      this._age();
+      this._schedule();
+    };
     document.addEventListener("visibilitychange", this._onVisible);
-    this._clock = setInterval(() => this._age(), 1000);
+    this._clock = setInterval(() => document.hidden || this._age(), 1000);
     context.shortcuts(this._shortcuts());
     this._feed.start();
   }
@@ -179,7 +182,7 @@ class Live {
     const { state, error, attempt } = this._feedState;
     const known = this._store.now_s > 0;
     const fresh = state === "open";
-    this._page.dataset.stale = String(known && !fresh);
+    setAttr(this._page, "data-stale", String(known && !fresh));
     this._context.connection(...this._pill(state, attempt));
     this._banner.hidden = fresh || (!known && !error);
     if (this._banner.hidden) return;
