@@ -23,7 +23,7 @@ export function card(id, title, tools, ...children) {
 
 /** A table that becomes a list of blocks on a phone. `columns`: [label, class]. */
 export function table(label, columns, rows) {
-  return el("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": label },
+  return el("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": `${label}, table` },
     el("table", { class: "table blocks" },
       el("thead", {}, el("tr", {}, columns.map(([name, kind]) => el("th", { scope: "col", class: kind || null }, name || el("span", { class: "visually-hidden" }, "Actions"))))),
       el("tbody", {}, rows)));

@@ -101,7 +101,7 @@ export class AnswerView {
     this._copy = copyButton(() => this._text.node.data, "Copy the answer");
     this.node = el(
       "article", { class: "card answer", "aria-label": `Answer of ${model}`, dataset: { model } },
-      el("div", { class: "card-head" }, el("h3", { class: "truncate", title: model }, model), this._badge, this._copy, this._stop),
+      el("div", { class: "card-head" }, el("h2", { class: "truncate", title: model }, model), this._badge, this._copy, this._stop),
       el("div", { class: "card-body stack" },
         this._thinking, this._said, this._rest, el("dl", { class: "measures" }, measures), this._how,
         codeView("Headers, curl, Python", codeOf, "", this._headers).node),

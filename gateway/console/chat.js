@@ -70,11 +70,11 @@ export function fieldsOf(form) {
   return { fields, faults };
 }
 
-/** The messages to send: the system's, the earlier turns that have been answered, and the new prompt. */
+/** The messages to send: the system's, the earlier turns that have an answer (one under way may have none yet), and the new prompt. */
 export function messagesOf(system, turns, prompt) {
   const messages = system.trim() ? [{ role: "system", content: system }] : [];
   for (const turn of turns) {
-    if (turn.answer.text) {
+    if (turn.answer?.text) {
       messages.push({ role: "user", content: turn.prompt }, { role: "assistant", content: turn.answer.text });
     }
   }

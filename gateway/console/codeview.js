@@ -23,7 +23,7 @@ export function codeView(title, sourcesOf, id, before = null) {
 
 function block(place, label, id) {
   const name = label.toLowerCase();
-  const pre = el("pre", { class: "code", tabindex: "0", role: "region", "aria-label": label, dataset: { code: name } });
+  const pre = el("pre", { class: "code", tabindex: "0", role: "group", "aria-label": label, dataset: { code: name } });
   const copy = copyButton(() => pre.textContent, `Copy ${label}`);
   copy.dataset.copy = name;
   if (id) copy.id = `${id}-copy-${name}`;

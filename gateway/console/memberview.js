@@ -73,7 +73,7 @@ function memberCard(response, verification, group, isChosen) {
 
 /** Code or output in a box that can be scrolled by keyboard. */
 function box(text, label, part, kind = "") {
-  return el("pre", { class: ["code", kind], tabindex: "0", role: "region", "aria-label": label, dataset: { part } }, text);
+  return el("pre", { class: ["code", kind], tabindex: "0", role: "group", "aria-label": label, dataset: { part } }, text);
 }
 
 function part(title, ...children) {

@@ -41,24 +41,24 @@ class Playground {
     this._prompt.addEventListener("input", () => this._keep());
     this._send = button("Send", { icon: "play", kind: "primary", id: "play-send", type: "submit", title: "Send (Ctrl + Enter)" });
     this._stop = button("Stop", { icon: "stop", id: "play-stop-all", title: "Stop all (Esc)", onClick: () => this.stopAll() });
-    this._new = button("New conversation", { icon: "plus", id: "play-new", onClick: () => this._begin() });
+    this._new = button("New conversation", { icon: "plus", kind: "ghost", small: true, id: "play-new", onClick: () => this._begin() });
     this._fault = el("div", { id: "play-fault" });
     this._place = el("div", { class: "turns", id: "play-turns" });
     this._empty = empty("No answer yet", el("p", {}, "Choose models, write a prompt, and press Ctrl + Enter. The conversation is kept in this page’s memory only."));
     this._runs = el("ol", { class: "runs", id: "play-runs" });
     this._runsBox = el("details", { class: "disclosure card card-body", id: "play-history" }, el("summary", {}, "Earlier runs"), this._runs);
-    this._note = el("p", { class: "hint", id: "play-note" });
+    this._note = el("p", { class: "hint grow", id: "play-note" });
     this._prompt.setAttribute("aria-describedby", "play-note");
     const composer = el(
       "form", { class: "card composer", id: "play-composer", on: { submit: (event) => { event.preventDefault(); this.send(); } } },
       this._fault,
       el("div", { class: "composer-row" }, el("label", { class: "visually-hidden", for: "play-prompt" }, "Prompt"), this._prompt,
         el("div", { class: "composer-end" }, this._send, this._stop)),
-      this._note,
+      el("div", { class: "row" }, this._note, this._new),
     );
     replace(root, el(
       "div", { class: "page" },
-      el("div", { class: "page-head" }, el("h1", {}, "Playground"), this._new),
+      el("div", { class: "page-head" }, el("h1", {}, "Playground")),
       el("div", { class: "play" }, this.form.node,
         el("section", { class: "play-main", "aria-label": "Conversation" }, this._empty, this._place, composer, this._runsBox)),
     ));
@@ -177,7 +177,7 @@ class Playground {
     }
     turn.node = el("section", { class: "turn", "aria-label": `Turn ${this._place.children.length + 1}` },
       el("div", { class: "asked" }, el("span", { class: "visually-hidden" }, "You: "), turn.prompt),
-      el("div", { class: "answers" }, [...views.values()].map((view) => view.node)));
+      el("div", { class: "answers", dataset: { count: String(turn.models.length) } }, [...views.values()].map((view) => view.node)));
     this._place.append(turn.node);
     return views;
   }
@@ -205,9 +205,9 @@ class Playground {
     this._empty.hidden = kept.turns.length > 0;
     this._place.hidden = kept.turns.length === 0;
     const chosen = this.form.models.chosen().length;
-    setText(this._note, 
-      `${kept.turns.length ? "Goes on with the conversation" : "A new conversation"} · ${chosen} ${chosen === 1 ? "model" : "models"}`
-      + ` · Ctrl + Enter sends${running ? ", Esc stops" : ""}`);
+    const going = kept.turns.length ? "Conversation goes on" : "New conversation";
+    replace(this._note, el("span", { class: "keys" }, `${going} · `), `${chosen} ${chosen === 1 ? "model" : "models"}`,
+      el("span", { class: "keys" }, ` · Ctrl + Enter sends${running ? ", Esc stops" : ""}`));
     this._runsBox.hidden = kept.runs.length === 0;
     replace(this._runs, kept.runs.map((turn) => this._run(turn)));
   }

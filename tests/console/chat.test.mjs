@@ -44,7 +44,7 @@ test("stops are a line each", () => assert.deepEqual(stopsOf("a\n\n b\\t"), ["a"
 
 test("a conversation goes on with the turns that were answered", () => {
   const turns = [
-    { prompt: "one", answer: { text: "1" } }, { prompt: "two", answer: { text: "" } }, { prompt: "three", answer: { text: "3" } },
+    { prompt: "one", answer: { text: "1" } }, { prompt: "two", answer: { text: "" } }, { prompt: "three", answer: { text: "3" } }, { prompt: "under way", answer: null },
   ];
   const roles = messagesOf("Be brief.", turns, "four").map((message) => `${message.role}:${message.content}`);
   assert.deepEqual(roles, ["system:Be brief.", "user:one", "assistant:1", "user:three", "assistant:3", "user:four"]);
