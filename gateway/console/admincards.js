@@ -3,16 +3,11 @@
 import { toldBy } from "./ask.js";
 import { errorView } from "./answerview.js";
 import { compact, number, percent, usd } from "./format.js";
+import { stateOf } from "./livestore.js";
 import { Fields, input, select } from "./playform.js";
 import { badge, button, confirm, el, empty, replace, setText, toast } from "./ui.js";
 
 const LOOK_MS = 5000;
-const STATES = {
-  up: ["good", "Up", "up"], half_open: ["warn", "Half open", "half"], open: ["bad", "Breaker open", "out"],
-  resting: ["warn", "Resting", "rest"], draining: ["warn", "Draining", "drain"], removed: ["mute", "Removed", "gone"],
-  misconfigured: ["bad", "Misconfigured", "out"], down: ["bad", "Down", "out"],
-};
-
 /** A card with a headline, tools beside it, and a place for what goes wrong. */
 export function card(id, title, tools, ...children) {
   const fault = el("div", { id: `${id}-fault`, role: "alert" });
@@ -100,7 +95,8 @@ export class EnginesCard {
     if (row.state === engine.state) return;
     row.state = engine.state;
     row.node.dataset.state = engine.state;
-    replace(row.badge, badge(...(STATES[engine.state] ?? ["mute", engine.state, "info"])));
+    const { tone, label, icon } = stateOf(engine);
+    replace(row.badge, badge(tone, label, icon));
     const action = engine.state === "draining" ? "Enable" : "Drain";
     setText(row.act.lastChild, action);
     row.act.setAttribute("aria-label", `${action} ${engine.id} of ${row.model}`);

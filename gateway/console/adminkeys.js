@@ -18,7 +18,7 @@ function limitsOf(key) {
     key.rpm !== null && `${number(key.rpm, 0)} requests/min`, key.tpm !== null && `${number(key.tpm, 0)} tokens/min`,
     key.concurrency !== null && `${number(key.concurrency, 0)} at once`,
   ].filter(Boolean);
-  return said.length ? said.join(" · ") : "the gateway’s";
+  return said.length ? said.join(" · ") : "the gateway’s own";
 }
 
 /** A dialog of its own, in the document while it is open; `onClose` follows its end, however it ends. */
@@ -127,8 +127,8 @@ export class KeysCard {
         fields.add("name", "Name", input({ placeholder: "alice" })),
         fields.add("role", "Role", input({ list: "key-roles", placeholder: "user" }), "user, viewer, admin, or one of the roles file.")), roles,
       fields.add("models", "Models", input({ placeholder: "all" }), "Names or patterns such as 13b*, with commas between."),
-      el("div", { class: "pairs" }, fields.add("rpm", "Requests/min", numeric("the gateway’s")), fields.add("tpm", "Tokens/min", numeric("the gateway’s")),
-        fields.add("concurrency", "At once", numeric("the gateway’s"))),
+      el("div", { class: "pairs" }, fields.add("rpm", "Requests/min", numeric("default")), fields.add("tpm", "Tokens/min", numeric("default")),
+        fields.add("concurrency", "At once", numeric("default"))),
       el("div", { class: "pairs" }, fields.add("budget_usd", "Budget, USD", input({ inputmode: "decimal", placeholder: "none" })),
         fields.add("budget_period", "Budget’s period", select([["month", "Month"], ["week", "Week"], ["day", "Day"]]))),
       el("div", { class: "pairs" }, fields.add("expires", "Expires in", input({ placeholder: "never" }), "For example 90d, 12h."),
