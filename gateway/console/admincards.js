@@ -8,6 +8,7 @@ import { Fields, input, select } from "./playform.js";
 import { badge, button, confirm, el, empty, replace, setText, toast } from "./ui.js";
 
 const LOOK_MS = 5000;
+
 /** A card with a headline, tools beside it, and a place for what goes wrong. */
 export function card(id, title, tools, ...children) {
   const fault = el("div", { id: `${id}-fault`, role: "alert" });
@@ -40,7 +41,10 @@ export class EnginesCard {
     this._busy = false;
     this._rows = new Map(); // "<model> <engine>" -> its row
     this._show(health);
-    this._timer = setInterval(() => !document.hidden && !this._busy && this.refresh(), LOOK_MS);
+    // Not below an open dialog: where the first key has just been made, a look without it would be refused, and the
+    // sign-in would take the place of the secret that is shown this once.
+    const isFree = () => !document.hidden && !this._busy && !document.querySelector("dialog[open]");
+    this._timer = setInterval(() => isFree() && this.refresh(), LOOK_MS);
   }
 
   /** What /health says; it does so with status 503, too, when no engine is available. */

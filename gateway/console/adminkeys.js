@@ -134,6 +134,7 @@ export class KeysCard {
       el("div", { class: "pairs" }, fields.add("expires", "Expires in", input({ placeholder: "never" }), "For example 90d, 12h."),
         fields.add("priority", "Priority", select([["", "Default"], ["high", "High"], ["normal", "Normal"], ["low", "Low"]]))),
     ];
+    if (this._open) fields.fill({ role: "admin" });
     this._form("key-create", "New key", "Make the key", fields, rows, async (values) => {
       const { body, faults } = keyBody(values);
       for (const { field, message } of faults) fields.fault(field, message);

@@ -103,7 +103,7 @@ export class AnswerView {
       "article", { class: "card answer", "aria-label": `Answer of ${model}`, dataset: { model } },
       el("div", { class: "card-head" }, el("h2", { class: "truncate", title: model }, model), this._badge, this._copy, this._stop),
       el("div", { class: "card-body stack" },
-        this._thinking, this._said, this._rest, el("dl", { class: "measures" }, measures), this._how,
+        el("dl", { class: "measures" }, measures), this._thinking, this._said, this._rest, this._how,
         codeView("Headers, curl, Python", codeOf, "", this._headers).node),
     );
   }
@@ -148,7 +148,7 @@ export class AnswerView {
     const said = [
       by.Engine && `engine ${by.Engine}`,
       by["Stands in for"] && `${by["Answered by"]} stands in for ${by["Stands in for"]}`,
-      by.Attempts !== undefined && `${attempts} ${attempts === 1 ? "attempt" : "attempts"}`,
+      attempts > 0 && `${attempts} ${attempts === 1 ? "attempt" : "attempts"}`,
       by.Cache && `cache ${by.Cache}`, by["Shared call"] && "shared call", by.Cost && usd(Number(by.Cost)),
     ].filter(Boolean);
     replace(this._headers, rows.map((row) => el("div", {}, el("dt", {}, row.name), el("dd", {}, row.value))));

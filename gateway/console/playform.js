@@ -4,6 +4,7 @@ import { codeView } from "./codeview.js";
 import { badge, el, field, setAttr, setText } from "./ui.js";
 
 export const MODELS_MAX = 4; // side by side
+const FILTERED_FROM = 10; // more models than that can be looked for
 
 const NUMBERS = [
   ["temperature", "Temperature", "0 to 2", "decimal"], ["top_p", "Top p", "0 to 1", "decimal"],
@@ -22,13 +23,17 @@ export class ModelList {
         type: "checkbox", id: `${id}-${index}`, value: model.id, dataset: { model: model.id },
         on: { change: () => { this._bound(); onChange(); } },
       }));
-    const rows = models.map((model, index) =>
-      el("label", { class: "check model-choice", for: this._boxes[index].id }, this._boxes[index],
+    this._rows = models.map((model, index) =>
+      el("label", { class: "check model-choice", dataset: { name: model.id.toLowerCase() }, for: this._boxes[index].id }, this._boxes[index],
         el("span", { class: "truncate", title: model.id }, model.id),
         model.members && badge("info", `of ${model.members.length}`), !model.available && badge("bad", "Out", "out")));
     this._fault = el("p", { class: "fault", hidden: true, role: "alert" });
-    this.node = el("fieldset", { class: "choices", id }, el("legend", {}, legend), el("p", { class: "hint" }, hint),
-      el("div", { class: "choice-list" }, rows), this._fault);
+    const filter = models.length > FILTERED_FROM && el("input", {
+      class: "input", type: "search", id: `${id}-filter`, placeholder: "Find a model", "aria-label": "Find a model", autocomplete: "off",
+      on: { input: (event) => { event.stopPropagation(); this._filter(event.target.value.trim().toLowerCase()); } },
+    });
+    this.node = el("fieldset", { class: "choices", id }, el("legend", {}, legend), el("p", { class: "hint" }, hint), filter,
+      el("div", { class: "choice-list" }, this._rows), this._fault);
     this.choose(chosen);
   }
 
@@ -39,6 +44,11 @@ export class ModelList {
   choose(names) {
     for (const box of this._boxes) box.checked = names.includes(box.value);
     this._bound();
+  }
+
+  /** Those that are chosen stay in sight. */
+  _filter(text) {
+    for (const [index, row] of this._rows.entries()) row.hidden = !row.dataset.name.includes(text) && !this._boxes[index].checked;
   }
 
   _bound() {

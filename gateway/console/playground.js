@@ -60,7 +60,7 @@ class Playground {
       "div", { class: "page" },
       el("div", { class: "page-head" }, el("h1", {}, "Playground")),
       el("div", { class: "play" }, this.form.node,
-        el("section", { class: "play-main", "aria-label": "Conversation" }, this._empty, this._place, composer, this._runsBox)),
+        el("section", { class: "play-main", "aria-label": "Conversation" }, this._empty, this._place, el("div", { class: "composer-place" }, composer), this._runsBox)),
     ));
   }
 
