@@ -111,17 +111,25 @@ function fail(page, error) {
 function problem(root, title, text, reason = "failed") {
   const actions = el("div", { class: "row" }, button("Try again", { icon: "refresh", onClick: go }));
   if (reason === "forbidden") actions.append(button("Use another key", { icon: "lock", onClick: () => session.ask() }));
-  replace(
-    root,
-    el("div", { class: "page-problem card", dataset: { problem: reason } },
-      el("div", { class: "card-body stack" }, el("h1", {}, title), notice(reason === "forbidden" ? "warn" : "bad", text), actions)),
-  );
+  replace(root, card(reason, title, notice(reason === "forbidden" ? "warn" : "bad", text), actions));
   replace(main, root);
 }
 
+/** One thing to say in the place of a page. `data-problem` says which. */
+function card(reason, title, ...children) {
+  return el("div", { class: "page-problem card", dataset: { problem: reason } }, el("div", { class: "card-body stack" }, el("h1", {}, title), ...children));
+}
+
 function changed(state) {
-  if (state === "open" || state === "in") go();
-  else leave();
+  if (state === "open" || state === "in") {
+    go();
+    return;
+  }
+  leave();
+  if (state !== "out") return;
+  // Behind the dialog: a browser lets a second Escape close it, whatever the page says.
+  const signIn = button("Sign in", { icon: "lock", kind: "primary", onClick: () => session.ask() });
+  replace(main, card("signed-out", "You are not signed in", el("p", { class: "muted" }, "This gateway asks for a key."), el("div", { class: "row" }, signIn)));
 }
 
 async function begin() {
@@ -129,13 +137,8 @@ async function begin() {
   try {
     await session.begin();
   } catch (error) {
-    const root = el("div", { class: "page-root" });
-    replace(
-      root,
-      el("div", { class: "page-problem card", dataset: { problem: "unreachable" } },
-        el("div", { class: "card-body stack" }, el("h1", {}, "No gateway answers"), notice("bad", error.message), el("div", { class: "row" }, button("Try again", { icon: "refresh", onClick: begin })))),
-    );
-    replace(main, root);
+    const again = el("div", { class: "row" }, button("Try again", { icon: "refresh", onClick: begin }));
+    replace(main, card("unreachable", "No gateway answers", notice("bad", error.message), again));
   }
 }
 
@@ -154,7 +157,8 @@ function nextTheme() {
 }
 
 function listen() {
-  window.addEventListener("hashchange", go);
+  // What follows the page's name in the hash is the page's own.
+  window.addEventListener("hashchange", () => (mounted && mounted.id === wanted() ? undefined : go()));
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault(); // the hash is the route
     main.focus();

@@ -201,7 +201,7 @@ export class Requests {
   find(text) {
     this._search.value = text;
     this._filter();
-    this.element.scrollIntoView({ block: "start", behavior: "smooth" });
+    this.element.scrollIntoView({ block: "start" });
   }
 
   _clicked(event) {
