@@ -82,12 +82,8 @@ class NamesTest(unittest.TestCase):
         there = set(re.findall(r"\bid=\"([^\"]+)\"", PAGE))
         self.assertEqual(len(there), len(re.findall(r"\bid=\"([^\"]+)\"", PAGE)), "an id stands twice in the page")
         for name, text in SCRIPTS.items():
-            wanted = (
-                set(re.findall(r"getElementById\(\"([^\"]+)\"\)|byId\(\"([^\"]+)\"\)", text))
-                if name in SHELL
-                else set()
-            )
-            wanted = {one or other for one, other in wanted}
+            found = re.findall(r"getElementById\(\"([^\"]+)\"\)|byId\(\"([^\"]+)\"\)", text) if name in SHELL else []
+            wanted = {one or other for one, other in found}
             wanted |= {f"i-{icon}" for icon in re.findall(r"(?:\bicon\(|\bicon: )\"([\w-]+)\"", text)}
             with self.subTest(name):
                 self.assertEqual(wanted - there, set())
