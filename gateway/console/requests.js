@@ -128,7 +128,7 @@ export class Requests {
     const opener = el("button", { type: "button", class: "row-opener", tabindex: -1, "aria-label": `${clock(request.time)}, details of this request` }, clock(request.time));
     const box = draw(request, this._scale_ms);
     const notes = [reused(request) && badge("good", `cache ${request.cache}`), request.fallback && badge("info", "fallback"), (request.attempts || []).length > 1 && badge("mute", `${request.attempts.length} attempts`)];
-    const status = el("span", { class: "status", dataset: { tone } }, icon(ICONS[tone]), el("span", {}, String(request.status)), request.error && el("span", { class: "status-code truncate" }, request.error));
+    const status = el("span", { class: "status", dataset: { tone } }, icon(ICONS[tone]), el("span", {}, String(request.status)), request.error && el("span", { class: "status-code truncate", title: request.error }, request.error));
     const tokens = request.prompt_tokens === null && request.completion_tokens === null ? "–" : `${number(request.prompt_tokens, 0)} → ${number(request.completion_tokens, 0)}`;
     const element = el(
       "tr",
