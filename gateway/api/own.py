@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.api.operation import Answer, Json, Operation, Parameter, json_answer, ref
+from gateway.api.operation import JSON_TYPE, Answer, Json, Operation, Parameter, json_answer, ref
 from gateway.dialects.bypath import OLLAMA
 
 STATE = "State"
@@ -11,8 +11,36 @@ _TEXT: Json = {"type": "string"}
 _IF_NONE_MATCH = Parameter("header", "If-None-Match", "The `ETag` of what is known already.", _TEXT)
 _UNCHANGED = Answer(304, "What is known already is still so.", {}, ("ETag",))
 
+CONSOLE_TAG = "Console"
 INDEX = Operation(
-    "GET", "/", "index", STATE, "List the paths", "", (json_answer(200, "Every path with its methods.", ref("Index")),)
+    "GET",
+    "/",
+    "index",
+    STATE,
+    "List the paths, or show the console",
+    "",
+    (
+        Answer(
+            200,
+            "Every path with its methods; for browsers, the console.",
+            {JSON_TYPE: ref("Index"), "text/html": _TEXT},
+        ),
+        _UNCHANGED,
+    ),
+    "Who prefers `text/html` (`Accept`) gets the console, which needs no key; not with `CONSOLE=off`.",
+    (_IF_NONE_MATCH,),
+)
+CONSOLE = Operation(
+    "GET",
+    "/console/{file}",
+    "consoleFile",
+    CONSOLE_TAG,
+    "Give a file of the console",
+    None,
+    (Answer(200, "The file.", {"*/*": {}}, ("ETag",)), _UNCHANGED),
+    "Not with `CONSOLE=off`.",
+    (Parameter("path", "file", "The file's name.", _TEXT), _IF_NONE_MATCH),
+    errors=("not_found",),
 )
 HEALTHZ = Operation(
     "GET",
@@ -148,4 +176,5 @@ OPERATIONS = (
     METRICS,
     DOCUMENT,
     DOCS,
+    CONSOLE,
 )

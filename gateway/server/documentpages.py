@@ -40,17 +40,17 @@ class DocumentPages:
     def document(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """The document in JSON."""
         made = self._made()
-        return _unless_known(head, made.document_tag, JSON, made.document)
+        return unless_known(head, made.document_tag, JSON, made.document)
 
     def page(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """The page."""
         made = self._made()
-        return _unless_known(head, made.page_tag, PAGE, made.page)
+        return unless_known(head, made.page_tag, PAGE, made.page)
 
 
-def _unless_known(head: RequestHead, tag: str, headers: Headers, body: bytes) -> Reply:
-    """The answer; 304 for who has it already (RFC 9110, 13.1.2)."""
-    kept: Headers = (("ETag", tag), ("Cache-Control", "no-cache"))
+def unless_known(head: RequestHead, tag: str, headers: Headers, body: bytes, always: Headers = ()) -> Reply:
+    """The answer; 304 for who has it already (RFC 9110, 13.1.2). `always`: headers of both."""
+    kept: Headers = (("ETag", tag), ("Cache-Control", "no-cache"), *always)
     known = [one.strip() for one in (head.text(b"if-none-match") or "").split(",")]
     if "*" in known or tag in known or f"W/{tag}" in known:
         return Reply(304, kept, b"")

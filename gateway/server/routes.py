@@ -18,6 +18,7 @@ from gateway.keys.auth import Identity
 from gateway.pipeline import ASKED, KEYS_PAUSE_S, PATHS, Pipeline
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
+from gateway.server.consolepages import START, VARY, ConsolePages
 from gateway.server.documentpages import MADE, DocumentPages
 from gateway.server.exchange import Exchange
 from gateway.server.lostpaths import LostPaths
@@ -65,6 +66,9 @@ class Routes:
             (own.DOCUMENT, pages.document),
             (own.DOCS, pages.page),
         )
+        self._console = ConsolePages(self._settings.console)
+        if self._console.on:
+            handlers += ((own.CONSOLE, self._console.file),)
         self._gets = {operation.path: (operation, handler) for operation, handler in handlers}
         self._lost_paths = LostPaths(self._endpoints())
 
@@ -107,7 +111,7 @@ class Routes:
         if head.path not in ALWAYS_OPEN:
             while pipeline.guard.may_wait(head.headers):
                 yield Pause(KEYS_PAUSE_S)
-        if self.is_for_known(head) or head.path in MADE:
+        if self.is_for_known(head) or head.path in MADE or self._console.must_read(head.path):
             yield ASIDE
         return self.answer(exchange, head, lambda: take_json(exchange, pipeline.settings))
 
@@ -124,6 +128,8 @@ class Routes:
         found = self._gets.get(path)
         if found is None and path.startswith(MODEL_START) and path != MODEL_START:
             found = self._gets[own.MODEL.path]
+        if found is None and path.startswith(START):
+            found = self._gets.get(own.CONSOLE.path)
         if found is None and path not in PATHS and path != "*":
             raise self._lost_paths.not_found(path)
         allowed = "GET, HEAD, OPTIONS" if found is not None or ("GET", path) in ASKED else "POST, OPTIONS"
@@ -132,6 +138,10 @@ class Routes:
         if found is None or head.method not in ("GET", "HEAD"):
             raise RequestRefused("method_not_allowed", f"{path} takes {allowed}", headers=(("Allow", allowed),))
         operation, handler = found
+        if operation is own.INDEX:
+            page = self._console.page(head)  # for anybody: it is the console that shows a key
+            if page is not None:
+                return page
         return handler(head, self._admitted(exchange, head, operation))
 
     def _admitted(self, exchange: Exchange, head: RequestHead, operation: Operation) -> Optional[Identity]:
@@ -164,7 +174,8 @@ class Routes:
         yield from self._admin.operations()
 
     def _index(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
-        return json_reply({"name": "inference-gateway", "version": __version__, "endpoints": self._endpoints()})
+        index = {"name": "inference-gateway", "version": __version__, "endpoints": self._endpoints()}
+        return json_reply(index, 200, *(VARY if self._console.on else ()))
 
     def _endpoints(self) -> dict[str, str]:
         """Every path with the methods it is for."""
