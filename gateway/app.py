@@ -32,12 +32,14 @@ from gateway.routing.standing import StateChange
 from gateway.schemas.registry import RegistryError, SchemaRegistry
 from gateway.server.admin import Admin
 from gateway.server.cachepages import CachePages
+from gateway.server.livefeed import LiveFeed
 from gateway.server.parts import Parts
 from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer
 from gateway.server.underway import ServerContext
 from gateway.settings import Settings
+from gateway.showing import live_ticker
 from gateway.telemetry.gauges import bind_in_flight
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
@@ -71,7 +73,8 @@ class Gateway:
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS, self._provider_of)
         register_process_metrics(self.registry)
-        self.observing = Observing(settings, self.registry, self._log, self._engine_at)
+        self.live = live_ticker(settings, self, self._crashed)
+        self.observing = Observing(settings, self.registry, self._log, self._engine_at, self.live)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
         self.decisions = self._decision_log()
@@ -158,7 +161,8 @@ class Gateway:
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
         pages = CachePages(self.caches, self.metrics, self.telemetry)
-        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline, pages))
+        self.feed = None if self.live is None else LiveFeed(self.pipeline, self.relay, self.live)
+        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline, pages), self.feed)
         self.pipeline.check_origin = routes.check_browser
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
@@ -231,6 +235,8 @@ class Gateway:
         limit_s = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         self.pipeline.lingering = delay_s > 0  # before `draining`: nobody is refused in between
         self.pipeline.draining = True
+        if self.feed is not None:
+            self.feed.end()
         self.telemetry.log("info", "draining", in_flight=self.pipeline.in_flight, delay_s=delay_s)
         self._hurry.wait(delay_s)
         self.pipeline.lingering = False
@@ -278,6 +284,8 @@ class Gateway:
     def _engine_changed(self, change: StateChange) -> None:
         level = "info" if change.after == "up" else "warning"
         self.telemetry.log(level, "engine_state", **change._asdict())
+        if self.live is not None and change.after != "up":
+            self.live.failed(change.model, change.engine)
 
     def _attempt_crashed(self, error: Exception, model: str, engine: str) -> None:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))

@@ -83,6 +83,7 @@ class Asked(Job):
     queue_s = 0.0
     trace: Optional[Trace] = None  # None: it is not traced
     marks: tuple[Mark, ...] = ()  # what it has done besides asking
+    feed_began_s = 0.0  # when the console's feed, which is open for hours, had its head: that is its latency
 
     flight: Optional[Party] = None  # that it leads: others may wait for what it is given
     batch: Optional[Party] = None  # likewise

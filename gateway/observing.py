@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Callable, Protocol
+from typing import Callable, Optional, Protocol
 
 from gateway.settings import Settings
 from gateway.telemetry.events import RequestEvent
@@ -31,11 +31,20 @@ class Part(Protocol):
 class Observing:
     """All parts that the settings ask for. `start` and `close` belong to one thread.
 
-    `log` writes a line of the gateway's own log, `find_engine` tells where an engine is.
+    `log` writes a line of the gateway's own log, `find_engine` tells where an engine is. `live`: the console's; None: it
+    is off.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, log: Callable[..., None], find_engine: Find) -> None:
-        self._parts: tuple[Part, ...] = exporters_of(settings, registry, log, find_engine)
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        log: Callable[..., None],
+        find_engine: Find,
+        live: Optional[Part],
+    ) -> None:
+        exporters = exporters_of(settings, registry, log, find_engine)
+        self._parts: tuple[Part, ...] = exporters if live is None else (*exporters, live)
 
     @property
     def observers(self) -> tuple[Part, ...]:

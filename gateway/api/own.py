@@ -161,6 +161,19 @@ DOCS = Operation(
     "",
     (_IF_NONE_MATCH,),
 )
+LIVE = Operation(
+    "GET",
+    "/api/v1/live",
+    "liveFeed",
+    CONSOLE_TAG,
+    "Follow what happens, a second at a time",
+    "metrics",
+    (Answer(200, "Events, until the client leaves.", {"text/event-stream": _TEXT}),),
+    "What the console shows. First an event `history` (`LiveHistory`), then a `tick` (`LiveTick`) each second; another"
+    " `history` behind ticks that a client has not kept up with, or a jump of the clock; `end` (`LiveEnd`) when the key"
+    " is not valid any more, or the gateway stops. Not with `CONSOLE=off`.",
+    errors=("not_found", "draining"),
+)
 OPERATIONS = (
     MODELS,
     API_MODELS,
@@ -177,4 +190,5 @@ OPERATIONS = (
     DOCUMENT,
     DOCS,
     CONSOLE,
+    LIVE,
 )

@@ -60,6 +60,10 @@ class Client(Protocol):
         """The client socket's descriptor, for a selector."""
         ...
 
+    def limit_buffer(self, size_bytes: int) -> None:
+        """Have the kernel keep no more than about so much of what the client has not taken."""
+        ...
+
 
 class Answering(Asked):
     """One request and the end of it. `accepted_s`: when its first byte came (monotonic)."""

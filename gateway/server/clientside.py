@@ -85,6 +85,13 @@ class ClientSide:
         """The client socket's descriptor, for a loop."""
         return self.sock.fileno()
 
+    def limit_buffer(self, size_bytes: int) -> None:
+        """Have the kernel keep no more than about so much of what the client has not taken."""
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
+        except OSError:
+            pass
+
     def shut_writing(self) -> None:
         """Tell the client that nothing more comes."""
         try:

@@ -80,6 +80,11 @@ class Relay:
         self.post(flow, functools.partial(self._begin_shared, flow))
         shared.flights.opened(shared.flight, crowd)
 
+    @property
+    def loop(self) -> Loop:
+        """What its thread waits with; for what that thread calls."""
+        return self._loop
+
     def call_soon(self, step: Callable[[], None]) -> None:
         """Have the relay's thread run a step, which raises nothing."""
         self._loop.soon(lambda events: step())

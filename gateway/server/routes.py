@@ -6,7 +6,7 @@ One table of paths. Owns nothing; reads the factory's snapshot.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from gateway import __version__
 from gateway.api import inference, own
@@ -21,6 +21,7 @@ from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.consolepages import START, VARY, ConsolePages
 from gateway.server.documentpages import MADE, DocumentPages
 from gateway.server.exchange import Exchange
+from gateway.server.livefeed import LiveFeed, Watching
 from gateway.server.lostpaths import LostPaths
 from gateway.server.metricspage import MetricsPage
 from gateway.server.modelpages import MODEL_START, ModelPages
@@ -34,14 +35,14 @@ COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be
 COUNT_LOOKS = 20  # then it is shown as it is
 
 
-Handler = Callable[[RequestHead, Optional[Identity]], Reply]
+Handler = Callable[[RequestHead, Optional[Identity]], Union[Reply, Watching]]
 """Of a path that is not open the caller is known."""
 
 
 class Routes:
-    """Answers by path. Thread-safe."""
+    """Answers by path. Thread-safe. `feed` None: there is no console."""
 
-    def __init__(self, pipeline: Pipeline, registry: Registry, admin: Admin) -> None:
+    def __init__(self, pipeline: Pipeline, registry: Registry, admin: Admin, feed: Optional[LiveFeed] = None) -> None:
         self._admin = admin
         self._pipeline = pipeline
         self._settings = pipeline.settings
@@ -66,9 +67,9 @@ class Routes:
             (own.DOCUMENT, pages.document),
             (own.DOCS, pages.page),
         )
-        self._console = ConsolePages(self._settings.console)
-        if self._console.on:
-            handlers += ((own.CONSOLE, self._console.file),)
+        self._console = ConsolePages(feed is not None)
+        if feed is not None:
+            handlers += ((own.CONSOLE, self._console.file), (own.LIVE, feed.open))
         self._gets = {operation.path: (operation, handler) for operation, handler in handlers}
         self._lost_paths = LostPaths(self._endpoints())
 
@@ -98,7 +99,7 @@ class Routes:
             return False
         return not self.is_foreign(head)
 
-    def serve(self, exchange: Exchange) -> Steps[Reply]:
+    def serve(self, exchange: Exchange) -> Steps[Union[Reply, Watching]]:
         """The answer to anything but an inference request. Raises GatewayError."""
         head, pipeline = exchange.head, self._pipeline
         self.check_browser(exchange)
@@ -115,7 +116,7 @@ class Routes:
             yield ASIDE
         return self.answer(exchange, head, lambda: take_json(exchange, pipeline.settings))
 
-    def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Reply:
+    def answer(self, exchange: Exchange, head: RequestHead, read_body: ReadBody) -> Union[Reply, Watching]:
         """The answer to anything but an inference request. Raises GatewayError."""
         path = head.path
         if path.startswith(MANAGED):

@@ -15,6 +15,7 @@ from gateway.reuse.flights import Following
 from gateway.server.admin import Reply
 from gateway.server.door import drops_body, has_body
 from gateway.server.exchange import Exchange
+from gateway.server.livefeed import Watching
 from gateway.server.loop import Loop
 from gateway.server.reader import Refusal, Request
 from gateway.server.relay import Relay
@@ -110,7 +111,9 @@ class UnderWay(Task):
         self.throw(error)
         return True
 
-    def _done(self, result: Union[Answer, EngineStream, Following, Reply, None], error: Optional[Exception]) -> None:
+    def _done(
+        self, result: Union[Answer, EngineStream, Following, Reply, Watching, None], error: Optional[Exception]
+    ) -> None:
         """The steps have ended."""
         exchange = self.exchange
         self.runs = False
@@ -128,6 +131,8 @@ class UnderWay(Task):
             error.__traceback__ = None  # whose frames refer to the error
         elif isinstance(result, Reply):
             exchange.reply(*result)
+        elif isinstance(result, Watching):
+            result.begin(exchange)
         elif result is not None:
             exchange.answer(result)
         if self.has_place:

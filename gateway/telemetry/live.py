@@ -1,0 +1,283 @@
+"""What the console is told of: a point a second for a quarter of an hour, each engine's last minute, the last requests.
+
+`LiveSeries` is an observer of finished requests. It adds each to the second that runs, and `roll` ends that second.
+Its lock guards the running second and the engines' sums; it is held for a batch (1 us a request), and by `roll` for
+the exchange of them, never for anything that is made of them. What `roll` makes (points, lines, requests) belongs to
+the one thread that calls it, which is also the only one to read them.
+
+A second is one of the monotonic clock: points have no time of their own, so a wall clock that is set moves none of
+them. Nothing here knows a text of a prompt or an answer, a key, a key's name or a client's address.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from array import array
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from typing import Callable, Optional
+
+from gateway.telemetry.events import RequestEvent
+
+POINTS = 900
+"""Seconds that are kept."""
+COLUMNS = (
+    *("requests", "errors", "p50_ms", "p95_ms", "p99_ms", "ttft_p50_ms", "ttft_p95_ms"),
+    *("prompt_tokens", "completion_tokens", "in_flight", "queue", "workers_busy"),
+    *("cache_hits", "cache_misses", "cost_usd"),
+)
+"""Of a point, behind its time. NaN: nothing was measured in that second."""
+SPARK_POINTS = 60
+REQUESTS = 200
+"""The last of them that are kept."""
+SAMPLES_MAX = 4096
+"""Latencies of one second that percentiles are exact for; of more, so many at random stand for all (Vitter's R)."""
+PATH_CHARS = 200
+"""Of a path that somebody has made up."""
+FAILED_MAX = 4096
+"""Engines whose last failure's time is known: more than there are, but for those that come and go."""
+KEPT_EXTRA = ("cache", "cost_usd", "part_of")
+NOTHING = math.nan
+
+Key = tuple[str, str]
+"""A model and an engine's id."""
+Gauges = tuple[int, int, int]
+"""Requests in flight, requests that wait for a worker, workers that work."""
+
+
+class _Samples:
+    """Durations of one second, in seconds."""
+
+    __slots__ = ("seen", "values")
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.seen = 0
+
+    def add(self, value: float, chance: Callable[[], float]) -> None:
+        self.seen += 1
+        if self.seen <= SAMPLES_MAX:
+            self.values.append(value)
+            return
+        place = int(chance() * self.seen)
+        if place < SAMPLES_MAX:
+            self.values[place] = value
+
+
+class _Second:
+    """What has ended in one second."""
+
+    __slots__ = (
+        "cost_usd",
+        "errors",
+        "hits",
+        "latencies",
+        "misses",
+        "recent",
+        "requests",
+        "shown",
+        "tokens_in",
+        "tokens_out",
+        "ttfts",
+    )
+
+    def __init__(self) -> None:
+        self.requests = self.errors = self.shown = 0
+        self.tokens_in = self.tokens_out = self.hits = self.misses = 0
+        self.cost_usd = 0.0
+        self.latencies = _Samples()
+        self.ttfts = _Samples()
+        self.recent: deque[RequestEvent] = deque(maxlen=REQUESTS)
+
+
+class _Spark:
+    """One engine's last minute: a ring of means, and the sum of the second that runs."""
+
+    __slots__ = ("count", "idle_s", "ring", "sum_s")
+
+    def __init__(self) -> None:
+        self.ring = array("f", [NOTHING]) * SPARK_POINTS
+        self.sum_s = 0.0
+        self.count = 0
+        self.idle_s = 0
+
+
+class LiveSeries:
+    """Counts finished requests by the second.
+
+    `asked` are the paths of inference, `is_own` says of another path whether it is one of the gateway's own (the
+    console's, a probe's, an administrator's): those are neither counted nor kept; a path that does not exist is.
+    `observe` and `failed` are thread-safe; all else is for the thread that calls `roll`.
+    """
+
+    def __init__(
+        self,
+        asked: Collection[str],
+        is_own: Callable[[str], bool],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._asked = frozenset(asked)
+        self._is_own = is_own
+        self._chance = chance
+        self._lock = threading.Lock()
+        self._second = _Second()
+        self._sparks: dict[Key, _Spark] = {}
+        self._failed: dict[Key, float] = {}
+        self.number = 0
+        """Seconds that are over."""
+        self.points: deque[array[float]] = deque(maxlen=POINTS)
+        self.requests: deque[RequestEvent] = deque(maxlen=REQUESTS)
+        self.fresh = 0
+        """Of these, so many (the last) have ended in the last second."""
+        self.skipped = 0
+        """Requests of the last second that are not among them."""
+
+    def observe(self, events: Sequence[RequestEvent]) -> None:
+        """Add a batch to the second that runs. Raises what the first one raised that cannot be counted, behind all."""
+        asked, error = self._asked, None
+        with self._lock:
+            second = self._second
+            for event in events:
+                try:
+                    if event.path in asked or not self._is_own(event.path):
+                        self._add_locked(second, event)
+                except Exception as unforeseen:
+                    error = error or unforeseen
+        if error is not None:
+            raise error
+
+    def _add_locked(self, second: _Second, event: RequestEvent) -> None:
+        extra = event.extra
+        if extra is None or "part_of" not in extra:
+            second.requests += 1
+            if event.error is not None:
+                second.errors += 1
+            second.latencies.add(event.latency_s, self._chance)
+            if event.ttft_s is not None:
+                second.ttfts.add(event.ttft_s, self._chance)
+        if event.prompt_tokens:
+            second.tokens_in += event.prompt_tokens
+        if event.completion_tokens:
+            second.tokens_out += event.completion_tokens
+        if extra is not None:
+            self._add_extra_locked(second, extra)
+        for record in event.attempt_records:
+            key = record[:2]
+            spark = self._sparks.get(key)
+            if spark is None:
+                spark = self._sparks[key] = _Spark()
+            spark.sum_s += record[3]
+            spark.count += 1
+            if record[2] != "ok":
+                self._fail_locked(key, event.finished_unix_s)
+        second.shown += 1
+        second.recent.append(event)
+
+    def _add_extra_locked(self, second: _Second, extra: Mapping[str, object]) -> None:
+        cache = extra.get("cache")
+        if cache == "miss":
+            second.misses += 1
+        elif cache in ("hit", "near"):
+            second.hits += 1
+        cost_usd = extra.get("cost_usd")
+        if isinstance(cost_usd, float) and math.isfinite(cost_usd):
+            second.cost_usd += cost_usd
+
+    def failed(self, model: str, engine: str, unix_s: float) -> None:
+        """An engine has gone out, by whatever has shown that."""
+        with self._lock:
+            self._fail_locked((model, engine), unix_s)
+
+    def _fail_locked(self, key: Key, unix_s: float) -> None:
+        if key not in self._failed and len(self._failed) >= FAILED_MAX:
+            del self._failed[next(iter(self._failed))]
+        self._failed[key] = unix_s
+
+    def failed_at(self, key: Key) -> Optional[float]:
+        """When an attempt at an engine failed last, or it went out (Unix seconds)."""
+        return self._failed.get(key)  # one atomic operation
+
+    # --- the end of a second ---------------------------------------------------------------------------------------
+
+    def roll(self, gauges: Gauges, missed: int = 0) -> None:
+        """End the second that runs. `missed`: so many before it have passed without anybody's ending them; what has
+        ended in them counts in this one, and they have points without anything."""
+        fresh = _Second()
+        with self._lock:
+            second, self._second = self._second, fresh
+            for _ in range(min(missed, SPARK_POINTS)):
+                self._turn_sparks_locked(False)
+            self._turn_sparks_locked(True)
+        for _ in range(min(missed, POINTS)):
+            self.points.append(array("d", [0, 0, *[NOTHING] * 5, 0, 0, *[NOTHING] * 3, 0, 0, 0]))
+        self.number += missed + 1
+        self.points.append(_point(second, gauges))
+        self.fresh = len(second.recent)
+        self.skipped = second.shown - self.fresh
+        self.requests.extend(_kept(event) for event in second.recent)
+
+    def _turn_sparks_locked(self, ends: bool) -> None:
+        """One second more: of each engine, what has ended in it, or (not `ends`) nothing."""
+        gone = []
+        for key, spark in self._sparks.items():
+            del spark.ring[0]
+            if ends and spark.count:
+                spark.ring.append(spark.sum_s / spark.count * 1e3)
+                spark.sum_s, spark.count, spark.idle_s = 0.0, 0, 0
+                continue
+            spark.ring.append(NOTHING)
+            spark.idle_s += 1
+            if spark.idle_s >= SPARK_POINTS and not spark.count:
+                gone.append(key)
+        for key in gone:
+            del self._sparks[key]
+
+    def sparks(self) -> dict[Key, array[float]]:
+        """Each engine's last minute, of those that have one: a mean in milliseconds for each second, NaN for none."""
+        with self._lock:
+            return {key: spark.ring[:] for key, spark in self._sparks.items()}
+
+    def last_sparks(self) -> dict[Key, float]:
+        """The means of the last second."""
+        with self._lock:
+            return {key: spark.ring[-1] for key, spark in self._sparks.items() if spark.idle_s == 0 and _is(spark)}
+
+
+def _is(spark: _Spark) -> bool:
+    return not math.isnan(spark.ring[-1])
+
+
+def _point(second: _Second, gauges: Gauges) -> array[float]:
+    latencies, ttfts = sorted(second.latencies.values), sorted(second.ttfts.values)
+    return array(
+        "d",
+        (
+            second.requests,
+            second.errors,
+            *(percentile_ms(latencies, share) for share in (0.5, 0.95, 0.99)),
+            *(percentile_ms(ttfts, share) for share in (0.5, 0.95)),
+            second.tokens_in,
+            second.tokens_out,
+            *gauges,
+            second.hits,
+            second.misses,
+            second.cost_usd,
+        ),
+    )
+
+
+def percentile_ms(ordered_s: Sequence[float], share: float) -> float:
+    """The least of these durations that `share` of them do not exceed (nearest rank), in milliseconds; NaN: none."""
+    if not ordered_s:
+        return NOTHING
+    return ordered_s[max(0, math.ceil(share * len(ordered_s) - 1e-9) - 1)] * 1e3
+
+
+def _kept(event: RequestEvent) -> RequestEvent:
+    """A request as it is kept: without bodies (LOG_BODIES), with a path of bounded length, without who has asked."""
+    extra = event.extra
+    if extra is not None:
+        extra = {name: extra[name] for name in KEPT_EXTRA if name in extra} or None
+    return event._replace(extra=extra, path=event.path[:PATH_CHARS], key=None, client="", retries=())
