@@ -161,6 +161,7 @@ DOCS = Operation(
     "",
     (_IF_NONE_MATCH,),
 )
+_EVENTS: Json = {"history": ref("LiveHistory"), "tick": ref("LiveTick"), "end": ref("LiveEnd")}
 LIVE = Operation(
     "GET",
     "/api/v1/live",
@@ -168,7 +169,7 @@ LIVE = Operation(
     CONSOLE_TAG,
     "Follow what happens, a second at a time",
     "metrics",
-    (Answer(200, "Events, until the client leaves.", {"text/event-stream": _TEXT}),),
+    (Answer(200, "Events, until the client leaves.", {"text/event-stream": {**_TEXT, "x-events": _EVENTS}}),),
     "What the console shows. First an event `history` (`LiveHistory`), then a `tick` (`LiveTick`) each second; another"
     " `history` behind ticks that a client has not kept up with, or a jump of the clock; `end` (`LiveEnd`) when the key"
     " is not valid any more, or the gateway stops. Not with `CONSOLE=off`.",

@@ -272,4 +272,78 @@ _TRANSLATED: dict[str, Json] = {
     "OllamaEmbedding": _closed({}, embedding={"type": "array"}),
 }
 
-SCHEMAS: dict[str, Json] = {**_ANSWERED, **_TRANSLATED, **_VERIFIED, **_STATE, **_MANAGED, **_FAILED}
+_NUMBER_OR_NULL = _or_null({"type": "number"})
+_POINT = {**_list(_NUMBER_OR_NULL), "description": "A second: its values, by `columns`. null: nothing was measured."}
+_LIVE: dict[str, Json] = {
+    "LiveHistory": _open(
+        {},
+        version=TEXT,
+        started={**NUMBER, "description": "All times are Unix seconds, unless they end with `_ms`."},
+        now=NUMBER,
+        interval_s=NUMBER,
+        kept_s=COUNT,
+        slow_ms=NUMBER,
+        slo=_closed({}, availability=_NUMBER_OR_NULL, latency_ms=_NUMBER_OR_NULL),
+        columns=_list(TEXT),
+        points={**_list(_POINT), "description": "One a second, the oldest first."},
+        engines=_list(ref("LiveEngine")),
+        sparks={
+            "type": "object",
+            "additionalProperties": _list(_NUMBER_OR_NULL),
+            "description": "By `<model> <engine>`: the means, in milliseconds, of the attempts that have ended in each"
+            " of the last 60 seconds.",
+        },
+        alerts=_list({"type": "object"}),
+        slos=_list({"type": "object"}),
+        requests={**_list(ref("LiveRequest")), "description": "The last 200, the oldest first."},
+    ),
+    "LiveTick": _open(
+        {
+            "alerts": {**_list({"type": "object"}), "description": "All of them, if they have changed."},
+            "slos": {**_list({"type": "object"}), "description": "Likewise, every ten seconds at most."},
+        },
+        now=NUMBER,
+        point=_POINT,
+        engines={**_list(ref("LiveEngine")), "description": "Those that have changed."},
+        gone={**_list(TEXT), "description": "Engines that are no more: `<model> <engine>`."},
+        sparks={"type": "object", "additionalProperties": NUMBER},
+        requests={**_list(ref("LiveRequest")), "description": "New ones, at most 20, the newest."},
+        skipped={**COUNT, "description": "So many more there were."},
+    ),
+    "LiveEnd": _closed({}, code={"enum": ["draining", "forbidden", "overloaded", "unauthorized"]}, message=TEXT),
+    "LiveEngine": _closed(
+        {},
+        model=TEXT,
+        engine=TEXT,
+        **{name: schema for name, schema in ENGINE["properties"].items() if name != "id"},
+        max_concurrency=_COUNT_OR_NULL,
+        last_error_at=_NUMBER_OR_NULL,
+    ),
+    "LiveRequest": _open(
+        {
+            "cache": TEXT,
+            "fallback": TEXT,
+            "part_of": {**TEXT, "description": "The request that this one is a part of."},
+            "cost_usd": NUMBER,
+            "marks": _list(_closed({}, name=TEXT, start_ms=_NUMBER_OR_NULL, duration_ms=_NUMBER_OR_NULL)),
+        },
+        id=TEXT,
+        trace=_TEXT_OR_NULL,
+        time={**NUMBER, "description": "When it has ended."},
+        **dict.fromkeys(("method", "path"), TEXT),
+        **dict.fromkeys(("model", "engine", "error"), _TEXT_OR_NULL),
+        status=COUNT,
+        **dict.fromkeys(("latency_ms", "queue_ms", "ttft_ms"), _NUMBER_OR_NULL),
+        stream=FLAG,
+        **dict.fromkeys(("prompt_tokens", "completion_tokens"), _COUNT_OR_NULL),
+        attempts=_list(
+            _closed(
+                {},
+                **dict.fromkeys(("model", "engine", "outcome"), TEXT),
+                **dict.fromkeys(("start_ms", "duration_ms", "ttft_ms"), _NUMBER_OR_NULL),
+            )
+        ),
+    ),
+}
+
+SCHEMAS: dict[str, Json] = {**_ANSWERED, **_TRANSLATED, **_VERIFIED, **_STATE, **_MANAGED, **_LIVE, **_FAILED}

@@ -30,7 +30,8 @@ class RoutesTest(AccessTest):
 
     def send(self, operation: Operation, *headers: tuple[str, str]) -> Response:
         body = b"{}" if operation.body is not None else None
-        return self.gateway.ask(operation.method, filled(operation.path), body, headers)
+        method = "HEAD" if operation is own.LIVE else operation.method  # which has an end
+        return self.gateway.ask(method, filled(operation.path), body, headers)
 
     def test_whatever_is_described_answers(self) -> None:
         for operation in OPERATIONS:

@@ -82,6 +82,7 @@ TELEMETRY_USERS = (
     "gateway.app",
     "gateway.gauging",
     "gateway.observing",
+    "gateway.showing",
     "gateway.api",
     "gateway.server",
     "gateway.pipeline",
