@@ -31,8 +31,8 @@ class Part(Protocol):
 class Observing:
     """All parts that the settings ask for. `start` and `close` belong to one thread.
 
-    `log` writes a line of the gateway's own log, `find_engine` tells where an engine is. `live`: the console's; None: it
-    is off.
+    `log` writes a line of the gateway's own log, `find_engine` tells where an engine is. `live`: the console's; None:
+    it is off.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Observing:
         find_engine: Find,
         live: Optional[Part],
     ) -> None:
-        exporters = exporters_of(settings, registry, log, find_engine)
-        self._parts: tuple[Part, ...] = exporters if live is None else (*exporters, live)
+        console = () if live is None else (live,)
+        self._parts: tuple[Part, ...] = (*exporters_of(settings, registry, log, find_engine), *console)
 
     @property
     def observers(self) -> tuple[Part, ...]:

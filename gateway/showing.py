@@ -20,6 +20,8 @@ from gateway.workers import WorkerPool
 
 BROWSERS_OWN = ("/favicon.ico", "/apple-touch-icon.png", "/apple-touch-icon-precomposed.png", "/robots.txt")
 """What browsers ask for by themselves."""
+ERROR_CHARS = 300
+"""Of what an engine has said to a failure."""
 Listing = Callable[[], Sequence[Mapping[str, Any]]]
 
 
@@ -64,7 +66,7 @@ def engines_of(factory: InferenceFactory) -> Iterator[EngineView]:
         for e in pool.snapshot():
             yield EngineView(
                 *(e.model, e.id, e.url, e.state, e.available, e.breaker),
-                *(e.in_flight, limits.get(e.id), e.weight, e.last_error),
+                *(e.in_flight, limits.get(e.id), e.weight, e.last_error and e.last_error[:ERROR_CHARS]),
             )
 
 

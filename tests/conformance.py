@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gateway.api import own
 from gateway.mock.server import MockEngine
 from tests import conformance_models
 from tests.conformance_models import SCHEMA
@@ -92,6 +93,7 @@ def conform() -> int:
         (folder / "schemathesis.toml").write_text(config, "utf-8")
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.url}/openapi.json"]
         command += ["--header", f"Authorization: Bearer {KEY}", "--checks", "all", "--exclude-checks", NOT_CHECKED]
+        command += ["--exclude-path", own.LIVE.path]  # it has no end
         command += ["--seed", "1", "--max-examples", str(EXAMPLES), "--continue-on-failure", "--no-color"]
         status = subprocess.run(command, cwd=folder, timeout=LIMIT_S).returncode
         print(gateway.stderr, end="", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 
 MODELS = ("plain", "anthropic", "native", "shaped", "alias", "split", "chain", "agreed")
 SCHEMA = "city"
+FILES = ("index.html", "style.css")
 ASKING = frozenset(("Inference", "Other dialects", "Passed on"))
 """Tags of operations that models answer."""
 
@@ -30,6 +31,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
                 _name(operation, models, number, MODELS)
     elif case.path == "/admin/schemas/{name}":
         _name(operation, case.path_parameters, "name", (SCHEMA,))
+    elif case.path == "/console/{file}":
+        _name(operation, case.path_parameters, "file", FILES)
 
 
 def _name(operation: str, holder: Any, key: Any, names: tuple[str, ...]) -> None:

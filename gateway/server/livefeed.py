@@ -92,9 +92,12 @@ class LiveFeed:
         return self._places > 0
 
     def take_wish(self) -> bool:
-        """See `Watchers`. What is wished from now on is asked for again."""
-        wished, self._wished = self._wished, False
-        return wished
+        """See `Watchers`. Who wishes while this is reset is among those who wait by then, so that the history which is
+        made now is given to it, too."""
+        if not self._wished:
+            return False
+        self._wished = False
+        return True
 
     def publish(self, tick: bytes, history: bytes, anew: bool) -> None:
         """See `Watchers`."""

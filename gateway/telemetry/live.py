@@ -141,7 +141,8 @@ class LiveSeries:
             second = self._second
             for event in events:
                 try:
-                    if event.path in asked or not self._is_own(event.path):
+                    # OPTIONS: a browser asks whether it may ask.
+                    if event.method != "OPTIONS" and (event.path in asked or not self._is_own(event.path)):
                         self._add_locked(second, event)
                 except Exception as unforeseen:
                     error = error or unforeseen

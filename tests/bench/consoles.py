@@ -117,12 +117,13 @@ def measure(target: Target, consoles: int, seconds: float, run_dir: Path, upstre
             raise processes.BenchError(f"errors under load: {result.errors}")
         ticks = (readers.ticks - before[0]) if readers else 0
         kb = (readers.read_bytes - before[1]) / max(1, ticks) / 1e3 if readers else 0.0
-    print(f"  {target.name:8} {consoles:3} consoles: {result.requests / result.duration_s:7.0f}/s {cpu_us:6.1f} us p99 {result.p99_us / 1e3:.1f} ms "
-          f"others {busy:.0f} %", flush=True)  # fmt: skip
-    per_console = ticks / max(1, consoles) / result.duration_s
-    return Figures(
-        *(result.requests / result.duration_s, cpu_us, result.p50_us, result.p99_us, rest_ms, per_console, kb)
+    per_s = result.requests / result.duration_s
+    print(
+        f"  {consoles:3} consoles: {per_s:7.0f}/s, {cpu_us:6.1f} us, p99 {result.p99_us / 1e3:.1f} ms, others {busy:.0f} %",
+        flush=True,
     )
+    per_console = ticks / max(1, consoles) / result.duration_s
+    return Figures(per_s, cpu_us, result.p50_us, result.p99_us, rest_ms, per_console, kb)
 
 
 def variant(gateway: peers.Gateway, **more: str) -> peers.Gateway:
