@@ -109,6 +109,7 @@ export class KeysCard {
         if (error.param) fields.fault(error.param, error.message);
         for (const said of error.message.split("; ")) fields.fault(said.split(":")[0], said.slice(said.indexOf(":") + 1).trim());
         replace(fault, errorView(toldBy(error)));
+        fields.focusFault();
       } finally {
         submit.disabled = false;
       }
@@ -138,6 +139,7 @@ export class KeysCard {
     this._form("key-create", "New key", "Make the key", fields, rows, async (values) => {
       const { body, faults } = keyBody(values);
       for (const { field, message } of faults) fields.fault(field, message);
+      fields.focusFault();
       return faults.length ? null : this._api.post("admin/keys", body, { signal: this._signal });
     });
   }

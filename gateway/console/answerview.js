@@ -7,6 +7,7 @@ import { NONE, duration, number, usd } from "./format.js";
 import { announce, badge, copyButton, el, iconButton, replace, setText } from "./ui.js";
 
 const SPEAK_MS = 4000; // how often, at most, what has come is read out
+const SPOKEN_MAX = 2000; // characters of it; the text is there to be read
 const STATES = {
   waiting: ["info", "Waiting", "half"], streaming: ["info", "Answering", "pulse"], done: ["good", "Done", "up"],
   stopped: ["warn", "Stopped", "rest"], failed: ["bad", "Failed", "out"],
@@ -147,7 +148,7 @@ export class AnswerView {
     const attempts = Number(by.Attempts);
     const said = [
       by.Engine && `engine ${by.Engine}`,
-      by["Stands in for"] && `${by["Answered by"]} stands in for ${by["Stands in for"]}`,
+      by.Fallback && `fallback ${by.Fallback.replaceAll("->", " → ")}`,
       attempts > 0 && `${attempts} ${attempts === 1 ? "attempt" : "attempts"}`,
       by.Cache && `cache ${by.Cache}`, by["Shared call"] && "shared call", by.Cost && usd(Number(by.Cost)),
     ].filter(Boolean);
@@ -182,7 +183,7 @@ export class AnswerView {
     if (!all && now_ms - this._spokenAt < SPEAK_MS) return;
     const upTo = spokenUpTo(text, this._spoken, all);
     if (upTo === this._spoken) return;
-    announce(text.slice(this._spoken, upTo));
+    announce(text.slice(this._spoken, Math.min(upTo, this._spoken + SPOKEN_MAX)));
     this._spoken = upTo;
     this._spokenAt = now_ms;
   }

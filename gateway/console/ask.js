@@ -80,7 +80,7 @@ export function lastLimits(key) {
 
 // Of the headers, those that say how the gateway has answered; in the order to show them.
 const TOLD = [
-  ["X-Gateway-Engine", "Engine"], ["X-Gateway-Model", "Answered by"], ["X-Gateway-Fallback", "Stands in for"],
+  ["X-Gateway-Engine", "Engine"], ["X-Gateway-Model", "Answered by"], ["X-Gateway-Fallback", "Fallback"],
   ["X-Gateway-Attempts", "Attempts"], ["X-Gateway-Cache", "Cache"], ["Age", "Age"], ["X-Gateway-Coalesced", "Shared call"],
   ["X-Gateway-Cost-Usd", "Cost"], ["Server-Timing", "Timing"],
   ["x-ratelimit-remaining-requests", "Requests left"], ["x-ratelimit-remaining-tokens", "Tokens left"],

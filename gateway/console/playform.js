@@ -122,6 +122,11 @@ export class Fields {
     return true;
   }
 
+  /** Go to the first field that is at fault, if there is one. */
+  focusFault() {
+    [...this._controls.values()].find((control) => control.getAttribute("aria-invalid") === "true")?.focus();
+  }
+
   clearFaults() {
     for (const name of this._faults.keys()) this.fault(name, "");
   }

@@ -122,7 +122,11 @@ class Playground {
       ...faults.map((fault) => fault.message),
     ];
     replace(this._fault, said.length ? notice("bad", `${said.join("; ")}.`) : null);
-    if (said.length) return;
+    if (said.length) {
+      if (prompt.trim()) this.form.fields.focusFault();
+      else this._prompt.focus();
+      return;
+    }
     const turn = { prompt, models, form: values, at_s: Date.now() / 1000, answers: new Map() };
     const bodies = models.map((model) => this._body(model, prompt, values, fields));
     for (const [index, model] of models.entries()) turn.answers.set(model, { body: bodies[index], answer: null });

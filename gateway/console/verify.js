@@ -116,7 +116,8 @@ class Verify {
       else this.fields.fault(field, message);
     }
     replace(this._fault, faults.length ? notice("bad", `${faults.map((fault) => fault.message).join("; ")}.`) : null);
-    if (!faults.length) this._ask(body);
+    if (faults.length) this.fields.focusFault();
+    else this._ask(body);
   }
 
   /** Ask again exactly as the answer that is shown was asked for. */
