@@ -20,8 +20,19 @@ class Admin {
     this.usage = new UsageCard(options);
     this.cache = new CacheCard(options, Object.keys(health.models));
     const refresh = button("Refresh", { icon: "refresh", id: "admin-refresh", onClick: () => this.refresh() });
-    replace(root, el("div", { class: "page" }, el("div", { class: "page-head" }, el("h1", {}, "Admin"), refresh),
-      this.engines.node, this.keys.node, this.limits.node, this.usage.node, this.cache.node));
+    replace(
+      root,
+      el(
+        "div",
+        { class: "page" },
+        el("div", { class: "page-head" }, el("h1", {}, "Admin"), refresh),
+        this.engines.node,
+        this.keys.node,
+        this.limits.node,
+        this.usage.node,
+        this.cache.node,
+      ),
+    );
     this.limits.refresh();
     this.usage.refresh();
     this.cache.refresh();

@@ -12,17 +12,45 @@ const LOOK_MS = 5000;
 /** A card with a headline, tools beside it, and a place for what goes wrong. */
 export function card(id, title, tools, ...children) {
   const fault = el("div", { id: `${id}-fault`, role: "alert" });
-  const node = el("section", { class: "card", id, "aria-labelledby": `${id}-title` },
-    el("div", { class: "card-head" }, el("h2", { id: `${id}-title` }, title), tools), fault, ...children);
-  return { node, fail: (error) => replace(fault, error ? el("div", { class: "card-body" }, errorView(toldBy(error))) : null) };
+  const node = el(
+    "section",
+    { class: "card", id, "aria-labelledby": `${id}-title` },
+    el("div", { class: "card-head" }, el("h2", { id: `${id}-title` }, title), tools),
+    fault,
+    ...children,
+  );
+  return {
+    node,
+    fail: (error) => replace(fault, error ? el("div", { class: "card-body" }, errorView(toldBy(error))) : null),
+  };
 }
 
 /** A table that becomes a list of blocks on a phone. `columns`: [label, class]. */
 export function table(label, columns, rows) {
-  return el("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": `${label}, table` },
-    el("table", { class: "table blocks" },
-      el("thead", {}, el("tr", {}, columns.map(([name, kind]) => el("th", { scope: "col", class: kind || null }, name || el("span", { class: "visually-hidden" }, "Actions"))))),
-      el("tbody", {}, rows)));
+  return el(
+    "div",
+    { class: "table-scroll", tabindex: "0", role: "region", "aria-label": `${label}, table` },
+    el(
+      "table",
+      { class: "table blocks" },
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          columns.map(([name, kind]) =>
+            el(
+              "th",
+              { scope: "col", class: kind || null },
+              name || el("span", { class: "visually-hidden" }, "Actions"),
+            ),
+          ),
+        ),
+      ),
+      el("tbody", {}, rows),
+    ),
+  );
 }
 
 /** One cell of such a table. */
@@ -35,8 +63,17 @@ export class EnginesCard {
     this._api = api;
     this._signal = signal;
     this._body = el("div", {});
-    this._card = card("admin-engines", "Engines", null, this._body,
-      el("p", { class: "hint card-note" }, "A drained engine is given nothing new; what it is answering, it answers. Weights stand in the engines file, and count as soon as it is reloaded."));
+    this._card = card(
+      "admin-engines",
+      "Engines",
+      null,
+      this._body,
+      el(
+        "p",
+        { class: "hint card-note" },
+        "A drained engine is given nothing new; what it is answering, it answers. Weights stand in the engines file, and count as soon as it is reloaded.",
+      ),
+    );
     this.node = this._card.node;
     this._busy = false;
     this._rows = new Map(); // "<model> <engine>" -> its row
@@ -69,11 +106,30 @@ export class EnginesCard {
 
   /** Rows stay while their engines do: what is focused, or being pressed, is not replaced below the hand. */
   _show(health) {
-    const told = Object.entries(health.models).flatMap(([model, of]) => of.engines.map((engine) => ({ model, engine, of, name: `${model} ${engine.id}` })));
+    const told = Object.entries(health.models).flatMap(([model, of]) =>
+      of.engines.map((engine) => ({ model, engine, of, name: `${model} ${engine.id}` })),
+    );
     if (told.length !== this._rows.size || told.some(({ name }) => !this._rows.has(name))) {
       this._rows = new Map(told.map(({ name, model, engine }) => [name, this._row(model, engine)]));
-      const columns = [["Model"], ["Engine"], ["State"], ["Weight", "number"], ["In flight", "number"], ["Last error"], [""]];
-      replace(this._body, told.length ? table("Engines", columns, [...this._rows.values()].map((row) => row.node)) : empty("There is no engine"));
+      const columns = [
+        ["Model"],
+        ["Engine"],
+        ["State"],
+        ["Weight", "number"],
+        ["In flight", "number"],
+        ["Last error"],
+        [""],
+      ];
+      replace(
+        this._body,
+        told.length
+          ? table(
+              "Engines",
+              columns,
+              [...this._rows.values()].map((row) => row.node),
+            )
+          : empty("There is no engine"),
+      );
     }
     for (const { name, engine, of } of told) this._update(this._rows.get(name), engine, of);
   }
@@ -84,9 +140,17 @@ export class EnginesCard {
     row.weight = cell("Weight", "number");
     row.inFlight = cell("In flight", "number");
     row.error = cell("Last error", "anywhere small");
-    row.node = el("tr", { dataset: { model, engine: engine.id } },
-      cell("Model", "", el("strong", { class: "anywhere" }, model)), cell("Engine", "", engine.id, el("div", { class: "small muted mono anywhere" }, engine.url)),
-      row.badge, row.weight, row.inFlight, row.error, cell("", "", row.act));
+    row.node = el(
+      "tr",
+      { dataset: { model, engine: engine.id } },
+      cell("Model", "", el("strong", { class: "anywhere" }, model)),
+      cell("Engine", "", engine.id, el("div", { class: "small muted mono anywhere" }, engine.url)),
+      row.badge,
+      row.weight,
+      row.inFlight,
+      row.error,
+      cell("", "", row.act),
+    );
     return row;
   }
 
@@ -109,10 +173,18 @@ export class EnginesCard {
   async _act({ model, engine, of }) {
     const drained = engine.state === "draining";
     const others = of.engines.filter((other) => other.id !== engine.id && other.available).length;
-    const last = others || !engine.available ? "" : ` No other engine of ${model} is available: who asks it will be refused, or answered by another model.`;
-    const yes = drained || await confirm({
-      title: `Drain ${engine.id}?`, text: `It is given nothing new for ${model}; what it is answering, it answers.${last}`, action: "Drain", danger: last !== "",
-    });
+    const last =
+      others || !engine.available
+        ? ""
+        : ` No other engine of ${model} is available: who asks it will be refused, or answered by another model.`;
+    const yes =
+      drained ||
+      (await confirm({
+        title: `Drain ${engine.id}?`,
+        text: `It is given nothing new for ${model}; what it is answering, it answers.${last}`,
+        action: "Drain",
+        danger: last !== "",
+      }));
     if (!yes) return;
     this._busy = true;
     try {
@@ -140,10 +212,23 @@ export class CacheCard {
     this._tiles = el("dl", { class: "tiles", id: "cache-tiles" });
     this._fields = new Fields("cache");
     const clear = button("Clear", { icon: "trash", kind: "danger", id: "cache-clear", type: "submit" });
-    const form = el("form", { class: "toolbar end", "aria-label": "Drop kept answers", on: { submit: (event) => { event.preventDefault(); this._clear(); } } },
+    const form = el(
+      "form",
+      {
+        class: "toolbar end",
+        "aria-label": "Drop kept answers",
+        on: {
+          submit: (event) => {
+            event.preventDefault();
+            this._clear();
+          },
+        },
+      },
       this._fields.add("model", "Of the model", select([["", "All models"], ...models.map((name) => [name, name])])),
       this._fields.add("key", "Of the key", input({ placeholder: "All keys" })),
-      this._fields.add("age", "Older than, s", input({ inputmode: "decimal", placeholder: "Any age" })), clear);
+      this._fields.add("age", "Older than, s", input({ inputmode: "decimal", placeholder: "Any age" })),
+      clear,
+    );
     this._card = card("admin-cache", "Cache", null, el("div", { class: "card-body stack" }, this._tiles, form));
     this.node = this._card.node;
   }
@@ -153,11 +238,20 @@ export class CacheCard {
       const told = await this._api.get("api/v1/cache/stats", { signal: this._signal });
       const asked = told.hits + told.near_hits + told.misses;
       const tiles = [
-        ["Kept answers", number(told.entries, 0)], ["Size", bytes(told.bytes)], ["Hit rate", asked ? percent((told.hits + told.near_hits) / asked) : "–"],
-        ["Hits", number(told.hits, 0)], ["In other words", number(told.near_hits, 0)], ["Misses", number(told.misses, 0)],
-        ["Evicted", number(told.evictions, 0)], ["Tokens saved", compact(told.saved_tokens)], ["Saved", usd(told.saved_usd)],
+        ["Kept answers", number(told.entries, 0)],
+        ["Size", bytes(told.bytes)],
+        ["Hit rate", asked ? percent((told.hits + told.near_hits) / asked) : "–"],
+        ["Hits", number(told.hits, 0)],
+        ["In other words", number(told.near_hits, 0)],
+        ["Misses", number(told.misses, 0)],
+        ["Evicted", number(told.evictions, 0)],
+        ["Tokens saved", compact(told.saved_tokens)],
+        ["Saved", usd(told.saved_usd)],
       ];
-      replace(this._tiles, tiles.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))));
+      replace(
+        this._tiles,
+        tiles.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))),
+      );
       this._card.fail(null);
     } catch (error) {
       if (!error.aborted) this._card.fail(error);
@@ -174,8 +268,15 @@ export class CacheCard {
       this._fields.fault("age", "This must be a number of seconds.");
       return;
     }
-    const which = [model && `of the model ${model}`, body.key && `of the key ${body.key}`, age.trim() && `older than ${age.trim()} s`].filter(Boolean);
-    const text = `Kept answers ${which.join(", ")} are dropped, and will be asked for anew.`.replace("answers  are", "answers of all are");
+    const which = [
+      model && `of the model ${model}`,
+      body.key && `of the key ${body.key}`,
+      age.trim() && `older than ${age.trim()} s`,
+    ].filter(Boolean);
+    const text = `Kept answers ${which.join(", ")} are dropped, and will be asked for anew.`.replace(
+      "answers  are",
+      "answers of all are",
+    );
     if (!(await confirm({ title: "Clear the cache?", text, action: "Clear", danger: true }))) return;
     try {
       const { cleared } = await this._api.post("api/v1/cache/clear", body, { signal: this._signal });

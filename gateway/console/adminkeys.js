@@ -9,13 +9,19 @@ import { Fields, input, select } from "./playform.js";
 import { badge, button, confirm, copyButton, el, empty, iconButton, notice, replace, toast, uniqueId } from "./ui.js";
 import { keyBody } from "./usage.js";
 
-const STATES = { active: ["good", "Active", "up"], expired: ["warn", "Expired", "warn"], revoked: ["mute", "Revoked", "out"], rotated: ["warn", "Rotated", "refresh"] };
+const STATES = {
+  active: ["good", "Active", "up"],
+  expired: ["warn", "Expired", "warn"],
+  revoked: ["mute", "Revoked", "out"],
+  rotated: ["warn", "Rotated", "refresh"],
+};
 const ROLES = ["user", "viewer", "admin"];
 
 /** A key's limits in few words. */
 function limitsOf(key) {
   const said = [
-    key.rpm !== null && `${number(key.rpm, 0)} requests/min`, key.tpm !== null && `${number(key.tpm, 0)} tokens/min`,
+    key.rpm !== null && `${number(key.rpm, 0)} requests/min`,
+    key.tpm !== null && `${number(key.tpm, 0)} tokens/min`,
     key.concurrency !== null && `${number(key.concurrency, 0)} at once`,
   ].filter(Boolean);
   return said.length ? said.join(" · ") : "the gateway’s own";
@@ -25,8 +31,11 @@ function limitsOf(key) {
 function openDialog(id, title, body, onClose = () => {}) {
   const titleId = uniqueId("dialog");
   const close = iconButton("Close", "close", { small: true, onClick: () => dialog.close() });
-  const dialog = el("dialog", { class: "dialog wide", id, "aria-labelledby": titleId },
-    el("div", { class: "stack" }, el("div", { class: "dialog-head" }, el("h2", { id: titleId }, title), close), body));
+  const dialog = el(
+    "dialog",
+    { class: "dialog wide", id, "aria-labelledby": titleId },
+    el("div", { class: "stack" }, el("div", { class: "dialog-head" }, el("h2", { id: titleId }, title), close), body),
+  );
   dialog.addEventListener("close", () => {
     dialog.remove();
     onClose();
@@ -44,15 +53,32 @@ export class KeysCard {
     this._open = open;
     this._onKeys = onKeys;
     this._body = el("div", {});
-    this._make = button("New key", { icon: "plus", kind: "primary", small: true, id: "keys-new", onClick: () => this._create() });
+    this._make = button("New key", {
+      icon: "plus",
+      kind: "primary",
+      small: true,
+      id: "keys-new",
+      onClick: () => this._create(),
+    });
     this._revoked = el("input", { type: "checkbox", id: "keys-revoked", on: { change: () => this._show() } });
     const tools = [el("label", { class: "check small" }, this._revoked, el("span", {}, "Show revoked")), this._make];
-    this._card = card("admin-keys", "Keys", tools, this._body,
-      el("p", { class: "hint card-note" }, "Keys of the settings (API_KEYS, ADMIN_KEYS) and tokens from elsewhere are not listed; their use is. Limits are set when a key is made: for others, make another key."));
+    this._card = card(
+      "admin-keys",
+      "Keys",
+      tools,
+      this._body,
+      el(
+        "p",
+        { class: "hint card-note" },
+        "Keys of the settings (API_KEYS, ADMIN_KEYS) and tokens from elsewhere are not listed; their use is. Limits are set when a key is made: for others, make another key.",
+      ),
+    );
     this.node = this._card.node;
     this._keys = keys;
     this._show();
-    signal.addEventListener("abort", () => document.querySelectorAll("#page-admin dialog").forEach((dialog) => dialog.close()));
+    signal.addEventListener("abort", () =>
+      document.querySelectorAll("#page-admin dialog").forEach((dialog) => dialog.close()),
+    );
   }
 
   async refresh() {
@@ -71,49 +97,90 @@ export class KeysCard {
     const rows = shown.map((key) => this._row(key));
     const columns = [["Name"], ["State"], ["Models"], ["Limits"], ["Budget"], ["Created"], ["Expires"], [""]];
     const hidden = this._keys.length - shown.length;
-    const none = empty(hidden ? "No key is good" : "No key is kept", el("p", {}, hidden ? `${hidden} revoked` : "The first one makes the gateway ask everybody for a key."));
+    const none = empty(
+      hidden ? "No key is good" : "No key is kept",
+      el("p", {}, hidden ? `${hidden} revoked` : "The first one makes the gateway ask everybody for a key."),
+    );
     replace(this._body, rows.length ? table("Keys", columns, rows) : none);
   }
 
   _row(key) {
     const [tone, label, icon] = STATES[key.state] ?? ["mute", key.state, "info"];
-    const actions = key.state === "revoked" ? null : el("div", { class: "row" },
-      button("Rotate", { small: true, "aria-label": `Rotate ${key.name}`, onClick: () => this._rotate(key) }),
-      button("Revoke", { small: true, kind: "danger", "aria-label": `Revoke ${key.name}`, onClick: () => this._revoke(key) }));
-    const grace = key.previous_key_until && el("div", { class: "small muted" }, `the old secret until ${dateTime(key.previous_key_until)}`);
-    return el("tr", { dataset: { key: key.name, state: key.state } },
-      cell("Name", "", el("strong", { class: "anywhere" }, key.name), el("div", { class: "small muted" }, key.role + (key.priority ? `, ${key.priority} priority` : ""))),
-      cell("State", "", badge(tone, label, icon), grace), cell("Models", "anywhere", key.models.length ? key.models.join(", ") : "all"),
-      cell("Limits", "", limitsOf(key)), cell("Budget", "nowrap", key.budget_usd === null ? "none" : `${usd(key.budget_usd)} a ${key.budget_period}`),
-      cell("Created", "nowrap", dateTime(key.created)), cell("Expires", "nowrap", key.expires ? dateTime(key.expires) : "never"), cell("", "", actions));
+    const actions =
+      key.state === "revoked"
+        ? null
+        : el(
+            "div",
+            { class: "row" },
+            button("Rotate", { small: true, "aria-label": `Rotate ${key.name}`, onClick: () => this._rotate(key) }),
+            button("Revoke", {
+              small: true,
+              kind: "danger",
+              "aria-label": `Revoke ${key.name}`,
+              onClick: () => this._revoke(key),
+            }),
+          );
+    const grace =
+      key.previous_key_until &&
+      el("div", { class: "small muted" }, `the old secret until ${dateTime(key.previous_key_until)}`);
+    return el(
+      "tr",
+      { dataset: { key: key.name, state: key.state } },
+      cell(
+        "Name",
+        "",
+        el("strong", { class: "anywhere" }, key.name),
+        el("div", { class: "small muted" }, key.role + (key.priority ? `, ${key.priority} priority` : "")),
+      ),
+      cell("State", "", badge(tone, label, icon), grace),
+      cell("Models", "anywhere", key.models.length ? key.models.join(", ") : "all"),
+      cell("Limits", "", limitsOf(key)),
+      cell("Budget", "nowrap", key.budget_usd === null ? "none" : `${usd(key.budget_usd)} a ${key.budget_period}`),
+      cell("Created", "nowrap", dateTime(key.created)),
+      cell("Expires", "nowrap", key.expires ? dateTime(key.expires) : "never"),
+      cell("", "", actions),
+    );
   }
 
   /** A form in a dialog. `send(values)` gives what the gateway said, or null where the form is at fault. */
   _form(id, title, action, fields, rows, send) {
     const fault = el("div", { role: "alert" });
     const submit = button(action, { kind: "primary", type: "submit" });
-    const form = el("form", { class: "stack", novalidate: true, on: { submit: async (event) => {
-      event.preventDefault();
-      if (submit.disabled) return;
-      fields.clearFaults();
-      replace(fault);
-      submit.disabled = true;
-      try {
-        const key = await send(fields.values());
-        if (key) {
-          dialog.close();
-          this._secret(key);
-        }
-      } catch (error) {
-        if (error.aborted) return;
-        if (error.param) fields.fault(error.param, error.message);
-        for (const said of error.message.split("; ")) fields.fault(said.split(":")[0], said.slice(said.indexOf(":") + 1).trim());
-        replace(fault, errorView(toldBy(error)));
-        fields.focusFault();
-      } finally {
-        submit.disabled = false;
-      }
-    } } }, ...rows, fault, el("div", { class: "row end" }, button("Cancel", { onClick: () => dialog.close() }), submit));
+    const form = el(
+      "form",
+      {
+        class: "stack",
+        novalidate: true,
+        on: {
+          submit: async (event) => {
+            event.preventDefault();
+            if (submit.disabled) return;
+            fields.clearFaults();
+            replace(fault);
+            submit.disabled = true;
+            try {
+              const key = await send(fields.values());
+              if (key) {
+                dialog.close();
+                this._secret(key);
+              }
+            } catch (error) {
+              if (error.aborted) return;
+              if (error.param) fields.fault(error.param, error.message);
+              for (const said of error.message.split("; "))
+                fields.fault(said.split(":")[0], said.slice(said.indexOf(":") + 1).trim());
+              replace(fault, errorView(toldBy(error)));
+              fields.focusFault();
+            } finally {
+              submit.disabled = false;
+            }
+          },
+        },
+      },
+      ...rows,
+      fault,
+      el("div", { class: "row end" }, button("Cancel", { onClick: () => dialog.close() }), submit),
+    );
     const dialog = openDialog(id, title, form);
     form.querySelector("input").focus();
   }
@@ -121,19 +188,71 @@ export class KeysCard {
   _create() {
     const fields = new Fields("key");
     const numeric = (placeholder) => input({ inputmode: "numeric", placeholder });
-    const roles = el("datalist", { id: "key-roles" }, ROLES.map((role) => el("option", { value: role })));
+    const roles = el(
+      "datalist",
+      { id: "key-roles" },
+      ROLES.map((role) => el("option", { value: role })),
+    );
     const rows = [
-      this._open && notice("warn", "This gateway asks for no key yet. From its first key on it asks everybody for one: let that be an admin’s, and keep it, since this console will ask for it, too."),
-      el("div", { class: "pairs wide" },
+      this._open &&
+        notice(
+          "warn",
+          "This gateway asks for no key yet. From its first key on it asks everybody for one: let that be an admin’s, and keep it, since this console will ask for it, too.",
+        ),
+      el(
+        "div",
+        { class: "pairs wide" },
         fields.add("name", "Name", input({ placeholder: "alice" })),
-        fields.add("role", "Role", input({ list: "key-roles", placeholder: "user" }), "user, viewer, admin, or one of the roles file.")), roles,
-      fields.add("models", "Models", input({ placeholder: "all" }), "Names or patterns such as 13b*, with commas between."),
-      el("div", { class: "pairs" }, fields.add("rpm", "Requests/min", numeric("default")), fields.add("tpm", "Tokens/min", numeric("default")),
-        fields.add("concurrency", "At once", numeric("default"))),
-      el("div", { class: "pairs" }, fields.add("budget_usd", "Budget, USD", input({ inputmode: "decimal", placeholder: "none" })),
-        fields.add("budget_period", "Budget’s period", select([["month", "Month"], ["week", "Week"], ["day", "Day"]]))),
-      el("div", { class: "pairs" }, fields.add("expires", "Expires in", input({ placeholder: "never" }), "For example 90d, 12h."),
-        fields.add("priority", "Priority", select([["", "Default"], ["high", "High"], ["normal", "Normal"], ["low", "Low"]]))),
+        fields.add(
+          "role",
+          "Role",
+          input({ list: "key-roles", placeholder: "user" }),
+          "user, viewer, admin, or one of the roles file.",
+        ),
+      ),
+      roles,
+      fields.add(
+        "models",
+        "Models",
+        input({ placeholder: "all" }),
+        "Names or patterns such as 13b*, with commas between.",
+      ),
+      el(
+        "div",
+        { class: "pairs" },
+        fields.add("rpm", "Requests/min", numeric("default")),
+        fields.add("tpm", "Tokens/min", numeric("default")),
+        fields.add("concurrency", "At once", numeric("default")),
+      ),
+      el(
+        "div",
+        { class: "pairs" },
+        fields.add("budget_usd", "Budget, USD", input({ inputmode: "decimal", placeholder: "none" })),
+        fields.add(
+          "budget_period",
+          "Budget’s period",
+          select([
+            ["month", "Month"],
+            ["week", "Week"],
+            ["day", "Day"],
+          ]),
+        ),
+      ),
+      el(
+        "div",
+        { class: "pairs" },
+        fields.add("expires", "Expires in", input({ placeholder: "never" }), "For example 90d, 12h."),
+        fields.add(
+          "priority",
+          "Priority",
+          select([
+            ["", "Default"],
+            ["high", "High"],
+            ["normal", "Normal"],
+            ["low", "Low"],
+          ]),
+        ),
+      ),
     ];
     if (this._open) fields.fill({ role: "admin" });
     this._form("key-create", "New key", "Make the key", fields, rows, async (values) => {
@@ -148,11 +267,19 @@ export class KeysCard {
     const fields = new Fields("rotate");
     const rows = [
       el("p", {}, `${key.name} gets a new secret; limits, budget and usage stay.`),
-      el("div", { class: "pairs" }, fields.add("grace", "The old secret is good for", input({ placeholder: "1h" }), "0s ends it at once."),
-        fields.add("expires", "The key expires in", input({ placeholder: "as before" }), "For example 90d.")),
+      el(
+        "div",
+        { class: "pairs" },
+        fields.add("grace", "The old secret is good for", input({ placeholder: "1h" }), "0s ends it at once."),
+        fields.add("expires", "The key expires in", input({ placeholder: "as before" }), "For example 90d."),
+      ),
     ];
     this._form("key-rotate", `Rotate ${key.name}`, "Rotate", fields, rows, (values) => {
-      const body = Object.fromEntries(Object.entries(values).map(([name, text]) => [name, text.trim()]).filter(([, text]) => text));
+      const body = Object.fromEntries(
+        Object.entries(values)
+          .map(([name, text]) => [name, text.trim()])
+          .filter(([, text]) => text),
+      );
       return this._api.post(`admin/keys/${encodeURIComponent(key.name)}/rotate`, body, { signal: this._signal });
     });
   }
@@ -172,20 +299,30 @@ export class KeysCard {
 
   /** Show the new secret, once. */
   _secret(key) {
-    const shown = el("code", { class: "secret", id: "key-secret", tabindex: "0", "aria-label": "The new key" }, key.key);
+    const shown = el(
+      "code",
+      { class: "secret", id: "key-secret", tabindex: "0", "aria-label": "The new key" },
+      key.key,
+    );
     const copy = copyButton(() => shown.textContent, "Copy the key");
     copy.id = "key-secret-copy";
     const done = button("I have kept it", { kind: "primary", id: "key-secret-done", onClick: () => dialog.close() });
-    const dialog = openDialog("key-shown", `The key of ${key.name}`, [
-      notice("warn", "Keep it now: it is not shown again, and the gateway has only its digest."),
-      el("div", { class: "row secret-row" }, shown, copy), el("div", { class: "row end" }, done),
-    ], () => {
-      replace(shown);
-      if (!this._signal.aborted) {
-        this.refresh();
-        this._make.focus();
-      }
-    });
+    const dialog = openDialog(
+      "key-shown",
+      `The key of ${key.name}`,
+      [
+        notice("warn", "Keep it now: it is not shown again, and the gateway has only its digest."),
+        el("div", { class: "row secret-row" }, shown, copy),
+        el("div", { class: "row end" }, done),
+      ],
+      () => {
+        replace(shown);
+        if (!this._signal.aborted) {
+          this.refresh();
+          this._make.focus();
+        }
+      },
+    );
     // Escape would lose it by mistake.
     dialog.addEventListener("cancel", (event) => event.preventDefault());
     copy.focus();

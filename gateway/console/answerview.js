@@ -9,11 +9,18 @@ import { announce, badge, copyButton, el, iconButton, replace, setText } from ".
 const SPEAK_MS = 4000; // how often, at most, what has come is read out
 const SPOKEN_MAX = 2000; // characters of it; the text is there to be read
 const STATES = {
-  waiting: ["info", "Waiting", "half"], streaming: ["info", "Answering", "pulse"], done: ["good", "Done", "up"],
-  stopped: ["warn", "Stopped", "rest"], failed: ["bad", "Failed", "out"],
+  waiting: ["info", "Waiting", "half"],
+  streaming: ["info", "Answering", "pulse"],
+  done: ["good", "Done", "up"],
+  stopped: ["warn", "Stopped", "rest"],
+  failed: ["bad", "Failed", "out"],
 };
 const MEASURES = [
-  ["ttft", "First token"], ["rate", "Tokens/s"], ["total", "Total"], ["tokens", "In / out"], ["finish", "Finish"],
+  ["ttft", "First token"],
+  ["rate", "Tokens/s"],
+  ["total", "Total"],
+  ["tokens", "In / out"],
+  ["finish", "Finish"],
 ];
 
 function stateBadge(state) {
@@ -24,14 +31,22 @@ function stateBadge(state) {
 /** An error as the gateway tells it. */
 export function errorView(error) {
   const facts = [
-    error.status ? `HTTP ${error.status}` : "", error.param ? `field ${error.param}` : "",
+    error.status ? `HTTP ${error.status}` : "",
+    error.param ? `field ${error.param}` : "",
     error.retry_after_s === null || error.retry_after_s === undefined ? "" : `try again in ${error.retry_after_s} s`,
   ].filter(Boolean);
   return el(
-    "div", { class: "error-box", dataset: { error: error.code } },
-    el("p", { class: "error-title" }, el("code", {}, error.code || "error"), facts.length ? ` · ${facts.join(" · ")}` : ""),
+    "div",
+    { class: "error-box", dataset: { error: error.code } },
+    el(
+      "p",
+      { class: "error-title" },
+      el("code", {}, error.code || "error"),
+      facts.length ? ` · ${facts.join(" · ")}` : "",
+    ),
     el("p", { class: "said" }, error.message),
-    error.request_id && el("p", { class: "small muted" }, "Request id ", el("code", { dataset: { requestId: "" } }, error.request_id)),
+    error.request_id &&
+      el("p", { class: "small muted" }, "Request id ", el("code", { dataset: { requestId: "" } }, error.request_id)),
     error.details && detailsView(error.details),
   );
 }
@@ -40,7 +55,13 @@ export function errorView(error) {
 function detailsView(details) {
   const rows = Array.isArray(details) ? [] : Object.entries(details);
   if (rows.length && rows.every(([, value]) => typeof value?.message === "string")) {
-    return el("ul", {}, rows.map(([name, value]) => el("li", {}, el("strong", {}, name), `: ${value.message} `, el("code", {}, value.error))));
+    return el(
+      "ul",
+      {},
+      rows.map(([name, value]) =>
+        el("li", {}, el("strong", {}, name), `: ${value.message} `, el("code", {}, value.error)),
+      ),
+    );
   }
   return el("pre", { class: "code", tabindex: "0" }, JSON.stringify(details, null, 2));
 }
@@ -84,8 +105,10 @@ export class AnswerView {
     this._reasoning = new GrowingText();
     this._summary = el("summary", {}, "Reasoning");
     this._thinking = el(
-      "details", { class: "disclosure thinking", hidden: true, open: true },
-      this._summary, el("div", { class: "said", dataset: { part: "reasoning" } }, this._reasoning.node),
+      "details",
+      { class: "disclosure thinking", hidden: true, open: true },
+      this._summary,
+      el("div", { class: "said", dataset: { part: "reasoning" } }, this._reasoning.node),
     );
     this._said = el("div", { class: "said", dataset: { part: "text" } }, this._text.node);
     this._rest = el("div", { class: "answer-rest" });
@@ -101,11 +124,26 @@ export class AnswerView {
     this._headers = el("dl", { class: "header-list" });
     this._copy = copyButton(() => this._text.node.data, "Copy the answer");
     this.node = el(
-      "article", { class: "card answer", "aria-label": `Answer of ${model}`, dataset: { model } },
-      el("div", { class: "card-head" }, el("h2", { class: "truncate", title: model }, model), this._badge, this._copy, this._stop),
-      el("div", { class: "card-body stack" },
-        el("dl", { class: "measures" }, measures), this._thinking, this._said, this._rest, this._how,
-        codeView("Headers, curl, Python", codeOf, "", this._headers).node),
+      "article",
+      { class: "card answer", "aria-label": `Answer of ${model}`, dataset: { model } },
+      el(
+        "div",
+        { class: "card-head" },
+        el("h2", { class: "truncate", title: model }, model),
+        this._badge,
+        this._copy,
+        this._stop,
+      ),
+      el(
+        "div",
+        { class: "card-body stack" },
+        el("dl", { class: "measures" }, measures),
+        this._thinking,
+        this._said,
+        this._rest,
+        this._how,
+        codeView("Headers, curl, Python", codeOf, "", this._headers).node,
+      ),
     );
   }
 
@@ -134,7 +172,10 @@ export class AnswerView {
     const told = measuresOf(answer, now_ms);
     const about = told.estimated ? "≈ " : "";
     setText(this._values.ttft, duration(told.ttft_ms));
-    setText(this._values.rate, told.tokens_per_s === null ? NONE : about + number(told.tokens_per_s, told.tokens_per_s < 10 ? 1 : 0));
+    setText(
+      this._values.rate,
+      told.tokens_per_s === null ? NONE : about + number(told.tokens_per_s, told.tokens_per_s < 10 ? 1 : 0),
+    );
     setText(this._values.total, duration(told.total_ms));
     const out = told.completion_tokens === null ? NONE : about + number(told.completion_tokens, 0);
     setText(this._values.tokens, `${number(told.prompt_tokens, 0)} / ${out}`);
@@ -150,9 +191,14 @@ export class AnswerView {
       by.Engine && `engine ${by.Engine}`,
       by.Fallback && `fallback ${by.Fallback.replaceAll("->", " → ")}`,
       attempts > 0 && `${attempts} ${attempts === 1 ? "attempt" : "attempts"}`,
-      by.Cache && `cache ${by.Cache}`, by["Shared call"] && "shared call", by.Cost && usd(Number(by.Cost)),
+      by.Cache && `cache ${by.Cache}`,
+      by["Shared call"] && "shared call",
+      by.Cost && usd(Number(by.Cost)),
     ].filter(Boolean);
-    replace(this._headers, rows.map((row) => el("div", {}, el("dt", {}, row.name), el("dd", {}, row.value))));
+    replace(
+      this._headers,
+      rows.map((row) => el("div", {}, el("dt", {}, row.name), el("dd", {}, row.value))),
+    );
     setText(this._how, said.join(" · "));
   }
 
@@ -163,18 +209,29 @@ export class AnswerView {
     this._said.hidden = answer.text === "";
     replace(this._rest, [
       answer.refusal && el("div", { class: "said" }, el("strong", {}, "Refused: "), answer.refusal),
-      answer.tools.filter(Boolean).map((call) =>
-        el("div", { class: "tool" }, el("p", { class: "small muted" }, "Tool call ", el("code", {}, call.name)),
-          el("pre", { class: "code", tabindex: "0", dataset: { part: "tool" } }, prettyJson(call.arguments)))),
+      answer.tools
+        .filter(Boolean)
+        .map((call) =>
+          el(
+            "div",
+            { class: "tool" },
+            el("p", { class: "small muted" }, "Tool call ", el("code", {}, call.name)),
+            el("pre", { class: "code", tabindex: "0", dataset: { part: "tool" } }, prettyJson(call.arguments)),
+          ),
+        ),
       answer.state === "stopped" && el("p", { class: "small muted" }, "Stopped here; what had come stays."),
       answer.verification && verificationLine(answer.verification),
-      answer.state === "done" && !answer.text && !answer.tools.length && !answer.refusal
-        && el("p", { class: "muted" }, "The answer is empty."),
+      answer.state === "done" &&
+        !answer.text &&
+        !answer.tools.length &&
+        !answer.refusal &&
+        el("p", { class: "muted" }, "The answer is empty."),
       answer.error && errorView(answer.error),
     ]);
     const told = measuresOf(answer, now_ms);
     if (this._alone) this._speak(answer.text, now_ms, true);
-    const outcome = answer.error ? `failed: ${answer.error.message}`
+    const outcome = answer.error
+      ? `failed: ${answer.error.message}`
       : `${answer.state === "stopped" ? "stopped" : "has answered"} after ${duration(told.total_ms)}`;
     if (!this._alone || !answer.text) announce(`${this._model} ${outcome}`);
   }
@@ -193,6 +250,14 @@ function verificationLine(told) {
   const share = `${Math.round(told.agreement * 100)} % agree`;
   const tone = told.verified ? "good" : told.consensus ? "info" : "warn";
   const what = told.verified ? "Verified" : "Not verified";
-  return el("p", { class: "row" }, badge(tone, what, told.verified ? "up" : "warn"),
-    el("span", { class: "small muted" }, `${told.synthesis_strategy.replaceAll("_", " ")}, ${share}; chosen: ${told.details?.chosen ?? "none"}`));
+  return el(
+    "p",
+    { class: "row" },
+    badge(tone, what, told.verified ? "up" : "warn"),
+    el(
+      "span",
+      { class: "small muted" },
+      `${told.synthesis_strategy.replaceAll("_", " ")}, ${share}; chosen: ${told.details?.chosen ?? "none"}`,
+    ),
+  );
 }

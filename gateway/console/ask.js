@@ -6,13 +6,23 @@ import { addEvent, addWhole, end, newAnswer } from "./chat.js";
 import { SseParser } from "./sse.js";
 
 const PATH = "v1/chat/completions";
-const CUT = { code: "cut", message: "The stream broke off before its end.", param: null, request_id: null, details: null };
+const CUT = {
+  code: "cut",
+  message: "The stream broke off before its end.",
+  param: null,
+  request_id: null,
+  details: null,
+};
 
 /** What an ApiError says, in the shape of an answer's error. */
 export function toldBy(error) {
   return {
-    code: error.code || "", message: error.message || String(error), param: error.param || null,
-    request_id: error.requestId || null, details: error.details ?? null, status: error.status || 0,
+    code: error.code || "",
+    message: error.message || String(error),
+    param: error.param || null,
+    request_id: error.requestId || null,
+    details: error.details ?? null,
+    status: error.status || 0,
     retry_after_s: error.retryAfterS ?? null,
   };
 }
@@ -36,8 +46,10 @@ export async function ask(api, body, { signal, changed = () => {}, now = () => p
     if (answer.error && !answer.error.request_id) answer.error.request_id = response.headers.get("X-Request-ID");
   } catch (error) {
     if (signal.aborted || error.aborted || error.name === "AbortError") end(answer, "stopped", now());
-    else if (error instanceof SyntaxError) end(answer, "failed", now(), { ...CUT, code: "", message: "The answer is no JSON." });
-    else if (error instanceof TypeError) end(answer, "failed", now(), { ...CUT }); // how fetch says that a body broke off
+    else if (error instanceof SyntaxError)
+      end(answer, "failed", now(), { ...CUT, code: "", message: "The answer is no JSON." });
+    else if (error instanceof TypeError)
+      end(answer, "failed", now(), { ...CUT }); // how fetch says that a body broke off
     else end(answer, "failed", now(), toldBy(error));
   }
   changed(answer);
@@ -68,7 +80,9 @@ let noted = null; // what the last answer said of the limits of the key that it 
 function note(key, headers, at_ms) {
   const rows = ["requests", "tokens"].flatMap((what) => {
     const limit = headers.get(`x-ratelimit-limit-${what}`);
-    return limit === null ? [] : [{ what, limit: Number(limit), remaining: Number(headers.get(`x-ratelimit-remaining-${what}`)) }];
+    return limit === null
+      ? []
+      : [{ what, limit: Number(limit), remaining: Number(headers.get(`x-ratelimit-remaining-${what}`)) }];
   });
   noted = rows.length ? { key, rows, at_ms } : null;
 }
@@ -80,10 +94,17 @@ export function lastLimits(key) {
 
 // Of the headers, those that say how the gateway has answered; in the order to show them.
 const TOLD = [
-  ["X-Gateway-Engine", "Engine"], ["X-Gateway-Model", "Answered by"], ["X-Gateway-Fallback", "Fallback"],
-  ["X-Gateway-Attempts", "Attempts"], ["X-Gateway-Cache", "Cache"], ["Age", "Age"], ["X-Gateway-Coalesced", "Shared call"],
-  ["X-Gateway-Cost-Usd", "Cost"], ["Server-Timing", "Timing"],
-  ["x-ratelimit-remaining-requests", "Requests left"], ["x-ratelimit-remaining-tokens", "Tokens left"],
+  ["X-Gateway-Engine", "Engine"],
+  ["X-Gateway-Model", "Answered by"],
+  ["X-Gateway-Fallback", "Fallback"],
+  ["X-Gateway-Attempts", "Attempts"],
+  ["X-Gateway-Cache", "Cache"],
+  ["Age", "Age"],
+  ["X-Gateway-Coalesced", "Shared call"],
+  ["X-Gateway-Cost-Usd", "Cost"],
+  ["Server-Timing", "Timing"],
+  ["x-ratelimit-remaining-requests", "Requests left"],
+  ["x-ratelimit-remaining-tokens", "Tokens left"],
   ["X-Request-ID", "Request id"],
 ];
 

@@ -85,8 +85,22 @@ export function messagesOf(system, turns, prompt) {
 /** An answer before anything of it has come. `state`: waiting, streaming, done, stopped, failed. */
 export function newAnswer(started_ms) {
   return {
-    state: "waiting", text: "", reasoning: "", refusal: "", tools: [], finish: null, usage: null, error: null,
-    model: null, verification: null, streamed: false, pieces: 0, started_ms, first_ms: null, last_ms: null, ended_ms: null,
+    state: "waiting",
+    text: "",
+    reasoning: "",
+    refusal: "",
+    tools: [],
+    finish: null,
+    usage: null,
+    error: null,
+    model: null,
+    verification: null,
+    streamed: false,
+    pieces: 0,
+    started_ms,
+    first_ms: null,
+    last_ms: null,
+    ended_ms: null,
   };
 }
 
@@ -132,7 +146,11 @@ export function addEvent(answer, data, now_ms) {
   try {
     payload = JSON.parse(data);
   } catch {
-    end(answer, "failed", now_ms, { code: "", message: `An event is no JSON: ${data.slice(0, 200)}`, request_id: null });
+    end(answer, "failed", now_ms, {
+      code: "",
+      message: `An event is no JSON: ${data.slice(0, 200)}`,
+      request_id: null,
+    });
     return true;
   }
   if (payload?.error) {

@@ -7,11 +7,22 @@ export const MODELS_MAX = 4; // side by side
 const FILTERED_FROM = 10; // more models than that can be looked for
 
 const NUMBERS = [
-  ["temperature", "Temperature", "0 to 2", "decimal"], ["top_p", "Top p", "0 to 1", "decimal"],
-  ["max_tokens", "Max tokens", "no limit", "numeric"], ["seed", "Seed", "none", "numeric"],
+  ["temperature", "Temperature", "0 to 2", "decimal"],
+  ["top_p", "Top p", "0 to 1", "decimal"],
+  ["max_tokens", "Max tokens", "no limit", "numeric"],
+  ["seed", "Seed", "none", "numeric"],
 ];
 export const START = {
-  system: "", temperature: "", top_p: "", max_tokens: "", seed: "", stop: "", format: "text", schema: "", extra: "", stream: true,
+  system: "",
+  temperature: "",
+  top_p: "",
+  max_tokens: "",
+  seed: "",
+  stop: "",
+  format: "text",
+  schema: "",
+  extra: "",
+  stream: true,
 };
 
 /** The list of models to choose from, as checkboxes; at most `most` at a time. */
@@ -20,20 +31,54 @@ export class ModelList {
     this._most = most;
     this._boxes = models.map((model, index) =>
       el("input", {
-        type: "checkbox", id: `${id}-${index}`, value: model.id, dataset: { model: model.id },
-        on: { change: () => { this._bound(); onChange(); } },
-      }));
+        type: "checkbox",
+        id: `${id}-${index}`,
+        value: model.id,
+        dataset: { model: model.id },
+        on: {
+          change: () => {
+            this._bound();
+            onChange();
+          },
+        },
+      }),
+    );
     this._rows = models.map((model, index) =>
-      el("label", { class: "check model-choice", dataset: { name: model.id.toLowerCase() }, for: this._boxes[index].id }, this._boxes[index],
+      el(
+        "label",
+        { class: "check model-choice", dataset: { name: model.id.toLowerCase() }, for: this._boxes[index].id },
+        this._boxes[index],
         el("span", { class: "truncate", title: model.id }, model.id),
-        model.members && badge("info", `of ${model.members.length}`), !model.available && badge("bad", "Out", "out")));
+        model.members && badge("info", `of ${model.members.length}`),
+        !model.available && badge("bad", "Out", "out"),
+      ),
+    );
     this._fault = el("p", { class: "fault", hidden: true, role: "alert" });
-    const filter = models.length > FILTERED_FROM && el("input", {
-      class: "input", type: "search", id: `${id}-filter`, placeholder: "Find a model", "aria-label": "Find a model", autocomplete: "off",
-      on: { input: (event) => { event.stopPropagation(); this._filter(event.target.value.trim().toLowerCase()); } },
-    });
-    this.node = el("fieldset", { class: "choices", id }, el("legend", {}, legend), el("p", { class: "hint" }, hint), filter,
-      el("div", { class: "choice-list" }, this._rows), this._fault);
+    const filter =
+      models.length > FILTERED_FROM &&
+      el("input", {
+        class: "input",
+        type: "search",
+        id: `${id}-filter`,
+        placeholder: "Find a model",
+        "aria-label": "Find a model",
+        autocomplete: "off",
+        on: {
+          input: (event) => {
+            event.stopPropagation();
+            this._filter(event.target.value.trim().toLowerCase());
+          },
+        },
+      });
+    this.node = el(
+      "fieldset",
+      { class: "choices", id },
+      el("legend", {}, legend),
+      el("p", { class: "hint" }, hint),
+      filter,
+      el("div", { class: "choice-list" }, this._rows),
+      this._fault,
+    );
     this.choose(chosen);
   }
 
@@ -48,7 +93,8 @@ export class ModelList {
 
   /** Those that are chosen stay in sight. */
   _filter(text) {
-    for (const [index, row] of this._rows.entries()) row.hidden = !row.dataset.name.includes(text) && !this._boxes[index].checked;
+    for (const [index, row] of this._rows.entries())
+      row.hidden = !row.dataset.name.includes(text) && !this._boxes[index].checked;
   }
 
   _bound() {
@@ -132,10 +178,15 @@ export class Fields {
   }
 }
 
-export const input = (attrs = {}) => el("input", { class: "input", autocomplete: "off", spellcheck: "false", ...attrs });
+export const input = (attrs = {}) =>
+  el("input", { class: "input", autocomplete: "off", spellcheck: "false", ...attrs });
 export const area = (rows, attrs = {}) => el("textarea", { class: "textarea", rows, spellcheck: "false", ...attrs });
 export const select = (options, attrs = {}) =>
-  el("select", { class: "select", ...attrs }, options.map(([value, label]) => el("option", { value }, label)));
+  el(
+    "select",
+    { class: "select", ...attrs },
+    options.map(([value, label]) => el("option", { value }, label)),
+  );
 
 export class PlayForm {
   /** `codeOf()`: the sources of the code for the form as it stands; `onChange()`: something in it has changed. */
@@ -143,29 +194,68 @@ export class PlayForm {
     const fields = new Fields("play");
     this.fields = fields;
     this.models = new ModelList(models, {
-      id: "play-models", most: MODELS_MAX, chosen, onChange, legend: "Models", hint: `Up to ${MODELS_MAX} answer side by side.`,
+      id: "play-models",
+      most: MODELS_MAX,
+      chosen,
+      onChange,
+      legend: "Models",
+      hint: `Up to ${MODELS_MAX} answer side by side.`,
     });
     const numbers = NUMBERS.map(([name, label, hint, inputmode]) =>
-      fields.add(name, label, input({ inputmode, placeholder: hint })));
-    const format = select([["text", "Text"], ["json_object", "JSON"], ["json_schema", "JSON that fits a schema"]]);
-    this._schema = fields.add("schema", "Schema", area(5, { class: "textarea mono", placeholder: '{"type": "object", …}' }),
-      "JSON Schema, or an object with “name” and “schema”.");
+      fields.add(name, label, input({ inputmode, placeholder: hint })),
+    );
+    const format = select([
+      ["text", "Text"],
+      ["json_object", "JSON"],
+      ["json_schema", "JSON that fits a schema"],
+    ]);
+    this._schema = fields.add(
+      "schema",
+      "Schema",
+      area(5, { class: "textarea mono", placeholder: '{"type": "object", …}' }),
+      "JSON Schema, or an object with “name” and “schema”.",
+    );
     const code = codeView("curl and Python", codeOf, "play-code");
     this._code = code;
     this.node = el(
-      "form", { class: "card play-form", id: "play-form", "aria-label": "What to ask with", novalidate: true },
-      el("div", { class: "card-body stack" },
+      "form",
+      { class: "card play-form", id: "play-form", "aria-label": "What to ask with", novalidate: true },
+      el(
+        "div",
+        { class: "card-body stack" },
         this.models.node,
-        fields.add("system", "System message", area(2, { class: "textarea short", placeholder: "How the model is to answer", spellcheck: "true" })),
-        el("details", { class: "disclosure", id: "play-parameters", open: window.matchMedia("(min-width: 60rem)").matches },
+        fields.add(
+          "system",
+          "System message",
+          area(2, { class: "textarea short", placeholder: "How the model is to answer", spellcheck: "true" }),
+        ),
+        el(
+          "details",
+          { class: "disclosure", id: "play-parameters", open: window.matchMedia("(min-width: 60rem)").matches },
           el("summary", {}, "Parameters"),
-          el("div", { class: "stack" },
+          el(
+            "div",
+            { class: "stack" },
             el("div", { class: "pairs" }, numbers),
-            fields.add("stop", "Stop sequences", area(2, { class: "textarea mono short" }), "One on each line; \\n stands for a line’s end."),
-            fields.add("format", "Answer’s format", format), this._schema,
-            fields.add("extra", "Other fields", area(2, { class: "textarea mono short", placeholder: '{"n": 1}' }), "A JSON object; it goes into the body as it is."),
-            fields.addCheck("stream", "Stream the answer"))),
-        code.node),
+            fields.add(
+              "stop",
+              "Stop sequences",
+              area(2, { class: "textarea mono short" }),
+              "One on each line; \\n stands for a line’s end.",
+            ),
+            fields.add("format", "Answer’s format", format),
+            this._schema,
+            fields.add(
+              "extra",
+              "Other fields",
+              area(2, { class: "textarea mono short", placeholder: '{"n": 1}' }),
+              "A JSON object; it goes into the body as it is.",
+            ),
+            fields.addCheck("stream", "Stream the answer"),
+          ),
+        ),
+        code.node,
+      ),
     );
     fields.fill({ ...START, ...values });
     this._showSchema();

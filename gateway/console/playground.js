@@ -25,9 +25,14 @@ class Playground {
     this._running = new Map(); // model -> AbortController
     this._gone = new AbortController();
     const chosen = (kept.chosen ?? [models.find((model) => model.available)?.id ?? models[0].id]).filter((name) =>
-      models.some((model) => model.id === name));
+      models.some((model) => model.id === name),
+    );
     this.form = new PlayForm({
-      models, values: kept.form, chosen, codeOf: () => this._codeOfForm(), onChange: () => this._keep(),
+      models,
+      values: kept.form,
+      chosen,
+      codeOf: () => this._codeOfForm(),
+      onChange: () => this._keep(),
     });
     this._build(root);
     for (const turn of kept.turns) this._showTurn(turn);
@@ -39,29 +44,88 @@ class Playground {
     this._prompt = area(2, { id: "play-prompt", placeholder: "Ask something", spellcheck: "true" });
     this._prompt.value = kept.prompt;
     this._prompt.addEventListener("input", () => this._keep());
-    this._send = button("Send", { icon: "play", kind: "primary", id: "play-send", type: "submit", title: "Send (Ctrl + Enter)" });
-    this._stop = button("Stop", { icon: "stop", id: "play-stop-all", title: "Stop all (Esc)", onClick: () => this.stopAll() });
-    this._new = button("New conversation", { icon: "plus", kind: "ghost", small: true, id: "play-new", onClick: () => this._begin() });
+    this._send = button("Send", {
+      icon: "play",
+      kind: "primary",
+      id: "play-send",
+      type: "submit",
+      title: "Send (Ctrl + Enter)",
+    });
+    this._stop = button("Stop", {
+      icon: "stop",
+      id: "play-stop-all",
+      title: "Stop all (Esc)",
+      onClick: () => this.stopAll(),
+    });
+    this._new = button("New conversation", {
+      icon: "plus",
+      kind: "ghost",
+      small: true,
+      id: "play-new",
+      onClick: () => this._begin(),
+    });
     this._fault = el("div", { id: "play-fault" });
     this._place = el("div", { class: "turns", id: "play-turns" });
-    this._empty = empty("No answer yet", el("p", {}, "Choose models, write a prompt, and press Ctrl + Enter. The conversation is kept in this page’s memory only."));
+    this._empty = empty(
+      "No answer yet",
+      el(
+        "p",
+        {},
+        "Choose models, write a prompt, and press Ctrl + Enter. The conversation is kept in this page’s memory only.",
+      ),
+    );
     this._runs = el("ol", { class: "runs", id: "play-runs" });
-    this._runsBox = el("details", { class: "disclosure card card-body", id: "play-history" }, el("summary", {}, "Earlier runs"), this._runs);
+    this._runsBox = el(
+      "details",
+      { class: "disclosure card card-body", id: "play-history" },
+      el("summary", {}, "Earlier runs"),
+      this._runs,
+    );
     this._note = el("p", { class: "hint grow", id: "play-note" });
     this._prompt.setAttribute("aria-describedby", "play-note");
     const composer = el(
-      "form", { class: "card composer", id: "play-composer", on: { submit: (event) => { event.preventDefault(); this.send(); } } },
+      "form",
+      {
+        class: "card composer",
+        id: "play-composer",
+        on: {
+          submit: (event) => {
+            event.preventDefault();
+            this.send();
+          },
+        },
+      },
       this._fault,
-      el("div", { class: "composer-row" }, el("label", { class: "visually-hidden", for: "play-prompt" }, "Prompt"), this._prompt,
-        el("div", { class: "composer-end" }, this._send, this._stop)),
+      el(
+        "div",
+        { class: "composer-row" },
+        el("label", { class: "visually-hidden", for: "play-prompt" }, "Prompt"),
+        this._prompt,
+        el("div", { class: "composer-end" }, this._send, this._stop),
+      ),
       el("div", { class: "row" }, this._note, this._new),
     );
-    replace(root, el(
-      "div", { class: "page" },
-      el("div", { class: "page-head" }, el("h1", {}, "Playground")),
-      el("div", { class: "play" }, this.form.node,
-        el("section", { class: "play-main", "aria-label": "Conversation" }, this._empty, this._place, el("div", { class: "composer-place" }, composer), this._runsBox)),
-    ));
+    replace(
+      root,
+      el(
+        "div",
+        { class: "page" },
+        el("div", { class: "page-head" }, el("h1", {}, "Playground")),
+        el(
+          "div",
+          { class: "play" },
+          this.form.node,
+          el(
+            "section",
+            { class: "play-main", "aria-label": "Conversation" },
+            this._empty,
+            this._place,
+            el("div", { class: "composer-place" }, composer),
+            this._runsBox,
+          ),
+        ),
+      ),
+    );
   }
 
   _keep() {
@@ -118,7 +182,8 @@ class Playground {
     this.form.models.fault(models.length ? "" : "Choose at least one model.");
     for (const { field: name, message } of faults) this.form.fields.fault(name, message);
     const said = [
-      ...(prompt.trim() ? [] : ["The prompt is missing"]), ...(models.length ? [] : ["no model is chosen"]),
+      ...(prompt.trim() ? [] : ["The prompt is missing"]),
+      ...(models.length ? [] : ["no model is chosen"]),
       ...faults.map((fault) => fault.message),
     ];
     replace(this._fault, said.length ? notice("bad", `${said.join("; ")}.`) : null);
@@ -173,15 +238,24 @@ class Playground {
     for (const model of turn.models) {
       const entry = turn.answers.get(model);
       const view = new AnswerView({
-        model, alone: turn.models.length === 1, codeOf: () => this._code(entry.body),
+        model,
+        alone: turn.models.length === 1,
+        codeOf: () => this._code(entry.body),
         onStop: () => this._running.get(model)?.abort(),
       });
       views.set(model, view);
       if (entry.answer) view.show(entry.answer, performance.now());
     }
-    turn.node = el("section", { class: "turn", "aria-label": `Turn ${this._place.children.length + 1}` },
+    turn.node = el(
+      "section",
+      { class: "turn", "aria-label": `Turn ${this._place.children.length + 1}` },
       el("div", { class: "asked" }, el("span", { class: "visually-hidden" }, "You: "), turn.prompt),
-      el("div", { class: "answers", dataset: { count: String(turn.models.length) } }, [...views.values()].map((view) => view.node)));
+      el(
+        "div",
+        { class: "answers", dataset: { count: String(turn.models.length) } },
+        [...views.values()].map((view) => view.node),
+      ),
+    );
     this._place.append(turn.node);
     return views;
   }
@@ -210,10 +284,17 @@ class Playground {
     this._place.hidden = kept.turns.length === 0;
     const chosen = this.form.models.chosen().length;
     const going = kept.turns.length ? "Conversation goes on" : "New conversation";
-    replace(this._note, el("span", { class: "keys" }, `${going} · `), `${chosen} ${chosen === 1 ? "model" : "models"}`,
-      el("span", { class: "keys" }, ` · Ctrl + Enter sends${running ? ", Esc stops" : ""}`));
+    replace(
+      this._note,
+      el("span", { class: "keys" }, `${going} · `),
+      `${chosen} ${chosen === 1 ? "model" : "models"}`,
+      el("span", { class: "keys" }, ` · Ctrl + Enter sends${running ? ", Esc stops" : ""}`),
+    );
     this._runsBox.hidden = kept.runs.length === 0;
-    replace(this._runs, kept.runs.map((turn) => this._run(turn)));
+    replace(
+      this._runs,
+      kept.runs.map((turn) => this._run(turn)),
+    );
   }
 
   _run(turn) {
@@ -224,10 +305,17 @@ class Playground {
       const speed = rate === null ? "" : `, ${number(rate, 0)} tokens/s`;
       return answer.ended_ms === null ? `${model}: under way` : `${model}: ${answer.state}, ${duration(total)}${speed}`;
     });
-    return el("li", {},
-      el("div", { class: "grow" }, el("p", { class: "truncate" }, turn.prompt.trim().split("\n")[0]),
-        el("p", { class: "small muted" }, `${clock(turn.at_s)} · ${told.join(" · ")}`)),
-      button("Use again", { small: true, onClick: () => this._useAgain(turn) }));
+    return el(
+      "li",
+      {},
+      el(
+        "div",
+        { class: "grow" },
+        el("p", { class: "truncate" }, turn.prompt.trim().split("\n")[0]),
+        el("p", { class: "small muted" }, `${clock(turn.at_s)} · ${told.join(" · ")}`),
+      ),
+      button("Use again", { small: true, onClick: () => this._useAgain(turn) }),
+    );
   }
 
   _useAgain(turn) {
@@ -254,12 +342,16 @@ export const page = {
     const { data } = await context.api.get("v1/models");
     if (current !== turn) return; // left meanwhile
     if (!data.length) {
-      replace(root, el("div", { class: "page" }, el("h1", {}, "Playground"), empty("There is no model that this key may ask")));
+      replace(
+        root,
+        el("div", { class: "page" }, el("h1", {}, "Playground"), empty("There is no model that this key may ask")),
+      );
       return;
     }
     current = new Playground(root, context, data);
     context.shortcuts([
-      { keys: "Ctrl Enter", label: "Send", told: true }, { keys: "Esc", label: "Stop all answers", told: true },
+      { keys: "Ctrl Enter", label: "Send", told: true },
+      { keys: "Esc", label: "Stop all answers", told: true },
       { keys: "i", label: "Write a prompt", run: () => document.getElementById("play-prompt").focus() },
     ]);
   },

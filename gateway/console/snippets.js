@@ -6,9 +6,26 @@ const KEY_VARIABLE = "GATEWAY_API_KEY";
 
 // The arguments of `chat.completions.create` in openai's client; whatever else a body has goes into `extra_body`.
 const CLIENT_ARGUMENTS = new Set([
-  "model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "stream",
-  "stream_options", "response_format", "tools", "tool_choice", "n", "presence_penalty", "frequency_penalty",
-  "logit_bias", "logprobs", "top_logprobs", "user",
+  "model",
+  "messages",
+  "temperature",
+  "top_p",
+  "max_tokens",
+  "max_completion_tokens",
+  "seed",
+  "stop",
+  "stream",
+  "stream_options",
+  "response_format",
+  "tools",
+  "tool_choice",
+  "n",
+  "presence_penalty",
+  "frequency_penalty",
+  "logit_bias",
+  "logprobs",
+  "top_logprobs",
+  "user",
 ]);
 const NARROW = 72; // characters that a list or an object may take on one line of Python
 

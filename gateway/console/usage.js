@@ -57,7 +57,14 @@ export function totalsOf(rows, column) {
   const found = new Map();
   for (const row of rows) {
     const name = row[column] ?? "none";
-    const sums = found.get(name) ?? { name, requests: 0, prompt_tokens: 0, completion_tokens: 0, cost_usd: 0, errors: 0 };
+    const sums = found.get(name) ?? {
+      name,
+      requests: 0,
+      prompt_tokens: 0,
+      completion_tokens: 0,
+      cost_usd: 0,
+      errors: 0,
+    };
     for (const measure of Object.keys(sums)) if (measure !== "name") sums[measure] += row[measure];
     found.set(name, sums);
   }
@@ -90,8 +97,12 @@ export function keyBody(form) {
   for (const name of ["role", "expires", "priority"]) if (text(name)) body[name] = text(name);
   const models = form.models.split(/[\s,]+/).filter(Boolean);
   if (models.length) body.models = models;
-  for (const [name, label] of [["rpm", "Requests per minute"], ["tpm", "Tokens per minute"],
-    ["concurrency", "Requests at once"], ["budget_usd", "Budget"]]) {
+  for (const [name, label] of [
+    ["rpm", "Requests per minute"],
+    ["tpm", "Tokens per minute"],
+    ["concurrency", "Requests at once"],
+    ["budget_usd", "Budget"],
+  ]) {
     if (!text(name)) continue;
     const value = Number(text(name));
     if (Number.isFinite(value)) body[name] = value;

@@ -23,19 +23,29 @@ export function verdictOf(answer) {
   const { details } = told;
   const members = answer.model_responses.length;
   const agreeing = Math.round(told.agreement * members);
-  const share = agreeing === 1 && members > 1
-    ? `No other of the ${members} members agrees with the chosen one.`
-    : `${agreeing} of ${counted(members, "member agrees", "members agree")} (${percent(told.agreement)}).`;
+  const share =
+    agreeing === 1 && members > 1
+      ? `No other of the ${members} members agrees with the chosen one.`
+      : `${agreeing} of ${counted(members, "member agrees", "members agree")} (${percent(told.agreement)}).`;
   const strategy = told.synthesis_strategy;
   if (strategy === "tests_passed") {
     const passing = `${details.passed} of ${members} ${details.passed === 1 ? "members passes" : "members pass"}`;
     const text = `${passing} ${details.tests === 1 ? "the test" : `all ${details.tests} tests`}.`;
-    return { kind: told.verified ? "good" : "fair", title: told.verified ? "Verified by your tests" : "Your tests are passed", text };
+    return {
+      kind: told.verified ? "good" : "fair",
+      title: told.verified ? "Verified by your tests" : "Your tests are passed",
+      text,
+    };
   }
   if (strategy === "consensus") {
-    return { kind: "good", title: "Verified by agreement", text: `${share} Every example is passed, and no other program differs near them.` };
+    return {
+      kind: "good",
+      title: "Verified by agreement",
+      text: `${share} Every example is passed, and no other program differs near them.`,
+    };
   }
-  if (strategy === "majority") return { kind: "fair", title: "A majority agrees, not verified", text: `${share} ${whyNotVerified(told)}` };
+  if (strategy === "majority")
+    return { kind: "fair", title: "A majority agrees, not verified", text: `${share} ${whyNotVerified(told)}` };
   if (strategy === "best_available") {
     if (details.tests !== undefined) {
       const text = details.passed
@@ -44,9 +54,17 @@ export function verdictOf(answer) {
       return { kind: "poor", title: "The best there is", text };
     }
     if (!told.groups.length) {
-      return { kind: "poor", title: "Not compared", text: "The answers were not compared; the first model’s is shown as chosen." };
+      return {
+        kind: "poor",
+        title: "Not compared",
+        text: "The answers were not compared; the first model’s is shown as chosen.",
+      };
     }
-    return { kind: "poor", title: "No majority agrees", text: `${share} The best answer there is was chosen. ${whyNotVerified(told)}` };
+    return {
+      kind: "poor",
+      title: "No majority agrees",
+      text: `${share} The best answer there is was chosen. ${whyNotVerified(told)}`,
+    };
   }
   if (strategy === "abstained") {
     return { kind: "bad", title: "No answer was chosen", text: "Every program fails everywhere, so none was taken." };
@@ -59,13 +77,15 @@ function whyNotVerified(told) {
   if (details.error === "isolation_unavailable") {
     return "Nothing was run: there is no sandbox here, so the answers were compared as texts.";
   }
-  if (details.examples === undefined) return "Nothing was run that could have failed: the answers were compared as texts.";
+  if (details.examples === undefined)
+    return "Nothing was run that could have failed: the answers were compared as texts.";
   if (details.examples === 0) return "There was no example and no test that a program could have failed.";
   if (details.examples_passed < details.examples) {
     return `Only ${details.examples_passed} of ${counted(details.examples, "example", "examples")} are passed.`;
   }
   if (details.tie) return "Several groups are equally large.";
-  if (details.dissent) return `${counted(details.dissent, "other program differs", "other programs differ")} near the examples.`;
+  if (details.dissent)
+    return `${counted(details.dissent, "other program differs", "other programs differ")} near the examples.`;
   if (details.unseen) return "Some results cannot be looked into.";
   return "";
 }
@@ -74,11 +94,21 @@ function whyNotVerified(told) {
 export function factsOf(answer) {
   const { verification: told } = answer;
   const { details } = told;
-  const rows = [["Agreement", percent(told.agreement)]];
+  const rows = told.groups.length ? [["Agreement", percent(told.agreement)]] : [];
   const add = (name, value) => value !== undefined && value !== null && rows.push([name, String(value)]);
-  add("Programs that worked", told.total_executions ? `${told.successful_executions} of ${told.total_executions}` : undefined);
+  add(
+    "Programs that worked",
+    told.total_executions ? `${told.successful_executions} of ${told.total_executions}` : undefined,
+  );
   add("Tests", details.tests);
-  add("Examples passed", details.examples === undefined ? undefined : details.examples ? `${details.examples_passed} of ${details.examples}` : "there are none");
+  add(
+    "Examples passed",
+    details.examples === undefined
+      ? undefined
+      : details.examples
+        ? `${details.examples_passed} of ${details.examples}`
+        : "there are none",
+  );
   add("Inputs compared", details.inputs);
   add("Function", details.entry_point);
   add("Differ near the examples", details.dissent);
@@ -105,15 +135,21 @@ export function memberOf(response, verification) {
   const failure = details.failures?.[name];
   const unjudged = details.not_judged?.[name];
   const isGrouped = verification.groups.some((group) => group.includes(name));
-  if (response.error?.error === "client_closed_request") return { kind: "plain", label: "Not waited for", text: "The others had decided." };
-  if (response.error) return { kind: "bad", label: "No answer", text: `${response.error.error}: ${response.error.message}` };
+  if (response.error?.error === "client_closed_request")
+    return { kind: "plain", label: "Not waited for", text: "The others had decided." };
+  if (response.error)
+    return { kind: "bad", label: "No answer", text: `${response.error.error}: ${response.error.message}` };
   if (failure === "isolation_unavailable") return { kind: "plain", label: "Not run", text: "" };
   if (failure) return { kind: "bad", label: "Failed", text: String(failure) };
   if (unjudged) return { kind: "poor", label: "Not judged", text: String(unjudged) };
   if (!response.code_blocks.length) return { kind: "plain", label: isGrouped ? "Answered" : "No code", text: "" };
   if (!response.execution_results.length) return { kind: "plain", label: "Not run", text: "" };
   if (isGrouped) return { kind: "good", label: "Ran", text: "" };
-  return { kind: "poor", label: "Ran, in no group", text: "It passes fewer examples or tests than others do, or fails everywhere." };
+  return {
+    kind: "poor",
+    label: "Ran, in no group",
+    text: "It passes fewer examples or tests than others do, or fails everywhere.",
+  };
 }
 
 function inputsIn(text, faults) {
@@ -152,7 +188,10 @@ export function bodyOf(form) {
   const inputs = inputsIn(form.inputs, faults);
   if (inputs !== undefined) body.inputs = inputs;
   if (form.entry_point.trim()) body.entry_point = form.entry_point.trim();
-  for (const [name, label] of [["temperature", "Temperature"], ["max_tokens", "Max tokens"]]) {
+  for (const [name, label] of [
+    ["temperature", "Temperature"],
+    ["max_tokens", "Max tokens"],
+  ]) {
     if (!form[name].trim()) continue;
     if (Number.isFinite(Number(form[name]))) body[name] = Number(form[name]);
     else faults.push({ field: name, message: `${label} must be a number` });

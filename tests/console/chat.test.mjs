@@ -2,28 +2,55 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  addEvent, addWhole, end, errorOf, fieldsOf, measuresOf, messagesOf, newAnswer, spokenUpTo, stopsOf,
+  addEvent,
+  addWhole,
+  end,
+  errorOf,
+  fieldsOf,
+  measuresOf,
+  messagesOf,
+  newAnswer,
+  spokenUpTo,
+  stopsOf,
 } from "../../gateway/console/chat.js";
 
-const delta = (said, rest = {}) => JSON.stringify({ choices: [{ index: 0, delta: said, finish_reason: null }], ...rest });
+const delta = (said, rest = {}) =>
+  JSON.stringify({ choices: [{ index: 0, delta: said, finish_reason: null }], ...rest });
 
 test("empty fields are left out of the body", () => {
   assert.deepEqual(fieldsOf({ temperature: "", top_p: " ", stop: "", extra: "", format: "text", stream: false }), {
-    fields: {}, faults: [],
+    fields: {},
+    faults: [],
   });
 });
 
 test("fields become numbers, stops, a schema and whatever else is given", () => {
   const form = {
-    temperature: "0", top_p: "0.5", max_tokens: "12", seed: "7", stop: "END\n\\n\n\\\\n", stream: true,
-    format: "json_schema", schema: '{"type": "object"}', extra: '{"n": 1, "temperature": 0.3}',
+    temperature: "0",
+    top_p: "0.5",
+    max_tokens: "12",
+    seed: "7",
+    stop: "END\n\\n\n\\\\n",
+    stream: true,
+    format: "json_schema",
+    schema: '{"type": "object"}',
+    extra: '{"n": 1, "temperature": 0.3}',
   };
   assert.deepEqual(fieldsOf(form), {
     faults: [],
     fields: {
-      temperature: 0.3, top_p: 0.5, max_tokens: 12, seed: 7, stop: ["END", "\n", "\\n"], n: 1, stream: true,
+      temperature: 0.3,
+      top_p: 0.5,
+      max_tokens: 12,
+      seed: 7,
+      stop: ["END", "\n", "\\n"],
+      n: 1,
+      stream: true,
       stream_options: { include_usage: true },
-      response_format: { type: "json_schema", json_schema: { name: "answer", strict: true, schema: { type: "object" } } },
+      response_format: {
+        type: "json_schema",
+        json_schema: { name: "answer", strict: true, schema: { type: "object" } },
+      },
     },
   });
 });
@@ -34,9 +61,19 @@ test("a schema that brings its name is sent as it is", () => {
 });
 
 test("every field that cannot be sent is named", () => {
-  const form = { temperature: "warm", max_tokens: "1.5", seed: "9007199254740993", format: "json_schema", schema: " ", extra: "[1]" };
+  const form = {
+    temperature: "warm",
+    max_tokens: "1.5",
+    seed: "9007199254740993",
+    format: "json_schema",
+    schema: " ",
+    extra: "[1]",
+  };
   const { faults } = fieldsOf(form);
-  assert.deepEqual(faults.map((fault) => fault.field), ["temperature", "max_tokens", "seed", "schema", "extra"]);
+  assert.deepEqual(
+    faults.map((fault) => fault.field),
+    ["temperature", "max_tokens", "seed", "schema", "extra"],
+  );
   assert.match(fieldsOf({ extra: "{" }).faults[0].message, /no JSON/);
 });
 
@@ -44,7 +81,10 @@ test("stops are a line each", () => assert.deepEqual(stopsOf("a\n\n b\\t"), ["a"
 
 test("a conversation goes on with the turns that were answered", () => {
   const turns = [
-    { prompt: "one", answer: { text: "1" } }, { prompt: "two", answer: { text: "" } }, { prompt: "three", answer: { text: "3" } }, { prompt: "under way", answer: null },
+    { prompt: "one", answer: { text: "1" } },
+    { prompt: "two", answer: { text: "" } },
+    { prompt: "three", answer: { text: "3" } },
+    { prompt: "under way", answer: null },
   ];
   const roles = messagesOf("Be brief.", turns, "four").map((message) => `${message.role}:${message.content}`);
   assert.deepEqual(roles, ["system:Be brief.", "user:one", "assistant:1", "user:three", "assistant:3", "user:four"]);
@@ -66,8 +106,10 @@ test("an answer is put together of its deltas, and measured", () => {
   told = measuresOf(answer, 99_999);
   assert.deepEqual([told.total_ms, told.prompt_tokens, told.completion_tokens, told.estimated], [1400, 4, 11, false]);
   assert.equal(told.tokens_per_s, 10);
-  assert.deepEqual([answer.text, answer.reasoning, answer.finish, answer.state, answer.model],
-    ["Hello there", "Hm. ", "stop", "done", "13b"]);
+  assert.deepEqual(
+    [answer.text, answer.reasoning, answer.finish, answer.state, answer.model],
+    ["Hello there", "Hm. ", "stop", "done", "13b"],
+  );
 });
 
 test("what came at once has no tokens per second", () => {
@@ -84,16 +126,31 @@ test("tool calls are put together by their index", () => {
   call({ index: 0, id: "a", function: { name: "first", arguments: '{"x"' } });
   call({ index: 0, function: { arguments: ": 1}" } });
   assert.deepEqual(answer.tools, [
-    { id: "a", name: "first", arguments: '{"x": 1}' }, { id: "b", name: "second", arguments: "" },
+    { id: "a", name: "first", arguments: '{"x": 1}' },
+    { id: "b", name: "second", arguments: "" },
   ]);
 });
 
 test("an answer in one piece counts its tokens over its whole time", () => {
   const answer = newAnswer(0);
-  addWhole(answer, {
-    model: "13b", usage: { prompt_tokens: 1, completion_tokens: 20 },
-    choices: [{ message: { content: "Hi", reasoning: "Hm", tool_calls: [{ id: "a", function: { name: "f", arguments: "{}" } }] }, finish_reason: "tool_calls" }],
-  }, 2000);
+  addWhole(
+    answer,
+    {
+      model: "13b",
+      usage: { prompt_tokens: 1, completion_tokens: 20 },
+      choices: [
+        {
+          message: {
+            content: "Hi",
+            reasoning: "Hm",
+            tool_calls: [{ id: "a", function: { name: "f", arguments: "{}" } }],
+          },
+          finish_reason: "tool_calls",
+        },
+      ],
+    },
+    2000,
+  );
   const told = measuresOf(answer, 9000);
   assert.deepEqual([told.ttft_ms, told.tokens_per_s, told.total_ms], [null, 10, 2000]);
   assert.deepEqual([answer.text, answer.reasoning, answer.tools.length, answer.state], ["Hi", "Hm", 1, "done"]);
@@ -104,7 +161,10 @@ test("a stream that breaks keeps what has come, and says why", () => {
   addEvent(answer, delta({ content: "half" }), 1);
   const error = { error: "backend_error", message: "cut short", param: null, request_id: "r-1" };
   assert.equal(addEvent(answer, JSON.stringify(error), 2), true);
-  assert.deepEqual([answer.state, answer.text, answer.error.code, answer.error.request_id], ["failed", "half", "backend_error", "r-1"]);
+  assert.deepEqual(
+    [answer.state, answer.text, answer.error.code, answer.error.request_id],
+    ["failed", "half", "backend_error", "r-1"],
+  );
   end(answer, "stopped", 3);
   assert.equal(answer.state, "failed", "the first end counts");
 });
@@ -114,16 +174,31 @@ test("an event that is no JSON fails the answer, and is no exception", () => {
   assert.equal(addEvent(answer, "<html>", 1), true);
   assert.match(answer.error.message, /no JSON.*<html>/);
   const odd = newAnswer(0);
-  for (const data of ["null", "[]", "{}", '{"choices": []}', '{"choices": [{}]}', '{"choices": [{"delta": {"content": 5}}]}']) {
+  for (const data of [
+    "null",
+    "[]",
+    "{}",
+    '{"choices": []}',
+    '{"choices": [{}]}',
+    '{"choices": [{"delta": {"content": 5}}]}',
+  ]) {
     assert.equal(addEvent(odd, data, 1), false);
   }
   assert.equal(odd.text, "");
 });
 
 test("errors are read in both shapes", () => {
-  assert.deepEqual(errorOf({ error: "invalid_stop", message: "m", param: "stop", request_id: "r" }),
-    { code: "invalid_stop", message: "m", param: "stop", request_id: "r", details: null });
-  const nested = errorOf({ error: { message: "m", type: "t", code: "c", gateway_code: "backend_rejected", param: null }, request_id: "r" });
+  assert.deepEqual(errorOf({ error: "invalid_stop", message: "m", param: "stop", request_id: "r" }), {
+    code: "invalid_stop",
+    message: "m",
+    param: "stop",
+    request_id: "r",
+    details: null,
+  });
+  const nested = errorOf({
+    error: { message: "m", type: "t", code: "c", gateway_code: "backend_rejected", param: null },
+    request_id: "r",
+  });
   assert.deepEqual([nested.code, nested.message, nested.request_id], ["backend_rejected", "m", "r"]);
   assert.equal(errorOf(null).message, "No message was given.");
 });

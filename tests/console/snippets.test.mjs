@@ -13,7 +13,7 @@ import { curlOf, pythonChat, pythonOf, pythonPost, shellQuoted } from "../../gat
 const run = promisify(execFile);
 const NASTY = [
   "plain",
-  "it's \"quoted\" `backticks` $HOME ${HOME} $(id) !! !1",
+  'it\'s "quoted" `backticks` $HOME ${HOME} $(id) !! !1',
   "back\\slash \\n \\u0041 \\\\ ends with \\",
   "two\nlines\r\nand\ttabs\u0000 and nul\u0007\u001b[31m\u007f",
   "JSON\nEOF\n'JSON'\nJSON",
@@ -24,8 +24,15 @@ const NASTY = [
 ];
 const bodies = NASTY.map((content, index) => ({
   model: "13b",
-  messages: [{ role: "system", content: "Be 'brief'." }, { role: "user", content }],
-  temperature: 0.25, max_tokens: 1e21, seed: -7, stop: ["\n", "it's"], stream: index % 2 === 0,
+  messages: [
+    { role: "system", content: "Be 'brief'." },
+    { role: "user", content },
+  ],
+  temperature: 0.25,
+  max_tokens: 1e21,
+  seed: -7,
+  stop: ["\n", "it's"],
+  stream: index % 2 === 0,
   "odd'name": { a: [true, false, null, [], {}], 'b"': content.slice(0, 50) },
 }));
 
@@ -43,7 +50,9 @@ before(async () => {
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   origin = `http://127.0.0.1:${server.address().port}`;
   // Stands for openai's client, and says what it was called with.
-  writeFileSync(join(folder, "openai.py"), `
+  writeFileSync(
+    join(folder, "openai.py"),
+    `
 import json
 class OpenAI:
     def __init__(self, base_url, api_key):
@@ -52,7 +61,8 @@ class OpenAI:
     def create(self, **arguments):
         print(json.dumps({**self.said, "arguments": arguments}))
         raise SystemExit
-`);
+`,
+  );
 });
 after(() => {
   server.close();

@@ -1,10 +1,26 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { amountOf, daysBetween, keyBody, lastDays, periodStart_s, roundedUp, seriesOf, totalsOf } from "../../gateway/console/usage.js";
+import {
+  amountOf,
+  daysBetween,
+  keyBody,
+  lastDays,
+  periodStart_s,
+  roundedUp,
+  seriesOf,
+  totalsOf,
+} from "../../gateway/console/usage.js";
 
 const row = (key, day, requests, rest = {}) => ({
-  key, day, requests, prompt_tokens: 10, completion_tokens: 5, cost_usd: 0.5, errors: 1, ...rest,
+  key,
+  day,
+  requests,
+  prompt_tokens: 10,
+  completion_tokens: 5,
+  cost_usd: 0.5,
+  errors: 1,
+  ...rest,
 });
 const NOW_MS = Date.parse("2026-03-01T23:30:00Z"); // a Sunday
 
@@ -16,9 +32,17 @@ test("days are UTC's, over a month's end, and bounded", () => {
 
 test("rows become series, the largest first, and a row without a name is told", () => {
   const days = ["2026-03-01", "2026-03-02"];
-  const rows = [row("a", "2026-03-01", 1), row("b", "2026-03-02", 5), row(null, "2026-03-01", 2), row("a", "2026-03-02", 1), row("a", "2020-01-01", 99)];
+  const rows = [
+    row("a", "2026-03-01", 1),
+    row("b", "2026-03-02", 5),
+    row(null, "2026-03-01", 2),
+    row("a", "2026-03-02", 1),
+    row("a", "2020-01-01", 99),
+  ];
   assert.deepEqual(seriesOf(rows, "key", "requests", days), [
-    { name: "b", values: [0, 5], total: 5 }, { name: "a", values: [1, 1], total: 2 }, { name: "none", values: [2, 0], total: 2 },
+    { name: "b", values: [0, 5], total: 5 },
+    { name: "a", values: [1, 1], total: 2 },
+    { name: "none", values: [2, 0], total: 2 },
   ]);
   assert.equal(amountOf(row("a", "", 1), "tokens"), 15);
 });
@@ -26,9 +50,15 @@ test("rows become series, the largest first, and a row without a name is told", 
 test("of many series the smallest are one", () => {
   const rows = Array.from({ length: 9 }, (_, index) => row(`k${index}`, "d", 10 - index));
   const series = seriesOf(rows, "key", "requests", ["d"]);
-  assert.deepEqual(series.map((one) => one.name), ["k0", "k1", "k2", "k3", "k4", "4 others"]);
+  assert.deepEqual(
+    series.map((one) => one.name),
+    ["k0", "k1", "k2", "k3", "k4", "4 others"],
+  );
   assert.equal(series.at(-1).total, 5 + 4 + 3 + 2);
-  assert.equal(series.reduce((sum, one) => sum + one.total, 0), rows.reduce((sum, one) => sum + one.requests, 0));
+  assert.equal(
+    series.reduce((sum, one) => sum + one.total, 0),
+    rows.reduce((sum, one) => sum + one.requests, 0),
+  );
 });
 
 test("totals are sums by name", () => {
@@ -38,18 +68,39 @@ test("totals are sums by name", () => {
 
 test("a chart's top is round, and never below what it shows", () => {
   assert.deepEqual([0, 1, 7, 299, 0.0032, 150, 1e9].map(roundedUp), [1, 1, 8, 300, 0.004, 150, 1e9]);
-  for (let value = 0.001; value < 1e6; value *= 1.37) assert.ok(roundedUp(value) >= value * 0.999999 && roundedUp(value) <= value * 2);
+  for (let value = 0.001; value < 1e6; value *= 1.37)
+    assert.ok(roundedUp(value) >= value * 0.999999 && roundedUp(value) <= value * 2);
 });
 
 test("a budget's period begins as the gateway's does", () => {
   const day = (period) => new Date(periodStart_s(period, NOW_MS) * 1000).toISOString().slice(0, 10);
   assert.deepEqual([day("day"), day("week"), day("month")], ["2026-03-01", "2026-02-23", "2026-03-01"]);
-  assert.equal(new Date(periodStart_s("week", Date.parse("2026-03-02T00:00:00Z")) * 1000).toISOString().slice(0, 10), "2026-03-02");
+  assert.equal(
+    new Date(periodStart_s("week", Date.parse("2026-03-02T00:00:00Z")) * 1000).toISOString().slice(0, 10),
+    "2026-03-02",
+  );
 });
 
 test("a new key's form becomes a body without what is empty", () => {
-  const form = { name: " alice ", role: "", models: "13b*, 7b\nx", rpm: "60", tpm: "", concurrency: "", budget_usd: "5", budget_period: "week", expires: "90d", priority: "" };
-  assert.deepEqual(keyBody(form), { faults: [], body: { name: "alice", models: ["13b*", "7b", "x"], rpm: 60, budget_usd: 5, budget_period: "week", expires: "90d" } });
+  const form = {
+    name: " alice ",
+    role: "",
+    models: "13b*, 7b\nx",
+    rpm: "60",
+    tpm: "",
+    concurrency: "",
+    budget_usd: "5",
+    budget_period: "week",
+    expires: "90d",
+    priority: "",
+  };
+  assert.deepEqual(keyBody(form), {
+    faults: [],
+    body: { name: "alice", models: ["13b*", "7b", "x"], rpm: 60, budget_usd: 5, budget_period: "week", expires: "90d" },
+  });
   assert.equal(keyBody({ ...form, budget_usd: "" }).body.budget_period, undefined);
-  assert.deepEqual(keyBody({ ...form, name: "", rpm: "many" }).faults.map((fault) => fault.field), ["name", "rpm"]);
+  assert.deepEqual(
+    keyBody({ ...form, name: "", rpm: "many" }).faults.map((fault) => fault.field),
+    ["name", "rpm"],
+  );
 });
