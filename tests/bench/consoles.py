@@ -119,7 +119,8 @@ def measure(target: Target, consoles: int, seconds: float, run_dir: Path, upstre
         kb = (readers.read_bytes - before[1]) / max(1, ticks) / 1e3 if readers else 0.0
     per_s = result.requests / result.duration_s
     print(
-        f"  {consoles:3} consoles: {per_s:.0f}/s, {cpu_us:.1f} us, p99 {result.p99_us / 1e3:.1f} ms, others {busy:.0f}%",
+        f"  {consoles:3} consoles: {per_s:.0f}/s, {cpu_us:.1f} us, p99 {result.p99_us / 1e3:.1f} ms; "
+        f"others {busy:.0f} %",
         flush=True,
     )
     per_console = ticks / max(1, consoles) / result.duration_s

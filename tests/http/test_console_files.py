@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import unittest
 import zipfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from gateway.server import consolepages
@@ -153,14 +155,20 @@ class PageTest(AccessTest):
         self.assertEqual(running.app.observing.observers, ())
 
     def test_files_are_read_once_and_on_a_thread(self) -> None:
-        read = mock.Mock(side_effect=consolepages._read)
+        readers: list[str] = []
+        real = consolepages._read
+
+        def read() -> Any:
+            readers.append(threading.current_thread().name.partition("-")[0])
+            return real()
+
         with mock.patch("gateway.server.consolepages._read", read):
             running = self.serve()
             self.assertEqual(running.get("/").status, 200)
             for _ in range(3):
                 self.page(running)
                 running.get("/console/index.html")
-        self.assertEqual(read.call_count, 1)
+        self.assertEqual(readers, ["aside"])
 
     def test_a_file_that_cannot_be_read_is_an_error_and_tried_again(self) -> None:
         real = consolepages._read

@@ -408,6 +408,8 @@ class ViewTest(LiveTest):
         self.assertEqual([point[1] for point in self.last_history()["points"]], [0, 0, 0, 0, 0, 1])
         self.tick()
         self.assertEqual(self.last_tick()["point"][1], 0)
+        self.tick(seconds=3 * POINTS)
+        self.assertEqual(len(self.ticker._view._points), POINTS)
 
     def test_an_error_has_the_time_of_the_attempt_or_of_when_it_was_seen(self) -> None:
         self.engines = [ENGINE]
@@ -453,7 +455,9 @@ class TickerTest(LiveTest):
         ticker = LiveTicker(self.series, self.sources, self.raise_once(), self.errors.append, pause=self.pause)
         seen: list[int] = []
         ticker._clock = self.steps_of(ticker, seen)
+        ticker.wake()
         ticker._run()
+        self.assertFalse(ticker._wake.is_set())  # or it would never wait again
         self.assertEqual([str(error) for error in self.errors], ["once"])
         self.assertEqual(self.series.number, 3)
 
