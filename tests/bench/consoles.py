@@ -4,12 +4,16 @@ One gateway after another, each a fresh process in front of nine engines (which 
 (CONSOLE=off), with one that nobody watches, and with `--consoles` that follow `/api/v1/live` and read all of it. Rounds
 alternate, and the ratios are of figures of the same round, so that a noisy minute hits both. `at rest`: the CPU that a
 second takes while nothing is asked, by the scheduler's own count.
+
+`--threads`: instead, the CPU of the threads that the feed is for, under load, with no console, some and four times as
+many; in a gateway of this process, since only it can tell its threads apart. A busy machine moves these figures least.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import selectors
@@ -26,7 +30,7 @@ from typing import NamedTuple, Optional
 if sys.platform != "linux":
     sys.exit("tests.bench.consoles: needs Linux, whose /proc it reads CPU from")
 
-from . import load, peers, processes, upstream
+from . import load, payloads, peers, processes, upstream
 from .running import Target, Usage, running, with_engines
 
 ENGINES = 9
@@ -137,12 +141,56 @@ def variant(gateway: peers.Gateway, **more: str) -> peers.Gateway:
     return gateway._replace(plan=launch)
 
 
+def thread_costs(port: int, native_ids: dict[str, int], consoles: int, seconds: float, run_dir: Path) -> None:
+    """Print what each of these threads of this process takes of a second, under load and with so many consoles."""
+
+    def used_s(native_id: int) -> float:
+        return int(Path(f"/proc/self/task/{native_id}/schedstat").read_text().split()[0]) / 1e9
+
+    code = f"from tests.bench.consoles import Consoles; Consoles({port}, {consoles}).run()"
+    readers = processes.start("consoles", [sys.executable, "-c", code], run_dir / f"consoles-{consoles}")
+    try:
+        time.sleep(2.5)  # all have begun
+        before = {name: used_s(native_id) for name, native_id in native_ids.items()}
+        result = load.run(port, {}, 32, seconds, run_dir)
+        per_s = {name: (used_s(native_ids[name]) - before[name]) / result.duration_s for name in native_ids}
+    finally:
+        readers.stop()
+    costs = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in per_s.items())
+    print(
+        f"{consoles:4} consoles, {result.requests / result.duration_s:.0f} requests/s: {costs} ms a second", flush=True
+    )
+
+
+def measure_threads(consoles: int, seconds: float, run_dir: Path, engine_port: int) -> None:
+    from tests.support import gateway
+
+    engines = [{"url": f"http://127.0.0.1:{engine_port}/v1", "id": f"e{number}"} for number in range(ENGINES)]
+    path = run_dir / "engines.json"
+    path.write_text(json.dumps({"models": {payloads.MODEL: {"engines": engines}}}))
+    for count in (0, consoles, 4 * consoles):
+        with gateway({"ENGINES_FILE": path}) as running_here:
+            native_ids = {
+                thread.name: thread.native_id
+                for thread in threading.enumerate()
+                if thread.name in ("live", "relay", "clients") and thread.native_id is not None
+            }
+            load.run(running_here.port, {}, 32, 1.0, run_dir)
+            thread_costs(running_here.port, native_ids, count, seconds, run_dir)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--consoles", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--threads", action="store_true")
     options = parser.parse_args(argv)
+    if options.threads:
+        with tempfile.TemporaryDirectory() as folder:
+            engine = upstream.start(Path(folder), 1, 1.0)
+            measure_threads(options.consoles, options.seconds, Path(folder), engine.json_ports[0])
+        return 0
     (found,) = peers.find("gateway", [sys.executable])
     if isinstance(found, peers.Missing) or not load.available():
         sys.exit(f"cannot measure: {found.reason if isinstance(found, peers.Missing) else 'wrk is not installed'}")
