@@ -64,9 +64,11 @@ class ConsolePages:
         self.on = on
         self._files: Optional[Mapping[str, _File]] = None
 
-    def must_read(self, path: str) -> bool:
-        """Whether an answer at `path` would read the files now, which is for a thread."""
-        return self.on and self._files is None and (path == "/" or path.startswith(START))
+    def must_read(self, head: RequestHead) -> bool:
+        """Whether the answer would read the files now, which is for a thread."""
+        if self._files is not None or not self.on or head.method not in ("GET", "HEAD"):
+            return False
+        return head.path.startswith(START) or (head.path == "/" and wants_html(head.text(b"accept")))
 
     def page(self, head: RequestHead) -> Optional[Reply]:
         """The page, if this client would rather have it than JSON."""

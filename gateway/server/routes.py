@@ -112,7 +112,7 @@ class Routes:
         if head.path not in ALWAYS_OPEN:
             while pipeline.guard.may_wait(head.headers):
                 yield Pause(KEYS_PAUSE_S)
-        if self.is_for_known(head) or head.path in MADE or self._console.must_read(head.path):
+        if self.is_for_known(head) or head.path in MADE or self._console.must_read(head):
             yield ASIDE
         return self.answer(exchange, head, lambda: take_json(exchange, pipeline.settings))
 

@@ -165,6 +165,8 @@ class PageTest(AccessTest):
         with mock.patch("gateway.server.consolepages._read", read):
             running = self.serve()
             self.assertEqual(running.get("/").status, 200)
+            self.assertEqual(running.ask("POST", "/console/app.js", b"").status, 405)
+            self.assertEqual(readers, [])
             for _ in range(3):
                 self.page(running)
                 running.get("/console/index.html")
