@@ -30,4 +30,8 @@ PARAMETERS = (
     Parameter("header", "X-Gateway-Coalesce", "`off`: shares no call with identical requests under way.", _TEXT),
     Parameter("header", "Cache-Control", "`no-cache`, `no-store`, `max-age=N`: which kept answers will do.", _TEXT),
     Parameter("header", "Idempotency-Key", "Passed on to the engine.", _TEXT),
+    Parameter(
+        "header", "traceparent", "The caller's trace and span, by W3C Trace Context: engines are told of it.", _TEXT
+    ),
+    Parameter("header", "tracestate", "Passed on to the engine with the trace.", _TEXT),
 )

@@ -34,7 +34,7 @@ _REQUEST_JSON = (
     '{"ts": "%s", "level": "%s", "event": "request", "request_id": %s, "method": %s, "path": %s, '
     '"status": %d, "error": %s, "latency_ms": %.3f, "queue_ms": %.3f, "engine_ms": %.3f, '
     '"ttft_ms": %s, "stream": %s, "model": %s, "engine": %s, "attempts": %d, "fallback": %s, '
-    '"prompt_tokens": %s, "completion_tokens": %s, "usage_estimated": %s, "key": %s, "client": %s'
+    '"prompt_tokens": %s, "completion_tokens": %s, "usage_estimated": %s, "key": %s, "client": %s%s'
 )
 _SHORT = 1 << 64  # more digits than 4 300 are an error
 
@@ -79,8 +79,6 @@ def format_json(item: RequestEvent | LogRecord, slow_s: float = 0.0) -> str:
         head = f'{{"ts": "{timestamp(item.unix_s)}", "level": {quoted(item.level)}, "event": {quoted(item.event)}'
         return head + _members(item.fields, ("ts", "level", "event")) + "}"
     line = _request_json(item, slow_s)
-    if item.trace is not None:
-        line += f', "trace_id": {quoted(item.trace.trace_id)}'
     if is_slow(item, slow_s):
         line += _members(_times(item), ())
     if item.extra:
@@ -119,6 +117,7 @@ def _request_json(event: RequestEvent, slow_s: float) -> str:
     (unix_s, request_id, method, path, status, error, latency_s, queue_s, engine_s) = event[:9]
     (ttft_s, stream, model, engine, attempts, fallback, prompt, completion) = event[9:17]
     (estimated, key, client) = event[17:20]
+    trace = event.trace
     return _REQUEST_JSON % (
         timestamp(unix_s),
         request_level(event, slow_s),
@@ -141,6 +140,7 @@ def _request_json(event: RequestEvent, slow_s: float) -> str:
         "true" if estimated else "false",
         "null" if key is None else quoted(key),
         quoted(client),
+        "" if trace is None else f', "trace_id": "{trace.trace_id}"',
     )
 
 

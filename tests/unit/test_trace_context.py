@@ -260,7 +260,7 @@ class Ids(unittest.TestCase):
                 return 0
 
         context._ids = Nothing()
-        self.assertEqual((context.new_span_id(), context.new_trace_id()), ("0" * 15 + "1", "0" * 31 + "1"))
+        self.assertEqual((context.new_span_id(), context.new_trace_id()), ("0" * 15 + "1", ("0" * 15 + "1") * 2))
 
 
 if __name__ == "__main__":
