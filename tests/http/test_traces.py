@@ -12,7 +12,8 @@ from typing import Any
 from tests.collector import Collector, Span, needs_otel
 from tests.http.test_passing import END, KIND, TRANSCRIPTIONS, field, file
 from tests.panels import code
-from tests.resilience import ResilienceTest, ask
+from tests.resilience import ask
+from tests.scripted import DONE, STREAM_HEAD, chunked, delta
 from tests.support import CHAT, EMBEDDINGS, RunningGateway, eventually
 from tests.verified import VerifiedTest, completion
 
@@ -56,7 +57,7 @@ class TracesTest(VerifiedTest):
         return [span for span in spans if span.name == name]
 
 
-class Propagation(ResilienceTest):
+class Propagation(VerifiedTest):
     def test_an_engine_is_told_of_the_caller_s_trace_with_the_attempt_s_own_span(self) -> None:
         engine = self.engine()
         running = self.serve({"m": {"engines": [engine.url]}})
@@ -105,6 +106,32 @@ class Propagation(ResilienceTest):
         headers = engine.requests[0]["headers"]
         self.assertFalse({"traceparent", "tracestate"} & set(headers))
         self.assertIsNone(running.request_line(answer.request_id).get("trace_id"))
+
+    def test_with_propagators_off_and_a_collector_only_that_one_is_told(self) -> None:
+        engine, collector = self.engine(), self.enter(Collector())
+        running = self.serve(
+            {"m": {"engines": [engine.url]}}, OTEL_PROPAGATORS="none", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url
+        )
+        answer = running.post(ask(), headers=[PARENT, STATE])
+        self.assertFalse({"traceparent", "tracestate"} & set(engine.requests[0]["headers"]))
+        self.assertEqual(running.request_line(answer.request_id)["trace_id"], uuid.UUID(answer.request_id).hex)
+        running.stop()
+        self.assertEqual(len(collector.sent()), 1)
+
+    def test_an_engine_that_is_asked_once_more_within_a_try_is_told_the_same_span(self) -> None:
+        engine = self.scripted()
+        running = self.serve({"m": {"engines": [engine.url]}})
+        client = self.begin(running, ask(stream=True), [PARENT])
+        side = engine.take()
+        self.assertIn(b"include_usage", side.body)
+        heads = [side.head]
+        side.answer(b'{"error": {"message": "stream_options is not supported"}}', status="400 Bad Request")
+        side = self.next_of(engine)
+        heads.append(side.head)
+        side.send(STREAM_HEAD + chunked(delta("yes", "stop") + DONE) + b"0\r\n\r\n")
+        self.assertEqual(client.read_head().status, 200)
+        spans = {line for head in heads for line in head.split(b"\r\n") if line.startswith(b"traceparent")}
+        self.assertEqual(len(spans), 1)
 
     def test_every_dialect_and_what_is_passed_on_is_told(self) -> None:
         engine = self.engine()

@@ -6,11 +6,14 @@ import json
 import math
 import unittest
 from typing import Any, Optional
+from unittest import mock
 
+from gateway import waiting
 from gateway.telemetry.events import MARKS, AttemptRecord, Mark, RequestEvent, Trace
 from gateway.telemetry.registry import Registry
 from gateway.traces import encoding, exporter, figures, posting, spans
 from gateway.traces.spans import EngineAt, is_failure, spans_of
+from gateway.upstream.call import Call
 
 TRACE = Trace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "", True)
 UNIX_S = 1_767_225_600.0
@@ -181,6 +184,7 @@ class Content(unittest.TestCase):
                 {"role": "assistant", "parts": []},
             ],
         )
+        self.assertEqual(sorted(content), ["gen_ai.input.messages", "gen_ai.output.messages"], "and nothing twice")
         said = {"role": "assistant", "parts": [{"type": "text", "content": "a cat"}], "finish_reason": "stop"}
         self.assertEqual(json.loads(content["gen_ai.output.messages"]), [said])
 
@@ -195,6 +199,80 @@ class Content(unittest.TestCase):
             self.assertEqual(list(content), ["gateway.request_body"])
             self.assertEqual(content["gateway.request_body"][:100], body[:100])
             self.assertLessEqual(len(content["gateway.request_body"]), spans.CONTENT_CHARS + 1)
+
+
+class Parts(unittest.TestCase):
+    """Calls that are made for another one."""
+
+    def test_what_a_part_has_waited_for_is_told_with_the_whole(self) -> None:
+        whole, part = (Call("/chat/completions", {"messages": []}) for _ in range(2))
+        whole.trace = TRACE
+        whole.marks, part.marks = (Mark("pause", 1.0, 1.0),), (Mark("place", 2.0, 1.0),)
+        part.be_part_of(whole)
+        self.assertIs(part.trace, TRACE)
+        whole.tell_of(part)
+        self.assertEqual([mark.name for mark in whole.marks], ["pause", "place"])
+
+    def test_one_wait_in_several_parts_is_one_mark(self) -> None:
+        call = Call("/chat/completions", {"messages": []})
+        with mock.patch.object(waiting, "time") as clock:
+            for now_s, name, began_s in (
+                (2.0, "place", 1.0),
+                (3.0, "place", 2.001),
+                (4.0, "pause", 3.0),
+                (9.0, "place", 8.0),
+            ):
+                clock.monotonic.return_value = now_s
+                waiting._note(call, name, began_s)
+        told = [(mark.name, mark.began_s, round(mark.duration_s, 3)) for mark in call.marks]
+        self.assertEqual(told, [("place", 1.0, 2.0), ("pause", 3.0, 1.0), ("place", 8.0, 1.0)])
+
+
+class Queue(unittest.TestCase):
+    """What waits, without the thread that sends it."""
+
+    def setUp(self) -> None:
+        registry = Registry()
+        self.dropped = registry.counter("dropped_total", "").labels()
+        taken = registry.counter("taken_total", "").labels()
+        collector = posting.Collector("http://127.0.0.1:1", "/v1/traces", {})
+        self.exporter = exporter.SpanExporter(collector, {}, lambda *named: None, taken, self.dropped, print)
+
+    def take(self, whole: bool) -> int:
+        return len(self.exporter._take(whole))
+
+    def test_whole_batches_leave_at_once_and_the_rest_waits(self) -> None:
+        record = AttemptRecord("m", "e", "ok", 0.5, 1000.5)
+        self.exporter.observe([event(attempt_records=(record,))] * 255)
+        self.assertFalse(self.exporter._wake.is_set())
+        self.assertEqual(self.take(whole=True), 0)
+        self.exporter.observe([event(attempt_records=(record,))] * 45)
+        self.assertTrue(self.exporter._wake.is_set())
+        self.assertEqual([self.take(whole=True), self.take(whole=True), self.take(whole=False)], [256, 0, 44])
+        self.exporter._wake.clear()
+        self.exporter.observe([event()])
+        self.assertFalse(self.exporter._wake.is_set())
+
+    def test_large_ones_leave_in_smaller_batches(self) -> None:
+        self.exporter.observe([event(extra={"request_body": "x" * 60_000})] * 20)
+        self.assertTrue(self.exporter._wake.is_set())
+        self.assertLess(self.take(whole=True), 12)
+
+    def test_only_what_is_traced_waits(self) -> None:
+        unsampled = TRACE._replace(sampled=False)
+        self.exporter.observe([event(trace=None, status=500, error="internal_error"), event(trace=unsampled)])
+        self.exporter.observe([event(trace=unsampled, status=400, error="invalid_body")])
+        self.assertEqual(self.take(whole=False), 0)
+        self.exporter.observe([event(trace=unsampled, status=500, error="internal_error"), event()])
+        self.assertEqual(self.take(whole=False), 2)
+
+    def test_what_takes_no_end_is_dropped_with_all_its_spans(self) -> None:
+        record = AttemptRecord("m", "e", "ok", 0.5, 1000.5)
+        self.exporter.observe([event(attempt_records=(record,) * 2)] * 10_000)
+        waiting = self.exporter._queue_bytes
+        self.assertLessEqual(waiting, exporter.QUEUE_MAX_BYTES)
+        self.assertEqual(self.dropped.value, 3 * (10_000 - len(self.exporter._queue)))
+        self.assertGreater(self.dropped.value, 0)
 
 
 class Sizes(unittest.TestCase):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 import unittest
 import uuid
+from unittest import mock
 
 from gateway.server.headers import new_request_id
 from gateway.telemetry.events import Trace
@@ -252,15 +254,27 @@ class Sampling(unittest.TestCase):
 
 class Ids(unittest.TestCase):
     def test_no_id_is_all_zero(self) -> None:
-        real = context._ids
-        self.addCleanup(setattr, context, "_ids", real)
-
         class Nothing(random.Random):
-            def getrandbits(self, k: int, /) -> int:
-                return 0
+            def randbytes(self, n: int) -> bytes:
+                return bytes(n - 9) + b"\1" + bytes(8)  # one id, and zeros
 
-        context._ids = Nothing()
-        self.assertEqual((context.new_span_id(), context.new_trace_id()), ("0" * 15 + "1", ("0" * 15 + "1") * 2))
+        with mock.patch.object(context, "_random", Nothing()), mock.patch.object(context, "_ids", []):
+            self.assertEqual([context.new_span_id() for _ in range(3)], ["0" * 15 + "1"] * 3)
+
+    def test_ids_are_made_by_several_threads_without_one_that_comes_twice(self) -> None:
+        made: list[list[str]] = [[] for _ in range(4)]
+
+        def make(into: list[str]) -> None:
+            into.extend(context.new_span_id() for _ in range(5000))
+
+        threads = [threading.Thread(target=make, args=(into,), name="ids") for into in made]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ids = [one for into in made for one in into]
+        self.assertEqual(len(set(ids)), 20_000)
+        self.assertTrue(all(re.fullmatch("[0-9a-f]{16}", one) for one in ids))
 
 
 if __name__ == "__main__":
