@@ -11,6 +11,7 @@ import gzip
 import http.server
 import json
 import os
+import ssl
 import threading
 import unittest
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ Answer = tuple[int, dict[str, str], bytes]
 class Collector:
     """A collector, listening; a context manager that closes it. `answer` says what is answered to the n-th POST."""
 
-    def __init__(self, answer: Optional[Callable[[int], Answer]] = None) -> None:
+    def __init__(self, answer: Optional[Callable[[int], Answer]] = None, tls: Optional[ssl.SSLContext] = None) -> None:
         collector = self
         self.changed = threading.Condition()
         self.gate = threading.Event()
@@ -100,10 +101,16 @@ class Collector:
             def log_message(self, format: str, *arguments: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # who does not trust the certificate has left
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="collector", daemon=True)
         self._thread.start()
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
+import tempfile
 import threading
 import time
 import unittest
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable, Optional
 from unittest import mock
 
@@ -17,6 +23,7 @@ from tests.collector import Answer, Collector, needs_otel
 from tests.resilience import ResilienceTest, ask
 from tests.support import CHAT, RunningGateway, eventually, thread_names
 
+OPENSSL = shutil.which("openssl")
 DROPPED, EXPORTED = "gateway_spans_dropped_total", "gateway_spans_exported_total"
 
 
@@ -169,6 +176,7 @@ class Faulty(CollectorsTest):
         self.assertEqual(collector.posts, 2)
 
     def test_one_that_fails_is_told_of_once_and_once_that_it_is_back(self) -> None:
+        self.enter(mock.patch.object(posting, "TELL_S", 0.0))
         answers: list[int] = [500]
         collector = self.enter(Collector(lambda number: (answers[0], {}, b"")))
         running = self.sending(collector.url)
@@ -270,6 +278,13 @@ class Hostile(CollectorsTest):
 
         self.assert_survived(drip, "it has not answered in time")
 
+    def test_one_that_says_for_ever_that_it_goes_on(self) -> None:
+        def go_on(connection: socket.socket) -> None:
+            while True:
+                connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+        self.assert_survived(go_on, "its answer is none of HTTP")
+
     def test_one_whose_body_never_ends(self) -> None:
         def pour(connection: socket.socket) -> None:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
@@ -299,6 +314,40 @@ class Hostile(CollectorsTest):
             with self.subTest(body=body[:20]):
                 answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
                 self.assert_survived(lambda connection, answer=answer: connection.sendall(answer), None)  # type: ignore[misc]
+
+
+@unittest.skipUnless(OPENSSL, "the openssl command is missing: no certificate for the collector")
+class Tls(CollectorsTest):
+    def test_a_collector_is_sent_something_only_if_its_certificate_is_trusted(self) -> None:
+        directory = Path(self.enter(tempfile.TemporaryDirectory()))
+        key, certificate = directory / "key.pem", directory / "cert.pem"
+        command = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
+        names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+        subprocess.run([OPENSSL or "", *command.split(), *names], stderr=subprocess.DEVNULL, check=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        collector = self.enter(Collector(tls=context))
+        self.enter(mock.patch.object(posting, "TRIES", 2))
+        running = self.sending(collector.url)
+        self.ask_all(running, 1)
+        running.wait_for_metric(DROPPED, 2)
+        eventually(lambda: self.told(running))
+        self.assertIn("TLS fails (CERTIFICATE_VERIFY_FAILED)", self.told(running)[0])
+        self.assertEqual(collector.posts, 0)
+        running.stop()
+        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": str(certificate)}):
+            running = self.sending(collector.url)
+            self.ask_all(running, 1)
+            running.wait_for_metric(EXPORTED, 2)
+        self.assertEqual(collector.posts, 1)
+
+    def test_no_proxy_of_the_environment_is_asked(self) -> None:
+        collector = self.enter(Collector())
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:1")
+        with mock.patch.dict(os.environ, {**proxies, "no_proxy": ""}):
+            running = self.sending(collector.url)
+            self.ask_all(running, 1)
+            running.wait_for_metric(EXPORTED, 2)
 
 
 @needs_otel
