@@ -104,7 +104,7 @@ class PrometheusTest(SocketTest):
         self.assert_no_fault(found)
 
     def test_exemplars_lead_from_a_bucket_to_a_trace(self) -> None:
-        traces = {f"{number:032x}": number % 2 == 0 for number in range(1, 9)}
+        traces = {f"{number:032x}": number % 2 == 1 for number in range(1, 9)}
         base = event(path="/v1/completions", latency_s=0.3, stream=True, ttft_s=0.2, finished_unix_s=time.time())
         observed = [
             base._replace(trace=Trace(trace_id, "b" * 16, "", sampled), attempts=0, attempt_records=())

@@ -11,7 +11,7 @@ import unittest
 from typing import Any
 
 from gateway.telemetry import gauges, process
-from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
+from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent, Trace
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.registry import Registry
@@ -369,6 +369,39 @@ class GatewayMetricsTest(unittest.TestCase):
         self.assertEqual(series["gateway_batch_wait_seconds_sum"], 0.002)
         totals = {"hit": 1, "near": 1, "miss": 1, "bypass": 1, "saved_tokens": 42, "saved_usd": 0.25}
         self.assertEqual(self.metrics.cache_totals, totals)
+
+    def exemplars(self) -> dict[str, set[tuple[str, str]]]:
+        """Trace and span ids by the metric whose buckets have them."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for family in self.registry.collect():
+            for _, value in family.series:
+                for exemplar in value.exemplars if isinstance(value, Distribution) else ():
+                    if exemplar is not None:
+                        found.setdefault(family.name, set()).add((exemplar.trace_id, exemplar.span_id))
+        return found
+
+    def test_an_exemplar_is_of_a_sampled_trace_and_of_an_attempt_it_has_the_attempts_span(self) -> None:
+        trace = Trace("a" * 32, "b" * 16)
+        attempt = AttemptRecord("13b", "a:1", "ok", 0.125, span_id="c" * 16)
+        traced = event(trace=trace._replace(sampled=True), attempt_records=(attempt,), queue_s=0.01)
+        self.metrics.observe([event(), event(trace=trace, attempt_records=(attempt,))])
+        self.assertEqual(self.exemplars(), {})
+        self.metrics.observe([traced, event(), event(trace=trace._replace(trace_id="d" * 32))])
+        whole = ("gateway_request_duration_seconds", "gateway_queue_wait_seconds", "gateway_overhead_seconds")
+        request = {("a" * 32, "b" * 16)}
+        expected = dict.fromkeys((*whole, "gen_ai_server_request_duration_seconds"), request)
+        self.assertEqual(self.exemplars(), {**expected, "gateway_engine_duration_seconds": {("a" * 32, "c" * 16)}})
+        duration = next(family.series[0][1] for family in self.registry.collect() if family.name == whole[0])
+        assert isinstance(duration, Distribution)
+        self.assertEqual([one.unix_s for one in duration.exemplars if one is not None], [1.0])
+
+    def test_there_is_one_exemplar_of_a_bucket_however_many_requests_are_traced(self) -> None:
+        for number in range(1000):
+            trace = Trace(f"{number:032x}", "b" * 16, "", True)
+            self.metrics.observe([event(trace=trace, latency_s=0.02 + 0.02 * (number % 2))])
+        self.assertEqual(
+            self.exemplars()["gateway_request_duration_seconds"], {(f"{n:032x}", "b" * 16) for n in (998, 999)}
+        )
 
     def test_every_outcome_has_its_own_label(self) -> None:
         records = tuple(AttemptRecord("13b", "a:1", outcome, 0.1) for outcome in sorted(OUTCOMES))
