@@ -19,13 +19,14 @@ class Instrument(NamedTuple):
     """One of their histograms."""
 
     otel: str
-    """Its name there; attributes have theirs with a dot for each underscore behind a part of the name."""
+    """Its name there."""
     unit: str
     """UCUM's."""
     name: str
     """Prometheus' name, by OpenTelemetry's rules for it."""
     help: str
     attributes: tuple[str, ...]
+    """By their names there; `label_name` is Prometheus'."""
     buckets: tuple[float, ...]
 
 

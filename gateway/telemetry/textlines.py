@@ -61,8 +61,10 @@ class TextLines:
         return self._record(item) if isinstance(item, LogRecord) else self._request(item)
 
     def _record(self, record: LogRecord) -> str:
-        event = self._painted(shown(record.event).ljust(_EVENT), "bold")
-        return f"{self._head(record.unix_s, record.level)} {event}{self._pairs(record.fields)}".rstrip()
+        pairs = self._pairs(record.fields)
+        event = shown(record.event)
+        event = self._painted(event.ljust(_EVENT) if pairs else event, "bold")
+        return f"{self._head(record.unix_s, record.level)} {event}{pairs}"
 
     def _request(self, event: RequestEvent) -> str:
         slow = is_slow(event, self._slow_s)

@@ -56,6 +56,7 @@ class LineTest(unittest.TestCase):
             FILE(record),
             '2026-01-31T12:00:00.250Z WARN  engine_state                    engine=h:1 why="it is off"',
         )
+        self.assertEqual(FILE(record._replace(event="stopped", fields={}))[24:], " WARN  stopped")
         listed = FILE(LogRecord(UNIX_S, "info", "started", {"models": ["13b", "70b"], "odd": ["a,b"], "none": []}))
         self.assertTrue(listed.endswith(r'  models=13b,70b odd="[\"a,b\"]" none=[]'), listed)
 
