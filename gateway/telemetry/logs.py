@@ -44,18 +44,14 @@ _second: tuple[int, str] = (-1, "")
 
 def is_slow(event: RequestEvent, slow_s: float) -> bool:
     """Whether a request took longer than `slow_s` (0: none ever does)."""
-    return 0 < slow_s < event.latency_s and not _is_probe(event)
+    return 0 < slow_s < event.latency_s and not (event.path in PROBE_PATHS and event.method in ("GET", "HEAD"))
 
 
 def request_level(event: RequestEvent, slow_s: float = 0.0) -> str:
     """The level of a request's line: debug for probes, warning from 500 up and for slow ones, else info."""
-    if _is_probe(event):
+    if event.path in PROBE_PATHS and event.method in ("GET", "HEAD"):
         return "debug"
-    return "warning" if event.status >= 500 or 0 < slow_s < event.latency_s else "info"
-
-
-def _is_probe(event: RequestEvent) -> bool:
-    return event.path in PROBE_PATHS and event.method in ("GET", "HEAD")
+    return "warning" if event.status >= 500 or (slow_s and event.latency_s > slow_s) else "info"
 
 
 def timestamp(unix_s: float) -> str:
@@ -79,7 +75,7 @@ def format_json(item: RequestEvent | LogRecord, slow_s: float = 0.0) -> str:
         head = f'{{"ts": "{timestamp(item.unix_s)}", "level": {quoted(item.level)}, "event": {quoted(item.event)}'
         return head + _members(item.fields, ("ts", "level", "event")) + "}"
     line = _request_json(item, slow_s)
-    if is_slow(item, slow_s):
+    if slow_s and is_slow(item, slow_s):
         line += _members(_times(item), ())
     if item.extra:
         line += _members(item.extra, _REQUEST_KEYS)

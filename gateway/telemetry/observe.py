@@ -79,9 +79,11 @@ class Telemetry:
             raise ValueError(f"log level {level!r} is none of {', '.join(LEVELS)}")
         self._stream = stream
         self._slow_s = slow_s
-        self._format: Callable[[_Entry], str] = (
-            partial(format_json, slow_s=slow_s) if log_format == "json" else TextLines(look, slow_s)
-        )
+        self._format: Callable[[_Entry], str] = format_json
+        if log_format == "text":
+            self._format = TextLines(look, slow_s)
+        elif slow_s:
+            self._format = partial(format_json, slow_s=slow_s)
         self._least = LEVELS[level]
         self._dropped_total = metrics.log_lines_dropped
         self._observers: tuple[Observer, ...] = (metrics.observe, *observers)
