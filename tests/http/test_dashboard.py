@@ -127,7 +127,7 @@ def left_out(given: Any, told: Any, where: str) -> typing.Iterator[str]:
 
 def wrong_types(value: Any, where: str) -> typing.Iterator[str]:
     """Attributes of the SDK's objects that are not what their annotations say."""
-    annotations = {}
+    annotations: dict[str, Any] = {}
     for base in type(value).__mro__:
         annotations.update(getattr(base, "__annotations__", {}))
     names = vars(importlib.import_module(type(value).__module__))
