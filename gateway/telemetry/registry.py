@@ -77,7 +77,7 @@ class Histogram:
         self._lock = lock
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._exemplars: list[Exemplar | None] | None = None  # most series never have any
+        self._exemplars: list[tuple[float, Traced] | None] | None = None  # most series never have any
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
@@ -93,11 +93,13 @@ class Histogram:
         if traced is not None:
             if self._exemplars is None:
                 self._exemplars = [None] * len(self._counts)
-            self._exemplars[index] = Exemplar(value, *traced)
+            self._exemplars[index] = (value, traced)  # to become an Exemplar where somebody reads it
 
     def read_locked(self) -> Distribution:
-        exemplars = self._exemplars
-        return Distribution(self._bounds, tuple(self._counts), self._sum, () if exemplars is None else tuple(exemplars))
+        exemplars: tuple[Exemplar | None, ...] = ()
+        if self._exemplars is not None:
+            exemplars = tuple(None if kept is None else Exemplar(kept[0], *kept[1]) for kept in self._exemplars)
+        return Distribution(self._bounds, tuple(self._counts), self._sum, exemplars)
 
 
 class _Series(Protocol):
