@@ -100,13 +100,14 @@ class Metrics(SocketTest):
         self.assertEqual(running.wait_for_metric("gateway_queue_depth", 1), 1)
         now = running.metrics()
         self.assertEqual(now["gateway_workers_busy"], 1)
+        self.assertEqual(now["gateway_requests_in_flight"], 2)
         self.assertEqual(now[f'gateway_engine_inflight{{model="13b",engine="{self.name}"}}'], 1)
         self.engine.control("ok")
         answered = [first.read_response(), second.read_response()]
         self.assertEqual([response.status for response in answered], [200, 200])
         eventually(lambda: running.metrics()["gateway_workers_busy"] == 0)
         now = counted(running, *answered)
-        self.assertEqual(now["gateway_queue_depth"], 0)
+        self.assertEqual((now["gateway_queue_depth"], now["gateway_requests_in_flight"]), (0, 0))
         self.assertEqual(now[f'gateway_engine_inflight{{model="13b",engine="{self.name}"}}'], 0)
         self.assertGreater(now["gateway_queue_wait_seconds_sum"], 0)
 
