@@ -17,11 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gateway.telemetry.events import Trace
 from tests import dashboards
 from tests.prometheus import MISSING, PROMTOOL, REQUIRED, Prometheus, needs_prometheus
 from tests.support import CHAT, HI, RunningGateway, SocketTest, dead_url, engines, eventually, gateway, mock_engine
-from tests.unit.test_metrics import event
 
 GOOD, FAILED = 30, 5
 RANGE_S = 60
@@ -47,7 +45,7 @@ class PrometheusTest(SocketTest):
         stack = contextlib.ExitStack()
         cls.addClassCleanup(stack.close)
         urls = [stack.enter_context(mock_engine()).url for _ in range(2)]
-        fleet = engines(_13b=urls, _70b=dead_url())
+        fleet = engines(_13b=urls, _70b=dead_url(), traced=urls[0])
         cls.running = stack.enter_context(gateway(ENGINES=fleet, FALLBACK="off"))
         cls.running.post()
         cls.running.post({**HI, "model": "70b"})
@@ -89,10 +87,10 @@ class PrometheusTest(SocketTest):
 
         for expression, expected in (
             (f"{failed} / {total}", (1 + FAILED) / (2 + GOOD + FAILED)),
-            ('sum(gen_ai_client_token_usage_count{gen_ai_token_type="output"})', 1 + GOOD),
+            ('sum(gen_ai_client_token_usage_count{gen_ai_request_model="13b",gen_ai_token_type="output"})', 1 + GOOD),
             ('sum(gen_ai_server_request_duration_seconds_count{error_type="backend_unavailable"})', 1 + FAILED),
-            ('sum(gen_ai_server_request_duration_seconds_count{error_type=""})', 1 + GOOD),
-            ('sum(gateway_engine_requests_total{outcome="ok"})', 1 + GOOD),
+            ('sum(gen_ai_server_request_duration_seconds_count{gen_ai_request_model="13b",error_type=""})', 1 + GOOD),
+            ('sum(gateway_engine_requests_total{model="13b",outcome="ok"})', 1 + GOOD),
             ('gen_ai_server_time_to_first_token_seconds_count{gen_ai_request_model="13b"}', GOOD // 2),
             ("gateway_build_info", 1),
             ('sum(gateway_engine_up{model="70b"})', 0),
@@ -106,22 +104,24 @@ class PrometheusTest(SocketTest):
         self.assert_no_fault(found)
 
     def test_exemplars_lead_from_a_bucket_to_a_trace(self) -> None:
-        traces = {f"{number:032x}": number % 2 == 1 for number in range(1, 9)}
-        base = event(path="/v1/completions", latency_s=0.3, stream=True, ttft_s=0.2, finished_unix_s=time.time())
-        observed = [
-            base._replace(trace=Trace(trace_id, "b" * 16, "", sampled), attempts=0, attempt_records=())
-            for trace_id, sampled in traces.items()
-        ]
-        self.running.app.metrics.observe(observed)
-        last_sampled = max(trace_id for trace_id, sampled in traces.items() if sampled)
+        sampled, unsampled = "a" * 32, "b" * 32
+        for trace_id, flags in ((sampled, "01"), (unsampled, "00")):
+            traceparent = f"00-{trace_id}-{'c' * 16}-{flags}"
+            body = {"model": "traced", "prompt": "hi", "stream": True}
+            answer = self.running.post(body, "/v1/completions", [("traceparent", traceparent)])
+            self.assertEqual(answer.status, 200)
         for name, labels in (
             ("gateway_request_duration_seconds", '{path="/v1/completions"}'),
             ("gen_ai_server_time_to_first_token_seconds", '{gen_ai_operation_name="text_completion"}'),
         ):
-            (series,) = eventually(partial(self.exemplars, f"{name}_bucket{labels}"))
-            (exemplar,) = series["exemplars"]
-            self.assertEqual(exemplar["labels"], {"trace_id": last_sampled, "span_id": "b" * 16})
-            self.assertLess(float(exemplar["value"]), float(series["seriesLabels"]["le"]))
+            series = eventually(partial(self.exemplars, f"{name}_bucket{labels}"))
+            exemplars = [exemplar for one in series for exemplar in one["exemplars"]]
+            self.assertEqual({exemplar["labels"]["trace_id"] for exemplar in exemplars}, {sampled})
+            for one in series:
+                self.assertLessEqual(float(one["exemplars"][0]["value"]), float(one["seriesLabels"]["le"]))
+        engine = 'gateway_engine_duration_seconds_bucket{model="traced"}'
+        spans = {one["labels"]["span_id"] for series in self.exemplars(engine) for one in series["exemplars"]}
+        self.assertNotIn(exemplars[0]["labels"]["span_id"], spans)  # those are the attempts'
         self.assert_no_fault(self.prometheus)
 
     def test_every_expression_of_the_dashboard_is_answered(self) -> None:
