@@ -1,4 +1,4 @@
-"""The command line: serve (default), check, discover, mock, keys, usage, cache, replay.
+"""The command line: serve (default), check, discover, mock, keys, usage, cache, replay, loadtest.
 
 Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
 which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
@@ -106,6 +106,10 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None
         from gateway.tools.replay import main as replay_main
 
         return replay_main(arguments[1:], f"{program()} replay")
+    if arguments[:1] == ["loadtest"]:
+        from gateway.tools.loadtest.command import main as loadtest_main
+
+        return loadtest_main(arguments[1:], f"{program()} loadtest")
     if arguments[:1] == ["discover"]:
         from gateway.tools.discover import discover_command
 
@@ -134,6 +138,7 @@ _COMMANDS = {
     "usage": "sums of the ledger",
     "cache": "warm, show, clear the cache of a running gateway",
     "replay": "repeat recorded decisions, name the first that differs",
+    "loadtest": "ask a gateway, or any OpenAI-style server, as many would, and measure",
     "mock": "run one mock engine",
 }
 _DESCRIPTION = """One OpenAI-style address in front of many inference engines.
@@ -141,7 +146,7 @@ _DESCRIPTION = """One OpenAI-style address in front of many inference engines.
 commands:
 {commands}
 
-`{program} COMMAND --help` says more of the last six.
+`{program} COMMAND --help` says more of the last seven.
 """
 _EPILOG = """The flags are for `serve` and `check`. All settings come from the environment, then from .env in the
 current folder, by their names, as in PORT=9000; a flag goes before both, and one that names engines
@@ -167,7 +172,7 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
             raise argparse.ArgumentTypeError("must not be empty")
         return typed.strip()
 
-    commands = "\n".join(f"  {name:<9}{what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<10}{what}" for name, what in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog=program(),
         description=_DESCRIPTION.format(commands=commands, program=program()),

@@ -1,0 +1,371 @@
+"""The command line of the load test: what may be said, and the plan that it makes. Reads `os.environ` for the key."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, Callable, Optional, TypeVar
+
+from gateway.tools.loadtest.durations import duration_s, positive_s, rate
+from gateway.tools.loadtest.plan import (
+    CALLERS,
+    DURATION_S,
+    OPEN_CONNECTIONS,
+    Plan,
+    PlanError,
+    base_of,
+    path_and_kind,
+    stages_of,
+)
+from gateway.tools.loadtest.prompts import PATH_BY_KIND, Span
+from gateway.tools.loadtest.thresholds import threshold
+
+KEY_VARIABLES = ("LOADTEST_KEY", "GATEWAY_API_KEY", "OPENAI_API_KEY")
+_OWN_HEADERS = ("content-length", "transfer-encoding", "connection", "expect")
+_FIELD = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t \x21-\x7e\x80-\xff]*)")
+_DESCRIPTION = """Load for a gateway or any OpenAI-style server, and how it bears it.
+
+Without --rate, --ramp or --stage it is a closed loop: so many callers, each of whom waits for an answer before asking
+again. With one of them it is an open loop: requests are sent at their times, and latency counts from those."""
+_EPILOG = """examples:
+  {prog} http://127.0.0.1:8080 -c 32 --duration 30s
+  {prog} http://127.0.0.1:8080 --rate 200 --arrivals poisson --stream=0.5 --html report.html
+  {prog} http://127.0.0.1:8080 --ramp 10:500:60s --fail-if 'p99>500ms' --fail-if 'errors>1%'
+
+exit status: 0 well, 1 a --fail-if failed or the server is not there, 2 wrong arguments"""
+
+T = TypeVar("T")
+
+
+def _typed(read: Callable[[str], T]) -> Callable[[str], T]:
+    """For argparse: what `read` says is wrong goes behind the option's name."""
+
+    def convert(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,10}", text.strip()) or not least <= int(text) <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return _typed(read)
+
+
+def _share(text: str) -> float:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)", text.strip())
+    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
+    if not 0 <= value <= 1:
+        hint = "; write --stream=1 before a URL" if "://" in text else ""
+        raise ValueError(f"must be a share from 0 to 1, as in 0.5 or 50%, not {text!r}{hint}")
+    return value
+
+
+def _span(text: str) -> Span:
+    found = re.fullmatch(r"([0-9]{1,7})(?:-([0-9]{1,7}))?", text.strip())
+    span = Span(int(found[1]), int(found[2] or found[1])) if found else Span(0, 0)
+    if not 1 <= span.least <= span.most <= 1_000_000:
+        raise ValueError(f"must be a number of tokens, as in 200, or a range, as in 100-500, not {text!r}")
+    return span
+
+
+def _model(text: str) -> tuple[str, float]:
+    name, sign, weight = text.rpartition("=")
+    if not sign:
+        name, weight = text, "1"
+    if not name.strip() or not re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", weight) or not float(weight):
+        raise ValueError(f"must be a name, or a name and its weight, as in small=3, not {text!r}")
+    return name.strip(), float(weight)
+
+
+def _header(text: str) -> tuple[str, str]:
+    found = _FIELD.fullmatch(text)
+    if found is None:
+        raise ValueError("must be a name, a colon and a value, as in 'X-Team: blue'")  # it may hold a secret
+    if found[1].lower() in _OWN_HEADERS:
+        raise ValueError(f"{found[1]} is the load test's own")
+    return found[1], found[2].strip()
+
+
+def _param(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise ValueError(f"must be a name and a value, as in temperature=0, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def _think(text: str) -> tuple[float, float]:
+    least, _, most = text.partition("-")
+    pair = duration_s(least), duration_s(most or least)
+    if pair[0] > pair[1]:
+        raise ValueError(f"must be a time or a range of times, as in 1s-3s, not {text!r}")
+    return pair
+
+
+def _ramp(text: str) -> tuple[Optional[float], float, float]:
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise ValueError(f"must be FROM:TO:TIME, as in 10:500:60s, not {text!r}")
+    return rate(parts[0]), rate(parts[1]), positive_s(parts[2])
+
+
+def _stage(text: str) -> tuple[Optional[float], float, float]:
+    parts = text.split(":")
+    if len(parts) != 2:
+        raise ValueError(f"must be TIME:RATE, as in 30s:100, not {text!r}")
+    return None, rate(parts[1]), positive_s(parts[0])
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """What may be said."""
+    known = argparse.ArgumentParser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    known.add_argument("url", metavar="URL", help="the server's base, as in http://127.0.0.1:8080")
+    load = known.add_argument_group("how much")
+    number = _whole(1, 1_000_000)
+    load.add_argument(
+        "-c",
+        "--connections",
+        type=_whole(1, 100_000),
+        metavar="N",
+        help=f"closed loop: callers (default {CALLERS}); open: connections at most ({OPEN_CONNECTIONS})",
+    )
+    load.add_argument(
+        "--think",
+        type=_typed(_think),
+        metavar="TIME",
+        help="closed loop: pause of a caller before asking again: 500ms, 1s-3s",
+    )
+    load.add_argument(
+        "-r", "--rate", type=_typed(rate), metavar="R", help="open loop: requests a second: 100, 2.5, 90/m"
+    )
+    load.add_argument("--arrivals", choices=("constant", "poisson"), help="open loop: evenly (default), or by chance")
+    load.add_argument(
+        "--ramp",
+        dest="segments",
+        action="append",
+        type=_typed(_ramp),
+        metavar="FROM:TO:TIME",
+        help="open loop: from one rate to another, as in 10:500:60s; may be repeated",
+    )
+    load.add_argument(
+        "--stage",
+        dest="segments",
+        action="append",
+        type=_typed(_stage),
+        metavar="TIME:RATE",
+        help="open loop: from the rate before to this one, as in 30s:100; may be repeated",
+    )
+    load.add_argument(
+        "-d",
+        "--duration",
+        type=_typed(positive_s),
+        metavar="TIME",
+        help=f"how long (default {DURATION_S:g}s, with --requests until they are done)",
+    )
+    load.add_argument("-n", "--requests", type=_whole(1, 10**9), metavar="N", help="so many requests at most, all told")
+    load.add_argument(
+        "--warmup", type=_typed(duration_s), default=0.0, metavar="TIME", help="time before, in which nothing counts"
+    )
+    what = known.add_argument_group("what is asked")
+    what.add_argument(
+        "-m",
+        "--model",
+        dest="models",
+        action="append",
+        type=_typed(_model),
+        metavar="NAME[=WEIGHT]",
+        help="may be repeated for a mix (default: the first that the server lists)",
+    )
+    what.add_argument("--kind", choices=tuple(PATH_BY_KIND), help="default: as --path says, or chat")
+    what.add_argument("--path", metavar="PATH", help="another than the kind's own")
+    texts = what.add_mutually_exclusive_group()
+    texts.add_argument("--prompt", metavar="TEXT", help="what to ask")
+    texts.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="what to ask, by chance: JSON lines, or a text a line"
+    )
+    texts.add_argument(
+        "--prompt-tokens", type=_typed(_span), metavar="N[-M]", help="made-up prompts of about so many tokens"
+    )
+    what.add_argument(
+        "--shared-prefix",
+        type=number,
+        default=0,
+        metavar="N",
+        help="about so many made-up tokens before each prompt, always the same",
+    )
+    what.add_argument(
+        "--unique", action="store_true", help="each prompt begins with a mark of its own: no cache knows it"
+    )
+    what.add_argument("--max-tokens", type=_typed(_span), metavar="N[-M]", help="as the request's max_tokens")
+    what.add_argument(
+        "--stream",
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        type=_typed(_share),
+        metavar="SHARE",
+        help="ask for streams, or for this share of them: --stream=0.5",
+    )
+    what.add_argument(
+        "--no-stream-usage", action="store_true", help="do not ask for usage in streams: count their events"
+    )
+    what.add_argument(
+        "-p",
+        "--param",
+        dest="params",
+        action="append",
+        type=_typed(_param),
+        metavar="NAME=VALUE",
+        help="another member of each request, in JSON or a text: temperature=0",
+    )
+    what.add_argument(
+        "-H",
+        "--header",
+        dest="headers",
+        action="append",
+        type=_typed(_header),
+        metavar="'NAME: VALUE'",
+        help="may be repeated",
+    )
+    what.add_argument(
+        "--key",
+        metavar="KEY",
+        help=f"sent as Bearer; better in {', '.join(KEY_VARIABLES)}, since others see a command line",
+    )
+    what.add_argument(
+        "--seed", type=_whole(0, 2**31 - 1), metavar="N", help="the same requests at the same times again"
+    )
+    how = known.add_argument_group("how")
+    how.add_argument(
+        "--timeout", type=_typed(positive_s), default=60.0, metavar="TIME", help="for an answer (default 60s)"
+    )
+    how.add_argument("--connect-timeout", type=_typed(positive_s), default=5.0, metavar="TIME", help="default 5s")
+    how.add_argument("--no-keepalive", action="store_true", help="a connection for each request")
+    how.add_argument(
+        "--expected-interval",
+        type=_typed(positive_s),
+        default=0.0,
+        metavar="TIME",
+        help="closed loop: count what a caller meant to ask so often would have seen, too",
+    )
+    how.add_argument("--insecure", action="store_true", help="take any certificate")
+    how.add_argument("--cacert", type=Path, metavar="FILE", help="certificates to trust instead of the system's")
+    told = known.add_argument_group("what is told")
+    told.add_argument("--json", dest="json_file", metavar="FILE", help="everything, for programs; - is stdout")
+    told.add_argument("--html", dest="html_file", type=Path, metavar="FILE", help="one page with charts")
+    told.add_argument("--title", default="", metavar="TEXT", help="of the page")
+    told.add_argument(
+        "--fail-if",
+        dest="thresholds",
+        action="append",
+        type=_typed(threshold),
+        metavar="RULE",
+        help="exit status 1 when it holds: 'p99>500ms', 'ttft_p95>2s', 'errors>1%%', 'rate<100', 'tokens<50'",
+    )
+    told.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    return known
+
+
+def plan_of(argv: Sequence[str], prog: str, environment: Mapping[str, str] = os.environ) -> Plan:
+    """The plan that a command line makes. Raises SystemExit as argparse does, having told what is wrong."""
+    known = parser(prog)
+    options = known.parse_args(argv)
+    try:
+        return _plan(options, environment)
+    except PlanError as error:
+        known.error(str(error))
+
+
+def _plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Plan:
+    base = base_of(options.url)
+    path, kind = path_and_kind(options.path, options.kind)
+    segments = options.segments or []
+    open_loop = options.rate is not None or bool(segments)
+    for given, name, why in (
+        (open_loop and options.think, "--think", "callers who think are a closed loop's; take --rate away"),
+        (open_loop and options.expected_interval, "--expected-interval", "an open loop needs no correction"),
+        (not open_loop and options.arrivals, "--arrivals", "needs --rate, --ramp or --stage"),
+        (kind == "embeddings" and options.stream, "--stream", "embeddings have no streams"),
+        (kind == "embeddings" and options.max_tokens, "--max-tokens", "embeddings have none"),
+        (options.cacert and not base.secure, "--cacert", "is for an https:// URL"),
+        (options.insecure and not base.secure, "--insecure", "is for an https:// URL"),
+    ):
+        if given:
+            raise PlanError(f"{name}: {why}")
+    duration, limit = options.duration, options.requests
+    if duration is None and limit is None and not segments:
+        duration = DURATION_S
+    stages = stages_of(options.rate, segments, duration, limit, options.warmup) if open_loop else ()
+    if segments and duration is None:
+        duration = sum(stage.duration_s for stage in stages) - options.warmup
+    key, key_from = _key(options.key, environment)
+    return Plan(
+        base=base,
+        kind=kind,
+        path=path,
+        models=tuple(options.models or ()),
+        connections=options.connections or (OPEN_CONNECTIONS if open_loop else CALLERS),
+        duration_s=duration,
+        limit=limit,
+        warmup_s=options.warmup,
+        stages=stages,
+        poisson=options.arrivals == "poisson",
+        think_s=options.think or (0.0, 0.0),
+        expected_s=options.expected_interval,
+        seed=SystemRandom().randrange(2**31) if options.seed is None else options.seed,
+        timeout_s=options.timeout,
+        connect_s=options.connect_timeout,
+        keepalive=not options.no_keepalive,
+        prompt=options.prompt,
+        prompts=options.prompts,
+        prompt_tokens=options.prompt_tokens,
+        shared_prefix=options.shared_prefix,
+        unique=options.unique,
+        max_tokens=options.max_tokens,
+        stream_share=options.stream,
+        stream_usage=not options.no_stream_usage,
+        params=dict(options.params or ()),
+        headers=tuple(options.headers or ()),
+        key=key,
+        key_from=key_from,
+        insecure=options.insecure,
+        ca_file=options.cacert,
+        thresholds=tuple(options.thresholds or ()),
+        json_file=options.json_file,
+        html_file=options.html_file,
+        title=options.title,
+        quiet=options.quiet,
+    )
+
+
+def _key(typed: Optional[str], environment: Mapping[str, str]) -> tuple[Optional[str], str]:
+    """The key, and where it is from. Raises PlanError, which does not show it."""
+    found = ("--key", typed) if typed is not None else None
+    if found is None:
+        found = next(((name, environment[name]) for name in KEY_VARIABLES if environment.get(name, "").strip()), None)
+    if found is None:
+        return None, ""
+    name, key = found[0], (found[1] or "").strip()
+    if not key or not (key.isascii() and key.isprintable()) or " " in key:
+        raise PlanError(f"{name}: must be one word of ASCII characters")
+    return key, name

@@ -1,0 +1,323 @@
+"""The result as one page: no scripts, nothing from elsewhere, light and dark, from a phone to a wide screen. Pure.
+
+What comes from a server, or from the command line, stands in it as text only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Any, Optional
+
+from gateway.tools.loadtest.charts import (
+    Axis,
+    Band,
+    Dot,
+    Format,
+    Hover,
+    Series,
+    chart,
+    time_axis,
+    value_axis,
+)
+from gateway.tools.loadtest.durations import shown_bytes, three_digits
+from gateway.tools.loadtest.style import STYLE
+from gateway.tools.loadtest.table import COLUMNS, NAMES, clean, counted, ms, percent_of, summary, threshold_line
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_BAD = ' class="bad"'
+_PERCENTS = (0, 50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The whole document."""
+    title = escape(result["title"])
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"{''.join(_parts(result, title))}</main></body></html>\n"
+    )
+
+
+def _parts(result: Mapping[str, Any], title: str) -> Iterator[str]:
+    early = " · <b>ended early</b>" if result["interrupted"] else ""
+    yield f"<header><h1>{title}</h1><p>{escape(summary(result['config']))}</p>"
+    yield f"<p>{escape(result['began'])} · {result['duration_s']:.1f} s{_warm(result)}{early}</p></header>\n"
+    yield f'<ul class="tiles">{"".join(_tiles(result))}</ul>\n'
+    if result["thresholds"]:
+        yield '<ul class="rules">'
+        for one in result["thresholds"]:
+            verdict, _, text = threshold_line(one).partition("  ")
+            yield f'<li class="{verdict.lower()}"><b>{verdict}</b> {escape(text)}</li>'
+        yield "</ul>\n"
+    if result["warnings"] or result["notes"]:
+        lines = [f'<li class="warning">{escape(clean(text))}</li>' for text in result["warnings"]]
+        lines += [f"<li>{escape(clean(text))}</li>" for text in result["notes"]]
+        yield f'<ul class="say">{"".join(lines)}</ul>\n'
+    if result["requests"]["finished"]:
+        yield f'<h2>Over time</h2>\n<div class="charts">{"".join(_over_time(result))}</div>\n'
+        yield f'<h2>How long it took</h2>\n<div class="charts">{"".join(_spreads(result))}</div>\n'
+    yield from _tables(result)
+    yield from _settings(result)
+
+
+def _warm(result: Mapping[str, Any]) -> str:
+    seconds = result["config"]["warmup_s"]
+    return f" after a warm-up of {seconds:g} s" if seconds else ""
+
+
+# --- figures at first sight ------------------------------------------------------------------------------------------
+
+
+def _tiles(result: Mapping[str, Any]) -> Iterator[str]:
+    requests, rates, times = result["requests"], result["rates"], result["times"]
+    counts = f"{counted(requests['ok'])} of {counted(requests['sent'])} answered"
+    yield _tile("Throughput", three_digits(rates["requests_per_s"]), "requests/s", counts)
+    name = "response" if times["response"] is not None else "service"
+    latency = times[name] or {}
+    for percent in ("p50", "p99"):
+        number, _, unit = ms(latency.get(f"{percent}_ms")).rpartition(" ")
+        beside = f"max {ms(latency.get('max_ms'))}" if percent == "p99" else f"mean {ms(latency.get('mean_ms'))}"
+        yield _tile(f"{name.title()} time, {percent}", number or "–", unit, beside)
+    failed = requests["failed"]
+    number = percent_of(failed, requests["finished"]).partition(" ")[0]
+    told = f"{counted(requests['errors'])} errors, {counted(requests['refused'])} refused"
+    yield _tile("Not answered well", number, "%", told, bad=failed > 0)
+    first = times["ttft"]
+    if first is not None:
+        number, _, unit = ms(first["p50_ms"]).rpartition(" ")
+        yield _tile("Time to first token, p50", number, unit, f"p99 {ms(first['p99_ms'])}")
+    if result["tokens"]["output"]:
+        estimated = " (counted events)" if result["tokens"]["estimated"] else " in all"
+        told = f"{counted(result['tokens']['output'])}{estimated}"
+        yield _tile("Output tokens", three_digits(rates["output_tokens_per_s"]), "/s", told)
+
+
+def _tile(name: str, number: str, unit: str, beside: str, bad: bool = False) -> str:
+    return (
+        f"<li{_BAD if bad else ''}><span>{escape(name)}</span><b>{escape(number)}<small>{escape(unit)}</small>"
+        f"</b><span>{escape(beside)}</span></li>"
+    )
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+def _moments(result: Mapping[str, Any]) -> list[tuple[float, float, Mapping[str, Any]]]:
+    """(begin, end, what happened), without a last moment that is too short to make a rate of."""
+    found: list[tuple[float, float, Mapping[str, Any]]] = []
+    for moment in result["timeline"]:
+        begin = float(max(moment["at_s"], -result["config"]["warmup_s"]))
+        end = min(moment["at_s"] + moment["width_s"], result["ended_s"])
+        if end - begin >= min(0.5, 0.5 * moment["width_s"]) or not found:
+            found.append((begin, max(end, begin + 0.001), moment))
+    return found
+
+
+def _over_time(result: Mapping[str, Any]) -> Iterator[str]:
+    moments = _moments(result)
+    x = time_axis(moments[0][0], moments[-1][1])
+    bands = list(_bands(result, x))
+    hovers = [Hover(begin, end, _told(begin, end, moment)) for begin, end, moment in moments]
+
+    def rates(key: str) -> list[Dot]:
+        return _line((begin, end, moment[key] / (end - begin)) for begin, end, moment in moments)
+
+    def values(key: str) -> list[Dot]:
+        return _line((begin, end, moment[key]) for begin, end, moment in moments)
+
+    def drawn(title: str, about: str, series: Sequence[Series], shown: Format, may_log: bool = False) -> str:
+        y = value_axis(series, shown, may_log)
+        return chart(title, about + (", logarithmic" if y.log else ""), series, x, y, bands, hovers)
+
+    answered = [Series("answered", "blue", rates("ok"), area=True)]
+    if result["config"]["loop"] == "open":
+        answered.append(Series("offered", "grey dashed", values("offered_per_s")))
+    for key in ("errors", "refused"):
+        if result["requests"][key]:
+            bars = [(at, moment[key] / (end - begin)) for begin, end, moment in moments for at in (begin, end)]
+            answered.append(Series(key, "red" if key == "errors" else "amber", bars, bars=True))
+    yield drawn("Throughput", "requests a second", answered, three_digits)
+    latency = [Series(name, style, values(f"{name}_ms")) for name, style in _STYLES]
+    which = "response" if result["times"]["response"] is not None else "service"
+    yield drawn("Latency", f"{which} time of what ended in each second", latency, ms, may_log=True)
+    if result["times"]["ttft"] is not None:
+        first = [Series(name, style, values(f"ttft_{name}_ms")) for name, style in _STYLES]
+        yield drawn("Time to first token", "of the streams that ended in each second", first, ms, may_log=True)
+    if result["tokens"]["output"]:
+        tokens = [Series("output tokens", "violet", rates("output_tokens"), area=True)]
+        yield drawn("Output tokens", "a second, of what ended in it", tokens, three_digits)
+    flying = [Series("in flight", "teal", values("in_flight"), area=True)]
+    yield drawn("In flight", "requests sent and not answered yet", flying, three_digits)
+
+
+_STYLES = (("p50", "teal"), ("p95", "blue"), ("p99", "amber"))
+
+
+def _line(values: Iterable[tuple[float, float, Optional[float]]]) -> list[Dot]:
+    """A line through the middles of the moments, from the first one's begin to the last one's end."""
+    dots: list[Dot] = []
+    last: Optional[tuple[float, float, Optional[float]]] = None
+    for begin, end, value in values:
+        if last is None or last[2] is None:
+            dots.append((begin, value))
+        dots.append(((begin + end) / 2, value))
+        last = begin, end, value
+    if last is not None:
+        dots.append((last[1], last[2]))
+    return dots
+
+
+def _bands(result: Mapping[str, Any], x: Axis) -> Iterator[Band]:
+    end_s = result["duration_s"]
+    shaded = False
+    for stage in result["stages"]:
+        begin = stage["at_s"]
+        end = min(end_s, x.most if stage["duration_s"] is None else begin + stage["duration_s"])
+        if end <= begin:
+            continue
+        if stage["warmup"]:
+            yield Band(begin, end, "warm", "warm-up")
+            continue
+        rates = [three_digits(stage[key]) for key in ("from_per_s", "to_per_s")]
+        name = f"{rates[0]}/s" if rates[0] == rates[1] else f"{rates[0]} → {rates[1]}/s"
+        yield Band(begin, end, "band" if shaded else "plain", name)
+        shaded = not shaded
+    if not result["stages"] and result["config"]["warmup_s"]:
+        yield Band(x.least, 0.0, "warm", "warm-up")
+    if x.most > end_s + 0.5:
+        yield Band(end_s, x.most, "warm", "last answers")
+
+
+def _told(begin: float, end: float, moment: Mapping[str, Any]) -> str:
+    texts = [f"{begin:g} to {end:.4g} s", f"{counted(moment['ok'])} answered"]
+    texts += [f"{counted(moment[key])} {key}" for key in ("errors", "refused") if moment[key]]
+    if moment["p50_ms"] is not None:
+        texts.append(", ".join(f"{name} {ms(moment[f'{name}_ms'])}" for name in ("p50", "p95", "p99", "max")))
+    if moment["ttft_p50_ms"] is not None:
+        texts.append(f"first token p50 {ms(moment['ttft_p50_ms'])}, p99 {ms(moment['ttft_p99_ms'])}")
+    if moment["output_tokens"]:
+        texts.append(f"{counted(moment['output_tokens'])} tokens")
+    texts.append(f"{moment['in_flight']} in flight")
+    return "\n".join(texts)
+
+
+def _spreads(result: Mapping[str, Any]) -> Iterator[str]:
+    times = result["times"]
+    names = (
+        ("response", "response time", "blue"),
+        ("service", "service time", "teal"),
+        ("corrected", "corrected", "amber"),
+    )
+    latency = [Series(name, style, _curve(times[key])) for key, name, style in names if times[key] is not None]
+    if latency:
+        yield _spread("Latency by percentile", latency)
+    if times["ttft"] is not None:
+        yield _spread(
+            "Time to first token by percentile", [Series("time to first token", "violet", _curve(times["ttft"]))]
+        )
+
+
+def _spread(title: str, series: Sequence[Series]) -> str:
+    most = max(at for one in series for at, _ in one.points)
+    ticks = tuple((_nines(one), f"{one:g} %") for one in _PERCENTS if _nines(one) <= most)
+    y = value_axis(series, ms, may_log=True)
+    about = "how long the slowest of so many took" + (", logarithmic" if y.log else "")
+    hovers = []
+    dots = series[0].points
+    for (at, value), (until, _) in zip(dots, dots[1:]):
+        hovers.append(Hover(at, until, f"{100 * (1 - 10**-at):.5g} %: {ms(value)}"))
+    return chart(title, about, series, Axis(0.0, most, ticks), y, hovers=hovers)
+
+
+def _nines(percent: float) -> float:
+    return -math.log10(1 - percent / 100)
+
+
+def _curve(times: Mapping[str, Any]) -> list[Dot]:
+    last = math.log10(2 * times["count"])
+    dots: list[Dot] = [(0.0, times["min_ms"])]
+    dots += [(last if percent >= 100 else min(last, _nines(percent)), value) for percent, value in times["spread"]]
+    return dots
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _tables(result: Mapping[str, Any]) -> Iterator[str]:
+    heads: tuple[str, ...] = ("", *COLUMNS, "mean")
+    keys = [f"{name.replace('.', '_')}_ms" for name in heads[1:]]
+    rows: list[tuple[str, ...]] = [
+        (name.capitalize(), *(ms(times[key]) for key in keys))
+        for kind, name in NAMES.items()
+        if (times := result["times"][kind]) is not None
+    ]
+    yield _table("Times", heads, rows)
+    heads = ("", "answered", "errors", "refused", "p50", "p99", "first token p50", "per token p50", "tokens")
+    for title, kind in (("By model", "models"), ("By engine", "engines")):
+        yield _table(title, heads, [_row(row) for row in result[kind]])
+    whole = result["requests"]["finished"]
+    rows = [(clean(one["error"]), counted(one["count"]), percent_of(one["count"], whole)) for one in result["errors"]]
+    yield _table("What went wrong", ("", "count", "share"), rows)
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    latency, ttft, tpot = (row[key] or {} for key in ("latency", "ttft", "tpot"))
+    return (
+        clean(row["name"]),
+        *(counted(row[key]) for key in ("ok", "errors", "refused")),
+        ms(latency.get("p50_ms")),
+        ms(latency.get("p99_ms")),
+        ms(ttft.get("p50_ms")),
+        ms(tpot.get("p50_ms")),
+        counted(row["output_tokens"]),
+    )
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
+    return (
+        f'<h2>{escape(title)}</h2>\n<div class="box wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
+
+
+def _settings(result: Mapping[str, Any]) -> Iterator[str]:
+    config, generator = result["config"], result["generator"]
+    pairs = {
+        "Loop": config["loop"] + (f", {config['arrivals']} arrivals" if config["arrivals"] else ""),
+        "Callers" if config["loop"] == "closed" else "Connections at most": counted(config["connections"]),
+        "Connections opened": counted(result["connections"]["opened"]),
+        "Kept between requests": "yes" if config["keepalive"] else "no",
+        "Streams": f"{100 * config['stream_share']:g} %",
+        "Prompts": "each its own" if config["unique"] else "may repeat",
+        "Answer's tokens at most": _span(config["max_tokens"]),
+        "Prompt's tokens, about": _span(config["prompt_tokens"]),
+        "Shared prefix, about": f"{config['shared_prefix_tokens']} tokens"
+        if config["shared_prefix_tokens"]
+        else "none",
+        "Timeout": f"{config['timeout_s']:g} s",
+        "Received": shown_bytes(result["body_bytes"]),
+        "Seed": str(config["seed"]),
+        "Generator": f"{100 * generator['cpu_share']:.0f} % of a processor, {generator['python']}",
+        "Sent late": f"{counted(generator['late'])}, p99 {ms((generator['lag'] or {}).get('p99_ms'))}",
+    }
+    if config["loop"] == "closed":
+        del pairs["Sent late"]
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs.items())
+    yield f'<h2>How it was measured</h2>\n<div class="box"><dl class="pairs">{rows}</dl></div>\n'
+    error = 100 * result["relative_error"]
+    yield f"<footer><p>Percentiles are within {error:.1f} %; smallest, largest and mean are exact.</p></footer>\n"
+
+
+def _span(span: Optional[Sequence[int]]) -> str:
+    if span is None:
+        return "not said"
+    return str(span[0]) if span[0] == span[1] else f"{span[0]} to {span[1]}"
