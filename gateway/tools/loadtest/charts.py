@@ -13,6 +13,8 @@ from typing import Callable, NamedTuple, Optional
 
 WIDE, HIGH = 1000.0, 260.0
 _TICKS = 4
+_END = ' class="end"'
+_CHARACTER = 0.0155  # of the width of a chart beside another, that one takes
 
 Format = Callable[[float], str]
 Dot = tuple[float, Optional[float]]
@@ -62,9 +64,11 @@ class Axis(NamedTuple):
         return min(1.0, max(0.0, (value - self.least) / (self.most - self.least)))
 
 
-def even_axis(most: float, shown: Format) -> Axis:
-    """From 0 to something round that is at least `most`."""
+def even_axis(most: float, shown: Format, whole: bool = False) -> Axis:
+    """From 0 to something round that is at least `most`; `whole`: of things that are counted."""
     step = _round_step(max(most, 1e-9) / _TICKS)
+    if whole:
+        step = float(math.ceil(step))
     count = max(1, math.ceil(most / step - 1e-9))
     return Axis(0.0, count * step, tuple((one * step, shown(one * step)) for one in range(count + 1)))
 
@@ -83,7 +87,7 @@ def log_axis(least: float, most: float, shown: Format) -> Axis:
     return Axis(begin, end, tuple((one, shown(one)) for one in kept), log=True)
 
 
-def value_axis(series: Sequence[Series], shown: Format, may_log: bool = False) -> Axis:
+def value_axis(series: Sequence[Series], shown: Format, may_log: bool = False, whole: bool = False) -> Axis:
     """An axis for all values; with `may_log` a logarithmic one, where the largest would flatten the others."""
     values = sorted(value for one in series for _, value in one.points if value is not None)
     if not values:
@@ -91,7 +95,7 @@ def value_axis(series: Sequence[Series], shown: Format, may_log: bool = False) -
     middle = values[len(values) // 2]
     if may_log and values[0] > 0 and values[-1] > 20 * middle:
         return log_axis(values[0], values[-1], shown)
-    return even_axis(values[-1] or 1.0, shown)
+    return even_axis(values[-1] or 1.0, shown, whole)
 
 
 def time_axis(begin_s: float, end_s: float) -> Axis:
@@ -126,7 +130,10 @@ def chart(
 ) -> str:
     """A figure with its title, a line about it, a legend where there is more than one line, and the plot."""
     legend = "".join(f'<li class="{one.style}">{escape(one.name)}</li>' for one in series)
-    below = "".join(f'<span style="left:{100 * x.share(at):.2f}%">{escape(text)}</span>' for at, text in x.ticks)
+    below = "".join(
+        f'<span style="left:{100 * x.share(at):.2f}%"{_END if x.share(at) > 0.96 else ""}>{escape(text)}</span>'
+        for at, text in x.ticks
+    )
     beside = "".join(f'<span style="bottom:{100 * y.share(at):.2f}%">{escape(text)}</span>' for at, text in y.ticks)
     names = "".join(_named(band, x) for band in bands if band.name)
     return (
@@ -141,7 +148,7 @@ def chart(
 
 def _named(band: Band, x: Axis) -> str:
     left, right = x.share(band.begin), x.share(band.end)
-    if right - left < 0.08:
+    if right - left < _CHARACTER * len(band.name):
         return ""
     return (
         f'<i class="band-name" style="left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%">{escape(band.name)}</i>'

@@ -67,6 +67,19 @@ def three_digits(value: float) -> str:
     return f"{value:.2f}" if value else "0"
 
 
+def tick_ms(value_ms: float) -> str:
+    """Milliseconds at an axis, where values are round: `10 ms`, `2.5 s`."""
+    for unit_ms, name in ((1e-3, "µs"), (1.0, "ms")):
+        if value_ms / unit_ms < 999.5:
+            return f"{value_ms / unit_ms:.3g} {name}" if value_ms else "0"
+    return f"{value_ms / 1000:g} s"
+
+
+def tick(value: float) -> str:
+    """A number at an axis: `0.5`, `400`, `12 500`."""
+    return f"{value:,.0f}".replace(",", " ") if value >= 1000 else f"{value:.3g}"
+
+
 def shown_bytes(count: float) -> str:
     """A size for people."""
     for name in ("B", "kB", "MB", "GB"):

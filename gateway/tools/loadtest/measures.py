@@ -63,7 +63,7 @@ class Point(NamedTuple):
     refused: int
     tokens: int
     bytes: int
-    in_flight: int  # at its end
+    in_flight: int  # at most
     latency: Packed
     ttft: Packed
 
@@ -81,7 +81,7 @@ class Point(NamedTuple):
             refused=self.refused + other.refused,
             tokens=self.tokens + other.tokens,
             bytes=self.bytes + other.bytes,
-            in_flight=other.in_flight,
+            in_flight=max(self.in_flight, other.in_flight),
             latency=latency.packed(),
             ttft=ttft.packed(),
         )
@@ -108,7 +108,7 @@ class Measures:
         self._width_s = 1
         self._second: Optional[int] = None
         self._current: dict[tuple[str, str], Tally] = {}
-        self._sent_now = 0
+        self._sent_now = self._peak = 0
         self.last: Optional[Point] = None
 
     def began(self, due_ns: int, sent_ns: int, waited: bool) -> None:
@@ -117,6 +117,7 @@ class Measures:
         self._turn(sent_ns)
         self._sent_now += 1
         self.in_flight += 1
+        self._peak = max(self._peak, self.in_flight)
         if due_ns < 0:
             self.warmup_sent += 1
             return
@@ -223,10 +224,8 @@ class Measures:
             return
         counts = (all_of_it.ok, all_of_it.failed, all_of_it.refused, all_of_it.tokens, all_of_it.bytes)
         latency = all_of_it.response if self.open_loop else all_of_it.service
-        point = Point(
-            self._second, 1, self._sent_now, *counts, self.in_flight, latency.packed(), all_of_it.ttft.packed()
-        )
-        self._sent_now = 0
+        point = Point(self._second, 1, self._sent_now, *counts, self._peak, latency.packed(), all_of_it.ttft.packed())
+        self._sent_now, self._peak = 0, self.in_flight
         self.last = point
         self._append(point)
 

@@ -21,13 +21,13 @@ from gateway.tools.loadtest.charts import (
     time_axis,
     value_axis,
 )
-from gateway.tools.loadtest.durations import shown_bytes, three_digits
+from gateway.tools.loadtest.durations import shown_bytes, three_digits, tick, tick_ms
 from gateway.tools.loadtest.style import STYLE
 from gateway.tools.loadtest.table import COLUMNS, NAMES, clean, counted, ms, percent_of, summary, threshold_line
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _BAD = ' class="bad"'
-_PERCENTS = (0, 50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
+_PERCENTS = (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -46,7 +46,8 @@ def page(result: Mapping[str, Any]) -> str:
 def _parts(result: Mapping[str, Any], title: str) -> Iterator[str]:
     early = " · <b>ended early</b>" if result["interrupted"] else ""
     yield f"<header><h1>{title}</h1><p>{escape(summary(result['config']))}</p>"
-    yield f"<p>{escape(result['began'])} · {result['duration_s']:.1f} s{_warm(result)}{early}</p></header>\n"
+    began = result["began"].replace("T", " ").replace("+00:00", " UTC")
+    yield f"<p>{escape(began)} · {result['duration_s']:.1f} s{_warm(result)}{early}</p></header>\n"
     yield f'<ul class="tiles">{"".join(_tiles(result))}</ul>\n'
     if result["thresholds"]:
         yield '<ul class="rules">'
@@ -125,13 +126,21 @@ def _over_time(result: Mapping[str, Any]) -> Iterator[str]:
     hovers = [Hover(begin, end, _told(begin, end, moment)) for begin, end, moment in moments]
 
     def rates(key: str) -> list[Dot]:
-        return _line((begin, end, moment[key] / (end - begin)) for begin, end, moment in moments)
+        counts = ((begin, end, None if begin < 0 else moment[key] / (end - begin)) for begin, end, moment in moments)
+        return _line(counts)
 
     def values(key: str) -> list[Dot]:
         return _line((begin, end, moment[key]) for begin, end, moment in moments)
 
-    def drawn(title: str, about: str, series: Sequence[Series], shown: Format, may_log: bool = False) -> str:
-        y = value_axis(series, shown, may_log)
+    def drawn(
+        title: str,
+        about: str,
+        series: Sequence[Series],
+        shown: Format,
+        may_log: bool = False,
+        whole: bool = False,
+    ) -> str:
+        y = value_axis(series, shown, may_log, whole)
         return chart(title, about + (", logarithmic" if y.log else ""), series, x, y, bands, hovers)
 
     answered = [Series("answered", "blue", rates("ok"), area=True)]
@@ -141,18 +150,18 @@ def _over_time(result: Mapping[str, Any]) -> Iterator[str]:
         if result["requests"][key]:
             bars = [(at, moment[key] / (end - begin)) for begin, end, moment in moments for at in (begin, end)]
             answered.append(Series(key, "red" if key == "errors" else "amber", bars, bars=True))
-    yield drawn("Throughput", "requests a second", answered, three_digits)
+    yield drawn("Throughput", "requests a second", answered, tick)
     latency = [Series(name, style, values(f"{name}_ms")) for name, style in _STYLES]
     which = "response" if result["times"]["response"] is not None else "service"
-    yield drawn("Latency", f"{which} time of what ended in each second", latency, ms, may_log=True)
+    yield drawn("Latency", f"{which} time of what ended in each second", latency, tick_ms, may_log=True)
     if result["times"]["ttft"] is not None:
         first = [Series(name, style, values(f"ttft_{name}_ms")) for name, style in _STYLES]
-        yield drawn("Time to first token", "of the streams that ended in each second", first, ms, may_log=True)
+        yield drawn("Time to first token", "of the streams that ended in each second", first, tick_ms, may_log=True)
     if result["tokens"]["output"]:
         tokens = [Series("output tokens", "violet", rates("output_tokens"), area=True)]
-        yield drawn("Output tokens", "a second, of what ended in it", tokens, three_digits)
+        yield drawn("Output tokens", "a second, of what ended in it", tokens, tick)
     flying = [Series("in flight", "teal", values("in_flight"), area=True)]
-    yield drawn("In flight", "requests sent and not answered yet", flying, three_digits)
+    yield drawn("In flight", "requests sent and not answered yet, at most", flying, tick, whole=True)
 
 
 _STYLES = (("p50", "teal"), ("p95", "blue"), ("p99", "amber"))
@@ -202,7 +211,7 @@ def _told(begin: float, end: float, moment: Mapping[str, Any]) -> str:
         texts.append(f"first token p50 {ms(moment['ttft_p50_ms'])}, p99 {ms(moment['ttft_p99_ms'])}")
     if moment["output_tokens"]:
         texts.append(f"{counted(moment['output_tokens'])} tokens")
-    texts.append(f"{moment['in_flight']} in flight")
+    texts.append(f"at most {moment['in_flight']} in flight")
     return "\n".join(texts)
 
 
@@ -225,7 +234,7 @@ def _spreads(result: Mapping[str, Any]) -> Iterator[str]:
 def _spread(title: str, series: Sequence[Series]) -> str:
     most = max(at for one in series for at, _ in one.points)
     ticks = tuple((_nines(one), f"{one:g} %") for one in _PERCENTS if _nines(one) <= most)
-    y = value_axis(series, ms, may_log=True)
+    y = value_axis(series, tick_ms, may_log=True)
     about = "how long the slowest of so many took" + (", logarithmic" if y.log else "")
     hovers = []
     dots = series[0].points

@@ -259,7 +259,7 @@ def _warnings(plan: Plan, document: Mapping[str, Any]) -> list[str]:
         share = 100 * generator["late"] / generator["lag"]["count"]
         found.append(
             f"THE GENERATOR COULD NOT KEEP UP: {share:.1f} % of the requests were sent more than "
-            f"{generator['late_after_ms']:g} ms after they were due (p99 {shown_ns(generator['lag']['p99_ms'] * 1e6)}), "
+            f"{generator['late_after_ms']:g} ms after they were due, p99 {shown_ns(generator['lag']['p99_ms'] * 1e6)}, "
             "with a connection at hand. Response times hold that delay; take a lower rate, or more processes."
         )
     if generator["cpu_share"] > BUSY_SHARE:
@@ -274,7 +274,11 @@ def _warnings(plan: Plan, document: Mapping[str, Any]) -> list[str]:
         )
     if requests["finished"] and requests["failed"] > 0.001 * requests["finished"]:
         share = 100 * requests["failed"] / requests["finished"]
-        found.append(f"Times are of the {requests['ok']} requests that were answered well; {share:.2g} % were not.")
+        found.append(
+            f"Times are of the {requests['ok']} requests that were answered well; {share:.3g} % were not."
+            if requests["ok"]
+            else "No request was answered well."
+        )
     if not requests["finished"]:
         found.append("Nothing has ended that counts.")
     return found

@@ -44,14 +44,16 @@ figcaption p{color:var(--soft);font-size:13px}
 color:var(--soft)}
 .legend li::before{content:"";display:inline-block;width:14px;height:3px;border-radius:2px;background:currentColor;
 margin-right:7px;vertical-align:middle;color:var(--hue)}
+.legend .dashed::before{background:linear-gradient(90deg,currentColor 40%,#0000 40% 60%,currentColor 60%)}
 .plot{display:grid;grid-template-columns:auto minmax(0,1fr);grid-template-rows:210px 26px;column-gap:10px;
-margin-top:16px}
+margin-top:26px}
 .y{position:relative;width:58px;font-size:12px;color:var(--soft)}
 .y span{position:absolute;right:0;transform:translateY(50%);white-space:nowrap;line-height:1}
 .area{position:relative}svg{display:block;width:100%;height:100%;overflow:visible}
 .x{grid-column:2;position:relative;font-size:12px;color:var(--soft);margin-top:7px}
 .x span{position:absolute;transform:translateX(-50%);white-space:nowrap}
-.band-name{position:absolute;top:3px;text-align:center;font:500 11px/1.3 inherit;font-size:11px;font-style:normal;
+.x .end{transform:translateX(-100%)}
+.band-name{position:absolute;top:-19px;text-align:center;font:500 11px/1.3 inherit;font-size:11px;font-style:normal;
 color:var(--soft);white-space:nowrap;overflow:hidden;text-overflow:ellipsis;pointer-events:none}
 .grid{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke;fill:none}
 .line{fill:none;stroke:var(--hue);stroke-width:1.8;vector-effect:non-scaling-stroke;stroke-linejoin:round;
