@@ -55,7 +55,7 @@ def due_ns(stages: Sequence[Stage], begin_ns: int, chance: Optional[Random] = No
 
 def _same(one: float, other: float) -> bool:
     """A sum of rates times durations may miss a whole number by its last bits, which is no request more."""
-    return abs(one - other) <= 1e-9 * max(1.0, abs(other))
+    return other < math.inf and abs(one - other) <= 1e-9 * max(1.0, other)
 
 
 def rate_at(stages: Sequence[Stage], at_s: float) -> Optional[float]:

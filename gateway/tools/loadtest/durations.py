@@ -50,7 +50,7 @@ def shown_ns(value_ns: Optional[float]) -> str:
         return "–"
     for unit_ns, name in ((1e3, "µs"), (1e6, "ms"), (1e9, "s")):
         shown = value_ns / unit_ns
-        if shown < 999.5:
+        if shown < (999.5 if name != "s" else 119.5):
             return f"{three_digits(shown)} {name}"
     minutes, seconds = divmod(round(value_ns / NS), 60)
     return f"{minutes} m {seconds:02} s"

@@ -32,7 +32,7 @@ _PERCENTS = (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
 
 def page(result: Mapping[str, Any]) -> str:
     """The whole document."""
-    title = escape(result["title"])
+    title = escape(clean(result["title"]))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -61,7 +61,9 @@ def _parts(result: Mapping[str, Any], title: str) -> Iterator[str]:
         yield f'<ul class="say">{"".join(lines)}</ul>\n'
     if result["requests"]["finished"]:
         yield f'<h2>Over time</h2>\n<div class="charts">{"".join(_over_time(result))}</div>\n'
-        yield f'<h2>How long it took</h2>\n<div class="charts">{"".join(_spreads(result))}</div>\n'
+        spreads = "".join(_spreads(result))
+        if spreads:
+            yield f'<h2>How long it took</h2>\n<div class="charts">{spreads}</div>\n'
     yield from _tables(result)
     yield from _settings(result)
 
@@ -76,22 +78,22 @@ def _warm(result: Mapping[str, Any]) -> str:
 
 def _tiles(result: Mapping[str, Any]) -> Iterator[str]:
     requests, rates, times = result["requests"], result["rates"], result["times"]
-    counts = f"{counted(requests['ok'])} of {counted(requests['sent'])} answered"
-    yield _tile("Throughput", three_digits(rates["requests_per_s"]), "requests/s", counts)
+    counts = f"{counted(requests['ok'])} of {counted(requests['sent'])}"
+    yield _tile("Answered", three_digits(rates["requests_per_s"]), "/s", counts)
     name = "response" if times["response"] is not None else "service"
     latency = times[name] or {}
     for percent in ("p50", "p99"):
-        number, _, unit = ms(latency.get(f"{percent}_ms")).rpartition(" ")
+        number, _, unit = ms(latency.get(f"{percent}_ms")).partition(" ")
         beside = f"max {ms(latency.get('max_ms'))}" if percent == "p99" else f"mean {ms(latency.get('mean_ms'))}"
-        yield _tile(f"{name.title()} time, {percent}", number or "–", unit, beside)
+        yield _tile(f"{name.capitalize()} time, {percent}", number, unit, beside)
     failed = requests["failed"]
     number = percent_of(failed, requests["finished"]).partition(" ")[0]
     told = f"{counted(requests['errors'])} errors, {counted(requests['refused'])} refused"
     yield _tile("Not answered well", number, "%", told, bad=failed > 0)
     first = times["ttft"]
     if first is not None:
-        number, _, unit = ms(first["p50_ms"]).rpartition(" ")
-        yield _tile("Time to first token, p50", number, unit, f"p99 {ms(first['p99_ms'])}")
+        number, _, unit = ms(first["p50_ms"]).partition(" ")
+        yield _tile("First token, p50", number, unit, f"p99 {ms(first['p99_ms'])}")
     if result["tokens"]["output"]:
         estimated = " (counted events)" if result["tokens"]["estimated"] else " in all"
         told = f"{counted(result['tokens']['output'])}{estimated}"
@@ -151,9 +153,10 @@ def _over_time(result: Mapping[str, Any]) -> Iterator[str]:
             bars = [(at, moment[key] / (end - begin)) for begin, end, moment in moments for at in (begin, end)]
             answered.append(Series(key, "red" if key == "errors" else "amber", bars, bars=True))
     yield drawn("Throughput", "requests a second", answered, tick)
-    latency = [Series(name, style, values(f"{name}_ms")) for name, style in _STYLES]
+    latency = [Series(name, style, values(f"{name}_ms")) for name, style in _STYLES] if result["requests"]["ok"] else []
     which = "response" if result["times"]["response"] is not None else "service"
-    yield drawn("Latency", f"{which} time of what ended in each second", latency, tick_ms, may_log=True)
+    if latency:
+        yield drawn("Latency", f"{which} time of what ended in each second", latency, tick_ms, may_log=True)
     if result["times"]["ttft"] is not None:
         first = [Series(name, style, values(f"ttft_{name}_ms")) for name, style in _STYLES]
         yield drawn("Time to first token", "of the streams that ended in each second", first, tick_ms, may_log=True)
@@ -192,7 +195,7 @@ def _bands(result: Mapping[str, Any], x: Axis) -> Iterator[Band]:
         if stage["warmup"]:
             yield Band(begin, end, "warm", "warm-up")
             continue
-        rates = [three_digits(stage[key]) for key in ("from_per_s", "to_per_s")]
+        rates = [tick(stage[key]) for key in ("from_per_s", "to_per_s")]
         name = f"{rates[0]}/s" if rates[0] == rates[1] else f"{rates[0]} → {rates[1]}/s"
         yield Band(begin, end, "band" if shaded else "plain", name)
         shaded = not shaded

@@ -260,7 +260,8 @@ def _warnings(plan: Plan, document: Mapping[str, Any]) -> list[str]:
         found.append(
             f"THE GENERATOR COULD NOT KEEP UP: {share:.1f} % of the requests were sent more than "
             f"{generator['late_after_ms']:g} ms after they were due, p99 {shown_ns(generator['lag']['p99_ms'] * 1e6)}, "
-            "with a connection at hand. Response times hold that delay; take a lower rate, or more processes."
+            "with a connection at hand: this machine is too busy or too slow for it. Response times hold that delay; "
+            "take a lower rate, or more machines."
         )
     if generator["cpu_share"] > BUSY_SHARE:
         found.append(
