@@ -98,18 +98,14 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None
     arguments = list(sys.argv[1:] if argv is None else argv)
     from pathlib import Path
 
-    if arguments[:1] == ["mock"]:
-        from gateway.mock.server import main as mock_main
-
-        return mock_main(arguments[1:], f"{program()} mock")
-    if arguments[:1] == ["replay"]:
-        from gateway.tools.replay import main as replay_main
-
-        return replay_main(arguments[1:], f"{program()} replay")
-    if arguments[:1] == ["loadtest"]:
-        from gateway.tools.loadtest.command import main as loadtest_main
-
-        return loadtest_main(arguments[1:], f"{program()} loadtest")
+    if arguments[:1] in (["mock"], ["replay"], ["loadtest"]):
+        if arguments[0] == "mock":
+            from gateway.mock.server import main as command_main
+        elif arguments[0] == "replay":
+            from gateway.tools.replay import main as command_main
+        else:
+            from gateway.tools.loadtest.command import main as command_main
+        return command_main(arguments[1:], f"{program()} {arguments[0]}")
     if arguments[:1] == ["discover"]:
         from gateway.tools.discover import discover_command
 
@@ -192,15 +188,14 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
         owner.add_argument(flag_of(name), dest=name, metavar=metavar, type=text, action=Once, help=what)
     # Flags before the command, too: plain parsing takes a command that may be missing for missing when a flag comes.
     known, rest = parser.parse_known_intermixed_args(arguments)
-    typed = vars(known)
-    command = typed.pop("command")
+    command = vars(known).pop("command")
     if command in _COMMANDS and command not in ("serve", "check"):
         parser.error(f"the command {command} has flags of its own, and stands before them")
     if rest:  # before the command: it may be the value of a flag that is none
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if command not in _COMMANDS:
         parser.error(f"there is no command {command!r}; there are: {', '.join(_COMMANDS)}")
-    return command, {name: value for name, value in typed.items() if value is not None}
+    return command, {name: value for name, value in vars(known).items() if value is not None}
 
 
 def _check(settings: Settings) -> int:

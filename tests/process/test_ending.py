@@ -44,6 +44,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("usage",),
     ("replay", "decisions"),
     ("mock", "--help"),
+    ("loadtest", "http://127.0.0.1:1"),
     ("serve", "--help"),
 )
 PRINTING: tuple[tuple[str, ...], ...] = (

@@ -19,7 +19,7 @@ from tests.support import ROOT, TIMEOUT_S, process_environment
 # What pip makes of [project.scripts].
 SCRIPT = "import sys\nfrom gateway.cli import run\nif __name__ == '__main__':\n    sys.exit(run())\n"
 PYTHON = Path(sys.executable).name.removesuffix(".exe")
-COMMANDS = ("", "mock", "keys", "keys create", "usage", "replay", "check", "serve")
+COMMANDS = ("", "mock", "keys", "keys create", "usage", "replay", "loadtest", "check", "serve")
 
 
 class NameTest(unittest.TestCase):

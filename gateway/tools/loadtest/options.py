@@ -134,7 +134,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     """What may be said."""
     known = argparse.ArgumentParser(
         prog=prog,
-        usage="%(prog)s URL [options]",
+        usage="%(prog)s [options] URL",
         description=_DESCRIPTION,
         epilog=_EPILOG.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
