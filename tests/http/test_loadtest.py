@@ -426,6 +426,14 @@ class LoopTest(LoadTestTest):
         loop.run(0)
         self.assertEqual((measures.sent, measures.total.ok, measures.abandoned), (6, 4, 2))
 
+    def test_it_looks_at_the_time_during_the_warm_up_too(self) -> None:
+        server = self.enter(Server(lambda side, before: side.send(WHOLE)))
+        measures, ticks = Measures(open_loop=True), list[int]()
+        schedule = OpenLoop(due_ns([Stage(2, 2, 0.5), Stage(20, 20, 0.1)], -NS // 2))
+        self.loop(server, schedule, measures, tick=ticks.append).run(-NS // 2)
+        self.assertEqual((measures.warmup_sent, measures.sent), (1, 2))
+        self.assertGreater(sum(now_ns < 0 for now_ns in ticks), 1)
+
     def test_a_large_request_is_sent_in_as_many_writes_as_it_takes(self) -> None:
         sizes: list[int] = []
         server = self.enter(Server(lambda side, before: (sizes.append(len(side.body)), side.send(WHOLE))[1]))

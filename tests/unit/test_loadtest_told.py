@@ -321,6 +321,14 @@ class ResultTest(unittest.TestCase):
         self.assertIn("No request was answered well", told)
         self.assertIn("THE GENERATOR COULD NOT", table(found))
         self.assertIn("THE GENERATOR COULD NOT", page(found))
+        measures = measured()
+        for _ in range(50):
+            measures.ticked(30 * MS)
+        self.assertIn("THE GENERATOR WAS HELD UP", "\n".join(result(measures=measures)["warnings"]))
+        measures = measured()
+        measures.waited = 50
+        self.assertIn("25.0 % of the requests had to wait", "\n".join(result(measures=measures)["warnings"]))
+        self.assertEqual([one for one in result()["warnings"] if "GENERATOR" in one or "wait" in one], [])
         busy = result_of(plan(), Run("x", NS, 0.99, 1.0, False, (), "p"), measured(open_loop=False))
         self.assertIn("THE GENERATOR WAS BUSY: it used 99 %", "\n".join(busy["warnings"]))
 

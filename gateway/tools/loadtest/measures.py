@@ -99,8 +99,9 @@ class Measures:
         self.engines: dict[str, Tally] = {}
         self.points: list[Point] = []
         self.lag, self.connect = Histogram(), Histogram()
+        self.tick_lag = Histogram()  # how much later than they should the loop's own looks at the time came
         self.connections = 0  # opened
-        self.resent = self.late = self.unsent = self.abandoned = 0
+        self.resent = self.late = self.waited = self.unsent = self.abandoned = 0
         self.sent = self.warmup_sent = self.warmup_failed = 0
         self.window = Tally()  # what has ended within the time that counts, whenever it began: only its counts
         self.end_ns: Optional[int] = None  # of that time; None: it goes on
@@ -122,6 +123,7 @@ class Measures:
             self.warmup_sent += 1
             return
         self.sent += 1
+        self.waited += waited
         if self.open_loop and not waited:
             lag_ns = sent_ns - due_ns
             self.lag.record(lag_ns)
@@ -181,6 +183,10 @@ class Measures:
         tally = self._tally("", b"")
         tally.failed += count
         count_label(tally.errors, "not sent: no connection was free in time", count)
+
+    def ticked(self, late_ns: int) -> None:
+        """The loop looks at the time, so much later than it should."""
+        self.tick_lag.record(max(0, late_ns))
 
     def tick(self, now_ns: int) -> None:
         """Time passes, whether or not anything happens."""

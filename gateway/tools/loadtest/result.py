@@ -21,6 +21,7 @@ PERCENTS = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99)
 SPREAD_POINTS = 160
 BUSY_SHARE = 0.85  # of a processor: above, what is measured is partly the generator
 LATE_SHARE = 0.01
+HELD_UP_MS = 20.0
 NO_MODEL = "(not sent)"
 
 
@@ -58,6 +59,7 @@ def result_of(plan: Plan, run: Run, measures: Measures) -> dict[str, Any]:
             "refused": total.refused,
             "failed": failed_all,
             "unsent": measures.unsent,
+            "waited_for_connection": measures.waited,
             "abandoned": measures.abandoned,
             "streams": total.streams,
             "warmup_sent": measures.warmup_sent,
@@ -203,6 +205,7 @@ def _generator(run: Run, measures: Measures) -> dict[str, Any]:
         "cpu_us_per_request": _rounded(run.cpu_s * 1e6 / asked, 1) if asked else None,
         "late": measures.late,
         "late_after_ms": LATE_NS / 1e6,
+        "held_up": _times(measures.tick_lag),
         "lag": _times(measures.lag),
         "python": run.python,
     }
@@ -255,18 +258,30 @@ def _moment(plan: Plan, point: Point) -> dict[str, Any]:
 def _warnings(plan: Plan, document: Mapping[str, Any]) -> list[str]:
     """What makes the figures wrong, or another's."""
     generator, requests, found = document["generator"], document["requests"], []
-    if generator["lag"] is not None and generator["late"] > LATE_SHARE * generator["lag"]["count"]:
-        share = 100 * generator["late"] / generator["lag"]["count"]
+    sent = max(1, requests["sent"])
+    if generator["late"] > LATE_SHARE * sent:
         found.append(
-            f"THE GENERATOR COULD NOT KEEP UP: {share:.1f} % of the requests were sent more than "
-            f"{generator['late_after_ms']:g} ms after they were due, p99 {shown_ns(generator['lag']['p99_ms'] * 1e6)}, "
+            f"THE GENERATOR COULD NOT KEEP UP: {100 * generator['late'] / sent:.1f} % of the requests were sent more "
+            f"than {generator['late_after_ms']:g} ms after they were due, p99 {shown_ns(generator['lag']['p99_ms'] * 1e6)}, "
             "with a connection at hand: this machine is too busy or too slow for it. Response times hold that delay; "
             "take a lower rate, or more machines."
+        )
+    elif (generator["held_up"] or {}).get("p99_ms", 0) > HELD_UP_MS:
+        found.append(
+            "THE GENERATOR WAS HELD UP: one in a hundred of its own looks at the time came "
+            f"{shown_ns(generator['held_up']['p99_ms'] * 1e6)} too late or more, so this machine has too much else to "
+            "do, and every time measured may hold such a delay."
         )
     if generator["cpu_share"] > BUSY_SHARE:
         found.append(
             f"THE GENERATOR WAS BUSY: it used {100 * generator['cpu_share']:.0f} % of a processor, so part of what was "
             "measured is its own doing; another process beside it shows how much."
+        )
+    if requests["waited_for_connection"] > LATE_SHARE * sent:
+        found.append(
+            f"{100 * requests['waited_for_connection'] / sent:.1f} % of the requests had to wait for one of the "
+            f"{plan.connections} connections, which were all taken: the server does not bear this rate, or "
+            "--connections is too low. That wait is part of the response time."
         )
     if requests["unsent"]:
         found.append(
