@@ -262,9 +262,9 @@ def _warnings(plan: Plan, document: Mapping[str, Any]) -> list[str]:
     if generator["late"] > LATE_SHARE * sent:
         found.append(
             f"THE GENERATOR COULD NOT KEEP UP: {100 * generator['late'] / sent:.1f} % of the requests were sent more "
-            f"than {generator['late_after_ms']:g} ms after they were due, p99 {shown_ns(generator['lag']['p99_ms'] * 1e6)}, "
-            "with a connection at hand: this machine is too busy or too slow for it. Response times hold that delay; "
-            "take a lower rate, or more machines."
+            f"than {generator['late_after_ms']:g} ms after they were due, "
+            f"p99 {shown_ns(generator['lag']['p99_ms'] * 1e6)}, with a connection at hand: this machine is too busy "
+            "or too slow for it. Response times hold that delay; take a lower rate, or more machines."
         )
     elif (generator["held_up"] or {}).get("p99_ms", 0) > HELD_UP_MS:
         found.append(
