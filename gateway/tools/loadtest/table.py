@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
@@ -95,8 +96,10 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         )
     yield ""
     yield from _generator(result)
-    for text in (*result["warnings"], *result["notes"]):
-        yield from _wrapped(f"! {text}" if text in result["warnings"] else f"  {text}")
+    for text in result["warnings"]:
+        yield from _wrapped(text, "! ")
+    for text in result["notes"]:
+        yield from _wrapped(text, "  ")
     if result["thresholds"]:
         yield ""
         yield from (threshold_line(one) for one in result["thresholds"])
@@ -189,7 +192,5 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join((first, *others)).rstrip()
 
 
-def _wrapped(text: str) -> Iterator[str]:
-    import textwrap
-
-    yield from textwrap.wrap(text, _WIDTH, subsequent_indent="  ", initial_indent=text[:2] if text[:2] == "  " else "")
+def _wrapped(text: str, mark: str) -> list[str]:
+    return textwrap.wrap(clean(text), _WIDTH, initial_indent=mark, subsequent_indent="  ")
