@@ -6,7 +6,10 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import tempfile
 import threading
 import unittest
@@ -43,14 +46,20 @@ WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %
 class Server:
     """A server of which a function says what it does with each request on each connection; a context manager."""
 
-    def __init__(self, conduct: Callable[[EngineSide, int], None], host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        conduct: Callable[[EngineSide, int], None],
+        host: str = "127.0.0.1",
+        tls: Optional[ssl.SSLContext] = None,
+    ) -> None:
         """`conduct` gets the connection, with a request read, and how many requests came on it before; what it raises
         (AssertionError: the other side has closed) ends the connection."""
         self._conduct = conduct
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=128)
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._listener.getsockname()[1]}"
+        self._tls = tls
+        self.url = f"{'https' if tls else 'http'}://{shown}:{self._listener.getsockname()[1]}"
         self.requests = 0
         self.connections = 0
         self._lock = threading.Lock()
@@ -64,7 +73,12 @@ class Server:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            side = EngineSide(sock)
+            sock.settimeout(TIMEOUT_S)
+            try:
+                side = EngineSide(sock if self._tls is None else self._tls.wrap_socket(sock, server_side=True))
+            except OSError:  # who does not trust us leaves
+                sock.close()
+                continue
             thread = threading.Thread(target=self._serve, args=(side,), name="test-server", daemon=True)
             with self._lock:
                 self.connections += 1
@@ -362,6 +376,42 @@ class EndsTest(LoadTestTest):
         status, _, stderr = self.run_command(dead_url(), "--prompts", str(self.directory / "none"))
         self.assertEqual(status, 2)
         self.assertIn("No such file", stderr)
+
+
+OPENSSL = shutil.which("openssl")
+
+
+@unittest.skipUnless(OPENSSL, "the openssl command is missing: no certificate for the server")
+class TlsTest(LoadTestTest):
+    def server(self, body: bytes = WHOLE) -> tuple[Server, Path]:
+        """One that speaks TLS, and its certificate."""
+        certificate, key = self.directory / "cert.pem", self.directory / "key.pem"
+        command = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
+        names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        made = subprocess.run([OPENSSL or "", *command.split(), *names], stderr=subprocess.PIPE, check=False)
+        if made.returncode:
+            raise unittest.SkipTest(f"this openssl makes no such certificate: {made.stderr.decode()[-200:]}")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(str(certificate), str(key))
+        return self.enter(Server(lambda side, before: side.send(body), tls=context)), certificate
+
+    def test_a_certificate_is_trusted_or_said_not_to_be(self) -> None:
+        server, certificate = self.server()
+        for flags in (("--insecure",), ("--cacert", str(certificate)), ("--insecure", "--no-keepalive")):
+            self.assertEqual(self.errors(server.url, "-n", "20", "-c", "3", *flags), {})
+        asked = server.requests
+        status, _, stderr = self.run_command(server.url, "-m", "m", "-n", "20")
+        self.assertEqual((status, server.requests), (1, asked))
+        self.assertIn("its certificate is not trusted", stderr)
+
+    def test_answers_and_requests_larger_than_a_record_are_whole(self) -> None:
+        answer = ANSWER[:-1] + b',"padding":"' + b"x" * 700_000 + b'"}'
+        server, certificate = self.server(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+        prompt = self.directory / "large.txt"
+        prompt.write_text("x" * 3_000_000, "utf-8")
+        flags = ("-n", "6", "-c", "2", "--cacert", str(certificate), "--prompts", str(prompt))
+        found = self.measured(server.url, *flags)
+        self.assertEqual((found["requests"]["ok"], found["body_bytes"]), (6, 6 * len(answer)))
 
 
 class LoopTest(LoadTestTest):

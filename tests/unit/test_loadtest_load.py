@@ -340,6 +340,7 @@ class MeasuresTest(unittest.TestCase):
     def test_what_is_in_flight_at_the_end_is_abandoned(self) -> None:
         measures = Measures(open_loop=False)
         measures.began(0, 0, waited=False)
+        measures.began(-1, -1, waited=False)  # of the warm-up
         measures.close(NS)
         self.assertEqual((measures.abandoned, measures.sent, measures.total.ok), (1, 1, 0))
 

@@ -227,7 +227,7 @@ def _tell(plan: Plan, result: dict[str, Any]) -> int:
         files.append(("--html", plan.html_file, page(result)))
     for name, path, written in files:
         try:
-            path.write_text(written, "utf-8")
+            path.write_text(written, "utf-8", "replace")  # a name may hold what UTF-8 cannot
         except OSError as error:
             status = _failed(FAILED, f"{name}: {path}: {error.strerror or error}")
     return status

@@ -106,6 +106,7 @@ class Measures:
         self.window = Tally()  # what has ended within the time that counts, whenever it began: only its counts
         self.end_ns: Optional[int] = None  # of that time; None: it goes on
         self.in_flight = 0
+        self._warming = 0  # of these, those that do not count
         self._width_s = 1
         self._second: Optional[int] = None
         self._current: dict[tuple[str, str], Tally] = {}
@@ -121,6 +122,7 @@ class Measures:
         self._peak = max(self._peak, self.in_flight)
         if due_ns < 0:
             self.warmup_sent += 1
+            self._warming += 1
             return
         self.sent += 1
         self.waited += waited
@@ -139,6 +141,7 @@ class Measures:
         if within:
             self._count(self.window, exchange)
         if due_ns < 0:
+            self._warming -= 1
             self.warmup_failed += failure is not None
             return
         tally = self._tally(model, exchange.engine)
@@ -195,7 +198,7 @@ class Measures:
     def close(self, now_ns: int) -> None:
         """The run is over: what is in flight is abandoned, and all is added up."""
         self._turn(now_ns)
-        self.abandoned, self.in_flight = self.in_flight, 0
+        self.abandoned, self.in_flight = self.in_flight - self._warming, 0
         self._put_away()
 
     def _tally(self, model: str, engine: bytes) -> Tally:

@@ -26,19 +26,19 @@ def line(measures: Measures, now_ns: int, duration_s: Optional[float], limit: Op
         when = f"{now_ns / NS:.0f} s" + ("" if duration_s is None else f" of {duration_s:.0f} s")
     done = f", {measures.sent} of {limit}" if limit is not None else ""
     parts = [when + done]
-    point = measures.last
+    point = measures.last if now_ns >= 0 else None
     total = measures.total
-    if point is not None and now_ns >= 0:
-        latency = point.latency.unpacked()
-        p50, p99 = latency.percentiles((50.0, 99.0))
-        parts.append(f"{three_digits(point.ok)}/s")
-        parts.append(f"p50 {shown_ns(p50)}, p99 {shown_ns(p99)}")
-        if total.tokens:
-            parts.append(f"{three_digits(point.tokens)} tokens/s")
+    if point is not None:
+        parts.append(f"{three_digits(point.ok / point.width_s)}/s")
     parts.append(f"{measures.in_flight} in flight")
     parts.append(f"{total.failed} errors" + (f", {total.refused} refused" if total.refused else ""))
     if measures.late:
         parts.append(f"{measures.late} SENT LATE")
+    if point is not None:
+        p50, p99 = point.latency.unpacked().percentiles((50.0, 99.0))
+        parts.append(f"p50 {shown_ns(p50)}, p99 {shown_ns(p99)}")
+        if total.tokens:
+            parts.append(f"{three_digits(point.tokens / point.width_s)} tokens/s")
     return " | ".join(parts)
 
 
