@@ -178,6 +178,7 @@ class AnswerTest(unittest.TestCase):
             (b'{"error":{"code":"backend_error","message":"m"}}', "502 backend_error"),
             (b'{"error":{"type":"server_error","code":null}}', "502 server_error"),
             (b'{"error":"plain"}', "502 plain"),
+            (b'{"error":{"code":502}}', "502"),
             (b"<html>", "502"),
             (b"", "502"),
             (b"[1]", "502"),

@@ -222,5 +222,5 @@ class Exchange:
                 name = error_name(json.loads(b"".join(self._body)))
             except (ValueError, RecursionError):
                 pass
-        self.failure = f"{head.status} {name}".rstrip()
+        self.failure = str(head.status) if name == str(head.status) else f"{head.status} {name}".rstrip()
         self.refused = head.status in _REFUSALS and b"retry-after" in head.headers

@@ -21,7 +21,7 @@ from gateway.tools.loadtest.charts import (
     time_axis,
     value_axis,
 )
-from gateway.tools.loadtest.durations import shown_bytes, three_digits, tick, tick_ms
+from gateway.tools.loadtest.durations import shown_bytes, shown_ns, three_digits, tick, tick_ms
 from gateway.tools.loadtest.style import STYLE
 from gateway.tools.loadtest.table import COLUMNS, NAMES, clean, counted, ms, percent_of, summary, threshold_line
 
@@ -47,7 +47,7 @@ def _parts(result: Mapping[str, Any], title: str) -> Iterator[str]:
     early = " · <b>ended early</b>" if result["interrupted"] else ""
     yield f"<header><h1>{title}</h1><p>{escape(summary(result['config']))}</p>"
     began = result["began"].replace("T", " ").replace("+00:00", " UTC")
-    yield f"<p>{escape(began)} · {result['duration_s']:.1f} s{_warm(result)}{early}</p></header>\n"
+    yield f"<p>{escape(began)} · {shown_ns(result['duration_s'] * 1e9)}{_warm(result)}{early}</p></header>\n"
     yield f'<ul class="tiles">{"".join(_tiles(result))}</ul>\n'
     if result["thresholds"]:
         yield '<ul class="rules">'
@@ -80,7 +80,7 @@ def _tiles(result: Mapping[str, Any]) -> Iterator[str]:
     requests, rates, times = result["requests"], result["rates"], result["times"]
     counts = f"{counted(requests['ok'])} of {counted(requests['sent'])}"
     yield _tile("Answered", three_digits(rates["requests_per_s"]), "/s", counts)
-    name = "response" if times["response"] is not None else "service"
+    name = "response" if result["config"]["loop"] == "open" else "service"
     latency = times[name] or {}
     for percent in ("p50", "p99"):
         number, _, unit = ms(latency.get(f"{percent}_ms")).partition(" ")

@@ -58,7 +58,7 @@ color:var(--soft);white-space:nowrap;overflow:hidden;text-overflow:ellipsis;poin
 .grid{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke;fill:none}
 .line{fill:none;stroke:var(--hue);stroke-width:1.8;vector-effect:non-scaling-stroke;stroke-linejoin:round;
 stroke-linecap:round}
-.fill{fill:var(--hue);opacity:.11;stroke:none}.bars{fill:var(--hue);opacity:.85}
+.fill{fill:var(--hue);opacity:.11;stroke:none}.bars{fill:var(--hue);opacity:.6}
 .hover{fill:transparent}.hover:hover{fill:var(--ink);opacity:.07}
 .band{fill:var(--band)}.plain{fill:none}.warm{fill:var(--warm)}
 .blue{--hue:var(--blue)}.teal{--hue:var(--teal)}.amber{--hue:var(--amber)}.red{--hue:var(--red)}

@@ -60,7 +60,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         else ""
     )
     ended = ", ended early" if result["interrupted"] else ""
-    yield f"{result['duration_s']:.1f} s{warm}{ended}; seed {config['seed']}"
+    yield f"{shown_ns(result['duration_s'] * 1e9)}{warm}{ended}; seed {config['seed']}"
     yield ""
     finished = requests["finished"]
     yield from _aligned(
