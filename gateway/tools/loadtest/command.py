@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
+from gateway.clock import unix_s
 from gateway.tools.loadtest.arrivals import due_ns
 from gateway.tools.loadtest.durations import NS
 from gateway.tools.loadtest.loop import Limits, Loop
@@ -149,7 +150,7 @@ def _run(plan: Plan, found: Found, bodies: list[dict[str, Any]]) -> dict[str, An
     loop = Loop(found.endpoint, schedule, asked, measures, limits, tick)
     if progress is not None:
         _announce(plan, found)
-    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    began = datetime.fromtimestamp(unix_s(), timezone.utc).isoformat(timespec="seconds")
     with _interrupting(loop), _quiet_memory():
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         ended_ns = loop.run(-round(plan.warmup_s * NS))
