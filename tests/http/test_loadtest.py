@@ -235,8 +235,8 @@ class FaultsTest(LoadTestTest):
 
     def test_what_goes_wrong_is_counted_by_its_name(self) -> None:
         for behaviour, options, flags, expected in (
-            ("error", {"status": 500}, (), "500 "),
-            ("unauthorized", {}, (), "401 "),
+            ("error", {"status": 500}, (), "500"),
+            ("unauthorized", {}, (), "401"),
             ("malformed", {}, (), "the answer is not JSON"),
             ("truncate", {}, (), "closed in the body"),
             ("drop_mid_stream", {}, ("--stream",), "stream: closed before its end"),
