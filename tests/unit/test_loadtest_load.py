@@ -222,12 +222,6 @@ class ScheduleTest(unittest.TestCase):
         self.assertEqual(loop.late(NS // 2), 0)
         self.assertEqual(loop.due(NS), NS // 2)
 
-    def test_nothing_is_due_when_it_was_stopped(self) -> None:
-        for loop in (ClosedLoop(1, 0, None), OpenLoop(due_ns([Stage(9, 9, 9.0)], 0))):
-            loop.stop()
-            self.assertIsNone(loop.due(NS))
-            self.assertTrue(loop.over(NS))
-
 
 def simulated(schedule: Schedule, measures: Measures, busy_ns: int, stall: tuple[int, int]) -> None:
     """A run against a server with one place, which takes `busy_ns` for each answer and does nothing in `stall`; as the

@@ -263,10 +263,6 @@ class Connection:
         assert request is not None
         self.close()
         self._watcher.resent()
-        self.begin_again(request, now_ns)
-
-    def begin_again(self, request: Request, now_ns: int) -> None:
-        """Send the request that is under way over a new connection."""
         self.exchange = Exchange(request.stream)
         self._left = None
         self._open(now_ns)

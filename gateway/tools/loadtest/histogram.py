@@ -109,10 +109,6 @@ class Histogram:
     def _bounded(self, value: float) -> float:
         return min(max(value, self.least), self.largest)
 
-    def above(self, value: float) -> int:
-        """How many are larger, within the error of a bucket."""
-        return sum(count for index, count in self.counts.items() if middle_of(index) > value)
-
     def spread(self) -> Iterator[tuple[float, float]]:
         """(percent, value) of each bucket, rising: the share of all that do not exceed it."""
         seen = 0

@@ -15,7 +15,7 @@ import selectors
 import socket
 import time
 from collections.abc import Iterator
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 from gateway.tools.loadtest.connections import Connection, Endpoint
 from gateway.tools.loadtest.durations import NS
@@ -29,15 +29,15 @@ _PRECISE_NS = 50_000_000  # before a request is due, where a millisecond counts
 _FD_SETSIZE = 1024
 
 
-class Limits:
+class Limits(NamedTuple):
     """How long and how much. `timeout_ns`: for an answer, and in an open loop for a connection to be free;
-    `connect_ns`: for a connection to be there; `connections`: at most so many at once."""
+    `connect_ns`: for a connection to be there; `connections`: at most so many at once; `keepalive`: they are used
+    again."""
 
-    def __init__(self, connections: int, timeout_ns: int, connect_ns: int, keepalive: bool = True) -> None:
-        self.connections = connections
-        self.timeout_ns = timeout_ns
-        self.connect_ns = connect_ns
-        self.keepalive = keepalive
+    connections: int
+    timeout_ns: int
+    connect_ns: int
+    keepalive: bool = True
 
 
 class Loop:

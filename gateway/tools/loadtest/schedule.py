@@ -23,7 +23,6 @@ class Schedule:
 
     def __init__(self, limit: Optional[int]) -> None:
         self.left = limit
-        self.stopped = False
 
     def due(self, now_ns: int) -> Optional[int]:
         """When the next request was due, if that is not in the future."""
@@ -50,10 +49,6 @@ class Schedule:
         """Give up what was due before that time; returns how many requests."""
         return 0
 
-    def stop(self) -> None:
-        """No more requests."""
-        self.stopped = True
-
 
 class ClosedLoop(Schedule):
     """So many callers, each of whom asks, waits for the answer, thinks, and asks again, until the end."""
@@ -76,7 +71,7 @@ class ClosedLoop(Schedule):
         self._failures = 0
 
     def next_ns(self) -> Optional[int]:
-        if not self._ready_ns or self.left == 0 or self.stopped:
+        if not self._ready_ns or self.left == 0:
             return None
         return self._ready_ns[0]
 
@@ -99,7 +94,7 @@ class ClosedLoop(Schedule):
         heapq.heappush(self._ready_ns, now_ns + pause_ns)
 
     def over(self, now_ns: int) -> bool:
-        return self.stopped or self.left == 0 or (self._end_ns is not None and now_ns >= self._end_ns)
+        return self.left == 0 or (self._end_ns is not None and now_ns >= self._end_ns)
 
 
 class OpenLoop(Schedule):
@@ -111,7 +106,7 @@ class OpenLoop(Schedule):
         self._next_ns = next(times, None)
 
     def next_ns(self) -> Optional[int]:
-        return None if self.left == 0 or self.stopped else self._next_ns
+        return None if self.left == 0 else self._next_ns
 
     def take(self) -> None:
         super().take()

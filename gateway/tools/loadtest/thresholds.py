@@ -77,11 +77,3 @@ def threshold(text: str) -> Threshold:
     if re.fullmatch(r"[0-9.]+", limit):
         raise ValueError(f"{metric} has a time with its unit, as in 500ms, not {limit!r}")
     return Threshold(text.strip(), metric, comparison, duration_s(limit))
-
-
-def told(judged: Mapping[str, Any]) -> str:
-    """One line for people."""
-    value = judged["value"]
-    return f"{'FAILED' if judged['failed'] else 'passed'}: {judged['rule']}" + (
-        " (nothing was measured)" if value is None else ""
-    )
