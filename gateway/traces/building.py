@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from typing import Union
 
+from gateway.posting import Poster
 from gateway.settings import Settings
 from gateway.telemetry.registry import Registry
 from gateway.traces.encoding import resource_of
 from gateway.traces.exporter import SpanExporter
 from gateway.traces.figures import MetricsExporter
-from gateway.traces.posting import Collector, Log
+from gateway.traces.posting import Log
 from gateway.traces.spans import Find
 
 Exporter = Union[SpanExporter, MetricsExporter]
@@ -29,10 +30,10 @@ def exporters_of(settings: Settings, registry: Registry, log: Log, find: Find) -
             "gateway_spans_dropped_total",
             "Spans that no collector has got: the queue was full, or it did not take them.",
         )
-        collector = Collector(url, "/v1/traces", headers)
+        collector = Poster(url, "/v1/traces", headers, packs=True)
         exporters.append(SpanExporter(collector, resource, find, taken.labels(), lost.labels(), log))
     if settings.metrics_exporter == "otlp":
-        collector = Collector(url, "/v1/metrics", headers)
+        collector = Poster(url, "/v1/metrics", headers, packs=True)
         interval_s = settings.metric_interval_ms / 1000
         exporters.append(MetricsExporter(collector, resource, registry, interval_s, log))
     return tuple(exporters)

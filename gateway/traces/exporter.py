@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gateway.posting import Poster
 from gateway.telemetry.events import RequestEvent, Trace
 from gateway.telemetry.registry import Counter
 from gateway.traces.encoding import Json, request_of
-from gateway.traces.posting import Collector, Delivery, Log, rejected_in
+from gateway.traces.posting import Delivery, Log, rejected_in
 from gateway.traces.spans import CONTENT, Find, is_failure, span_count, spans_of
 
 QUEUE_MAX_BYTES = 16 << 20  # of events that wait, as `_size_of` reckons
@@ -37,7 +38,7 @@ class SpanExporter:
     """Sends what is traced, from `start` to `close`. `observe` is called by one thread at a time."""
 
     def __init__(
-        self, collector: Collector, resource: Json, find: Find, exported: Counter, dropped: Counter, log: Log
+        self, collector: Poster, resource: Json, find: Find, exported: Counter, dropped: Counter, log: Log
     ) -> None:
         self._collector = collector
         self._resource = resource

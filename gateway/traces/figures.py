@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Union
 
 from gateway.clock import unix_s
+from gateway.posting import Poster
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
 from gateway.telemetry.genai import INSTRUMENTS
 from gateway.telemetry.registry import Registry
 from gateway.traces.encoding import Json, attributes_of, double_of, nanos, request_of
-from gateway.traces.posting import Collector, Delivery, Log, rejected_in
+from gateway.traces.posting import Delivery, Log, rejected_in
 
 CUMULATIVE = 2
 UNITS = {"seconds": "s", "bytes": "By", "usd": "{USD}"}
@@ -78,7 +79,7 @@ def _exemplar(one: Exemplar) -> Json:
 class MetricsExporter:
     """Sends a registry's metrics every `interval_s` seconds, from `start` to `close`, and once more at the end."""
 
-    def __init__(self, collector: Collector, resource: Json, registry: Registry, interval_s: float, log: Log) -> None:
+    def __init__(self, collector: Poster, resource: Json, registry: Registry, interval_s: float, log: Log) -> None:
         self._collector = collector
         self._resource = resource
         self._registry = registry

@@ -1,0 +1,138 @@
+"""One POST of JSON to somebody outside: a collector, an Alertmanager, a webhook.
+
+A `Poster` makes it on a connection of its own, bounded in time and in what it reads, however its other side behaves: no
+redirect is followed, no proxy of the environment asked, a certificate is checked. It belongs to the one thread that
+sends, but for `cut`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import gzip
+import http.client
+import io
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional
+from urllib.parse import urlsplit
+
+import gateway
+from gateway.clock import unix_s
+
+ANSWER_MAX_BYTES = 65_536
+
+
+class Answer(NamedTuple):
+    """What was said to a body."""
+
+    status: int
+    retry_after_s: Optional[float]
+    body: bytes
+
+
+class _Bounded(io.RawIOBase):
+    """A socket, read until a deadline and no further than so many bytes, as http.client wants it."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        self._sock = sock
+        self._deadline_s = deadline_s
+        self._left_bytes = ANSWER_MAX_BYTES
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("it has not answered in time")
+        if self._left_bytes <= 0:
+            return 0
+        self._sock.settimeout(left_s)
+        count = self._sock.recv_into(memoryview(buffer)[: self._left_bytes])
+        self._left_bytes -= count
+        return count
+
+
+class Poster:
+    """One address, `path` behind `url`, that bodies of JSON are sent to, compressed where `packs` says so.
+
+    `headers` may hold secrets; nothing here shows them. For one thread, but for `cut`.
+    """
+
+    def __init__(self, url: str, path: str, headers: Mapping[str, str], packs: bool) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None  # the setting has been checked
+        self._secure = parts.scheme.lower() == "https"
+        self._host = parts.hostname
+        self._port = parts.port or (443 if self._secure else 80)
+        self.shown = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}{path}"  # without a query
+        place = f"{parts.path.rstrip('/')}{path}" if path else parts.path or "/"
+        target = f"{place}{f'?{parts.query}' if parts.query else ''}"
+        own = {"content-type": "application/json", "user-agent": f"inference-gateway/{gateway.__version__}"}
+        own.update(headers)
+        lines = [f"POST {target} HTTP/1.1", f"Host: {parts.netloc}", *(f"{name}: {own[name]}" for name in own)]
+        self._packs = packs
+        lines += ["Content-Encoding: gzip"] if packs else []
+        self._head = "\r\n".join([*lines, "Connection: close", ""]).encode("latin-1")
+        self._tls: Optional[ssl.SSLContext] = None
+        self._sock: Optional[socket.socket] = None
+        self._cut = False
+
+    def post(self, body: bytes, timeout_s: float) -> Answer:
+        """Send a body and read what is said to it. Raises OSError, http.client.HTTPException."""
+        packed = gzip.compress(body, 1) if self._packs else body
+        deadline_s = time.monotonic() + timeout_s
+        sock = self._sock = socket.create_connection((self._host, self._port), timeout=timeout_s)
+        try:
+            if self._secure:
+                self._tls = self._tls or ssl.create_default_context()
+                sock = self._sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+            if self._cut:  # it is set before the socket is looked for
+                raise TimeoutError("the gateway ends")
+            sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+            sock.sendall(b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(packed), packed))
+            response = http.client.HTTPResponse(_Bounded(sock, deadline_s), method="POST")  # type: ignore[arg-type]
+            response.begin()
+            said = response.read(ANSWER_MAX_BYTES)
+            return Answer(response.status, _seconds(response.getheader("Retry-After")), said)
+        finally:
+            self._sock = None
+            sock.close()
+
+    def cut(self) -> None:
+        """End what is under way, and whatever comes. From any thread; never blocks."""
+        self._cut = True
+        sock = self._sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended, or is not connected yet: then the time for that is its bound
+
+
+def _seconds(retry_after: Optional[str]) -> Optional[float]:
+    """What a Retry-After means; None: nothing."""
+    if retry_after is None:
+        return None
+    if retry_after.isdigit() and len(retry_after) < 10:
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - unix_s())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def in_words(error: Exception) -> str:
+    """What has kept a body from its other side, without the address."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS fails ({error.reason or error})"
+    if isinstance(error, (TimeoutError, socket.timeout)):  # the same since Python 3.10
+        return "it has not answered in time"
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    return "its answer is none of HTTP"
