@@ -37,7 +37,7 @@ def bind_metrics(
         lambda: [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in factory.engines()],
         lambda: [((name,), pool.waiting) for name, pool in factory.router.pools.items()],
     )
-    gauges.bind_queue(registry, lambda: workers.depth, lambda: workers.busy)
+    gauges.bind_queue(registry, lambda: workers.depth, lambda: workers.busy, workers.queue_size)
     gauges.bind_build(registry, __version__)
     gauges.bind_cache(registry, cache_figures)
     gauges.bind_policy(
@@ -45,6 +45,7 @@ def bind_metrics(
         lambda: [((priority,), factor) for priority, factor in guard.adaptive.factors().items()],
         lambda: 0 if guard.ledger is None else guard.ledger.dropped_total,
         lambda: 0 if guard.db is None else guard.db.errors,
+        lambda: max((used for _, used in guard.budgets.used()), default=None),
     )
 
 

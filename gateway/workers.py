@@ -184,6 +184,11 @@ class WorkerPool:
         self._held_s += HELD_WEIGHT * (held_s - self._held_s) if self._held_s else held_s
 
     @property
+    def queue_size(self) -> int:
+        """How many jobs may wait."""
+        return self._queue_size
+
+    @property
     def depth(self) -> int:
         """Jobs waiting for a place."""
         return self._waiting

@@ -238,6 +238,15 @@ class Budgets:
         account = self._accounts.get(key)
         return account.spent_usd if account is not None and account.holds(self._clock()) else 0.0
 
+    def used(self) -> list[tuple[str, float]]:
+        """Each key that has asked since this process began and has a budget, with the share of it that is spent."""
+        now_unix_s = self._clock()
+        with self._lock:
+            accounts = [(key, account) for key, account in self._accounts.items() if account.holds(now_unix_s)]
+            return [
+                (key, account.spent_usd / account.budget_usd) for key, account in accounts if account.budget_usd > 0
+            ]
+
     def reset_unix_s(self, key: str) -> float:
         """When the current period of a key with a budget ends."""
         return self._accounts[key].end_unix_s

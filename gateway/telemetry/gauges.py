@@ -68,9 +68,11 @@ def bind_policy(
     factors: Callable[[], Iterable[tuple[tuple[str], float]]],
     ledger_dropped: Callable[[], float],
     state_db_errors: Callable[[], float],
+    budget_used: Callable[[], float | None],
 ) -> None:
-    """Declares the factors of the adaptive limits ((priority), factor), the rows that the ledger has lost, and how
-    often the state database could not be written."""
+    """Declares the factors of the adaptive limits ((priority), factor), the rows that the ledger has lost, how often
+    the state database could not be written, and how much of its budget the key has spent that has spent most of it
+    (None: no key has one)."""
     registry.callback(
         "gateway_limit_factor",
         "gauge",
@@ -92,6 +94,52 @@ def bind_policy(
         (),
         lambda: [((), state_db_errors())],
     )
+    registry.callback(
+        "gateway_budget_used_ratio",
+        "gauge",
+        "What a key has spent of its budget, 0 to 1; the highest of all keys.",
+        (),
+        lambda: [] if (used := budget_used()) is None else [((), used)],
+    )
+
+
+def bind_alerts(
+    registry: Registry,
+    counts: Callable[[], Iterable[tuple[tuple[str, str], int]]],
+    notifications: Callable[[], Iterable[tuple[tuple[str], int]]],
+) -> None:
+    """Declares how many alerts each rule has ((name, state), count), and what became of sent ones ((result), count)."""
+    registry.callback("gateway_alerts", "gauge", "Alerts by rule and state.", ("name", "state"), counts)
+    registry.callback(
+        "gateway_alert_notifications_total",
+        "counter",
+        "Alerts sent, by what became of them.",
+        ("result",),
+        notifications,
+    )
+
+
+def bind_slos(
+    registry: Registry,
+    remaining: Callable[[], Iterable[tuple[tuple[str], float]]],
+    burns: Callable[[], Iterable[tuple[tuple[str, str, str], float]]],
+) -> None:
+    """Declares what is left of error budgets ((model), share) and how fast they are spent ((model, objective, window),
+    times)."""
+    registry.callback(
+        "gateway_slo_error_budget_remaining",
+        "gauge",
+        "What is left of three days' error budget, of 1; with two objectives the smaller.",
+        ("model",),
+        remaining,
+    )
+    registry.callback(
+        "gateway_slo_burn_rate",
+        "gauge",
+        "How many times as fast as allowed the error budget is spent.",
+        ("model", "objective", "window"),
+        burns,
+    )
 
 
 def bind_cache(registry: Registry, figures: Callable[[], tuple[int, int, int]]) -> None:
@@ -106,14 +154,21 @@ def bind_cache(registry: Registry, figures: Callable[[], tuple[int, int, int]]) 
         registry.callback(name, kind, text, (), lambda place=place: [((), figures()[place])])  # type: ignore[misc]
 
 
-def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], int]) -> None:
-    """Declares the gauges of waiting requests (`depth`) and working threads (`busy`)."""
+def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], int], size: int) -> None:
+    """Declares the gauges of waiting requests (`depth`, at most `size`) and working threads (`busy`)."""
     registry.callback(
         "gateway_queue_depth",
         "gauge",
         "Requests waiting for a worker.",
         (),
         lambda: [((), depth())],
+    )
+    registry.callback(
+        "gateway_queue_size",
+        "gauge",
+        "Places for requests that wait for a worker.",
+        (),
+        lambda: [((), size)],
     )
     registry.callback(
         "gateway_workers_busy",

@@ -18,6 +18,8 @@ from gateway.telemetry import exposition
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
 
 LabelledNumber = tuple[tuple[str, ...], float]
+Numbers = list[tuple[tuple[str, ...], Union[float, Distribution]]]
+"""A metric's series: label values, and what was counted."""
 Traced = tuple[str, str, float]
 """Whose an observation is, for an exemplar: trace id, span id (hex), Unix seconds."""
 
@@ -141,7 +143,7 @@ class Metric(Generic[SeriesT]):
             series = self._series[values] = self._new_series()
         return series
 
-    def snapshot_locked(self) -> list[tuple[tuple[str, ...], Union[float, Distribution]]]:
+    def snapshot_locked(self) -> Numbers:
         return [(values, self._series[values].read_locked()) for values in sorted(self._series)]
 
 
@@ -204,6 +206,17 @@ class Registry:
         "not known now"; what it raises, `render` raises.
         """
         self._declare(name, kind, help_text, labels).read = read
+
+    def numbers(self, names: Sequence[str]) -> list[Numbers]:
+        """Of each of these metrics its series, all as of one moment; those of a callback are left out. Raises KeyError
+        for a name that is not declared. Any thread."""
+        metrics = [self._declared[name].metric for name in names]
+        with self.lock:
+            return [[] if metric is None else metric.snapshot_locked() for metric in metrics]
+
+    def names(self) -> tuple[str, ...]:
+        """Every metric's name."""
+        return tuple(self._declared)
 
     def collect(self) -> list[Family]:
         """Every metric as it is now: one consistent snapshot of all series, plus the callbacks' numbers. Any thread.

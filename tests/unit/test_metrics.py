@@ -417,7 +417,7 @@ class GatewayMetricsTest(unittest.TestCase):
         engines = [("13b", "a:1", True, 5), ("13b", "b:1", False, 0)]
         depth = [3]
         gauges.bind_engines(self.registry, lambda: engines)
-        gauges.bind_queue(self.registry, lambda: depth[0], lambda: 2)
+        gauges.bind_queue(self.registry, lambda: depth[0], lambda: 2, 8)
         series = scrape(self.registry)
         self.assertEqual(series['gateway_engine_up{model="13b",engine="a:1"}'], 1)
         self.assertEqual(series['gateway_engine_up{model="13b",engine="b:1"}'], 0)
