@@ -1,0 +1,1 @@
+"""Alerts: rules over what has been counted, and telling of them."""

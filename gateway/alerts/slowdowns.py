@@ -1,0 +1,77 @@
+"""How long engines take, counted for `anomaly.py`.
+
+`Slowdowns` owns the sums of what has come since the last look, which its lock guards (held for a batch, or to take them
+away), and each engine's baselines, which belong to the thread that looks. Complete answers and first events of streams
+have a baseline each: otherwise an engine would become slower when its clients stop streaming.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Container, Sequence
+from typing import NamedTuple
+
+from gateway.alerts.anomaly import Baseline, Group
+from gateway.telemetry.events import RequestEvent
+
+LEAST_S = 1e-4
+"""Less is not told apart: of engines in the same process, or no time at all."""
+Key = tuple[str, str, bool]
+
+
+class Slowdown(NamedTuple):
+    """How many times slower than usual an engine is, and how many answers say so."""
+
+    times: float
+    answers: float
+
+
+class Slowdowns:
+    """`observe` from any thread; `look` from one. `wanted` False: nothing is counted."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self._lock = threading.Lock()
+        self._sums: dict[Key, list[float]] = {}
+        self._baselines: dict[Key, Baseline] = {}
+
+    def observe(self, events: Sequence[RequestEvent]) -> None:
+        """Count the good attempts of a batch."""
+        if not self.wanted:
+            return
+        logarithm = math.log
+        with self._lock:
+            sums = self._sums
+            for event in events:
+                for model, engine, outcome, duration_s, _, first_s, _, _ in event.attempt_records:
+                    if outcome != "ok":
+                        continue
+                    took_s = duration_s if first_s is None else first_s
+                    value = logarithm(took_s if took_s > LEAST_S else LEAST_S)
+                    try:
+                        found = sums[model, engine, first_s is None]
+                    except KeyError:
+                        found = sums[model, engine, first_s is None] = [0, 0.0, 0.0]
+                    found[0] += 1
+                    found[1] += value
+                    found[2] += value * value
+
+    def look(self, now_s: float, engines: Container[tuple[str, str]]) -> dict[tuple[str, str], Slowdown]:
+        """What is known of each of these engines now; others are forgotten."""
+        with self._lock:
+            sums, self._sums = self._sums, {}
+        for key in sums:
+            if key not in self._baselines:
+                self._baselines[key] = Baseline(now_s)
+        found: dict[tuple[str, str], Slowdown] = {}
+        for key, baseline in list(self._baselines.items()):
+            engine = key[:2]
+            if engine not in engines:
+                del self._baselines[key]
+                continue
+            count, total, squares = sums.get(key, (0, 0.0, 0.0))
+            baseline.learn(Group(int(count), total, squares), now_s)
+            now = Slowdown(baseline.slower(now_s), baseline.recent_at(now_s))
+            found[engine] = max(found.get(engine, now), now)
+        return found
