@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from random import Random
 from typing import Any, Optional, TextIO
 
@@ -38,7 +39,7 @@ from gateway.server.relay import Relay
 from gateway.server.routes import Routes
 from gateway.server.server import GatewayServer
 from gateway.server.underway import ServerContext
-from gateway.settings import Settings
+from gateway.settings import Settings, as_given, reload
 from gateway.showing import live_ticker
 from gateway.telemetry.gauges import bind_in_flight
 from gateway.telemetry.metrics import GatewayMetrics
@@ -73,8 +74,10 @@ class Gateway:
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS, self._provider_of)
         register_process_metrics(self.registry)
-        self.live = live_ticker(settings, self, self._crashed)
-        self.observing = Observing(settings, self.registry, self._log, self._engine_at, self.live)
+        self.live = live_ticker(
+            settings, self, self._crashed, lambda: self.observing.alerts(), lambda: self.observing.slos()
+        )
+        self.observing: Observing = Observing(settings, self.registry, self._log, self._engine_at, self._counted_names, self.live)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
         self.guard = self._open_guard()
         self.decisions = self._decision_log()
@@ -90,6 +93,7 @@ class Gateway:
         bind_metrics(self.registry, self.factory, self.workers, self.guard, self.caches)
         bind_in_flight(self.registry, lambda: self.pipeline.in_flight)
         self.server = self._listen()
+        self.observing.bind(self.factory, self.workers, self.guard, self.url)
         self._open_decision_log()
 
     def _start_telemetry(self, stream: TextIO) -> Telemetry:
@@ -162,7 +166,8 @@ class Gateway:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
         pages = CachePages(self.caches, self.metrics, self.telemetry)
         self.feed = None if self.live is None else LiveFeed(self.pipeline, self.relay, self.live)
-        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline, pages), self.feed)
+        alerts = self.observing.alerts
+        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline, pages), alerts, self.feed)
         self.pipeline.check_origin = routes.check_browser
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
@@ -293,6 +298,27 @@ class Gateway:
 
     def _crashed(self, error: BaseException) -> None:
         self.pipeline.internal_error(error, "-")
+
+
+def read_again(gateway: Gateway, environ: Mapping[str, str], dotenv_path: Path) -> None:
+    """Read the files of engines and of alerts; what is wrong is logged, and changes nothing. One thread at a time."""
+    settings, log = gateway.settings, gateway.telemetry.log
+
+    def read_engines() -> None:
+        gateway.reload(reload(settings, environ, dotenv_path))
+
+    def read_alerts() -> None:
+        if settings.alerts_file is not None:
+            log("info", "alerts_reloaded", rules=gateway.observing.reload(settings))
+
+    # What is wrong with one file keeps nobody from the other.
+    for read in (read_engines, read_alerts):
+        try:
+            read()
+        except ConfigurationError as error:
+            log("error", "reload_failed", faults=as_given(error.faults, settings.flags))
+        except Exception as error:  # whatever it is, it is no reason to stop serving
+            gateway.pipeline.internal_error(error, "-")
 
 
 def new_factory(settings: Settings, **own: Any) -> InferenceFactory:

@@ -281,9 +281,11 @@ def _failed(lines: Sequence[str], status: int) -> int:
 
 
 def serve(settings: Settings, signals: Optional[Signals] = None) -> int:
-    """Serve until SIGTERM or SIGINT; a second one ends the drain. SIGHUP reads the engines file again."""
+    """Serve until SIGTERM or SIGINT; a second one ends the drain. SIGHUP reads engines and alerts again."""
+    from pathlib import Path
+
     from gateway.announcing import cannot_listen
-    from gateway.app import Gateway
+    from gateway.app import Gateway, read_again
     from gateway.configuration import ConfigurationError
     from gateway.descriptors import raise_limit
     from gateway.state.file import StateDbError
@@ -308,7 +310,7 @@ def serve(settings: Settings, signals: Optional[Signals] = None) -> int:
     while True:
         number = signals.wait()
         if number == getattr(signal, "SIGHUP", None):
-            _reload(gateway)
+            read_again(gateway, os.environ, Path(DOTENV))
         elif number in ENDS:
             break
     return _drain(gateway, signals)
@@ -384,17 +386,3 @@ def _say_draining(in_flight: int) -> None:
         if stream is not None and stream.isatty():
             write(stream, draining_line(in_flight))
             return
-
-
-def _reload(gateway: Gateway) -> None:
-    from pathlib import Path
-
-    from gateway.configuration import ConfigurationError
-    from gateway.settings import as_given, reload
-
-    try:
-        gateway.reload(reload(gateway.settings, os.environ, Path(DOTENV)))
-    except ConfigurationError as error:
-        gateway.telemetry.log("error", "reload_failed", faults=as_given(error.faults, gateway.settings.flags))
-    except Exception as error:  # whatever it is, it is no reason to stop serving
-        gateway.pipeline.internal_error(error, "-")

@@ -6,15 +6,28 @@ request: `observe` is called on telemetry's thread with each batch, and hands ov
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Sequence
-from typing import Callable, Optional, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Optional, Protocol
+from urllib.parse import urlsplit
 
+from gateway.alerts.alerting import Alerts, Sources
+from gateway.alerts.rulesfile import rules_at
+from gateway.alerts.sending import Log, Sender, target_of
+from gateway.guard import Guard
+from gateway.inference import InferenceFactory
+from gateway.pipeline import PATHS
 from gateway.settings import Settings
+from gateway.telemetry import gauges
 from gateway.telemetry.events import RequestEvent
+from gateway.telemetry.metrics import DURATION_BUCKETS_S
+from gateway.telemetry.readings import read_numbers
 from gateway.telemetry.registry import Registry
+from gateway.telemetry.slo import WINDOWS_S, SloFigures, Slos
 from gateway.traces.building import exporters_of
 from gateway.traces.spans import Find
+from gateway.workers import WorkerPool
 
 
 class Part(Protocol):
@@ -31,25 +44,71 @@ class Part(Protocol):
 class Observing:
     """All parts that the settings ask for. `start` and `close` belong to one thread.
 
-    `log` writes a line of the gateway's own log, `find_engine` tells where an engine is. `live`: the console's; None:
-    it is off.
+    `log` writes a line of the gateway's own log, `find_engine` tells where an engine is, `known_models` gives every
+    name that a request may use now, with the configured model it stands for. Raises ConfigurationError for a file that
+    cannot be used. `live`: the console's part; None: it is off.
     """
 
     def __init__(
         self,
         settings: Settings,
         registry: Registry,
-        log: Callable[..., None],
+        log: Log,
         find_engine: Find,
+        known_models: Callable[[], Mapping[str, str]],
         live: Optional[Part],
     ) -> None:
+        self._registry = registry
+        self._log = log
+        self._alerts_url = settings.alerts_url
+        availability, latency_ms = settings.slo_availability, settings.slo_latency_ms
+        self._has_slos = availability is not None or latency_ms is not None
+        self._slos = Slos(availability, latency_ms, frozenset(PATHS), known_models) if self._has_slos else None
+        self._alerts = Alerts(rules_at(settings.alerts_file, self._has_slos))
         console = () if live is None else (live,)
-        self._parts: tuple[Part, ...] = (*exporters_of(settings, registry, log, find_engine), *console)
+        slos = () if self._slos is None else (self._slos,)
+        exporters = exporters_of(settings, registry, log, find_engine)
+        self._parts: tuple[Part, ...] = (*exporters, *console, self._alerts, *slos)
+
+    def bind(self, factory: InferenceFactory, workers: WorkerPool, guard: Guard, url: str) -> None:
+        """Before `start`: what the parts look at, and where the gateway is found."""
+        registry = self._registry
+        sources = Sources(
+            numbers=lambda: read_numbers(registry),
+            engines=factory.engines,
+            queue=lambda: (workers.depth, workers.queue_size),
+            budgets=lambda: guard.budgets.used(),
+            slos=self._figures,
+            bounds_s=DURATION_BUCKETS_S,
+        )
+        sender = None if self._alerts_url is None else Sender(target_of(self._alerts_url), f"{url}/", self._log)
+        instance = f"{socket.gethostname()}:{urlsplit(url).port}"
+        self._alerts.bind(sources, self._log, instance, sender)
+        gauges.bind_alerts(
+            registry,
+            self._alerts.counts,
+            lambda: [] if sender is None else [((result,), count) for result, count in sender.counts.items()],
+        )
+        gauges.bind_slos(registry, self._remaining, self._burns)
 
     @property
     def observers(self) -> tuple[Part, ...]:
         """Those that are called with finished requests."""
         return self._parts
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Every alert that is pending, firing, or has resolved within an hour. Any thread; a microsecond each."""
+        return self._alerts.told()
+
+    def slos(self) -> list[dict[str, Any]]:
+        """What is left of each model's error budgets; [] without objectives. Any thread."""
+        return [] if self._slos is None else self._slos.told()
+
+    def reload(self, settings: Settings) -> int:
+        """Read the rules of alerts again; returns how many there are. Raises ConfigurationError, nothing changed."""
+        rules = rules_at(settings.alerts_file, self._has_slos)
+        self._alerts.replace(rules)
+        return len(rules.rules)
 
     def start(self) -> None:
         """Start the threads of all parts."""
@@ -61,3 +120,19 @@ class Observing:
         deadline_s = time.monotonic() + timeout_s
         for part in self._parts:
             part.close(max(0.0, deadline_s - time.monotonic()))
+
+    def _figures(self) -> Sequence[SloFigures]:
+        return [] if self._slos is None else self._slos.read()
+
+    def _remaining(self) -> list[tuple[tuple[str], float]]:
+        least: dict[str, float] = {}
+        for one in self._figures():
+            least[one.model] = min(one.remaining, least.get(one.model, 1.0))
+        return [((model,), remaining) for model, remaining in least.items()]
+
+    def _burns(self) -> list[tuple[tuple[str, str, str], float]]:
+        return [
+            ((one.model, one.objective, window), one.burn_by_s[window_s])
+            for one in self._figures()
+            for window, window_s in WINDOWS_S.items()
+        ]

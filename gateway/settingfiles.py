@@ -1,4 +1,4 @@
-"""What settings name but do not hold: roles, key sets, the state database, the decision log.
+"""What settings name but do not hold: roles, key sets, the state database, the decision log, rules of alerts.
 
 Read at the start, and looked at before it, so that everything that would stop it is told at once.
 No state, no lock. Looking makes and changes nothing.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from gateway.alerts.rulesfile import rules_at
 from gateway.configuration import ConfigurationError
 from gateway.keys.jwks import KeySet, refuse_unusable_key_set
 from gateway.keys.jwt import TokenVerifier
@@ -28,6 +29,7 @@ def faults_of_named(values: Mapping[str, Any]) -> Iterator[str]:
     looks: list[Callable[[], object]] = [
         lambda: roles_at(values.get("roles_file")),
         lambda: refuse_unwritable(values.get("decision_log")),
+        lambda: rules_at(values.get("alerts_file"), slos=_has_slos(values)),
     ]
     source, algorithm = values.get("jwt_jwks"), values.get("jwt_algorithm")
     if source is not None and algorithm in KEY_SET_ALGORITHMS and values.get("auth") != "off":
@@ -43,6 +45,12 @@ def faults_of_named(values: Mapping[str, Any]) -> Iterator[str]:
             look()
         except ConfigurationError as error:
             yield from error.faults
+
+
+def _has_slos(values: Mapping[str, Any]) -> bool:
+    # One that is set and faulty is missing here: the rules that need it have no fault of their own.
+    objectives = ("slo_availability", "slo_latency_ms")
+    return any(values.get(name, True) is not None for name in objectives)
 
 
 def _look_at_key_set(source: str, algorithm: str) -> None:

@@ -329,7 +329,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("OTEL_METRIC_EXPORT_INTERVAL", "metric_interval_ms", integer(100, DAY_MS), "60000",
             "Milliseconds from one time that they are sent to the next", WATCHING),
     Setting("ALERTS_FILE", "alerts_file", optional(file_path), "",
-            "JSON file of rules and silences, instead of the usual rules", WATCHING),
+            "JSON file of rules and silences, beside or instead of the usual rules; read again on SIGHUP", WATCHING),
     Setting("ALERTS_URL", "alerts_url", optional(http_url), "",
             "Where alerts are sent: an Alertmanager (`http://127.0.0.1:9093`) or a webhook", WATCHING),
     Setting("SLO_AVAILABILITY", "slo_availability", optional(objective), "",

@@ -85,6 +85,16 @@ METRICS = Operation(
     ),
     "Open on loopback to who comes through no proxy; `METRICS_AUTH` says otherwise.",
 )
+ALERTS = Operation(
+    "GET",
+    "/api/v1/alerts",
+    "alerts",
+    STATE,
+    "List the alerts",
+    "metrics",
+    (json_answer(200, "Those that are pending, firing, or have resolved within an hour.", ref("Alerts")),),
+    "Firing ones first. What the rules are, and where alerts are sent: `ALERTS_FILE` and `ALERTS_URL`.",
+)
 _LISTS = {"anyOf": [ref("Models"), ref("AnthropicModels")]}
 _TOLD = {"anyOf": [ref("Model"), ref("AnthropicModel")]}
 _MODELS = (
@@ -188,6 +198,7 @@ OPERATIONS = (
     HEALTH,
     API_HEALTH,
     METRICS,
+    ALERTS,
     DOCUMENT,
     DOCS,
     CONSOLE,

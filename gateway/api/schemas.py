@@ -138,6 +138,29 @@ _STATE: dict[str, Json] = {
         },
     ),
     "Engine": ENGINE,
+    "Alert": _closed(
+        {"silenced": {**_const(True), "description": "It is not sent."}},
+        name={**TEXT, "description": "The rule's name."},
+        state={"enum": ["pending", "firing", "resolved"]},
+        severity=TEXT,
+        labels={"type": "object", "additionalProperties": TEXT},
+        value={"type": ["number", "null"], "description": "What was measured when its condition held last."},
+        since={**NUMBER, "description": "When it came into this state, in Unix seconds."},
+        summary=TEXT,
+    ),
+    "Alerts": _closed({}, alerts=_list(ref("Alert"))),
+    "Slo": _closed(
+        {},
+        model=TEXT,
+        objective={"enum": ["availability", "latency"]},
+        target={**NUMBER, "description": "The share of requests that are to be good."},
+        budget_remaining={"type": "number", "description": "What is left of three days' error budget, of 1."},
+        burn={
+            "type": "object",
+            "additionalProperties": NUMBER,
+            "description": "By window (1h, 6h, 3d): how many times as fast as allowed it is spent.",
+        },
+    ),
     "Model": _closed(
         {
             "family": TEXT,
@@ -293,14 +316,14 @@ _LIVE: dict[str, Json] = {
             "description": "By `<model> <engine>`: the means, in milliseconds, of the attempts that have ended in each"
             " of the last 60 seconds.",
         },
-        alerts=_list({"type": "object"}),
-        slos=_list({"type": "object"}),
+        alerts=_list(ref("Alert")),
+        slos=_list(ref("Slo")),
         requests={**_list(ref("LiveRequest")), "description": "The last 200, the oldest first."},
     ),
     "LiveTick": _open(
         {
-            "alerts": {**_list({"type": "object"}), "description": "All of them, if they have changed."},
-            "slos": {**_list({"type": "object"}), "description": "Likewise, every ten seconds at most."},
+            "alerts": {**_list(ref("Alert")), "description": "All of them, if they have changed."},
+            "slos": {**_list(ref("Slo")), "description": "Likewise, every ten seconds at most."},
         },
         now=NUMBER,
         point=_POINT,

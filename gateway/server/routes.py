@@ -42,8 +42,16 @@ Handler = Callable[[RequestHead, Optional[Identity]], Union[Reply, Watching]]
 class Routes:
     """Answers by path. Thread-safe. `feed` None: there is no console."""
 
-    def __init__(self, pipeline: Pipeline, registry: Registry, admin: Admin, feed: Optional[LiveFeed] = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        registry: Registry,
+        admin: Admin,
+        alerts: Callable[[], list[dict[str, Any]]],
+        feed: Optional[LiveFeed] = None,
+    ) -> None:
         self._admin = admin
+        self._alerts = alerts
         self._pipeline = pipeline
         self._settings = pipeline.settings
         self._browsers = BrowserRules(self._settings)
@@ -58,6 +66,7 @@ class Routes:
             (own.HEALTH, self._health),
             (own.API_HEALTH, self._health),
             (own.METRICS, MetricsPage(registry).answer),
+            (own.ALERTS, self._told_alerts),
             (own.MODELS, models.all),
             (own.API_MODELS, models.all),
             (own.MODEL, models.one),
@@ -215,3 +224,6 @@ class Routes:
             }
         status = "ok" if complete else "degraded" if any_available else "down"
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
+
+    def _told_alerts(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
+        return json_reply({"alerts": self._alerts()})

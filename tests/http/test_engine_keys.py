@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import unittest
 from typing import Any
 from unittest import mock
 
-from gateway import cli
-from gateway.app import Gateway
+from gateway.app import Gateway, read_again
 from gateway.settings import Settings
 from inference import EngineSpec, InferenceFactory
 from tests.access import AccessTest
@@ -46,9 +44,7 @@ class RunningTest(AccessTest):
         self.addCleanup(gateway.stop, 0)
         self.file("engines.json", self.fleet("NEW_KEY"))
         environ = {"ENGINES_FILE": str(self.engines), "NEW_KEY": os_text("sk-\u20ac")}
-        dotenv = mock.patch("gateway.cli.DOTENV", self.directory / ".env")
-        with mock.patch.dict(os.environ, environ, clear=True), dotenv:
-            cli._reload(gateway)
+        read_again(gateway, environ, self.directory / ".env")
         line = eventually(lambda: [line for line in log.getvalue().splitlines() if "reload_failed" in line])[0]
         self.assertIn("NEW_KEY: the key of engine", json.loads(line)["faults"][0])
         self.assertNotIn("sk-", log.getvalue())

@@ -39,7 +39,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("gateway.guard",),
     ("gateway.settingfiles",),
-    ("gateway.keys", "gateway.reuse.answerschema", "gateway.reuse.redislink"),
+    ("gateway.keys", "gateway.alerts", "gateway.reuse.answerschema", "gateway.reuse.redislink"),
     ("gateway.limits",),
     ("gateway.state", "gateway.reuse.stored"),
     (
@@ -66,7 +66,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (
         *("gateway.clock", "gateway.errors", "gateway.deadlines", "gateway.jsontext", "gateway.steps"),
         *("gateway.telemetry", "gateway.threads", "gateway.uploads", "gateway.dialects", "gateway.schemas"),
-        "gateway.traces.context",
+        *("gateway.posting", "gateway.traces.context"),
     ),
     ("gateway.ending", "gateway.program", "gateway"),
 )
@@ -93,6 +93,12 @@ TELEMETRY_USERS = (
 
 # Pure or sans-I/O: bytes, values and time come in as arguments.
 PURE = (
+    "gateway.alerts.anomaly",
+    "gateway.alerts.defaults",
+    "gateway.alerts.measuring",
+    "gateway.alerts.messages",
+    "gateway.alerts.rules",
+    "gateway.alerts.states",
     "gateway.api",
     "gateway.dialects",
     "gateway.errors",
@@ -180,8 +186,11 @@ SOCKET_MODULES = (
 )
 SOCKET_NAMES = {"getpeername", "recv", "recv_into", "sendall", "sendmsg", "setblocking", "setsockopt", "sock"}
 SOCKET_USERS = (
+    "gateway.alerts.sending",
     "gateway.keys.jwks",
     "gateway.limits.addresses",
+    "gateway.observing",
+    "gateway.posting",
     "gateway.server.clientside",
     "gateway.server.connection",
     "gateway.server.flow",
@@ -236,6 +245,8 @@ THREAD_MAKERS = {
     "start_new_thread",
 }
 THREAD_STARTERS = (
+    "gateway.alerts.alerting",
+    "gateway.alerts.sending",
     "gateway.cli",
     "gateway.deadlines",
     "gateway.guard",
