@@ -255,6 +255,48 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Alerts and objectives",
+        (
+            Panel(
+                *("Alerts", "As the gateway judges them itself.", "short"),
+                (
+                    (
+                        f'sum by (name, state) (gateway_alerts{{{HERE},state=~"pending|firing"}})',
+                        "{{name}} {{state}}",
+                    ),
+                ),
+                stacked=True,
+            ),
+            Panel(
+                *("Error budget", "What is left of three days', of 1.", "percentunit"),
+                ((f"min by (model) (gateway_slo_error_budget_remaining{{{MODEL}}})", "{{model}}"),),
+                maximum=1,
+            ),
+            Panel(
+                *("Burn rates", "How many times as fast as allowed budgets are spent.", "short"),
+                (
+                    (
+                        f'max by (model, objective, window) (gateway_slo_burn_rate{{{MODEL},window=~"1h|6h|3d"}})',
+                        "{{model}} {{objective}} {{window}}",
+                    ),
+                ),
+            ),
+            Panel(
+                *("Alerts sent", "What became of them.", "short"),
+                ((rate("gateway_alert_notifications_total", HERE, "result", "increase"), "{{result}}"),),
+            ),
+            Panel(
+                *("Queue", "Share of its places that are taken.", "percentunit"),
+                ((f"gateway_queue_depth{{{HERE}}} / gateway_queue_size{{{HERE}}}", "{{instance}}"),),
+                maximum=1,
+            ),
+            Panel(
+                *("Budgets of keys", "What the key has spent that has spent most of its own.", "percentunit"),
+                ((f"gateway_budget_used_ratio{{{HERE}}}", "{{instance}}"),),
+            ),
+        ),
+    ),
+    (
         "Cost and limits",
         (
             Panel(
