@@ -8,6 +8,7 @@ import unittest
 from typing import Any, Optional
 from unittest import mock
 
+from gateway import posting as shared
 from gateway import waiting
 from gateway.telemetry.events import MARKS, AttemptRecord, Mark, RequestEvent, Trace
 from gateway.telemetry.registry import Registry
@@ -235,7 +236,7 @@ class Queue(unittest.TestCase):
         registry = Registry()
         self.dropped = registry.counter("dropped_total", "").labels()
         taken = registry.counter("taken_total", "").labels()
-        collector = posting.Collector("http://127.0.0.1:1", "/v1/traces", {})
+        collector = shared.Poster("http://127.0.0.1:1", "/v1/traces", {}, packs=True)
         self.exporter = exporter.SpanExporter(collector, {}, lambda *named: None, taken, self.dropped, print)
 
     def take(self, whole: bool) -> int:
@@ -286,11 +287,11 @@ class Sizes(unittest.TestCase):
 
 class Answers(unittest.TestCase):
     def test_what_retry_after_means(self) -> None:
-        self.assertEqual(posting._seconds("120"), 120.0)
-        self.assertEqual(posting._seconds("Fri, 31 Dec 1999 23:59:59 GMT"), 0.0)
-        self.assertGreater(posting._seconds("Fri, 31 Dec 2999 23:59:59 GMT") or 0.0, 1e9)
+        self.assertEqual(shared._seconds("120"), 120.0)
+        self.assertEqual(shared._seconds("Fri, 31 Dec 1999 23:59:59 GMT"), 0.0)
+        self.assertGreater(shared._seconds("Fri, 31 Dec 2999 23:59:59 GMT") or 0.0, 1e9)
         for nothing in (None, "", "soon", "-1", "9" * 20, "1e9"):
-            self.assertIsNone(posting._seconds(nothing), nothing)
+            self.assertIsNone(shared._seconds(nothing), nothing)
 
     def test_how_many_were_rejected(self) -> None:
         for partial, expected in (
