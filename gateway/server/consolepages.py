@@ -45,6 +45,8 @@ SAFETY: Headers = (
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
+ACCEPT_CHARS = 1000
+"""Of an Accept that is looked at: browsers send some 200, and anybody may send 32 000."""
 VARY: Headers = (("Vary", "Accept"),)
 """Of what `/` answers, whichever it is."""
 _QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
@@ -108,7 +110,7 @@ def _read() -> Mapping[str, _File]:
 def wants_html(accept: Optional[str]) -> bool:
     """Whether a client prefers HTML to JSON (RFC 9110, 12.5.1). One that takes either alike, as `*/*` does, gets JSON;
     where both are as good, who names HTML and not JSON, as browsers do, is one for HTML."""
-    if not accept or "text/" not in accept.lower():
+    if not accept or len(accept) > ACCEPT_CHARS or "text/" not in accept.lower():
         return False
     qualities: dict[str, float] = {}
     for part in accept.lower().split(","):
