@@ -18,7 +18,7 @@ import json
 import math
 import threading
 import time
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 from gateway.errors import GatewayError
 from gateway.keys.auth import Identity
@@ -121,26 +121,21 @@ class LiveFeed:
             self.wish()
 
     def drop(self, watcher: Watcher) -> None:
-        """One watches no more."""
-        if watcher in self._watchers:
-            del self._watchers[watcher]
-            self.give_place_back()
+        """One watches no more, or never has. Called once for each."""
+        self._watchers.pop(watcher, None)
+        self.give_place_back()
 
     def _publish(self, tick: _Chunk, history: _Chunk, anew: bool) -> None:
         now_s = time.monotonic()
         for watcher in list(self._watchers):
-            try:
-                watcher.give(tick, history, anew, now_s)
-                if tick.data or anew:
-                    watcher.check()
-            except Exception as error:
-                self.relay.on_error(error)
-                watcher.gone()
+            watcher.guarded(functools.partial(watcher.give, tick, history, anew, now_s))
+            if tick.data or anew:
+                watcher.guarded(watcher.check)
 
     def _end_all(self) -> None:
         self._ended = shutting_down()
         for watcher in list(self._watchers):
-            watcher.end(self._ended)
+            watcher.guarded(functools.partial(watcher.end, self._ended))
         self._told.set()
 
 
@@ -181,7 +176,7 @@ class Watching:
         exchange.client.set_deadline(math.inf)
         watcher = Watcher(feed, exchange)
         exchange.on_cancel = lambda: feed.relay.call_soon(watcher.gone)  # first: see `Relay.take`
-        feed.relay.call_soon(watcher.begin)
+        feed.relay.call_soon(lambda: watcher.guarded(watcher.begin))
 
     def _answer_head(self, exchange: Exchange) -> None:
         exchange.status = 200
@@ -211,6 +206,14 @@ class Watcher:
         self._until_check = CHECK_TICKS
         self._unsure = 0  # checks in a row that have not told whether it may watch
         self.over = False
+
+    def guarded(self, step: Callable[[], None]) -> None:
+        """Run one step; whatever goes wrong ends this feed and no other."""
+        try:
+            step()
+        except Exception as error:
+            self._feed.relay.on_error(error)
+            self.gone()
 
     def begin(self) -> None:
         """Send the head; a history comes as soon as it is made."""
@@ -272,6 +275,9 @@ class Watcher:
             self._feed.relay.loop.watch(client.fileno(), self._ready, writing=True)
 
     def _ready(self, events: int) -> None:
+        self.guarded(self._flush)
+
+    def _flush(self) -> None:
         """The client takes more of what it was sent."""
         if self.over:
             return

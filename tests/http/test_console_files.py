@@ -44,6 +44,7 @@ class AcceptTest(unittest.TestCase):
                 "text/html;q=-1",
                 ",;q=",
                 ";",
+                "text/html" + ",a/b" * 1000,
             ),
         ):
             self.assertFalse(wants_html(accept), accept)

@@ -5,12 +5,13 @@ The thread that ends its seconds does not run here: the test ends them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
 import time
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
@@ -465,6 +466,57 @@ class BoundsTest(LiveTest):
         eventually(lambda: not self.watching(running))
         self.assertEqual(self.feed(running)._places, 0)
         self.assertEqual(self.descriptors(), descriptors)
+
+    @contextlib.contextmanager
+    def hold_relay(self, running: RunningGateway) -> Iterator[None]:
+        """The relay's thread does nothing meanwhile."""
+        held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            release.wait(10)
+
+        running.app.relay.call_soon(hold)
+        self.assertTrue(held.wait(10))
+        try:
+            yield
+        finally:
+            release.set()
+
+    def test_who_has_left_before_its_feed_begins_leaves_nothing(self) -> None:
+        running = self.serve()
+        for reset in (b"\0" * 8, b"\1\0\0\0\0\0\0\0"):
+            with self.hold_relay(running):
+                with running.connect() as client:
+                    client.send(request_bytes("GET", LIVE))
+                    eventually(lambda: self.feed(running)._places)
+                    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                self.settle_loop(running)
+            eventually(lambda: not self.feed(running)._places)
+            eventually(lambda: not running.app.server.connections)
+
+    def settle_loop(self, running: RunningGateway) -> None:
+        """The loop has seen what has come until now."""
+        seen = threading.Event()
+        running.app.server.loop.soon(lambda events: seen.set())
+        self.assertTrue(seen.wait(10))
+
+    def test_whatever_goes_wrong_at_its_beginning_or_end_gives_the_place_back(self) -> None:
+        running = self.serve()
+        with mock.patch.object(livefeed, "_head_of", mock.Mock(side_effect=RuntimeError("odd head"))):
+            self.ask_for(running).wait_until_ended()
+        eventually(lambda: not self.feed(running)._places)
+        slow = self.sleeper(running)
+        (watcher,) = self.feed(running)._watchers
+        with mock.patch.object(watcher._exchange.client, "send_now", mock.Mock(side_effect=RuntimeError("odd rest"))):
+            slow.client.wait_until_ended()
+        eventually(lambda: not self.feed(running)._places)
+        watchers = [self.watch(running) for _ in range(2)]
+        with mock.patch.object(livefeed.json, "dumps", mock.Mock(side_effect=[RuntimeError("odd end"), "{}"])):
+            running.stop(None)
+        watchers[0].client.wait_until_ended()
+        self.assertEqual(watchers[1].event(), ("end", {}))
+        eventually(lambda: not self.feed(running)._places)
 
     def descriptors(self) -> Optional[int]:
         folder = Path("/proc/self/fd")
