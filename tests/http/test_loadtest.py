@@ -349,6 +349,33 @@ class EndsTest(LoadTestTest):
         status, _, stderr = self.run_command(running.url, "-n", "1", OPENAI_API_KEY="sk-other")
         self.assertIn("does not take the key from OPENAI_API_KEY", stderr)
 
+    def test_a_server_that_lists_no_model_is_told_with_what_to_do(self) -> None:
+        for answer, expected in (
+            (b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":[]}', "lists no model"),
+            (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", "answers 404"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "lists no model"),
+            (b"SSH-2.0\r\n", "BadStatusLine"),
+            (b"", "connection reset"),
+        ):
+            with self.subTest(answer):
+                with socket.create_server(("127.0.0.1", 0)) as listener:
+
+                    def serve(listener: socket.socket = listener, answer: bytes = answer) -> None:
+                        for _ in range(2):  # one to look whether it is there, one that asks
+                            sock, _ = listener.accept()
+                            with sock:
+                                sock.settimeout(TIMEOUT_S)
+                                if sock.recv(65536):
+                                    sock.sendall(answer)
+
+                    thread = threading.Thread(target=serve, name="test-server", daemon=True)
+                    thread.start()
+                    status, _, stderr = self.run_command(f"http://127.0.0.1:{listener.getsockname()[1]}")
+                    thread.join(TIMEOUT_S)
+                self.assertEqual(status, 1)
+                self.assertIn(expected, stderr)
+                self.assertIn("name a model with --model", stderr)
+
     def test_thresholds_decide_the_exit_status(self) -> None:
         engine = self.enter(mock_engine("m"))
         for rule, expected in (("errors>1%", 0), ("p99>1m", 0), ("p99<1m", 1), ("rate>0", 1)):
@@ -447,12 +474,29 @@ class LoopTest(LoadTestTest):
         measures = Measures(open_loop=True)
         schedule = OpenLoop(due_ns([Stage(100, 100, 0.2)], 0))
         self.loop(server, schedule, measures, tick=tick).run(0)
-        self.assertEqual((measures.total.ok, server.requests), (20, 20))
+        self.assertEqual((measures.total.ok, server.requests, server.connections), (20, 20, 1))
         # All had fallen due by 0.19 s, and none was answered before 0.3 s; but all except the first were sent then.
         self.assertGreaterEqual(measures.total.response.least, 110_000_000)
         self.assertGreaterEqual(measures.total.response.largest, 300_000_000)
         self.assertLess(measures.total.service.least, measures.total.response.least)
         self.assertEqual(measures.late, 0)  # that was no fault of the generator
+
+    def test_a_loop_that_is_held_up_says_how_late_it_sent(self) -> None:
+        server = self.enter(Server(lambda side, before: side.send(WHOLE)))
+        measures = Measures(open_loop=True)
+
+        def tick(now_ns: int) -> None:
+            while loop.now_ns() < NS // 5:  # as a machine with other things to do would
+                pass
+
+        schedule = OpenLoop(due_ns([Stage(50, 50, 0.2)], 0))
+        loop = self.loop(server, schedule, measures, connections=20, tick=tick)
+        loop.run(0)
+        self.assertEqual((measures.total.ok, measures.waited), (10, 0))
+        # The first may have gone out in time; that of 0.02 s waited until 0.2 s.
+        self.assertGreaterEqual(measures.lag.largest, 180_000_000)
+        self.assertGreaterEqual(measures.late, 9)
+        self.assertGreaterEqual(measures.total.response.largest, 180_000_000)
 
     def test_it_ends_when_it_is_interrupted_and_counts_what_it_abandons(self) -> None:
         held = threading.Event()

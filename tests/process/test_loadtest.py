@@ -78,25 +78,30 @@ class LoadTestProcessTest(SocketTest):
 
     @unittest.skipUnless(POSIX, "signals as POSIX has them")
     def test_the_second_ctrl_c_ends_it_at_once(self) -> None:
-        # What stands for the report never ends: the first one cannot end the process.
-        engine = self.enter(mock_engine("m", "hang"))
-        code = (
-            "import signal\n"
-            "from gateway import cli\n"
-            "from gateway.tools.loadtest import command\n"
-            "def stuck(*anything):\n"
-            "    print('telling', flush=True)\n"
-            "    signal.pause()\n"
-            "command.result_of = stuck\n"
-            "cli.run()\n"
-        )
-        program = ("-c", code)
-        with gateway_process({"PYTHONPATH": ROOT}, "loadtest", engine.url, wait=False, program=program) as process:
-            eventually(lambda: engine.stats()["in_flight"] == 10)
-            process.signal(signal.SIGINT)
-            eventually(lambda: "telling" in process.stdout)
-            process.signal(signal.SIGINT)
-            self.assertEqual(process.wait(), 130)
+        # What is replaced never ends, whatever the first one says: the loop, or the report.
+        for part in ("Loop.run", "result_of"):
+            engine = self.enter(mock_engine("m"))
+            code = (
+                "import signal\n"
+                "from gateway import cli\n"
+                "from gateway.tools.loadtest import command\n"
+                "def stuck(*anything):\n"
+                "    print('stuck', flush=True)\n"
+                "    while True:\n"
+                "        signal.pause()\n"
+                "        print('signalled', flush=True)\n"
+                f"command.{part} = stuck\n"
+                "cli.run()\n"
+            )
+            argv = ("loadtest", engine.url, "-n", "3")
+            options = {"wait": False, "program": ("-c", code)}
+            with self.subTest(part), gateway_process({"PYTHONPATH": ROOT}, *argv, **options) as process:
+                eventually(lambda process=process: "stuck" in process.stdout)
+                process.signal(signal.SIGINT)
+                if part == "Loop.run":
+                    eventually(lambda process=process: "signalled" in process.stdout)
+                    process.signal(signal.SIGINT)
+                self.assertEqual(process.wait(), 130)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,12 @@ class StreamTest(unittest.TestCase):
             self.assertEqual(events.texts, len(texts) - 1)
             self.assertIsNone(events.error)
 
+    def test_an_event_of_which_only_the_ends_are_alike_is_read(self) -> None:
+        events = Events()
+        for content in (b"a", b'","role":"assistant', b"b"):
+            events.feed(b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % content)
+        self.assertEqual(events.texts, 2)
+
     def test_an_event_behind_alike_ones_may_still_be_an_error_or_the_end(self) -> None:
         compact = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
         events = Events()

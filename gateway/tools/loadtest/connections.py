@@ -62,6 +62,8 @@ def told(error: OSError) -> str:
         return "connection closed while sending"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or type(error).__name__}"
+    if isinstance(error, (socket.timeout, TimeoutError)) and not error.strerror:
+        return "timeout"
     return (error.strerror or type(error).__name__).lower()
 
 
@@ -228,7 +230,6 @@ class Connection:
     # --- the answer --------------------------------------------------------------------------------------------------
 
     def _read(self, sock: socket.socket) -> None:
-        secure = self._endpoint.tls is not None
         for _ in range(READS_MAX):
             try:
                 data = sock.recv(RECEIVED_BYTES)
@@ -251,8 +252,8 @@ class Connection:
             if exchange.feed(data, now_ns):
                 self._end(exchange, now_ns)
                 return
-            # What TLS has decrypted already makes no socket readable.
-            if len(data) < RECEIVED_BYTES and not (secure and isinstance(sock, ssl.SSLSocket) and sock.pending()):
+            # All that was there; a record of TLS is smaller than what was asked for, so none is left half read.
+            if len(data) < RECEIVED_BYTES:
                 return
 
     def _is_stale(self, exchange: Exchange) -> bool:
