@@ -1,9 +1,9 @@
 """What open consoles cost: `python -m tests.bench.consoles`.
 
-One gateway after another, each a fresh process in front of nine engines (which are one nginx): without a console
-(CONSOLE=off), with one that nobody watches, and with `--consoles` that follow `/api/v1/live` and read all of it. Rounds
-alternate, and the ratios are of figures of the same round, so that a noisy minute hits both. `at rest`: the CPU that a
-second takes while nothing is asked, by the scheduler's own count.
+Gateways in front of nine engines (which are one nginx): without a console (CONSOLE=off), with one that nobody watches,
+and with `--consoles` that follow `/api/v1/live` and read all of it. Each round has fresh processes and short slices of
+load on one after the other, there and back; the ratios are of figures of the same round, so that a noisy minute hits
+all. CPU is the scheduler's own count.
 
 `--threads`: instead, the CPU of the threads that the feed is for, under load, with no console, some and four times as
 many; in a gateway of this process, since only it can tell its threads apart. A busy machine moves these figures least.
@@ -34,21 +34,32 @@ from . import load, payloads, peers, processes, upstream
 from .running import Target, Usage, running, with_engines
 
 ENGINES = 9
-REST_S = 6.0
 FEED = "/api/v1/live"
 KEY = "a-key-of-the-consoles"
 
 
 class Figures(NamedTuple):
-    """Of one run: requests a second, CPU of the gateway for each, latency; bytes and ticks that consoles have read."""
+    """Of one gateway in one round."""
 
-    per_s: float
-    cpu_us: float
-    p50_us: int
+    requests: int
+    duration_s: float
+    cpu_s: float
     p99_us: int
-    rest_ms: float
-    ticks: float
-    kb_per_tick: float
+    ticks: int
+    """That consoles have read, all together."""
+    read_bytes: int
+
+    def plus(self, other: Figures) -> Figures:
+        """Both slices together; of the latencies, the worse."""
+        return Figures(*(max(pair) if n == 3 else sum(pair) for n, pair in enumerate(zip(self, other))))  # type: ignore[arg-type]
+
+    @property
+    def per_s(self) -> float:
+        return self.requests / self.duration_s
+
+    @property
+    def cpu_us(self) -> float:
+        return self.cpu_s / self.requests * 1e6
 
 
 class Consoles(threading.Thread):
@@ -106,29 +117,27 @@ def scheduled_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def measure(target: Target, consoles: int, seconds: float, run_dir: Path, upstream_pid: int) -> Figures:
-    load.run(target.port, target.headers, 32, 1.0, run_dir)
-    with watching(target.port, consoles) as readers:
-        began_s, cpu_s = time.monotonic(), scheduled_s(target.pid)
-        time.sleep(REST_S)
-        rest_ms = (scheduled_s(target.pid) - cpu_s) / (time.monotonic() - began_s) * 1e3
-        before = (readers.ticks, readers.read_bytes) if readers else (0, 0)
-        usage, cpu_s = Usage(target.pid, {upstream_pid}), scheduled_s(target.pid)
-        result = load.run(target.port, target.headers, 32, seconds, run_dir)
-        cpu_us = (scheduled_s(target.pid) - cpu_s) / result.requests * 1e6
-        busy = usage.so_far()[1]
-        if result.errors:
-            raise processes.BenchError(f"errors under load: {result.errors}")
-        ticks = (readers.ticks - before[0]) if readers else 0
-        kb = (readers.read_bytes - before[1]) / max(1, ticks) / 1e3 if readers else 0.0
-    per_s = result.requests / result.duration_s
-    print(
-        f"  {consoles:3} consoles: {per_s:.0f}/s, {cpu_us:.1f} us, p99 {result.p99_us / 1e3:.1f} ms; "
-        f"others {busy:.0f} %",
-        flush=True,
-    )
-    per_console = ticks / max(1, consoles) / result.duration_s
-    return Figures(per_s, cpu_us, result.p50_us, result.p99_us, rest_ms, per_console, kb)
+def measure(target: Target, readers: Optional[Consoles], seconds: float, run_dir: Path) -> Figures:
+    """One slice of load."""
+    before, cpu_s = (readers.ticks, readers.read_bytes) if readers else (0, 0), scheduled_s(target.pid)
+    result = load.run(target.port, target.headers, 32, seconds, run_dir)
+    cpu_s = scheduled_s(target.pid) - cpu_s
+    if result.errors:
+        raise processes.BenchError(f"errors under load: {result.errors}")
+    ticks, read_bytes = (readers.ticks - before[0], readers.read_bytes - before[1]) if readers else (0, 0)
+    return Figures(result.requests, result.duration_s, cpu_s, result.p99_us, ticks, read_bytes)
+
+
+def measure_round(off: Target, on: Target, consoles: int, seconds: float, run_dir: Path) -> dict[str, Figures]:
+    """All three in short slices, there and back."""
+    for target in (off, on):
+        load.run(target.port, target.headers, 32, 1.0, run_dir)
+    figures = {"off": measure(off, None, seconds, run_dir), "nobody": measure(on, None, seconds, run_dir)}
+    with watching(on.port, consoles) as readers:
+        figures["watched"] = measure(on, readers, seconds, run_dir).plus(measure(on, readers, seconds, run_dir))
+    figures["nobody"] = figures["nobody"].plus(measure(on, None, seconds, run_dir))
+    figures["off"] = figures["off"].plus(measure(off, None, seconds, run_dir))
+    return figures
 
 
 def variant(gateway: peers.Gateway, **more: str) -> peers.Gateway:
@@ -183,7 +192,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--consoles", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--threads", action="store_true")
     options = parser.parse_args(argv)
     if options.threads:
@@ -195,35 +204,44 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if isinstance(found, peers.Missing) or not load.available():
         sys.exit(f"cannot measure: {found.reason if isinstance(found, peers.Missing) else 'wrk is not installed'}")
     gateway = with_engines(found, "round_robin", ENGINES)
-    runs = {
-        "off": (variant(gateway, CONSOLE="off"), 0),
-        "nobody": (variant(gateway, CONSOLE="on"), 0),
-        "watched": (variant(gateway, CONSOLE="on"), options.consoles),
-    }
-    figures: dict[str, list[Figures]] = {name: [] for name in runs}
+    off, on = variant(gateway, CONSOLE="off"), variant(gateway, CONSOLE="on")
+    figures: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder)
         engine = upstream.start(run_dir, 1, 1.0)
-        for number in range(options.rounds):
-            names = list(runs) if number % 2 == 0 else list(reversed(runs))
-            for name in names:
-                peer, consoles = runs[name]
-                with running(peer, engine.json_ports, run_dir) as target:
-                    figures[name].append(measure(target, consoles, options.seconds, run_dir, engine.json_pid))
+        for _ in range(options.rounds):
+            with running(off, engine.json_ports, run_dir) as without, running(on, engine.json_ports, run_dir) as target:
+                usage = Usage(target.pid, {without.pid, engine.json_pid})
+                found_here = measure_round(without, target, options.consoles, options.seconds, run_dir)
+                print(f"  {'; '.join(map(_shown, found_here.items()))}; others {usage.so_far()[1]:.0f} %", flush=True)
+            for name, one in found_here.items():
+                figures.setdefault(name, []).append(one)
     report(figures, options.consoles)
     return 0
+
+
+def _shown(item: tuple[str, Figures]) -> str:
+    name, one = item
+    return f"{name} {one.per_s:.0f}/s {one.cpu_us:.1f} us"
 
 
 def report(figures: dict[str, list[Figures]], consoles: int) -> None:
     python = f"{platform.python_implementation()} {platform.python_version()}"
     print(f"{python}, {len(figures['off'])} rounds, {consoles} consoles, load {os.getloadavg()[0]:.1f}")
-    names = "requests/s", "CPU us", "p50 us", "p99 us", "at rest ms/s", "ticks/s", "KB/tick"
-    print(f"{'':10}" + "".join(f"{name:>14}" for name in names))
     for name, of in figures.items():
-        print(f"{name:10}" + "".join(f"{statistics.median(column):14.2f}" for column in zip(*of)))
+        per_s, cpu_us, p99_us = (
+            statistics.median(getattr(one, key) for one in of) for key in ("per_s", "cpu_us", "p99_us")
+        )
+        print(f"{name:8} {per_s:8.0f} requests/s {cpu_us:7.1f} us of CPU each, p99 {p99_us / 1e3:.1f} ms")
+    watched = figures["watched"]
+    ticks = sum(one.ticks for one in watched)
+    per_console = ticks / consoles / sum(one.duration_s for one in watched)
+    print(f"each console: {per_console:.2f} ticks/s of {sum(one.read_bytes for one in watched) / ticks / 1e3:.1f} KB")
     for name, base in (("nobody", "off"), ("watched", "nobody"), ("watched", "off")):
-        per_s = statistics.median(a.per_s / b.per_s for a, b in zip(figures[name], figures[base]))
-        cpu = statistics.median(a.cpu_us / b.cpu_us for a, b in zip(figures[name], figures[base]))
+        pairs = list(zip(figures[name], figures[base]))
+        per_s, cpu = (
+            statistics.median(getattr(a, key) / getattr(b, key) for a, b in pairs) for key in ("per_s", "cpu_us")
+        )
         print(f"{name} / {base}: requests/s x {per_s:.3f}, CPU a request x {cpu:.3f}")
 
 
