@@ -326,7 +326,7 @@ class Tls(CollectorsTest):
         names = ["-addext", "subjectAltName=IP:127.0.0.1"]
         subprocess.run([OPENSSL or "", *command.split(), *names], stderr=subprocess.DEVNULL, check=True)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(str(certificate), str(key))
         collector = self.enter(Collector(tls=context))
         self.enter(mock.patch.object(posting, "TRIES", 2))
         running = self.sending(collector.url)
