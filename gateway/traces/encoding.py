@@ -11,8 +11,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 import gateway
+from gateway.telemetry.logs import quoted
 
 Json = dict[str, object]
+_LARGE = 1 << 63
 _NO_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 TEXT_CHARS = 4096  # of an attribute's text, but for what LOG_BODIES adds
 
@@ -51,6 +53,25 @@ def attributes_of(*groups: Mapping[str, object], most: int = TEXT_CHARS) -> list
     ]
 
 
+def attribute_texts(values: Mapping[str, object], most: int = TEXT_CHARS) -> list[str]:
+    """The same as JSON each, which is made for every span: a third of the time that dicts and json.dumps take."""
+    return [
+        f'{{"key":{quoted(key)},"value":{_value_text(value, most)}}}'
+        for key, value in values.items()
+        if value is not None
+    ]
+
+
+def _value_text(value: object, most: int) -> str:
+    kind = type(value)
+    if kind is str:
+        assert isinstance(value, str)
+        return f'{{"stringValue":{quoted(value if len(value) <= most and value.isascii() else text_of(value, most))}}}'
+    if kind is int and -_LARGE < value < _LARGE:  # type: ignore[operator]
+        return f'{{"intValue":"{value}"}}'
+    return json.dumps(value_of(value, most))
+
+
 def nanos(unix_s: float) -> str:
     """A moment."""
     return str(round(unix_s * 1e9))
@@ -72,8 +93,10 @@ def resource_of(service_name: str, instance_id: str) -> Json:
     }
 
 
-def request_of(kind: str, scoped: str, items: Iterable[Json], resource: Json) -> bytes:
-    """The body of an export: `kind` is resourceSpans or resourceMetrics, `scoped` its list, of spans or metrics."""
-    scope = {"name": "gateway", "version": gateway.__version__}
-    body = {kind: [{"resource": resource, f"scope{kind[8:]}": [{"scope": scope, scoped: list(items)}]}]}
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+def request_of(what: str, items: Iterable[str], resource: Json) -> bytes:
+    """The body of an export of Spans or Metrics, each as JSON."""
+    scope = json.dumps({"name": "gateway", "version": gateway.__version__})
+    return (
+        f'{{"resource{what}":[{{"resource":{json.dumps(resource)},"scope{what}":'
+        f'[{{"scope":{scope},"{what.lower()}":[{",".join(items)}]}}]}}]}}'
+    ).encode()

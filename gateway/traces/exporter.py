@@ -139,7 +139,7 @@ class SpanExporter:
         count = sum(entry.spans for entry in batch)
         try:
             spans = [span for entry in batch for span in spans_of(entry.event, entry.trace, self._find)]
-            said = self._delivery.send(request_of("resourceSpans", "spans", spans, self._resource))
+            said = self._delivery.send(request_of("Spans", spans, self._resource))
         except Exception as error:  # nobody had foreseen that: the next batch may do better
             said = None
             if not self._crashed:

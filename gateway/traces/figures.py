@@ -7,6 +7,7 @@ either way; what OpenTelemetry names itself has its name there.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,7 +118,8 @@ class MetricsExporter:
     def _send(self) -> None:
         try:
             metrics = metrics_of(self._registry.collect(), self._start_unix_s, unix_s())
-            said = self._delivery.send(request_of("resourceMetrics", "metrics", metrics, self._resource))
+            texts = [json.dumps(metric, separators=(",", ":"), allow_nan=False) for metric in metrics]
+            said = self._delivery.send(request_of("Metrics", texts, self._resource))
         except Exception as error:  # what a callback raises: the next export may do better
             if not self._crashed:
                 self._crashed = True

@@ -14,8 +14,9 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.telemetry.events import AttemptRecord, Mark, RequestEvent, Trace
 from gateway.telemetry.genai import OPERATIONS, PROVIDERS
+from gateway.telemetry.logs import quoted
 from gateway.traces.context import new_span_id
-from gateway.traces.encoding import Json, attributes_of, nanos, text_of
+from gateway.traces.encoding import Json, attribute_texts, nanos, text_of
 
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 ERROR = 2  # a status
@@ -47,8 +48,8 @@ def span_count(event: RequestEvent) -> int:
     return 1 + len(event.attempt_records) + len(event.marks)
 
 
-def spans_of(event: RequestEvent, trace: Trace, find: Find) -> list[Json]:
-    """The spans of a request: its own first."""
+def spans_of(event: RequestEvent, trace: Trace, find: Find) -> list[str]:
+    """The spans of a request, each as JSON: its own first."""
     request = _Request(event, trace)
     caches = [(mark, new_span_id()) for mark in event.marks if mark.name == "cache"]
     ids = {id(mark): span_id for mark, span_id in caches}
@@ -76,33 +77,34 @@ class _Request:
         self._operation = OPERATIONS.get(event.path) or event.path.rpartition("/")[2] or "request"
 
     def _span(
-        self, name: str, kind: int, span_id: str, parent_id: str, began_s: float, ended_s: float, more: Json
-    ) -> Json:
+        self,
+        *named: object,
+        parent_id: str,
+        times: tuple[float, float],
+        attributes: list[str],
+        flags: int = 0,
+        more: str = "",
+    ) -> str:
+        """`named`: name, kind and id. `more` is JSON of further members, each with a comma before it."""
         trace, event = self._trace, self._event
-        began_s = min(max(began_s, event.accepted_s), self._ended_s)
-        ended_s = max(began_s, min(ended_s, self._ended_s))
-        span: Json = {
-            "traceId": trace.trace_id,
-            "spanId": span_id,
-            "name": name,
-            "kind": kind,
-            "startTimeUnixNano": nanos(self._unix_s + began_s),
-            "endTimeUnixNano": nanos(self._unix_s + ended_s),
-            "flags": _REMOTE_KNOWN | trace.sampled | trace.random << 1,
-            **more,
-        }
-        if parent_id:
-            span["parentSpanId"] = parent_id
-        if trace.state:
-            span["traceState"] = trace.state
-        return span
+        name, kind, span_id = named
+        began_s = min(max(times[0], event.accepted_s), self._ended_s)
+        ended_s = max(began_s, min(times[1], self._ended_s))
+        flags |= _REMOTE_KNOWN | trace.sampled | trace.random << 1
+        parent = f',"parentSpanId":"{parent_id}"' if parent_id else ""
+        state = f',"traceState":{quoted(trace.state)}' if trace.state else ""
+        return (
+            f'{{"traceId":"{trace.trace_id}","spanId":"{span_id}"{parent}{state},"flags":{flags},'
+            f'"name":{quoted(str(name))},"kind":{kind},"startTimeUnixNano":"{nanos(self._unix_s + began_s)}",'
+            f'"endTimeUnixNano":"{nanos(self._unix_s + ended_s)}","attributes":[{",".join(attributes)}]{more}}}'
+        )
 
-    def own_span(self) -> Json:
+    def own_span(self) -> str:
         """The span of the request as its client sees it."""
         event, trace = self._event, self._trace
         extra = event.extra or {}
         asked_for, arrow, _ = (event.fallback or "").partition("->")
-        attributes = attributes_of(
+        attributes = attribute_texts(
             {
                 "http.request.method": event.method,
                 "http.route": event.path,
@@ -126,48 +128,45 @@ class _Request:
                 "gateway.usage_estimated": True if event.usage_estimated else None,
                 # Why it is here: it was chosen at its begin, or only since it has failed.
                 "gateway.sampled_by": "sampler" if trace.sampled else "error",
-            },
-            _flat("gateway", extra),
+            }
         )
-        more: Json = {"attributes": attributes + attributes_of(content_of(extra), most=CONTENT_CHARS)}
-        if is_failure(event):
-            more["status"] = {"code": ERROR, "message": event.error or f"status {event.status}"}
-        if event.ttft_s is not None:
-            more["events"] = [self._event_at("first_event", event.accepted_s + event.ttft_s)]
-        span = self._span(
-            f"{event.method} {event.path}",
-            SERVER,
-            trace.span_id,
-            trace.parent_id,
-            event.accepted_s,
-            self._ended_s,
-            more,
+        if extra:
+            attributes += attribute_texts(_flat("gateway", extra))
+            attributes += attribute_texts(content_of(extra), CONTENT_CHARS)
+        is_called = bool(trace.parent_id) and "part_of" not in extra
+        return self._span(
+            *(f"{event.method} {event.path}", SERVER, trace.span_id),
+            parent_id=trace.parent_id,
+            times=(event.accepted_s, self._ended_s),
+            attributes=attributes,
+            flags=_REMOTE if is_called else 0,
+            more=_failed(event.error or f"status {event.status}" if is_failure(event) else "")
+            + self._first_event(event.accepted_s, event.ttft_s),
         )
-        if trace.parent_id and "part_of" not in extra:
-            span["flags"] = int(str(span["flags"])) | _REMOTE
-        return span
 
-    def mark_span(self, mark: Mark, span_id: str) -> Json:
+    def mark_span(self, mark: Mark, span_id: str) -> str:
         """The span of something else than an attempt."""
-        more: Json = {}
-        if mark.attributes:
-            more["attributes"] = attributes_of(_flat(f"gateway.{mark.name}", mark.attributes))
-        if mark.links:
-            more["links"] = [{"traceId": trace_id, "spanId": linked} for trace_id, linked in mark.links]
-        ended_s = mark.began_s + mark.duration_s
-        return self._span(mark.name, INTERNAL, span_id, self._trace.span_id, mark.began_s, ended_s, more)
+        links = [f'{{"traceId":"{trace_id}","spanId":"{linked}"}}' for trace_id, linked in mark.links]
+        return self._span(
+            *(mark.name, INTERNAL, span_id),
+            parent_id=self._trace.span_id,
+            times=(mark.began_s, mark.began_s + mark.duration_s),
+            attributes=attribute_texts(_flat(f"gateway.{mark.name}", mark.attributes)) if mark.attributes else [],
+            more=f',"links":[{",".join(links)}]' if links else "",
+        )
 
-    def attempt_span(self, number: int, record: AttemptRecord, parent_id: str, at: Optional[EngineAt]) -> Json:
+    def attempt_span(self, number: int, record: AttemptRecord, parent_id: str, at: Optional[EngineAt]) -> str:
         """The span of one engine's try; it has the id that the engine was told."""
         failed = record.outcome not in ("ok", "cancelled")
-        attributes = attributes_of(
+        has_address = at is not None and bool(at.address)
+        attributes = attribute_texts(
             {
                 "gen_ai.operation.name": self._operation,
                 "gen_ai.provider.name": None if at is None else PROVIDERS.get(at.provider, at.provider),
                 "gen_ai.request.model": record.model,
                 "gen_ai.response.time_to_first_chunk": record.first_s,
-                "server.address": at.address if at is not None and at.address else None,
-                "server.port": at.port if at is not None and at.address else None,
+                "server.address": at.address if at is not None and has_address else None,
+                "server.port": at.port if at is not None and has_address else None,
                 "http.response.status_code": record.status,
                 "error.type": record.outcome if failed else None,
                 "gateway.engine": record.engine,
@@ -175,17 +174,25 @@ class _Request:
                 "gateway.attempt": number,
             }
         )
-        more: Json = {"attributes": attributes}
-        if failed:
-            more["status"] = {"code": ERROR, "message": record.outcome}
-        if record.first_s is not None:
-            more["events"] = [self._event_at("first_event", record.began_s + record.first_s)]
-        span_id, ended_s = record.span_id or new_span_id(), record.began_s + record.duration_s
-        name = f"{self._operation} {text_of(record.model)}"
-        return self._span(name, CLIENT, span_id, parent_id, record.began_s, ended_s, more)
+        return self._span(
+            *(f"{self._operation} {text_of(record.model)}", CLIENT, record.span_id or new_span_id()),
+            parent_id=parent_id,
+            times=(record.began_s, record.began_s + record.duration_s),
+            attributes=attributes,
+            more=_failed(record.outcome if failed else "") + self._first_event(record.began_s, record.first_s),
+        )
 
-    def _event_at(self, name: str, at_s: float) -> Json:
-        return {"name": name, "timeUnixNano": nanos(self._unix_s + min(at_s, self._ended_s))}
+    def _first_event(self, began_s: float, first_s: Optional[float]) -> str:
+        """When a stream's first event came; None: it is none, or has none."""
+        if first_s is None:
+            return ""
+        at = nanos(self._unix_s + min(began_s + first_s, self._ended_s))
+        return f',"events":[{{"name":"first_event","timeUnixNano":"{at}"}}]'
+
+
+def _failed(why: str) -> str:
+    """The status of a span that has failed; "": it has not."""
+    return f',"status":{{"code":{ERROR},"message":{quoted(why)}}}' if why else ""
 
 
 def _flat(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
