@@ -19,7 +19,7 @@ from gateway.posting import Poster, in_words
 TIMEOUT_S = 10.0  # of a POST, with everything, but the look-up of a name
 TRIES = 5  # of a body
 FIRST_PAUSE_S = 1.0  # doubled with each try
-PAUSE_MAX_S = 30.0  # whatever Retry-After says
+PAUSE_MAX_S = 300.0  # whatever Retry-After says
 AGAIN = frozenset({429, 502, 503, 504})
 """What is to be tried again, by OTLP; everything else is not."""
 TELL_S = 60.0  # between two lines that say that it fails

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import unittest
 from typing import Any, Optional
 from unittest import mock
 
 from gateway import posting as shared
 from gateway import waiting
+from gateway.posting import Answer, Poster
 from gateway.telemetry.events import MARKS, AttemptRecord, Mark, RequestEvent, Trace
 from gateway.telemetry.registry import Registry
 from gateway.traces import encoding, exporter, figures, posting, spans
@@ -284,6 +286,43 @@ class Sizes(unittest.TestCase):
         self.assertEqual(exporter._size_of(event(attempt_records=(record,) * 3)), least + 3 * exporter.PART_BYTES)
         self.assertGreaterEqual(exporter._size_of(event(extra={"request_body": "ü" * 1000})), least + 4000)
         self.assertEqual(spans.span_count(event(attempt_records=(record,) * 3)), 4)
+
+
+class Deliveries(unittest.TestCase):
+    """How often a body is sent, and what is waited for in between."""
+
+    def sent(self, *answers: Answer, stopping: bool = False) -> tuple[Optional[dict[str, Any]], list[float]]:
+        """What became of a body that is answered so, and the pauses."""
+        given = iter(answers)
+        pauses: list[float] = []
+        collector = Poster("http://127.0.0.1:1", "/v1/traces", {}, packs=True)
+
+        class Stopping(threading.Event):
+            def wait(self, timeout: Optional[float] = None) -> bool:
+                pauses.append(timeout or 0.0)
+                return stopping
+
+        delivery = posting.Delivery(collector, "spans", lambda *line, **fields: None, Stopping())
+        with mock.patch.object(collector, "post", lambda body, timeout_s: next(given)):
+            said = delivery.send(b"{}")
+        self.assertIsNone(next(given, None), "all were asked for")
+        return said, pauses
+
+    def test_pauses_double_with_some_chance_and_there_are_four(self) -> None:
+        said, pauses = self.sent(*[Answer(503, None, b"")] * 5)
+        self.assertIsNone(said)
+        self.assertEqual(len(pauses), 4)
+        for pause_s, usual_s in zip(pauses, (1.0, 2.0, 4.0, 8.0)):
+            self.assertTrue(0.8 * usual_s <= pause_s <= 1.2 * usual_s)
+
+    def test_retry_after_says_how_long_up_to_a_bound(self) -> None:
+        asked = [Answer(429, seconds, b"") for seconds in (0.0, 90.0, 1e9)]
+        said, pauses = self.sent(*asked, Answer(200, None, b'{"a": 1}'))
+        self.assertEqual((said, pauses), ({"a": 1}, [0.0, 90.0, 300.0]))
+
+    def test_at_the_end_nothing_is_tried_again(self) -> None:
+        said, pauses = self.sent(Answer(503, None, b""), stopping=True)
+        self.assertEqual((said, len(pauses)), (None, 1))
 
 
 class Answers(unittest.TestCase):
