@@ -220,14 +220,14 @@ class Engines:
             endpoint = endpoints[engine] = self._client.endpoint(engine.spec)
         attempt.masked = endpoint.masked
         call.begin(attempt)
-        headers = b"X-Request-ID: %b\r\n" % call.request_id.encode("latin-1")
+        lines, trace = f"X-Request-ID: {call.request_id}\r\n", call.trace
         if call.idempotency_key:
-            headers += b"Idempotency-Key: %b\r\n" % call.idempotency_key.encode("latin-1")
-        trace = call.trace
+            lines += f"Idempotency-Key: {call.idempotency_key}\r\n"
         if trace is not None:
             span_id = attempt.span_id = attempt.span_id or new_span_id()  # asked once more, it is the same attempt
             if trace.told:
-                headers += lines_for(trace, span_id)
+                lines += lines_for(trace, span_id)
+        headers = lines.encode("latin-1")
         attempt.asks_usage = (
             call.stream and ask_usage and dialect is None and endpoint.asks_usage and not call.wants_usage()
         )

@@ -93,11 +93,11 @@ def read_state(value: bytes) -> str:
     return b",".join(members).decode()
 
 
-def lines_for(trace: Trace, span_id: str) -> bytes:
+def lines_for(trace: Trace, span_id: str) -> str:
     """The header lines by which an engine is told of the trace, with the span that asks it."""
     trace_id, _, _, sampled, state, is_random, _ = trace
     line = f"traceparent: 00-{trace_id}-{span_id}-{_FLAGS[sampled + is_random * 2]}\r\n"
-    return (f"{line}tracestate: {state}\r\n" if state else line).encode()
+    return f"{line}tracestate: {state}\r\n" if state else line
 
 
 def part_of(trace: Trace) -> Trace:

@@ -16,7 +16,7 @@ from gateway.traces import context
 TRACE = "12345678901234567890123456789012"
 SPAN = "1234567890123456"
 GOOD = f"00-{TRACE}-{SPAN}-01"
-LINE = re.compile(rb"traceparent: 00-([0-9a-f]{32})-([0-9a-f]{16})-(0[0-3])\r\n(?:tracestate: ([ -~]+)\r\n)?")
+LINE = re.compile("traceparent: 00-([0-9a-f]{32})-([0-9a-f]{16})-(0[0-3])\r\n(?:tracestate: ([ -~]+)\r\n)?")
 
 
 def heard(*headers: tuple[str, str]) -> tuple[dict[bytes, bytes], frozenset[bytes]]:
@@ -40,7 +40,7 @@ def told(trace: Trace) -> tuple[str, str, int, str]:
     """What an engine reads: trace id, span id, flags, state."""
     match = LINE.fullmatch(context.lines_for(trace, context.new_span_id()))
     assert match is not None
-    return match[1].decode(), match[2].decode(), int(match[3], 16), (match[4] or b"").decode()
+    return match[1], match[2], int(match[3], 16), match[4] or ""
 
 
 class Traceparent(unittest.TestCase):
@@ -82,7 +82,7 @@ class Traceparent(unittest.TestCase):
                 self.assert_taken(f"{version}-{TRACE}-{SPAN}-01{rest}")
             for rest in (".", ".what", "0"):
                 self.assert_begun_anew(("traceparent", f"{version}-{TRACE}-{SPAN}-01{rest}"))
-        self.assertEqual(context.lines_for(begun(("traceparent", f"cc-{TRACE}-{SPAN}-ff-x")), SPAN)[13:15], b"00")
+        self.assertEqual(context.lines_for(begun(("traceparent", f"cc-{TRACE}-{SPAN}-ff-x")), SPAN)[13:15], "00")
 
     def test_what_is_malformed_counts_for_nothing(self) -> None:
         for value in (
@@ -154,7 +154,7 @@ class Tracestate(unittest.TestCase):
         self.assertEqual(self.state("foo=1", ""), "foo=1")
         self.assertEqual(self.state("", "foo=1"), "foo=1")
         self.assertEqual(self.state(""), "")
-        self.assertNotIn(b"tracestate", context.lines_for(begun(("traceparent", GOOD), ("tracestate", "")), SPAN))
+        self.assertNotIn("tracestate", context.lines_for(begun(("traceparent", GOOD), ("tracestate", "")), SPAN))
 
     def test_all_characters_that_are_allowed(self) -> None:
         key = "abcdefghijklmnopqrstuvwxyz0123456789_-*/"
