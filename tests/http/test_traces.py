@@ -275,6 +275,24 @@ class Spans(TracesTest):
         seen = {told(one)[1] for engine in (first, second) for one in engine.requests}
         self.assertLessEqual({one.span_id for one in attempts}, seen)
 
+    def test_what_is_asked_again_or_in_other_words_is_in_the_same_trace(self) -> None:
+        schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+        for behaviour, path, body, asked in (
+            ("misfit", CHAT, ask(response_format=schema), 2),
+            ("ok", "/v1/responses", {"model": "m", "input": "hi"}, 1),
+        ):
+            with self.subTest(path=path):
+                engine = self.engine(behaviour)
+                engine.lack("responses")
+                running = self.collecting({"m": {"engines": [engine.url]}}, SCHEMA_RETRIES=1, RETRY_ATTEMPTS=1)
+                running.post(body, path, [PARENT])
+                request, *attempts = self.spans(running)
+                self.assertEqual({attempt.parent_id for attempt in attempts}, {request.span_id})
+                seen = [told(one) for one in engine.requests]
+                self.assertEqual(len(seen), asked)
+                self.assertEqual({trace_id for trace_id, _, _ in seen}, {TRACE})
+                self.assertEqual({span_id for _, span_id, _ in seen}, {attempt.span_id for attempt in attempts})
+
     def test_a_wait_for_a_place_is_told(self) -> None:
         for variables, model, name in (
             ({"WORKERS": 1}, {}, "queue"),
