@@ -10,6 +10,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import unittest
@@ -497,6 +498,22 @@ class LoopTest(LoadTestTest):
         self.assertGreaterEqual(measures.lag.largest, 180_000_000)
         self.assertGreaterEqual(measures.late, 9)
         self.assertGreaterEqual(measures.total.response.largest, 180_000_000)
+
+    @unittest.skipUnless(sys.platform == "linux", "elsewhere a full backlog refuses")
+    def test_a_connection_that_does_not_come_about_is_given_up_sooner_than_an_answer(self) -> None:
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1))
+            for _ in range(8):  # nobody accepts them, and what comes behind them is not answered
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(listener.getsockname())
+            measures = Measures(open_loop=False)
+            schedule = ClosedLoop(2, 0, None, limit=2)
+            endpoint = Endpoint(socket.AF_INET, listener.getsockname())
+            request = Request(b"POST / HTTP/1.1\r\n\r\n", "m", False)
+            limits = Limits(2, round(TIMEOUT_S * NS), NS // 5)
+            Loop(endpoint, schedule, iter([request] * 2), measures, limits).run(0)
+        self.assertEqual(measures.total.errors, {"connect: timeout": 2})
 
     def test_it_ends_when_it_is_interrupted_and_counts_what_it_abandons(self) -> None:
         held = threading.Event()
