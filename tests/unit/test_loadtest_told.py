@@ -294,6 +294,15 @@ class ResultTest(unittest.TestCase):
         self.assertEqual(sum(one["sent"] for one in found["timeline"]), 210)
         self.assertEqual(found["tokens"]["output"], 100 * 3 + 80 * 4)
 
+    def test_rates_are_of_the_time_planned_unless_it_was_cut_short(self) -> None:
+        measures = measured()
+        for interrupted, end_s, expected in ((False, 30, 30.0), (True, 30, 2.01), (True, 1, 1.0), (False, None, 2.01)):
+            measures.end_ns = None if end_s is None else end_s * NS
+            run = Run("x", 2 * NS + 10 * MS, 0.1, 3.0, interrupted, (), "p")
+            found = result_of(plan("--rate", "0.1"), run, measures)
+            self.assertEqual(found["duration_s"], expected)
+            self.assertAlmostEqual(found["rates"]["requests_per_s"], measures.window.ok / expected, places=2)
+
     def test_times_are_what_they_were(self) -> None:
         times = result()["times"]
         self.assertEqual((times["response"]["max_ms"], times["service"]["max_ms"]), (5.0, 4.0))

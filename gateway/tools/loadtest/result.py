@@ -42,7 +42,7 @@ class Run(NamedTuple):
 def result_of(plan: Plan, run: Run, measures: Measures) -> dict[str, Any]:
     """The document."""
     total, window = measures.total, measures.window
-    within_s = _window_s(plan, run, measures)
+    within_s = _window_s(run, measures)
     failed_all = total.failed + total.refused
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -103,10 +103,13 @@ def result_of(plan: Plan, run: Run, measures: Measures) -> dict[str, Any]:
     return document
 
 
-def _window_s(plan: Plan, run: Run, measures: Measures) -> float:
-    """How long that was of which the rates are."""
-    end_ns = run.ended_ns if measures.end_ns is None else min(run.ended_ns, measures.end_ns)
-    return max(0.0, end_ns / NS)
+def _window_s(run: Run, measures: Measures) -> float:
+    """How long that was of which the rates are: all of the time planned, though nothing may have been due at its
+    end."""
+    planned_ns = measures.end_ns
+    if planned_ns is None or (run.interrupted and run.ended_ns < planned_ns):
+        planned_ns = run.ended_ns
+    return max(0.0, planned_ns / NS)
 
 
 def _config(plan: Plan, run: Run) -> dict[str, Any]:
