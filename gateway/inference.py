@@ -10,6 +10,7 @@ choosing is locked per model in routing/, and a `Call` belongs to one thread, ex
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -223,7 +224,7 @@ class InferenceFactory:
         return self._health.probed()
 
     def reload(self, fleet: FleetSpec, secrets: Optional[Mapping[str, str]] = None) -> None:
-        """Serve another fleet from now on; what is in flight goes on. One thread at a time.
+        """Serve another fleet from now on, with its weights; what is in flight goes on. One thread at a time.
 
         Raises ValueError, with nothing changed, for an engine's key that cannot be sent.
         """
@@ -236,8 +237,8 @@ class InferenceFactory:
         self._keep_names()
         self._health.tick()  # of what nothing is known any more, something soon is
 
-    def _serve(self, fleet: FleetSpec, renewed: Sequence[str]) -> None:
-        self.router.reload(fleet, renewed)
+    def _serve(self, fleet: FleetSpec, renewed: Sequence[str], keep_weights: bool) -> None:
+        self.router.reload(fleet, renewed, keep_weights)
         self.asker.forget_changed(renewed)
         self._on_fleet(fleet)
 
@@ -260,6 +261,19 @@ class InferenceFactory:
             found.append(name)
             if change is not None:
                 self._on_change(change)
+        return found
+
+    def set_weight(self, engine_id: str, weight: int, model: Optional[str] = None) -> list[str]:
+        """Give an engine another weight until the next `reload`; in one model, or wherever the id occurs.
+
+        Returns the models in which it was found. Raises ValueError for a weight that the engines file may not have.
+        """
+        found: list[str] = []
+        for name, pool in self.router.pools.items():
+            if model in (None, name):
+                with contextlib.suppress(KeyError):
+                    pool.set_weight(engine_id, weight)
+                    found.append(name)
         return found
 
     def close(self) -> None:

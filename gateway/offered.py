@@ -16,8 +16,8 @@ from gateway.routing.pool import ModelPool
 from gateway.routing.router import Router
 from gateway.routing.specs import FleetSpec
 
-Serve = Callable[[FleetSpec, Sequence[str]], None]
-"""Takes over a fleet; the variables whose secrets have changed."""
+Serve = Callable[[FleetSpec, Sequence[str], bool], None]
+"""Takes over a fleet; the variables whose secrets have changed; whether engines keep the weights they were given."""
 
 
 class Offered:
@@ -34,7 +34,7 @@ class Offered:
         """Offer another fleet from now on, with what engines that stay have listed."""
         with self._lock:
             self.configured = fleet
-            self._serve(self._with_listed(), renewed)
+            self._serve(self._with_listed(), renewed, False)
 
     def relist(self, engine: Engine) -> None:
         """An engine lists other models than before."""
@@ -43,7 +43,7 @@ class Offered:
                 return
             fleet = self._with_listed()
             if fleet.models != self._router.fleet.models:
-                self._serve(fleet, ())
+                self._serve(fleet, (), True)
 
     def _with_listed(self) -> FleetSpec:
         sources = self._router.sources.items()

@@ -55,15 +55,30 @@ class Decisions:
         self._record_locked("last_resort", now_s, inputs, None if engine is None else engine.id)
 
     def reconfigure_locked(
-        self, spec: ModelSpec, strategy: str, forget: Collection[str], served: Sequence[Waiter], now_s: float
+        self,
+        spec: ModelSpec,
+        strategy: str,
+        forget: Collection[str],
+        keep_weights: bool,
+        served: Sequence[Waiter],
+        now_s: float,
     ) -> None:
         """The model has another configuration."""
-        inputs = {"spec": model_json(spec), "strategy": strategy, **({"forget": list(forget)} if forget else {})}
+        inputs = {
+            "spec": model_json(spec),
+            "strategy": strategy,
+            **({"forget": list(forget)} if forget else {}),
+            **({"keep_weights": True} if keep_weights else {}),
+        }
         self.line_locked("reconfigure", inputs, served, now_s)
 
     def line_locked(self, operation: str, inputs: Mapping[str, object], served: Sequence[Waiter], now_s: float) -> None:
         """After this operation, these were served from the line."""
         self._record_locked(operation, now_s, inputs, [waiter.number for waiter in served])
+
+    def weight_locked(self, engine_id: str, weight: int, now_s: float) -> None:
+        """An operator has given an engine this weight."""
+        self._record_locked("weight", now_s, {"engine": engine_id, "weight": weight}, None)
 
     def leave_locked(self, waiter: Waiter, now_s: float) -> None:
         """One waits no more."""

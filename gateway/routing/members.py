@@ -39,8 +39,8 @@ class Members:
         self._in: tuple[Engine, ...] = ()
         self._recheck_at_s = 0.0  # so does it then: an engine's time outside ends
 
-    def configure_locked(self, spec: ModelSpec, forget: Collection[str]) -> tuple[Engine, ...]:
-        """Take over a configuration; returns the engines that are gone. See `ModelPool.reconfigure`."""
+    def configure_locked(self, spec: ModelSpec, forget: Collection[str], keep_weights: bool) -> tuple[Engine, ...]:
+        """Take over a configuration; returns the engines that are gone. See `Roster.reconfigure`."""
         before = self.engines
         known = {(engine.id, engine.spec.url): engine for engine in before}
         engines = []
@@ -50,7 +50,9 @@ class Members:
                 engine = Engine(engine_spec, spec.name, self._policy)
             elif engine.id in forget:
                 engine.forget(self._policy)
-            engine.spec, engine.weight = engine_spec, engine_spec.weight
+            engine.spec = engine_spec
+            if not keep_weights:
+                engine.weight = engine_spec.weight
             engines.append(engine)
         self.engines = tuple(engines)
         self._in = ()
@@ -60,6 +62,15 @@ class Members:
         for engine in gone:
             engine.removed = True
         return gone
+
+    def weigh_locked(self, engine: Engine, weight: int) -> None:
+        """Give an engine another weight. Strategies keep what they have computed as long as they get the same tuple, so
+        the next one is another, though it has the same engines in it."""
+        if engine.weight == weight:
+            return
+        engine.weight = weight
+        self._in = ()
+        self.stale = True
 
     def retire_locked(self) -> None:
         """Mark every engine removed: the model itself is gone."""

@@ -22,7 +22,7 @@ from gateway.routing.hedges import Hedges
 from gateway.routing.line import Waiter
 from gateway.routing.members import EngineSnapshot, Members
 from gateway.routing.providers import RESPONSES
-from gateway.routing.specs import ModelSpec
+from gateway.routing.specs import ENGINE_CHECKS, ModelSpec
 from gateway.routing.standing import Standing, StateChange
 
 LACKING_S = 300.0  # an engine that has said that it has not an endpoint is not asked for it
@@ -50,33 +50,38 @@ class Roster:
         self._hedges = Hedges()
         self._budget = RetryBudget()
         self._decisions = None if recorder is None else Decisions(recorder, self.name, self._members)
-        self._configure_locked(spec, strategy, ())  # nobody else knows the pool yet
+        self._configure_locked(spec, strategy, (), False)  # nobody else knows the pool yet
 
-    def _configure_locked(self, spec: ModelSpec, strategy: str, forget: Collection[str]) -> tuple[Engine, ...]:
+    def _configure_locked(
+        self, spec: ModelSpec, strategy: str, forget: Collection[str], keep_weights: bool
+    ) -> tuple[Engine, ...]:
         self.spec = spec
         self.strategy_name = spec.strategy or strategy
         self._hedges.configure_locked(spec)
         self._chooser.use_locked(self.strategy_name)
-        return self._members.configure_locked(spec, forget)
+        return self._members.configure_locked(spec, forget, keep_weights)
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         """The model's engines, in file order."""
         return self._members.engines
 
-    def reconfigure(self, spec: ModelSpec, strategy: str, forget: Collection[str] = ()) -> tuple[Engine, ...]:
+    def reconfigure(
+        self, spec: ModelSpec, strategy: str, forget: Collection[str] = (), keep_weights: bool = False
+    ) -> tuple[Engine, ...]:
         """Take over a new configuration; returns the engines that are gone.
 
         Engines with the same id and address keep their state, but for those whose id is in `forget`: they are asked
         with another key or for another model, and nothing is held against them. What is in flight on a removed engine
-        goes on and is settled as usual.
+        goes on and is settled as usual. Weights are those of `spec`, whatever `set_weight` has said; with
+        `keep_weights` an engine that stays keeps its own.
         """
         with self._lock:
-            gone = self._configure_locked(spec, strategy, forget)
+            gone = self._configure_locked(spec, strategy, forget, keep_weights)
             now_s = self._clock()
             served = self._chooser.serve_locked(now_s)
             if self._decisions is not None:
-                self._decisions.reconfigure_locked(spec, strategy, forget, served, now_s)
+                self._decisions.reconfigure_locked(spec, strategy, forget, keep_weights, served, now_s)
         wake(served)
         return gone
 
@@ -93,15 +98,32 @@ class Roster:
         """An operator takes an engine out (it finishes what it has) or lets it in again. KeyError: no such engine."""
         with self._lock:
             now_s = self._clock()
-            engine = next((e for e in self.engines if e.id == engine_id), None)
-            if engine is None:
-                raise KeyError(engine_id)
+            engine = self._find_locked(engine_id)
             change = self._standing.draining_locked(engine, draining, now_s)
             served = self._chooser.serve_locked(now_s)
             if self._decisions is not None:
                 self._decisions.line_locked("drain", {"engine": engine_id, "draining": draining}, served, now_s)
         wake(served)
         return change
+
+    def set_weight(self, engine_id: str, weight: int) -> None:
+        """An operator gives an engine another weight, which the next choice goes by; `reconfigure` takes it back.
+
+        KeyError: no such engine. ValueError: a weight that the engines file may not have.
+        """
+        faults = [f"weight{fault}" for fault in ENGINE_CHECKS["weight"](weight)]
+        if faults:
+            raise ValueError("; ".join(faults))
+        with self._lock:
+            self._members.weigh_locked(self._find_locked(engine_id), weight)
+            if self._decisions is not None:
+                self._decisions.weight_locked(engine_id, weight, self._clock())
+
+    def _find_locked(self, engine_id: str) -> Engine:
+        engine = next((e for e in self.engines if e.id == engine_id), None)
+        if engine is None:
+            raise KeyError(engine_id)
+        return engine
 
     def record_probe(
         self,

@@ -57,11 +57,12 @@ class Router(Names):
         self._loaded = False
         self.reload(fleet)
 
-    def reload(self, fleet: FleetSpec, renewed: Collection[str] = ()) -> tuple[Engine, ...]:
+    def reload(self, fleet: FleetSpec, renewed: Collection[str] = (), keep_weights: bool = False) -> tuple[Engine, ...]:
         """Serve another fleet from now on; returns the engines that are gone. Call from one thread at a time.
 
         `renewed` names the variables (`api_key_env`) whose secrets have changed. What was held against an engine is
-        forgotten when it is asked with another key, or for another model.
+        forgotten when it is asked with another key, or for another model. With `keep_weights` engines that stay keep
+        the weights that an operator gave them: it is the same configuration, and only what engines list has changed.
         """
         gone: list[Engine] = []
         forgotten: list[Engine] = []
@@ -74,7 +75,8 @@ class Router(Names):
                     self._recorder({"op": "add", "model": spec.name, "spec": model_json(spec)})
             else:
                 forget = _asked_otherwise(pool, spec, renewed)
-                gone.extend(pool.reconfigure(spec, self._strategy, [engine.id for engine in forget]))
+                ids = [engine.id for engine in forget]
+                gone.extend(pool.reconfigure(spec, self._strategy, ids, keep_weights))
                 forgotten.extend(forget)
             pools[spec.name] = pool
         for name, pool in self.pools.items():

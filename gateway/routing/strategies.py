@@ -38,13 +38,19 @@ class RoundRobin:
 
     Engine i has stride L / weight_i (L = lcm of the weights) and its k-th turn at (2k - 1) * stride / 2, so after every
     sum(weights) choices each engine has had exactly its weight, evenly spread. Equal weights are a plain rotation.
+
+    Where the same engines get other weights, nobody starts anew: each stays as far ahead of its share, or behind it, as
+    it was (its lag, as in Stoica and others, 1996). However often weights change, that stays small.
     """
+
+    FINENESS = 1 << 20  # into so many parts a stride is divided when turns are taken over: they are whole numbers
 
     def __init__(self, rng: Random) -> None:
         self._engines: Optional[Sequence[Engine]] = None
-        self._weights: tuple[int, ...] = ()
         self._next = 0
         self._turns: Optional[list[tuple[int, int, int]]] = None  # (due * 2, index, stride)
+        self._given = 0  # turns since these were made
+        self._whole = self._total = 1  # of these: L, and the sum of the weights
 
     def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
         if engines is not self._engines:
@@ -55,19 +61,36 @@ class RoundRobin:
             return engines[index]
         due, index, stride = self._turns[0]
         heapreplace(self._turns, (due + 2 * stride, index, stride))
+        self._given += 1
         return engines[index]
 
     def _prepare(self, engines: Sequence[Engine]) -> None:
-        self._engines = engines
+        before, self._engines = self._engines, engines
         weights = [engine.weight for engine in engines]
-        if min(weights) == max(weights):
-            self._turns = None
-            return
         whole = 1
         for weight in set(weights):
             whole = whole * weight // math.gcd(whole, weight)
-        self._turns = [(whole // w, i, whole // w) for i, w in enumerate(weights)]
+        if engines == before:  # but not the same tuple: weights have changed
+            whole *= self.FINENESS
+            strides = [whole // weight for weight in weights]
+            self._turns = [(part * strides[i] // of, i, strides[i]) for i, part, of in self._waits(len(engines))]
+        elif min(weights) == max(weights):
+            self._turns = None
+            return
+        else:
+            self._turns = [(whole // w, i, whole // w) for i, w in enumerate(weights)]
+        self._given, self._whole, self._total = 0, whole, sum(weights)
         heapify(self._turns)
+
+    def _waits(self, count: int) -> list[tuple[int, int, int]]:
+        """How long each engine waits for its turn yet, from where all would be if turns could be shared: its index, and
+        the two parts of a fraction, which says how many halves of its stride."""
+        if self._turns is not None:
+            given, whole, total, turns = self._given, self._whole, self._total, self._turns
+        else:
+            given, whole, total = self._next % count, 1, count
+            turns = [(3 if index < given else 1, index, 1) for index in range(count)]
+        return [(index, due * total - 2 * whole * given, stride * total) for due, index, stride in turns]
 
 
 class WeightedRandom:

@@ -64,6 +64,7 @@ class _Replay:
             "retry": lambda pool, line: void(pool.take_retry()),
             "reconfigure": self._reconfigure,
             "drain": self._drain,
+            "weight": lambda pool, line: pool.set_weight(line["engine"], line["weight"]),
         }
 
     def _recorded(self, record: dict[str, Any]) -> None:
@@ -92,7 +93,8 @@ class _Replay:
         self._waiters = {key: waiter for key, waiter in self._waiters.items() if key[0] != spec.name}
 
     def _reconfigure(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        pool.reconfigure(model_from_json(pool.name, line["spec"]), line["strategy"], line.get("forget", ()))
+        spec = model_from_json(pool.name, line["spec"])
+        pool.reconfigure(spec, line["strategy"], line.get("forget", ()), line.get("keep_weights", False))
         self._served(pool)
 
     def _drain(self, pool: ModelPool, line: dict[str, Any]) -> None:

@@ -16,12 +16,14 @@ from gateway.configuration import ConfigurationError
 from gateway.errors import RequestRefused
 from gateway.fleet import load_engines_file
 from gateway.fleetlines import provider_fleet
+from gateway.offered import Offered
 from gateway.routing import listed
 from gateway.routing.engine import Engine, ListedModel
 from gateway.routing.listed import with_listed
 from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.routing.splits import SplitSpec
+from gateway.tools.replay import void
 from gateway.upstream.listing import REMOTE_INTERVAL_S, ModelLists
 
 A, B = EngineSpec("http://127.0.0.1:1"), EngineSpec("http://127.0.0.1:2")
@@ -121,6 +123,32 @@ class RouterTest(unittest.TestCase):
         router = Router(fleet_of(default_model="y"))
         router.reload(offered(fleet_of(default_model="y"), {A: ["x", "y"]}))
         self.assertEqual(router.route(None)[0].name, "y")
+
+
+class OfferedTest(unittest.TestCase):
+    def setUp(self) -> None:
+        fleet = fleet_of(ModelSpec("real", (B,)))
+        self.router = Router(fleet)
+        self.offered = Offered(self.router, fleet, lambda *change: void(self.router.reload(*change)))
+
+    def say(self, *names: str) -> None:
+        """The group's first engine lists these models."""
+        engine = self.router.sources["local"].engines[0]
+        engine.listed = tuple(ListedModel(name) for name in names)
+        self.offered.relist(engine)
+
+    def weights(self) -> dict[str, list[int]]:
+        return {name: [engine.weight for engine in pool.snapshot()] for name, pool in self.router.pools.items()}
+
+    def test_an_operators_weights_outlast_another_list_but_not_a_reload(self) -> None:
+        self.say("x")
+        for name, spec in (("real", B), ("x", A)):
+            self.router.pools[name].set_weight(spec.id or "", 5)
+        self.assertEqual(self.weights(), {"real": [5], "x": [5]})
+        self.say("x", "y")
+        self.assertEqual(self.weights(), {"real": [5], "x": [5], "y": [1]})
+        self.offered.reload(self.offered.configured, ())
+        self.assertEqual(self.weights(), {"real": [1], "x": [1], "y": [1]})
 
 
 class PrefixTest(unittest.TestCase):

@@ -504,6 +504,67 @@ class DrainTest(PoolTest):
         self.assertIn("z", str(caught.exception))
 
 
+class WeightTest(PoolTest):
+    def counts(self, count: int = 60) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for _ in range(count):
+            lease = self.take()
+            counts[lease.engine.id] += 1
+            self.pool.settle(lease, OK, 0.01)
+        return counts
+
+    def weights(self) -> dict[str, int]:
+        return {engine.id: engine.weight for engine in self.pool.snapshot()}
+
+    def test_an_operators_weight_is_shown_and_gone_by_at_once(self) -> None:
+        self.assertEqual(self.counts(), {"a": 20, "b": 20, "c": 20})
+        self.pool.set_weight("b", 4)
+        self.assertEqual(self.weights(), {"a": 1, "b": 4, "c": 1})
+        self.assertEqual(self.counts(), {"a": 10, "b": 40, "c": 10})
+
+    def test_a_retry_goes_by_it_too(self) -> None:
+        self.pool.set_weight("c", 1000)
+        tried = self.take_named("a")
+        self.assertEqual({self.take((tried.engine,)).engine.id for _ in range(20)}, {"b", "c"})
+        self.assertGreater({i.id: i.in_flight for i in self.pool.snapshot()}["c"], 15)
+
+    def test_what_is_in_flight_and_what_is_known_of_it_stay(self) -> None:
+        held = self.take_named("b")
+        self.hit("a", REFUSED)
+        self.pool.set_weight("a", 2)
+        self.pool.set_weight("b", 2)
+        self.assertEqual(self.states(), {"a": "down", "b": "up", "c": "up"})
+        self.assertEqual({i.id: i.in_flight for i in self.pool.snapshot()}["b"], 1)
+        self.pool.settle(held, OK, 0.01)
+
+    def test_an_unknown_engine_is_named(self) -> None:
+        with self.assertRaises(KeyError) as caught:
+            self.pool.set_weight("z", 2)
+        self.assertIn("z", str(caught.exception))
+
+    def test_what_the_engines_file_may_not_have_is_refused_with_its_fault(self) -> None:
+        bad: tuple[Any, ...] = (0, -1, 1_000_001, 1.5, 2.0, True, "2", None)
+        for weight in bad:
+            with self.subTest(weight=weight), self.assertRaises(ValueError) as caught:
+                self.pool.set_weight("b", weight)
+            self.assertIn("weight: must be an integer from 1 to 1000000, not ", str(caught.exception))
+        self.assertEqual(self.weights(), {"a": 1, "b": 1, "c": 1})
+        self.pool.set_weight("b", 1_000_000)
+        self.assertEqual(self.weights()["b"], 1_000_000)
+
+    def test_a_reload_sets_the_files_weights_again(self) -> None:
+        self.pool.set_weight("b", 9)
+        self.pool.reconfigure(self.spec("a", "b", "c"), "round_robin")
+        self.assertEqual(self.weights(), {"a": 1, "b": 1, "c": 1})
+        self.assertEqual(self.counts(), {"a": 20, "b": 20, "c": 20})
+
+    def test_it_can_be_kept_by_engines_that_stay(self) -> None:
+        self.pool.set_weight("b", 9)
+        self.pool.reconfigure(self.spec("b", "d", weight=2), "round_robin", keep_weights=True)
+        self.assertEqual(self.weights(), {"b": 9, "d": 2})
+        self.assertEqual(self.counts(110), {"b": 90, "d": 20})
+
+
 class HedgeTest(PoolTest):
     def hedging(self, after_ms: Union[float, str, None], ratio: float = 0.1) -> ModelPool:
         spec = ModelSpec("m", self.spec("a", "b").engines, hedge_after_ms=after_ms, hedge_ratio=ratio)

@@ -101,6 +101,7 @@ class Turmoil:
             self.hedge,
             self.leave,
             self.drain,
+            self.weigh,
             self.weather,
         )
         for _ in range(steps):
@@ -188,6 +189,10 @@ class Turmoil:
         pool = self.rng.choice(list(self.router.pools.values()))
         pool.set_draining(self.rng.choice(pool.engines).id, self.rng.random() < 0.3)
 
+    def weigh(self) -> None:
+        pool = self.rng.choice(list(self.router.pools.values()))
+        pool.set_weight(self.rng.choice(pool.engines).id, self.rng.choice((1, 2, 3, 7)))
+
     def look(self) -> None:
         """What readiness checks, metrics and waiting requests ask; it must change nothing."""
         for pool in self.router.pools.values():
@@ -226,7 +231,8 @@ class Turmoil:
         models += [model(name, None, self.rng) for name in sorted(missing) if self.rng.random() < 0.4]
         if models:
             models = [self.with_keys(spec) for spec in models]
-            self.router.reload(FleetSpec(tuple(models)), self.rng.choice(((), ("KEY",))))
+            renewed: tuple[str, ...] = self.rng.choice(((), ("KEY",)))
+            self.router.reload(FleetSpec(tuple(models)), renewed, self.rng.random() < 0.5)
             self.refresh()
 
 
@@ -297,7 +303,8 @@ class SameTest(ReplayCase):
         seen = {line["op"] for line in lines}
         self.assertEqual(
             seen - {"serve"},  # rare: see below
-            {"start", "acquire", "answered", "settle", "join", "leave", "last_resort", "probe", "retry", "drain"},
+            {"start", "acquire", "answered", "settle", "join", "leave", "last_resort", "probe", "retry"}
+            | {"drain", "weight"},
         )
         states = {candidate[1] for line in lines if line["op"] == "acquire" for candidate in line["candidates"]}
         self.assertEqual(states, {"up", "down", "resting", "misconfigured", "open", "half_open", "draining"})
@@ -319,7 +326,7 @@ class SameTest(ReplayCase):
                 lines = self.record(seed, 600, reloads=True)
                 seen |= {line["op"] for line in lines} | {key for line in lines for key in line}
                 self.assertEqual(replay(self.path), (len(lines) - 1, None))
-        self.assertLessEqual({"reconfigure", "add", "forget", "avoid", "doubted", "counted"}, seen)
+        self.assertLessEqual({"reconfigure", "add", "forget", "keep_weights", "avoid", "doubted", "counted"}, seen)
 
     def test_so_they_do_with_other_settings(self) -> None:
         for number, variables in enumerate(
@@ -421,6 +428,7 @@ class DifferentTest(ReplayCase):
         lines = self.record(5, 300)
         calls = {(line["op"], line.get("verdict")): i for i, line in enumerate(lines) if "counted" not in line}
         chosen, settled, probed = calls["acquire", None], calls["settle", "good"], calls["probe", None]
+        weighed = calls["weight", None]
         reconfigure = {"op": "reconfigure", "model": "m0", "now_s": lines[-1]["now_s"], "strategy": "random", "out": []}
         broken: dict[str, Callable[[list[dict[str, Any]]], object]] = {
             "unknown call": lambda copy: copy[chosen].update(op="guess"),
@@ -435,6 +443,7 @@ class DifferentTest(ReplayCase):
                 {**reconfigure, "spec": {**copy[0]["models"]["m0"], "engines": [{"url": "http://a", "weight": 0}]}}
             ),
             "spec": lambda copy: copy.append({**reconfigure, "spec": None}),
+            "weight of an engine": lambda copy: copy[weighed].update(weight=0),
         }
         for name, change in broken.items():
             with self.subTest(broken=name):

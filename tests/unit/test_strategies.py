@@ -97,6 +97,35 @@ class EveryStrategyTest(unittest.TestCase):
                 pool.settle(held[0], OK, 0.01)
                 self.assertIs(take(pool).engine, held[0].engine)
 
+    def test_another_weight_counts_from_the_next_choice_on(self) -> None:
+        for name in STRATEGIES:
+            with self.subTest(strategy=name):
+                pool = make_pool(name, (1, 1))
+                for number in range(50):
+                    ask(pool, b"key-%d" % number)
+                for weight, least, most in ((9, 80, 98), (1, 30, 70)):
+                    pool.set_weight("b", weight)
+                    held = [take(pool, b"key-%d" % number) for number in range(100)]
+                    counts = Counter(lease.engine.id for lease in held)
+                    for lease in held:
+                        pool.settle(lease, OK, 0.01)
+                    self.assertTrue(least <= counts["b"] <= most, (weight, counts))
+
+    def test_a_weight_that_changes_while_its_engine_is_out_counts_when_it_is_back(self) -> None:
+        for name in STRATEGIES:
+            with self.subTest(strategy=name):
+                clock = Clock()
+                pool = make_pool(name, (1, 1), clock)
+                ask(pool)
+                pool.set_draining("b", True)
+                ask(pool)
+                pool.set_weight("b", 9)
+                self.assertEqual(shares(pool, 10), {"a": 10})
+                pool.set_draining("b", False)
+                clock.now_s += 1000  # how fast `a` was is forgotten
+                counts = Counter(take(pool, b"key-%d" % number).engine.id for number in range(100))
+                self.assertTrue(80 <= counts["b"] <= 98, counts)
+
     def test_an_engine_that_fails_fast_does_not_attract_load(self) -> None:
         # Open loop: a request every 10 ms; healthy engines take 5 s each, the broken one fails within 1 ms.
         for name in STRATEGIES:
@@ -148,6 +177,42 @@ class RoundRobinTest(unittest.TestCase):
         self.assertLessEqual(max(map(len, turns.split("a"))), 6)  # five turns in a row, never ten
         heavy = make_pool("round_robin", (2, 3))
         self.assertNotIn("bbb", "".join(ask(heavy) for _ in range(60)))
+
+    def test_turns_go_on_where_they_were_when_weights_change(self) -> None:
+        pool = make_pool("round_robin", (1, 1, 1, 1))
+        self.assertEqual([ask(pool) for _ in range(6)], list("abcdab"))
+        pool.set_weight("d", 2)  # it is the turn of those that have not had theirs
+        self.assertEqual({ask(pool), ask(pool)}, {"c", "d"})
+        pool.set_weight("d", 2)  # says nothing new
+        for _ in range(10):
+            self.assertEqual(shares(pool, 5), {"a": 1, "b": 1, "c": 1, "d": 2})
+
+    def test_weights_stay_exact_after_they_have_changed(self) -> None:
+        pool = make_pool("round_robin", (7, 13, 1, 29))
+        shares(pool, 17)
+        for name, weight in (("a", 1), ("c", 1000), ("d", 13), ("b", 1), ("c", 1), ("d", 1)):
+            pool.set_weight(name, weight)
+            shares(pool, 3)
+        pool.set_weight("a", 3)
+        shares(pool, 6)
+        for _ in range(20):
+            self.assertEqual(shares(pool, 6), {"a": 3, "b": 1, "c": 1, "d": 1})
+
+    def test_however_often_weights_change_nobody_gets_much_more_or_less_than_they_say(self) -> None:
+        for seed in range(12):
+            rng = Random(seed)
+            every, names = rng.choice((1, 2, 7, 20)), "abcde"[: rng.choice((2, 3, 5))]
+            pool = make_pool("round_robin", (1,) * len(names))
+            due: Counter[str] = Counter()
+            got: Counter[str] = Counter()
+            for number in range(1000):
+                if number % every == 0:
+                    pool.set_weight(rng.choice(names), rng.choice((1, 1, 2, 3, 5, 9)))
+                weights = {engine.id: engine.weight for engine in pool.engines}
+                got[ask(pool)] += 1
+                for name, weight in weights.items():
+                    due[name] += weight / sum(weights.values())  # type: ignore[assignment]
+                    self.assertLess(abs(got[name] - due[name]), 2, (seed, every, number, name))
 
     def test_order_survives_requests_that_stay_long(self) -> None:
         pool = make_pool("round_robin", (1, 1, 1))
