@@ -109,6 +109,7 @@ USAGE = Operation(
     ),
     errors=("invalid_body",),
 )
+_WEIGHT: Json = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
 _ENGINE = (
     Parameter("path", "id", "The engine's id, as `GET /health` lists it.", _TEXT),
     Parameter("query", "model", "The model, where several have an engine of that id; else all of them.", _TEXT),
@@ -137,6 +138,22 @@ ENABLE_ENGINE = Operation(
     "Has no body.",
     _ENGINE,
     errors=("not_found",),
+)
+WEIGH_ENGINE = Operation(
+    "POST",
+    "/admin/engines/{id}/weight",
+    "weighEngine",
+    ENGINES,
+    "Give an engine another weight",
+    "admin",
+    (json_answer(200, "The weight that it has now, and which models' engine it is.", ref("WeighedEngine")),),
+    "The next request is placed by it. A reload of the engines file, and a restart, set the file's again.",
+    _ENGINE,
+    Body(
+        {"type": "object", "properties": {"weight": _WEIGHT}, "required": ["weight"], "additionalProperties": False},
+        example={"weight": 2},
+    ),
+    ("not_found",),
 )
 CACHE_STATS = Operation(
     "GET",
@@ -231,6 +248,6 @@ FORGET_SCHEMA = Operation(
     errors=("not_found",),
 )
 OPERATIONS = (
-    *(TOKEN, LIST_KEYS, CREATE_KEY, REVOKE_KEY, ROTATE_KEY, USAGE, DRAIN_ENGINE, ENABLE_ENGINE),
+    *(TOKEN, LIST_KEYS, CREATE_KEY, REVOKE_KEY, ROTATE_KEY, USAGE, DRAIN_ENGINE, ENABLE_ENGINE, WEIGH_ENGINE),
     *(CACHE_STATS, CLEAR_CACHE, LIST_SCHEMAS, SCHEMA, KEEP_SCHEMA, FORGET_SCHEMA),
 )

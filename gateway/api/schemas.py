@@ -219,6 +219,7 @@ _MANAGED: dict[str, Json] = {
         rows=_list({"type": "object", "required": list(SUMS), "properties": _USED, "additionalProperties": False}),
     ),
     "DrainedEngine": _closed({}, engine=TEXT, draining=FLAG, models=_list(TEXT)),
+    "WeighedEngine": _closed({}, engine=TEXT, weight=COUNT, models=_list(TEXT)),
     "CacheStats": _closed(
         {},
         entries=COUNT,

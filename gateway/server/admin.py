@@ -20,6 +20,7 @@ from gateway.keys.auth import Identity
 from gateway.keys.record import KeyRefused, arguments_of, is_name, parse_duration, to_public
 from gateway.keys.store import KeyExists, KeyUnknown
 from gateway.pipeline import Pipeline
+from gateway.routing.specs import ENGINE_CHECKS
 from gateway.server.cachepages import CachePages, checked
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
@@ -76,6 +77,7 @@ class Admin:
             (managing.USAGE, self._usage),
             (managing.DRAIN_ENGINE, self._engine),
             (managing.ENABLE_ENGINE, self._engine),
+            (managing.WEIGH_ENGINE, self._weight),
             (managing.CACHE_STATS, self._cache_stats),
             (managing.CLEAR_CACHE, self._clear_cache),
             (managing.LIST_SCHEMAS, self._list_schemas),
@@ -215,16 +217,22 @@ class Admin:
 
     def _engine(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         """Drain or enable an engine; `?model=` where its id is one of several models'."""
-        engine_id = urllib.parse.unquote(match[1])
-        model = urllib.parse.parse_qs(head.query).get("model", [None])[0]
+        engine_id, model = _engine_of(head, match)
         what = head.path.rpartition("/")[2]
         draining = what == "drain"
         with self._audited(identity, f"{what}_engine", engine=engine_id[:NAME_CHARS]) as told:
             models = self._pipeline.factory.set_draining(engine_id, draining, model)
-            if not models:
-                raise RequestRefused("not_found", f"there is no engine {engine_id[:200]}")
-            told["models"] = models
+            told["models"] = _found(models, engine_id)
         return json_reply({"engine": engine_id, "draining": draining, "models": models})
+
+    def _weight(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
+        """Give an engine another weight, until the engines file is reloaded."""
+        engine_id, model = _engine_of(head, match)
+        with self._audited(identity, "weigh_engine", engine=engine_id[:NAME_CHARS]) as told:
+            weight = told["weight"] = _weight_in(self._parse(read_body()))
+            models = self._pipeline.factory.set_weight(engine_id, weight, model)
+            told["models"] = _found(models, engine_id)
+        return json_reply({"engine": engine_id, "weight": weight, "models": models})
 
     def _cache_stats(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         return json_reply(self._pages.stats())
@@ -260,6 +268,30 @@ class Admin:
 def _allowed(row: _Row) -> str:
     methods = [name for method in row.actions for name in ((method, "HEAD") if method == "GET" else (method,))]
     return ", ".join((*methods, "OPTIONS"))
+
+
+def _engine_of(head: RequestHead, match: re.Match[str]) -> tuple[str, Optional[str]]:
+    """An engine's id, and the model in whose list it is meant; None: in all of them."""
+    return urllib.parse.unquote(match[1]), urllib.parse.parse_qs(head.query).get("model", [None])[0]
+
+
+def _found(models: list[str], engine_id: str) -> list[str]:
+    if not models:
+        raise RequestRefused("not_found", f"there is no engine {engine_id[:200]}")
+    return models
+
+
+def _weight_in(wanted: dict[str, Any]) -> int:
+    """The weight in a body such as {"weight": 2}. Raises RequestRefused, which names every fault."""
+    faults = [f"{name[:40]}: is not known; known: weight" for name in wanted if name != "weight"]
+    if "weight" in wanted:
+        faults += [f"weight{fault}" for fault in ENGINE_CHECKS["weight"](wanted["weight"])]
+    else:
+        faults.append("weight: is missing")
+    if faults:
+        raise RequestRefused("invalid_body", "; ".join(faults), param="weight")
+    weight: int = wanted["weight"]
+    return weight
 
 
 def _spans(wanted: dict[str, Any], **defaults: Optional[str]) -> dict[str, Optional[float]]:

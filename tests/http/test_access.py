@@ -231,6 +231,7 @@ class WaysInTest(AccessTest):
                 ("POST", "/admin/keys/viewer/rotate"),
                 ("GET", "/admin/usage"),
                 ("POST", "/admin/engines/e/drain"),
+                ("POST", "/admin/engines/e/weight"),
             ):
                 with self.subTest(path=path, method=method):
                     response = running.ask(method, path, {"name": "eve"} if method == "POST" else None, headers)
@@ -255,6 +256,7 @@ class WaysInTest(AccessTest):
             ("POST", "/admin/keys/settings/rotate"),
             ("GET", "/admin/usage"),
             ("POST", "/admin/engines/e/drain"),
+            ("POST", "/admin/engines/e/weight"),
             ("POST", "/auth/token"),
         ):
             with self.subTest(method=method, path=path):

@@ -192,6 +192,10 @@ class AnswersTest(AccessTest):
             path = f"/admin/engines/{{id}}/{name}"
             self.check("POST", path, target=f"/admin/engines/{engine}/{name}", status=200)
             self.check("GET", "/health", status=200)
+        weigh = {"target": f"/admin/engines/{engine}/weight"}
+        self.check("POST", "/admin/engines/{id}/weight", {"weight": 2}, **weigh, status=200)
+        self.check("POST", "/admin/engines/{id}/weight", {"weight": 0}, **weigh, status=400)
+        self.check("POST", "/admin/engines/{id}/weight", {"weight": 2}, target="/admin/engines/x/weight", status=404)
         self.check("GET", "/api/v1/cache/stats", status=200)
         self.check("POST", "/api/v1/cache/clear", {"model": "13b"}, status=200)
         self.check("POST", "/api/v1/cache/clear", {"model": 1}, status=400)

@@ -88,7 +88,7 @@ class Paths(SocketTest):
         gets += ("/api/tags", "/api/ps", "/api/version", "/admin/schemas", "/props", "/slots")
         keys = {"/admin/keys": "GET, POST", "/admin/keys/{name}": "DELETE", "/admin/keys/{name}/rotate": "POST"}
         keys["/admin/schemas/{name}"] = "GET, PUT, DELETE"
-        engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable")}
+        engines = {f"/admin/engines/{{id}}/{what}": "POST" for what in ("drain", "enable", "weight")}
         passed = (path for path in PASSED if path not in gets)
         posts = (*POSTS, *ENDPOINTS, *passed, "/query", "/api/v1/inference", "/auth/token", "/api/v1/cache/clear")
         self.assertEqual(endpoints, {**dict.fromkeys(posts, "POST"), **dict.fromkeys(gets, "GET"), **keys, **engines})

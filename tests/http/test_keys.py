@@ -184,9 +184,11 @@ class AdminApiTest(AdminTest):
         self.admin("GET", "/admin/usage?by=key")
         self.admin("POST", "/admin/engines/echo/drain")
         self.admin("POST", "/admin/engines/echo/enable")
+        self.admin("POST", "/admin/engines/echo/weight", {"weight": 3})
         self.admin("POST", "/auth/token")
-        eventually(lambda: len(self.audit(self.gateway, "admin")) == 8)
+        eventually(lambda: len(self.audit(self.gateway, "admin")) == 9)
         lines = self.audit(self.gateway, "admin")
+        self.assertEqual((lines[-2]["weight"], lines[-2]["models"]), (3, lines[-3]["models"]))
         self.assertEqual(
             [(line["key"], line["action"], line.get("name") or line.get("engine")) for line in lines],
             [
@@ -197,6 +199,7 @@ class AdminApiTest(AdminTest):
                 ("root", "usage", None),
                 ("root", "drain_engine", "echo"),
                 ("root", "enable_engine", "echo"),
+                ("root", "weigh_engine", "echo"),
                 ("root", "token", None),
             ],
         )
@@ -210,9 +213,12 @@ class AdminApiTest(AdminTest):
         self.admin("POST", "/admin/keys/nobody/rotate")
         self.admin("POST", "/admin/keys/alice/rotate", {"grace": "long"})
         self.admin("POST", "/admin/engines/gone/drain")
+        self.admin("POST", "/admin/engines/gone/weight", {"weight": 2})
+        self.admin("POST", "/admin/engines/echo/weight", {"weight": "sk-secret in the wrong place"})
         self.admin("GET", "/admin/usage?by=colour")
-        eventually(lambda: len(self.audit(self.gateway, "admin")) == 9)
+        eventually(lambda: len(self.audit(self.gateway, "admin")) == 11)
         failed = self.audit(self.gateway, "admin")[1:]
+        self.assertNotIn("in the wrong place", json.dumps(failed))
         self.assertEqual({(line["level"], line["key"]) for line in failed}, {("warning", "root")})
         self.assertEqual(
             [(line["action"], line.get("name") or line.get("engine"), line["error"]) for line in failed],
@@ -224,6 +230,8 @@ class AdminApiTest(AdminTest):
                 ("rotate_key", "nobody", "not_found"),
                 ("rotate_key", "alice", "invalid_body"),
                 ("drain_engine", "gone", "not_found"),
+                ("weigh_engine", "gone", "not_found"),
+                ("weigh_engine", "echo", "invalid_body"),
                 ("usage", None, "invalid_body"),
             ],
         )

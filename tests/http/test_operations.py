@@ -35,10 +35,12 @@ USER: list[Header] = [("Authorization", "Bearer sk-user-1")]
 KEYS = {"ADMIN_KEYS": "root:sk-admin-1", "API_KEYS": "u:sk-user-1"}
 
 
-class DrainTest(ResilienceTest):
-    def order(self, running: RunningGateway, what: str, headers: Optional[list[Header]] = None) -> Response:
+class OperatorTest(ResilienceTest):
+    def order(
+        self, running: RunningGateway, what: str, headers: Optional[list[Header]] = None, body: Any = None
+    ) -> Response:
         """POST /admin/engines/..."""
-        return running.ask("POST", f"/admin/engines/{what}", None, ADMIN if headers is None else headers)
+        return running.ask("POST", f"/admin/engines/{what}", body, ADMIN if headers is None else headers)
 
     def shown(self, running: RunningGateway, engine_id: str, model: str = "m") -> dict[str, Any]:
         """What /health says of an engine."""
@@ -47,6 +49,8 @@ class DrainTest(ResilienceTest):
         }
         return found[engine_id]
 
+
+class DrainTest(OperatorTest):
     def test_only_an_admin_may(self) -> None:
         engine = self.engine()
         running = self.serve({"m": {"engines": [{"url": engine.url, "id": "a"}]}}, **KEYS)
@@ -144,6 +148,71 @@ class DrainTest(ResilienceTest):
         self.assertEqual(self.states(running), ["draining", "draining"])
 
 
+class WeightTest(OperatorTest):
+    def asked(self, running: RunningGateway, count: int) -> list[int]:
+        """How many of so many requests `a` got, and `b`."""
+        answers = [running.post(ask(), headers=USER).header("x-gateway-engine") for _ in range(count)]
+        return [answers.count(name) for name in "ab"]
+
+    def two(self, **options: Any) -> RunningGateway:
+        specs = [{"url": self.engine().url, "id": name} for name in "ab"]
+        return self.serve({"m": {"engines": specs}}, **KEYS, **options)
+
+    def test_the_next_request_goes_by_it_and_health_and_the_log_tell_it(self) -> None:
+        running = self.two()
+        self.assertEqual(self.asked(running, 4), [2, 2])
+        answer = self.order(running, "b/weight", body={"weight": 3})
+        self.assertEqual((answer.status, answer.json()), (200, {"engine": "b", "weight": 3, "models": ["m"]}))
+        self.assertEqual(self.asked(running, 8), [2, 6])
+        self.assertEqual([self.shown(running, name)["weight"] for name in "ab"], [1, 3])
+
+        def audited() -> list[tuple[str, str, int, list[str]]]:
+            lines = [line for line in running.log_lines() if line.get("action") == "weigh_engine"]
+            return [(line["key"], line["engine"], line["weight"], line["models"]) for line in lines]
+
+        eventually(lambda: audited() == [("root", "b", 3, ["m"])])
+
+    def test_only_an_admin_may(self) -> None:
+        running = self.two()
+        body = {"weight": 2}
+        self.assert_error(self.order(running, "a/weight", [], body), 401, "unauthorized")
+        self.assert_error(self.order(running, "a/weight", USER, body), 403, "forbidden")
+        self.assertEqual(self.shown(running, "a")["weight"], 1)
+
+    def test_what_is_not_there(self) -> None:
+        running = self.two()
+        for what in ("c/weight", "a/weight?model=other", "a/weights"):
+            self.assert_error(self.order(running, what, body={"weight": 2}), 404, "not_found")
+        self.assert_error(running.ask("GET", "/admin/engines/a/weight", None, ADMIN), 405, "method_not_allowed")
+        self.assertEqual([self.shown(running, name)["weight"] for name in "ab"], [1, 1])
+
+    def test_a_weight_that_the_engines_file_may_not_have_is_refused_with_every_fault(self) -> None:
+        running = self.two()
+        for weight in (0, -1, 1_000_001, 1.5, 2.0, True, "2", None, [2]):
+            with self.subTest(weight=weight):
+                answer = self.order(running, "a/weight", body={"weight": weight})
+                self.assert_error(answer, 400, "invalid_body")
+                fault = f"weight: must be an integer from 1 to 1000000, not {json.dumps(weight)}"
+                self.assertEqual(answer.json()["message"], fault)
+        self.assert_error(self.order(running, "a/weight", body={}), 400, "invalid_body")
+        answer = self.order(running, "a/weight", body={"wieght": 2, "model": "m"})
+        known = "is not known; known: weight"
+        self.assertEqual(answer.json()["message"], f"wieght: {known}; model: {known}; weight: is missing")
+        self.assert_error(self.order(running, "a/weight", body=[2]), 400, "invalid_body")
+        self.assert_error(self.order(running, "a/weight", body=b"{"), 400, "invalid_json")
+        self.assert_error(self.order(running, "a/weight"), 411, "length_required")
+        self.assertEqual(self.shown(running, "a")["weight"], 1)
+
+    def test_one_id_in_two_models(self) -> None:
+        spec = {"url": self.engine().url, "id": "gpu/1"}
+        running = self.serve({"m": {"engines": [spec]}, "n": {"engines": [spec]}}, AUTH="off")
+        one = self.order(running, "gpu%2F1/weight?model=n", [], {"weight": 2}).json()
+        self.assertEqual(one, {"engine": "gpu/1", "weight": 2, "models": ["n"]})
+        self.assertEqual([self.shown(running, "gpu/1", model)["weight"] for model in "mn"], [1, 2])
+        self.assertEqual(sorted(self.order(running, "gpu%2F1/weight", [], {"weight": 3}).json()["models"]), ["m", "n"])
+        self.assertEqual([self.shown(running, "gpu/1", model)["weight"] for model in "mn"], [3, 3])
+
+
 class Load:
     """Clients that ask without a pause until they are told to stop, each on one connection."""
 
@@ -232,6 +301,20 @@ class ReloadTest(ResilienceTest):
             return [(e["id"], e["in_flight"]) for e in health["models"]["m"]["engines"]]
 
         eventually(lambda: held() == [("e0", 0)])  # a stream's place is given back after its last byte
+
+    def test_the_files_weights_are_set_again_in_place_of_an_operators(self) -> None:
+        engines = [{"url": self.engine().url, "id": name, "weight": 2} for name in "ab"]
+        text = fleet({"m": {"engines": engines}})
+        process = self.enter(gateway_process(ENGINES_FILE="engines.json", files={"engines.json": text}))
+
+        def weights() -> list[int]:
+            return [e["weight"] for e in process.ask("GET", "/health").json()["models"]["m"]["engines"]]
+
+        answer = process.ask("POST", "/admin/engines/b/weight", {"weight": 7})
+        self.assertEqual((answer.status, weights()), (200, [2, 7]))
+        process.signal(signal.SIGHUP)
+        eventually(lambda: any(line["event"] == "reloaded" for line in process.log_lines()))
+        self.assertEqual(weights(), [2, 2])
 
     def test_those_who_wait_for_an_engine_that_is_removed_get_the_new_one(self) -> None:
         old, new = self.engine("hang"), self.engine()
@@ -344,6 +427,25 @@ class ReplayTest(ResilienceTest):
             status, told = self.replay(path)
             self.assertEqual(status, 1)
             self.assertRegex(told, r"\Aafter [0-9]+ equal decisions, line [0-9]+: [a-z_]+ of m: .*\bout: recorded ")
+
+    @unittest.skipUnless(os.name == "posix", "signals as POSIX has them")
+    def test_weights_that_an_operator_sets_are_a_part_of_it(self) -> None:
+        text = fleet({"m": {"engines": [{"url": self.engine().url, "id": name} for name in "abc"]}})
+        for strategy in ("round_robin", "random", "prefix_affinity"):
+            options = {"STRATEGY": strategy, "ENGINES_FILE": "engines.json", "DECISION_LOG": "decisions.jsonl"}
+            with self.subTest(strategy=strategy), gateway_process(options, files={"engines.json": text}) as process:
+                self.ask_many(process, clients=6, each=5)
+                with Load(process, 6) as load:
+                    for engine, weight in (("a", 4), ("b", 9), ("a", 1)):
+                        answer = process.ask("POST", f"/admin/engines/{engine}/weight", {"weight": weight})
+                        self.assertEqual(answer.status, 200)
+                        load.wait_for_more(3)
+                lines = self.end(process)
+                self.assertEqual(sum('"op":"weight"' in line for line in lines), 3)
+                path = process.directory / "decisions.jsonl"
+                self.assertEqual(self.replay(path), (0, f"0 differences in {len(lines) - 1}\n"))
+                path.write_text("\n".join(line for line in lines if '"op":"weight"' not in line) + "\n", "utf-8")
+                self.assertEqual(self.replay(path)[0], 1)  # without them it comes out otherwise
 
     @unittest.skipUnless(HAS_SIGHUP, "SIGHUP")
     def test_reloads_are_a_part_of_it(self) -> None:
