@@ -1,4 +1,4 @@
-// Two cards of Admin: the engines, which can be drained and taken back, and the cache, which can be emptied.
+// Two cards of Admin: the engines, which can be drained, taken back and weighed, and the cache, which can be emptied.
 
 import { toldBy } from "./ask.js";
 import { errorView } from "./answerview.js";
@@ -6,6 +6,7 @@ import { compact, number, percent, usd } from "./format.js";
 import { stateOf } from "./livestore.js";
 import { Fields, input, select } from "./playform.js";
 import { badge, button, confirm, el, empty, replace, setText, toast } from "./ui.js";
+import { WeightField } from "./weight.js";
 
 const LOOK_MS = 5000;
 
@@ -71,11 +72,13 @@ export class EnginesCard {
       el(
         "p",
         { class: "hint card-note" },
-        "A drained engine is given nothing new; what it is answering, it answers. Weights stand in the engines file, and count as soon as it is reloaded.",
+        "A drained engine is given nothing new; what it is answering, it answers. A weight set here counts from the next request on, until the engines file is reloaded or the gateway restarts.",
       ),
     );
     this.node = this._card.node;
     this._busy = false;
+    this._unseen = false; // the last look has failed
+    this._changes = 0; // that were made here: a look that began before one tells what was
     this._rows = new Map(); // "<model> <engine>" -> its row
     this._show(health);
     // Not below an open dialog: where the first key has just been made, a look without it would be refused, and the
@@ -95,12 +98,17 @@ export class EnginesCard {
   }
 
   async refresh() {
+    const changes = this._changes;
     try {
       const health = await EnginesCard.look(this._api, this._signal);
-      this._card.fail(null);
+      if (changes !== this._changes) return;
+      if (this._unseen) this._card.fail(null); // what an action was refused for stays
+      this._unseen = false;
       this._show(health);
     } catch (error) {
-      if (!error.aborted) this._card.fail(error);
+      if (error.aborted) return;
+      this._unseen = true;
+      this._card.fail(error);
     }
   }
 
@@ -115,7 +123,7 @@ export class EnginesCard {
         ["Model"],
         ["Engine"],
         ["State"],
-        ["Weight", "number"],
+        ["Weight"],
         ["In flight", "number"],
         ["Last error"],
         [""],
@@ -137,7 +145,7 @@ export class EnginesCard {
   _row(model, engine) {
     const row = { model, engine, of: null, state: "", badge: cell("State"), act: null };
     row.act = button("Drain", { small: true, onClick: () => this._act(row) });
-    row.weight = cell("Weight", "number");
+    row.weight = new WeightField(`${engine.id} of ${model}`, (weight) => this._weigh(row, weight));
     row.inFlight = cell("In flight", "number");
     row.error = cell("Last error", "anywhere small");
     row.node = el(
@@ -146,7 +154,7 @@ export class EnginesCard {
       cell("Model", "", el("strong", { class: "anywhere" }, model)),
       cell("Engine", "", engine.id, el("div", { class: "small muted mono anywhere" }, engine.url)),
       row.badge,
-      row.weight,
+      cell("Weight", "", row.weight.nodes),
       row.inFlight,
       row.error,
       cell("", "", row.act),
@@ -156,7 +164,7 @@ export class EnginesCard {
 
   _update(row, engine, of) {
     Object.assign(row, { engine, of });
-    setText(row.weight, number(engine.weight, 3));
+    row.weight.show(engine.weight);
     setText(row.inFlight, number(engine.in_flight, 0));
     setText(row.error, engine.last_error ?? "none");
     row.error.classList.toggle("muted", !engine.last_error);
@@ -187,15 +195,31 @@ export class EnginesCard {
       }));
     if (!yes) return;
     this._busy = true;
+    this._card.fail(null);
     try {
       const path = `admin/engines/${encodeURIComponent(engine.id)}/${drained ? "enable" : "drain"}`;
       const said = await this._api.post(path, null, { query: { model }, signal: this._signal });
+      this._changes += 1;
       toast(`${said.engine} of ${said.models.join(", ")} ${said.draining ? "is being drained" : "is enabled"}`, "good");
       await this.refresh();
     } catch (error) {
       if (!error.aborted) this._card.fail(error);
     }
     this._busy = false;
+  }
+
+  /** Sets a weight; gives the one that the gateway says it is then, and throws what it refuses it with. */
+  async _weigh({ model, engine }, weight) {
+    this._busy = true;
+    try {
+      const path = `admin/engines/${encodeURIComponent(engine.id)}/weight`;
+      const said = await this._api.post(path, { weight }, { query: { model }, signal: this._signal });
+      this._changes += 1;
+      toast(`${said.engine} of ${said.models.join(", ")} has the weight ${said.weight}`, "good");
+      return said.weight;
+    } finally {
+      this._busy = false;
+    }
   }
 
   close() {
