@@ -20,7 +20,9 @@ from gateway.upstream.fieldtypes import (
     INPUT_SCHEMA,
     MESSAGES_SCHEMA,
     PROMPT_SCHEMA,
+    RESPONSE,
     Check,
+    Field,
     Json,
     Request,
     check_input,
@@ -267,8 +269,17 @@ def _texts_of(value: Any) -> Iterator[str]:
                 yield item if type(item) is str else str(item)
 
 
-def _passed(own: str, *also: str, method: str = "POST", asked: tuple[str, ...] = ()) -> PathFields:
-    """A path whose requests are passed on; of these fields a model is given all to read."""
+ONLY_MODEL = {"model": CHAT["model"]}
+
+
+def _passed(
+    own: str,
+    *also: str,
+    method: str = "POST",
+    asked: tuple[str, ...] = (),
+    fields: Mapping[str, Field] = ONLY_MODEL,
+) -> PathFields:
+    """A path whose requests are passed on; of these fields a model is given all to read. `fields` are checked."""
 
     def prompts(request: Request) -> Prompts:
         weight = sum(_weight(request[key]) for key in (own, *also) if request.get(key))
@@ -278,8 +289,8 @@ def _passed(own: str, *also: str, method: str = "POST", asked: tuple[str, ...] =
         for key in (own, *also):
             yield from _texts_of(request.get(key))
 
-    fields = {"model": CHAT["model"]}
-    schema = {"type": "object", "properties": {"model": CHAT["model"].schema}, "additionalProperties": True}
+    properties = {name: field.schema for name, field in fields.items()}
+    schema = {"type": "object", "properties": properties, "additionalProperties": True}
     return PathFields(own, _anything, checks_of(fields), prompts, texts, "\n", asked, False, schema, True, method)
 
 
@@ -323,7 +334,7 @@ BY_PATH: dict[str, PathFields] = {
         several=False,
         schema=schema_of("input", INPUT_SCHEMA, EMBEDDING),
     ),
-    "/responses": _passed("input", "instructions", "tools", asked=("max_output_tokens",)),
+    "/responses": _passed("input", "instructions", "tools", asked=("max_output_tokens",), fields=RESPONSE),
     "/rerank": _passed("query", "documents"),
     "/moderations": _passed("input"),
     "/audio/speech": _passed("input", "instructions"),

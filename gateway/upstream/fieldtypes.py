@@ -187,6 +187,8 @@ CHAT: Mapping[str, Field] = {
     **COMPLETION,
     "max_completion_tokens": Field(_max_tokens, {"description": "The later name of `max_tokens`.", **_TOKENS}),
 }
+RESPONSE: Mapping[str, Field] = {name: CHAT[name] for name in ("model", "stream", "temperature", "top_p")}
+"""Of a Response that is passed on, what has one meaning everywhere; the rest is for its engine to say."""
 EMBEDDING: Mapping[str, Field] = {
     "model": COMPLETION["model"],
     "stream": Field(_no_stream, {"description": "Embeddings are not streamed.", "enum": [False, None]}),

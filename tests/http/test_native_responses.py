@@ -124,11 +124,20 @@ class ParametersTest(NativeCase):
         body: Json = last["body"]
         return body
 
+    def test_what_means_the_same_everywhere_is_checked_before_it_is_sent(self) -> None:
+        running = self.native()
+        for name in ("top_p", "temperature", "stream"):
+            code = f"invalid_{name}"
+            with self.subTest(name):
+                refused = self.ask(running, **{name: "AAA"})
+                self.assertEqual((refused.status, refused.error), (400, code))
+                self.assertEqual(self.ask(running, **{name: None}).status, 200)
+
     def test_what_is_stripped_is_not_sent(self) -> None:
         sent = self.sent(
             {"strip": ["temperature", "max_tokens", "reasoning_effort"]},
             temperature=1,
-            Temperature=1,
+            Max_Output_Tokens=1,
             max_output_tokens=9,
             top_p=1,
             reasoning={"effort": "low", "summary": "auto"},
