@@ -28,6 +28,8 @@ LATENCY_SHARE = 0.99
 """The objective of latency without SLO_AVAILABILITY."""
 MODELS_MAX = 256
 """Models with figures of their own, 70 KB each with both objectives; others count together as `other`."""
+NAMES_MAX = 1000
+"""Names of models in the requests of one minute, before they are looked up: callers may invent some."""
 OTHER = "other"
 FAULTS = frozenset(
     {code for code, error in ERRORS.items() if error.status >= 500 and error.status not in (501, 505)}
@@ -120,42 +122,55 @@ class Slos:
         self._clock = clock
         self._lock = threading.Lock()
         self._models: dict[str, tuple[Optional[_Minutes], Optional[_Minutes]]] = {}
+        # Of this minute, by the name that was asked for: answered in time, faults, answered late, left late. A dict
+        # lookup for each request; what they mean is worked out when somebody reads, or with the next minute.
+        self._counts: dict[Optional[str], list[int]] = {}
+        self._minute = int(clock() // 60)
 
     def observe(self, events: Sequence[RequestEvent]) -> None:
         """Count a batch."""
         paths, latency_s = self._paths, self._latency_s
-        counts: dict[Optional[str], list[int]] = {}  # of a model: answered, faults, late, left late
-        for event in events:
-            error = event.error
-            if event.path not in paths or (event.extra is not None and "part_of" in event.extra):
+        minute = int(self._clock() // 60)
+        known = self._known_models() if minute > self._minute or len(self._counts) > NAMES_MAX else None
+        with self._lock:
+            counts = self._counts
+            if known is not None:
+                self._settle_locked(known, minute)
+            for event in events:
+                error = event.error
+                if event.path not in paths:
+                    continue
+                if error is None:
+                    taken_s = event.latency_s if event.ttft_s is None else event.ttft_s
+                    place = 0 if latency_s is None or taken_s <= latency_s else 2
+                elif error in FAULTS:
+                    place = 1
+                elif error == LEFT and latency_s is not None and event.ttft_s is None and event.latency_s > latency_s:
+                    place = 3
+                else:
+                    continue
+                if event.extra is not None and "part_of" in event.extra:
+                    continue
+                model = event.model
+                if model in counts:
+                    counts[model][place] += 1
+                else:
+                    counts[model] = [0, 0, 0, 0]
+                    counts[model][place] = 1
+
+    def _settle_locked(self, known: Mapping[str, str], minute: int) -> None:
+        """Give what was counted since the last time to the minute that it was counted in; now it is `minute`."""
+        for name, (in_time, faults, late, left) in self._counts.items():
+            model = known.get(name or "")
+            if model is None:
                 continue
-            if error is None:
-                taken_s = event.latency_s if event.ttft_s is None else event.ttft_s
-                place = 0 if latency_s is None or taken_s <= latency_s else 2
-            elif error in FAULTS:
-                place = 1
-            elif error == LEFT and latency_s is not None and event.ttft_s is None and event.latency_s > latency_s:
-                place = 3
-            else:
-                continue
-            model = event.model
-            found = counts.get(model)  # by the name that was asked for: looked up once in a batch
-            if found is None:
-                found = counts[model] = [0, 0, 0, 0]
-            found[place] += 1
-        if counts:
-            known = self._known_models()
-            minute = int(self._clock() // 60)
-            with self._lock:
-                for name, (in_time, faults, late, left) in counts.items():
-                    model = known.get(name or "")
-                    if model is None:
-                        continue
-                    available, timely = self._minutes_locked(model, minute)
-                    if available is not None:
-                        available.add(minute, in_time + late + faults, faults)
-                    if timely is not None and in_time + late + left:
-                        timely.add(minute, in_time + late + left, late + left)
+            available, timely = self._minutes_locked(model, self._minute)
+            if available is not None:
+                available.add(self._minute, in_time + late + faults, faults)
+            if timely is not None and in_time + late + left:
+                timely.add(self._minute, in_time + late + left, late + left)
+        self._counts.clear()
+        self._minute = max(minute, self._minute)  # whoever reads may have been faster
 
     def _minutes_locked(self, model: str, minute: int) -> tuple[Optional[_Minutes], Optional[_Minutes]]:
         found = self._models.get(model)
@@ -173,17 +188,19 @@ class Slos:
 
     def read(self) -> list[SloFigures]:
         """Every model's objectives now. Models that are not served any more are forgotten."""
-        served = {*self._known_models().values(), OTHER}
+        known = self._known_models()
+        served = {*known.values(), OTHER}
         minute = int(self._clock() // 60)
         figures = []
         with self._lock:
+            self._settle_locked(known, minute)
             for model in [model for model in self._models if model not in served]:
                 del self._models[model]
             for model, kinds in sorted(self._models.items()):
                 targets = (("availability", self.availability), ("latency", self.latency_target))
                 for minutes, (objective, target) in zip(kinds, targets):
                     if minutes is not None and target is not None:
-                        minutes.advance(minute)
+                        minutes.advance(self._minute)
                         figures.append(minutes.figures(model, objective, target))
         return figures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import unittest
 from typing import Any, Optional
 
@@ -86,13 +87,13 @@ class SloTest(unittest.TestCase):
         self.assertEqual(told, {"availability": (0.9, 3), "latency": (0.9, 2)})
 
     def test_each_window_forgets_what_is_older(self) -> None:
+        self.now_s = begin_s = 60_000.0
         slos = self.slos()
-        self.now_s = 60_000.0
         slos.observe([event("backend_error")])
         for window_s in sorted(WINDOWS_S.values()):
-            self.now_s = 60_000.0 + window_s - 0.1
+            self.now_s = begin_s + window_s - 0.1
             self.assertEqual(self.only(slos).count_by_s[window_s], 1, window_s)
-            self.now_s = 60_000.0 + window_s
+            self.now_s = begin_s + window_s
             self.assertEqual(self.only(slos).count_by_s[window_s], 0, window_s)
 
     def test_sums_are_those_of_the_minutes_however_time_goes_on(self) -> None:
@@ -115,6 +116,37 @@ class SloTest(unittest.TestCase):
         self.assertEqual((self.only(slos).remaining, set(self.only(slos).count_by_s.values())), (1.0, {0}))
         slos.observe([event()])
         self.assertEqual(self.only(slos).count_by_s[BUDGET_S], 1)
+
+    def test_requests_count_in_the_minute_in_which_they_ended_whenever_somebody_reads(self) -> None:
+        self.now_s = 60_000.0 + 59.9
+        slos = self.slos()
+        slos.observe([event("backend_error")])
+        self.now_s = 60_000.0 + 300
+        slos.observe([event()])
+        self.assertEqual((self.only(slos).count_by_s[300], self.only(slos).burn_by_s[300]), (1, 0.0))
+        self.assertEqual(self.only(slos).count_by_s[1800], 2)
+
+    def test_names_that_callers_invent_do_not_pile_up(self) -> None:
+        slos = self.slos()
+        for number in range(5000):
+            slos.observe([event("overloaded", model=f"x{number}")])
+        self.assertLessEqual(len(slos._counts), slo.NAMES_MAX + 1)
+        self.assertEqual(slos.read(), [])
+
+    def test_many_threads_lose_nothing(self) -> None:
+        slos = self.slos()
+
+        def count() -> None:
+            for _ in range(300):
+                slos.observe([event()])
+                slos.read()
+
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        self.assertEqual(self.only(slos).count_by_s[300], 1200)
 
     def test_a_model_that_is_gone_is_forgotten(self) -> None:
         slos = self.slos()
