@@ -129,6 +129,20 @@ class ObjectivesTest(AlertsTest):
         eventually(lambda: self.alerts(running) == [("Burn", "firing")])
 
 
+class ConsoleTest(AlertsTest):
+    def test_the_feed_tells_of_alerts_and_objectives(self) -> None:
+        running = self.broken(ALERTS_FILE=self.rules(), SLO_AVAILABILITY=0.9)
+        eventually(lambda: self.alerts(running) == [("Down", "firing")])
+        with running.connect() as client:
+            client.request("GET", "/api/v1/live")
+            self.assertEqual(client.read_head().status, 200)
+            name, data = (client.read_event() or "").split("\n")
+        self.assertEqual(name, "event: history")
+        said = json.loads(data.partition(" ")[2])
+        self.assertEqual(said["alerts"], running.app.observing.alerts())
+        self.assertEqual([(one["model"], one["budget_remaining"]) for one in said["slos"]], [("m", -9.0)])
+
+
 class WebhookTest(AlertsTest):
     def test_a_webhook_gets_what_fires_and_its_end(self) -> None:
         receiver = self.enter(Receiver())

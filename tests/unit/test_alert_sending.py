@@ -112,7 +112,7 @@ class Receiver:
     def post(self, body: bytes, timeout_s: float) -> Answer:
         self.tried += 1
         self.entered.set()
-        self.gate.wait(20)
+        self.gate.wait(60)
         if self.trouble is not None:
             raise self.trouble
         if self.status < 300:
