@@ -182,11 +182,19 @@ class Sender:
                 fault, again = f"it answers {status}", status >= 500 or status in AGAIN
         self._tell(fault)
         if fault and again:
-            with self._changed:
-                self._counts["failed"] += len(batch)
+            self._put_last(batch)
             return False
         self._settle(batch, "refused" if fault else "sent")
         return True
+
+    def _put_last(self, batch: Sequence[Notice]) -> None:
+        """What could not be delivered waits behind everything else: it may be these alerts that are not taken."""
+        with self._changed:
+            self._counts["failed"] += len(batch)
+            for notice in batch:
+                latest = self._waiting.pop(notice.labels, None)
+                if latest is not None:
+                    self._waiting[notice.labels] = latest
 
     def _settle(self, batch: Sequence[Notice], result: str) -> None:
         with self._changed:

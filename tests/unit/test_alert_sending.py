@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import threading
 import unittest
 from typing import Any, Optional
@@ -13,6 +15,7 @@ from gateway.alerts.rules import Rule, RuleSet, Silence
 from gateway.alerts.sending import WAITING_MAX, Sender, target_of
 from gateway.alerts.states import Book
 from gateway.posting import Answer
+from gateway.telemetry.events import AttemptRecord, RequestEvent
 from tests.support import eventually, thread_names
 
 NOW = 1_700_000_000.0
@@ -101,6 +104,7 @@ class Receiver:
         self.tried = 0
         self.trouble: Optional[Exception] = None
         self.status = 200
+        self.failing_name = ""
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -115,6 +119,8 @@ class Receiver:
         self.gate.wait(60)
         if self.trouble is not None:
             raise self.trouble
+        if self.failing_name and f'"alertname": "{self.failing_name}"'.encode() in body:
+            return Answer(500, None, b"")
         if self.status < 300:
             self.bodies.append(json.loads(body))
         return Answer(self.status, None, b"")
@@ -176,6 +182,16 @@ class SenderTest(unittest.TestCase):
         eventually(lambda: sender.counts["sent"] == 2)
         ends = [body[0]["endsAt"] for body in self.receiver.bodies]
         self.assertEqual(ends, ["2023-11-14T22:17:20.000Z", "2023-11-14T22:13:20.000Z"])
+
+    def test_one_alert_that_its_receiver_fails_on_keeps_back_no_other(self) -> None:
+        self.receiver.failing_name = "A"
+        sender = self.sender(WEBHOOK)
+        sender.offer([notice("A"), notice("B")])
+        sender.start()
+        eventually(lambda: sender.counts["sent"] == 1)
+        self.assertEqual(self.receiver.bodies[0]["groupLabels"], {"alertname": "B"})
+        self.receiver.failing_name = ""
+        eventually(lambda: sender.counts["sent"] == 2)
 
     def test_what_is_refused_is_not_sent_again(self) -> None:
         self.receiver.status = 400
@@ -362,6 +378,25 @@ class AlertsTest(unittest.TestCase):
             [(level, f["name"], f["state"]) for level, f in self.lines],
             [("warning", "Down", "firing"), ("info", "Down", "resolved")],
         )
+
+    def test_an_engine_that_becomes_slow_is_an_alert(self) -> None:
+        rule = Rule("Slow", "engine_anomaly", ("model", "engine"), above=2, at_least=20, for_s=60)
+        alerts = self.start(None, rule=rule)
+        chance = random.Random(3)
+
+        def answers(usual_s: float, looks: int) -> list[tuple[str, str]]:
+            for _ in range(looks):
+                for engine, factor in (("a", usual_s), ("b", 1.0)):
+                    took_s = factor * math.exp(chance.gauss(0, 0.5))
+                    record = AttemptRecord("m", engine, "ok", took_s)
+                    alerts.observe([RequestEvent(0.0, "", "POST", "/", 200, None, took_s, attempt_records=(record,))])
+                self.look(alerts)
+            return [(told["labels"]["engine"], told["state"]) for told in alerts.told()]
+
+        self.assertEqual(answers(1.0, 720), [])
+        self.assertEqual(answers(4.0, 60), [("a", "firing")])
+        self.assertGreater(alerts.told()[0]["value"], 2)
+        self.assertEqual(answers(1.0, 100), [("a", "resolved")])
 
     def test_other_rules_count_from_the_next_look_on(self) -> None:
         alerts = self.start(None)
