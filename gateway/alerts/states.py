@@ -82,7 +82,7 @@ class Book:
         kept = {}
         for identity, alert in self._alerts.items():
             rule = by_name.get(alert.rule.name)
-            if rule is not None and rule.what == alert.rule.what and rule.identity(alert.series) == identity:
+            if rule is not None and rule.identity(alert.series) == identity:
                 alert.rule = rule
             kept[identity] = alert
         self._alerts = kept

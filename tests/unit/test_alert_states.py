@@ -105,6 +105,16 @@ class BookTest(unittest.TestCase):
         self.book.replace([rule(for_s=10, above=2)], ())
         self.assertEqual(self.see(1, a=1), [("firing", "resolved")])
 
+    def test_a_rule_that_looks_at_something_else_now_speaks_for_its_alert(self) -> None:
+        self.see(a=1)
+        self.book.replace(
+            [rule(what="engine_anomaly", above=2, for_s=1, keep_firing_s=30, summary="{engine}: {value}")], ()
+        )
+        self.assertEqual(self.see(1, a=3), [("pending", "firing")])
+        self.assertEqual(self.book.shown(T0)[0].summary, "a: 3 times")
+        self.assertEqual(self.see(29, a=1) + self.see(29, a=1), [])
+        self.assertEqual(self.see(1, a=1), [("firing", "resolved")])
+
     def test_a_rule_that_is_gone_or_renamed_labels_resolves_at_once(self) -> None:
         for after in ([], [rule(labels=(("team", "ml"),))], [rule("New")]):
             with self.subTest(after):
