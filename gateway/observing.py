@@ -68,7 +68,8 @@ class Observing:
         console = () if live is None else (live,)
         slos = () if self._slos is None else (self._slos,)
         exporters = exporters_of(settings, registry, log, find_engine)
-        self._parts: tuple[Part, ...] = (*exporters, *console, self._alerts, *slos)
+        # Alerts end first: they take two seconds at most, a collector that hangs would leave them none.
+        self._parts: tuple[Part, ...] = (self._alerts, *exporters, *console, *slos)
 
     def bind(self, factory: InferenceFactory, workers: WorkerPool, guard: Guard, url: str) -> None:
         """Before `start`: what the parts look at, and where the gateway is found."""

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from typing import Any
+from unittest import mock
 
 from gateway.api.document import openapi
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest
@@ -205,6 +206,21 @@ class WebhookTest(AlertsTest):
         running.stop()
         self.assertLess(time.monotonic() - before_s, 9)
         assert "alerts-send" not in thread_names()  # it was cut off
+
+    def test_the_last_ones_are_sent_though_a_collector_hangs(self) -> None:
+        self.enter(mock.patch("gateway.app.END_TIMEOUT_S", 0.5))
+        deaf = self.enter(socket.create_server(("127.0.0.1", 0)))
+        receiver = self.enter(Receiver(status=503))
+        running = self.broken(
+            ALERTS_FILE=self.rules(),
+            ALERTS_URL=f"http://127.0.0.1:{receiver.port}/hook",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{deaf.getsockname()[1]}",
+        )
+        running.wait_for_metric('gateway_alert_notifications_total{result="failed"}', 1)
+        receiver.bodies.clear()  # the next try is a second away
+        receiver.status = 200
+        running.stop()
+        self.assertEqual(len(receiver.bodies), 1)
 
 
 def _hi() -> dict[str, Any]:
