@@ -314,7 +314,7 @@ class Pipeline:
 
 def _tracing(settings: Settings) -> Optional[Begin]:
     """What begins the trace of a request; None: nobody is told of any."""
-    tells = settings.propagators != "none"
+    tells = settings.propagates_traces
     if not tells and (settings.otlp_endpoint is None or settings.traces_exporter == "none"):
         return None
     return beginner(settings.traces_sampler, settings.traces_ratio, tells)

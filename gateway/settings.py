@@ -52,6 +52,7 @@ from gateway.settingvalues import (
     ratio,
     seconds,
     share,
+    trace_context,
 )
 from gateway.verify.sandbox.job import ORDER as LEVELS_OF_ISOLATION
 
@@ -319,7 +320,7 @@ SETTINGS: tuple[Setting, ...] = (
             "with `parentbased_` before, where the caller's decision goes first; failed requests always are", WATCHING),
     Setting("OTEL_TRACES_SAMPLER_ARG", "traces_ratio", share, "1.0",
             "The share of requests for `traceidratio`, 0 to 1", WATCHING),
-    Setting("OTEL_PROPAGATORS", "propagators", choice("tracecontext", "none"), "tracecontext",
+    Setting("OTEL_PROPAGATORS", "propagates_traces", trace_context, "tracecontext",
             "`tracecontext`: `traceparent` and `tracestate` are taken from callers and sent to engines; `none`: "
             "they are not", WATCHING),
     Setting("OTEL_TRACES_EXPORTER", "traces_exporter", choice("otlp", "none"), "otlp",
@@ -452,7 +453,7 @@ class Settings:
     otel_service_name: str
     traces_sampler: str
     traces_ratio: float
-    propagators: str
+    propagates_traces: bool
     traces_exporter: str
     metrics_exporter: str
     metric_interval_ms: int

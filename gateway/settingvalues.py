@@ -79,7 +79,12 @@ def ratio(text: str) -> float:
 
 def share(text: str) -> float:
     """Parse a share from 0 to 1."""
-    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else ratio(text)
+    if re.fullmatch(r"0+(\.0*)?", text):
+        return 0.0
+    try:
+        return ratio(text)
+    except ValueError:
+        raise ValueError(f"must be a number from 0 to 1, not {quoted(text)}") from None
 
 
 def jwt_secret(text: str) -> bytes:
@@ -217,6 +222,15 @@ def header_pairs(text: str) -> Mapping[str, str]:
             raise ValueError(f"{name} is no header to be set")
         pairs[name] = value
     return MappingProxyType(pairs)
+
+
+def trace_context(text: str) -> bool:
+    """Parse OpenTelemetry's list of propagators to whether W3C's trace context is one of them. `baggage` is allowed, as
+    their usual list has it, and says nothing here."""
+    names = {name.strip().lower() for name in text.split(",")}
+    if names == {"none"} or names <= {"tracecontext", "baggage"}:
+        return "tracecontext" in names
+    raise ValueError(f"must be of tracecontext and baggage (which is never passed on), or none, not {quoted(text)}")
 
 
 def objective(text: str) -> float:

@@ -102,7 +102,7 @@ class TableTest(SettingsCase):
             "heal_attempts": 1, "verify_timeout_s": 60.0, "schema_retries": 2, "schemas_dir": None,
             "slow_ms": 0, "console": True, "otlp_endpoint": None, "otlp_headers": {},
             "otel_service_name": "inference-gateway", "traces_sampler": "parentbased_always_on", "traces_ratio": 1.0,
-            "propagators": "tracecontext", "traces_exporter": "otlp", "metrics_exporter": "none",
+            "propagates_traces": True, "traces_exporter": "otlp", "metrics_exporter": "none",
             "metric_interval_ms": 60000, "alerts_file": None, "alerts_url": None, "slo_availability": None,
             "slo_latency_ms": None,
         }  # fmt: skip
@@ -114,6 +114,14 @@ class TableTest(SettingsCase):
         self.assertEqual({f.name for f in fields(Settings)} - set(expected), beside)
         self.assertTrue(settings.fleet.wildcard)
         self.assertTrue(settings.fleet.models[0].engines[0].is_echo)
+
+    def test_opentelemetrys_usual_propagators_are_understood(self) -> None:
+        for text, expected in (("tracecontext,baggage", True), ("Baggage", False), ("none", False), ("", True)):
+            with self.subTest(text):
+                self.assertIs(load({"OTEL_PROPAGATORS": text}, None).propagates_traces, expected)
+        self.assert_faults(
+            {"OTEL_TRACES_SAMPLER_ARG": "7"}, "OTEL_TRACES_SAMPLER_ARG: must be a number from 0 to 1, not"
+        )
 
     def test_every_name_of_the_contract_is_in_the_table_once(self) -> None:
         names = [setting.name for setting in SETTINGS]
@@ -234,6 +242,7 @@ class ValuesTest(SettingsCase):
             "OTEL_EXPORTER_OTLP_HEADERS": ("a", "a=", "a=%0a", "a b=c", "=c"),
             "OTEL_TRACES_SAMPLER": ("jaeger_remote",),
             "OTEL_TRACES_SAMPLER_ARG": ("1.1", "-1", "x"),
+            "OTEL_PROPAGATORS": ("b3", "tracecontext,b3", "none,tracecontext", "tracecontext,"),
             "OTEL_TRACES_EXPORTER": ("jaeger",),
             "OTEL_METRICS_EXPORTER": ("prometheus",),
             "OTEL_METRIC_EXPORT_INTERVAL": (*number, "99", "1.5"),
