@@ -241,13 +241,9 @@ class LiveSeries:
             return {key: spark.ring[:] for key, spark in self._sparks.items()}
 
     def last_sparks(self) -> dict[Key, float]:
-        """The means of the last second."""
+        """The means of the last second, of those that have one."""
         with self._lock:
-            return {key: spark.ring[-1] for key, spark in self._sparks.items() if spark.idle_s == 0 and _is(spark)}
-
-
-def _is(spark: _Spark) -> bool:
-    return not math.isnan(spark.ring[-1])
+            return {key: spark.ring[-1] for key, spark in self._sparks.items() if not math.isnan(spark.ring[-1])}
 
 
 def _point(second: _Second, gauges: Gauges) -> array[float]:
