@@ -100,6 +100,10 @@ class Poster:
             response.begin()
             said = response.read(ANSWER_MAX_BYTES)
             return Answer(response.status, _seconds(response.getheader("Retry-After")), said)
+        except (OSError, http.client.HTTPException):
+            if self._cut:  # by this side: it looks like a connection that the other one has closed
+                raise TimeoutError("the gateway ends") from None
+            raise
         finally:
             self._sock = None
             sock.close()

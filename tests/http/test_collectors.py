@@ -144,6 +144,8 @@ class Gate(CollectorsTest):
             running.stop()
             self.assertLess(time.monotonic() - began_s, 5.0, "its answer would be waited for ten")
         eventually(lambda: thread_names()["traces"] <= before["traces"], 5.0)  # it is still held
+        (line,) = self.told(running)
+        self.assertIn("takes no spans: it has not answered in time;", line)
 
     def test_without_an_endpoint_there_is_no_thread_and_no_metric(self) -> None:
         running = self.serve({"m": {"engines": [self.engine().url]}})
