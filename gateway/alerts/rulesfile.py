@@ -188,10 +188,12 @@ def _rule(value: object, path: str, slos: bool, faults: list[str]) -> Optional[R
     if len(faults) > noted_before:
         return None
     measure = MEASURES[members["what"]]
+    by = tuple(members.get("by", measure.by))
+    who = f" ({', '.join(f'{{{name}}}' for name in by)})" if by else ""
     return Rule(
         name=members["name"],
         what=members["what"],
-        by=tuple(members.get("by", measure.by)),
+        by=by,
         match=_as_labels(members.get("match")),
         window_s=float(members.get("window_s", measure.window_s)),
         above=members.get("above"),
@@ -201,7 +203,7 @@ def _rule(value: object, path: str, slos: bool, faults: list[str]) -> Optional[R
         at_least=members.get("at_least", 1),
         severity=members.get("severity", "warning"),
         labels=_as_labels(members.get("labels")),
-        summary=members.get("summary", "{value}: " + measure.text),
+        summary=members.get("summary", "{value}: " + measure.text + who),
         annotations=_as_labels(members.get("annotations")),
     )
 

@@ -100,6 +100,14 @@ class FileTest(RulesTest):
         self.assertEqual([rule.what for rule in rules if rule.name == "EngineDown"], ["error_ratio"])
         self.assertEqual(len(rules), len(default_rules(slos=False)))
 
+    def test_without_a_summary_what_is_looked_at_is_named_with_its_labels(self) -> None:
+        down = {"name": "Down", "what": "engine_down", "above": 0}
+        *_, plain, together = self.read({"rules": [down, {**down, "name": "Any", "by": []}]}).rules
+        series = (("model", "m"), ("engine", "gpu-1"))
+        text = "engines that cannot be chosen and are not drained"
+        self.assertEqual(plain.filled(plain.summary, series, 1), f"1: {text} (m, gpu-1)")
+        self.assertEqual(together.filled(together.summary, (), 1), f"1: {text}")
+
     def test_every_fault_is_named_at_once_with_its_place(self) -> None:
         document = {
             "rule": [],
