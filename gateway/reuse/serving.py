@@ -113,12 +113,13 @@ class Reuse:
     ) -> Steps[Given]:
         """A kept answer, another's, or one that may be kept and given to others."""
         if caches is not None:
+            began_s = time.monotonic()
             found = caches.here(like.key, wishes.max_age_s) if wishes.look else None
             if found is not None and found.in_file:
                 found = yield from caches.whole(found)
-            if found is None and wishes.look and caches.looks_elsewhere:
-                began_s = time.monotonic()
+            if goes_on := found is None and wishes.look and caches.looks_elsewhere:
                 found = yield from self._look(caches, asked, call, like, wishes)
+            if goes_on or found is not None:  # a look into memory for nothing is none to tell of
                 asked.note("cache", began_s, {"found": found is not None})
             if found is not None:
                 if len(found.stored.body) > LARGE_BYTES:

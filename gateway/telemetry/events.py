@@ -55,8 +55,8 @@ class Trace(NamedTuple):
 
 MARKS: frozenset[str] = frozenset({"queue", "place", "pause", "cache", "batch", "shared", "sandbox", "judge"})
 """What a request may have done besides asking engines: waited for a worker's place, for an engine's, before it asked
-again; looked for a kept answer elsewhere or by its meaning; gathered, or waited for its batch; waited for another's
-call; had a program run; asked a judge."""
+again; found a kept answer, or looked for one elsewhere or by its meaning; gathered, or waited for its batch; waited for
+another's call; had a program run; asked a judge."""
 
 
 class Mark(NamedTuple):

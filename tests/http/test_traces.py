@@ -383,6 +383,15 @@ class Shared(TracesTest):
         self.assertEqual(attempt.span_id, told(engine.requests[-1])[1])
         self.assertEqual(servers[leads.parent_id].attributes["gateway.batch"], 3)
 
+    def test_an_answer_from_memory_has_the_look_that_found_it(self) -> None:
+        running = self.collecting({"m": {"engines": [self.engine().url]}}, CACHE="on")
+        running.post(ask(temperature=0))
+        self.assertEqual(running.post(ask(temperature=0), headers=[PARENT]).header("X-Gateway-Cache"), "hit")
+        spans = [span for span in self.spans(running) if span.trace_id == TRACE]
+        request, cache = spans
+        self.assertEqual((cache.name, cache.parent_id), ("cache", request.span_id))
+        self.assertTrue(cache.attributes["gateway.cache.found"])
+
     def test_a_look_into_the_cache_by_an_embedding_has_the_engine_s_try_below_it(self) -> None:
         chat, embedder = self.engine(), self.engine(model="e")
         running = self.collecting(
