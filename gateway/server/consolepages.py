@@ -8,7 +8,6 @@ Thread-safe: the table is replaced whole, and two threads that read at once make
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import NamedTuple, Optional
 
@@ -16,6 +15,7 @@ from gateway.errors import RequestRefused
 from gateway.keys.auth import Identity
 from gateway.server.admin import Reply
 from gateway.server.documentpages import Headers, unless_known
+from gateway.server.negotiating import wants_html
 from gateway.server.parsing import RequestHead
 
 START = "/console/"
@@ -45,12 +45,8 @@ SAFETY: Headers = (
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
-ACCEPT_CHARS = 1000
-"""Of an Accept that is looked at: browsers send some 200, and anybody may send 32 000."""
 VARY: Headers = (("Vary", "Accept"),)
 """Of what `/` answers, whichever it is."""
-_QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
-_HTML, _JSON = ("text/html", "text/*", "*/*"), ("application/json", "application/*", "*/*")
 
 
 class _File(NamedTuple):
@@ -105,30 +101,3 @@ def _read() -> Mapping[str, _File]:
             tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
             files[entry.name] = _File((("Content-Type", kind), *SAFETY), tag, body)
     return files
-
-
-def wants_html(accept: Optional[str]) -> bool:
-    """Whether a client prefers HTML to JSON (RFC 9110, 12.5.1). One that takes either alike, as `*/*` does, gets JSON;
-    where both are as good, who names HTML and not JSON, as browsers do, is one for HTML."""
-    if not accept or len(accept) > ACCEPT_CHARS or "text/" not in accept.lower():
-        return False
-    qualities: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                match = _QUALITY.fullmatch(parameter)
-                quality = 0.0 if match is None else float(match.group(1))
-        qualities[name] = max(quality, qualities.get(name, 0.0))
-    html, html_vague = _quality(qualities, _HTML)
-    json, json_vague = _quality(qualities, _JSON)
-    return html > json or (html == json > 0.0 and html_vague < json_vague)
-
-
-def _quality(qualities: Mapping[str, float], ranges: tuple[str, ...]) -> tuple[float, int]:
-    """How good a type is for the client, and how vaguely the range names it that says so."""
-    for vague, name in enumerate(ranges):
-        if name in qualities:
-            return qualities[name], vague
-    return 0.0, len(ranges)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+HEADER_CHARS = 1000
+"""A longer one is not looked at: browsers send some 200, and anybody may send 32 000."""
+_HTML, _JSON = ("text/html", "text/*", "*/*"), ("application/json", "application/*", "*/*")
 _QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
@@ -13,6 +16,8 @@ def preferences(header: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
 
     A weight that is none counts as 0. Quoted commas and semicolons are not understood: nothing asked for here has any.
     """
+    if len(header) > HEADER_CHARS:
+        return
     for part in header.lower().split(","):
         name, *pairs = (piece.strip() for piece in part.split(";"))
         parameters = {
@@ -41,3 +46,22 @@ def wants_openmetrics(accept: str) -> bool:
             plain[name] = max(weight, plain.get(name, 0.0))
     other = plain.get("text/plain", plain.get("text/*", plain.get("*/*", 0.0)))
     return best > 0 and best >= other
+
+
+def wants_html(accept: str) -> bool:
+    """Whether HTML is preferred to JSON. Who takes either alike, as `*/*` does, gets JSON; where both are as good, who
+    names HTML and not JSON, as browsers do, is one for HTML."""
+    qualities: dict[str, float] = {}
+    for name, _, weight in preferences(accept):
+        qualities[name] = max(weight, qualities.get(name, 0.0))
+    html, html_vague = _quality(qualities, _HTML)
+    json, json_vague = _quality(qualities, _JSON)
+    return html > json or (html == json > 0.0 and html_vague < json_vague)
+
+
+def _quality(qualities: Mapping[str, float], ranges: tuple[str, ...]) -> tuple[float, int]:
+    """How good a type is for the client, and how vaguely the range names it that says so."""
+    for vague, name in enumerate(ranges):
+        if name in qualities:
+            return qualities[name], vague
+    return 0.0, len(ranges)

@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 from gateway.server import consolepages
-from gateway.server.consolepages import wants_html
 from gateway.telemetry.liveticker import LiveTicker
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest
 from tests.support import Header, Response, RunningGateway, request_bytes
@@ -20,35 +19,6 @@ from tests.support import Header, Response, RunningGateway, request_bytes
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 AS_BROWSER: Header = ("Accept", BROWSER)
 FOLDER = Path(consolepages.__file__).resolve().parents[1] / "console"
-
-
-class AcceptTest(unittest.TestCase):
-    def test_who_prefers_html_gets_it_and_nobody_else(self) -> None:
-        for accept in (
-            *(BROWSER, "text/html", "TEXT/HTML", "text/html;charset=utf-8", "text/html, */*", "text/*, */*;q=0.1"),
-            *(
-                "application/json;q=0.5, text/html;q=0.6",
-                "text/html;q=0.001, application/json;q=0",
-                "text/html;q=1.000",
-            ),
-        ):
-            self.assertTrue(wants_html(accept), accept)
-        for accept in (
-            *(None, "", "*/*", "application/json", "application/json, text/html", "application/json, text/plain, */*"),
-            *("text/html;q=0", "text/html;q=0, */*", "text/html;q=0.5, */*", "text/html;q=0.5, application/json;q=0.6"),
-            *(
-                "text/plain",
-                "xtext/html",
-                "text/htmlx",
-                "text/html;q=nan",
-                "text/html;q=2",
-                "text/html;q=-1",
-                ",;q=",
-                ";",
-                "text/html" + ",a/b" * 1000,
-            ),
-        ):
-            self.assertFalse(wants_html(accept), accept)
 
 
 class PageTest(AccessTest):

@@ -1,11 +1,12 @@
-"""What a client would rather have: OpenMetrics or text, packed or not."""
+"""What a client would rather have: OpenMetrics or text, packed or not, HTML or JSON."""
 
 from __future__ import annotations
 
 import unittest
 
-from gateway.server.negotiating import preferences, takes_gzip, wants_openmetrics
+from gateway.server.negotiating import preferences, takes_gzip, wants_html, wants_openmetrics
 
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 PROMETHEUS_2 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
@@ -39,6 +40,7 @@ class NegotiatingTest(unittest.TestCase):
             ("application/openmetrics-text;q=nonsense", False),
             ("application/openmetrics-text;q=9", False),
             (",;=,;;q=,", False),
+            ("application/openmetrics-text" + ",a/b" * 1000, False),
         ):
             self.assertEqual(wants_openmetrics(accept), wanted, accept)
 
@@ -54,8 +56,36 @@ class NegotiatingTest(unittest.TestCase):
             ("gzip;q=0.000, *", False),
             ("*;q=0", False),
             ("x-gzip", False),
+            ("gzip" + ",a" * 1000, False),
         ):
             self.assertEqual(takes_gzip(accepted), taken, accepted)
+
+    def test_who_prefers_html_gets_it_and_nobody_else(self) -> None:
+        for accept in (
+            *(BROWSER, "text/html", "TEXT/HTML", "text/html;charset=utf-8", "text/html, */*", "text/*, */*;q=0.1"),
+            *(
+                "application/json;q=0.5, text/html;q=0.6",
+                "text/html;q=0.001, application/json;q=0",
+                "text/html;q=1.000",
+            ),
+        ):
+            self.assertTrue(wants_html(accept), accept)
+        for accept in (
+            *("", "*/*", "application/json", "application/json, text/html", "application/json, text/plain, */*"),
+            *("text/html;q=0", "text/html;q=0, */*", "text/html;q=0.5, */*", "text/html;q=0.5, application/json;q=0.6"),
+            *(
+                "text/plain",
+                "xtext/html",
+                "text/htmlx",
+                "text/html;q=nan",
+                "text/html;q=2",
+                "text/html;q=-1",
+                ",;q=",
+                ";",
+                "text/html" + ",a/b" * 1000,
+            ),
+        ):
+            self.assertFalse(wants_html(accept), accept)
 
     def test_preferences(self) -> None:
         self.assertEqual(
