@@ -63,6 +63,7 @@ WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
 LONG = {"process.test_nine_engines", "process.test_parallel", "process.test_process", "http.test_budgets"}
 LONG |= {
     "http.test_reuse_accounts",
+    "process.test_console",
     "process.test_sandbox_container",
     "process.test_secrets",
     "http.test_keys",
