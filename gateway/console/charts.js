@@ -14,7 +14,7 @@
 // and a table of the same figures behind a button.
 
 import { clock, clockMinute } from "./format.js";
-import { areaPath, largest, linePath, niceMax, summary, timeMarks } from "./series.js";
+import { areaPath, bridged, largest, linePath, niceMax, summary, timeMarks } from "./series.js";
 import { announce, el, iconButton, replace, setAttr, setIcon, setText, svg } from "./ui.js";
 
 const HEIGHT = 132;
@@ -206,7 +206,7 @@ export class TimeChart {
       ];
     });
     const inner = right - LEFT;
-    for (const time_s of timeMarks(from_s, to_s, inner < 220 ? 600 : 300)) {
+    for (const time_s of timeMarks(from_s, to_s, markEvery(to_s - from_s, inner))) {
       const x = LEFT + ((time_s - from_s) / (to_s - from_s || 1)) * inner;
       // A label at either end would be cut off.
       if (x - LEFT < 14 || right - x < 14) continue;
@@ -289,8 +289,15 @@ function swatch({ tone, dash }) {
   return svg("svg", { class: "chart-swatch", width: 14, height: 8, "aria-hidden": "true" }, line);
 }
 
+/** Seconds between the marks of the time axis: whole minutes, since that is what a mark says. */
+function markEvery(span_s, width) {
+  const most = width < 220 ? 2 : 4;
+  return [60, 120, 300, 600].find((every_s) => span_s / every_s < most + 0.5) || 600;
+}
+
 const SPARK_WIDTH = 96;
 const SPARK_HEIGHT = 24;
+const SPARK_BRIDGE = 8; // seconds without an attempt that the line goes on over
 
 export class Sparkline {
   constructor() {
@@ -299,8 +306,9 @@ export class Sparkline {
     this.element = svg("svg", { class: "spark", viewBox: `0 0 ${SPARK_WIDTH} ${SPARK_HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, this._area, this._line);
   }
 
-  /** Draws values from 0 to the largest of them; null is a gap. */
-  update(values) {
+  /** Draws values from 0 to the largest of them; null is a gap, of which short ones are bridged: few requests are no specks. */
+  update(measured) {
+    const values = bridged(measured, SPARK_BRIDGE);
     const max = niceMax(largest([values]));
     const x = (at) => 1 + (at / Math.max(1, values.length - 1)) * (SPARK_WIDTH - 2);
     const y = (value) => SPARK_HEIGHT - 2 - (value / max) * (SPARK_HEIGHT - 4);

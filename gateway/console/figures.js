@@ -4,10 +4,9 @@
 
 import { CrosshairGroup, TimeChart } from "./charts.js";
 import { compact, duration, durationMark, number, percent, usd, usdMark } from "./format.js";
-import { bucketed, recent, stepFor } from "./series.js";
+import { bucketed, recent, spanFor, stepFor } from "./series.js";
 import { el } from "./ui.js";
 
-const SPAN_S = 900;
 const NOW_S = 10; // what a headline calls now: one second alone says little
 const MINUTE_S = 60;
 
@@ -130,12 +129,13 @@ export class Figures {
   draw(store) {
     const time = store.at.time;
     const last_s = store.points.length ? store.points[store.points.length - 1][time] : Math.floor(store.now_s);
+    const span_s = spanFor(store.points.length ? last_s - store.points[0][time] : 0);
     const read = (name, seconds, reduce) => recent(store.points, time, store.at[name], last_s, seconds, reduce);
     for (const { given, chart } of this._charts) {
-      const step_s = stepFor(SPAN_S, chart.wide);
+      const step_s = stepFor(span_s, chart.wide);
       // The bucket that time is still filling is left out: it would jump each second.
       const end = Math.floor((last_s + 1) / step_s);
-      const count = Math.floor(SPAN_S / step_s);
+      const count = Math.floor(span_s / step_s);
       const from_s = (end - count) * step_s;
       const values = {};
       for (const one of given.series) {

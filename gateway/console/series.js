@@ -6,9 +6,31 @@
 /** Seconds that a bucket may have; each divides a minute, so that buckets fall on the minutes of the axis. */
 const STEPS_S = [1, 2, 3, 5, 10, 15, 30, 60];
 
+const SPANS_S = [120, 300, 600, 900];
+
 /** The smallest bucket for which `span_s` has at most `most` of them. */
 export function stepFor(span_s, most) {
   return STEPS_S.find((step_s) => span_s / step_s <= most) || STEPS_S[STEPS_S.length - 1];
+}
+
+/** Seconds that a chart shows of figures that go back `age_s`: a gateway that has just started would fill a corner of 15 minutes. */
+export function spanFor(age_s) {
+  return SPANS_S.find((span_s) => age_s <= span_s) || SPANS_S[SPANS_S.length - 1];
+}
+
+/** `values` with gaps of at most `most` between two of them bridged by a straight line: for lines that show a shape only. */
+export function bridged(values, most) {
+  const whole = [...values];
+  let last = -1;
+  for (const [at, value] of values.entries()) {
+    if (value === null) continue;
+    const gap = at - last - 1;
+    if (last >= 0 && gap > 0 && gap <= most) {
+      for (let step = 1; step <= gap; step += 1) whole[last + step] = values[last] + ((value - values[last]) * step) / (gap + 1);
+    }
+    last = at;
+  }
+  return whole;
 }
 
 /**

@@ -1,12 +1,22 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { areaPath, bucketed, linePath, niceMax, percentile, recent, stepFor, summary, timeMarks } from "../../gateway/console/series.js";
+import { areaPath, bridged, bucketed, linePath, niceMax, percentile, recent, spanFor, stepFor, summary, timeMarks } from "../../gateway/console/series.js";
 
 test("a chart has no more buckets than its width has room for", () => {
   for (const most of [15, 40, 90, 150, 300, 900]) assert.ok(900 / stepFor(900, most) <= most || stepFor(900, most) === 60);
   assert.equal(stepFor(900, 900), 1);
   assert.equal(stepFor(900, 150), 10);
+});
+
+test("a chart shows all there is, up to 15 minutes", () => {
+  assert.deepEqual([0, 119, 121, 300, 450, 899, 5000].map(spanFor), [120, 120, 300, 300, 600, 900, 900]);
+});
+
+test("short gaps are bridged, long ones and the ends are not", () => {
+  assert.deepEqual(bridged([null, 2, null, null, 8, null], 2), [null, 2, 4, 6, 8, null]);
+  assert.deepEqual(bridged([2, null, null, null, 8], 2), [2, null, null, null, 8]);
+  assert.deepEqual(bridged([null, null], 2), [null, null]);
 });
 
 test("buckets keep gaps, and tails are not averaged away", () => {
