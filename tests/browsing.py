@@ -82,9 +82,12 @@ document.addEventListener("focusin", ({target}) => {
   if (!seen || !ring) unseen.push(`${seen ? "no ring" : "out of sight"}: ${nameOf(target)}`);
 });
 """
-_TABBABLE = "a[href], button, input, select, textarea, summary, [tabindex]"
+_NATIVE = "a[href], button, input, select, textarea, summary"
+_TABBABLE = f"{_NATIVE}, [tabindex]:not([tabindex='-1'])"
+_ROVING = ".requests-table *"  # one of them is in the Tab order, the arrow keys move between them
 _TABBED = """
-const list = [...document.querySelectorAll(arguments[0])].filter((node) => node.tabIndex >= 0 && !node.disabled &&
+const list = [...document.querySelectorAll(arguments[0])].filter((node) => !node.disabled &&
+  (node.tabIndex >= 0 || !node.matches(arguments[1])) &&
   node.checkVisibility({visibilityProperty: true}) && node.getClientRects().length > 0);
 return [list.length, list.filter((node) => !focused.has(node)).map(nameOf), unseen];
 """
@@ -211,9 +214,9 @@ class Browser:
 
         self.js(_WATCH_FOCUS)
         self.js("document.activeElement.blur(); window.scrollTo(0, 0); return null")
-        wanted = int(self.js(_TABBED, _TABBABLE)[0])
+        wanted = int(self.js(_TABBED, _TABBABLE, _ROVING)[0])
         ActionChains(self.driver, duration=0).send_keys("\ue004" * (wanted + 4)).perform()
-        count, missed, unseen = self.js(_TABBED, _TABBABLE)
+        count, missed, unseen = self.js(_TABBED, _TABBABLE, _ROVING)
         return int(count), list(missed), list(unseen)
 
     # --- what is said of it ---
