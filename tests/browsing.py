@@ -106,7 +106,7 @@ class Browser:
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         options.set_capability("unhandledPromptBehavior", "ignore")  # a dialog fails whatever the test does next
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+        self.driver: Any = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
         self.driver.set_script_timeout(_SCRIPT_TIMEOUT_S)
         self._axe = AXE.read_text("utf-8") if AXE.is_file() else ""
 
@@ -284,6 +284,9 @@ class BrowserTest(unittest.TestCase):
 
 class TellingEngine(ScriptedEngine):
     """An engine that says what a test has it say, on new connections and on those that were kept."""
+
+    def __enter__(self) -> TellingEngine:
+        return self
 
     def next_request(self) -> EngineSide:
         """Wait for the next request."""

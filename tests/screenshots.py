@@ -85,7 +85,11 @@ PROMPTS = (
     ),
     *("Write a haiku about latency.", "Explain backpressure to a manager.", "Classify the mood of this review."),
 )
-WORDS = "the queue drains while every engine answers in its own time and the slow ones are left alone".split()
+SENTENCES = (
+    "The queue drains while every engine answers in its own time, and the slow ones are left alone for a while. ",
+    "What comes first is served first, unless its owner has asked for more than its share. ",
+    "A retry costs little as long as nothing has been said to the client. ",
+)
 
 
 def answer_to(model: str, prompt: str, chance: random.Random) -> str:
@@ -94,7 +98,7 @@ def answer_to(model: str, prompt: str, chance: random.Random) -> str:
         return f"{LEADS[model]}\n\n```python\n{PROGRAMS[model]}{SHOWN}\n```\n"
     if prompt.startswith(QUESTION[:20]):
         return SAID.get(model, SAID[QWEN])
-    return " ".join(chance.choice(WORDS) for _ in range(chance.randrange(12, 90)))
+    return "".join(chance.choices(SENTENCES, k=chance.randrange(1, 6)))
 
 
 class Engine:

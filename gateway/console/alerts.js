@@ -3,7 +3,7 @@
 //   const alerts = new Alerts(); alerts.element; alerts.draw(store)
 //   const budgets = new Budgets(); budgets.element; budgets.draw(store)
 
-import { clock, compact, dateTime, duration, percent } from "./format.js";
+import { clock, compact, dateTime, duration, number, percent } from "./format.js";
 import { ranked } from "./livestore.js";
 import { badge, el, icon, replace, setAttr, setText } from "./ui.js";
 
@@ -108,7 +108,7 @@ export class Budgets {
     const bar = el("span", { style: { "--part": String(Math.min(1, Math.max(0, remaining))) } });
     const meter = el("span", { class: "meter", role: "img", "aria-label": `${percent(remaining)} of the error budget is left` }, bar);
     const burn = Object.entries(slo.burn || {}).map(([window, rate]) => {
-      const chip = el("span", { class: "burn" }, `${window} `, el("b", {}, `${compact(rate)}×`));
+      const chip = el("span", { class: "burn" }, `${window} `, el("b", {}, `${number(rate, rate < 10 ? 2 : 0)}×`));
       // Above 1 the budget does not last for its period.
       if (rate > 1) setAttr(chip, "data-tone", rate >= 10 ? "bad" : "warn");
       return chip;

@@ -44,8 +44,10 @@ from tests.support import CHAT, TIMEOUT_S, GatewayProcess, eventually, gateway_p
 USER, ADMIN = "user-key-1", "admin-key-1"
 MARKUP = "<script>window.taken = 1</script><img src=x onerror='window.taken = 2'>"
 NASTY = f'it\'s "quoted" $HOME `date` \\ {MARKUP}'
-FIRST_LOOK = (r"/v1/models - .* the server responded with a status of 401",)  # whether a key is asked for
-REFUSED_CHAT = r"/v1/chat/completions - .*the server responded with a status of 4\d\d"
+FIRST_LOOK: tuple[str, ...] = (
+    r"/v1/models - .* the server responded with a status of 401",
+)  # whether a key is asked for
+REFUSED_CHAT = r"/v1/chat/completions - .*the server responded with a status of [45]\d\d"
 REFUSED_401 = r"the server responded with a status of 401"
 REFUSED_403 = r"the server responded with a status of 403"
 STORED = "{...sessionStorage}, {...localStorage}, document.cookie, location.href, history.state"
@@ -292,7 +294,7 @@ class PlaygroundTest(ConsoleTest):
 
     said = (
         *FIRST_LOOK,
-        r"/v1/chat/completions - .*the server responded with a status of 4\d\d",
+        r"/v1/chat/completions - .*the server responded with a status of [45]\d\d",
     )  # where a test has the engine refuse
 
     def setUp(self) -> None:
@@ -381,7 +383,7 @@ class PlaygroundTest(ConsoleTest):
                 self.assertEqual(side.json["messages"], [{"role": "user", "content": NASTY}])
         self.assert_text_only()
 
-    def test_html_in_what_a_model_or_an_engine_says_stays_text(self) -> None:
+    def test_html_that_a_model_or_an_engine_says_stays_text(self) -> None:
         self.ask(MARKUP, "a")
         Scene.told["a"].answer(MARKUP)
         self.wait_for_state("a", "done")
@@ -393,10 +395,21 @@ class PlaygroundTest(ConsoleTest):
         self.wait_for_state("a", "failed")
         self.assertIn(MARKUP, self.browser.text(self.answer("a", ".error-box")))
 
+        self.ask("Break down", "a")
+        Scene.told["a"].refuse(MARKUP, "500 Internal Server Error")
+        self.wait_for_state("a", "failed")
+
         self.browser.fill("#play-extra", json.dumps({"model": MARKUP}))
         self.ask("Who are you?", "a")
         self.wait_for_state("a", "failed")
         self.assertIn(MARKUP, self.browser.text(self.answer("a", ".error-box")))
+        self.assert_text_only()
+
+        self.browser.click("#session")
+        self.sign_in(ADMIN)
+        self.go("live")
+        self.browser.wait_for('#live .engine[data-engine="engine-a"]')
+        self.browser.wait_for_text('#live .engine[data-engine="engine-a"] .engine-error', MARKUP)
         self.assert_text_only()
 
     def test_what_cannot_be_sent_is_said_where_it_stands(self) -> None:
