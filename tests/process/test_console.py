@@ -540,20 +540,32 @@ class AdminTest(ConsoleTest):
     def asked(self, method: str, path: str, body: Any = None) -> Any:
         return Scene.guarded.ask(method, path, body, [("Authorization", f"Bearer {ADMIN}")]).json()
 
-    def state_of(self, name: str) -> str:
-        engines = self.asked("GET", "/health")["models"][name[-1]]["engines"]
-        return str(engines[0]["state"])
+    def engine(self, name: str) -> dict[str, Any]:
+        """What the gateway says of an engine."""
+        found: dict[str, Any] = self.asked("GET", "/health")["models"][name[-1]]["engines"][0]
+        return found
 
-    def test_an_engine_is_drained_and_enabled(self) -> None:
+    def test_an_engine_is_drained_enabled_and_given_another_weight(self) -> None:
         self.open("admin", Scene.guarded, ADMIN)
         row = '#admin-engines tr[data-engine="engine-b"]'
-        self.browser.click(f"{row} button")
+        act = f'{row} button[aria-label$=" engine-b of b"]'
+        self.browser.click(act)
         self.browser.click("#confirm-yes")
         self.browser.wait_for(f'{row}[data-state="draining"]')
-        self.assertEqual(self.state_of("engine-b"), "draining")
-        self.browser.click(f"{row} button")
+        self.assertEqual(self.engine("engine-b")["state"], "draining")
+        self.browser.click(act)
         self.browser.wait_for(f'{row}[data-state="up"]')
-        self.assertEqual(self.state_of("engine-b"), "up")
+        self.assertEqual(self.engine("engine-b")["state"], "up")
+
+        field = f'{row} input[name="weight"]'
+        self.browser.fill(field, "0")
+        self.browser.press(ENTER)
+        self.browser.wait_for_text(f"{row} .fault", "This must be a whole number")
+        self.browser.fill(field, "3")
+        self.browser.press(ENTER)
+        self.browser.wait_for_text("#toasts", "engine-b of b has the weight 3")
+        self.assertEqual(self.engine("engine-b")["weight"], 3)
+        self.assertEqual(self.engine("engine-a")["weight"], 1)
 
     def test_a_key_is_made_shown_once_used_and_revoked(self) -> None:
         self.open("admin", Scene.guarded, ADMIN)
