@@ -97,8 +97,11 @@ class Poster:
             sock.settimeout(max(0.001, deadline_s - time.monotonic()))
             sock.sendall(b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(packed), packed))
             response = http.client.HTTPResponse(_Bounded(sock, deadline_s), method="POST")  # type: ignore[arg-type]
-            response.begin()
-            said = response.read(ANSWER_MAX_BYTES)
+            try:
+                response.begin()
+                said = response.read(ANSWER_MAX_BYTES)
+            except ValueError as error:  # of a chunk that has less than nothing, say
+                raise http.client.HTTPException(str(error)) from error
             return Answer(response.status, _seconds(response.getheader("Retry-After")), said)
         except (OSError, http.client.HTTPException):
             if self._cut:  # by this side: it looks like a connection that the other one has closed
@@ -123,11 +126,11 @@ def _seconds(retry_after: Optional[str]) -> Optional[float]:
     """What a Retry-After means; None: nothing."""
     if retry_after is None:
         return None
-    if retry_after.isdigit() and len(retry_after) < 10:
+    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
         return float(retry_after)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - unix_s())
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, IndexError):  # the last one up to Python 3.9
         return None
 
 
@@ -139,4 +142,6 @@ def in_words(error: Exception) -> str:
         return "it has not answered in time"
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
-    return "its answer is none of HTTP"
+    if isinstance(error, http.client.HTTPException):
+        return "its answer is none of HTTP"
+    return f"{type(error).__name__}: {error}"

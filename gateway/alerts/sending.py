@@ -8,7 +8,6 @@ never more than `WAITING_MAX`.
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -168,14 +167,14 @@ class Sender:
 
     def _deliver(self, batch: Sequence[Notice], timeout_s: float) -> bool:
         """Returns whether it is done with, be it that it was refused."""
-        if self.target.kind == ALERTMANAGER:
-            body = alertmanager_body(batch, self._clock(), self._own_url)
-        else:
-            body = webhook_body(batch, self._own_url)
         fault, again = "", True
         try:
+            if self.target.kind == ALERTMANAGER:
+                body = alertmanager_body(batch, self._clock(), self._own_url)
+            else:
+                body = webhook_body(batch, self._own_url)
             status = self._post.post(body, timeout_s).status
-        except (OSError, http.client.HTTPException) as error:
+        except Exception as error:  # whatever it is: without this thread nobody would hear of an alert any more
             fault = in_words(error)
         else:
             if not 200 <= status < 300:

@@ -308,9 +308,23 @@ class Hostile(CollectorsTest):
             ),
             (reset, "Connection reset"),
             (lambda connection: connection.close(), ""),
+            (
+                lambda connection: connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n"
+                )
+                or connection.close(),
+                "none of HTTP",
+            ),
         ):
             with self.subTest(what=what):
                 self.assert_survived(said, what)
+
+    def test_one_that_names_no_time_in_its_retry_after_is_tried_again_as_without(self) -> None:
+        self.enter(mock.patch.object(posting, "FIRST_PAUSE_S", 0.01))
+        for told in (b"\xb2", b". Jan , Tue", b"-1", b"Mon, 99 Foo 99999 99:99:99 +9999999", b"9" * 5000):
+            with self.subTest(told=told[:20]):
+                answer = b"HTTP/1.1 503 No\r\nRetry-After: %b\r\nContent-Length: 0\r\n\r\n" % told
+                self.assert_survived(lambda connection, answer=answer: connection.sendall(answer), "answers 503")  # type: ignore[misc]
 
     def test_answers_that_are_no_sense_count_as_taken(self) -> None:
         for body in (b"[", b"[]", b'{"partialSuccess": 7}', b'{"partialSuccess": {"rejectedSpans": "x"}}', b"[" * 5000):

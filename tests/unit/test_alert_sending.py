@@ -171,6 +171,16 @@ class SenderTest(unittest.TestCase):
         self.assertGreaterEqual(sender.counts["failed"], 3)
         self.assertNotIn("s3cret", repr(self.lines))
 
+    def test_whatever_goes_wrong_in_a_try_there_is_another(self) -> None:
+        self.receiver.trouble = ValueError("nobody had foreseen that")
+        sender = self.sender()
+        sender.start()
+        sender.offer([notice()])
+        eventually(lambda: sender.counts["failed"] >= 2)
+        self.receiver.trouble = None
+        eventually(lambda: sender.counts["sent"] == 1)
+        self.assertIn("nobody had foreseen that", self.lines[0][2]["error"])
+
     def test_what_has_changed_meanwhile_is_sent_as_it_is_now(self) -> None:
         self.receiver.gate.clear()
         sender = self.sender()
