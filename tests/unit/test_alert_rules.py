@@ -153,6 +153,18 @@ class FileTest(RulesTest):
                 self.assertEqual(len(found), 1, found)
                 self.assertIn(fault, found[0])
 
+    def test_a_pattern_that_this_python_cannot_use_is_a_fault(self) -> None:
+        """Up to Python 3.10 a range that runs backwards is an error whenever it is looked at; later it fits nothing."""
+        document = {"rules": [{**RULE, "match": {"model": "[b-a]"}}], "silences": [{"match": {"model": "[b-a]"}}]}
+        try:
+            read = self.read(document)
+        except ConfigurationError as error:
+            self.assertEqual(len(error.faults), 2)
+            self.assertIn("rules[0].match.model: is no pattern", error.faults[0])
+        else:
+            self.assertFalse(read.rules[-1].admits({"model": "b"}))
+            self.assertFalse(read.silences[0].covers((("model", "b"),), 0.0))
+
     def test_a_burn_rate_has_the_windows_that_are_kept(self) -> None:
         rule = {"name": "B", "what": "slo_burn_rate", "above": 2}
         self.assertEqual(self.read({"rules": [{**rule, "window_s": 21600}]}, slos=True).rules[-1].window_s, 21600)
