@@ -177,6 +177,14 @@ class StreamTest(unittest.TestCase):
                 break
         self.assertEqual(exchange.failure, "stream: an event that is too large")
 
+    def test_an_event_of_ever_more_lines_is_given_up_too(self) -> None:
+        events = Events()
+        lines = b"".join(b"data: %b\n" % (b"x" * 1000) for _ in range(1000))
+        for _ in range(2 * (EVENT_MAX_BYTES // len(lines)) + 2):
+            events.feed(lines)
+            self.assertLessEqual(sum(map(len, events._further)), EVENT_MAX_BYTES)
+        self.assertEqual(events.error, "an event that is too large")
+
 
 class AnswerTest(unittest.TestCase):
     def test_errors_are_told_by_status_and_code(self) -> None:

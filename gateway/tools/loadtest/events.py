@@ -10,6 +10,7 @@ import re
 from typing import Any, Optional
 
 EVENT_MAX_BYTES = 4 << 20
+LINE_BYTES = 64  # that a line takes beside its text
 DONE = b"[DONE]"
 _ENDS = ("message_stop", "response.completed", "response.incomplete")  # Anthropic's; Responses
 _FAILURES = ("error", "response.failed")
@@ -21,11 +22,16 @@ _STRING = re.compile(rb'(?:[^"\\]|\\.)*"')
 class Events:
     """State of one stream. `texts`: events with text so far; `error`: what an error event said, or what is wrong."""
 
-    __slots__ = ("_alike", "_data", "_left", "completion_tokens", "done", "error", "prompt_tokens", "texts")
+    __slots__ = (
+        *("_alike", "_data", "_further", "_further_bytes", "_left"),
+        *("completion_tokens", "done", "error", "prompt_tokens", "texts"),
+    )
 
     def __init__(self) -> None:
         self._left = b""
-        self._data: Optional[bytes] = None
+        self._data: Optional[bytes] = None  # the first line
+        self._further: list[bytes] = []  # of an event in several lines, those behind it
+        self._further_bytes = 0
         self._alike: Optional[tuple[bytes, bytes]] = None  # around the text of an event, as the last one had it
         self.texts = 0
         self.done = False
@@ -44,11 +50,23 @@ class Events:
                 line = line[:-1]
             if not line:
                 if self._data is not None:
-                    self._event(self._data)
+                    self._event(b"\n".join((self._data, *self._further)) if self._further else self._data)
                     self._data = None
+                    if self._further:
+                        self._further, self._further_bytes = [], 0
             elif line.startswith(b"data:"):
                 text = line[6:] if line[5:6] == b" " else line[5:]
-                self._data = text if self._data is None else b"%b\n%b" % (self._data, text)
+                if self._data is None:
+                    self._data = text
+                else:
+                    self._add(text)
+
+    def _add(self, text: bytes) -> None:
+        self._further.append(text)
+        self._further_bytes += len(text) + LINE_BYTES
+        if self._further_bytes > EVENT_MAX_BYTES:
+            self.error = self.error or "an event that is too large"
+            self._data, self._further, self._further_bytes = None, [], 0
 
     def end(self) -> None:
         """The stream is over: a last event may lack its empty line."""
