@@ -230,6 +230,15 @@ class CountsTest(LoadTestTest):
         self.assertIn("the-only-one", stdout)
         self.assertIn("model: the-only-one, which it lists", stderr)
 
+    def test_a_model_that_is_named_for_terminals_tells_them_nothing(self) -> None:
+        engine = self.enter(mock_engine("\x1b]0;mine\x07\x1b[2J\u202e" + "x" * 9000))
+        status, stdout, stderr = self.run_command(engine.url, "-n", "3")
+        self.assertEqual(status, 0)
+        (line,) = (line for line in stderr.splitlines() if "which it lists" in line)
+        self.assertLess(len(line), 300)
+        for text in (stdout, stderr):
+            self.assertFalse([one for one in text if not one.isprintable() and one != "\n"])
+
 
 class FaultsTest(LoadTestTest):
     """Each behaviour of the mock engine is counted as what it is, as often as it happened."""

@@ -34,10 +34,11 @@ from gateway.tools.loadtest.prompts import DEFAULT, POOL, PromptsError, bodies_i
 from gateway.tools.loadtest.requests import Mix, Target, requests
 from gateway.tools.loadtest.result import Run, result_of
 from gateway.tools.loadtest.schedule import ClosedLoop, OpenLoop, Schedule
-from gateway.tools.loadtest.table import table
+from gateway.tools.loadtest.table import clean, table
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 _OWN_DESCRIPTORS = 32
+NAME_CHARS = 200  # of a model that a server lists
 
 
 class _Unusable(Exception):
@@ -165,7 +166,8 @@ def _announce(plan: Plan, found: Found) -> None:
     """Say on stderr what begins."""
     if found.listed:
         more = f", the first of {found.listed} that it lists" if found.listed > 1 else ", which it lists"
-        print(f"model: {found.models[0][0]}{more}", file=sys.stderr)
+        name = found.models[0][0]  # what a server says may be for a terminal, and of any length
+        print(f"model: {clean(name[:NAME_CHARS])}{more}", file=sys.stderr)
     if plan.key_from and plan.key_from != "--key":
         print(f"key: from {plan.key_from}", file=sys.stderr)
     sys.stderr.flush()
