@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import time
 from typing import Any
 from unittest import mock
 
+from gateway import observing
+from gateway.alerts.sending import Sender
 from gateway.api.document import openapi
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest
 from tests.receivers import Receiver
@@ -221,6 +224,24 @@ class WebhookTest(AlertsTest):
         receiver.status = 200
         running.stop()
         self.assertEqual(len(receiver.bodies), 1)
+
+
+    def test_what_waits_at_the_end_is_sent_though_a_collector_hangs(self) -> None:
+        """A collector may take all the time that there is for the end: alerts have had theirs before."""
+        deaf = self.enter(socket.create_server(("127.0.0.1", 0)))
+        receiver = self.enter(Receiver(status=503))
+        self.enter(mock.patch.object(observing, "Sender", functools.partial(Sender, retry_s=30.0)))
+        running = self.broken(
+            ALERTS_FILE=self.rules(),
+            ALERTS_URL=f"http://127.0.0.1:{receiver.port}/hook",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{deaf.getsockname()[1]}",
+            OTEL_TRACES_SAMPLER="always_on",
+        )
+        running.wait_for_metric('gateway_alert_notifications_total{result="failed"}', 1)
+        tried = len(receiver.bodies)
+        receiver.status = 200
+        running.stop()
+        self.assertEqual(len(receiver.bodies), tried + 1)
 
 
 def _hi() -> dict[str, Any]:
