@@ -70,8 +70,10 @@ class Poster:
         self._secure = parts.scheme.lower() == "https"
         self._host = parts.hostname
         self._port = parts.port or (443 if self._secure else 80)
-        self.shown = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}{path}"  # without a query
-        place = f"{parts.path.rstrip('/')}{path}" if path else parts.path or "/"
+        base = parts.path.rstrip("/")
+        # Without what may be a secret: a query, and the path before `path`.
+        self.shown = f"{parts.scheme}://{parts.netloc}{'/...' if base else ''}{path}"
+        place = f"{base}{path}" if path else parts.path or "/"
         target = f"{place}{f'?{parts.query}' if parts.query else ''}"
         own = {"content-type": "application/json", "user-agent": f"inference-gateway/{gateway.__version__}"}
         own.update(headers)

@@ -223,7 +223,7 @@ class Faulty(CollectorsTest):
         running.stop()
         running = self.serve(
             {"m": {"engines": [self.engine().url]}},
-            OTEL_EXPORTER_OTLP_ENDPOINT=f"{collector.url}/base/?token=hidden",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"{collector.url}/base/hidden/?token=hidden",
             OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20hidden,x-team=a",
         )
         self.ask_all(running, 1)
