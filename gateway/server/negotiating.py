@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 HEADER_CHARS = 1000
-"""A longer one is not looked at: browsers send some 200, and anybody may send 32 000."""
+"""A longer one is not looked at: browsers send some 200, a Prometheus some 300, and anybody may send 32 000."""
 _HTML, _JSON = ("text/html", "text/*", "*/*"), ("application/json", "application/*", "*/*")
 _QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
@@ -15,6 +15,7 @@ def preferences(header: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
     """What the header names, in lower case, each with its parameters and how much it is wanted: 1 most, 0 not at all.
 
     A weight that is none counts as 0. Quoted commas and semicolons are not understood: nothing asked for here has any.
+    A header that is longer than HEADER_CHARS names nothing.
     """
     if len(header) > HEADER_CHARS:
         return

@@ -94,5 +94,16 @@ class NegotiatingTest(unittest.TestCase):
         )
 
 
+class LongTest(unittest.TestCase):
+    """Anybody may send 32 000 characters, and the loop's thread would look at them for 60 ms."""
+
+    def test_what_is_longer_than_anybodys_says_nothing(self) -> None:
+        long = "a," * 10_000
+        self.assertEqual(list(preferences(long)), [])
+        self.assertFalse(wants_openmetrics(f"application/openmetrics-text,{long}"))
+        self.assertFalse(takes_gzip(f"gzip,{long}"))
+        self.assertTrue(takes_gzip(f"{'a, ' * 300}gzip"))
+
+
 if __name__ == "__main__":
     unittest.main()
