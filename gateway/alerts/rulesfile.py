@@ -129,7 +129,7 @@ def _patterns(value: object) -> Iterator[str]:
     if isinstance(value, JsonObject) and not faults:
         for name, pattern in value.items():
             try:
-                fnmatchcase("", pattern)
+                fnmatchcase("", str(pattern))
             except re.error as error:  # a range that runs backwards, up to Python 3.10
                 yield f"{member(name)}: is no pattern: {error}"
 

@@ -225,7 +225,6 @@ class WebhookTest(AlertsTest):
         running.stop()
         self.assertEqual(len(receiver.bodies), 1)
 
-
     def test_what_waits_at_the_end_is_sent_though_a_collector_hangs(self) -> None:
         """A collector may take all the time that there is for the end: alerts have had theirs before."""
         deaf = self.enter(socket.create_server(("127.0.0.1", 0)))

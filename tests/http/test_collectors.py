@@ -309,10 +309,10 @@ class Hostile(CollectorsTest):
             (reset, "Connection reset"),
             (lambda connection: connection.close(), ""),
             (
-                lambda connection: connection.sendall(
-                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n"
-                )
-                or connection.close(),
+                lambda connection: (
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n")
+                    or connection.close()
+                ),
                 "none of HTTP",
             ),
         ):
