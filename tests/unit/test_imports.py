@@ -186,7 +186,6 @@ SOCKET_MODULES = (
 )
 SOCKET_NAMES = {"getpeername", "recv", "recv_into", "sendall", "sendmsg", "setblocking", "setsockopt", "sock"}
 SOCKET_USERS = (
-    "gateway.alerts.sending",
     "gateway.keys.jwks",
     "gateway.limits.addresses",
     "gateway.observing",
