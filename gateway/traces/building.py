@@ -8,10 +8,10 @@ from typing import Union
 from gateway.posting import Poster
 from gateway.settings import Settings
 from gateway.telemetry.registry import Registry
+from gateway.traces.delivery import Log
 from gateway.traces.encoding import resource_of
 from gateway.traces.exporter import SpanExporter
 from gateway.traces.figures import MetricsExporter
-from gateway.traces.posting import Log
 from gateway.traces.spans import Find
 
 Exporter = Union[SpanExporter, MetricsExporter]

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from gateway.posting import Poster
 from gateway.telemetry.events import RequestEvent, Trace
 from gateway.telemetry.registry import Counter
+from gateway.traces.delivery import Delivery, Log, rejected_in
 from gateway.traces.encoding import Json, request_of
-from gateway.traces.posting import Delivery, Log, rejected_in
 from gateway.traces.spans import CONTENT, Find, is_failure, span_count, spans_of
 
 QUEUE_MAX_BYTES = 16 << 20  # of events that wait, as `_size_of` reckons

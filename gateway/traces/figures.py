@@ -19,8 +19,8 @@ from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
 from gateway.telemetry.genai import INSTRUMENTS
 from gateway.telemetry.registry import Registry
+from gateway.traces.delivery import Delivery, Log, rejected_in
 from gateway.traces.encoding import Json, attributes_of, double_of, nanos, request_of
-from gateway.traces.posting import Delivery, Log, rejected_in
 
 CUMULATIVE = 2
 UNITS = {"seconds": "s", "bytes": "By", "usd": "{USD}"}

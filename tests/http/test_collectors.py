@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 from unittest import mock
 
-from gateway.traces import exporter, posting
+from gateway.traces import delivery, exporter
 from tests.collector import Answer, Collector, needs_otel
 from tests.resilience import ResilienceTest, ask
 from tests.support import CHAT, RunningGateway, eventually, thread_names
@@ -66,7 +66,7 @@ class CollectorsTest(ResilienceTest):
     def sending(self, url: str, **variables: object) -> RunningGateway:
         """A gateway that sends at once what it has, to a collector there."""
         self.enter(mock.patch.object(exporter, "INTERVAL_S", 0.01))
-        self.enter(mock.patch.object(posting, "FIRST_PAUSE_S", 0.01))
+        self.enter(mock.patch.object(delivery, "FIRST_PAUSE_S", 0.01))
         return self.serve(
             {"m": {"engines": [self.engine().url]}}, OTEL_EXPORTER_OTLP_ENDPOINT=url, RETRY_ATTEMPTS=1, **variables
         )
@@ -173,13 +173,13 @@ class Faulty(CollectorsTest):
 
     def test_retry_after_is_waited_for(self) -> None:
         collector, running = self.answering((503, {"Retry-After": "0"}, b""), (200, {}, b""))
-        with mock.patch.object(posting, "FIRST_PAUSE_S", 1000.0):
+        with mock.patch.object(delivery, "FIRST_PAUSE_S", 1000.0):
             self.ask_all(running, 1)
             running.wait_for_metric(EXPORTED, 2)
         self.assertEqual(collector.posts, 2)
 
     def test_one_that_fails_is_told_of_once_and_once_that_it_is_back(self) -> None:
-        self.enter(mock.patch.object(posting, "TELL_S", 0.0))
+        self.enter(mock.patch.object(delivery, "TELL_S", 0.0))
         answers: list[int] = [500]
         collector = self.enter(Collector(lambda number: (answers[0], {}, b"")))
         running = self.sending(collector.url)
@@ -245,8 +245,8 @@ class Faulty(CollectorsTest):
 class Hostile(CollectorsTest):
     def assert_survived(self, said: Callable[[socket.socket], None], what: Optional[str]) -> None:
         """A gateway whose collector says that serves on, drops its spans (None: has them taken), and ends."""
-        self.enter(mock.patch.object(posting, "TIMEOUT_S", 0.3))
-        self.enter(mock.patch.object(posting, "TRIES", 2))
+        self.enter(mock.patch.object(delivery, "TIMEOUT_S", 0.3))
+        self.enter(mock.patch.object(delivery, "TRIES", 2))
         with saying(said) as (url, heard):
             running = self.sending(url)
             self.ask_all(running, 1)
@@ -344,7 +344,7 @@ class Tls(CollectorsTest):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(str(certificate), str(key))
         collector = self.enter(Collector(tls=context))
-        self.enter(mock.patch.object(posting, "TRIES", 2))
+        self.enter(mock.patch.object(delivery, "TRIES", 2))
         running = self.sending(collector.url)
         self.ask_all(running, 1)
         running.wait_for_metric(DROPPED, 2)

@@ -211,7 +211,7 @@ SOCKET_USERS = (
     "gateway.tools.loadtest.loop",
     "gateway.tools.loadtest.preflight",
     "gateway.tools.warming",
-    "gateway.traces.posting",
+    "gateway.traces.delivery",
     "gateway.upstream.attempt",
     "gateway.upstream.client",
     "gateway.upstream.connecting",

@@ -9,12 +9,11 @@ import unittest
 from typing import Any, Optional
 from unittest import mock
 
-from gateway import posting as shared
-from gateway import waiting
+from gateway import posting, waiting
 from gateway.posting import Answer, Poster
 from gateway.telemetry.events import MARKS, AttemptRecord, Mark, RequestEvent, Trace
 from gateway.telemetry.registry import Registry
-from gateway.traces import encoding, exporter, figures, posting, spans
+from gateway.traces import delivery, encoding, exporter, figures, spans
 from gateway.traces.spans import EngineAt, is_failure, spans_of
 from gateway.upstream.call import Call
 
@@ -239,7 +238,7 @@ class Queue(unittest.TestCase):
         registry = Registry()
         self.dropped = registry.counter("dropped_total", "").labels()
         taken = registry.counter("taken_total", "").labels()
-        collector = shared.Poster("http://127.0.0.1:1", "/v1/traces", {}, packs=True)
+        collector = Poster("http://127.0.0.1:1", "/v1/traces", {}, packs=True)
         self.exporter = exporter.SpanExporter(collector, {}, lambda *named: None, taken, self.dropped, print)
 
     def take(self, whole: bool) -> int:
@@ -302,9 +301,9 @@ class Deliveries(unittest.TestCase):
                 pauses.append(timeout or 0.0)
                 return stopping
 
-        delivery = posting.Delivery(collector, "spans", lambda *line, **fields: None, Stopping())
+        sending = delivery.Delivery(collector, "spans", lambda *line, **fields: None, Stopping())
         with mock.patch.object(collector, "post", lambda body, timeout_s: next(given)):
-            said = delivery.send(b"{}")
+            said = sending.send(b"{}")
         self.assertIsNone(next(given, None), "all were asked for")
         return said, pauses
 
@@ -327,11 +326,11 @@ class Deliveries(unittest.TestCase):
 
 class Answers(unittest.TestCase):
     def test_what_retry_after_means(self) -> None:
-        self.assertEqual(shared._seconds("120"), 120.0)
-        self.assertEqual(shared._seconds("Fri, 31 Dec 1999 23:59:59 GMT"), 0.0)
-        self.assertGreater(shared._seconds("Fri, 31 Dec 2999 23:59:59 GMT") or 0.0, 1e9)
+        self.assertEqual(posting._seconds("120"), 120.0)
+        self.assertEqual(posting._seconds("Fri, 31 Dec 1999 23:59:59 GMT"), 0.0)
+        self.assertGreater(posting._seconds("Fri, 31 Dec 2999 23:59:59 GMT") or 0.0, 1e9)
         for nothing in (None, "", "soon", "-1", "9" * 20, "1e9"):
-            self.assertIsNone(shared._seconds(nothing), nothing)
+            self.assertIsNone(posting._seconds(nothing), nothing)
 
     def test_how_many_were_rejected(self) -> None:
         for partial, expected in (
@@ -343,7 +342,7 @@ class Answers(unittest.TestCase):
             ({"rejectedSpans": "9" * 30}, (0, "")),
             (None, (0, "")),
         ):
-            self.assertEqual(posting.rejected_in({"partialSuccess": partial}, "rejectedSpans"), expected)
+            self.assertEqual(delivery.rejected_in({"partialSuccess": partial}, "rejectedSpans"), expected)
 
 
 class Metrics(unittest.TestCase):
