@@ -142,7 +142,7 @@ class Alerts:
             self._book.replace(rules.rules, rules.silences)
             self._measuring.replace(rules.rules)
         now_s, now_unix_s = self._monotonic(), self._clock()
-        samples = self._measuring.samples(now_s, self._read(self._sources, now_s))
+        samples = self._measuring.samples(now_s, self._read(self._sources, now_s)) if rules.rules else {}
         changed = self._book.evaluate(now_s, now_unix_s, samples)
         self._shown = self._book.shown(now_unix_s)
         self._write_lines(changed)

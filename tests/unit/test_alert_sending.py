@@ -419,6 +419,15 @@ class AlertsTest(unittest.TestCase):
         self.assertEqual([(told["name"], told["state"]) for told in alerts.told()], [("Down", "resolved")])
         self.assertEqual({name for (name, _), _ in alerts.counts()}, {"Slow"})
 
+    def test_without_a_rule_nobody_is_asked_and_what_was_firing_resolves(self) -> None:
+        alerts = self.start(None)
+        self.set("a", False)
+        self.look(alerts)
+        alerts.replace(RuleSet(()))
+        self.trouble = RuntimeError("somebody was asked")
+        self.look(alerts)
+        self.assertEqual([told["state"] for told in alerts.told()], ["resolved"])
+
     def test_the_thread_goes_on_whatever_goes_wrong_and_says_so_once(self) -> None:
         rule = Rule("Down", "engine_down", ("engine",), above=0)
         alerts = Alerts(RuleSet((rule,), interval_s=0.002))
