@@ -51,18 +51,18 @@ def span_count(event: RequestEvent) -> int:
 def spans_of(event: RequestEvent, trace: Trace, find: Find) -> list[str]:
     """The spans of a request, each as JSON: its own first."""
     request = _Request(event, trace)
-    caches = [(mark, new_span_id()) for mark in event.marks if mark.name == "cache"]
-    ids = {id(mark): span_id for mark, span_id in caches}
-    spans = [request.own_span()]
-    spans += [request.mark_span(mark, ids.get(id(mark)) or new_span_id()) for mark in event.marks]
+    marks = [(mark, new_span_id()) for mark in event.marks]
+    spans = [request.own_span(), *(request.mark_span(mark, span_id) for mark, span_id in marks)]
     for number, record in enumerate(event.attempt_records, 1):
-        within = next((span_id for mark, span_id in caches if _is_within(record, mark)), trace.span_id)
+        within = next((span_id for mark, span_id in marks if _is_within(record, mark)), trace.span_id)
         spans.append(request.attempt_span(number, record, within, find(record.model, record.engine)))
     return spans
 
 
 def _is_within(record: AttemptRecord, mark: Mark) -> bool:
     """Whether an attempt was made for what is marked: an embedding for a look into the cache."""
+    if mark.name != "cache":
+        return False
     return mark.began_s <= record.began_s and record.began_s + record.duration_s <= mark.began_s + mark.duration_s
 
 
