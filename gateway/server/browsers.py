@@ -25,6 +25,8 @@ KNOWN_NAMES = 256
 PROBED = ("/healthz", "/readyz")
 """Probes may ask for them by any name: they do nothing, and tell nothing but that something is served here."""
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
+HELD = "/api/v1/live"
+"""An answer to this takes one of few places, for as long as the page is open that has asked for it."""
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via", b"x-forwarded-host", b"x-forwarded-proto")
 _DEFAULT_PORT = {b"http": b":80", b"https": b":443"}
 
@@ -88,8 +90,10 @@ def is_forwarded(head: Head) -> bool:
 
 
 def _acts(head: Head) -> bool:
-    """Return whether a request does something; what administrators look at is audited, and nobody else's business."""
-    return head.method not in _HARMLESS or (head.path.startswith("/admin/") and head.method != "OPTIONS")
+    """Return whether a request does something, or holds it; what administrators look at is audited, and nobody else's
+    business."""
+    own = head.path == HELD or head.path.startswith("/admin/")
+    return head.method not in _HARMLESS or (own and head.method != "OPTIONS")
 
 
 def _name_in(host: bytes) -> str:

@@ -289,6 +289,19 @@ class CrossSiteTest(BrowserTest):
         for path in (CHAT, "/admin/keys", "/auth/token"):
             self.assertEqual(self.ask_for(running, self.own(running), "OPTIONS", path, None, preflight).status, 204)
 
+    def test_a_page_elsewhere_takes_no_consoles_place(self) -> None:
+        """There are not so many of them, and each would be held for as long as that page is open."""
+        running = self.serve(self.models)
+        for headers in self.foreign(running):
+            with self.subTest(headers=headers), running.connect() as client:
+                client.send(request("GET", "/api/v1/live", headers=headers, host=self.own(running)))
+                self.assertEqual(client.read_head().status, 403)
+        with running.connect() as client:
+            client.send(
+                request("GET", "/api/v1/live", headers=[("Sec-Fetch-Site", "same-origin")], host=self.own(running))
+            )
+            self.assertEqual(client.read_head().status, 200)
+
     def test_what_administrators_may_is_audited_when_a_page_tries_it(self) -> None:
         running = self.serve(self.models)
         drain = "/admin/engines/a/drain"
