@@ -32,13 +32,13 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class _Bounded(io.RawIOBase):
-    """A socket, read until a deadline and no further than so many bytes, as http.client wants it."""
+class Bounded(io.RawIOBase):
+    """A socket, read until a deadline (monotonic) and no further than so many bytes, as http.client wants it."""
 
-    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+    def __init__(self, sock: socket.socket, deadline_s: float, most_bytes: int = ANSWER_MAX_BYTES) -> None:
         self._sock = sock
         self._deadline_s = deadline_s
-        self._left_bytes = ANSWER_MAX_BYTES
+        self._left_bytes = most_bytes
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -98,7 +98,7 @@ class Poster:
                 raise TimeoutError("the gateway ends")
             sock.settimeout(max(0.001, deadline_s - time.monotonic()))
             sock.sendall(b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(packed), packed))
-            response = http.client.HTTPResponse(_Bounded(sock, deadline_s), method="POST")  # type: ignore[arg-type]
+            response = http.client.HTTPResponse(Bounded(sock, deadline_s), method="POST")  # type: ignore[arg-type]
             try:
                 response.begin()
                 said = response.read(ANSWER_MAX_BYTES)

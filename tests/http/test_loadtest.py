@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -358,6 +359,32 @@ class EndsTest(LoadTestTest):
         self.assertIn("wants a key (LOADTEST_KEY)", stderr)
         status, _, stderr = self.run_command(running.url, "-n", "1", OPENAI_API_KEY="sk-other")
         self.assertIn("does not take the key from OPENAI_API_KEY", stderr)
+
+    def test_a_list_of_models_that_never_ends_is_waited_for_no_longer_than_an_answer(self) -> None:
+        for name, head, again in (
+            ("a head", b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+            ("a body", b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", b" "),
+            ("going on", b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        ):
+            with self.subTest(name), socket.create_server(("127.0.0.1", 0)) as listener:
+
+                def drip(listener: socket.socket = listener, head: bytes = head, again: bytes = again) -> None:
+                    listener.accept()[0].close()  # a look whether it is there
+                    sock, _ = listener.accept()
+                    with sock, contextlib.suppress(OSError):
+                        sock.sendall(head)
+                        for _ in range(100):  # the point is that it takes long, and each wait is short
+                            sock.sendall(again)
+                            time.sleep(0.05)
+
+                thread = threading.Thread(target=drip, name="test-server", daemon=True)
+                thread.start()
+                status, _, stderr = self.run_command(
+                    f"http://127.0.0.1:{listener.getsockname()[1]}", "--timeout", "0.3s"
+                )
+                thread.join(TIMEOUT_S)
+                self.assertEqual(status, 1)
+                self.assertIn("for a model: timeout; name a model with --model", stderr)
 
     def test_a_server_that_lists_no_model_is_told_with_what_to_do(self) -> None:
         for answer, expected in (

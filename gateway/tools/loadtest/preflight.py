@@ -13,6 +13,7 @@ import ssl
 import time
 from typing import Any, NamedTuple
 
+from gateway.posting import Bounded
 from gateway.tools.loadtest.connections import Endpoint, told
 from gateway.tools.loadtest.plan import Plan
 
@@ -117,9 +118,12 @@ def _listed(plan: Plan, endpoint: Endpoint) -> list[str]:
     advice = "name a model with --model"
     try:
         connection.request("GET", f"{base.prefix}/v1/models", headers=headers)
-        answer = connection.getresponse()
+        # Not `connection.getresponse`, which has a limit for each wait and none for them all.
+        bounded = Bounded(connection.sock, time.monotonic() + plan.timeout_s, _LISTED_BYTES)
+        answer = http.client.HTTPResponse(bounded, method="GET")  # type: ignore[arg-type]
+        answer.begin()
         body = answer.read(_LISTED_BYTES)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last one of a chunk of a negative size
         text = told(error) if isinstance(error, OSError) else type(error).__name__
         raise Unreachable(f"cannot ask {where} for a model: {text}; {advice}") from error
     finally:
