@@ -320,7 +320,7 @@ class Hostile(CollectorsTest):
                 self.assert_survived(said, what)
 
     def test_one_that_names_no_time_in_its_retry_after_is_tried_again_as_without(self) -> None:
-        self.enter(mock.patch.object(posting, "FIRST_PAUSE_S", 0.01))
+        self.enter(mock.patch.object(delivery, "FIRST_PAUSE_S", 0.01))
         for told in (b"\xb2", b". Jan , Tue", b"-1", b"Mon, 99 Foo 99999 99:99:99 +9999999", b"9" * 5000):
             with self.subTest(told=told[:20]):
                 answer = b"HTTP/1.1 503 No\r\nRetry-After: %b\r\nContent-Length: 0\r\n\r\n" % told
