@@ -1,6 +1,6 @@
 """The pictures of README and docs, made of the running product: a gateway, nine engines, some load, a browser.
 
-    python -m tests.screenshots [--out docs/images] [--seconds 90] [--only live,phone]
+    python -m tests.screenshots [--out docs/images] [--seconds 280] [--only live,phone]
 
 Needs chromium, chromedriver and selenium as the tests of the console do; with Pillow the pictures are made small. The
 engines are of this process: they answer what a model might, as fast as it might, and are slow, fail and stop when the
@@ -40,7 +40,7 @@ ENGINES = {
     QWEN: ("l40s-a", "l40s-b", "l40s-c"),
     MISTRAL: ("l4-a", "l4-b", "l4-c"),
 }
-SLOW, STOPPED, DRAINED = "l40s-b", "h100-c", "l4-c"
+SLOW, STOPPED, DRAINED, FLAKY = "l40s-b", "h100-c", "l4-c", "h100-b"
 QUESTION = "Why does a gateway need a circuit breaker for each engine?"
 SAID = {
     LLAMA: (
@@ -286,17 +286,13 @@ class Photographer:
             self._browser.until("document.querySelector('#live[data-feed=open]')")
             time.sleep(3)  # some ticks, so that sparklines are drawn
             self.keep(f"console-live-{scheme}")
+
+    def requests(self) -> None:
+        browser = self._browser
         self.open("live", DARK, (1440, 900))
-        self._browser.until("document.querySelectorAll('#requests-table tr[data-request]').length > 20")
-        several = "[...document.querySelectorAll('#requests-table tr[data-request]')]"
-        several += ".find((row) => row.querySelectorAll('.bar-shape').length > 2)"
-        self._browser.js(
-            f"({several} ?? document.querySelector('#requests-table tr[data-request]')).querySelector('button').click()"
-        )
-        self._browser.click("#request-pause")
-        self._browser.js("document.getElementById('live-requests').scrollIntoView({block: 'start'}); return null")
-        self._browser.js("window.scrollBy(0, -72); return null")
-        self.keep("console-requests")
+        browser.until("document.querySelectorAll('#requests-table tr[data-request]').length > 20")
+        browser.press("p")  # what is read stands still
+        self.keep("console-requests", "#live-requests")
 
     def phone(self) -> None:
         self.open("live", DARK, PHONE, 2)
@@ -337,7 +333,7 @@ class Photographer:
         """The report of a load test of this gateway, if it has one."""
         report = directory / "report.html"
         command = [sys.executable, "main.py", "loadtest", self._gateway.url, "--key", ADMIN, "--html", str(report)]
-        command += ["-m", QWEN, "--ramp", "2:30:20s", "--stream", "--unique"]
+        command += ["-m", QWEN, "--ramp", "1:12:20s", "--stream", "--unique"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         if not report.exists():
             print(f"no load test: {done.stderr.strip().splitlines()[-1:]}")
@@ -392,26 +388,28 @@ def running(directory: Path) -> Iterator[tuple[GatewayProcess, dict[str, Engine]
 
 
 def live_through(seconds: float, load: Load, gateway: GatewayProcess, engines: dict[str, Engine]) -> None:
-    """Let time pass, in which one engine is slow for a while, some fail, one is drained, and one stops at the end."""
-    time.sleep(0.35 * seconds)
+    """Let time pass, in which one engine fails now and then, one is slow for a while, one stops, one is drained."""
+    engines[FLAKY].error_ratio = 0.06
+    time.sleep(0.25 * seconds)
     engines[SLOW].slowness = 4.0
-    engines[STOPPED].error_ratio = 0.3
     load.wrong = 0.08
     time.sleep(0.25 * seconds)
     engines[SLOW].slowness = 1.0
     load.wrong = 0.01
-    time.sleep(0.25 * seconds)
-    gateway.ask("POST", f"/admin/engines/{DRAINED}/drain", None, [("Authorization", f"Bearer {ADMIN}")])
     engines[STOPPED].stop()
-    time.sleep(0.15 * seconds)
+    time.sleep(0.4 * seconds)
+    gateway.ask("POST", f"/admin/engines/{DRAINED}/drain", None, [("Authorization", f"Bearer {ADMIN}")])
+    time.sleep(0.1 * seconds)
 
 
 def main() -> None:
     """Make the pictures that are wanted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="folder (default: docs/images)")
-    parser.add_argument("--seconds", type=float, default=90, help="how long there is load before (default: 90)")
-    parser.add_argument("--only", default="live,playground,verify,admin,phone,loadtest", help="which, with commas")
+    parser.add_argument("--seconds", type=float, default=280, help="how long there is load before (default: 280)")
+    parser.add_argument(
+        "--only", default="live,requests,playground,verify,admin,phone,loadtest", help="which, with commas"
+    )
     options = parser.parse_args()
     if MISSING:
         parser.error(f"{', '.join(MISSING)} missing")
@@ -425,7 +423,7 @@ def main() -> None:
         photographer = Photographer(browser, gateway, options.out)
         with Load(gateway) as load:
             live_through(options.seconds, load, gateway, engines)
-            for name in ("live", "phone", "admin", "playground", "verify"):
+            for name in ("live", "requests", "phone", "admin", "playground", "verify"):
                 if name in wanted:
                     getattr(photographer, name)()
         if "loadtest" in wanted:
