@@ -2,6 +2,7 @@
 // its measures. Pure: nothing is fetched or shown here, and the time is an argument (milliseconds).
 
 const MEASURED_MS = 20; // an answer that comes within this came at once: its tokens per second say nothing
+const CALLS_MAX = 128; // of tools, in an answer
 
 /** The stop sequences of a text with one on each line; `\n`, `\t` and `\\` stand for what they do in code. */
 export function stopsOf(text) {
@@ -104,9 +105,13 @@ export function newAnswer(started_ms) {
   };
 }
 
+/** A place in a list is a small number, whatever an engine says: `__proto__` is none, and 4000000000 has too many before it. */
+const isPlace = (index) => Number.isInteger(index) && index >= 0 && index < CALLS_MAX;
+
 function addCalls(answer, calls) {
-  for (const [place, call] of calls.entries()) {
-    const index = call.index ?? place;
+  for (const [place, call] of calls.slice(0, CALLS_MAX).entries()) {
+    if (typeof call !== "object" || call === null) continue;
+    const index = isPlace(call.index) ? call.index : place;
     const known = (answer.tools[index] ??= { id: "", name: "", arguments: "" });
     if (call.id) known.id = call.id;
     known.name += call.function?.name ?? "";

@@ -209,3 +209,13 @@ test("whole sentences are read out, and at the end the rest", () => {
   assert.equal(spokenUpTo("no end yet", 0, false), 0);
   assert.equal(spokenUpTo(text, 20, true), text.length);
 });
+
+test("a tool call whose place is none neither reaches what all lists have in common nor makes a list without end", () => {
+  for (const index of ["__proto__", "constructor", "length", -1, 0.5, 4_000_000_000, 128, {}, true]) {
+    const answer = newAnswer(0);
+    addEvent(answer, delta({ tool_calls: [{ index, id: "a", function: { name: "f", arguments: "{}" } }, null, 7] }), 1);
+    assert.deepEqual(answer.tools, [{ id: "a", name: "f", arguments: "{}" }]);
+  }
+  assert.deepEqual(Object.keys(Array.prototype), []);
+  assert.equal(Array.name, "Array");
+});
