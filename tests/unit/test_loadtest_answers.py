@@ -177,6 +177,13 @@ class StreamTest(unittest.TestCase):
                 break
         self.assertEqual(exchange.failure, "stream: an event that is too large")
 
+    def test_nothing_is_learnt_of_a_large_event(self) -> None:
+        """To look for the end of a text of 4 MB takes half a gigabyte, and a second in which nobody else is read."""
+        events = Events()
+        events.feed(b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % (b"x" * 100_000))
+        self.assertEqual((events.texts, events.error), (1, None))
+        self.assertIsNone(events._alike)
+
     def test_an_event_of_ever_more_lines_is_given_up_too(self) -> None:
         events = Events()
         lines = b"".join(b"data: %b\n" % (b"x" * 1000) for _ in range(1000))

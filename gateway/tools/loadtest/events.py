@@ -11,6 +11,8 @@ from typing import Any, Optional
 
 EVENT_MAX_BYTES = 4 << 20
 LINE_BYTES = 64  # that a line takes beside its text
+LEARNT_BYTES = 65_536
+"""Of an event that others may be alike to: to look into a larger one takes a hundred times its size."""
 DONE = b"[DONE]"
 _ENDS = ("message_stop", "response.completed", "response.incomplete")  # Anthropic's; Responses
 _FAILURES = ("error", "response.failed")
@@ -102,6 +104,8 @@ class Events:
 
     def _learn(self, data: bytes) -> None:
         """Between the same bytes, whatever ends no string is the text of another such event (5 us less each)."""
+        if len(data) > LEARNT_BYTES:
+            return
         begin = data.find(_TEXT_KEY) + len(_TEXT_KEY)
         if begin >= len(_TEXT_KEY) and data.count(_TEXT_KEY) == 1 and b'"usage":{' not in data:
             string = _STRING.match(data, begin)
