@@ -223,11 +223,12 @@ class SeriesTest(LiveTest):
         self.assertEqual(self.series.sparks(), {})
 
     def test_one_that_cannot_be_counted_loses_no_other(self) -> None:
-        bad = event(prompt_tokens="ten")
-        with self.assertRaises(TypeError):
-            self.ticker.observe([bad, event()])
+        self.ticker.observe([event(), event(prompt_tokens="ten"), event()])
         self.tick()
         self.assertEqual(self.point()["requests"], 2)
+        with self.assertRaises(TypeError):
+            self.ticker.observe([])
+        self.ticker.observe([])  # it is told once
 
     def test_what_is_kept_of_a_request_has_no_bodies_and_does_not_know_who_has_asked(self) -> None:
         extra = {"request_body": "the prompt", "answer_body": "the answer", "cache": "hit", "verification": {"x": 1}}
