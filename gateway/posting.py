@@ -89,8 +89,9 @@ class Poster:
         """Send a body and read what is said to it. Raises OSError, http.client.HTTPException."""
         packed = gzip.compress(body, 1) if self._packs else body
         deadline_s = time.monotonic() + timeout_s
-        sock = self._sock = socket.create_connection((self._host, self._port), timeout=timeout_s)
+        sock = self._sock = self._connected(deadline_s)
         try:
+            sock.settimeout(max(0.001, deadline_s - time.monotonic()))
             if self._secure:
                 self._tls = self._tls or ssl.create_default_context()
                 sock = self._sock = self._tls.wrap_socket(sock, server_hostname=self._host)
@@ -112,6 +113,22 @@ class Poster:
         finally:
             self._sock = None
             sock.close()
+
+    def _connected(self, deadline_s: float) -> socket.socket:
+        """A connection to the first of its addresses that takes one; all of them have the time together."""
+        fault = OSError("its name has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM):
+            sock = None
+            try:
+                sock = socket.socket(family, kind, protocol)
+                sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+                sock.connect(address)
+                return sock
+            except OSError as error:  # also of a family that this machine has not
+                fault = error
+                if sock is not None:
+                    sock.close()
+        raise fault
 
     def cut(self) -> None:
         """End what is under way, and whatever comes. From any thread; never blocks."""

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 from unittest import mock
 
+from gateway.posting import Poster, in_words
 from gateway.traces import delivery, exporter
 from tests.collector import Answer, Collector, needs_otel
 from tests.resilience import ResilienceTest, ask
@@ -331,6 +333,25 @@ class Hostile(CollectorsTest):
             with self.subTest(body=body[:20]):
                 answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
                 self.assert_survived(lambda connection, answer=answer: connection.sendall(answer), None)  # type: ignore[misc]
+
+
+@unittest.skipUnless(sys.platform == "linux", "elsewhere a full backlog refuses")
+class Addresses(unittest.TestCase):
+    def test_all_addresses_of_a_name_have_the_time_of_one_post_together(self) -> None:
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1))
+            at = listener.getsockname()
+            for _ in range(8):  # nobody accepts them, and what comes behind them is not answered
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(at)
+            found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", at)] * 8
+            stack.enter_context(mock.patch.object(socket, "getaddrinfo", return_value=found))
+            began_s = time.monotonic()
+            with self.assertRaises(OSError) as caught:
+                Poster(f"http://localhost:{at[1]}", "/v1/traces", {}, packs=True).post(b"{}", 0.3)
+            self.assertLess(time.monotonic() - began_s, 1.2)  # it would be 2.4
+            self.assertEqual(in_words(caught.exception), "it has not answered in time")
 
 
 @unittest.skipUnless(OPENSSL, "the openssl command is missing: no certificate for the collector")
