@@ -105,6 +105,7 @@ class Gate(CollectorsTest):
             for sent in collector.sent()
             for scope in sent.body["resourceSpans"]
             for span in scope["scopeSpans"][0]["spans"]
+            if span["name"] != "queue"  # on a busy machine some request waits a millisecond for its worker
         ]
         self.assertEqual(len({span["spanId"] for span in spans}), 602)
         self.assertEqual(self.metric(running, DROPPED), 0)
