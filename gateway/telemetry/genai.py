@@ -128,13 +128,7 @@ class GenAiMetrics:
         of another one."""
         if event.path not in OPERATIONS:
             return
-        if known is not self._known:  # other engines, perhaps
-            self._known = known
-            self._by_key.clear()
-        key = (event.path, model, event.engine, event.error, event.fallback)
-        found = self._by_key.get(key)
-        if found is None:
-            found = self._find_locked(key, known)
+        found = self._found_locked((event.path, model, event.engine, event.error, event.fallback), known)
         if answered:
             if found.duration is None:
                 found.duration = self._duration.labels_locked(*found.shared, found.error_type)
@@ -156,6 +150,23 @@ class GenAiMetrics:
                 if found.each is None:
                     found.each = self._each.labels_locked(*found.shared)
                 found.each.observe_locked(max(0.0, event.latency_s - event.ttft_s) / (tokens - 1), traced)
+
+    def usual_locked(
+        self, path: str, model: str, engine: Optional[str], known: Mapping[str, str]
+    ) -> Optional[tuple[Histogram, Histogram, Histogram]]:
+        """Where the duration, the prompt and the completion of a whole good answer count; None: nowhere."""
+        if path not in OPERATIONS:
+            return None
+        found = self._found_locked((path, model, engine, None, None), known)
+        duration = self._duration.labels_locked(*found.shared, found.error_type)
+        prompt, completion = (self._tokens.labels_locked(*found.shared, kind) for kind in ("input", "output"))
+        return duration, prompt, completion
+
+    def _found_locked(self, key: _Key, known: Mapping[str, str]) -> _Found:
+        if known is not self._known:  # other engines, perhaps
+            self._known = known
+            self._by_key.clear()
+        return self._by_key.get(key) or self._find_locked(key, known)
 
     def _find_locked(self, key: _Key, known: Mapping[str, str]) -> _Found:
         path, model, engine, error, fallback = key

@@ -11,7 +11,8 @@ from typing import Any, Callable
 
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
 from gateway.telemetry.genai import GenAiMetrics
-from gateway.telemetry.registry import Counter, Histogram, Registry, Traced
+from gateway.telemetry.registry import Counter, Histogram, Metric, Registry, Traced
+from gateway.telemetry.usual import Key, Kind, UsualRequests, traced_of
 from gateway.telemetry.verifications import VerificationMetrics
 
 DURATION_BUCKETS_S = (
@@ -28,6 +29,28 @@ OVERHEAD_BUCKETS_S = (*(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.
 OTHER = "other"
 """The label value of everything outside the closed set."""
 MODEL_PATH = "/v1/models/{id}"
+
+
+class _Pairs:
+    """The counter and the histogram of what has the same labels; the counter has one label more, the last."""
+
+    __slots__ = ("_counter", "_found", "_spread")
+
+    def __init__(self, counter: Metric[Counter], spread: Metric[Histogram]) -> None:
+        self._counter = counter
+        self._spread = spread
+        self._found: dict[tuple[str, str, object], tuple[Counter, Histogram]] = {}
+
+    def at_locked(self, first: str, second: str, last: object) -> tuple[Counter, Histogram]:
+        """Those with these labels; `last` becomes text, but only once."""
+        key = (first, second, last)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = (
+                self._counter.labels_locked(first, second, str(last)),
+                self._spread.labels_locked(first, second),
+            )
+        return found
 
 
 class GatewayMetrics:
@@ -54,6 +77,8 @@ class GatewayMetrics:
         self._declare_reuse(registry)
         self._verifications = VerificationMetrics(registry)
         self._genai = GenAiMetrics(registry, provider_of)
+        self._usual = UsualRequests(self._kind_locked)
+        registry.catch_up_locked = self._usual.count_locked
         self.cache_totals: dict[str, float] = dict.fromkeys((*CACHE_RESULTS, "saved_tokens", "saved_usd"), 0)
         """Of all models: requests by what the cache did for them, and what hits have saved."""
         # What is added up as it stands; True counts as one.
@@ -65,8 +90,8 @@ class GatewayMetrics:
             "coalesced": self._coalesced,
         }
         # Series by the raw label values: one dict lookup per event instead of one call per metric.
-        self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._by_attempt: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._of_requests = _Pairs(self._requests, self._duration)
+        self._of_attempts = _Pairs(self._engine_requests, self._engine_duration)
         self._by_model: dict[str, tuple[Counter, Counter]] = {}
         self._by_cache: dict[tuple[str, str], Counter] = {}
 
@@ -160,16 +185,18 @@ class GatewayMetrics:
         ).labels()
 
     def observe(self, events: Sequence[RequestEvent]) -> None:
-        """Counts every event of the batch, under one hold of the registry's lock.
+        """Counts every event of the batch, under one hold of the registry's lock; usual ones later, with more of them.
 
         Raises what the first one raised that cannot be counted, when all others have been.
         """
         known = self._known_models()
         failed: Exception | None = None
+        take_locked = self._usual.take_locked
         with self.registry.lock:
             for event in events:
                 try:
-                    self._count_event_locked(event, known)
+                    if not take_locked(event, known):
+                        self._count_event_locked(event, known)
                 except Exception as error:
                     failed = failed or error
         if failed is not None:
@@ -177,9 +204,7 @@ class GatewayMetrics:
 
     def _count_event_locked(self, event: RequestEvent, known: Mapping[str, str]) -> None:
         model = _model_label(event.model, known)
-        trace, traced = event.trace, None
-        if trace is not None and trace.sampled:
-            traced = (trace.trace_id, trace.span_id, event.finished_unix_s)
+        traced = traced_of(event) if event.trace is not None and event.trace.sampled else None
         answered = event.extra is None or "part_of" not in event.extra
         self._count_locked(event, model, answered, traced)
         for record in event.attempt_records:
@@ -192,7 +217,9 @@ class GatewayMetrics:
 
     def _count_locked(self, event: RequestEvent, model: str, answered: bool, traced: Traced | None) -> None:
         if answered:
-            self._count_answered_locked(event, model, traced)
+            requests, latency = self._of_requests.at_locked(self._path_label(event.path), model, event.status)
+            requests.value += 1
+            latency.observe_locked(event.latency_s, traced)
         if event.attempts or event.queue_s:
             self._queue_wait.observe_locked(event.queue_s, traced)
         if event.stream:
@@ -202,19 +229,22 @@ class GatewayMetrics:
             overhead_s = event.latency_s - event.queue_s - event.engine_s
             self._overhead.observe_locked(max(overhead_s, 0.0), traced)
         if event.prompt_tokens is not None or event.completion_tokens is not None:
-            self._count_tokens_locked(event, model)
+            prompt, completion = self._token_series_locked(model)
+            prompt.value += event.prompt_tokens or 0
+            completion.value += event.completion_tokens or 0
 
-    def _count_answered_locked(self, event: RequestEvent, model: str, traced: Traced | None) -> None:
-        path = event.path if event.path in self._known_paths else self._path_label(event.path)
-        key = (path, model, event.status)
-        found = self._by_request.get(key)
-        if found is None:
-            found = self._by_request[key] = (
-                self._requests.labels_locked(path, model, str(event.status)),
-                self._duration.labels_locked(path, model),
-            )
-        found[0].value += 1
-        found[1].observe_locked(event.latency_s, traced)
+    def _kind_locked(self, key: Key, known: Mapping[str, str]) -> Kind:
+        """Where a usual request counts."""
+        path, name, engine, status, asked, at, _ = key
+        model = _model_label(name, known)
+        return Kind(
+            *self._of_requests.at_locked(self._path_label(path), model, status),
+            *self._of_attempts.at_locked(asked, at, "ok"),
+            *self._token_series_locked(model),
+            queue=self._queue_wait,
+            overhead=self._overhead,
+            genai=self._genai.usual_locked(path, model, engine, known),
+        )
 
     def _count_extra_locked(self, event: RequestEvent, extra: Mapping[str, Any], model: str) -> None:
         for key, value in extra.items():
@@ -238,26 +268,20 @@ class GatewayMetrics:
                 self._batch_wait.observe_locked(value / 1000)
                 self._batch_size.observe_locked(extra.get("batch", 1))
 
-    def _count_tokens_locked(self, event: RequestEvent, model: str) -> None:
+    def _token_series_locked(self, model: str) -> tuple[Counter, Counter]:
         found = self._by_model.get(model)
         if found is None:
             found = self._by_model[model] = (
                 self._tokens.labels_locked(model, "prompt"),
                 self._tokens.labels_locked(model, "completion"),
             )
-        found[0].value += event.prompt_tokens or 0
-        found[1].value += event.completion_tokens or 0
+        return found
 
     def _count_attempt_locked(self, record: AttemptRecord, traced: Traced | None) -> None:
         model, engine, outcome, duration_s = record[:4]
         if outcome not in OUTCOMES:
             outcome = OTHER
-        found = self._by_attempt.get((model, engine, outcome))
-        if found is None:
-            found = self._by_attempt[(model, engine, outcome)] = (
-                self._engine_requests.labels_locked(model, engine, outcome),
-                self._engine_duration.labels_locked(model, engine),
-            )
+        found = self._of_attempts.at_locked(model, engine, outcome)
         found[0].value += 1
         if traced is not None and record.span_id:
             traced = (traced[0], record.span_id, traced[2])
@@ -275,6 +299,8 @@ class GatewayMetrics:
             self._fallbacks.labels_locked(*labels).value += 1
 
     def _path_label(self, path: str) -> str:
+        if path in self._known_paths:
+            return path
         single_model = path.startswith("/v1/models/") and MODEL_PATH in self._known_paths
         return MODEL_PATH if single_model else OTHER
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Callable, Generic, Protocol, TypeVar, Union
 
@@ -93,9 +93,33 @@ class Histogram:
         self._counts[index] += 1
         self._sum += value
         if traced is not None:
-            if self._exemplars is None:
-                self._exemplars = [None] * len(self._counts)
-            self._exemplars[index] = (value, traced)  # to become an Exemplar where somebody reads it
+            self._keep_locked(index, value, traced)
+
+    def observe_all_locked(self, values: Sequence[float], traced: Callable[[int], Traced] | None = None) -> None:
+        """`observe_locked` for each of many values. `traced`: whose the value at an index is; None: no exemplars."""
+        bounds = self._bounds
+        if len(values) < len(bounds):
+            for index, value in enumerate(values):
+                self.observe_locked(value, None if traced is None else traced(index))
+            return
+        # The values' places among the bounds by those of the bounds among the values, which are fewer.
+        ordered, below = sorted(values), 0
+        indices = () if traced is None else sorted(range(len(values)), key=values.__getitem__)
+        for place, bound in enumerate((*bounds, math.inf)):
+            up_to = bisect_right(ordered, bound, below)
+            if up_to == below:
+                continue
+            self._counts[place] += up_to - below
+            if traced is not None:
+                last = max(indices[below:up_to])
+                self._keep_locked(place, values[last], traced(last))
+            below = up_to
+        self._sum += sum(values)
+
+    def _keep_locked(self, place: int, value: float, traced: Traced) -> None:
+        if self._exemplars is None:
+            self._exemplars = [None] * len(self._counts)
+        self._exemplars[place] = (value, traced)  # to become an Exemplar where somebody reads it
 
     def read_locked(self) -> Distribution:
         exemplars: tuple[Exemplar | None, ...] = ()
@@ -161,11 +185,13 @@ class _Declaration:
 class Registry:
     """Every metric of one process, in the order in which they were declared.
 
-    Declaring a name twice, or an impossible name, raises ValueError.
+    Declaring a name twice, or an impossible name, raises ValueError. `catch_up_locked` is called with the lock before
+    anything is read: whoever keeps something back to count it with more (usual.py) counts it then.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.catch_up_locked: Callable[[], None] = lambda: None
         self._declared: dict[str, _Declaration] = {}
 
     def counter(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Metric[Counter]:
@@ -212,6 +238,7 @@ class Registry:
         for a name that is not declared. Any thread."""
         metrics = [self._declared[name].metric for name in names]
         with self.lock:
+            self.catch_up_locked()
             return [[] if metric is None else metric.snapshot_locked() for metric in metrics]
 
     def names(self) -> tuple[str, ...]:
@@ -225,6 +252,7 @@ class Registry:
         """
         declared = list(self._declared.values())
         with self.lock:
+            self.catch_up_locked()
             snapshots = [d.metric.snapshot_locked() if d.metric else [] for d in declared]
         return [
             d.family._replace(series=sorted(d.read()) if d.read is not None else snapshot)

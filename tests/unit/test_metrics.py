@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import sys
 import threading
 import time
 import unittest
 from typing import Any
+from unittest import mock
 
 from gateway.telemetry import gauges, process
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent, Trace
@@ -402,6 +404,65 @@ class GatewayMetricsTest(unittest.TestCase):
         self.assertEqual(
             self.exemplars()["gateway_request_duration_seconds"], {(f"{n:032x}", "b" * 16) for n in (998, 999)}
         )
+
+    def test_many_usual_requests_come_to_what_each_by_itself_does(self) -> None:
+        chance = random.Random(3)
+        known, paths = self.models, {CHAT, "/healthz"}
+        whole, single = Registry(), Registry()
+        at_once, each = GatewayMetrics(whole, lambda: known, paths), GatewayMetrics(single, lambda: known, paths)
+        events = []
+        for number in range(1500):
+            latency_s = chance.choice((0.001, 0.01, 0.25, 200.0)) * (1 + chance.randrange(4))  # also at the bounds
+            engine = chance.choice(("a:1", "a:2"))
+            events.append(
+                event(
+                    latency_s=latency_s,
+                    queue_s=0.0,
+                    engine_s=latency_s * 0.5,
+                    model=chance.choice(("13b", "70b", "nobody's")),
+                    engine=engine,
+                    status=chance.choice((200, 201)),
+                    prompt_tokens=chance.randrange(3),
+                    completion_tokens=chance.choice((None, 7, 4**9)),
+                    stream=number % 11 == 0,
+                    trace=chance.choice((None, Trace(f"{number:032x}", "b" * 16, "", number % 2 == 0))),
+                    attempt_records=(AttemptRecord("13b", engine, "ok", latency_s * 0.5, span_id=f"{number:016x}"),),
+                )
+            )
+        for start in range(0, len(events), 7):
+            at_once.observe(events[start : start + 7])
+        with mock.patch.object(each._usual, "take_locked", lambda event, known: False):
+            each.observe(events)
+        for one, other in zip(whole.collect(), single.collect()):
+            self.assertEqual(one.name, other.name)
+            for (labels, found), (same, expected) in zip(one.series, other.series):
+                self.assertEqual(labels, same)
+                if isinstance(found, Distribution) and isinstance(expected, Distribution):
+                    self.assertEqual(found.counts, expected.counts)
+                    self.assertAlmostEqual(found.sum / expected.sum if expected.sum else 1.0, 1.0)
+                    self.assertEqual([a is None for a in found.exemplars], [a is None for a in expected.exemplars])
+                else:
+                    self.assertEqual(found, expected)
+            self.assertEqual(len(one.series), len(other.series))
+
+    def test_the_exemplar_of_many_usual_requests_is_the_last_ones(self) -> None:
+        for number in range(600):
+            trace = Trace(f"{number:032x}", "b" * 16, "", True)
+            attempt = AttemptRecord("13b", "a:1", "ok", 0.125, span_id=f"{number:016x}")
+            self.metrics.observe([event(trace=trace, latency_s=0.5 + 2 * (number % 2), attempt_records=(attempt,))])
+        found = self.exemplars()
+        last = {(f"{number:032x}", "b" * 16) for number in (598, 599)}
+        self.assertEqual(found["gateway_request_duration_seconds"], last)
+        self.assertEqual(found["gen_ai_server_request_duration_seconds"], last)
+        self.assertEqual(found["gateway_engine_duration_seconds"], {(f"{599:032x}", f"{599:016x}")})
+
+    def test_usual_requests_count_by_the_names_of_their_time(self) -> None:
+        self.metrics.observe([event(model="chat")])
+        self.models = {"70b": "70b", "chat": "70b"}
+        self.metrics.observe([event(model="chat")])
+        series = scrape(self.registry)
+        for model in ("13b", "70b"):
+            self.assertEqual(series[f'gateway_requests_total{{path="{CHAT}",model="{model}",status="200"}}'], 1, model)
 
     def test_every_outcome_has_its_own_label(self) -> None:
         records = tuple(AttemptRecord("13b", "a:1", outcome, 0.1) for outcome in sorted(OUTCOMES))
