@@ -1,4 +1,4 @@
-"""What is told of a finished request: one event, built by name.
+"""What is told of a finished request: one event.
 
 Reads requests and changes nothing.
 """
@@ -39,33 +39,36 @@ def event_of(
         event = least_event(asked, error, status)
         return event._replace(model=_model_name(asked.named_model or None), key=key, client=asked.client_address)
     usage = call.usage
-    return RequestEvent(
-        finished_unix_s=unix_s(),
-        request_id=asked.request_id,
-        method=head.method,
-        path=head.path,
-        status=status,
-        error=error,
-        latency_s=time.monotonic() - asked.accepted_s,
-        queue_s=asked.queue_s + call.waited_s,
-        engine_s=call.engine_s,
-        ttft_s=ttft_s,
-        stream=call.stream,
-        model=_model_name(call.served_model if error is None else (call.model or call.served_model)),
-        engine=call.engine_id,
-        attempts=call.attempts,
-        fallback=call.fallback,
-        prompt_tokens=usage.prompt_tokens if usage else None,
-        completion_tokens=usage.completion_tokens if usage else None,
-        usage_estimated=usage.estimated if usage else False,
-        key=key,
-        client=asked.client_address,
-        attempt_records=tuple(call.records),
-        retries=tuple(call.retries),
-        extra=_extra(asked, call, logged_answer),
-        accepted_s=asked.accepted_s,
-        trace=asked.trace,
-        marks=asked.marks if asked.queue_s < QUEUED_S and not call.marks else _marks(asked, call),
+    # In the order of its fields. By their names it takes 2 us more, of each request.
+    return RequestEvent._make(
+        (
+            unix_s(),
+            asked.request_id,
+            head.method,
+            head.path,
+            status,
+            error,
+            time.monotonic() - asked.accepted_s,
+            asked.queue_s + call.waited_s,
+            call.engine_s,
+            ttft_s,
+            call.stream,
+            _model_name(call.served_model if error is None else (call.model or call.served_model)),
+            call.engine_id,
+            call.attempts,
+            call.fallback,
+            usage.prompt_tokens if usage else None,
+            usage.completion_tokens if usage else None,
+            usage.estimated if usage else False,
+            key,
+            asked.client_address,
+            tuple(call.records),
+            tuple(call.retries),
+            _extra(asked, call, logged_answer),
+            asked.accepted_s,
+            asked.trace,
+            asked.marks if asked.queue_s < QUEUED_S and not call.marks else _marks(asked, call),
+        )
     )
 
 
