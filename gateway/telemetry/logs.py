@@ -29,13 +29,6 @@ _REQUEST_KEYS = (
     *("attempts", "fallback", "prompt_tokens", "completion_tokens", "usage_estimated"),
     *("key", "client", "trace_id", "slow", "attempt_log", "waits"),
 )
-# One % operation fills the whole line: 3.1 µs, where a dict and json.dumps take 7.3 µs.
-_REQUEST_JSON = (
-    '{"ts": "%s", "level": "%s", "event": "request", "request_id": %s, "method": %s, "path": %s, '
-    '"status": %d, "error": %s, "latency_ms": %.3f, "queue_ms": %.3f, "engine_ms": %.3f, '
-    '"ttft_ms": %s, "stream": %s, "model": %s, "engine": %s, "attempts": %d, "fallback": %s, '
-    '"prompt_tokens": %s, "completion_tokens": %s, "usage_estimated": %s, "key": %s, "client": %s%s'
-)
 _SHORT = 1 << 64  # more digits than 4 300 are an error
 
 # The last whole second and its text, replaced as one object: most lines share their second.
@@ -114,29 +107,21 @@ def _request_json(event: RequestEvent, slow_s: float) -> str:
     (ttft_s, stream, model, engine, attempts, fallback, prompt, completion) = event[9:17]
     (estimated, key, client) = event[17:20]
     trace = event.trace
-    return _REQUEST_JSON % (
-        timestamp(unix_s),
-        request_level(event, slow_s),
-        quoted(request_id),
-        quoted(method),
-        quoted(path),
-        status,
-        "null" if error is None else quoted(error),
-        latency_s * 1000.0,
-        queue_s * 1000.0,
-        engine_s * 1000.0,
-        "null" if ttft_s is None else f"{ttft_s * 1000.0:.3f}",
-        "true" if stream else "false",
-        "null" if model is None else quoted(model),
-        "null" if engine is None else quoted(engine),
-        attempts,
-        "null" if fallback is None else quoted(fallback),
-        "null" if prompt is None else f"{prompt:d}",
-        "null" if completion is None else f"{completion:d}",
-        "true" if estimated else "false",
-        "null" if key is None else quoted(key),
-        quoted(client),
-        "" if trace is None else f', "trace_id": "{trace.trace_id}"',
+    # One format, of which nothing has to be read anew: a tenth less than by %, a third of a dict and json.dumps.
+    return (
+        f'{{"ts": "{timestamp(unix_s)}", "level": "{request_level(event, slow_s)}", "event": "request", '
+        f'"request_id": {quoted(request_id)}, "method": {quoted(method)}, "path": {quoted(path)}, '
+        f'"status": {status}, "error": {"null" if error is None else quoted(error)}, '
+        f'"latency_ms": {latency_s * 1000.0:.3f}, "queue_ms": {queue_s * 1000.0:.3f}, '
+        f'"engine_ms": {engine_s * 1000.0:.3f}, '
+        f'"ttft_ms": {"null" if ttft_s is None else f"{ttft_s * 1000.0:.3f}"}, '
+        f'"stream": {"true" if stream else "false"}, "model": {"null" if model is None else quoted(model)}, '
+        f'"engine": {"null" if engine is None else quoted(engine)}, "attempts": {attempts}, '
+        f'"fallback": {"null" if fallback is None else quoted(fallback)}, '
+        f'"prompt_tokens": {"null" if prompt is None else prompt}, '
+        f'"completion_tokens": {"null" if completion is None else completion}, '
+        f'"usage_estimated": {"true" if estimated else "false"}, "key": {"null" if key is None else quoted(key)}, '
+        f'"client": {quoted(client)}' + ("" if trace is None else f', "trace_id": "{trace.trace_id}"')
     )
 
 
