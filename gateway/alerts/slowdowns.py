@@ -19,7 +19,7 @@ from gateway.telemetry.events import AttemptRecord, RequestEvent
 
 LEAST_S = 1e-4
 """Less is not told apart: of engines in the same process, or no time at all."""
-KEPT_BACK = 256
+KEPT_BACK = 64
 """Requests that are added up together, which takes less time than each by itself."""
 Key = tuple[str, str, bool]
 """Model, engine, whether it was a whole answer."""

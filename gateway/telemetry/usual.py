@@ -15,8 +15,9 @@ from typing import Any, Callable, NamedTuple
 from gateway.telemetry.events import AttemptRecord, RequestEvent
 from gateway.telemetry.registry import Counter, Histogram, Traced
 
-MOST = 256
-"""Requests that wait to be counted; they have no bodies with them."""
+MOST = 64
+"""Requests that wait to be counted; they have no bodies with them. Counting them takes 0.05 to 0.1 ms, on the loop's
+thread where that helps, so not more: of 256, a request would take 0.4 us less, but others wait for 0.2 ms."""
 KINDS_MAX = 4096
 TOKENS_MAX = 1 << 53  # of one request: more is no number of tokens, and may be too much for a float
 
