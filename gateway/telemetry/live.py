@@ -1,7 +1,7 @@
 """What the console is told of: a point a second for a quarter of an hour, each engine's last minute, the last requests.
 
 `LiveSeries` is an observer of finished requests. It keeps them until they are KEPT_BACK, or their second is over, to
-add them up by columns (a third of what each by itself takes); `roll` ends the second that runs. Its lock guards that
+add them up by columns (less work than one by one); `roll` ends the second that runs. Its lock guards that
 second and the engines' sums; it is held to add up so many, and by `roll` for the exchange of them, never for anything
 that is made of them. What `roll` makes (points, lines, requests) belongs to the one thread that calls it, which is
 also the only one to read them.

@@ -1,7 +1,7 @@
 """The usual request, counted many at a time: a whole good answer by one attempt.
 
 Most requests are such, and all that they are counted in is the same for those of one path, model and engine. So each
-only goes to the others of its kind, and what they come to is added up by columns, by C: a seventh of what each by
+only goes to the others of its kind, and what they come to is added up by columns, by C: two thirds of what each by
 itself takes. Everything else is counted at once, by `metrics.py`. Owns the requests that wait, at most MOST; what
 guards them is the registry's lock, which whoever calls anything here holds. Nobody sees that they wait: who reads the
 registry has them counted first.
