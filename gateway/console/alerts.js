@@ -118,7 +118,7 @@ export class Budgets {
       { class: "slo", dataset: { slo: `${slo.model} ${slo.objective}`, tone } },
       el("p", { class: "slo-head" }, el("b", { class: "truncate", title: slo.model }, slo.model), el("span", { class: "slo-left" }, tone !== "good" && icon(tone === "bad" ? "out" : "warn"), ` ${percent(remaining)} left`)),
       meter,
-      el("p", { class: "row small muted" }, el("span", {}, `${slo.objective} ${percent(slo.target)}, burn rate`), burn),
+      el("p", { class: "row small muted" }, el("span", {}, `${slo.objective} ${percent(slo.target)} · burn`), burn),
     );
   }
 }
