@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import unittest
 import uuid
 from collections import Counter
 from typing import Any
+from unittest import mock
 
+from gateway.server import report
 from tests.collector import Collector, Span, needs_otel
 from tests.http.test_passing import END, KIND, TRANSCRIPTIONS, field, file
 from tests.panels import code
@@ -32,8 +35,10 @@ def told(request: dict[str, Any]) -> tuple[str, str, str]:
 
 
 class TracesTest(VerifiedTest):
-    def collecting(self, models: Any, **variables: object) -> RunningGateway:
-        """A gateway whose spans a collector gets."""
+    def collecting(self, models: Any, *, queued_s: float = math.inf, **variables: object) -> RunningGateway:
+        """A gateway whose spans a collector gets. `queued_s`: from when on a wait for a worker is told, which on a busy
+        machine is any request's now and then."""
+        self.enter(mock.patch.object(report, "QUEUED_S", queued_s))
         self.collector = self.enter(Collector())
         return self.serve(models, OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.url, **variables)
 
@@ -295,7 +300,7 @@ class Spans(TracesTest):
 
     def test_a_wait_for_a_place_is_told(self) -> None:
         for variables, model, name in (
-            ({"WORKERS": 1}, {}, "queue"),
+            ({"WORKERS": 1, "queued_s": report.QUEUED_S}, {}, "queue"),
             ({}, {"max_concurrency": 1}, "place"),
         ):
             with self.subTest(name=name):
