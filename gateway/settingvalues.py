@@ -189,7 +189,7 @@ def origins(text: str) -> tuple[str, ...]:
 
 def http_url(text: str) -> str:
     """Parse an address of http or https, whose path and query may be secrets: no fault shows it."""
-    fault = "must be an address such as http://127.0.0.1:4318"
+    fault = "must be an address such as http://127.0.0.1:9000"
     if re.fullmatch("[!-~]+", text) is None:
         raise ValueError(f"{fault}, without spaces")
     try:
@@ -235,7 +235,10 @@ def trace_context(text: str) -> bool:
 
 def objective(text: str) -> float:
     """Parse a share from above 0 to below 1, of which something is to be left over."""
-    value = ratio(text)
+    try:
+        value = ratio(text)
+    except ValueError as error:
+        raise ValueError(f"{error}: 0.999 is 99.9 %") from None
     if value == 1:
         raise ValueError("must be below 1: 0.999, say")
     return value
