@@ -244,6 +244,7 @@ def start_lines(
     if terminal:
         lines += [
             "",
+            *([f"console: {url}/ in a browser"] if settings.console else []),
             f"endpoints: {url}/{' (with a key)' if authenticated else ''}",
             *_to_paste(router, url, authenticated),
             "Ctrl-C to stop",
