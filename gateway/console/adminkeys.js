@@ -99,7 +99,7 @@ export class KeysCard {
     const hidden = this._keys.length - shown.length;
     const none = empty(
       hidden ? "No key is good" : "No key is kept",
-      el("p", {}, hidden ? `${hidden} revoked` : "The first one makes the gateway ask everybody for a key."),
+      el("p", {}, hidden ? `${hidden} revoked` : this._open ? "The first one makes the gateway ask everybody for a key." : "What is made here is kept in STATE_DB."),
     );
     replace(this._body, rows.length ? table("Keys", columns, rows) : none);
   }

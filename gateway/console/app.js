@@ -102,7 +102,7 @@ function fail(page, error) {
   const root = el("div", { class: "page-root", id: `page-${page.id}` });
   if (error.status === 403) {
     const permission = error.permission || page.permission;
-    problem(root, `This key may not see ${page.title}`, permission ? `It lacks the permission “${permission}”.` : error.message, "forbidden");
+    problem(root, `This key may not see ${page.title}`, permission ? `It lacks the permission “${permission}”, which keys of the role admin have.` : error.message, "forbidden");
     return;
   }
   problem(root, `${page.title} cannot be shown`, error.message, error.code || "failed");

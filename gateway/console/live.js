@@ -8,7 +8,7 @@ import { ApiError } from "./api.js";
 import { Engines } from "./engines.js";
 import { Feed } from "./feed.js";
 import { Figures } from "./figures.js";
-import { ago, duration } from "./format.js";
+import { ago, durationMark } from "./format.js";
 import { LiveStore } from "./livestore.js";
 import { Panel } from "./panel.js";
 import { Requests, requestTone } from "./requests.js";
@@ -161,7 +161,7 @@ class Live {
     setText(this._title, text);
     setIcon(this._mark, { good: "up", warn: "warn", bad: "out" }[tone]);
     this._heading.dataset.tone = tone;
-    const up = duration(Math.max(0, Math.floor(this._store.now_s - this._store.info.started)) * 1000);
+    const up = durationMark(Math.max(0, Math.floor(this._store.now_s - this._store.info.started)) * 1000);
     setText(this._meta, `${models.size} ${models.size === 1 ? "model" : "models"} · version ${this._store.info.version} · running for ${up}`);
   }
 
