@@ -113,7 +113,7 @@ def _tile(name: str, number: str, unit: str, beside: str, bad: bool = False) -> 
 def _moments(result: Mapping[str, Any]) -> list[tuple[float, float, Mapping[str, Any]]]:
     """(begin, end, what happened), without a last moment that is too short to make a rate of."""
     found: list[tuple[float, float, Mapping[str, Any]]] = []
-    ended_s = max(result["ended_s"], result["duration_s"])  # at 3/s the last of 5 s is answered long before these are over
+    ended_s = max(result["ended_s"], result["duration_s"])  # at 3/s, the last of 5 s is answered in the middle of it
     for moment in result["timeline"]:
         begin = float(max(moment["at_s"], -result["config"]["warmup_s"]))
         end = min(moment["at_s"] + moment["width_s"], ended_s)
