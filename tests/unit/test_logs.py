@@ -190,6 +190,8 @@ class LevelAndTimeTest(unittest.TestCase):
         for path in ("/healthz", "/readyz", "/metrics"):
             self.assertEqual(request_level(event(method="GET", path=path, status=503)), "debug")
             self.assertEqual(request_level(event(method="POST", path=path)), "info")
+        for status, level in ((200, "debug"), (304, "debug"), (404, "info"), (500, "warning")):
+            self.assertEqual(request_level(event(method="GET", path="/console/app.js", status=status)), level)
 
     def test_what_took_longer_than_it_may_is_a_warning(self) -> None:
         slow = event(latency_s=1.5)
