@@ -19,7 +19,7 @@ from gateway.tools.loadtest.durations import NS, duration_s, rate, shown_bytes, 
 from gateway.tools.loadtest.exchange import Exchange
 from gateway.tools.loadtest.measures import Measures
 from gateway.tools.loadtest.options import plan_of
-from gateway.tools.loadtest.page import page
+from gateway.tools.loadtest.page import _moments, page
 from gateway.tools.loadtest.plan import Plan
 from gateway.tools.loadtest.preflight import head_of
 from gateway.tools.loadtest.progress import line
@@ -421,6 +421,13 @@ class PageTest(unittest.TestCase):
             self.assertTrue(1 <= len(axis.ticks) <= 9, axis)
         for begin, end in ((-2.0, 1.0), (0.0, 0.3), (0.0, 60.0), (0.0, 86_400.0)):
             self.assertLessEqual(len(time_axis(begin, end).ticks), 8)
+
+
+class MomentsTest(unittest.TestCase):
+    def test_the_last_second_is_drawn_to_its_end_though_its_last_answer_comes_before(self) -> None:
+        timeline = [{"at_s": second, "width_s": 1} for second in range(5)]
+        result = {"timeline": timeline, "config": {"warmup_s": 0}, "duration_s": 5.0, "ended_s": 4.67}
+        self.assertEqual([(begin, end) for begin, end, _ in _moments(result)], [(s, s + 1) for s in range(5)])
 
 
 class Tags(HTMLParser):
