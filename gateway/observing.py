@@ -24,7 +24,7 @@ from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.metrics import DURATION_BUCKETS_S
 from gateway.telemetry.readings import read_numbers
 from gateway.telemetry.registry import Registry
-from gateway.telemetry.slo import WINDOWS_S, SloFigures, Slos
+from gateway.telemetry.slo import SloFigures, Slos
 from gateway.traces.building import exporters_of
 from gateway.traces.spans import Find
 from gateway.workers import WorkerPool
@@ -90,7 +90,7 @@ class Observing:
             self._alerts.counts,
             lambda: [] if sender is None else [((result,), count) for result, count in sender.counts.items()],
         )
-        gauges.bind_slos(registry, self._remaining, self._burns)
+        gauges.bind_slos(registry, self._figures)
 
     @property
     def observers(self) -> tuple[Part, ...]:
@@ -124,16 +124,3 @@ class Observing:
 
     def _figures(self) -> Sequence[SloFigures]:
         return [] if self._slos is None else self._slos.read()
-
-    def _remaining(self) -> list[tuple[tuple[str], float]]:
-        least: dict[str, float] = {}
-        for one in self._figures():
-            least[one.model] = min(one.remaining, least.get(one.model, 1.0))
-        return [((model,), remaining) for model, remaining in least.items()]
-
-    def _burns(self) -> list[tuple[tuple[str, str, str], float]]:
-        return [
-            ((one.model, one.objective, window), one.burn_by_s[window_s])
-            for one in self._figures()
-            for window, window_s in WINDOWS_S.items()
-        ]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Callable
 
 from gateway.telemetry.registry import Registry
+from gateway.telemetry.slo import WINDOWS_S, SloFigures
 
 
 def bind_engines(registry: Registry, engines: Callable[[], Iterable[tuple[str, str, bool, int]]]) -> None:
@@ -119,13 +120,22 @@ def bind_alerts(
     )
 
 
-def bind_slos(
-    registry: Registry,
-    remaining: Callable[[], Iterable[tuple[tuple[str], float]]],
-    burns: Callable[[], Iterable[tuple[tuple[str, str, str], float]]],
-) -> None:
-    """Declares what is left of error budgets ((model), share) and how fast they are spent ((model, objective, window),
-    times)."""
+def bind_slos(registry: Registry, figures: Callable[[], Iterable[SloFigures]]) -> None:
+    """Declares what is left of error budgets, and how fast they are spent."""
+
+    def remaining() -> Iterable[tuple[tuple[str], float]]:
+        least: dict[str, float] = {}
+        for one in figures():
+            least[one.model] = min(one.remaining, least.get(one.model, 1.0))
+        return [((model,), share) for model, share in least.items()]
+
+    def burns() -> Iterable[tuple[tuple[str, str, str], float]]:
+        return [
+            ((one.model, one.objective, window), one.burn_by_s[window_s])
+            for one in figures()
+            for window, window_s in WINDOWS_S.items()
+        ]
+
     registry.callback(
         "gateway_slo_error_budget_remaining",
         "gauge",

@@ -55,7 +55,7 @@ def declared() -> set[str]:
     GatewayMetrics(registry, dict, frozenset())
     register_process_metrics(registry)
     gauges.bind_alerts(registry, list, list)
-    gauges.bind_slos(registry, list, list)
+    gauges.bind_slos(registry, list)
     anything: Any = _Anything()
     bind_metrics(registry, anything, anything, anything, None)
     return set(registry.names())
