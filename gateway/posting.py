@@ -33,14 +33,21 @@ class Answer(NamedTuple):
 
 
 class Bounded(io.RawIOBase):
-    """A socket, read until a deadline (monotonic) and no further than so many bytes, as http.client wants it."""
+    """A socket, read until a deadline (monotonic) and no further than so many bytes, as http.client wants it.
 
-    def __init__(self, sock: socket.socket, deadline_s: float, most_bytes: int = ANSWER_MAX_BYTES) -> None:
+    `cuts`: what is longer ends there; else it raises HTTPException.
+    """
+
+    def __init__(
+        self, sock: socket.socket, deadline_s: float, most_bytes: int = ANSWER_MAX_BYTES, cuts: bool = True
+    ) -> None:
         self._sock = sock
         self._deadline_s = deadline_s
         self._left_bytes = most_bytes
+        self._cuts = cuts
 
     def makefile(self, mode: str) -> io.BufferedReader:
+        """What HTTPResponse asks a socket for."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -51,8 +58,10 @@ class Bounded(io.RawIOBase):
         if left_s <= 0:
             raise TimeoutError("it has not answered in time")
         if self._left_bytes <= 0:
-            return 0
-        self._sock.settimeout(left_s)
+            if self._cuts:
+                return 0
+            raise http.client.HTTPException("there is no end of it")
+        self._sock.settimeout(left_s)  # a socket's own timeout is per read
         count = self._sock.recv_into(memoryview(buffer)[: self._left_bytes])
         self._left_bytes -= count
         return count

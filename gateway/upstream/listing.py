@@ -8,14 +8,13 @@ an engine is asked by one thread at a time, and its list is replaced whole.
 from __future__ import annotations
 
 import http.client
-import io
 import json
-import socket
 import time
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 from gateway.errors import GatewayError
+from gateway.posting import Bounded
 from gateway.routing import checks
 from gateway.routing.engine import Engine, ListedModel
 from gateway.routing.specs import EngineSpec
@@ -113,7 +112,8 @@ def ask_json(spec: EngineSpec, target: str, secret: str, timeout_s: float, resol
         try:
             connection.sock.settimeout(max(0.001, deadline_s - time.monotonic()))
             connection.sock.sendall(_request(spec, target, secret))
-            return _read(http.client.HTTPResponse(_Source(connection.sock, deadline_s)))  # type: ignore[arg-type]
+            heard = Bounded(connection.sock, deadline_s, HEARD_MAX_BYTES, cuts=False)
+            return _read(http.client.HTTPResponse(heard))  # type: ignore[arg-type]
         finally:
             connection.close()
     except (OSError, GatewayError, http.client.IncompleteRead) as error:
@@ -134,33 +134,6 @@ def _request(spec: EngineSpec, target: str, secret: str) -> bytes:
         *spec.header_lines(secret),
     ]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-
-
-class _Source(io.RawIOBase):
-    """What a socket gives until the deadline, and no more than HEARD_MAX_BYTES of it: then it raises HTTPException."""
-
-    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
-        self._sock = sock
-        self._deadline_s = deadline_s
-        self._left_bytes = HEARD_MAX_BYTES
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """What HTTPResponse asks a socket for."""
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left_s = self._deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise socket.timeout
-        self._sock.settimeout(left_s)  # a socket's own timeout is per read
-        count = self._sock.recv_into(buffer)
-        self._left_bytes -= count
-        if self._left_bytes < 0:
-            raise http.client.HTTPException("there is no end of it")
-        return count
 
 
 def _read(response: http.client.HTTPResponse) -> Any:
