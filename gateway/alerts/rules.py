@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import NamedTuple, Optional
+
+from gateway.routing.checks import fits
 
 Labels = tuple[tuple[str, str], ...]
 """Pairs of name and value, by name."""
@@ -106,7 +107,7 @@ class Rule:
 
     def admits(self, labels: Mapping[str, str]) -> bool:
         """Whether a series with these labels is looked at."""
-        return all(fnmatchcase(labels.get(name, ""), pattern) for name, pattern in self.match)
+        return all(fits(labels.get(name, ""), pattern) for name, pattern in self.match)
 
     def identity(self, series: Labels) -> Labels:
         """The labels of the alert for a series, `alertname` and `severity` among them."""
@@ -135,7 +136,7 @@ class Silence:
         if self.until_unix_s is not None and now_unix_s >= self.until_unix_s:
             return False
         labels = dict(identity)
-        return all(fnmatchcase(labels.get(name, ""), pattern) for name, pattern in self.match)
+        return all(fits(labels.get(name, ""), pattern) for name, pattern in self.match)
 
 
 @dataclass(frozen=True)

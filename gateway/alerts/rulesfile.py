@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Optional
 
@@ -122,18 +121,6 @@ def _pairs(value: object) -> Iterator[str]:
         yield from (member(name) + fault for fault in _text(text))
 
 
-def _patterns(value: object) -> Iterator[str]:
-    """Check an object of labels with patterns."""
-    faults = list(_pairs(value))
-    yield from faults
-    if isinstance(value, JsonObject) and not faults:
-        for name, pattern in value.items():
-            try:
-                fnmatchcase("", str(pattern))
-            except re.error as error:  # a range that runs backwards, up to Python 3.10
-                yield f"{member(name)}: is no pattern: {error}"
-
-
 def _labels(value: object) -> Iterator[str]:
     yield from _pairs(value)
     if isinstance(value, JsonObject):
@@ -173,7 +160,7 @@ _RULE_KEYS: Mapping[str, Optional[Check]] = {
     "name": _word,
     "what": one_of(tuple(MEASURES)),
     "by": _names,
-    "match": _patterns,
+    "match": _pairs,
     "window_s": number(5, 3 * DAY_S),
     "above": number(-1e12, 1e12),
     "below": number(-1e12, 1e12),
@@ -185,7 +172,7 @@ _RULE_KEYS: Mapping[str, Optional[Check]] = {
     "summary": _text,
     "annotations": _pairs,
 }
-_SILENCE_KEYS: Mapping[str, Optional[Check]] = {"match": _patterns, "from": _time, "until": _time, "why": _text}
+_SILENCE_KEYS: Mapping[str, Optional[Check]] = {"match": _pairs, "from": _time, "until": _time, "why": _text}
 
 
 def _rule(value: object, path: str, slos: bool, faults: list[str]) -> Optional[Rule]:

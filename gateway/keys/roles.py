@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
-from gateway.routing.checks import quoted, step
+from gateway.routing.checks import fits, quoted, step
 
 PERMISSIONS: tuple[str, ...] = ("infer", "verify", "batch", "metrics", "admin")
 PRIVILEGES = ("may_set_priority", "may_skip_cache")
@@ -60,7 +59,7 @@ def model_allowed(patterns: tuple[str, ...], *names: str) -> bool:
     # Most lists are plain names: looked up before any is taken for a pattern.
     if not patterns or any(name in patterns for name in names):
         return True
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+    return any(fits(name, pattern) for pattern in patterns for name in names)
 
 
 def load_roles(path: Path) -> Mapping[str, Role]:

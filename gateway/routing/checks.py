@@ -9,6 +9,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Callable, NamedTuple, Optional, Union
 
 ECHO_URL = "echo:"
@@ -29,6 +30,14 @@ def quoted(value: object) -> str:
     except (TypeError, ValueError, RecursionError):
         text = ascii(value)
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def fits(value: str, pattern: str) -> bool:
+    """Whether a value, in its exact case, is what a pattern with `*`, `?`, `[abc]` means. Raises nothing."""
+    try:
+        return fnmatchcase(value, pattern)
+    except re.error:  # `[b-a]`, up to Python 3.10; later ones find nothing in that range
+        return False
 
 
 def step(path: str, key: str) -> str:
