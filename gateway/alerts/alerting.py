@@ -174,14 +174,12 @@ class Alerts:
 
     def _tell(self, sender: Sender, now_s: float, now_unix_s: float) -> None:
         """Hand over what is new; to an Alertmanager again and again what goes on, or it would take it for resolved."""
-        before, self._told = self._told, {}
+        before = self._told
         firing = [alert for alert in self._shown if alert.state == FIRING and not alert.silenced]
         over = [alert for alert in self._shown if alert.state == RESOLVED and alert.identity in before]
-        for alert in self._shown:
-            if alert in firing or alert in over:
-                self._told[alert.identity] = alert.state
-            elif alert.identity in before:  # silenced, or pending again
-                self._told[alert.identity] = before[alert.identity]
+        # What is silenced, or pending again, stays as it was told.
+        self._told = {alert.identity: before[alert.identity] for alert in self._shown if alert.identity in before}
+        self._told.update({alert.identity: alert.state for alert in (*firing, *over)})
         alerts = [alert for alert in (*firing, *over) if before.get(alert.identity) != alert.state]
         if sender.target.kind != ALERTMANAGER:
             # A webhook gets all of one name that are firing, as Alertmanager's own do.
