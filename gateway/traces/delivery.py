@@ -1,7 +1,7 @@
 """Bodies to a collector, and another try as OTLP wants it.
 
 A `Delivery` tries again with what is told to be tried again, and logs once that a collector fails, and once that it is
-back. It belongs to the one thread that sends. https://opentelemetry.io/docs/specs/otlp/#otlphttp
+back. It belongs to the one thread that sends, but for `end`. https://opentelemetry.io/docs/specs/otlp/#otlphttp
 """
 
 from __future__ import annotations
@@ -44,10 +44,42 @@ class Delivery:
         self._stopping = stopping
         self._clock = clock
         self._failing = False  # and told so
+        self._crashed = False  # likewise
         self._told_at_s = -TELL_S
         self.end_s: Optional[float] = None
         """When everything must have been sent (monotonic); None: the gateway does not end yet. Set before
         `stopping`."""
+
+    def export(self, make: Callable[[], bytes], rejected: str) -> Optional[int]:
+        """Have what `make` makes taken; how many of it were not all the same, by their name in a partial success.
+
+        None: it was given up, or could not be made, which is logged once.
+        """
+        try:
+            said = self.send(make())
+        except Exception as error:  # nobody had foreseen that, or a callback of a metric raises: the next may do better
+            if not self._crashed:
+                self._crashed = True
+                self._log("error", "otlp", message=f"{self._what} cannot be sent: {type(error).__name__}: {error}")
+            return None
+        if said is None:
+            return None
+        count, why = rejected_in(said, rejected)
+        if count or why:
+            self._tell_rejected(count, why)
+        return count
+
+    def end(self, thread: threading.Thread, timeout_s: float, wake: Callable[[], None] = lambda: None) -> None:
+        """Have the thread that sends end, with what is left, within so many seconds; `wake` it, should it sleep."""
+        if thread.ident is None:
+            return
+        self.end_s = self._clock() + timeout_s
+        self._stopping.set()
+        wake()
+        thread.join(timeout_s)
+        if thread.is_alive():
+            self._collector.cut()
+            thread.join(0.1)
 
     def send(self, body: bytes) -> Optional[dict[str, Any]]:
         """Have a body taken, at last; what was said to it, None: it was given up."""
@@ -85,7 +117,7 @@ class Delivery:
             message = f"{self._collector.shown} takes no {self._what}: {fault}; they are dropped until it does"
             self._log("warning", "otlp", message=message)
 
-    def tell_rejected(self, count: int, why: str) -> None:
+    def _tell_rejected(self, count: int, why: str) -> None:
         """Log, once in a while, that a part of a body was not taken."""
         now_s = self._clock()
         if now_s - self._told_at_s >= TELL_S:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gateway.posting import Poster
 from gateway.telemetry.events import RequestEvent, Trace
 from gateway.telemetry.registry import Counter
-from gateway.traces.delivery import Delivery, Log, rejected_in
+from gateway.traces.delivery import Delivery, Log
 from gateway.traces.encoding import Json, request_of
 from gateway.traces.spans import CONTENT, Find, is_failure, span_count, spans_of
 
@@ -40,12 +40,10 @@ class SpanExporter:
     def __init__(
         self, collector: Poster, resource: Json, find: Find, exported: Counter, dropped: Counter, log: Log
     ) -> None:
-        self._collector = collector
         self._resource = resource
         self._find = find
         self._exported = exported
         self._dropped = dropped
-        self._log = log
         self._lock = threading.Lock()
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
@@ -53,7 +51,6 @@ class SpanExporter:
         self._wake = threading.Event()  # there are enough for a batch
         self._stopping = threading.Event()
         self._delivery = Delivery(collector, "spans", log, self._stopping)
-        self._crashed = False  # and logged so
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
 
     def start(self) -> None:
@@ -89,15 +86,7 @@ class SpanExporter:
 
     def close(self, timeout_s: float) -> None:
         """Send what waits, within so many seconds, and end; what is left then is dropped and counted."""
-        if self._thread.ident is None:
-            return
-        self._delivery.end_s = time.monotonic() + timeout_s
-        self._stopping.set()
-        self._wake.set()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._collector.cut()
-            self._thread.join(0.1)
+        self._delivery.end(self._thread, timeout_s, self._wake.set)
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -136,24 +125,15 @@ class SpanExporter:
         return batch
 
     def _send(self, batch: Sequence[_Waiting]) -> None:
+        def make() -> bytes:
+            spans = (span for entry in batch for span in spans_of(entry.event, entry.trace, self._find))
+            return request_of("Spans", spans, self._resource)
+
         count = sum(entry.spans for entry in batch)
-        try:
-            spans = [span for entry in batch for span in spans_of(entry.event, entry.trace, self._find)]
-            said = self._delivery.send(request_of("Spans", spans, self._resource))
-        except Exception as error:  # nobody had foreseen that: the next batch may do better
-            said = None
-            if not self._crashed:
-                self._crashed = True
-                self._log("error", "otlp", message=f"spans cannot be sent: {type(error).__name__}: {error}")
-        if said is None:
-            self._dropped.inc(count)
-            return
-        rejected, why = rejected_in(said, "rejectedSpans")
-        rejected = min(rejected, count)
-        if rejected or why:
-            self._delivery.tell_rejected(rejected, why)
-        self._dropped.inc(rejected)
-        self._exported.inc(count - rejected)
+        rejected = self._delivery.export(make, "rejectedSpans")
+        lost = count if rejected is None else min(rejected, count)
+        self._dropped.inc(lost)
+        self._exported.inc(count - lost)
 
 
 def _size_of(event: RequestEvent) -> int:

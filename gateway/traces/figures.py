@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Union
 
@@ -19,7 +18,7 @@ from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
 from gateway.telemetry.genai import INSTRUMENTS
 from gateway.telemetry.registry import Registry
-from gateway.traces.delivery import Delivery, Log, rejected_in
+from gateway.traces.delivery import Delivery, Log
 from gateway.traces.encoding import Json, attributes_of, double_of, nanos, request_of
 
 CUMULATIVE = 2
@@ -81,15 +80,12 @@ class MetricsExporter:
     """Sends a registry's metrics every `interval_s` seconds, from `start` to `close`, and once more at the end."""
 
     def __init__(self, collector: Poster, resource: Json, registry: Registry, interval_s: float, log: Log) -> None:
-        self._collector = collector
         self._resource = resource
         self._registry = registry
         self._interval_s = interval_s
-        self._log = log
         self._start_unix_s = unix_s()
         self._stopping = threading.Event()
         self._delivery = Delivery(collector, "metrics", log, self._stopping)
-        self._crashed = False  # and logged so
         self._thread = threading.Thread(target=self._run, name="otlp-metrics", daemon=True)
 
     def start(self) -> None:
@@ -101,30 +97,14 @@ class MetricsExporter:
 
     def close(self, timeout_s: float) -> None:
         """Send them for the last time, within so many seconds, and end."""
-        if self._thread.ident is None:
-            return
-        self._delivery.end_s = time.monotonic() + timeout_s
-        self._stopping.set()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._collector.cut()
-            self._thread.join(0.1)
+        self._delivery.end(self._thread, timeout_s)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._interval_s):
-            self._send()
-        self._send()
+            self._delivery.export(self._body, "rejectedDataPoints")
+        self._delivery.export(self._body, "rejectedDataPoints")
 
-    def _send(self) -> None:
-        try:
-            metrics = metrics_of(self._registry.collect(), self._start_unix_s, unix_s())
-            texts = [json.dumps(metric, separators=(",", ":"), allow_nan=False) for metric in metrics]
-            said = self._delivery.send(request_of("Metrics", texts, self._resource))
-        except Exception as error:  # what a callback raises: the next export may do better
-            if not self._crashed:
-                self._crashed = True
-                self._log("error", "otlp", message=f"metrics cannot be sent: {type(error).__name__}: {error}")
-            return
-        rejected, why = (0, "") if said is None else rejected_in(said, "rejectedDataPoints")
-        if rejected or why:
-            self._delivery.tell_rejected(rejected, why)
+    def _body(self) -> bytes:
+        metrics = metrics_of(self._registry.collect(), self._start_unix_s, unix_s())
+        texts = [json.dumps(metric, separators=(",", ":"), allow_nan=False) for metric in metrics]
+        return request_of("Metrics", texts, self._resource)
