@@ -232,14 +232,23 @@ class Parts(unittest.TestCase):
 
 
 class Queue(unittest.TestCase):
-    """What waits, without the thread that sends it."""
+    """What waits, mostly without the thread that sends it."""
 
     def setUp(self) -> None:
         registry = Registry()
         self.dropped = registry.counter("dropped_total", "").labels()
-        taken = registry.counter("taken_total", "").labels()
+        self.taken = registry.counter("taken_total", "").labels()
         collector = Poster("http://127.0.0.1:1", "/v1/traces", {}, packs=True)
-        self.exporter = exporter.SpanExporter(collector, {}, lambda *named: None, taken, self.dropped, print)
+        self.exporter = exporter.SpanExporter(collector, {}, lambda *named: None, self.taken, self.dropped, print)
+
+    def test_the_end_wakes_the_thread_which_sends_what_waits(self) -> None:
+        self.exporter.observe([event()])
+        with mock.patch.object(exporter, "INTERVAL_S", 3600.0), mock.patch.object(Poster, "post") as post:
+            post.return_value = Answer(200, None, b"")
+            self.exporter.start()
+            self.exporter.close(5.0)
+        self.assertEqual((post.call_count, self.taken.value, self.dropped.value), (1, 1, 0))
+        self.assertFalse(self.exporter._thread.is_alive())
 
     def take(self, whole: bool) -> int:
         return len(self.exporter._take(whole))
@@ -318,6 +327,17 @@ class Deliveries(unittest.TestCase):
         asked = [Answer(429, seconds, b"") for seconds in (0.0, 90.0, 1e9)]
         said, pauses = self.sent(*asked, Answer(200, None, b'{"a": 1}'))
         self.assertEqual((said, pauses), ({"a": 1}, [0.0, 90.0, 300.0]))
+
+    def test_what_cannot_be_made_is_told_of_once_and_the_next_is_sent(self) -> None:
+        lines: list[dict[str, Any]] = []
+        collector = Poster("http://127.0.0.1:1", "/v1/traces", {}, packs=True)
+        sending = delivery.Delivery(collector, "spans", lambda *_, **fields: lines.append(fields), threading.Event())
+        with mock.patch.object(collector, "post", lambda body, timeout_s: Answer(200, None, body)):
+            unmade = mock.Mock(side_effect=LookupError("gone"))
+            self.assertEqual([sending.export(unmade, "rejectedSpans") for _ in range(2)], [None, None])
+            self.assertEqual(lines, [{"message": "spans cannot be sent: LookupError: gone"}])
+            said = b'{"partialSuccess": {"rejectedSpans": 3}}'
+            self.assertEqual([sending.export(lambda body=body: body, "rejectedSpans") for body in (said, b"")], [3, 0])
 
     def test_at_the_end_nothing_is_tried_again(self) -> None:
         said, pauses = self.sent(Answer(503, None, b""), stopping=True)
