@@ -174,15 +174,13 @@ class Slos:
 
     def _minutes_locked(self, model: str, minute: int) -> tuple[Optional[_Minutes], Optional[_Minutes]]:
         found = self._models.get(model)
+        if found is None and len(self._models) >= MODELS_MAX:
+            model = OTHER
+            found = self._models.get(model)
         if found is None:
-            if len(self._models) >= MODELS_MAX:
-                model = OTHER
-            found = self._models.setdefault(
-                model,
-                (
-                    None if self.availability is None else _Minutes(minute),
-                    None if self._latency_s is None else _Minutes(minute),
-                ),
+            found = self._models[model] = (
+                None if self.availability is None else _Minutes(minute),
+                None if self._latency_s is None else _Minutes(minute),
             )
         return found
 
