@@ -1,10 +1,9 @@
 """What the console is told of: a point a second for a quarter of an hour, each engine's last minute, the last requests.
 
-`LiveSeries` is an observer of finished requests. It keeps them until they are KEPT_BACK, or their second is over, to
-add them up by columns (less work than one by one); `roll` ends the second that runs. Its lock guards that
-second and the engines' sums; it is held to add up so many, and by `roll` for the exchange of them, never for anything
-that is made of them. What `roll` makes (points, lines, requests) belongs to the one thread that calls it, which is
-also the only one to read them.
+`LiveSeries` is an observer of finished requests; `roll` ends the second that runs. Its lock guards that second and the
+engines' sums; it is held to add a batch up, and by `roll` for the exchange of them, never for anything that is made of
+them. What `roll` makes (points, lines, requests) belongs to the one thread that calls it, which is also the only one to
+read them.
 
 A second is one of the monotonic clock: points have no time of their own, so a wall clock that is set moves none of
 them. Nothing here knows a text of a prompt or an answer, a key, a key's name or a client's address.
@@ -18,7 +17,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 from gateway.telemetry.events import RequestEvent
 
@@ -39,8 +38,6 @@ PATH_CHARS = 200
 """Of a path that somebody has made up."""
 FAILED_MAX = 4096
 """Engines whose last failure's time is known: more than there are, but for those that come and go."""
-KEPT_BACK = 64
-"""Requests that are added up together, in 0.04 ms: of more, those under way would wait longer than it spares."""
 KEPT_EXTRA = ("cache", "cost_usd", "part_of")
 NOTHING = math.nan
 
@@ -59,15 +56,7 @@ class _Samples:
         self.values: list[float] = []
         self.seen = 0
 
-    def add_all(self, values: Sequence[float], chance: Callable[[], float]) -> None:
-        if self.seen + len(values) <= SAMPLES_MAX:
-            self.seen += len(values)
-            self.values += values
-            return
-        for value in values:
-            self._add(value, chance)
-
-    def _add(self, value: float, chance: Callable[[], float]) -> None:
+    def add(self, value: float, chance: Callable[[], float]) -> None:
         self.seen += 1
         if self.seen <= SAMPLES_MAX:
             self.values.append(value)
@@ -134,8 +123,6 @@ class LiveSeries:
         self._chance = chance
         self._lock = threading.Lock()
         self._second = _Second()
-        self._waiting: list[RequestEvent] = []
-        self._error: Optional[Exception] = None  # to be told of
         self._sparks: dict[Key, _Spark] = {}
         self._failed: dict[Key, float] = {}
         self.number = 0
@@ -148,73 +135,45 @@ class LiveSeries:
         """Requests of the last second that are not among them."""
 
     def observe(self, events: Sequence[RequestEvent]) -> None:
-        """Add a batch to the second that runs. Raises what the first request raised that could not be added up since
-        the last call; all others have been."""
+        """Add a batch to the second that runs. Raises what the first one raised that cannot be added, when all others
+        have been."""
+        failed: Optional[Exception] = None
         with self._lock:
-            self._waiting += events
-            if len(self._waiting) >= KEPT_BACK:
-                self._add_up_locked()
-            error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _add_up_locked(self) -> None:
-        """Add what waits to the second that runs."""
-        events, self._waiting = self._waiting, []
-        if not events:
-            return
-        asked = self._asked
-        _, _, methods, paths, *_ = zip(*events)
-        if "OPTIONS" in methods or not asked.issuperset(paths):
-            events = list(filter(self._is_counted, events))
-        try:
-            self._add_all_locked(events)
-        except Exception:  # nothing has been added yet: by itself, each that is well can be
             for event in events:
                 try:
-                    self._add_all_locked([event])
+                    self._add_locked(event)
                 except Exception as error:
-                    self._error = self._error or error
+                    failed = failed or error
+        if failed is not None:
+            raise failed
 
-    def _is_counted(self, event: RequestEvent) -> bool:
+    def _add_locked(self, event: RequestEvent) -> None:
+        """Add one, if it counts. What raises, for it is not what an event is, may have been added in part."""
+        path, extra, second = event.path, event.extra, self._second
         # OPTIONS: a browser asks whether it may ask.
-        return event.method != "OPTIONS" and (event.path in self._asked or not self._is_own(event.path))
-
-    def _add_all_locked(self, events: Sequence[RequestEvent]) -> None:
-        """Add these to the second that runs; what it raises, it raises before it has added anything."""
-        if not events:
+        if event.method == "OPTIONS" or (path not in self._asked and self._is_own(path)):
             return
-        columns: Any = RequestEvent._make(zip(*events))  # each field's value of all of them
-        tokens_in, tokens_out = sum(filter(None, columns.prompt_tokens)), sum(filter(None, columns.completion_tokens))
-        second = self._second
-        second.tokens_in += tokens_in
-        second.tokens_out += tokens_out
-        extras = list(filter(None, columns.extra))
-        for extra in extras:
+        second.tokens_in += event.prompt_tokens or 0
+        second.tokens_out += event.completion_tokens or 0
+        if extra is None or "part_of" not in extra:  # a part is no request
+            second.requests += 1
+            second.errors += event.error is not None
+            second.latencies.add(event.latency_s, self._chance)
+            if event.ttft_s is not None:
+                second.ttfts.add(event.ttft_s, self._chance)
+        if extra is not None:
             self._add_extra_locked(second, extra)
-        errors, latencies_s, ttfts_s = columns.error, columns.latency_s, columns.ttft_s
-        if extras:  # a part is no request
-            parts = [extra is not None and "part_of" in extra for extra in columns.extra]
-            errors, latencies_s, ttfts_s = (
-                [value for value, is_part in zip(values, parts) if not is_part]
-                for values in (errors, latencies_s, ttfts_s)
-            )
-        second.requests += len(errors)
-        second.errors += len(errors) - errors.count(None)
-        second.latencies.add_all(latencies_s, self._chance)
-        second.ttfts.add_all([ttft_s for ttft_s in ttfts_s if ttft_s is not None], self._chance)
-        for records, finished_unix_s in zip(columns.attempt_records, columns.finished_unix_s):
-            for record in records:
-                key = record[:2]
-                spark = self._sparks.get(key)
-                if spark is None:
-                    spark = self._sparks[key] = _Spark()
-                spark.sum_s += record[3]
-                spark.count += 1
-                if record[2] != "ok":
-                    self._fail_locked(key, finished_unix_s)
-        second.shown += len(events)
-        second.recent.extend(events)
+        for record in event.attempt_records:
+            key = record[:2]
+            spark = self._sparks.get(key)
+            if spark is None:
+                spark = self._sparks[key] = _Spark()
+            spark.sum_s += record.duration_s
+            spark.count += 1
+            if record.outcome != "ok":
+                self._fail_locked(key, event.finished_unix_s)
+        second.shown += 1
+        second.recent.append(event)
 
     def _add_extra_locked(self, second: _Second, extra: Mapping[str, object]) -> None:
         cache = extra.get("cache")
@@ -247,7 +206,6 @@ class LiveSeries:
         ended in them counts in this one, and they have points without anything."""
         fresh = _Second()
         with self._lock:
-            self._add_up_locked()
             second, self._second = self._second, fresh
             for _ in range(min(missed, SPARK_POINTS)):
                 self._turn_sparks_locked(False)

@@ -223,12 +223,19 @@ class SeriesTest(LiveTest):
         self.assertEqual(self.series.sparks(), {})
 
     def test_one_that_cannot_be_counted_loses_no_other(self) -> None:
-        self.ticker.observe([event(), event(prompt_tokens="ten"), event()])
+        with self.assertRaises(TypeError):
+            self.ticker.observe([event(), event(prompt_tokens="ten"), event()])
         self.tick()
         self.assertEqual(self.point()["requests"], 2)
+
+    def test_one_that_cannot_be_counted_has_no_other_counted_twice(self) -> None:
+        usual = event(prompt_tokens=10, completion_tokens=20, extra={"cache": "hit", "cost_usd": 0.5})
         with self.assertRaises(TypeError):
-            self.ticker.observe([])
-        self.ticker.observe([])  # it is told once
+            self.ticker.observe([usual, event(attempt_records=(None,)), usual])
+        self.tick()
+        point = self.point()
+        told = [point[name] for name in ("prompt_tokens", "completion_tokens", "cache_hits", "cost_usd")]
+        self.assertEqual(told, [20, 40, 2, 1.0])
 
     def test_what_is_kept_of_a_request_has_no_bodies_and_does_not_know_who_has_asked(self) -> None:
         extra = {"request_body": "the prompt", "answer_body": "the answer", "cache": "hit", "verification": {"x": 1}}
