@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from typing import Callable
 
 from gateway.telemetry.events import LogRecord, RequestEvent
 
@@ -33,9 +34,6 @@ _REQUEST_KEYS = (
 )
 _SHORT = 1 << 64  # more digits than 4 300 are an error
 
-# The last whole second and its text, replaced as one object: most lines share their second.
-_second: tuple[int, str] = (-1, "")
-
 
 def is_slow(event: RequestEvent, slow_s: float) -> bool:
     """Whether a request took longer than `slow_s` (0: none ever does)."""
@@ -57,16 +55,26 @@ def request_level(event: RequestEvent, slow_s: float = 0.0) -> str:
     return "warning" if event.status >= 500 or (slow_s and event.latency_s > slow_s) else "info"
 
 
-def timestamp(unix_s: float) -> str:
-    """RFC 3339 in UTC with milliseconds, e.g. 2026-01-31T12:00:00.250Z."""
-    global _second
-    milliseconds = int(unix_s * 1000)
-    second = milliseconds // 1000
-    cached, text = _second
-    if cached != second:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        _second = (second, text)
-    return "%s.%03dZ" % (text, milliseconds % 1000)  # noqa: UP031
+def clock_text(form: str, parts: Callable[[int], time.struct_time], end: str = "") -> Callable[[float], str]:
+    """What writes Unix seconds as `form` (strftime's) has the `parts` of the whole second, with milliseconds and `end`
+    behind. Thread-safe."""
+    last = (-1, "")  # a whole second and its text, replaced as one object: most lines share their second
+
+    def text(unix_s: float) -> str:
+        nonlocal last
+        milliseconds = int(unix_s * 1000)
+        second = milliseconds // 1000
+        cached, whole = last
+        if cached != second:
+            whole = time.strftime(form, parts(second))
+            last = (second, whole)
+        return "%s.%03d%s" % (whole, milliseconds % 1000, end)  # noqa: UP031
+
+    return text
+
+
+timestamp = clock_text("%Y-%m-%dT%H:%M:%S", time.gmtime, "Z")
+"""RFC 3339 in UTC with milliseconds, e.g. 2026-01-31T12:00:00.250Z."""
 
 
 def format_json(item: RequestEvent | LogRecord, slow_s: float = 0.0) -> str:

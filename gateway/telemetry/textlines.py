@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Callable, NamedTuple, Optional, TextIO, Union
 
 from gateway.telemetry.events import AttemptRecord, LogRecord, RequestEvent
-from gateway.telemetry.logs import is_slow, json_value, quoted, request_level, timestamp
+from gateway.telemetry.logs import clock_text, is_slow, json_value, quoted, request_level, timestamp
 
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """What is shown unquoted: visible ASCII without space, quote, = and backslash."""
@@ -122,20 +122,8 @@ class TextLines:
         return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if self._look.colours and colour else text
 
 
-# The last whole second of this place's time, and its text, replaced as one object.
-_second: tuple[int, str] = (-1, "")
-
-
-def _time_of_day(unix_s: float) -> str:
-    """Of this place, with milliseconds: 12:00:00.250."""
-    global _second
-    milliseconds = int(unix_s * 1000)
-    second = milliseconds // 1000
-    cached, text = _second
-    if cached != second:
-        text = time.strftime("%H:%M:%S", time.localtime(second))
-        _second = (second, text)
-    return f"{text}.{milliseconds % 1000:03d}"
+_time_of_day = clock_text("%H:%M:%S", time.localtime)
+"""Of this place, with milliseconds: 12:00:00.250."""
 
 
 def duration(seconds: float) -> str:
