@@ -22,11 +22,17 @@ def least_event(asked: Asked, error: Optional[str], status: int) -> RequestEvent
     """Return what can be told of a request in any case."""
     head = asked.head
     latency_s = time.monotonic() - asked.accepted_s
-    event = RequestEvent(unix_s(), asked.request_id, head.method, head.path, status, error, latency_s)
+    extra = None
     if asked.feed_began_s:
-        began_s = asked.feed_began_s - asked.accepted_s
-        event = event._replace(latency_s=began_s, extra={"open_s": round(latency_s - began_s, 3)})
-    return event._replace(accepted_s=asked.accepted_s, trace=asked.trace, marks=asked.marks)
+        open_s, latency_s = latency_s, asked.feed_began_s - asked.accepted_s
+        extra = {"open_s": round(open_s - latency_s, 3)}
+    return RequestEvent(
+        *(unix_s(), asked.request_id, head.method, head.path, status, error, latency_s),
+        extra=extra,
+        accepted_s=asked.accepted_s,
+        trace=asked.trace,
+        marks=asked.marks,
+    )
 
 
 def event_of(
