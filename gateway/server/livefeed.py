@@ -288,14 +288,16 @@ class Watcher:
         except OSError:
             self.gone()
             return
-        self._unsent = memoryview(self._unsent)[sent:]
-        if not self._unsent:
-            self._stop_writing()
-            if self._waits:
-                self._feed.wish()
+        rest = memoryview(self._unsent)[sent:]
+        if rest:
+            self._unsent = rest
+            return
+        self._stop_writing()
+        if self._waits:
+            self._feed.wish()
 
     def _stop_writing(self) -> None:
-        if isinstance(self._unsent, memoryview):
+        if self._unsent:
             self._unsent = b""
             self._feed.relay.loop.unwatch(self._exchange.client.fileno())
 
