@@ -7,13 +7,10 @@ import { KeysCard } from "./adminkeys.js";
 import { LimitsCard, UsageCard } from "./adminusage.js";
 import { button, el, replace } from "./ui.js";
 
-let current = null;
-
 class Admin {
   constructor(root, context, health, keys) {
-    const { api } = context;
-    this._gone = new AbortController();
-    const options = { api, signal: this._gone.signal, open: context.session.state === "open" };
+    const { api, signal } = context;
+    const options = { api, signal, open: context.session.state === "open" };
     this.engines = new EnginesCard(options, health);
     this.limits = new LimitsCard(options, keys);
     this.keys = new KeysCard(options, keys, (changed) => this.limits.refresh(changed));
@@ -44,11 +41,6 @@ class Admin {
     this.usage.refresh();
     this.cache.refresh();
   }
-
-  close() {
-    this._gone.abort();
-    this.engines.close();
-  }
 }
 
 export const page = {
@@ -56,16 +48,11 @@ export const page = {
   title: "Admin",
   permission: "admin",
   async mount(root, context) {
-    const turn = {};
-    current = turn;
-    const { keys } = await context.api.get("admin/keys"); // refused first where the permission is missing
-    const health = await EnginesCard.look(context.api);
-    if (current !== turn) return; // left meanwhile
-    current = new Admin(root, context, health, keys);
-    context.shortcuts([{ keys: "r", label: "Refresh", run: () => current?.refresh?.() }]);
-  },
-  unmount() {
-    current?.close?.();
-    current = null;
+    const { api, signal } = context;
+    const { keys } = await api.get("admin/keys", { signal }); // refused first where the permission is missing
+    const health = await EnginesCard.look(api, signal);
+    if (signal.aborted) return; // left meanwhile
+    const shown = new Admin(root, context, health, keys);
+    context.shortcuts([{ keys: "r", label: "Refresh", run: () => shown.refresh() }]);
   },
 };

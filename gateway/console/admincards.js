@@ -84,7 +84,8 @@ export class EnginesCard {
     // Not below an open dialog: where the first key has just been made, a look without it would be refused, and the
     // sign-in would take the place of the secret that is shown this once.
     const isFree = () => !document.hidden && !this._busy && !document.querySelector("dialog[open]");
-    this._timer = setInterval(() => isFree() && this.refresh(), LOOK_MS);
+    const timer = setInterval(() => isFree() && this.refresh(), LOOK_MS);
+    signal.addEventListener("abort", () => clearInterval(timer));
   }
 
   /** What /health says; it does so with status 503, too, when no engine is available. */
@@ -220,10 +221,6 @@ export class EnginesCard {
     } finally {
       this._busy = false;
     }
-  }
-
-  close() {
-    clearInterval(this._timer);
   }
 }
 

@@ -1,11 +1,11 @@
 // The shell: which page is shown, who uses it, the theme, whether what is shown is fresh. Owns the only Api, Session and
 // Shortcuts. A page module exports `page`:
 //
-//   export const page = {id, title, permission, mount(root, context) [may be async], unmount()}
+//   export const page = {id, title, permission, mount(root, context) [may be async]}
 //
-// `context`: {api, session, connection(state, text), shortcuts(list), fail(error), theme() -> "light"|"dark"}.
-// A page is mounted into an empty element when it is gone to, or when somebody else signs in, and unmounted before another
-// is; it keeps nothing in the document after that. Pages are loaded when first gone to.
+// `context`: {api, session, signal, connection(state, text), shortcuts(list), fail(error)}.
+// A page is mounted into an empty element when it is gone to, or when somebody else signs in, and its `signal` aborted
+// before another is; it keeps nothing in the document, and no timer, after that. Pages are loaded when first gone to.
 
 import { Api } from "./api.js";
 import { Session } from "./session.js";
@@ -25,7 +25,7 @@ const THEME_ICONS = { system: "system", light: "sun", dark: "moon" };
 const byId = (id) => document.getElementById(id);
 const main = byId("main");
 let mounted = null; // the page that is in `main`
-let turn = 0; // which way to a page this is; what belongs to an earlier one is dropped
+let gone = new AbortController(); // aborted when a page is left: what belongs to an earlier one is dropped
 
 const api = new Api({ onUnauthorized: () => session.expired() });
 const session = new Session(api, { onChange: changed });
@@ -44,14 +44,7 @@ function connection(state, text = "") {
 }
 
 function leave() {
-  turn += 1;
-  if (mounted) {
-    try {
-      mounted.unmount();
-    } catch (error) {
-      console.error(error); // one page that cannot end must not keep all others away
-    }
-  }
+  gone.abort(); // a listener that throws is told of in the console, and keeps no other from ending
   mounted = null;
   shortcuts.page("", []);
   connection("idle");
@@ -64,7 +57,8 @@ async function go() {
   leave();
   document.documentElement.dataset.page = id;
   if (session.state !== "open" && session.state !== "in") return;
-  const current = turn;
+  gone = new AbortController();
+  const { signal } = gone;
   const root = el("div", { class: "page-root", id: `page-${id}` });
   replace(main, el("div", { class: "page-loading" }, el("span", { class: "spinner", role: "img", "aria-label": "Loading" })));
   let page;
@@ -72,10 +66,10 @@ async function go() {
     page = (await PAGES[id]()).page;
   } catch (error) {
     console.warn(error);
-    if (current === turn) problem(root, "This page could not be loaded", "The gateway may have been stopped or replaced.");
+    if (!signal.aborted) problem(root, "This page could not be loaded", "The gateway may have been stopped or replaced.");
     return;
   }
-  if (current !== turn) return;
+  if (signal.aborted) return;
   document.title = `${page.title} · ${NAME}`;
   announce(page.title);
   replace(main, root);
@@ -84,13 +78,13 @@ async function go() {
     await page.mount(root, {
       api,
       session,
-      connection: (...state) => current === turn && connection(...state),
-      shortcuts: (list) => current === turn && shortcuts.page(page.title, list),
-      fail: (error) => current === turn && fail(page, error),
-      theme: () => document.documentElement.dataset.theme,
+      signal,
+      connection: (...state) => signal.aborted || connection(...state),
+      shortcuts: (list) => signal.aborted || shortcuts.page(page.title, list),
+      fail: (error) => signal.aborted || fail(page, error),
     });
   } catch (error) {
-    if (current === turn) fail(page, error);
+    if (!signal.aborted) fail(page, error);
   }
 }
 

@@ -58,21 +58,21 @@ class Live {
     });
     this._build(root);
     this._feed = new Feed(context.api, PATH, { onEvent: (event) => this._take(event), onState: (state) => this._say(state) });
-    this._onVisible = () => {
+    const visible = () => {
       this._age();
       this._schedule();
     };
-    document.addEventListener("visibilitychange", this._onVisible);
+    document.addEventListener("visibilitychange", visible, { signal: context.signal });
     this._clock = setInterval(() => document.hidden || this._age(), 1000);
+    context.signal.addEventListener("abort", () => this._close());
     context.shortcuts(this._shortcuts());
     this._feed.start();
   }
 
-  close() {
+  _close() {
     this._feed.stop();
     clearInterval(this._clock);
     cancelAnimationFrame(this._frame);
-    document.removeEventListener("visibilitychange", this._onVisible);
     this._panel.close();
     this._engines.close();
     this._figures.close();
@@ -211,17 +211,11 @@ function curl(context) {
   return `curl ${context.api.url("v1/chat/completions")}${key} \\\n  -H "Content-Type: application/json" \\\n  -d '${body}'`;
 }
 
-let live = null;
-
 export const page = {
   id: "live",
   title: "Live",
   permission: "metrics",
   mount(root, context) {
-    live = new Live(root, context);
-  },
-  unmount() {
-    if (live) live.close();
-    live = null;
+    new Live(root, context);
   },
 };

@@ -16,14 +16,13 @@ const SHOW_MS = 50; // between two looks at what has come
 
 const fresh = (owner) => ({ owner, form: { ...START }, chosen: null, prompt: "", turns: [], runs: [] });
 let kept = fresh(null);
-let current = null; // the page's state while it is mounted
 
-/** What is shown between mount and unmount. */
+/** What is shown until `context.signal` is aborted. */
 class Playground {
   constructor(root, context, models) {
     this._api = context.api;
     this._running = new Map(); // model -> AbortController
-    this._gone = new AbortController();
+    this._signal = context.signal;
     const chosen = (kept.chosen ?? [models.find((model) => model.available)?.id ?? models[0].id]).filter((name) =>
       models.some((model) => model.id === name),
     );
@@ -37,7 +36,8 @@ class Playground {
     this._build(root);
     for (const turn of kept.turns) this._showTurn(turn);
     this._sync();
-    document.addEventListener("keydown", (event) => this._press(event), { signal: this._gone.signal });
+    document.addEventListener("keydown", (event) => this._press(event), { signal: this._signal });
+    this._signal.addEventListener("abort", () => this.stopAll());
   }
 
   _build(root) {
@@ -226,7 +226,7 @@ class Playground {
     clearTimeout(wanted);
     this._running.delete(model);
     show();
-    if (current !== this) return;
+    if (this._signal.aborted) return;
     const { error } = entry.answer;
     if (error?.param) this.form.fields.fault(error.param, error.message);
     this._sync();
@@ -324,11 +324,6 @@ class Playground {
     this._keep();
     this._prompt.focus();
   }
-
-  close() {
-    this.stopAll();
-    this._gone.abort();
-  }
 }
 
 export const page = {
@@ -337,10 +332,9 @@ export const page = {
   permission: "infer",
   async mount(root, context) {
     if (kept.owner !== context.api.key) kept = fresh(context.api.key);
-    const turn = {};
-    current = turn;
-    const { data } = await context.api.get("v1/models");
-    if (current !== turn) return; // left meanwhile
+    const { signal } = context;
+    const { data } = await context.api.get("v1/models", { signal });
+    if (signal.aborted) return; // left meanwhile
     if (!data.length) {
       replace(
         root,
@@ -348,15 +342,11 @@ export const page = {
       );
       return;
     }
-    current = new Playground(root, context, data);
+    new Playground(root, context, data);
     context.shortcuts([
       { keys: "Ctrl Enter", label: "Send", told: true },
       { keys: "Esc", label: "Stop all answers", told: true },
       { keys: "i", label: "Write a prompt", run: () => document.getElementById("play-prompt").focus() },
     ]);
-  },
-  unmount() {
-    current?.close?.();
-    current = null;
   },
 };

@@ -31,14 +31,12 @@ const EXAMPLE =
 
 const fresh = (owner) => ({ owner, form: { ...START }, chosen: null, asked: null, answer: null });
 let kept = fresh(null);
-let current = null;
 
 class Verify {
   constructor(root, context, models) {
     this._api = context.api;
     this._controller = null;
-    this._ticking = 0;
-    this._gone = new AbortController();
+    this._signal = context.signal;
     // A model that is made of others is no member.
     const members = models.filter((model) => !model.members);
     const usable = members.filter((model) => model.available).slice(0, MODELS_MAX);
@@ -58,7 +56,8 @@ class Verify {
     this.fields.fill(kept.form);
     if (kept.answer) this._show(kept.answer);
     this._sync();
-    document.addEventListener("keydown", (event) => this._press(event), { signal: this._gone.signal });
+    document.addEventListener("keydown", (event) => this._press(event), { signal: this._signal });
+    this._signal.addEventListener("abort", () => this.stop());
   }
 
   _build(root) {
@@ -232,7 +231,7 @@ class Verify {
     const tick = () =>
       setText(this._clock, `Asking ${body.models.length}, ${duration(performance.now() - started_ms)}`);
     tick();
-    this._ticking = setInterval(tick, 200);
+    const ticking = setInterval(tick, 200);
     this._sync();
     announce(`Asking ${body.models.join(", ")}`);
     let shown;
@@ -243,9 +242,9 @@ class Verify {
     } catch (error) {
       shown = () => this._fail(error, body);
     }
-    clearInterval(this._ticking);
+    clearInterval(ticking);
     this._controller = null;
-    if (current !== this) return;
+    if (this._signal.aborted) return;
     this._sync();
     shown();
     // Where the form stands above the result, the latter would come unseen.
@@ -319,12 +318,6 @@ class Verify {
   stop() {
     this._controller?.abort();
   }
-
-  close() {
-    clearInterval(this._ticking);
-    this.stop();
-    this._gone.abort();
-  }
 }
 
 export const page = {
@@ -333,10 +326,9 @@ export const page = {
   permission: "verify",
   async mount(root, context) {
     if (kept.owner !== context.api.key) kept = fresh(context.api.key);
-    const turn = {};
-    current = turn;
-    const { data } = await context.api.get("v1/models");
-    if (current !== turn) return; // left meanwhile
+    const { signal } = context;
+    const { data } = await context.api.get("v1/models", { signal });
+    if (signal.aborted) return; // left meanwhile
     if (!data.some((model) => !model.members)) {
       replace(
         root,
@@ -344,15 +336,11 @@ export const page = {
       );
       return;
     }
-    current = new Verify(root, context, data);
+    const shown = new Verify(root, context, data);
     context.shortcuts([
       { keys: "Ctrl Enter", label: "Verify", told: true },
       { keys: "Esc", label: "Stop", told: true },
-      { keys: "r", label: "Run again", run: () => current?.again?.() },
+      { keys: "r", label: "Run again", run: () => shown.again() },
     ]);
-  },
-  unmount() {
-    current?.close?.();
-    current = null;
   },
 };
