@@ -13,7 +13,7 @@
 // A 401 also calls `onUnauthorized(error)`. The key is in memory, or in sessionStorage when that was asked for;
 // never in an address, in localStorage, or in an error.
 
-import { SseParser } from "./sse.js";
+import { eventsOf } from "./sse.js";
 
 const STORED = "console-key";
 const ROOT = new URL("../", import.meta.url);
@@ -142,20 +142,10 @@ export class Api {
   /** The events of a stream until it ends; leaving the loop closes it. Throws ApiError where it breaks. */
   async *events(path, options = {}) {
     const response = await this._fetch(path, { accept: "text/event-stream", ...options });
-    const reader = response.body.getReader();
-    const decoder = new TextDecoder();
-    const parser = new SseParser();
     try {
-      for (;;) {
-        const { done, value } = await reader.read();
-        if (done) break;
-        yield* parser.feed(decoder.decode(value, { stream: true }));
-      }
-      yield* parser.feed(`${decoder.decode()}\n\n`); // an end without a blank line, as some engines leave it
+      yield* eventsOf(response.body);
     } catch (error) {
       throw failure_of(error);
-    } finally {
-      reader.cancel().catch(() => {});
     }
   }
 

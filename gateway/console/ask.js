@@ -3,7 +3,7 @@
 // Owns nothing that outlives the call; the answer is the caller's, and only `ask` changes it until it has ended.
 
 import { addEvent, addWhole, end, newAnswer } from "./chat.js";
-import { SseParser } from "./sse.js";
+import { eventsOf } from "./sse.js";
 
 const PATH = "v1/chat/completions";
 const CUT = {
@@ -58,19 +58,9 @@ export async function ask(api, body, { signal, changed = () => {}, now = () => p
 
 async function follow(response, answer, changed, now) {
   answer.streamed = true;
-  const reader = response.body.getReader();
-  const decoder = new TextDecoder();
-  const parser = new SseParser();
-  try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      const text = done ? `${decoder.decode()}\n\n` : decoder.decode(value, { stream: true });
-      for (const event of parser.feed(text)) if (addEvent(answer, event.data, now())) return;
-      changed(answer);
-      if (done) break;
-    }
-  } finally {
-    reader.cancel().catch(() => {});
+  for await (const event of eventsOf(response.body)) {
+    if (addEvent(answer, event.data, now())) return;
+    changed(answer);
   }
   end(answer, "failed", now(), { ...CUT });
 }

@@ -1,5 +1,6 @@
-// Server-sent events out of pieces of text, as the HTML standard parses them. Pure: no network.
+// Server-sent events out of pieces of text, as the HTML standard parses them. Asks nobody: the stream is given.
 //
+//   for await (const event of eventsOf(response.body)) …
 //   const parser = new SseParser();
 //   for (const event of parser.feed(text)) …   // {event, data, id}
 //
@@ -58,5 +59,22 @@ export class SseParser {
     this._chars = 0;
     this._event = "";
     return event;
+  }
+}
+
+/** The events of an answer's body until it ends; leaving the loop closes it. Throws as its reader and the parser do. */
+export async function* eventsOf(body) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  const parser = new SseParser();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      yield* parser.feed(decoder.decode(value, { stream: true }));
+    }
+    yield* parser.feed(`${decoder.decode()}\n\n`); // an end without a blank line, as some engines leave it
+  } finally {
+    reader.cancel().catch(() => {});
   }
 }
