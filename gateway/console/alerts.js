@@ -77,7 +77,7 @@ function age(seconds) {
 }
 
 /** The tone of what is left of an error budget. */
-export function budgetTone(remaining) {
+function budgetTone(remaining) {
   if (remaining <= 0) return "bad";
   return remaining < BUDGET_LOW ? "warn" : "good";
 }

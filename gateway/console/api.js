@@ -1,11 +1,11 @@
 // Asking the gateway: every request of the console goes through one Api, which holds the key.
 //
 //   api.get(path, {signal, query})            -> parsed JSON
-//   api.post/put/delete(path, body, {signal}) -> parsed JSON (null for an empty answer)
+//   api.post(path, body, {signal}), api.delete(path, {signal}) -> parsed JSON (null for an empty answer)
 //   api.events(path, {method, body, signal})  -> async iterator of {event, data, id} over fetch streaming
-//   api.raw(path, {method, body, headers, signal, query}) -> the Response, whose status was good
+//   api.raw(path, {method, body, accept, signal, query}) -> the Response, whose status was good
 //   api.url(path)                             -> absolute URL, for "copy as curl"
-//   api.key, api.signIn(key, remember), api.signOut(), api.remembered
+//   api.key, api.signIn(key, remember), api.signOut()
 //
 // `path` has no leading slash ("v1/models") and is relative to where the gateway is, which may be below a prefix.
 // All throw ApiError: {status (0: no answer), code, message, param, requestId, details, body, permission,
@@ -72,10 +72,8 @@ export class Api {
   constructor({ onUnauthorized = () => {} } = {}) {
     this._onUnauthorized = onUnauthorized;
     this._key = "";
-    this.remembered = false;
     try {
       this._key = window.sessionStorage.getItem(STORED) || "";
-      this.remembered = this._key !== "";
     } catch {
       // Storage is forbidden: the key is in memory only.
     }
@@ -88,12 +86,11 @@ export class Api {
   /** Use this key from now on; `remember`: until the tab is closed, over reloads. */
   signIn(key, remember) {
     this._key = key;
-    this.remembered = Boolean(remember);
     try {
       if (remember) window.sessionStorage.setItem(STORED, key);
       else window.sessionStorage.removeItem(STORED);
     } catch {
-      this.remembered = false;
+      // As above.
     }
   }
 
@@ -127,10 +124,6 @@ export class Api {
     return json_of(await this._fetch(path, { ...options, method: "POST", body }));
   }
 
-  async put(path, body, options = {}) {
-    return json_of(await this._fetch(path, { ...options, method: "PUT", body }));
-  }
-
   async delete(path, options = {}) {
     return json_of(await this._fetch(path, { ...options, method: "DELETE" }));
   }
@@ -149,8 +142,8 @@ export class Api {
     }
   }
 
-  async _fetch(path, { method = "GET", body, headers = {}, signal, query, accept = "application/json", key, quiet } = {}) {
-    const sent = new Headers({ Accept: accept, ...headers });
+  async _fetch(path, { method = "GET", body, signal, query, accept = "application/json", key, quiet } = {}) {
+    const sent = new Headers({ Accept: accept });
     const shown = key === undefined ? this._key : key;
     try {
       if (shown) sent.set("Authorization", `Bearer ${shown}`);
@@ -159,9 +152,8 @@ export class Api {
     }
     const init = { method, headers: sent, signal, cache: "no-store", credentials: "same-origin", redirect: "error" };
     if (body !== undefined && body !== null) {
-      const plain = typeof body === "string" || body instanceof FormData || body instanceof Blob;
-      init.body = plain ? body : JSON.stringify(body);
-      if (!plain && !sent.has("Content-Type")) sent.set("Content-Type", "application/json");
+      init.body = JSON.stringify(body);
+      sent.set("Content-Type", "application/json");
     }
     let response;
     let text = "";

@@ -11,7 +11,7 @@ import { byName, stateOf } from "./livestore.js";
 import { badge, button, el, icon, replace, setAttr, setIcon, setText } from "./ui.js";
 
 /** A model with more engines than this is shown as cells. */
-export const MANY = 16;
+const MANY = 16;
 const OUT_ROWS = 8; // of such a model, until all are asked for
 
 class EngineRow {

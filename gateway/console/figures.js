@@ -10,8 +10,6 @@ import { el } from "./ui.js";
 const NOW_S = 10; // what a headline calls now: one second alone says little
 const MINUTE_S = 60;
 
-const perSecond = (value) => compact(value);
-
 /** A ratio of two columns over the last minute; null where the second is nothing. */
 function ratio(read, above, below) {
   const whole = below.reduce((sum, name) => sum + (read(name, MINUTE_S) || 0), 0);
@@ -24,7 +22,7 @@ const CHARTS = [
   {
     id: "requests",
     title: "Requests",
-    format: perSecond,
+    format: compact,
     least: 1,
     now: (read) => [number(read("requests", NOW_S, "mean"), 1), "per second"],
     series: [{ key: "requests", label: "all", tone: 1, area: true, reduce: "mean" }],
@@ -32,7 +30,7 @@ const CHARTS = [
   {
     id: "errors",
     title: "Errors",
-    format: perSecond,
+    format: compact,
     least: 1,
     now: (read) => [percent(ratio(read, "errors", ["requests"])), "of the last minute’s requests"],
     series: [{ key: "errors", label: "per second", tone: "bad", area: true, reduce: "mean" }],
@@ -65,7 +63,7 @@ const CHARTS = [
   {
     id: "tokens",
     title: "Tokens",
-    format: perSecond,
+    format: compact,
     least: 10,
     now: (read) => [compact(read("completion_tokens", NOW_S, "mean")), "completion tokens per second"],
     series: [
@@ -76,7 +74,7 @@ const CHARTS = [
   {
     id: "queue",
     title: "In flight and queue",
-    format: perSecond,
+    format: compact,
     least: 4,
     now: (read) => [number(read("in_flight", 3, "mean"), 0), "in flight"],
     series: [
@@ -88,7 +86,7 @@ const CHARTS = [
   {
     id: "cache",
     title: "Cache",
-    format: perSecond,
+    format: compact,
     least: 1,
     now: (read) => [percent(ratio(read, "cache_hits", ["cache_hits", "cache_misses"])), "hits in the last minute"],
     series: [

@@ -9,7 +9,6 @@
 //   dateTime(unix_s)    "2026-11-21 14:03:07"
 //   percent(ratio)      "12.5 %"
 //   usd(amount)         "$0.0042"
-//   shortId(id)         its first eight characters
 
 export const NONE = "–";
 
@@ -130,9 +129,4 @@ export function usd(amount) {
   if (size >= 1000) return `${amount < 0 ? "-" : ""}$${compact(size)}`;
   const digits = size >= 1 ? 2 : Math.min(8, 1 - Math.floor(Math.log10(size)));
   return `${amount < 0 ? "-" : ""}$${size.toFixed(digits)}`;
-}
-
-/** The beginning of an id, enough to tell it from its neighbours. */
-export function shortId(id) {
-  return typeof id === "string" && id !== "" ? id.slice(0, 8) : NONE;
 }

@@ -11,7 +11,7 @@ import { Figures } from "./figures.js";
 import { ago, durationMark } from "./format.js";
 import { LiveStore } from "./livestore.js";
 import { Panel } from "./panel.js";
-import { Requests, requestTone } from "./requests.js";
+import { Requests } from "./requests.js";
 import { announce, el, icon, notice, replace, setAttr, setIcon, setText } from "./ui.js";
 
 const PATH = "api/v1/live";
@@ -49,7 +49,7 @@ class Live {
     this._figures = new Figures();
     this._alerts = new Alerts();
     this._budgets = new Budgets();
-    this._requests = new Requests({ onOpen: (request) => this._panel.show(request, requestTone(request)), curl: curl(context) });
+    this._requests = new Requests({ onOpen: (request) => this._panel.show(request), curl: curl(context) });
     this._panel = new Panel({
       onClose: (id, focused) => {
         this._requests.mark(null);

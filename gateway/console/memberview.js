@@ -30,12 +30,13 @@ export function verdictCard(answer, actions) {
   const { verification } = answer;
   const { chosen } = verification.details;
   const wasRun = verification.details.inputs !== undefined || verification.details.tests !== undefined;
+  const groups = groupsOf(verification);
   const legend = verification.groups.map((members, index) => {
     const names = members.map((name, place) => [place > 0 && ", ", name === chosen ? el("strong", {}, name) : name]);
     return el(
       "li",
       {},
-      groupMark(groupsOf(verification).get(members[0])),
+      groupMark(groups.get(members[0])),
       el("span", {}, names),
       index === 0 && chosen && badge("info", "chosen", "check"),
     );

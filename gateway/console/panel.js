@@ -3,11 +3,9 @@
 //   const panel = new Panel({onClose()}); panel.element; panel.show(request); panel.close(); panel.isOpen
 
 import { dateTime, duration, number, usd } from "./format.js";
-import { reused } from "./requests.js";
+import { requestTone, reused } from "./requests.js";
 import { details } from "./waterfall.js";
 import { badge, copyButton, el, iconButton, replace, setText } from "./ui.js";
-
-const TONES = { good: "good", warn: "warn", bad: "bad" };
 
 export class Panel {
   constructor({ onClose }) {
@@ -26,7 +24,7 @@ export class Panel {
     return !this.element.hidden;
   }
 
-  show(request, tone) {
+  show(request) {
     const shown = this.isOpen;
     setText(this._title, `${request.method || ""} ${request.path || "Request"}`.trim());
     this.element.dataset.request = request.id;
@@ -36,7 +34,7 @@ export class Panel {
       el(
         "p",
         { class: "row" },
-        badge(TONES[tone] || "mute", `${request.status}${request.error ? ` ${request.error}` : ""}`),
+        badge(requestTone(request), `${request.status}${request.error ? ` ${request.error}` : ""}`),
         request.stream && badge("mute", "stream"),
         request.cache && badge(reused(request) ? "good" : "mute", `cache ${request.cache}`),
         request.fallback && badge("info", `fallback: ${request.fallback}`),

@@ -3,7 +3,7 @@
 import { codeView } from "./codeview.js";
 import { badge, el, field, setAttr, setText } from "./ui.js";
 
-export const MODELS_MAX = 4; // side by side
+const MODELS_MAX = 4; // side by side
 const FILTERED_FROM = 10; // more models than that can be looked for
 
 const NUMBERS = [

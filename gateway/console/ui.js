@@ -149,7 +149,7 @@ export function announce(text) {
   setText(document.getElementById("announce"), text);
 }
 
-export async function copy(text) {
+async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;

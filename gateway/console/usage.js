@@ -1,6 +1,6 @@
 // What the ledger's rows say, summed up for charts and tables; and what a key's budget has left. Pure.
 
-export const SERIES_MAX = 6; // the smallest of more series than that are shown as one, "others"
+const SERIES_MAX = 6; // the smallest of more series than that are shown as one, "others"
 const DAY_MS = 86_400_000;
 
 const dayOf = (ms) => new Date(ms).toISOString().slice(0, 10);
@@ -20,8 +20,8 @@ export function lastDays(count, now_ms) {
 }
 
 /**
- * Rows of `by=<column>,day` as series: `{series: [{name, values, total}], days}`, the largest first; `values` are of
- * `measure`, one for each day. A row without a name is of "none".
+ * Rows of `by=<column>,day` as series: `[{name, values, total}]`, the largest first; `values` are of `measure`, one for
+ * each day. A row without a name is of "none".
  */
 export function seriesOf(rows, column, measure, days) {
   const place = new Map(days.map((day, index) => [day, index]));

@@ -1,7 +1,7 @@
 // What the answer of POST /api/v1/inference says, in words and letters for people. Pure.
 
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-export const GROUP_COLOURS = 6; // groups beyond share the colours again; the letter tells them apart
+const GROUP_COLOURS = 6; // groups beyond share the colours again; the letter tells them apart
 
 /** By model: `{letter, colour, size}` of its group. The group of the answer that was chosen is A. */
 export function groupsOf(verification) {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { ago, compact, duration, number, percent, shortId, usd } from "../../gateway/console/format.js";
+import { ago, compact, duration, number, percent, usd } from "../../gateway/console/format.js";
 
 const cases = (f, rows) => rows.forEach(([given, wanted]) => assert.equal(f(given), wanted, `${f.name}(${given})`));
 
@@ -35,5 +35,4 @@ test("small amounts of money keep two digits that say something", () => {
 
 test("ages and ids", () => {
   cases(ago, [[-3, "now"], [0.4, "now"], [12.9, "12 s ago"], [61, "1 min ago"], [7300, "2 h ago"], [90000, "1 d ago"], [null, "–"]]);
-  cases(shortId, [["12345678-9", "12345678"], ["", "–"], [null, "–"]]);
 });

@@ -10,6 +10,7 @@ from pathlib import Path
 import gateway
 
 FOLDER = Path(gateway.__file__).parent / "console"
+TESTS = Path(__file__).parent.parent / "console"
 PAGE = (FOLDER / "index.html").read_text(encoding="utf-8")
 STYLE = (FOLDER / "style.css").read_text(encoding="utf-8")
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.js"))}
@@ -88,6 +89,21 @@ class NamesTest(unittest.TestCase):
             with self.subTest(name):
                 self.assertEqual(wanted - there, set())
         self.assertEqual(set(re.findall(r"href=\"#(i-[\w-]+)\"", PAGE)) - there, set())
+
+    def test_every_export_icon_and_class_of_the_style_is_used(self) -> None:
+        tests = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("*.test.mjs"))
+        for name, text in SCRIPTS.items():
+            others = PAGE + tests + "".join(other for file, other in SCRIPTS.items() if file != name)
+            with self.subTest(name):
+                self.assertEqual([one for one in EXPORT.findall(text) if not re.search(rf"\b{one}\b", others)], [])
+        scripts = "".join(SCRIPTS.values())
+        icons = re.findall(r"<symbol id=\"i-([\w-]+)\"", PAGE)
+        self.assertEqual([one for one in icons if f'"#i-{one}"' not in PAGE and f'"{one}"' not in scripts], [])
+        selectors = re.sub(r"\{[^{}]*\}", " ", re.sub(r"/\*.*?\*/", "", STYLE, flags=re.DOTALL))
+        classes = sorted(set(re.findall(r"\.([a-zA-Z][\w-]*)", selectors)))
+        used = set(re.findall(r"[\w-]+", PAGE + scripts))
+        self.assertGreater(len(classes), 100)
+        self.assertEqual([one for one in classes if one not in used], [])
 
     def test_modules_stay_short(self) -> None:
         for name, text in SCRIPTS.items():
