@@ -3,8 +3,9 @@
 import { card, cell, table } from "./admincards.js";
 import { lastLimits } from "./ask.js";
 import { ago, clock, compact, number, percent, usd } from "./format.js";
+import { niceMax } from "./series.js";
 import { badge, button, el, empty, replace, svg } from "./ui.js";
-import { amountOf, daysBetween, lastDays, periodStart_s, roundedUp, seriesOf, totalsOf } from "./usage.js";
+import { amountOf, daysBetween, lastDays, periodStart_s, seriesOf, totalsOf } from "./usage.js";
 
 const [HEIGHT, LEFT, BOTTOM, TOP] = [208, 52, 22, 8];
 const MEASURES = { requests: "Requests", tokens: "Tokens", cost_usd: "Cost", errors: "Errors" };
@@ -22,7 +23,7 @@ const said = (measure, value) => (measure === "cost_usd" ? usd(value) : compact(
 /** Stacked bars, one for each day. The table below it says the same. */
 function bars(series, days, measure, width) {
   const sums = days.map((_, index) => series.reduce((sum, one) => sum + one.values[index], 0));
-  const top = roundedUp(Math.max(0, ...sums));
+  const top = niceMax(Math.max(0, ...sums));
   const step = (width - LEFT) / days.length;
   const height = HEIGHT - BOTTOM - TOP;
   const y = (value) => TOP + height * (1 - value / top);

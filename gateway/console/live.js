@@ -12,6 +12,7 @@ import { ago, durationMark } from "./format.js";
 import { LiveStore } from "./livestore.js";
 import { Panel } from "./panel.js";
 import { Requests } from "./requests.js";
+import { curlOf } from "./snippets.js";
 import { announce, el, icon, notice, replace, setAttr, setIcon, setText } from "./ui.js";
 
 const PATH = "api/v1/live";
@@ -49,7 +50,7 @@ class Live {
     this._figures = new Figures();
     this._alerts = new Alerts();
     this._budgets = new Budgets();
-    this._requests = new Requests({ onOpen: (request) => this._panel.show(request), curl: curl(context) });
+    this._requests = new Requests({ onOpen: (request) => this._panel.show(request), curl: curl(context.api) });
     this._panel = new Panel({
       onClose: (id, focused) => {
         this._requests.mark(null);
@@ -205,10 +206,8 @@ function sentence(text) {
 }
 
 /** A request that can be pasted into a terminal; never with the key itself. */
-function curl(context) {
-  const key = context.api.key ? " \\\n  -H \"Authorization: Bearer $GATEWAY_KEY\"" : "";
-  const body = '{"messages": [{"role": "user", "content": "Hello"}]}';
-  return `curl ${context.api.url("v1/chat/completions")}${key} \\\n  -H "Content-Type: application/json" \\\n  -d '${body}'`;
+function curl(api) {
+  return curlOf(api.url("v1/chat/completions"), { messages: [{ role: "user", content: "Hello" }] }, api.key !== "");
 }
 
 export const page = {

@@ -71,14 +71,6 @@ export function totalsOf(rows, column) {
   return [...found.values()].sort((a, b) => b.requests - a.requests);
 }
 
-/** A round number at or above `value`, for the top of a chart; 1 for nothing. */
-export function roundedUp(value) {
-  if (!(value > 0)) return 1;
-  const power = 10 ** Math.floor(Math.log10(value));
-  const step = [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((factor) => factor * power >= value * 0.999999);
-  return step * power;
-}
-
 /** When the budget's period that `now_ms` is in has begun, in Unix seconds (UTC): a day, a week from Monday, a month. */
 export function periodStart_s(period, now_ms) {
   const now = new Date(now_ms);

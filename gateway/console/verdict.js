@@ -175,6 +175,20 @@ function testsIn(text, faults) {
   }
 }
 
+/** The form at first; the models to be asked come to it. */
+export const START = {
+  prompt: "",
+  system: "",
+  tests: "",
+  inputs: "",
+  entry_point: "",
+  temperature: "",
+  max_tokens: "",
+  timeout: "",
+  execute_code: true,
+  verify: true,
+};
+
 /** The body to send, of the form's texts: `{body, faults}`. */
 export function bodyOf(form) {
   const faults = [];

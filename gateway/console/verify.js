@@ -10,22 +10,10 @@ import { memberCards, verdictCard } from "./memberview.js";
 import { Fields, ModelList, area, input } from "./playform.js";
 import { curlOf, pythonPost } from "./snippets.js";
 import { announce, button, el, empty, notice, replace, setText } from "./ui.js";
-import { bodyOf, verdictOf } from "./verdict.js";
+import { START, bodyOf, verdictOf } from "./verdict.js";
 
 const PATH = "api/v1/inference";
 const MODELS_MAX = 32; // as the gateway has it
-const START = {
-  prompt: "",
-  system: "",
-  tests: "",
-  inputs: "",
-  entry_point: "",
-  temperature: "",
-  max_tokens: "",
-  timeout: "",
-  execute_code: true,
-  verify: true,
-};
 const EXAMPLE =
   "Write a Python function is_leap(year) that says whether a year is a leap year.\nis_leap(2000) == True\nis_leap(1900) == False";
 

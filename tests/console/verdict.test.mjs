@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { bodyOf, factsOf, groupsOf, memberOf, sandboxOf, verdictOf } from "../../gateway/console/verdict.js";
+import { START, bodyOf, factsOf, groupsOf, memberOf, sandboxOf, verdictOf } from "../../gateway/console/verdict.js";
 
 const RUN = {
   success: true,
@@ -124,19 +124,7 @@ test("the sandbox's level is told, or that there is none", () => {
   assert.ok(factsOf(answer()).every(([, value]) => value !== "undefined" && value !== "null"));
 });
 
-const FORM = {
-  prompt: "p",
-  models: ["a"],
-  system: "",
-  tests: "",
-  inputs: "",
-  entry_point: "",
-  temperature: "",
-  max_tokens: "",
-  timeout: "",
-  execute_code: true,
-  verify: true,
-};
+const FORM = { ...START, prompt: "p", models: ["a"] };
 
 test("what is left empty is not sent", () =>
   assert.deepEqual(bodyOf(FORM), { body: { prompt: "p", models: ["a"] }, faults: [] }));
