@@ -280,6 +280,8 @@ class LiveTest(ConsoleTest):
             self.browser.wait_for('#live[data-stale="true"]')
             self.browser.wait_for_text("#connection-text", "Reconnecting")
             self.browser.wait_for("#live-banner")
+            for css in ("#live .page-head", "#live .live-content"):
+                self.assertEqual(self.browser.computed(css, "filter"), "grayscale(1)", css)
         finally:
             Scene.start_fleet(port)
         self.browser.wait_for('#live[data-feed="open"][data-stale="false"]', timeout_s=3 * TIMEOUT_S)
