@@ -8,6 +8,12 @@
 import { setAttr, setIcon, setText } from "./ui.js";
 
 const byId = (id) => document.getElementById(id);
+const REASONS = {
+  unknown: "This gateway asks for a key.",
+  out: "This gateway asks for a key.",
+  open: "This gateway asks for no key: there is no need to sign in. A key given here is sent along, and not looked at.",
+  in: "Use the console with another key.",
+};
 
 export class Session {
   constructor(api, { onChange }) {
@@ -56,7 +62,7 @@ export class Session {
 
   ask(reason = "") {
     const optional = this.state === "open" || this.state === "in";
-    setText(byId("sign-in-reason"), reason || (optional ? "Use the console with another key." : "This gateway asks for a key."));
+    setText(byId("sign-in-reason"), reason || REASONS[this.state]);
     byId("sign-in-close").hidden = !optional;
     if (!this._dialog.open) this._dialog.showModal();
     this._key.focus();

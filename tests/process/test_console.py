@@ -226,6 +226,14 @@ class LiveTest(ConsoleTest):
             self.wait_for_colour(name, "green")
         self.assertEqual(self.browser.text("#connection-text"), "Live")
 
+    def test_a_gateway_without_keys_says_so_where_one_could_sign_in(self) -> None:
+        self.live()
+        self.browser.click("#session")
+        self.browser.wait_for("#sign-in-dialog[open]")
+        self.assertIn("asks for no key", self.browser.text("#sign-in-reason"))
+        self.browser.press(ESCAPE)
+        self.browser.until("!document.getElementById('sign-in-dialog').open")
+
     def test_an_engine_that_stops_turns_red_and_green_again_when_it_is_back_without_a_reload(self) -> None:
         self.live()
         self.mark()
