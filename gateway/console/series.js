@@ -95,10 +95,17 @@ function runs(values, x, y) {
   return found;
 }
 
-/** An SVG path through a series, broken where nothing was measured; a lone value is a dot (with round line caps). */
+const LONE = 1.5; // the radius of the circle around a value that has no neighbour
+
+function circle([x, y]) {
+  const arc = `a${LONE},${LONE} 0 1,0`;
+  return `M${round(x - LONE)},${y}${arc} ${2 * LONE},0${arc} ${-2 * LONE},0`;
+}
+
+/** An SVG path through a series, broken where nothing was measured; a lone value is a small circle. */
 export function linePath(values, x, y) {
   return runs(values, x, y)
-    .map((run) => (run.length === 1 ? `M${run[0]}h0` : `M${run.join("L")}`))
+    .map((run) => (run.length === 1 ? circle(run[0]) : `M${run.join("L")}`))
     .join("");
 }
 

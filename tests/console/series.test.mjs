@@ -43,10 +43,10 @@ test("an axis ends at a round number that holds the largest value", () => {
   for (let value = 0.001; value < 1e6; value *= 1.37) assert.ok(niceMax(value) >= value && niceMax(value) <= 2 * value + 1e-9);
 });
 
-test("lines break at gaps, and a lone value is a dot", () => {
+test("lines break at gaps, and a lone value is a circle", () => {
   const x = (at) => at * 10;
   const y = (value) => 100 - value;
-  assert.equal(linePath([1, 2, null, 3, null], x, y), "M0,99L10,98M30,97h0");
+  assert.equal(linePath([1, 2, null, 3, null], x, y), "M0,99L10,98M28.5,97a1.5,1.5 0 1,0 3,0a1.5,1.5 0 1,0 -3,0");
   assert.equal(areaPath([1, 2, null, 3], x, y, 100), "M0,100L0,99L10,98L10,100Z");
   assert.equal(linePath([null], x, y), "");
 });
