@@ -28,7 +28,6 @@ from tests.support import CHAT, ROOT, GatewayProcess, gateway_process
 
 WIDE, TALL, PHONE = (1440, 1000), (1440, 1240), (390, 844)
 ADMIN = "an-admin-key-of-the-pictures"
-PICTURE_BYTES_MAX = 250_000
 COLOURS = 255
 LLAMA, QWEN, MISTRAL = "llama-3.3-70b", "qwen2.5-32b", "mistral-small-24b"
 SPEEDS = {LLAMA: (0.28, 42.0), QWEN: (0.17, 71.0), MISTRAL: (0.12, 96.0)}

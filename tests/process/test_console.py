@@ -302,10 +302,7 @@ class LiveTest(ConsoleTest):
 class PlaygroundTest(ConsoleTest):
     """Each engine says what the test has it say, when the test has it."""
 
-    said = (
-        *FIRST_LOOK,
-        r"/v1/chat/completions - .*the server responded with a status of [45]\d\d",
-    )  # where a test has the engine refuse
+    said = (*FIRST_LOOK, REFUSED_CHAT)  # where a test has the engine refuse
 
     def setUp(self) -> None:
         super().setUp()
@@ -609,14 +606,7 @@ class LooksTest(ConsoleTest):
 
     def assert_sound(self) -> None:
         """Nothing is wider than the screen, axe-core finds nothing serious, Tab comes to everything and shows it."""
-        for scheme, size in ((LIGHT, DESKTOP), (DARK, DESKTOP), (LIGHT, PHONE)):
-            with self.subTest(scheme=scheme, size=size):
-                self.browser.look(scheme, size)
-                self.browser.until("document.documentElement.dataset.theme === arguments[0]", scheme)
-                self.assertEqual(self.browser.wide(), [])
-                if AXE.is_file():
-                    self.assertEqual(self.browser.faults(), [])
-        self.browser.look()
+        self.assert_looks_sound((LIGHT, DESKTOP), (DARK, DESKTOP), (LIGHT, PHONE))
         count, missed, unseen = self.browser.tab_through()
         self.assertGreater(count, 10)
         self.assertEqual((missed, unseen), ([], []))
@@ -686,7 +676,10 @@ class LooksTest(ConsoleTest):
         self.assert_dialog_sound()
 
     def assert_dialog_sound(self) -> None:
-        for scheme, size in ((LIGHT, DESKTOP), (DARK, PHONE)):
+        self.assert_looks_sound((LIGHT, DESKTOP), (DARK, PHONE))
+
+    def assert_looks_sound(self, *looks: tuple[str, tuple[int, int]]) -> None:
+        for scheme, size in looks:
             with self.subTest(scheme=scheme, size=size):
                 self.browser.look(scheme, size)
                 self.browser.until("document.documentElement.dataset.theme === arguments[0]", scheme)
