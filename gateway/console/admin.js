@@ -50,7 +50,7 @@ export const page = {
   async mount(root, context) {
     const { api, signal } = context;
     const { keys } = await api.get("admin/keys", { signal }); // refused first where the permission is missing
-    const health = await EnginesCard.look(api, signal);
+    const health = await EnginesCard.look(api);
     if (signal.aborted) return; // left meanwhile
     const shown = new Admin(root, context, health, keys);
     context.shortcuts([{ keys: "r", label: "Refresh", run: () => shown.refresh() }]);

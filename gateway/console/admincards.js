@@ -88,10 +88,11 @@ export class EnginesCard {
     signal.addEventListener("abort", () => clearInterval(timer));
   }
 
-  /** What /health says; it does so with status 503, too, when no engine is available. */
-  static async look(api, signal) {
+  /** What /health says; it does so with status 503, too, when no engine is available. Looks must not pile up before a
+   *  gateway that hangs: two are under way at most. */
+  static async look(api) {
     try {
-      return await api.get("health", { signal });
+      return await api.get("health", { signal: AbortSignal.timeout(2 * LOOK_MS) });
     } catch (error) {
       if (error.status === 503 && error.body?.models) return error.body;
       throw error;
@@ -101,13 +102,13 @@ export class EnginesCard {
   async refresh() {
     const changes = this._changes;
     try {
-      const health = await EnginesCard.look(this._api, this._signal);
-      if (changes !== this._changes) return;
+      const health = await EnginesCard.look(this._api);
+      if (changes !== this._changes || this._signal.aborted) return;
       if (this._unseen) this._card.fail(null); // what an action was refused for stays
       this._unseen = false;
       this._show(health);
     } catch (error) {
-      if (error.aborted) return;
+      if (this._signal.aborted) return;
       this._unseen = true;
       this._card.fail(error);
     }

@@ -16,6 +16,7 @@
 import { eventsOf } from "./sse.js";
 
 const STORED = "console-key";
+const TRY_MS = 10_000; // a gateway that hangs must not keep the sign-in from saying so
 const ROOT = new URL("../", import.meta.url);
 
 /** What went wrong with a request, in the gateway's own words where it has answered. */
@@ -106,10 +107,10 @@ export class Api {
     return url.href;
   }
 
-  /** Whether a key is good, without keeping it: null, or the ApiError that says why not. */
+  /** Whether a key is good, without keeping it: null, or the ApiError that says why not, within TRY_MS. */
   async refusal(key) {
     try {
-      await this._fetch("v1/models", { key, quiet: true });
+      await this._fetch("v1/models", { key, quiet: true, signal: AbortSignal.timeout(TRY_MS) });
       return null;
     } catch (error) {
       return error;

@@ -70,6 +70,13 @@ test("a key that no header may have is a wrong key, not a crash", async () => {
   assert.equal((await api.refusal("schlüssel → 鍵")).status, 401);
 });
 
+test("whether a key is good is asked for a bounded time, after which the gateway is out of reach", async () => {
+  const asked = answering(Object.assign(new Error("x"), { name: "TimeoutError" }));
+  const error = await new Api().refusal("k");
+  assert.deepEqual([error.status, error.code, error.aborted], [0, "unreachable", false]);
+  assert.ok(asked[0].signal instanceof AbortSignal);
+});
+
 test("what is no answer, and what is no JSON, is an ApiError", async () => {
   const api = new Api();
   answering(new TypeError("Failed to fetch"), new Response("<html>"), Object.assign(new Error("x"), { name: "AbortError" }));
