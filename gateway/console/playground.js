@@ -201,10 +201,10 @@ class Playground {
     this._prompt.value = "";
     this._keep();
     announce(`Sent to ${models.join(", ")}`);
-    const views = this._showTurn(turn);
+    const { node, views } = this._showTurn(turn);
     for (const model of models) this._ask(model, turn.answers.get(model), views.get(model));
     this._sync();
-    turn.node.scrollIntoView({ block: "start" });
+    node.scrollIntoView({ block: "start" });
   }
 
   async _ask(model, entry, view) {
@@ -232,7 +232,7 @@ class Playground {
     this._sync();
   }
 
-  /** Put a turn below the others: what was asked, and the answers side by side. The views by model. */
+  /** Put a turn below the others: what was asked, and the answers side by side. Its node, and the views by model. */
   _showTurn(turn) {
     const views = new Map();
     for (const model of turn.models) {
@@ -246,7 +246,7 @@ class Playground {
       views.set(model, view);
       if (entry.answer) view.show(entry.answer, performance.now());
     }
-    turn.node = el(
+    const node = el(
       "section",
       { class: "turn", "aria-label": `Turn ${this._place.children.length + 1}` },
       el("div", { class: "asked" }, el("span", { class: "visually-hidden" }, "You: "), turn.prompt),
@@ -256,8 +256,8 @@ class Playground {
         [...views.values()].map((view) => view.node),
       ),
     );
-    this._place.append(turn.node);
-    return views;
+    this._place.append(node);
+    return { node, views };
   }
 
   stopAll() {
