@@ -349,6 +349,16 @@ class PlaygroundTest(ConsoleTest):
                 self.assertEqual(self.said_by("a"), "half an ")
                 self.assertFalse(self.browser.js("return document.getElementById('play-stop-all').checkVisibility()"))
 
+    def test_what_is_under_way_ends_when_the_page_is_left_and_is_there_when_it_is_come_back_to(self) -> None:
+        self.ask("Say something long", "a")
+        side = Scene.told["a"].begin("half an ")
+        self.browser.wait_for_text(self.answer("a", '[data-part="text"]'), "half an ")
+        self.go("verify")
+        self.assertTrue(side.wait_until_left(), "the engine goes on for nobody")
+        self.go("playground")
+        self.wait_for_state("a", "stopped")
+        self.assertEqual(self.said_by("a"), "half an ")
+
     def test_two_models_answer_side_by_side_and_one_of_them_can_be_stopped_alone(self) -> None:
         self.ask("Compare yourselves", "a", "b")
         sides = {name: Scene.told[name].begin(f"I am {name}. ") for name in "ab"}
