@@ -36,6 +36,7 @@ class Playground {
     this._build(root);
     for (const turn of kept.turns) this._showTurn(turn);
     this._sync();
+    this._showRuns();
     document.addEventListener("keydown", (event) => this._press(event), { signal: this._signal });
     this._signal.addEventListener("abort", () => this.stopAll());
   }
@@ -204,6 +205,7 @@ class Playground {
     const { node, views } = this._showTurn(turn);
     for (const model of models) this._ask(model, turn.answers.get(model), views.get(model));
     this._sync();
+    this._showRuns();
     node.scrollIntoView({ block: "start" });
   }
 
@@ -230,6 +232,7 @@ class Playground {
     const { error } = entry.answer;
     if (error?.param) this.form.fields.fault(error.param, error.message);
     this._sync();
+    this._showRuns();
   }
 
   /** Put a turn below the others: what was asked, and the answers side by side. Its node, and the views by model. */
@@ -290,6 +293,10 @@ class Playground {
       `${chosen} ${chosen === 1 ? "model" : "models"}`,
       el("span", { class: "keys" }, ` · Ctrl + Enter sends${running ? ", Esc stops" : ""}`),
     );
+  }
+
+  /** Not with each key that is pressed: there are up to RUNS_MAX of them. */
+  _showRuns() {
     this._runsBox.hidden = kept.runs.length === 0;
     replace(
       this._runs,
