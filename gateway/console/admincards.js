@@ -295,10 +295,7 @@ export class CacheCard {
       body.key && `of the key ${body.key}`,
       age.trim() && `older than ${age.trim()} s`,
     ].filter(Boolean);
-    const text = `Kept answers ${which.join(", ")} are dropped, and will be asked for anew.`.replace(
-      "answers  are",
-      "answers of all are",
-    );
+    const text = `Kept answers ${which.join(", ") || "of all"} are dropped, and will be asked for anew.`;
     if (!(await confirm({ title: "Clear the cache?", text, action: "Clear", danger: true }))) return;
     try {
       const { cleared } = await this._api.post("api/v1/cache/clear", body, { signal: this._signal });

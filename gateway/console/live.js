@@ -9,7 +9,7 @@ import { Engines } from "./engines.js";
 import { Feed } from "./feed.js";
 import { Figures } from "./figures.js";
 import { ago, durationMark } from "./format.js";
-import { LiveStore } from "./livestore.js";
+import { KEPT_REQUESTS, LiveStore } from "./livestore.js";
 import { Panel } from "./panel.js";
 import { Requests } from "./requests.js";
 import { curlOf } from "./snippets.js";
@@ -33,7 +33,7 @@ export function merged(before, after) {
     gone: new Set([...before.gone, ...after.gone]),
     alerts: before.alerts || after.alerts,
     slos: before.slos || after.slos,
-    requests: [...before.requests, ...after.requests].slice(-200),
+    requests: [...before.requests, ...after.requests].slice(-KEPT_REQUESTS),
     skipped: after.skipped,
   };
 }
