@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, Optional
 
 from gateway.tools.loadtest.durations import duration_s, positive_s, rate
 from gateway.tools.loadtest.plan import (
@@ -39,19 +39,32 @@ _EPILOG = """examples:
 
 exit status: 0 well, 1 a --fail-if failed or the server is not there, 2 wrong arguments"""
 
-T = TypeVar("T")
 
+def _value(
+    group: argparse._ActionsContainer,
+    names: str,
+    metavar: str,
+    about: str,
+    read: Callable[[str], Any] = str,
+    *,
+    default: object = None,
+    alone: object = None,
+    all_as: str = "",
+) -> None:
+    """An option with a value, which `read` makes of a text; what its ValueError says goes behind the option's name.
+    `alone`: what the option means without one, None: it needs one. `all_as`: it may be repeated, and all values of
+    that name are a list."""
 
-def _typed(read: Callable[[str], T]) -> Callable[[str], T]:
-    """For argparse: what `read` says is wrong goes behind the option's name."""
-
-    def convert(text: str) -> T:
+    def convert(text: str) -> Any:
         try:
             return read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
-    return convert
+    more: dict[str, Any] = {"action": "append", "dest": all_as} if all_as else {"default": default}
+    if alone is not None:
+        more.update(nargs="?", const=alone)
+    group.add_argument(*names.split(), metavar=metavar, help=about, type=convert, **more)
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
@@ -60,7 +73,7 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
             raise ValueError(f"must be a whole number from {least} to {most}, not {text!r}")
         return int(text)
 
-    return _typed(read)
+    return read
 
 
 def _share(text: str) -> float:
@@ -142,147 +155,60 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     known.add_argument("url", metavar="URL", help="the server's base, as in http://127.0.0.1:8080")
     load = known.add_argument_group("how much")
-    number = _whole(1, 1_000_000)
-    load.add_argument(
-        "-c",
-        "--connections",
-        type=_whole(1, 100_000),
-        metavar="N",
-        help=f"closed loop: callers (default {CALLERS}); open: connections at most ({OPEN_CONNECTIONS})",
-    )
-    load.add_argument(
-        "--think",
-        type=_typed(_think),
-        metavar="TIME",
-        help="closed loop: pause of a caller before asking again: 500ms, 1s-3s",
-    )
-    load.add_argument(
-        "-r", "--rate", type=_typed(rate), metavar="R", help="open loop: requests a second: 100, 2.5, 90/m"
-    )
+    callers = f"closed loop: callers (default {CALLERS}); open: connections at most ({OPEN_CONNECTIONS})"
+    _value(load, "-c --connections", "N", callers, _whole(1, 100_000))
+    _value(load, "--think", "TIME", "closed loop: pause of a caller before asking again: 500ms, 1s-3s", _think)
+    _value(load, "-r --rate", "R", "open loop: requests a second: 100, 2.5, 90/m", rate)
     load.add_argument("--arrivals", choices=("constant", "poisson"), help="open loop: evenly (default), or by chance")
-    load.add_argument(
-        "--ramp",
-        dest="segments",
-        action="append",
-        type=_typed(_ramp),
-        metavar="FROM:TO:TIME",
-        help="open loop: from one rate to another, as in 10:500:60s; may be repeated",
-    )
-    load.add_argument(
-        "--stage",
-        dest="segments",
-        action="append",
-        type=_typed(_stage),
-        metavar="TIME:RATE",
-        help="open loop: from the rate before to this one, as in 30s:100; may be repeated",
-    )
-    load.add_argument(
-        "-d",
-        "--duration",
-        type=_typed(positive_s),
-        metavar="TIME",
-        help=f"how long (default {DURATION_S:g}s, with --requests until they are done)",
-    )
-    load.add_argument("-n", "--requests", type=_whole(1, 10**9), metavar="N", help="so many requests at most, all told")
-    load.add_argument(
-        "--warmup", type=_typed(duration_s), default=0.0, metavar="TIME", help="time before, in which nothing counts"
-    )
+    ramp = "open loop: from one rate to another, as in 10:500:60s; may be repeated"
+    _value(load, "--ramp", "FROM:TO:TIME", ramp, _ramp, all_as="segments")
+    stage = "open loop: from the rate before to this one, as in 30s:100; may be repeated"
+    _value(load, "--stage", "TIME:RATE", stage, _stage, all_as="segments")
+    duration = f"how long (default {DURATION_S:g}s, with --requests until they are done)"
+    _value(load, "-d --duration", "TIME", duration, positive_s)
+    _value(load, "-n --requests", "N", "so many requests at most, all told", _whole(1, 10**9))
+    _value(load, "--warmup", "TIME", "time before, in which nothing counts", duration_s, default=0.0)
+
     what = known.add_argument_group("what is asked")
-    what.add_argument(
-        "-m",
-        "--model",
-        dest="models",
-        action="append",
-        type=_typed(_model),
-        metavar="NAME[=WEIGHT]",
-        help="may be repeated for a mix (default: the first that the server lists)",
-    )
+    model = "may be repeated for a mix (default: the first that the server lists)"
+    _value(what, "-m --model", "NAME[=WEIGHT]", model, _model, all_as="models")
     what.add_argument("--kind", choices=tuple(PATH_BY_KIND), help="default: as --path says, or chat")
-    what.add_argument("--path", metavar="PATH", help="another than the kind's own")
+    _value(what, "--path", "PATH", "another than the kind's own")
     texts = what.add_mutually_exclusive_group()
-    texts.add_argument("--prompt", metavar="TEXT", help="what to ask")
-    texts.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="what to ask, by chance: JSON lines, or a text a line"
-    )
-    texts.add_argument(
-        "--prompt-tokens", type=_typed(_span), metavar="N[-M]", help="made-up prompts of about so many tokens"
-    )
-    what.add_argument(
-        "--shared-prefix",
-        type=number,
-        default=0,
-        metavar="N",
-        help="about so many made-up tokens before each prompt, always the same",
-    )
-    what.add_argument(
-        "--unique", action="store_true", help="each prompt begins with a mark of its own: no cache knows it"
-    )
-    what.add_argument("--max-tokens", type=_typed(_span), metavar="N[-M]", help="as the request's max_tokens")
-    what.add_argument(
-        "--stream",
-        nargs="?",
-        const=1.0,
-        default=0.0,
-        type=_typed(_share),
-        metavar="SHARE",
-        help="ask for streams, or for this share of them: --stream=0.5",
-    )
-    what.add_argument(
-        "--no-stream-usage", action="store_true", help="do not ask for usage in streams: count their events"
-    )
-    what.add_argument(
-        "-p",
-        "--param",
-        dest="params",
-        action="append",
-        type=_typed(_param),
-        metavar="NAME=VALUE",
-        help="another member of each request, in JSON or a text: temperature=0",
-    )
-    what.add_argument(
-        "-H",
-        "--header",
-        dest="headers",
-        action="append",
-        type=_typed(_header),
-        metavar="'NAME: VALUE'",
-        help="may be repeated",
-    )
-    what.add_argument(
-        "--key",
-        metavar="KEY",
-        help=f"sent as Bearer; better in {', '.join(KEY_VARIABLES)}, since others see a command line",
-    )
-    what.add_argument(
-        "--seed", type=_whole(0, 2**31 - 1), metavar="N", help="the same requests at the same times again"
-    )
+    _value(texts, "--prompt", "TEXT", "what to ask")
+    _value(texts, "--prompts", "FILE", "what to ask, by chance: JSON lines, or a text a line", Path)
+    _value(texts, "--prompt-tokens", "N[-M]", "made-up prompts of about so many tokens", _span)
+    prefix = "about so many made-up tokens before each prompt, always the same"
+    _value(what, "--shared-prefix", "N", prefix, _whole(1, 1_000_000), default=0)
+    unique = "each prompt begins with a mark of its own: no cache knows it"
+    what.add_argument("--unique", action="store_true", help=unique)
+    _value(what, "--max-tokens", "N[-M]", "as the request's max_tokens", _span)
+    stream = "ask for streams, or for this share of them: --stream=0.5"
+    _value(what, "--stream", "SHARE", stream, _share, default=0.0, alone=1.0)
+    usage = "do not ask for usage in streams: count their events"
+    what.add_argument("--no-stream-usage", action="store_true", help=usage)
+    param = "another member of each request, in JSON or a text: temperature=0"
+    _value(what, "-p --param", "NAME=VALUE", param, _param, all_as="params")
+    _value(what, "-H --header", "'NAME: VALUE'", "may be repeated", _header, all_as="headers")
+    key = f"sent as Bearer; better in {', '.join(KEY_VARIABLES)}, since others see a command line"
+    _value(what, "--key", "KEY", key)
+    _value(what, "--seed", "N", "the same requests at the same times again", _whole(0, 2**31 - 1))
+
     how = known.add_argument_group("how")
-    how.add_argument(
-        "--timeout", type=_typed(positive_s), default=60.0, metavar="TIME", help="for an answer (default 60s)"
-    )
-    how.add_argument("--connect-timeout", type=_typed(positive_s), default=5.0, metavar="TIME", help="default 5s")
+    _value(how, "--timeout", "TIME", "for an answer (default 60s)", positive_s, default=60.0)
+    _value(how, "--connect-timeout", "TIME", "default 5s", positive_s, default=5.0)
     how.add_argument("--no-keepalive", action="store_true", help="a connection for each request")
-    how.add_argument(
-        "--expected-interval",
-        type=_typed(positive_s),
-        default=0.0,
-        metavar="TIME",
-        help="closed loop: count what a caller meant to ask so often would have seen, too",
-    )
+    interval = "closed loop: count what a caller meant to ask so often would have seen, too"
+    _value(how, "--expected-interval", "TIME", interval, positive_s, default=0.0)
     how.add_argument("--insecure", action="store_true", help="take any certificate")
-    how.add_argument("--cacert", type=Path, metavar="FILE", help="certificates to trust instead of the system's")
+    _value(how, "--cacert", "FILE", "certificates to trust instead of the system's", Path)
+
     told = known.add_argument_group("what is told")
     told.add_argument("--json", dest="json_file", metavar="FILE", help="everything, for programs; - is stdout")
     told.add_argument("--html", dest="html_file", type=Path, metavar="FILE", help="one page with charts")
-    told.add_argument("--title", default="", metavar="TEXT", help="of the page")
-    told.add_argument(
-        "--fail-if",
-        dest="thresholds",
-        action="append",
-        type=_typed(threshold),
-        metavar="RULE",
-        help="exit status 1 when it holds: 'p99>500ms', 'ttft_p95>2s', 'errors>1%%', 'rate<100', 'tokens<50'",
-    )
+    _value(told, "--title", "TEXT", "of the page", default="")
+    rule = "exit status 1 when it holds: 'p99>500ms', 'ttft_p95>2s', 'errors>1%%', 'rate<100', 'tokens<50'"
+    _value(told, "--fail-if", "RULE", rule, threshold, all_as="thresholds")
     told.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return known
 
