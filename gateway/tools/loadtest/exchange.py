@@ -145,7 +145,8 @@ class Exchange:
                 if events.texts != before:
                     self._arrived(now_ns)
                 if events.error is not None:
-                    return self._fail_stream(events.error)
+                    # The rest of it is of no interest, and where it would end is not known.
+                    return self.fail(f"stream: {events.error}")
         elif payload:
             self._body.append(payload)
             if self.body_bytes > KEPT_BYTES:
@@ -158,10 +159,6 @@ class Exchange:
         else:
             self.first_ns = now_ns
         self.last_ns = now_ns
-
-    def _fail_stream(self, why: str) -> bool:
-        # The rest of it is of no interest, and where it would end is not known.
-        return self.fail(f"stream: {why}")
 
     def _finish(self) -> bool:
         head, decoder, events = self.head, self._decoder, self.events

@@ -239,17 +239,16 @@ class Measures:
         self._append(point)
 
     def _append(self, point: Point) -> None:
+        self._join(point)
+        if len(self.points) > POINTS:
+            self._width_s *= 2
+            points, self.points = self.points, []
+            for one in points:
+                self._join(one)
+
+    def _join(self, point: Point) -> None:
         points = self.points
         if points and points[-1].at_s // self._width_s == point.at_s // self._width_s:
             points[-1] = points[-1].and_next(point)
-            return
-        points.append(point)
-        if len(points) > POINTS:
-            self._width_s *= 2
-            merged: list[Point] = []
-            for one in points:
-                if merged and merged[-1].at_s // self._width_s == one.at_s // self._width_s:
-                    merged[-1] = merged[-1].and_next(one)
-                else:
-                    merged.append(one)
-            self.points = merged
+        else:
+            points.append(point)
