@@ -56,10 +56,15 @@ def shown_ns(value_ns: Optional[float]) -> str:
     return f"{minutes} m {seconds:02} s"
 
 
+def counted(value: float) -> str:
+    """A whole number for people: 12 500."""
+    return f"{value:,.0f}".replace(",", " ")
+
+
 def three_digits(value: float) -> str:
     """A number to three digits: 0.12, 1.23, 12.3, 123, 1 234."""
     if value >= 999.5:
-        return f"{value:,.0f}".replace(",", " ")
+        return counted(value)
     if value >= 99.95:
         return f"{value:.0f}"
     if value >= 9.995:
@@ -77,7 +82,7 @@ def tick_ms(value_ms: float) -> str:
 
 def tick(value: float) -> str:
     """A number at an axis: `0.5`, `400`, `12 500`."""
-    return f"{value:,.0f}".replace(",", " ") if value >= 1000 else f"{value:.3g}"
+    return counted(value) if value >= 1000 else f"{value:.3g}"
 
 
 def shown_bytes(count: float) -> str:

@@ -21,9 +21,19 @@ from gateway.tools.loadtest.charts import (
     time_axis,
     value_axis,
 )
-from gateway.tools.loadtest.durations import shown_bytes, shown_ns, three_digits, tick, tick_ms
+from gateway.tools.loadtest.durations import counted, shown_bytes, shown_ns, three_digits, tick, tick_ms
 from gateway.tools.loadtest.style import STYLE
-from gateway.tools.loadtest.table import COLUMNS, NAMES, clean, counted, ms, percent_of, summary, threshold_line
+from gateway.tools.loadtest.table import (
+    COLUMNS,
+    clean,
+    error_rows,
+    label_row,
+    ms,
+    percent_of,
+    summary,
+    threshold_line,
+    times_rows,
+)
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _BAD = ' class="bad"'
@@ -262,33 +272,12 @@ def _curve(times: Mapping[str, Any]) -> list[Dot]:
 
 
 def _tables(result: Mapping[str, Any]) -> Iterator[str]:
-    heads: tuple[str, ...] = ("", *COLUMNS, "mean")
-    keys = [f"{name.replace('.', '_')}_ms" for name in heads[1:]]
-    rows: list[tuple[str, ...]] = [
-        (name.capitalize(), *(ms(times[key]) for key in keys))
-        for kind, name in NAMES.items()
-        if (times := result["times"][kind]) is not None
-    ]
-    yield _table("Times", heads, rows)
+    times = [(name.capitalize(), *cells) for name, *cells in times_rows(result)]
+    yield _table("Times", ("", *COLUMNS), times)
     heads = ("", "answered", "errors", "refused", "p50", "p99", "first token p50", "per token p50", "tokens")
     for title, kind in (("By model", "models"), ("By engine", "engines")):
-        yield _table(title, heads, [_row(row) for row in result[kind]])
-    whole = result["requests"]["finished"]
-    rows = [(clean(one["error"]), counted(one["count"]), percent_of(one["count"], whole)) for one in result["errors"]]
-    yield _table("What went wrong", ("", "count", "share"), rows)
-
-
-def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    latency, ttft, tpot = (row[key] or {} for key in ("latency", "ttft", "tpot"))
-    return (
-        clean(row["name"]),
-        *(counted(row[key]) for key in ("ok", "errors", "refused")),
-        ms(latency.get("p50_ms")),
-        ms(latency.get("p99_ms")),
-        ms(ttft.get("p50_ms")),
-        ms(tpot.get("p50_ms")),
-        counted(row["output_tokens"]),
-    )
+        yield _table(title, heads, [label_row(row) for row in result[kind]])
+    yield _table("What went wrong", ("", "count", "share"), error_rows(result))
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

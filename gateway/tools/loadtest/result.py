@@ -15,9 +15,9 @@ from gateway.tools.loadtest.durations import NS, shown_ns
 from gateway.tools.loadtest.histogram import RELATIVE_ERROR, Histogram
 from gateway.tools.loadtest.measures import LATE_NS, OTHER, Measures, Point, Tally
 from gateway.tools.loadtest.plan import Plan
+from gateway.tools.loadtest.thresholds import PERCENTS, member_ms
 
 SCHEMA = "loadtest/1"
-PERCENTS = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99)
 SPREAD_POINTS = 160
 BUSY_S = 0.5  # of processor time: a shorter run is mostly its own beginning
 BUSY_SHARE = 0.85  # of a processor: above, what is measured is partly the generator
@@ -165,7 +165,7 @@ def _times(histogram: Histogram, spread: bool = False) -> Optional[dict[str, Any
         return None
     found: dict[str, Any] = {"count": histogram.count, "min_ms": _ms(histogram.least), "mean_ms": _ms(histogram.mean)}
     for percent, value in zip(PERCENTS, histogram.percentiles(PERCENTS)):
-        found[f"p{percent:g}_ms".replace(".", "_")] = _ms(value)
+        found[member_ms(f"p{percent:g}")] = _ms(value)
     found["max_ms"] = _ms(histogram.largest)
     if spread:
         found["spread"] = _spread(histogram)

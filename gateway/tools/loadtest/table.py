@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
-from gateway.tools.loadtest.durations import shown_bytes, shown_ns, three_digits
+from gateway.tools.loadtest.durations import counted, shown_bytes, shown_ns, three_digits
+from gateway.tools.loadtest.thresholds import member_ms
 
-COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "max")
-NAMES = {
+COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "max", "mean")
+_NAMES = {
     "response": "response time",
     "service": "service time",
     "corrected": "corrected",
@@ -79,21 +80,15 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         ]
     )
     yield ""
-    yield from _grid(
-        ("", *COLUMNS, "mean"),
-        [(name, *_cells(times)) for key, name in NAMES.items() if (times := result["times"][key]) is not None],
-    )
+    yield from _grid(("", *COLUMNS), times_rows(result))
     for title, rows in (("model", result["models"]), ("engine", result["engines"])):
         if len(rows) > (title == "model"):
             yield ""
-            yield from _by(title, rows)
+            heads = (title, "answered", "errors", "refused", "p50", "p99", "ttft p50", "tpot p50", "tokens")
+            yield from _grid(heads, [label_row(row) for row in rows])
     if result["errors"]:
         yield ""
-        errors = result["errors"]
-        yield from _grid(
-            ("error", "count", "share"),
-            [(clean(one["error"]), counted(one["count"]), percent_of(one["count"], finished)) for one in errors],
-        )
+        yield from _grid(("error", "count", "share"), error_rows(result))
     yield ""
     yield from _generator(result)
     for text in result["warnings"]:
@@ -143,30 +138,28 @@ def _generator(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"generator: {100 * generator['cpu_share']:.0f} % of a processor{each}{late}"
 
 
-def _by(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    heads = (title, "answered", "errors", "refused", "p50", "p99", "ttft p50", "tpot p50", "tokens")
-    yield from _grid(
-        heads,
-        [
-            (
-                clean(row["name"]),
-                *(counted(row[key]) for key in ("ok", "errors", "refused")),
-                *(ms((row["latency"] or {}).get(key)) for key in ("p50_ms", "p99_ms")),
-                *(ms((row[key] or {}).get("p50_ms")) for key in ("ttft", "tpot")),
-                counted(row["output_tokens"]),
-            )
-            for row in rows
-        ],
+def times_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each kind of time that was measured, with COLUMNS."""
+    measured = [(name, times) for key, name in _NAMES.items() if (times := result["times"][key]) is not None]
+    return [(name, *(ms(times[member_ms(column)]) for column in COLUMNS)) for name, times in measured]
+
+
+def label_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The row of a model or an engine."""
+    latency, ttft, tpot = (row[key] or {} for key in ("latency", "ttft", "tpot"))
+    return (
+        clean(row["name"]),
+        *(counted(row[key]) for key in ("ok", "errors", "refused")),
+        *(ms(latency.get(key)) for key in ("p50_ms", "p99_ms")),
+        *(ms(times.get("p50_ms")) for times in (ttft, tpot)),
+        counted(row["output_tokens"]),
     )
 
 
-def _cells(times: Mapping[str, Any]) -> list[str]:
-    return [ms(times[f"{name.replace('.', '_')}_ms"]) for name in (*COLUMNS, "mean")]
-
-
-def counted(value: int) -> str:
-    """A whole number for people."""
-    return f"{value:,}".replace(",", " ")
+def error_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A row for each kind of error: how often, and of how many."""
+    whole = result["requests"]["finished"]
+    return [(clean(one["error"]), counted(one["count"]), percent_of(one["count"], whole)) for one in result["errors"]]
 
 
 def percent_of(count: int, whole: int) -> str:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Optional
 
 from gateway.tools.loadtest.durations import duration_s
 
-PERCENTS = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99}
-STATISTICS = ("min", "mean", "max", *PERCENTS)
+PERCENTS = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99)
+STATISTICS = ("min", "mean", "max", *(f"p{one:g}" for one in PERCENTS))
 # Prefix of a time, and which of the result's tables it is from: without one, of the latency that counts in this loop.
 TABLES = {"": "latency", "response_": "response", "service_": "service", "ttft_": "ttft", "tpot_": "tpot"}
 SHARES = ("errors", "refused", "failed", "late")  # a count, or with % a share of all
@@ -50,8 +50,13 @@ class Threshold(NamedTuple):
         if table == "latency":
             table = "response" if result["times"]["response"] is not None else "service"
         times = result["times"][table]
-        value: Optional[float] = times[f"{name.replace('.', '_')}_ms"] if times is not None else None
+        value: Optional[float] = times[member_ms(name)] if times is not None else None
         return None if value is None else value / 1000
+
+
+def member_ms(statistic: str) -> str:
+    """What a statistic's member of the result is called."""
+    return f"{statistic.replace('.', '_')}_ms"
 
 
 def threshold(text: str) -> Threshold:
