@@ -1,10 +1,10 @@
-"""What a JSONL file of prompts has to ask. Reads one file; no state, no lock."""
+"""What a file of prompts, one a line, has to ask. Reads one file; no state, no lock."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from gateway.tools.asking import UsageError
 
@@ -12,6 +12,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # A request is for the path of the one of these that it has.
 PATH_BY_MEMBER = {"messages": CHAT, "prompt": COMPLETIONS, "input": "/v1/embeddings", "query": "/query"}
 FAULTS_MAX = 20  # bad lines that are named
+T = TypeVar("T")
 
 
 class Question(NamedTuple):
@@ -24,7 +25,13 @@ class Question(NamedTuple):
 
 def questions_in(path: Path, model: Optional[str]) -> list[Question]:
     """The requests in a JSONL file; `model` is for those that name none. Raises UsageError with every bad line."""
-    questions, faults = [], []
+    return each_line(path, lambda place, text: Question(place, *request_in(text, model)))
+
+
+def each_line(path: Path, read: Callable[[str, str], T]) -> list[T]:
+    """What `read` makes of each line of a file that is not blank; it gets the line's place and its text, and may raise
+    ValueError. Raises UsageError with every bad line."""
+    found, faults = [], []
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -32,7 +39,7 @@ def questions_in(path: Path, model: Optional[str]) -> list[Question]:
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if text:
-                        questions.append(Question(place, *request_in(text, model)))
+                        found.append(read(place, text))
                 except UnicodeDecodeError:
                     faults.append(f"{place}: is not UTF-8")
                 except (ValueError, RecursionError) as error:
@@ -42,21 +49,28 @@ def questions_in(path: Path, model: Optional[str]) -> list[Question]:
     if faults:
         more = [f"{path}: {len(faults) - FAULTS_MAX} more bad lines"] if len(faults) > FAULTS_MAX else []
         raise UsageError(*faults[:FAULTS_MAX], *more)
-    if not questions:
+    if not found:
         raise UsageError(f"{path}: there is nothing in it to ask")
-    return questions
+    return found
 
 
-def request_in(text: str, model: Optional[str]) -> tuple[str, bytes]:
-    """The path and the body that a line of JSON stands for. Raises ValueError, which says what is wrong."""
+def object_in(text: str) -> dict[str, Any]:
+    """The object in a line of JSON, of a text alone one with it as `prompt`. Raises ValueError, which says what is
+    wrong."""
     try:
         line = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from error
     if type(line) is str:
-        line = {"prompt": line}
+        return {"prompt": line}
     if type(line) is not dict:
         raise ValueError("must be an object or a string")
+    return line
+
+
+def request_in(text: str, model: Optional[str]) -> tuple[str, bytes]:
+    """The path and the body that a line of JSON stands for. Raises ValueError, which says what is wrong."""
+    line = object_in(text)
     path = line.pop("path", None)
     if path is None:
         path = _path_for(line)

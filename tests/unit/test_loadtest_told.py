@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Optional
 
+from gateway.tools.asking import UsageError
 from gateway.tools.loadtest.charts import even_axis, log_axis, time_axis
 from gateway.tools.loadtest.durations import NS, duration_s, rate, shown_bytes, shown_ns, tick_ms
 from gateway.tools.loadtest.exchange import Exchange
@@ -23,7 +24,7 @@ from gateway.tools.loadtest.page import _moments, page
 from gateway.tools.loadtest.plan import Plan
 from gateway.tools.loadtest.preflight import head_of
 from gateway.tools.loadtest.progress import line
-from gateway.tools.loadtest.prompts import PromptsError, bodies_in, body_of, made_unique, words
+from gateway.tools.loadtest.prompts import bodies_in, body_of, made_unique, words
 from gateway.tools.loadtest.requests import Mix, Request, Target, requests
 from gateway.tools.loadtest.result import Run, result_of
 from gateway.tools.loadtest.table import table
@@ -226,15 +227,16 @@ class RequestsTest(unittest.TestCase):
                 ("", "nothing"),
                 ('{"a": 1}\n"b"\n{', ":3: is not JSON"),
                 ('{"x": 1}', "needs 'messages'"),
+                ('{"prompt": "a", "temperature": NaN}', ":1: is not JSON: NaN"),
             ):
                 path.write_text(text, "utf-8")
-                with self.assertRaises(PromptsError) as caught:
+                with self.assertRaises(UsageError) as caught:
                     bodies_in(path, "chat")
                 self.assertIn(fault, "\n".join(caught.exception.args))
             path.write_bytes(b"\xff")
-            with self.assertRaisesRegex(PromptsError, "UTF-8"):
+            with self.assertRaisesRegex(UsageError, "UTF-8"):
                 bodies_in(path, "chat")
-            with self.assertRaisesRegex(PromptsError, "No such file"):
+            with self.assertRaisesRegex(UsageError, "No such file"):
                 bodies_in(Path(folder, "none"), "chat")
 
     def test_made_up_prompts_are_as_long_as_said(self) -> None:

@@ -22,6 +22,7 @@ from random import Random
 from typing import Any, TextIO
 
 from gateway.clock import unix_s
+from gateway.tools.asking import UsageError
 from gateway.tools.loadtest.arrivals import due_ns
 from gateway.tools.loadtest.durations import NS
 from gateway.tools.loadtest.loop import Limits, Loop
@@ -30,7 +31,7 @@ from gateway.tools.loadtest.options import plan_of
 from gateway.tools.loadtest.plan import Plan
 from gateway.tools.loadtest.preflight import Found, Unreachable, find, head_of
 from gateway.tools.loadtest.progress import Progress, line
-from gateway.tools.loadtest.prompts import DEFAULT, POOL, PromptsError, bodies_in, body_of, words
+from gateway.tools.loadtest.prompts import DEFAULT, POOL, bodies_in, body_of, words
 from gateway.tools.loadtest.requests import Mix, Target, requests
 from gateway.tools.loadtest.result import Run, result_of
 from gateway.tools.loadtest.schedule import ClosedLoop, OpenLoop, Schedule
@@ -41,10 +42,6 @@ _OWN_DESCRIPTORS = 32
 NAME_CHARS = 200  # of a model that a server lists
 
 
-class _Unusable(Exception):
-    """The machine does not allow what is asked for; the text is for the user."""
-
-
 def main(argv: Sequence[str], prog: str = "loadtest") -> int:
     """Run it; returns the exit status: 0 well, 1 a threshold failed or there is no server, 2 wrong arguments."""
     try:
@@ -53,8 +50,8 @@ def main(argv: Sequence[str], prog: str = "loadtest") -> int:
         _check_files(plan)
     except SystemExit as error:  # argparse has said what is wrong, or helped
         return WRONG if error.code else 0
-    except (PromptsError, _Unusable) as error:
-        return _failed(WRONG, *map(str, error.args))
+    except UsageError as error:
+        return _failed(WRONG, *error.faults)
     try:
         found = find(plan)
     except Unreachable as error:
@@ -70,7 +67,7 @@ def _failed(status: int, *texts: str) -> int:
 
 
 def _bodies(plan: Plan) -> list[dict[str, Any]]:
-    """What is asked. Raises PromptsError."""
+    """What is asked. Raises UsageError."""
     chance = Random(f"prompts {plan.seed}")
     prefix = words(plan.shared_prefix, chance) if plan.shared_prefix else ""
     if plan.prompts is not None:
@@ -83,21 +80,21 @@ def _bodies(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _check_files(plan: Plan) -> None:
-    """Say before the load, not after it, what cannot be written. Raises _Unusable."""
+    """Say before the load, not after it, what cannot be written. Raises UsageError."""
     for name, file in (("--json", plan.json_file), ("--html", plan.html_file)):
         if file is None or file == "-":
             continue
         path = Path(file)
         if path.is_dir() or not path.parent.is_dir():
             why = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-            raise _Unusable(f"{name}: {path}: {why}")
+            raise UsageError(f"{name}: {path}: {why}")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise _Unusable(f"{name}: {path}: may not be written")
+            raise UsageError(f"{name}: {path}: may not be written")
 
 
 def _with_descriptors(plan: Plan) -> Plan:
     """Allow as many open files as the connections need; an open loop has fewer connections where that cannot be. Raises
-    _Unusable when a closed loop's callers are more."""
+    UsageError when a closed loop's callers are more."""
     try:
         import resource
     except ImportError:
@@ -115,7 +112,7 @@ def _with_descriptors(plan: Plan) -> Plan:
         return plan
     allowed = soft - _OWN_DESCRIPTORS
     if allowed < 1 or not plan.open_loop:
-        raise _Unusable(f"--connections: {plan.connections} need more open files than the system allows ({soft})")
+        raise UsageError(f"--connections: {plan.connections} need more open files than the system allows ({soft})")
     return replace(plan, connections=allowed)
 
 

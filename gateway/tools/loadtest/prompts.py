@@ -6,17 +6,17 @@ tokens is an estimate, what a server counts is in its `usage`.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from gateway.tools.prompts import each_line, object_in
+
 PATH_BY_KIND = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
 MEMBER_BY_KIND = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
 DEFAULT = "Explain in a few sentences why the sky is blue at noon and red in the evening."
 POOL = 64  # made-up texts of different lengths, where not each is to be its own
-FAULTS_MAX = 10
 _WORDS = re.findall(
     r"\w+",
     """
@@ -42,10 +42,6 @@ class Span(NamedTuple):
     def drawn(self, chance: Random) -> int:
         """One of them."""
         return self.least if self.least == self.most else chance.randint(self.least, self.most)
-
-
-class PromptsError(ValueError):
-    """A file of prompts cannot be used; one text a fault."""
 
 
 def words(count: int, chance: Random) -> str:
@@ -79,38 +75,20 @@ def made_unique(body: dict[str, Any], mark: str) -> dict[str, Any]:
 
 def bodies_in(path: Path, kind: str, prefix: str = "") -> list[dict[str, Any]]:
     """The requests in a file: of JSON lines (a text, or an object with `prompt`, `messages` or `input`, and whatever
-    else the request is to have), or with one text a line. Raises PromptsError with what is wrong in which line."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise PromptsError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise PromptsError(f"{path}: is not UTF-8") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise PromptsError(f"{path}: there is nothing in it to ask")
-    as_json = path.suffix in (".jsonl", ".ndjson") or lines[0][1].startswith(("{", '"'))
-    bodies, faults = [], []
-    for number, line in lines:
-        try:
-            bodies.append(_body_in(line, kind, prefix) if as_json else body_of(kind, line, prefix))
-        except ValueError as error:
-            faults.append(f"{path}:{number}: {error}")
-    if faults:
-        more = [f"{path}: {len(faults) - FAULTS_MAX} more bad lines"] if len(faults) > FAULTS_MAX else []
-        raise PromptsError(*faults[:FAULTS_MAX], *more)
-    return bodies
+    else the request is to have), or with one text a line. Raises UsageError with every bad line."""
+    as_json = True if path.suffix in (".jsonl", ".ndjson") else None  # None: as the first line looks
+
+    def read(place: str, line: str) -> dict[str, Any]:
+        nonlocal as_json
+        if as_json is None:
+            as_json = line.startswith(("{", '"'))
+        return _body_in(line, kind, prefix) if as_json else body_of(kind, line, prefix)
+
+    return each_line(path, read)
 
 
 def _body_in(line: str, kind: str, prefix: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error}") from error
-    if type(found) is str:
-        found = {"prompt": found}
-    if type(found) is not dict:
-        raise ValueError("must be an object or a text")
+    found = object_in(line)
     member = MEMBER_BY_KIND[kind]
     if member in found:
         return found
