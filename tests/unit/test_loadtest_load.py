@@ -50,7 +50,7 @@ class HistogramTest(unittest.TestCase):
             values.sort()
             for percent in (0, 1, 50, 75, 90, 95, 99, 99.9, 99.99, 100):
                 exact = values[max(0, math.ceil(round(percent * size / 100, 6)) - 1)]
-                found = histogram.percentile(percent)
+                (found,) = histogram.percentiles((percent,))
                 assert found is not None
                 self.assertLessEqual(abs(found - exact), exact * RELATIVE_ERROR, (size, percent))
             self.assertEqual((histogram.least, histogram.largest), (values[0], values[-1]))
@@ -61,10 +61,10 @@ class HistogramTest(unittest.TestCase):
         for value in range(1, 1001):
             histogram.record(value * 1000)
         percents = (0.0, 50.0, 50.0, 99.0, 99.9, 100.0)
-        self.assertEqual(histogram.percentiles(percents), [histogram.percentile(one) for one in percents])
+        self.assertEqual(histogram.percentiles(percents), [histogram.percentiles((one,))[0] for one in percents])
 
     def test_an_empty_one_has_no_percentiles(self) -> None:
-        self.assertIsNone(Histogram().percentile(50))
+        self.assertEqual(Histogram().percentiles((50,)), [None])
         self.assertIsNone(Histogram().mean)
         self.assertEqual(list(Histogram().spread()), [])
 
@@ -283,7 +283,7 @@ class OmissionTest(unittest.TestCase):
     def test_a_closed_loop_hides_it_unless_it_is_corrected(self) -> None:
         schedule = ClosedLoop(1, 0, 10 * NS, think_ns=(9 * MS, 9 * MS))
         measures = self.run_loop(schedule, open_loop=False, expected_ns=10 * MS)
-        hidden, corrected = measures.total.service.percentile(99), measures.total.corrected.percentile(99)
+        (hidden,), (corrected,) = (one.percentiles((99,)) for one in (measures.total.service, measures.total.corrected))
         assert hidden is not None and corrected is not None
         self.assertLess(hidden, 2 * MS)
         self.assertGreater(corrected, 850 * MS)

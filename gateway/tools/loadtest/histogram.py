@@ -20,8 +20,10 @@ _CORRECTED_MAX = 100_000  # counts that one value adds: an expected interval of 
 
 def index_of(value: int) -> int:
     """The bucket of a value; of a negative one that of 0."""
+    if value <= 0:
+        return 0
     shift = value.bit_length() - _BITS - 1
-    return value if shift <= 0 and value >= 0 else (shift << _BITS) + (value >> shift) if value > 0 else 0
+    return (shift << _BITS) + (value >> shift) if shift > 0 else value
 
 
 def middle_of(index: int) -> float:
@@ -46,8 +48,7 @@ class Histogram:
 
     def record(self, value: int) -> None:
         """Count a value."""
-        shift = value.bit_length() - 8
-        index = (shift << 7) + (value >> shift) if shift > 0 and value > 0 else value if value > 0 else 0
+        index = index_of(value)
         counts = self.counts
         counts[index] = counts.get(index, 0) + 1
         self.total += value
@@ -85,13 +86,9 @@ class Histogram:
         """Their mean, exact; None without any."""
         return self.total / self.count if self.count else None
 
-    def percentile(self, percent: float) -> Optional[float]:
-        """The value that `percent` of all do not exceed (the nearest rank's), within RELATIVE_ERROR; None without
-        any."""
-        return self.percentiles((percent,))[0]
-
     def percentiles(self, percents: Sequence[float]) -> list[Optional[float]]:
-        """Several at once; `percents` must rise."""
+        """For each, the value that so many percent of all do not exceed (the nearest rank's), within RELATIVE_ERROR;
+        None without any. `percents` must rise."""
         if not self.count:
             return [None] * len(percents)
         found: list[Optional[float]] = []
