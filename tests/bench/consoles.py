@@ -104,7 +104,9 @@ def watching(port: int, count: int) -> Iterator[Optional[Consoles]]:
     consoles.start()
     try:
         deadline_s = time.monotonic() + 20
-        while consoles.ticks < count and time.monotonic() < deadline_s:
+        while consoles.ticks < count:
+            if not consoles.is_alive() or time.monotonic() > deadline_s:
+                raise processes.BenchError(f"{count} consoles have not begun")
             time.sleep(0.05)
         yield consoles
     finally:
@@ -124,6 +126,8 @@ def measure(target: Target, readers: Optional[Consoles], seconds: float, run_dir
     cpu_s = scheduled_s(target.pid) - cpu_s
     if result.errors:
         raise processes.BenchError(f"errors under load: {result.errors}")
+    if readers is not None and not readers.is_alive():
+        raise processes.BenchError("a feed has ended")
     ticks, read_bytes = (readers.ticks - before[0], readers.read_bytes - before[1]) if readers else (0, 0)
     return Figures(result.requests, result.duration_s, cpu_s, result.p99_us, ticks, read_bytes)
 
