@@ -62,11 +62,12 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def checked_key(key: Optional[str]) -> Optional[str]:
-    """The key without blanks around it. Raises UsageError, which does not show it."""
+def checked_key(key: Optional[str], name: str = KEY_VARIABLE) -> Optional[str]:
+    """The key of that name without blanks around it, None where nothing is left. Raises UsageError, which does not show
+    it."""
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UsageError(f"{KEY_VARIABLE}: must be one word of ASCII characters")
+        raise UsageError(f"{name}: must be one word of ASCII characters")
     return key or None
 
 

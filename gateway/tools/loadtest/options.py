@@ -11,13 +11,13 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, Callable, Optional
 
+from gateway.tools.asking import UsageError, checked_key
 from gateway.tools.loadtest.durations import duration_s, positive_s, rate
 from gateway.tools.loadtest.plan import (
     CALLERS,
     DURATION_S,
     OPEN_CONNECTIONS,
     Plan,
-    PlanError,
     base_of,
     path_and_kind,
     stages_of,
@@ -219,7 +219,7 @@ def plan_of(argv: Sequence[str], prog: str, environment: Mapping[str, str] = os.
     options = known.parse_args(argv)
     try:
         return _plan(options, environment)
-    except PlanError as error:
+    except UsageError as error:
         known.error(str(error))
 
 
@@ -238,7 +238,7 @@ def _plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Plan:
         (options.insecure and not base.secure, "--insecure", "is for an https:// URL"),
     ):
         if given:
-            raise PlanError(f"{name}: {why}")
+            raise UsageError(f"{name}: {why}")
     duration, limit = options.duration, options.requests
     if duration is None and limit is None and not segments:
         duration = DURATION_S
@@ -286,13 +286,12 @@ def _plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Plan:
 
 
 def _key(typed: Optional[str], environment: Mapping[str, str]) -> tuple[Optional[str], str]:
-    """The key, and where it is from. Raises PlanError, which does not show it."""
-    found = ("--key", typed) if typed is not None else None
-    if found is None:
-        found = next(((name, environment[name]) for name in KEY_VARIABLES if environment.get(name, "").strip()), None)
-    if found is None:
-        return None, ""
-    name, key = found[0], (found[1] or "").strip()
-    if not key or not (key.isascii() and key.isprintable()) or " " in key:
-        raise PlanError(f"{name}: must be one word of ASCII characters")
-    return key, name
+    """The key, and where it is from. Raises UsageError, which does not show it."""
+    given = {name: environment.get(name) for name in KEY_VARIABLES} if typed is None else {"--key": typed}
+    for name, text in given.items():
+        key = checked_key(text, name)
+        if key is not None:
+            return key, name
+    if typed is not None:
+        raise UsageError("--key: must not be empty")
+    return None, ""

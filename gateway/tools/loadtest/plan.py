@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
+from gateway.tools.asking import UsageError
 from gateway.tools.loadtest.arrivals import Stage
 from gateway.tools.loadtest.prompts import PATH_BY_KIND, Span
 from gateway.tools.loadtest.thresholds import Threshold
 
 DURATION_S = 10.0  # when nothing says how long
 CALLERS, OPEN_CONNECTIONS = 10, 1000
-
-
-class PlanError(ValueError):
-    """The command cannot be run as it was given; the text names the option."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Plan:
 
 
 def base_of(text: str) -> Base:
-    """What a server's URL says; it may end with /v1. Raises PlanError."""
+    """What a server's URL says; it may end with /v1. Raises UsageError."""
     example = "as in http://127.0.0.1:8080"
     try:
         parts = urlsplit(text.strip())
@@ -89,16 +86,16 @@ def base_of(text: str) -> Base:
         parts.path.encode("ascii")
         authority = parts.netloc.encode("idna" if "[" not in parts.netloc else "ascii").decode()
     except ValueError as error:
-        raise PlanError(f"URL: {text!r} is none ({error}); {example}") from error
+        raise UsageError(f"URL: {text!r} is none ({error}); {example}") from error
     if parts.scheme not in ("http", "https") or not host:
         share = " (a share of streams is written --stream=0.5)" if text.replace(".", "").isdigit() else ""
-        raise PlanError(f"URL: {text!r} must begin with http:// or https:// and name a host, {example}{share}")
+        raise UsageError(f"URL: {text!r} must begin with http:// or https:// and name a host, {example}{share}")
     if parts.username is not None or parts.password is not None:
-        raise PlanError("URL: must hold no user and no password; a key comes from LOADTEST_KEY or --header")
+        raise UsageError("URL: must hold no user and no password; a key comes from LOADTEST_KEY or --header")
     if parts.query or parts.fragment:
-        raise PlanError(f"URL: must end before ? and #, {example}")
+        raise UsageError(f"URL: must end before ? and #, {example}")
     if any(not 0x21 <= ord(one) <= 0x7E for one in parts.path):
-        raise PlanError(f"URL: its path holds a character that a path cannot, {example}")
+        raise UsageError(f"URL: its path holds a character that a path cannot, {example}")
     secure = parts.scheme == "https"
     path = parts.path.rstrip("/")
     prefix = path[: -len("/v1")] if path.endswith("/v1") else path
@@ -108,12 +105,12 @@ def base_of(text: str) -> Base:
 
 
 def path_and_kind(path: Optional[str], kind: Optional[str]) -> tuple[str, str]:
-    """Both, of which one may tell the other. Raises PlanError."""
+    """Both, of which one may tell the other. Raises UsageError."""
     if path is None:
         kind = kind or "chat"
         return PATH_BY_KIND[kind], kind
     if not path.startswith("/") or any(not 0x21 <= ord(one) <= 0x7E for one in path):
-        raise PlanError(f"--path: must begin with / and be ASCII without blanks, not {path!r}")
+        raise UsageError(f"--path: must begin with / and be ASCII without blanks, not {path!r}")
     if kind is None:
         found = [name for name, known in PATH_BY_KIND.items() if path.partition("?")[0].endswith(known)]
         kind = found[0] if found else "chat"
@@ -129,7 +126,7 @@ def stages_of(
 ) -> tuple[Stage, ...]:
     """The stages of an open loop: `rate` first; each segment goes from its first rate (None: from where the one before
     ended, at first `rate` or 0) to its second within its third, seconds; then its last rate until `duration_s` is over.
-    Raises PlanError."""
+    Raises UsageError."""
     now = rate or 0.0
     stages = []
     for begin, end, takes_s in segments:
@@ -139,14 +136,14 @@ def stages_of(
     if not stages:
         stages.append(Stage(now, now, math.inf if duration_s is None else duration_s))
     elif duration_s is not None and duration_s < takes_s:
-        raise PlanError(f"--duration: {duration_s:g} s are less than the stages take, {takes_s:g} s")
+        raise UsageError(f"--duration: {duration_s:g} s are less than the stages take, {takes_s:g} s")
     elif duration_s is not None and duration_s > takes_s:
         stages.append(Stage(now, now, duration_s - takes_s))
     rates = [one for stage in stages for one in stage[:2]]
     if not any(rates):
-        raise PlanError("--rate: must be more than 0")
+        raise UsageError("--rate: must be more than 0")
     if limit is not None and limit < 1:
-        raise PlanError("--requests: must be at least 1")
+        raise UsageError("--requests: must be at least 1")
     if warmup_s:
         first = next(one for one in rates if one)
         stages.insert(0, Stage(first, first, warmup_s))
