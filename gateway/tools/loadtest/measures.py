@@ -116,7 +116,7 @@ class Measures:
     def began(self, due_ns: int, sent_ns: int, waited: bool) -> None:
         """A request is being sent, at `sent_ns` from the start of what counts. `waited`: no connection was free for
         it."""
-        self._turn(sent_ns)
+        self.tick(sent_ns)
         self._sent_now += 1
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
@@ -134,7 +134,7 @@ class Measures:
 
     def ended(self, exchange: Exchange, model: str, due_ns: int, sent_ns: int, now_ns: int) -> None:
         """An answer, or what there is instead of it, is complete."""
-        self._turn(now_ns)
+        self.tick(now_ns)
         self.in_flight -= 1
         within = now_ns >= 0 and (self.end_ns is None or now_ns <= self.end_ns)
         failure = exchange.failure
@@ -191,13 +191,9 @@ class Measures:
         """The loop looks at the time, so much later than it should."""
         self.tick_lag.record(max(0, late_ns))
 
-    def tick(self, now_ns: int) -> None:
-        """Time passes, whether or not anything happens."""
-        self._turn(now_ns)
-
     def close(self, now_ns: int) -> None:
         """The run is over: what is in flight is abandoned, and all is added up."""
-        self._turn(now_ns)
+        self.tick(now_ns)
         self.abandoned, self.in_flight = self.in_flight - self._warming, 0
         self._put_away()
 
@@ -211,7 +207,8 @@ class Measures:
             tally = self._current.setdefault(key, Tally())
         return tally
 
-    def _turn(self, now_ns: int) -> None:
+    def tick(self, now_ns: int) -> None:
+        """Time passes, whether or not anything happens."""
         second = now_ns // NS
         if second != self._second:
             if self._second is not None:
