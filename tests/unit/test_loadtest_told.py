@@ -27,7 +27,7 @@ from gateway.tools.loadtest.progress import line
 from gateway.tools.loadtest.prompts import bodies_in, body_of, made_unique, words
 from gateway.tools.loadtest.requests import Mix, Request, Target, requests
 from gateway.tools.loadtest.result import Run, result_of
-from gateway.tools.loadtest.table import table
+from gateway.tools.loadtest.table import label_row, table
 from gateway.tools.loadtest.thresholds import threshold
 
 URL = "http://127.0.0.1:8080"
@@ -52,6 +52,12 @@ def refused(*argv: str, url: str = URL, **environment: str) -> str:
 
 
 class OptionsTest(unittest.TestCase):
+    def test_what_is_not_said_is_as_the_help_has_it(self) -> None:
+        of = plan()
+        self.assertEqual((of.duration_s, of.connections, of.timeout_s, of.connect_s), (10.0, 10, 60.0, 5.0))
+        self.assertEqual((of.warmup_s, of.expected_s, of.stream_share, of.shared_prefix, of.title), (0, 0, 0, 0, ""))
+        self.assertEqual((of.models, of.headers, of.thresholds, dict(of.params), of.key), ((), (), (), {}, None))
+
     def test_what_is_wrong_is_named_with_its_option(self) -> None:
         for argv, option, text in (
             (("--rate", "fast"), "--rate", "requests a second"),
@@ -464,6 +470,12 @@ class Tags(HTMLParser):
 
 
 class TableTest(unittest.TestCase):
+    def test_the_row_of_an_engine_has_its_figures_each_in_its_column(self) -> None:
+        row = {"name": "a\x1b", "ok": 1200, "errors": 3, "refused": 4, "output_tokens": 50, "tpot": None}
+        row.update(latency={"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0}, ttft={"p50_ms": 0.5, "p99_ms": 9.0})
+        shown = ("a\ufffd", "1 200", "3", "4", "1.00 ms", "3.00 ms", "500 µs", "–", "50")
+        self.assertEqual(label_row(row), shown)
+
     def test_it_names_what_was_measured(self) -> None:
         text = table(result("--rate", "100", "--warmup", "1s", "--fail-if", "p99>4ms", "--fail-if", "errors>50%"))
         for part in (
