@@ -252,7 +252,7 @@ class Pipeline:
         return self.guard.authenticator.identify(value_of(b"authorization"), value_of(b"x-api-key"), head.repeated)
 
     def allowed_to(self, identity: Identity) -> Optional[Callable[[str], bool]]:
-        """Tells of a configured model whether the caller may use it, by the aliases of then; None: any, or others."""
+        """Whether the caller may use a configured model, by its aliases of then; None: any, or they are not these."""
         router = self.factory.router
         if identity.may_use_all or router.fleet.by_engines:
             return None
