@@ -25,12 +25,6 @@ KINDS: Mapping[str, str] = {
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
-    "png": "image/png",
-    "ico": "image/x-icon",
-    "woff2": "font/woff2",
-    "json": "application/json",
-    "webmanifest": "application/manifest+json",
-    "txt": "text/plain; charset=utf-8",
 }
 """By what a file's name ends with. Others are not served."""
 POLICY = (
