@@ -131,6 +131,8 @@ class CommandJail:
         if self.alive:
             self._process.kill()
             self._ended_within(END_TIMEOUT_S)
+            if self._remove is not None:  # what it made after the first removal, and can no longer remove itself
+                self._remove()
         self._killed = True
         return self._said()
 
