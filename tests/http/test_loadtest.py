@@ -492,7 +492,7 @@ class LoopTest(LoadTestTest):
             while True:
                 yield Request(wire, "m", False)
 
-        limits = Limits(connections, round(TIMEOUT_S * NS), round(TIMEOUT_S * NS))
+        limits = options.pop("limits", None) or Limits(connections, round(TIMEOUT_S * NS), round(TIMEOUT_S * NS))
         return Loop(Endpoint(socket.AF_INET, ("127.0.0.1", port)), schedule, requests(), measures, limits, **options)
 
     def test_who_was_due_while_the_server_stood_still_has_waited_since_then(self) -> None:
@@ -550,6 +550,29 @@ class LoopTest(LoadTestTest):
             limits = Limits(2, round(TIMEOUT_S * NS), NS // 5)
             Loop(endpoint, schedule, iter([request] * 2), measures, limits).run(0)
         self.assertEqual(measures.total.errors, {"connect: timeout": 2})
+
+    def test_a_request_that_goes_out_once_more_has_all_the_time_to_connect(self) -> None:
+        now_ns = step_ns = 0
+
+        def clock_ns() -> int:
+            nonlocal now_ns
+            now_ns += step_ns
+            return now_ns
+
+        def conduct(side: EngineSide, before: int) -> None:
+            nonlocal now_ns, step_ns
+            if not before:
+                side.send(WHOLE)
+                return
+            now_ns += 2 * NS  # so long has the request been under way when the kept connection is closed
+            step_ns = NS // 9  # and the loop looks for what is too late each time around
+            side.close()
+
+        server = self.enter(Server(conduct))
+        measures = Measures(open_loop=False)
+        limits = Limits(1, 10**9 * NS, NS)
+        self.loop(server, ClosedLoop(1, 0, None, limit=2), measures, limits=limits, clock_ns=clock_ns).run(0)
+        self.assertEqual((measures.total.errors, measures.resent, measures.total.ok), ({}, 1, 2))
 
     def test_it_ends_when_it_is_interrupted_and_counts_what_it_abandons(self) -> None:
         held = threading.Event()

@@ -105,10 +105,9 @@ class Connection:
         """Whether there is a socket."""
         return self._sock is not None
 
-    @property
-    def is_connecting(self) -> bool:
-        """Whether there is a socket that is not connected yet."""
-        return self._sock is not None and not self._connected
+    def connecting_ns(self, now_ns: int) -> int:
+        """How long it has tried to connect; 0: it does not."""
+        return 0 if self._sock is None or self._connected else now_ns - self._opening_ns
 
     def begin(self, request: Request, due_ns: int, now_ns: int) -> None:
         """Send a request; the one before has ended."""

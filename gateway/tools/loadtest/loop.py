@@ -180,8 +180,8 @@ class Loop:
         self._next_tick_ns = now_ns + _TICK_NS
         limits = self._limits
         for connection in list(self._active):
-            since_ns = now_ns - connection.sent_ns
-            if since_ns > limits.timeout_ns or (since_ns > limits.connect_ns and connection.is_connecting):
+            late = now_ns - connection.sent_ns > limits.timeout_ns
+            if late or connection.connecting_ns(now_ns) > limits.connect_ns:
                 connection.give_up("timeout", now_ns)
         unsent = self._schedule.late(now_ns - limits.timeout_ns)
         if unsent:
