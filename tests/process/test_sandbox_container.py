@@ -255,9 +255,15 @@ class UnusableTest(unittest.TestCase):
     def test_what_a_command_makes_late_is_removed_although_it_had_to_be_killed(self) -> None:
         """The first removal comes before there is a container, and whom it is told to ends by nothing but force."""
         alive: list[bool] = []
+
+        def remove() -> None:
+            if alive:
+                jail._process.wait(TIMEOUT_S)  # it has been killed; how soon that is seen is the machine's
+            alive.append(jail.alive)
+
         command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
-        with mock.patch("gateway.verify.sandbox.jails.END_TIMEOUT_S", 0.05):
-            jail = CommandJail(command, b"", {}, remove=lambda: alive.append(jail.alive))
+        with mock.patch("gateway.verify.sandbox.jails.END_TIMEOUT_S", 0.01):
+            jail = CommandJail(command, b"", {}, remove=remove)
             jail.discard()
         self.assertEqual(alive, [True, False])
 
