@@ -6,6 +6,7 @@ import queue
 import select
 import socket
 import threading
+import time
 import unittest
 from pathlib import Path
 from typing import Callable, Optional
@@ -345,7 +346,7 @@ class LoopTest(SocketTest):
         poller, loop._poller = loop._poller, mock.Mock()
         self.addCleanup(poller.close)
         loop._poller.poll.side_effect = lambda timeout_s, most: ready.pop(0)
-        with mock.patch("gateway.server.loop.time.sleep", slept.append):
+        with mock.patch("gateway.server.loop.time", mock.Mock(wraps=time, sleep=slept.append)):
             now_s[0] = 0.25
             ready[:] = [[(1, 1)], [(1, 1), (2, 1)]]
             self.assertEqual(len(loop._wait(9.0, 100)), 2)
