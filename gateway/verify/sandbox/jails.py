@@ -127,7 +127,9 @@ class CommandJail:
             self._ended_within(self._patience_s)
         if self.alive and self._remove is not None:
             self._remove()
-            self._ended_within(END_TIMEOUT_S)
+            # One that still makes its container sees then that its input has ended. Killed before that, it would leave
+            # processes that the container engine itself does not know of.
+            self._ended_within(START_TIMEOUT_S)
         if self.alive:
             self._process.kill()
             self._ended_within(END_TIMEOUT_S)
