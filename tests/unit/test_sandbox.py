@@ -144,6 +144,27 @@ class JailsTest(unittest.TestCase):
         self.assertIs(jails.take(), jail)  # another one, for which somebody waits
         jail.discard.assert_called_once_with()
 
+    def test_the_end_does_not_wait_for_ever_for_jails_that_hang(self) -> None:
+        go_on, ended = threading.Event(), threading.Semaphore(0)
+
+        def discard() -> None:
+            go_on.wait(TIMEOUT_S)
+            ended.release()
+
+        jail = unittest.mock.Mock(discard=discard)
+        jails = Jails("test", lambda: cast(CommandJail, jail), spare=2, threads=2)
+        self.addCleanup(go_on.set)
+        jails.open()
+        jails.refill()
+        eventually(lambda: len(jails._waiting) == 2)
+        with unittest.mock.patch(f"{JAILS}.END_TIMEOUT_S", 0.01):
+            jails.close()
+        self.assertFalse(ended.acquire(blocking=False))
+        self.assertEqual(jail.kill.call_count, 2)
+        go_on.set()
+        for _ in range(2):
+            self.assertTrue(ended.acquire(timeout=TIMEOUT_S))
+
 
 class ChoiceTest(SandboxTest):
     def test_auto_uses_the_strongest_level_that_works_and_tries_no_weaker_one(self) -> None:

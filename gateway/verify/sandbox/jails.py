@@ -299,9 +299,9 @@ class Jails:
             used = list(self._used)
         for jail in (*used, *waiting):
             jail.kill()
-        for jail in waiting:
-            jail.discard()
         if threads is not None:
+            for jail in waiting:  # there are none without threads
+                threads.run(jail.discard)  # a command that hangs holds up its own end only
             threads.close(END_TIMEOUT_S)
 
 
