@@ -17,8 +17,8 @@ from gateway.server.admin import Reply
 from gateway.server.documentpages import Headers, unless_known
 from gateway.server.negotiating import wants_html
 from gateway.server.parsing import RequestHead
+from gateway.telemetry.logs import CONSOLE_FILES
 
-START = "/console/"
 PAGE = "index.html"
 KINDS: Mapping[str, str] = {
     "html": "text/html; charset=utf-8",
@@ -60,7 +60,7 @@ class ConsolePages:
         """Whether the answer would read the files now, which is for a thread."""
         if self._files is not None or not self.on or head.method not in ("GET", "HEAD"):
             return False
-        return head.path.startswith(START) or (head.path == "/" and wants_html(head.text(b"accept")))
+        return head.path.startswith(CONSOLE_FILES) or (head.path == "/" and wants_html(head.text(b"accept")))
 
     def page(self, head: RequestHead) -> Optional[Reply]:
         """The page, if this client would rather have it than JSON."""
@@ -71,7 +71,7 @@ class ConsolePages:
 
     def file(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         """One of the files. Raises `not_found`."""
-        found = self._all().get(head.path[len(START) :])
+        found = self._all().get(head.path[len(CONSOLE_FILES) :])
         if found is None:
             raise RequestRefused("not_found", "the console has no such file")
         return unless_known(head, found.tag, found.headers, found.body)

@@ -18,7 +18,7 @@ from gateway.keys.auth import Identity
 from gateway.pipeline import ASKED, KEYS_PAUSE_S, PATHS, Pipeline
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
-from gateway.server.consolepages import START, VARY, ConsolePages
+from gateway.server.consolepages import VARY, ConsolePages
 from gateway.server.documentpages import MADE, DocumentPages
 from gateway.server.exchange import Exchange
 from gateway.server.livefeed import LiveFeed, Watching
@@ -27,6 +27,7 @@ from gateway.server.metricspage import MetricsPage
 from gateway.server.modelpages import MODEL_START, ModelPages
 from gateway.server.parsing import RequestHead
 from gateway.steps import ASIDE, Pause, Steps
+from gateway.telemetry.logs import CONSOLE_FILES
 from gateway.telemetry.registry import Registry
 
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
@@ -138,7 +139,7 @@ class Routes:
         found = self._gets.get(path)
         if found is None and path.startswith(MODEL_START) and path != MODEL_START:
             found = self._gets[own.MODEL.path]
-        if found is None and path.startswith(START):
+        if found is None and path.startswith(CONSOLE_FILES):
             found = self._gets.get(own.CONSOLE.path)
         if found is None and path not in PATHS and path != "*":
             raise self._lost_paths.not_found(path)
