@@ -516,7 +516,8 @@ class BoundsTest(LiveTest):
         with mock.patch.object(first._exchange.client, "before_last", mock.Mock(side_effect=RuntimeError("odd end"))):
             running.stop(None)
         watchers[0].client.wait_until_ended()
-        self.assertEqual(watchers[1].event()[0], "end")
+        name, said = watchers[1].event()
+        self.assertEqual((name, said["code"]), ("end", "draining"))
         eventually(lambda: not self.feed(running)._places)
 
     def descriptors(self) -> Optional[int]:

@@ -214,8 +214,9 @@ class SlowdownsTest(unittest.TestCase):
         self.assertEqual({key[1] for key in self.slowdowns._baselines}, {"a"})
 
     def test_no_time_at_all_is_counted_and_without_a_rule_nothing_is(self) -> None:
+        engines = {("m", "a")}
         self.slowdowns.observe([event("a", 0.0)])
-        self.assertTrue(self.slowdowns._sums)
+        self.assertEqual(self.slowdowns.look(1.0, engines)["m", "a"].answers, 1)
         idle = Slowdowns(False)
         idle.observe([event("a", 1.0)])
-        self.assertEqual(idle._sums, {})
+        self.assertEqual(idle.look(1.0, engines), {})
