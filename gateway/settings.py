@@ -50,6 +50,7 @@ from gateway.settingvalues import (
     optional,
     origins,
     ratio,
+    region_name,
     seconds,
     share,
     trace_context,
@@ -82,6 +83,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Listening address; one that others can reach needs a key, or `AUTH=off`", LISTEN),
     Setting("PORT", "port", integer(0, 65_535), "8080",
             "Listening port; 0 takes any free one", LISTEN),
+    Setting("PROCESSES", "processes", integer(0, 256), "1",
+            "Processes that serve this address, each with its own `WORKERS`; 0: one for each processor", LISTEN),
     Setting("DRAIN_TIMEOUT", "drain_timeout_s", _TIMEOUT, "30",
             "Seconds that requests and streams in flight get to finish after SIGTERM", LISTEN),
     Setting("DRAIN_DELAY", "drain_delay_s", seconds(0.001, DAY_S, zero_is_off=True), "0",
@@ -110,6 +113,8 @@ SETTINGS: tuple[Setting, ...] = (
 
     Setting("STRATEGY", "strategy", choice(*STRATEGIES), "round_robin",
             f"For models without their own: {', '.join(f'`{s}`' for s in STRATEGIES)}", CHOOSING),
+    Setting("REGION", "region", optional(region_name), "",
+            "Where this gateway is: engines of the same `region` come first; unset: regions do not count", CHOOSING),
     Setting("FALLBACK", "fallback", choice("any", "configured", "off"), "any",
             "When a model cannot answer: `any`: its own `fallbacks` (an empty list: none), then the other "
             "models in file order, but from a model whose engines are all on this machine or private networks only to "
@@ -275,6 +280,9 @@ SETTINGS: tuple[Setting, ...] = (
             "Model of this gateway that gives the embeddings of questions", REUSE),
     Setting("REDIS_URL", "redis_url", optional(str), "",
             "`redis://host:port/0`: gateways share their answers; needs `pip install '.[redis]'`", REUSE),
+    Setting("SHARED_FAIL", "shared_fail", choice("local", "closed"), "local",
+            "When Redis cannot be asked for a limit: `local`: this gateway lets pass its share of it, by the number of "
+            "gateways last known; `closed`: what a limit applies to is refused with 503", REUSE),
     Setting("REDIS_TIMEOUT_MS", "redis_timeout_ms", integer(1, 60_000), "50",
             "Milliseconds that a request waits for Redis at most; then it is left alone for a while", REUSE),
 
@@ -356,12 +364,14 @@ class Settings:
 
     host: str
     port: int
+    processes: int
     drain_timeout_s: float
     drain_delay_s: float
     allowed_hosts: tuple[str, ...]
     engines_file: Path | None
     default_model: str | None
     strategy: str
+    region: str | None
     fallback: str
     routing_seed: int | None
     decision_log: Path | None
@@ -433,6 +443,7 @@ class Settings:
     cache_similarity: float
     embeddings_model: str | None
     redis_url: str | None = field(repr=False)
+    shared_fail: str
     redis_timeout_ms: int
     sandbox: str
     sandbox_min: str

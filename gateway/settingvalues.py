@@ -176,6 +176,13 @@ def model_name(text: str) -> str:
     return text
 
 
+def region_name(text: str) -> str:
+    """Parse the name of a region."""
+    for fault in checks.region(text):
+        raise ValueError(fault[2:])
+    return text
+
+
 def origins(text: str) -> tuple[str, ...]:
     """Parse `*` or a comma list of origins of web pages."""
     found = tuple(part.strip() for part in text.split(",")) if text else ()

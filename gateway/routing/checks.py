@@ -157,6 +157,12 @@ def name(value: object) -> Iterator[str]:
         yield f": must be 1 to 256 printable ASCII characters without spaces, not {quoted(value)}"
 
 
+def region(value: object) -> Iterator[str]:
+    """Check the name of a region: a place, or what data may not leave."""
+    if not isinstance(value, str) or not re.fullmatch("[A-Za-z0-9._-]{1,64}", value):
+        yield f": must be 1 to 64 letters, digits, dots, underscores and hyphens, not {quoted(value)}"
+
+
 def text(value: object) -> Iterator[str]:
     """Check a name that only ever stands in JSON."""
     if not isinstance(value, str) or not 1 <= len(value) <= 256 or not value.isprintable():

@@ -104,7 +104,7 @@ class TableTest(SettingsCase):
             "otel_service_name": "inference-gateway", "traces_sampler": "parentbased_always_on", "traces_ratio": 1.0,
             "propagates_traces": True, "traces_exporter": "otlp", "metrics_exporter": "none",
             "metric_interval_ms": 60000, "alerts_file": None, "alerts_url": None, "slo_availability": None,
-            "slo_latency_ms": None,
+            "slo_latency_ms": None, "processes": 1, "region": None, "shared_fail": "local",
         }  # fmt: skip
         for name, value in expected.items():
             with self.subTest(name):
