@@ -9,6 +9,7 @@ from typing import Any
 from tests.clients import ANTHROPIC, LACKED, OPENAI
 from tests.dialects import GENERATE, MESSAGES, OLLAMA_CHAT, RESPONSES, SPEAKING, DialectTest, Json, asking
 from tests.support import CHAT, RunningGateway
+from tests.thorough import thorough
 
 PATHS = (CHAT, *SPEAKING)
 DEEP = 500
@@ -134,6 +135,7 @@ class OdditiesTest(DialectTest):
                     self.assert_told(path, asking(path, text))
 
 
+@thorough
 class OdditiesOverAnthropicTest(OdditiesTest):
     dialect = ANTHROPIC
 

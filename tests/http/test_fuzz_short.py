@@ -18,12 +18,14 @@ from tests.fuzz.__main__ import FUZZERS
 from tests.fuzz.checks import heads_read_by
 from tests.fuzz.finding import Report, numbers, rng_of
 from tests.fuzz.talk import Answer, Malformed, take_response
+from tests.thorough import thorough
 
 CASES = 25
 SEED = 1
 REQUESTS = 500
 
 
+@thorough
 class ShortTest(unittest.TestCase):
     def assert_holds(self, report: Report) -> None:
         self.assertEqual([finding.rule for finding in report.findings], [], "\n".join(report.lines()))

@@ -21,6 +21,7 @@ from gateway.verify.sandbox.process import ProcessLevel
 from tests import escapes, sandboxing
 from tests.sandboxing import HARNESSES, Jailed, descendants
 from tests.support import ROOT, eventually
+from tests.thorough import thorough
 
 NOBODY = 65534
 LINUX = sys.platform.startswith("linux")
@@ -236,6 +237,7 @@ class NobodyTest(unittest.TestCase):
         self.assert_passes("NamespacesEscapeTest", "NamespacesLimitTest")
 
 
+@thorough
 class NobodysPlainTest(NobodyTest):
     test_escapes_and_limits_of_namespaces = None  # type: ignore[assignment]
 

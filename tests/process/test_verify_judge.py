@@ -15,6 +15,8 @@ import unittest.mock
 from pathlib import Path
 from typing import Any, Optional
 
+from tests.thorough import thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 
 if sys.platform == "linux":
@@ -27,11 +29,7 @@ if sys.platform == "linux":
 TIGHT = {"per_call_s": 0.1, "total_s": 1.0}
 
 
-def setUpModule() -> None:
-    if sys.platform != "linux":
-        raise unittest.SkipTest("programs are judged on Linux")
-
-
+@unittest.skipUnless(sys.platform == "linux", "programs are judged on Linux")
 class JudgeTest(unittest.TestCase):
     """Runs in a directory of its own, with standard output out of the way."""
 
@@ -412,6 +410,7 @@ HOSTILE = {
 }
 
 
+@thorough
 class HostileTest(JudgeTest):
     def test_no_hostile_program_passes_whatever_the_test_looks_like(self) -> None:
         tests = (
@@ -534,6 +533,7 @@ class HostileTest(JudgeTest):
         self.assertEqual(self.keys(code, "[]"), ["[s'pipe',s'pipe',s'pipe',s'socket']"])
 
 
+@thorough
 class TestsTest(JudgeTest):
     def test_statements_check_functions_test_functions_and_cases_are_all_run(self) -> None:
         code = "def f(x): return x + 1"
@@ -1067,6 +1067,7 @@ class BashTest(JudgeTest):
 
 
 @unittest.skipUnless(shutil.which("node"), "no node here")
+@thorough
 class JavaScriptTest(JudgeTest):
     def setUp(self) -> None:
         super().setUp()
