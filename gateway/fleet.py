@@ -144,6 +144,7 @@ ENGINE_KEYS = (
     Key("dialect", as_is, "dialect"),
     Key("api_version", as_is, "api_version"),
     Key("endpoints", as_tuple, "endpoints"),
+    Key("region", as_is, "region"),
 )
 PARAM_KEYS = (
     Key("strip", as_tuple, "strip"),

@@ -177,10 +177,10 @@ def model_name(text: str) -> str:
 
 
 def region_name(text: str) -> str:
-    """Parse the name of a region."""
+    """Parse the name of a region, whose case does not count."""
     for fault in checks.region(text):
         raise ValueError(fault[2:])
-    return text
+    return text.lower()
 
 
 def origins(text: str) -> tuple[str, ...]:

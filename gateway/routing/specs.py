@@ -28,14 +28,7 @@ from gateway.routing.providers import PROVIDERS, Provider
 from gateway.routing.splits import SplitLinks, SplitSpec, split_faults
 from gateway.routing.virtual import VirtualLinks, VirtualSpec, virtual_faults
 
-STRATEGIES = (
-    "round_robin",
-    "random",
-    "least_connections",
-    "power_of_two",
-    "latency",
-    "prefix_affinity",
-)
+STRATEGIES = ("round_robin", "random", "least_connections", "power_of_two", "latency", "prefix_affinity")
 
 
 def _engines(value: object) -> Iterator[str]:
@@ -70,6 +63,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "dialect": checks.optional(checks.one_of(providers.DIALECTS)),
     "api_version": checks.optional(checks.api_version),
     "endpoints": checks.optional(checks.several_of(providers.ENDPOINTS)),
+    "region": checks.optional(checks.region),
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": checks.name,
@@ -112,7 +106,8 @@ class EngineSpec:
     PROVIDERS, which says what is not said here: `url` ("": its own), `api_key_env` (only for the provider's own
     address), `health_path`, `dialect`. `dialect` is what it speaks, `openai` unless its provider says otherwise.
     `api_version` is sent as Azure's `api-version`; None: as the address needs it. `endpoints`: the only ones that it
-    serves, as the gateway's clients name them (`/v1/embeddings`); None: it is asked for any.
+    serves, as the gateway's clients name them (`/v1/embeddings`); None: it is asked for any. `region` is where it is
+    (see regions.py), kept in lower case; None: nobody has said, so it gets nothing that must stay somewhere.
     """
 
     url: str = ""
@@ -129,6 +124,7 @@ class EngineSpec:
     dialect: str | None = None
     api_version: str | None = None
     endpoints: tuple[str, ...] | None = None
+    region: str | None = None
     address: EngineAddress = field(init=False, repr=False, compare=False)
     is_echo: bool = field(init=False, repr=False, compare=False)
     """Whether this is the built-in echo engine, which has no host."""
@@ -138,6 +134,8 @@ class EngineSpec:
         if preset is not None:
             self._take_url(preset)
         _refuse_faults(ENGINE_CHECKS, vars(self))
+        if self.region is not None:
+            object.__setattr__(self, "region", self.region.lower())
         address = parse_engine_url(self.url)
         if preset is not None:
             self._take(preset, address)

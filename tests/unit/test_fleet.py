@@ -94,7 +94,7 @@ class EngineSpecTest(unittest.TestCase):
             EngineSpec(
                 "x", id="a b", weight=0, max_concurrency=0, max_batch=0, model="", api_key_env="sk-secret",
                 health_path="health", resume=1, usage_in_streams=1,  # type: ignore[arg-type]
-                provider="x", dialect="x", api_version="x", endpoints=("/v1/x",),
+                provider="x", dialect="x", api_version="x", endpoints=("/v1/x",), region="x y",
             )  # fmt: skip
         faults = str(caught.exception).split("; ")
         names = [fault.split(":")[0].partition("[")[0] for fault in faults]
@@ -109,6 +109,13 @@ class EngineSpecTest(unittest.TestCase):
                 self.assertRaisesRegex(ValueError, "^weight: must be an int"),
             ):
                 EngineSpec("http://a", weight=weight)  # type: ignore[arg-type]
+
+    def test_a_region_counts_in_any_case(self) -> None:
+        self.assertIsNone(EngineSpec("http://a").region)
+        self.assertEqual(EngineSpec("http://a", region="EU-West-1").region, "eu-west-1")
+        for region in ("", "a b", "a/b", "x" * 65, 1, ("eu",)):
+            with self.subTest(region), self.assertRaisesRegex(ValueError, "^region: must be 1 to 64 letters"):
+                EngineSpec("http://a", region=region)  # type: ignore[arg-type]
 
     def test_specs_are_frozen(self) -> None:
         with self.assertRaises(FrozenInstanceError):
