@@ -133,6 +133,7 @@ def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *,
     lines = [
         f"address: {address}{_listens(settings)}",
         f"authentication: {_describe_access(settings, state_keys)}",
+        *([] if settings.region is None else [f"region: {settings.region}, whose engines come first"]),
         *_describe_dotenv(settings),
         *_describe_cache(settings),
         *sandbox,
@@ -274,7 +275,8 @@ def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) 
         lines.append(f"every model name{listed_names(router)}" if fleet.wildcard else name)
         for engine in engines[:room]:
             text, kind = state_of(engine, settings)
-            lines.append(f"  {engine.spec.url} {paint(text, kind)}")
+            where = "" if engine.spec.region is None else f" ({engine.spec.region})"
+            lines.append(f"  {engine.spec.url}{where} {paint(text, kind)}")
         left += engines[room:]
     if left:
         out = sum(engine.down for engine in left)

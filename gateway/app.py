@@ -343,6 +343,7 @@ def new_factory(settings: Settings, **own: Any) -> InferenceFactory:
         health_fails=settings.health_fails,
         health_passes=settings.health_passes,
         secrets=settings.engine_keys,
+        region=settings.region,
         **own,
     )
 

@@ -76,6 +76,7 @@ class Asked(Job):
     limit_headers = b""  # lines that tell what is left to the caller
     named_model = ""  # by an invalid request
     model = ""  # the configured one that it asks for, whatever alias it uses; where one engine serves all, the first
+    residency = ""  # the region that it must not leave; "": it may
     restricted = False  # its caller may not use all models
     left = False  # the client has
     cut = False  # by the gateway's own end

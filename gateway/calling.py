@@ -98,6 +98,7 @@ def call_of(
         model = request.get("model")
         asked.named_model = model if type(model) is str else ""
         raise
+    call.residency = asked.residency
     call.priority = asked.priority = identity.priority
     if b"x-gateway-priority" in headers:
         call.priority = asked.priority = priority_of(headers, identity)

@@ -89,6 +89,8 @@ def engine_line(engine: Engine, settings: Settings) -> str:
     """One engine with all that was said of it."""
     spec = engine.spec
     parts = [f"{spec.id}: {spec.url}", f"weight {spec.weight}"]
+    if spec.region is not None:
+        parts.append(f"region {spec.region}")
     if spec.max_concurrency is not None:
         parts.append(f"at most {spec.max_concurrency} at once")
     if spec.model is not None:

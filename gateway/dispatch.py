@@ -18,6 +18,7 @@ from gateway.rescue import Onward
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
 from gateway.routing.providers import endpoint_of
+from gateway.routing.regions import within
 from gateway.routing.retry import CANCELLED, Outcome
 from gateway.routing.router import Router
 from gateway.routing.splits import SplitSpec
@@ -125,6 +126,9 @@ class Asker:
             pools = tuple(pool for pool in pools if may_use(pool.name))
             if not pools:
                 raise RequestRefused("forbidden", "no model with room for the request is allowed for this key")
+        if call.residency:
+            named = named or router.named_by(own)
+            pools = _that_are_within(call, pools, named)
         unable: tuple[Engine, ...] = ()
         if call.path != CHAT or router.engines_differ:
             named = named or router.named_by(own)
@@ -136,7 +140,9 @@ class Asker:
         avoid = accusers.avoided(call.caller) if accusers.told else ()
         limit = self._retry_attempts
         reaches = router.reaches
-        tries = Tries(pools, limit, affinity, call.priority, router.jitter, avoid, reaches, named, unable, own)
+        tries = Tries(
+            pools, limit, affinity, call.priority, router.jitter, avoid, reaches, named, unable, own, call.residency
+        )
         return tries, asked[0]
 
     def choose(self, call: Call, key: str) -> Optional[SplitSpec]:
@@ -146,7 +152,7 @@ class Asker:
         if split is None:
             return None
         stand_ins = self._router.stand_ins_of(split)
-        there = self._router.there([name for name, _ in split.shares], call.path)
+        there = self._router.there([name for name, _ in split.shares], call.path, call.residency)
         chosen = split.choose(key, there, self._router.jitter)
         if chosen is None and call.allow_fallback:
             chosen = self._router.stand_in(stand_ins or ())
@@ -167,6 +173,8 @@ class Asker:
             for name in own.context_fallbacks if call.allow_fallback else ():
                 larger = self._router.route_beyond(pools[0], name)
                 limit = larger[0].spec.max_model_len
+                if not larger[0].is_within(call.residency):
+                    continue
                 if limit is None or _takes(call, larger[0], tokens) <= limit:
                     pools = larger
                     break
@@ -182,7 +190,7 @@ class Asker:
 
     def _adopt(self, call: Call, asked: ModelPool, tried: Tried) -> None:
         """Note the try that counts, for what the client is told."""
-        call.engine_id = tried.engine.id
+        call.engine_id, call.region = tried.engine.id, tried.engine.spec.region
         call.context_tokens = tried.pool.spec.max_model_len
         call.served_model = tried.pool.name if tried.pool.spec.prefix is None else call.model or tried.pool.name
         call.fallback = None if tried.pool is asked else f"{asked.name}->{tried.pool.name}"
@@ -203,9 +211,9 @@ class Asker:
         onward = call.continuation(text, pool.spec.params)
         deadline_s = time.monotonic() + self._limits.first_token_s
         others = [engine for engine in pool.engines if not engine.spec.resume or engine.id == call.engine_id]
-        request = Onward(pool, others)
+        request = Onward(pool, others, call.residency)
         while time.monotonic() < deadline_s and request.take_retry():
-            lease = pool.acquire(others, b"")
+            lease = pool.acquire(others, b"", (), call.residency)
             if lease is None:
                 return None
             if lease.engine in others:
@@ -223,7 +231,7 @@ class Asker:
             call.engine_s += time.monotonic() - began_s
             if isinstance(tried.result, EngineStream):
                 call.resumed += 1
-                call.engine_id = tried.engine.id
+                call.engine_id, call.region = tried.engine.id, tried.engine.spec.region
                 return tried.result
             if isinstance(tried.result, Answer):
                 return None
@@ -236,10 +244,10 @@ def _that_serve(
     """The pools with engines that have the call's path, and those of their engines that have not; for a model that has
     it not, and has not failed elsewhere, only those `named` to stand in. Raises `endpoint_not_served`."""
     path = call.path
-    unable = {pool: pool.unable(path) for pool in pools}
+    unable = {pool: _with_those_outside(call, pool, pool.unable(path)) for pool in pools}
     if call.lacking is not None:
         for pool in pools:
-            lacking = pool.unable(call.lacking)
+            lacking = _with_those_outside(call, pool, pool.unable(call.lacking))
             unable[pool] = tuple(one for one in pool.engines if one in unable[pool] or one not in lacking)
     elif pools[0].engines and len(unable[pools[0]]) == len(pools[0].engines):
         pools = (pools[0], *(pool for pool in pools[1:] if pool.name in named))
@@ -247,6 +255,26 @@ def _that_serve(
     if not able and pools[0].engines:
         raise _not_served(path, pools[0].name)
     return able or pools, tuple(engine for pool in able for engine in unable[pool])
+
+
+def _with_those_outside(call: Call, pool: ModelPool, unable: tuple[Engine, ...]) -> tuple[Engine, ...]:
+    """The engines of a model that are not for a call."""
+    if not call.residency:
+        return unable
+    return tuple(one for one in pool.engines if one in unable or not within(one.spec.region, call.residency))
+
+
+def _that_are_within(call: Call, pools: tuple[ModelPool, ...], named: Sequence[str]) -> tuple[ModelPool, ...]:
+    """The pools with engines that may have what must stay where the call says; where the first has none, which is no
+    failure of it, only those `named` to stand in. Raises `residency_not_served`."""
+    first = pools[0]
+    if not first.is_within(call.residency):
+        pools = (first, *(pool for pool in pools[1:] if pool.name in named))
+    able = tuple(pool for pool in pools if pool.is_within(call.residency))
+    if not able and first.engines:
+        text = f"no engine of the model {first.name} is in the region {call.residency}, where the request must stay"
+        raise RequestRefused("residency_not_served", text, param="model")
+    return able or pools
 
 
 def _not_served(path: str, model: str) -> RequestRefused:

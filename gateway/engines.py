@@ -16,6 +16,7 @@ from gateway.hedging import Answer
 from gateway.routing.engine import Engine
 from gateway.routing.pool import ModelPool
 from gateway.routing.providers import RESPONSES
+from gateway.routing.regions import within
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
 from gateway.steps import ASIDE, Opened, Steps
@@ -106,6 +107,8 @@ class Engines:
     ) -> Steps[Union[Answer, EngineStream]]:
         """One engine's answer to a call, or the stream of it that has begun; `earlier` is the broken stream that is to
         go on. Raises EngineFault, GatewayError."""
+        if not within(engine.spec.region, call.residency):  # a reload has just said so, or it would not be here
+            raise EngineFault(Outcome("moved", f"the engine is not in the region {call.residency}"))
         model = pool.name if pool.spec.prefix is None else self.served_model(call, pool)
         if engine.spec.is_echo:
             yield ASIDE  # it may be asked for much

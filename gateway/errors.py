@@ -104,6 +104,11 @@ ERRORS: Mapping[str, ErrorCode] = {
         "`query` is missing or says nothing.",
         "Send a text that is not empty.",
     ),
+    "invalid_residency": ErrorCode(
+        400,
+        "`X-Gateway-Residency` is no name of a region, or is sent twice.",
+        "Send one name of letters, digits, dots, underscores and hyphens, as in `eu`.",
+    ),
     "invalid_stop": ErrorCode(
         400,
         "`stop` is neither a text nor a short list of texts.",
@@ -144,6 +149,11 @@ ERRORS: Mapping[str, ErrorCode] = {
         "A field asks for what is not done here, or cannot be said to the engine. It may be right elsewhere.",
         "Leave out what `param` names, or ask an engine that has this endpoint itself.",
     ),
+    "residency_not_served": ErrorCode(
+        400,
+        "The model has no engine in the region that the request must not leave. It was sent nowhere.",
+        "Ask another model, or have an engine there (`region`).",
+    ),
     "thread_unsupported_request": ErrorCode(
         400,
         "A message asks for a thread that Anthropic would keep the conversation of; no conversation is kept here.",
@@ -163,6 +173,11 @@ ERRORS: Mapping[str, ErrorCode] = {
         403,
         "The caller is known but may not do this; or a page of another origin has asked.",
         "Use a key that has what the message names; for a page, add its origin to `CORS_ORIGINS`.",
+    ),
+    "residency_conflict": ErrorCode(
+        403,
+        "`X-Gateway-Residency` and the residency of the key exclude each other.",
+        "Ask for a region within the key's, leave the header out, or use another key.",
     ),
     "model_not_found": ErrorCode(
         404,

@@ -299,6 +299,7 @@ def _add(call: Call, again: Call) -> None:
         call.asks.append((again.served_model, more))
     if again.engine_id is not None:
         call.engine_id, call.served_model, call.fallback = again.engine_id, again.served_model, again.fallback
+        call.region = again.region
         call.context_tokens = again.context_tokens
     if before is not None and more is not None:
         call.usage = Usage(

@@ -62,8 +62,9 @@ class InferenceFactory:
     and so is an event of more than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of
     exceptions that nobody had foreseen, with the model and the engine whose attempt fails by them (None: they are
     logged), `on_fleet` of the fleet that is served from now on, after a reload and when engines list other models.
-    Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
-    `fallback`, or an engine's key that cannot be sent.
+    `region` is where this is, whose engines come first (see routing/regions.py); None: nobody's. Thread-safe; close it,
+    or use it as a context manager. Raises ValueError for an unknown `strategy` or `fallback`, or an engine's key that
+    cannot be sent.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class InferenceFactory:
         on_change: Optional[Callable[[StateChange], None]] = None,
         on_crash: Optional[OnCrash] = None,
         on_fleet: Optional[Callable[[FleetSpec], None]] = None,
+        region: Optional[str] = None,
     ) -> None:
         _refuse_unknown("strategy", strategy, STRATEGIES)
         _refuse_unknown("fallback", fallback, FALLBACKS)
@@ -109,6 +111,7 @@ class InferenceFactory:
             breaker=breaker,
             recorder=recorder,
             is_near=self.client.is_near,
+            region=region,
         )
         self._offered = Offered(self.router, fleet, self._serve)
         self.stream_idle_timeout_s = stream_idle_timeout_s

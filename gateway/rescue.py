@@ -100,11 +100,13 @@ def _hangs(attempt: Attempt, lease: Lease) -> bool:
 
 
 class Onward:
-    """A broken stream that goes on elsewhere, as a request that may leave. `others`: engines that are not for it."""
+    """A broken stream that goes on elsewhere, as a request that may leave. `others`: engines that are not for it;
+    `residency`: where it must stay."""
 
-    __slots__ = ("_others", "_paid", "_pool")
+    __slots__ = ("_others", "_paid", "_pool", "_residency")
 
-    def __init__(self, pool: ModelPool, others: list[Engine]) -> None:
+    def __init__(self, pool: ModelPool, others: list[Engine], residency: str = "") -> None:
+        self._residency = residency
         self._pool = pool
         self._others = others
         self._paid = False  # the next retry has been taken from the budget, or needs none
@@ -117,7 +119,7 @@ class Onward:
     def may_leave(self, leases: Sequence[Lease], place_s: float, ahead: int = 0) -> bool:
         """As `Tries.may_leave`; it waits in no line."""
         pool = self._pool
-        if not pool.takes_over(self._others, 0.0, ahead):
+        if not pool.takes_over(self._others, 0.0, ahead, self._residency):
             return False
         self._paid = all(lease.proven for lease in leases) or pool.take_retry(often=True)
         return self._paid

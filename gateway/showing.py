@@ -67,6 +67,7 @@ def engines_of(factory: InferenceFactory) -> Iterator[EngineView]:
             yield EngineView(
                 *(e.model, e.id, e.url, e.state, e.available, e.breaker),
                 *(e.in_flight, limits.get(e.id), e.weight, e.last_error and e.last_error[:ERROR_CHARS]),
+                e.region,
             )
 
 

@@ -8,6 +8,7 @@ ASKING = (
     *("invalid_model", "model_not_found", "context_too_long", "request_exceeds_limit", "endpoint_not_served"),
     *("backend_rejected", "rate_limit_exceeded", "budget_exceeded", "backend_rate_limited"),
     *("backend_error", "backend_unavailable", "draining", "queue_timeout", "gateway_timeout"),
+    *("invalid_residency", "residency_conflict", "residency_not_served"),
 )
 """Errors of whatever asks engines."""
 SHAPED = ("invalid_response_format", "invalid_model_output")
@@ -23,6 +24,7 @@ PARAMETERS = (
     Parameter("header", "X-Request-ID", "An id for the request, which its answer then has; else one is made.", _TEXT),
     Parameter("header", "X-Session-ID", "Requests of one session go to one engine (`prefix_affinity`).", _TEXT),
     Parameter("header", "X-Gateway-Fallback", "`off`: no other model may answer.", _TEXT),
+    Parameter("header", "X-Gateway-Residency", "The region that nothing of the request may leave, as in `eu`.", _TEXT),
     Parameter("header", "X-Gateway-Priority", "`high`, `normal` or `low`, for keys that may say so.", _TEXT),
     Parameter(
         "header", "X-Gateway-Cache", "`on`: an answer may be kept and reused as if it were deterministic.", _TEXT

@@ -125,6 +125,7 @@ ENGINE = _closed(
     last_error=_TEXT_OR_NULL,
     breaker=TEXT,
     available=FLAG,
+    region=_TEXT_OR_NULL,
 )
 _STATE: dict[str, Json] = {
     "Index": _closed({}, name=TEXT, version=TEXT, endpoints={"type": "object", "additionalProperties": TEXT}),
@@ -202,6 +203,7 @@ KEY: dict[str, Json] = {
     "expires": _COUNT_OR_NULL,
     "revoked": _COUNT_OR_NULL,
     "previous_key_until": _COUNT_OR_NULL,
+    "residency": {**_TEXT_OR_NULL, "description": "The region that what it asks must not leave."},
 }
 _USED: dict[str, Json] = {
     **dict.fromkeys(EXPRESSION_BY_COLUMN, _TEXT_OR_NULL),

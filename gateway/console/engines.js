@@ -77,6 +77,7 @@ class EngineRow {
 function details(engine) {
   const parts = [`Breaker ${String(engine.breaker).replace("_", " ")}`];
   if (engine.weight !== 1 && engine.weight !== undefined) parts.push(`weight ${engine.weight}`);
+  if (engine.region) parts.push(engine.region);
   return parts.join(" · ");
 }
 

@@ -42,6 +42,8 @@ class Identity(NamedTuple):
     priority: str = "normal"
     is_key: bool = False
     key_expires_unix_s: Optional[float] = None
+    residency: str = ""
+    """The region that what it asks must not leave; "": it may."""
 
     def require(self, permission: str) -> None:
         """Raise `forbidden`, naming the permission, unless the role has it."""
@@ -176,6 +178,7 @@ class Authenticator:
             record.priority or "normal",
             True,
             record.expires_unix_s,
+            record.residency or "",
         )
 
     def _kept(self, digest: bytes) -> Optional[tuple[float, float, bool, Identity]]:
@@ -203,6 +206,7 @@ class Authenticator:
                 self._role(bearer.role),
                 bearer.models,
                 limits._replace(concurrency=self._defaults.concurrency),
+                residency=bearer.residency,
             )
             if len(self._by_token) >= CACHE_MAX:
                 self._by_token.clear()
@@ -241,6 +245,7 @@ class Authenticator:
                 rpm=limits.rpm or None,
                 tpm=limits.tpm or None,
                 key_expires_unix_s=identity.key_expires_unix_s,
+                residency=identity.residency,
             )
         except ValueError:  # less than a second is left of it
             raise _unauthorized("the key is not valid any more") from None

@@ -26,7 +26,10 @@ OpenDb = Callable[[bool], Optional[StateDb]]
 """Opens the state database; makes it only when its argument says so, and gives None when there is none."""
 
 FAILED, CONFIGURED_WRONGLY = 1, 2
-_COLUMNS = ("name", "role", "state", "models", "rpm", "tpm", "concurrency", "budget", "priority", "created", "expires")
+_COLUMNS = (
+    *("name", "role", "state", "models", "rpm", "tpm", "concurrency", "budget", "priority", "residency"),
+    *("created", "expires"),
+)
 
 
 def state_db_at(path: Path) -> OpenDb:
@@ -179,6 +182,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     create.add_argument("--budget-period", help=f"{', '.join(BUDGET_PERIODS)} (default: month)")
     create.add_argument("--expires", dest="expires_s", type=_duration, help="from now, as in 90d (default: never)")
     create.add_argument("--priority", help=", ".join(PRIORITIES))
+    create.add_argument("--residency", help="the region that what it asks must not leave, as in eu (default: none)")
     rotate = commands.add_parser("rotate", help="give a key a new secret and show it, once")
     rotate.add_argument("name", metavar="NAME")
     rotate.add_argument(

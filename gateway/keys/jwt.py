@@ -19,6 +19,7 @@ from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Unio
 
 from gateway.clock import unix_s
 from gateway.keys.roles import MODEL_PATTERN
+from gateway.routing.checks import region
 
 HMAC_DIGESTS: Mapping[str, str] = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
 SECRET_MIN_BYTES = 32
@@ -44,7 +45,8 @@ class SignatureCheck(Protocol):
 
 
 class Bearer(NamedTuple):
-    """Who a token speaks for. `models` (): it names none; `rpm`, `tpm` None: it sets no limit of its own.
+    """Who a token speaks for. `models` (): it names none; `rpm`, `tpm` None: it sets no limit of its own; `residency`:
+    the region that what it asks must not leave, "": it may.
 
     `from_key`: the gateway issued it for the key named `name`, so it is worth no more than that key is now.
     """
@@ -56,6 +58,7 @@ class Bearer(NamedTuple):
     tpm: Optional[int]
     expires_unix_s: float
     from_key: bool
+    residency: str = ""
 
 
 class HmacSignature:
@@ -155,6 +158,7 @@ class TokenVerifier:
             _limit(claims, "tpm"),
             float(claims["exp"]),
             claims.get("igw") == "key",
+            _residency(claims),
         )
 
     def sign(self, claims: Mapping[str, Any]) -> str:
@@ -174,6 +178,7 @@ class TokenVerifier:
         tpm: Optional[int] = None,
         ttl_s: float = TTL_MAX_S,
         key_expires_unix_s: Optional[float] = None,
+        residency: str = "",
     ) -> tuple[str, int]:
         """A token for the holder of a key, and the whole seconds it is good for: `ttl_s`, or until the key expires.
 
@@ -188,7 +193,9 @@ class TokenVerifier:
         if expires_unix_s <= now_unix_s:
             raise ValueError("the key has expired")
         claims: dict[str, Any] = {"sub": name, "role": role, "igw": "key"}
+        optional: dict[str, Any]
         optional = {"iss": self._issuer, "aud": self._audience, "models": list(models) or None, "rpm": rpm, "tpm": tpm}
+        optional["residency"] = residency or None
         claims.update((claim, value) for claim, value in optional.items() if value is not None)
         claims.update(iat=now_unix_s, exp=expires_unix_s, jti=os.urandom(12).hex())
         return self.sign(claims), expires_unix_s - now_unix_s
@@ -313,3 +320,11 @@ def _limit(claims: Mapping[str, Any], claim: str) -> Optional[int]:
     if value is None or (type(value) is int and 1 <= value <= 1_000_000_000):
         return value
     raise TokenRefused(f"{claim} is not a positive integer")
+
+
+def _residency(claims: Mapping[str, Any]) -> str:
+    value = claims.get("residency")
+    # Anything but a region's name is refused: what cannot be read must not count for nothing.
+    if any(True for _ in region(value)) and "residency" in claims:
+        raise TokenRefused("residency is not a region")
+    return value.lower() if isinstance(value, str) else ""

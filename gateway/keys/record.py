@@ -18,7 +18,7 @@ from typing import Any, Optional
 from gateway.clock import unix_s
 from gateway.keys.roles import MODEL_PATTERN, NAME_PATTERN, model_allowed
 from gateway.limits.budgets import BUDGET_PERIODS
-from gateway.routing.checks import quoted
+from gateway.routing.checks import quoted, region
 
 KEY_PREFIX = "igw_"
 PRIORITIES = ("high", "normal", "low")
@@ -35,6 +35,7 @@ ARGUMENTS = (
     "budget_period",
     "expires",
     "priority",
+    "residency",
 )
 """What may be said of a new key, in the admin API and, with dashes, on the command line."""
 
@@ -53,7 +54,8 @@ class KeyRefused(ValueError):
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """A key as the gateway knows it. None for a limit: the gateway's default; `models` (): every model.
+    """A key as the gateway knows it. None for a limit: the gateway's default; `models` (): every model; `residency`:
+    the region that what it asks must not leave, in lower case, None: it may.
 
     `previous_keys`: the digests that rotations have replaced, the latest last, and until when each is good.
     """
@@ -72,6 +74,7 @@ class KeyRecord:
     revoked_unix_s: Optional[float]
     previous_keys: tuple[tuple[bytes, float], ...] = field(repr=False)
     priority: Optional[str]
+    residency: Optional[str] = None
 
     def refusal(self, digest: bytes, now_unix_s: float) -> Optional[str]:
         """Why a key of this record, known by its digest, is not good now: for the log. None: it is good."""
@@ -141,6 +144,7 @@ def to_public(record: KeyRecord, now_unix_s: Optional[float] = None) -> dict[str
         "budget_usd": record.budget_usd,
         "budget_period": record.budget_period,
         "priority": record.priority,
+        "residency": record.residency,
         "created": _whole(record.created_unix_s),
         "expires": _whole(record.expires_unix_s),
         "revoked": _whole(record.revoked_unix_s),
@@ -216,6 +220,11 @@ def key_schema() -> dict[str, Any]:
             "pattern": "^[0-9]{1,12}[smhd]$",
         },
         "priority": {"description": "Who goes first when requests wait.", "enum": [*PRIORITIES, None]},
+        "residency": {
+            "description": "The region that what it asks must not leave, as in `eu`; by default none.",
+            "type": ["string", "null"],
+            "pattern": "^[A-Za-z0-9._-]{1,64}$",
+        },
     }
     return {"type": "object", "required": ["name"], "properties": fields, "additionalProperties": False}
 
@@ -239,6 +248,8 @@ def faults_of(record: KeyRecord, roles: tuple[str, ...]) -> Iterator[str]:
     yield from _budget_faults(record.budget_usd, record.budget_period)
     if record.priority is not None and record.priority not in PRIORITIES:
         yield f"priority: must be one of {', '.join(PRIORITIES)}, not {quoted(record.priority)}"
+    if record.residency is not None:
+        yield from (f"residency{fault}" for fault in region(record.residency))
 
 
 def _models_faults(models: object) -> Iterator[str]:

@@ -145,6 +145,7 @@ class KeyStore:
         budget_period: Optional[str] = None,
         expires_s: Optional[float] = None,
         priority: Optional[str] = None,
+        residency: Optional[str] = None,
     ) -> tuple[KeyRecord, str]:
         """Make a key; returns its record and its secret, which nobody can be told again.
 
@@ -170,6 +171,7 @@ class KeyStore:
             revoked_unix_s=None,
             previous_keys=(),
             priority=priority,
+            residency=residency.lower() if isinstance(residency, str) else residency,
         )
         faults = [*faults_of(record, self._roles), *span_faults("expires", expires_s, 1)]
         if faults:

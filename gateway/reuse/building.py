@@ -39,6 +39,7 @@ def reuse_of(
         caches=caches,
         together=Together(gathering, ask, settings.batch_max_size),
         batch_embeddings=settings.batch_embeddings,
+        region=settings.region,
     )
 
 

@@ -1,7 +1,8 @@
 """The caches together: memory, the file, Redis, and the two bars of a near duplicate.
 
 Steps (see `steps.py`). `Caches` owns the store and what is behind it; it holds no lock of its own. A request waits for
-Redis without a thread, and for no longer than `redis_timeout_s`; what the file has is read on a thread.
+Redis without a thread, and for no longer than `redis_timeout_s`; what the file has is read on a thread. What must stay
+in a region is neither kept in Redis nor asked for there: nobody knows where that is.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class Caches:
 
     def elsewhere(self, asked: Asked, key: bytes, max_age_s: Optional[float]) -> Steps[Optional[Found]]:
         """The answer to a request, if another gateway has kept it."""
-        if self.shared is None:
+        if self.shared is None or asked.residency:
             return None
         return (yield from self._shared(asked, self.shared.get(key), max_age_s))
 
@@ -233,7 +234,7 @@ class Caches:
         found = self._used(self.store.get_near(near, unix_s(), max_age_s))
         if found is not None:
             return (yield from self.whole(found))
-        if self.shared is None:
+        if self.shared is None or asked.residency:
             return None
         return (yield from self._shared(asked, self.shared.get(near=near), max_age_s))
 
@@ -256,14 +257,14 @@ class Caches:
             return None
         return found._replace(similarity=similarity)
 
-    def put(self, stored: Stored) -> None:
-        """Keep an answer. Never blocks."""
+    def put(self, stored: Stored, stays: bool = False) -> None:
+        """Keep an answer; here alone if it `stays`. Never blocks."""
         self.see_to_age()
         if not self.store.put(stored):
             return
         if self.file is not None:
             self.file.put(stored)
-        if self.shared is not None:
+        if self.shared is not None and not stays:
             self.shared.put(stored)
 
     def clear(self, chosen: Chosen, timeout_s: float = CLEAR_S) -> int:

@@ -22,6 +22,7 @@ from gateway.reuse.flights import LATE_CODES, Flight, Flights, Following, again
 from gateway.reuse.store import Found
 from gateway.reuse.stored import Stored
 from gateway.reuse.together import EMBEDDINGS, QUERIES, Together, adopt
+from gateway.routing.regions import within
 from gateway.routing.router import Router
 from gateway.steps import ASIDE, Flag, Steps
 from gateway.threads import Threads
@@ -63,7 +64,8 @@ class Likeness(NamedTuple):
 
 
 class Reuse:
-    """Spares requests their calls. Thread-safe. `caches` None: CACHE=off.
+    """Spares requests their calls. Thread-safe. `caches` None: CACHE=off. `region` is where answers are kept that must
+    not leave one, None: nobody has said, so such answers are not kept.
 
     `ask` has a call asked, once there is a place for it.
     """
@@ -78,6 +80,7 @@ class Reuse:
         caches: Optional[Caches],
         together: Together,
         batch_embeddings: bool,
+        region: Optional[str] = None,
     ) -> None:
         self._router = router
         self._ask = ask
@@ -86,6 +89,7 @@ class Reuse:
         self.caches = caches
         self._together = together
         self._batch_embeddings = batch_embeddings
+        self._region = region
         self.flights = Flights()
         self._threads = Threads("reuse", 1)
         self._keeping = threading.Semaphore(KEEPING_MAX)  # less the streams that are still to be put together
@@ -99,7 +103,7 @@ class Reuse:
             coalesce = coalesce if wishes.coalesce is None else wishes.coalesce
         if coalesce or caches is not None:
             like = self._likeness(asked, call, wishes)
-            if caches is not None and (like is None or not wishes.keep):
+            if caches is not None and (like is None or not wishes.keep or not within(self._region, call.residency)):
                 asked.reused = BYPASS
                 caches = None
             if like is not None and (coalesce or caches is not None):
@@ -153,7 +157,7 @@ class Reuse:
             text = likeness.canonical(path, call.richest, model)
         except (RecursionError, ValueError):
             return None
-        return Likeness(scope, path, model, likeness.key_of(scope, text))
+        return Likeness(scope, path, model, likeness.key_of(whose(scope, call.residency), text))
 
     # --- the cache -------------------------------------------------------------------------------------------------
 
@@ -183,7 +187,7 @@ class Reuse:
         return Answer(body, NOTHING_USED)
 
     def _look_near(self, caches: Caches, asked: Asked, call: Call, like: Likeness, wishes: Wishes) -> Steps[Any]:
-        near = likeness.near_of(like.path, call.richest, like.model, like.scope)
+        near = likeness.near_of(like.path, call.richest, like.model, whose(like.scope, call.residency))
         if near is None:
             return None
         return (yield from caches.find_near(asked, near, wishes.max_age_s))
@@ -211,7 +215,7 @@ class Reuse:
             group,
             vector,
         )
-        caches.put(stored)
+        caches.put(stored, stays=bool(call.residency))
 
     # --- single flight ---------------------------------------------------------------------------------------------
 
@@ -323,6 +327,12 @@ class Shared:
         self.flight = flight
         self.flights = reuse.flights
         self.keep = keep
+
+
+def whose(scope: str, residency: str) -> str:
+    """Among whose requests one may be like another: what must stay somewhere is like nothing that need not, or must
+    elsewhere. (No name has a line's end.)"""
+    return f"{scope}\n{residency}" if residency else scope
 
 
 def texts_in(value: Any) -> Optional[list[str]]:

@@ -210,7 +210,7 @@ def _joint_call(batch: Batch, kind: Kind) -> Call:
         priority=lead.priority,
     )
     call.model, call.caller, call.may_use, call.is_query = lead.model, lead.caller, lead.may_use, lead.is_query
-    call.split, call.stand_ins = lead.split, lead.stand_ins
+    call.split, call.stand_ins, call.residency = lead.split, lead.stand_ins, lead.residency
     call.is_joint = True
     if batch.leader.call is not None:
         call.be_part_of(batch.leader.call)  # which is cancelled when nobody waits any more
@@ -219,7 +219,7 @@ def _joint_call(batch: Batch, kind: Kind) -> Call:
 
 def adopt(call: Call, shared: Call, leads: bool) -> None:
     """Note for one request what became of the call that it shares; who leads tells of its attempts."""
-    call.engine_id = shared.engine_id
+    call.engine_id, call.region = shared.engine_id, shared.region
     call.served_model = shared.served_model
     call.context_tokens = shared.context_tokens
     call.fallback = shared.fallback
@@ -258,7 +258,8 @@ def _key(asked: Asked, call: Call, kind: Kind) -> tuple[object, ...]:
     """What all requests of a batch have in common."""
     others = {key: value for key, value in call.request.items() if key not in (kind.field, "model", "user")}
     restricted = asked.identity.name if asked.identity is not None and call.may_use is not None else None
-    return call.path, call.model, call.is_query, call.allow_fallback, call.priority, restricted, dump(others)
+    how = call.allow_fallback, call.priority, call.residency
+    return call.path, call.model, call.is_query, how, restricted, dump(others)
 
 
 # --- splitting -----------------------------------------------------------------------------------------------------

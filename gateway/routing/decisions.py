@@ -37,6 +37,7 @@ class Decisions:
         tried: Collection[Engine],
         affinity: bytes,
         avoid: Collection[Engine],
+        residency: str,
         lease: Optional[Lease],
         now_s: float,
     ) -> None:
@@ -45,13 +46,20 @@ class Decisions:
             "tried": self._ids_in(tried),
             "affinity": affinity.hex(),
             **({"avoid": self._ids_in(avoid)} if avoid else {}),
+            **_of_residency(residency),
             "candidates": self._candidates_locked(now_s),
         }
         self._record_locked("acquire", now_s, inputs, None if lease is None else lease.engine.id)
 
-    def last_resort_locked(self, tried: Collection[Engine], engine: Optional[Engine], now_s: float) -> None:
+    def last_resort_locked(
+        self, tried: Collection[Engine], residency: str, engine: Optional[Engine], now_s: float
+    ) -> None:
         """An engine that is out was chosen, or none."""
-        inputs = {"tried": self._ids_in(tried), "candidates": self._candidates_locked(now_s)}
+        inputs = {
+            "tried": self._ids_in(tried),
+            **_of_residency(residency),
+            "candidates": self._candidates_locked(now_s),
+        }
         self._record_locked("last_resort", now_s, inputs, None if engine is None else engine.id)
 
     def reconfigure_locked(
@@ -71,6 +79,10 @@ class Decisions:
             **({"keep_weights": True} if keep_weights else {}),
         }
         self.line_locked("reconfigure", inputs, served, now_s)
+
+    def join_locked(self, priority: str, residency: str, served: Sequence[Waiter], now_s: float) -> None:
+        """One waits for a place."""
+        self.line_locked("join", {"priority": priority, **_of_residency(residency)}, served, now_s)
 
     def line_locked(self, operation: str, inputs: Mapping[str, object], served: Sequence[Waiter], now_s: float) -> None:
         """After this operation, these were served from the line."""
@@ -150,6 +162,17 @@ def model_json(model: ModelSpec) -> Record:
         "hedge_ratio": model.hedge_ratio,
         "hedge_after_ms": model.hedge_after_ms,
         "engines": [
-            {"url": e.url, "id": e.id, "weight": e.weight, "max_concurrency": e.max_concurrency} for e in model.engines
+            {
+                "url": e.url,
+                "id": e.id,
+                "weight": e.weight,
+                "max_concurrency": e.max_concurrency,
+                **({} if e.region is None else {"region": e.region}),
+            }
+            for e in model.engines
         ],
     }
+
+
+def _of_residency(residency: str) -> Record:
+    return {"residency": residency} if residency else {}

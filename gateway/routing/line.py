@@ -7,7 +7,9 @@ outside that lock; the pool hands it a place directly, so that nobody who comes 
 from __future__ import annotations
 
 import heapq
+import math
 import threading
+from collections.abc import Iterator
 from typing import Optional
 
 from gateway.routing.engine import Engine
@@ -41,13 +43,15 @@ class Waiter:
     """One waiting request. `lease` is set before `ready` is; ready without a lease: no engine is left to wait for.
 
     `predicted_s`: how long it will wait, as it looked when it joined; who overtakes it later is no reason to refuse it.
+    `residency`: only engines there are for it; "": any.
     """
 
-    __slots__ = ("due_s", "gone", "lease", "number", "predicted_s", "ready")
+    __slots__ = ("due_s", "gone", "lease", "number", "predicted_s", "ready", "residency")
 
-    def __init__(self, number: int, due_s: float) -> None:
+    def __init__(self, number: int, due_s: float, residency: str = "") -> None:
         self.number = number
         self.due_s = due_s
+        self.residency = residency
         self.ready = threading.Event()
         self.lease: Optional[Lease] = None
         self.gone = False
@@ -55,17 +59,19 @@ class Waiter:
 
 
 class Line:
-    """Waiting requests, the next one first: by arrival, lower priorities as if they had come `AGEING_S` later each."""
+    """Waiting requests, the next one first: by arrival, lower priorities as if they had come `AGEING_S` later each.
 
-    def __init__(self) -> None:
+    `numbers` come from one count for all lines of a model.
+    """
+
+    def __init__(self, numbers: Iterator[int]) -> None:
         self._heap: list[tuple[float, int, Waiter]] = []
-        self._number = 0
+        self._numbers = numbers
         self.length = 0
 
-    def join(self, priority: str, now_s: float) -> Waiter:
+    def join(self, priority: str, now_s: float, residency: str = "") -> Waiter:
         """Queue up."""
-        self._number += 1
-        waiter = Waiter(self._number, now_s + RANK_BY_PRIORITY[priority] * AGEING_S)
+        waiter = Waiter(next(self._numbers), now_s + RANK_BY_PRIORITY[priority] * AGEING_S, residency)
         heapq.heappush(self._heap, (waiter.due_s, waiter.number, waiter))
         self.length += 1
         return waiter
@@ -88,6 +94,12 @@ class Line:
         self._heap.clear()
         self.length = 0
         return waiters
+
+    def head(self) -> tuple[float, int]:
+        """What the next one is known by among those of all lines, the least first; infinity when nobody waits."""
+        while self._heap and self._heap[0][2].gone:
+            heapq.heappop(self._heap)
+        return self._heap[0][:2] if self._heap else (math.inf, 0)
 
     def next(self) -> Optional[Waiter]:
         """Take the next one out of the line; None when nobody waits."""

@@ -12,6 +12,7 @@ from typing import NamedTuple, Optional
 
 from gateway.routing.breaker import OPEN, BreakerPolicy
 from gateway.routing.engine import Engine
+from gateway.routing.regions import kept_within
 from gateway.routing.specs import ModelSpec
 
 
@@ -27,6 +28,7 @@ class EngineSnapshot(NamedTuple):
     last_error: Optional[str]
     breaker: str
     available: bool  # may be chosen: a breaker stays `open` until a request tries the engine, but not in the way of it
+    region: Optional[str] = None  # nobody has said where it is
 
 
 class Members:
@@ -98,9 +100,9 @@ class Members:
             return tuple(engine for engine in self.engines if engine.available(now_s))
         return self._in
 
-    def all_full_locked(self, now_s: float, besides: Collection[Engine] = ()) -> bool:
+    def all_full_locked(self, now_s: float, besides: Collection[Engine] = (), residency: str = "") -> bool:
         """Whether engines other than these are in, but each is at its `max_concurrency`."""
-        engines = [engine for engine in self.look_locked(now_s) if engine not in besides]
+        engines = [engine for engine in kept_within(self.look_locked(now_s), residency) if engine not in besides]
         return bool(engines) and all(engine.full() for engine in engines)
 
     def due_for_probe_locked(self, fresh_s: float, now_s: float) -> list[Engine]:
@@ -111,9 +113,9 @@ class Members:
             if not engine.spec.is_echo and (engine.down or engine.fails or now_s - engine.ok_at_s >= fresh_s)
         ]
 
-    def shortest_rest_s_locked(self, now_s: float) -> Optional[float]:
+    def shortest_rest_s_locked(self, now_s: float, residency: str = "") -> Optional[float]:
         """Seconds until the first resting engine returns; None when none rests."""
-        waits = [e.out_until_s - now_s for e in self.engines if e.state(now_s) == "resting"]
+        waits = [e.out_until_s - now_s for e in kept_within(self.engines, residency) if e.state(now_s) == "resting"]
         return min(waits) if waits else None
 
     def snapshot_locked(self, now_s: float) -> list[EngineSnapshot]:
@@ -129,6 +131,7 @@ class Members:
                 e.last_error,
                 e.breaker.state_name,
                 e.available(now_s),
+                e.spec.region,
             )
             for e in self.engines
         ]

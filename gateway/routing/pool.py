@@ -21,23 +21,26 @@ class ModelPool(Roster):
 
     # --- choosing --------------------------------------------------------------------------------------------------
 
-    def acquire(self, tried: Collection[Engine], affinity: bytes, avoid: Collection[Engine] = ()) -> Optional[Lease]:
+    def acquire(
+        self, tried: Collection[Engine], affinity: bytes, avoid: Collection[Engine] = (), residency: str = ""
+    ) -> Optional[Lease]:
         """Choose an engine that is in and take one place on it; None when none is in or all are full.
 
         `tried` engines are chosen again only when every engine that is in has been tried. The place is given back by
         `settle`, exactly once. The first try of a request (nothing tried) counts towards the budget of retries. Engines
-        to `avoid` are chosen only when no other is free.
+        to `avoid` are chosen only when no other is free. With a `residency`, as everywhere here, there are only the
+        engines within it (see regions.py).
         """
         with self._lock:
             now_s = self._clock()
             if not tried:
                 self._budget.request(now_s)
-            lease = self._chooser.acquire_locked(tried, affinity, avoid, now_s)
+            lease = self._chooser.acquire_locked(tried, affinity, avoid, now_s, residency)
             if self._decisions is not None:
-                self._decisions.acquire_locked(tried, affinity, avoid, lease, now_s)
+                self._decisions.acquire_locked(tried, affinity, avoid, residency, lease, now_s)
             return lease
 
-    def join_line(self, priority: str, affinity: bytes) -> Optional[Waiter]:
+    def join_line(self, priority: str, affinity: bytes, residency: str = "") -> Optional[Waiter]:
         """Wait for a place when engines are in but all are full; None when none is in.
 
         The waiter's `ready` is set when it has its `lease`, which may be at once, or, without one, when no engine is in
@@ -45,9 +48,9 @@ class ModelPool(Roster):
         """
         with self._lock:
             now_s = self._clock()
-            waiter, served = self._chooser.join_locked(priority, now_s)
+            waiter, served = self._chooser.join_locked(priority, now_s, residency)
             if self._decisions is not None:
-                self._decisions.line_locked("join", {"priority": priority}, served, now_s)
+                self._decisions.join_locked(priority, residency, served, now_s)
         wake(served)
         return waiter
 
@@ -58,7 +61,7 @@ class ModelPool(Roster):
         before its waiter's event is set: one that comes at the last moment is found here.
         """
         with self._lock:
-            self._chooser.line.leave(waiter)
+            self._chooser.leave_locked(waiter)
             if self._decisions is not None:
                 self._decisions.leave_locked(waiter, self._clock())
             return waiter.lease
@@ -67,41 +70,41 @@ class ModelPool(Roster):
         """Look again whether a place is free: an engine's rest or open breaker ends without anybody's doing."""
         with self._lock:
             now_s = self._clock()
-            if self._members.all_full_locked(now_s):
+            if self._chooser.in_vain_locked(now_s):
                 return  # in vain, and so without a trace: only what is recorded may change what is decided
             served = self._chooser.serve_locked(now_s)
             if served and self._decisions is not None:
                 self._decisions.line_locked("serve", {}, served, now_s)
         wake(served)
 
-    def predicted_wait_s(self, waiter: Optional[Waiter] = None) -> float:
+    def predicted_wait_s(self, waiter: Optional[Waiter] = None, residency: str = "") -> float:
         """How long this request (None: one that joins the line now) will wait, as it looks now: so many places must
         become free until it is served, each at the usual time a place is held."""
         with self._lock:
-            return self._chooser.predicted_wait_s_locked(waiter, 0, self._clock())
+            return self._chooser.predicted_wait_s_locked(waiter, 0, self._clock(), residency)
 
-    def acquire_last_resort(self, tried: Collection[Engine]) -> Optional[Lease]:
+    def acquire_last_resort(self, tried: Collection[Engine], residency: str = "") -> Optional[Lease]:
         """Take a place on the engine that returns soonest although it is out; never a resting, full or tried one."""
         with self._lock:
             now_s = self._clock()
-            engine = self._chooser.last_resort_locked(tried, now_s)
+            engine = self._chooser.last_resort_locked(tried, now_s, residency)
             lease = None if engine is None else self._chooser.take_locked(engine, now_s)
             if self._decisions is not None:
-                self._decisions.last_resort_locked(tried, engine, now_s)
+                self._decisions.last_resort_locked(tried, residency, engine, now_s)
             return lease
 
-    def last_resort_wait_s(self, tried: Collection[Engine]) -> Optional[float]:
+    def last_resort_wait_s(self, tried: Collection[Engine], residency: str = "") -> Optional[float]:
         """Seconds (to the millisecond) until the engine that `acquire_last_resort` would take returns, or None."""
         with self._lock:
             now_s = self._clock()
-            engine = self._chooser.last_resort_locked(tried, now_s)
+            engine = self._chooser.last_resort_locked(tried, now_s, residency)
             return None if engine is None else round(engine.returns_at_s(now_s) - now_s, 3)
 
-    def takes_over(self, left: Collection[Engine], place_s: float, ahead: int = 0) -> bool:
+    def takes_over(self, left: Collection[Engine], place_s: float, ahead: int = 0, residency: str = "") -> bool:
         """Whether an engine other than those `left` is in, and a request that came now would have a place at once, or
         in less than `place_s` seconds. `ahead`: so many others are on their way here."""
         with self._lock:
-            return self._chooser.takes_over_locked(left, place_s, ahead, self._clock())
+            return self._chooser.takes_over_locked(left, place_s, ahead, self._clock(), residency)
 
     def take_retry(self, often: bool = False) -> bool:
         """Take one retry from the budget (20 % of the last ten seconds' requests, at least 10); False: none is left.
@@ -170,8 +173,9 @@ class ModelPool(Roster):
                 held_s = duration_s if held_s is None else held_s
                 if lease.counted is None and self._hedges.by_latency:
                     self._hedges.note_locked(duration_s)
-            self._chooser.give_back_locked(lease.engine, held_s if blame == "good" else None)
-            served = self._chooser.serve_locked(now_s) if self._chooser.line.length else []
+            chooser = self._chooser
+            chooser.give_back_locked(lease.engine, held_s if blame == "good" else None)
+            served = chooser.serve_locked(now_s) if chooser.line.length or chooser.staying else []
             if self._decisions is not None:
                 self._decisions.settle_locked(lease, outcome, doubted, blame, duration_s, held_s, served, now_s)
         if served:

@@ -22,6 +22,7 @@ from gateway.routing.hedges import Hedges
 from gateway.routing.line import Waiter
 from gateway.routing.members import EngineSnapshot, Members
 from gateway.routing.providers import RESPONSES
+from gateway.routing.regions import kept_within
 from gateway.routing.specs import ENGINE_CHECKS, ModelSpec
 from gateway.routing.standing import Standing, StateChange
 
@@ -40,12 +41,13 @@ class Roster:
         clock: Callable[[], float],
         breaker: BreakerPolicy = DEFAULT_POLICY,
         recorder: Optional[Recorder] = None,
+        home: Optional[str] = None,
     ) -> None:
         self.name = spec.name
         self._clock = clock
         self._lock = threading.Lock()
         self._members = Members(breaker)
-        self._chooser = Chooser(self._members, rng)
+        self._chooser = Chooser(self._members, rng, home)
         self._standing = Standing(self._members)
         self._hedges = Hedges()
         self._budget = RetryBudget()
@@ -58,8 +60,9 @@ class Roster:
         self.spec = spec
         self.strategy_name = spec.strategy or strategy
         self._hedges.configure_locked(spec)
-        self._chooser.use_locked(self.strategy_name)
-        return self._members.configure_locked(spec, forget, keep_weights)
+        gone = self._members.configure_locked(spec, forget, keep_weights)
+        self._chooser.use_locked(self.strategy_name)  # among these
+        return gone
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -90,7 +93,7 @@ class Roster:
         with self._lock:
             self._decisions = None  # nothing is decided here any more; another model may get the name
             self._members.retire_locked()
-            dismissed = self._chooser.line.dismiss()
+            dismissed = self._chooser.dismiss_locked()
         wake(dismissed)
         return self.engines
 
@@ -186,25 +189,29 @@ class Roster:
         with self._lock:
             return self._members.due_for_probe_locked(fresh_s, self._clock())
 
-    def any_available(self) -> bool:
-        """Whether at least one engine is in."""
+    def any_available(self, residency: str = "") -> bool:
+        """Whether at least one engine is in, of those that may have what must stay in `residency` ("": any)."""
         with self._lock:
-            return bool(self._members.look_locked(self._clock()))
+            return bool(kept_within(self._members.look_locked(self._clock()), residency))
 
-    def all_full(self, besides: Collection[Engine] = ()) -> bool:
+    def is_within(self, residency: str) -> bool:
+        """Whether one of its engines, be it out, may have what must stay there."""
+        return not residency or bool(kept_within(self._members.engines, residency))
+
+    def all_full(self, besides: Collection[Engine] = (), residency: str = "") -> bool:
         """Whether engines other than these are in, but each is at its `max_concurrency`."""
         with self._lock:
-            return self._members.all_full_locked(self._clock(), besides)
+            return self._members.all_full_locked(self._clock(), besides, residency)
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a place on an engine."""
-        return self._chooser.line.length
+        return self._chooser.waiting
 
-    def shortest_rest_s(self) -> Optional[float]:
+    def shortest_rest_s(self, residency: str = "") -> Optional[float]:
         """Seconds until the first resting engine returns; None when none rests."""
         with self._lock:
-            return self._members.shortest_rest_s_locked(self._clock())
+            return self._members.shortest_rest_s_locked(self._clock(), residency)
 
     def snapshot(self) -> list[EngineSnapshot]:
         """Every engine as it is now."""

@@ -27,7 +27,7 @@ class Router(Names):
     """All models.
 
     `fallback` is `any` (a model's own list, then the others in file order, as far as `reaches` says), `configured` (its
-    own list) or `off`. `is_near` tells of hosts.
+    own list) or `off`. `is_near` tells of hosts. `region`: whose engines come first; None: nobody's.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Router(Names):
         breaker: BreakerPolicy = DEFAULT_POLICY,
         recorder: Optional[Recorder] = None,
         is_near: IsNear = is_near_host,
+        region: Optional[str] = None,
     ) -> None:
         super().__init__()
         self._strategy = strategy
@@ -51,6 +52,7 @@ class Router(Names):
         self._breaker = breaker
         self._recorder = recorder
         self._is_near = is_near
+        self._region = region
         self.accusers = Accusers(clock)
         self.pools: dict[str, ModelPool] = {}
         self.sources: dict[str, ModelPool] = {}
@@ -134,7 +136,7 @@ class Router(Names):
     def new_pool(self, spec: ModelSpec) -> ModelPool:
         """A pool with a random generator of its own: what one model draws depends on its own requests only."""
         rng = Random(f"{self._seed}:{spec.name}")
-        return ModelPool(spec, self._strategy, rng, self._clock, self._breaker, self._recorder)
+        return ModelPool(spec, self._strategy, rng, self._clock, self._breaker, self._recorder, self._region)
 
     def _route(self, fleet: FleetSpec, pools: dict[str, ModelPool], name: str) -> tuple[ModelPool, ...]:
         spec = pools[name].spec
@@ -167,14 +169,36 @@ class Router(Names):
         are to be none, but not of a chain, which is a model made of all of them."""
         return split.fallbacks if split.is_chain or self._fallback != "off" else ()
 
-    def there(self, names: Sequence[str], path: str) -> Collection[Optional[str]]:
-        """Of these models, those that have an endpoint (of OpenAI's); where none has it, all with engines."""
+    def there(self, names: Sequence[str], path: str, residency: str = "") -> Collection[Optional[str]]:
+        """Of these models, those that have an endpoint (of OpenAI's); where none has it, all with engines. With a
+        residency, those that have engines within it; where none has, as if there was none."""
+        if residency:
+            routes = [(name, self._routes[name][0]) for name in names if name in self._routes]
+            names = [name for name, pool in routes if pool.is_within(residency)] or names
+            return [name for name in self.there(names, path) if name in names]
         if path in (CHAT, RESPONSES) and not self.engines_differ:
             return self.routed
         paths = (RESPONSES, CHAT) if path == RESPONSES else (path,)  # in whose words the others are asked
         pools = [(name, self._routes[name][0]) for name in names if name in self._routes]
         able = [name for name, pool in pools if not all(map(pool.lacks, paths))]
         return able or self.routed
+
+    def is_within(self, name: Optional[str], residency: str) -> bool:
+        """Whether what must stay there may be asked of the model of that name: one of its engines is there, or one of
+        what it is made of."""
+        if not residency:
+            return True
+        virtual, split = self._virtual.get(name), (self.splits or {}).get(name)
+        if virtual is not None:
+            names: Sequence[Optional[str]] = virtual.members
+        elif split is not None:
+            names = [*(share for share, _ in split.shares), *(split.fallbacks or ())]
+        else:
+            names = [name]
+        if self.fleet.wildcard:
+            names = [None]
+        routes = [self._routes.get(one) or self._by_its_prefix(one) for one in names]
+        return any(route is not None and route[0].is_within(residency) for route in routes)
 
     def stand_in(self, names: Sequence[str]) -> Optional[str]:
         """The first of these models that is there; None: none is."""

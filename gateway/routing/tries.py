@@ -14,6 +14,7 @@ from gateway.errors import EngineFailed, GatewayError
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
+from gateway.routing.regions import kept_within
 from gateway.routing.retry import BACKOFF_MAX_S, OVERLOADED, RATE_LIMITED, Outcome, backoff_ceiling_s, rest_s
 
 _CODE_BY_KIND = {
@@ -65,6 +66,7 @@ class Tries:
         "_priority",
         "_proven",
         "_reaches",
+        "_residency",
         "_tried",
         "_unable",
         "asked",
@@ -84,6 +86,7 @@ class Tries:
         named: Sequence[str] = (),
         unable: tuple[Engine, ...] = (),
         asked: Optional[ModelPool] = None,
+        residency: str = "",
     ) -> None:
         self._pools = pools
         self.asked = asked or pools[0]  # the model whose route it is, be it none of those that can be asked
@@ -93,6 +96,7 @@ class Tries:
         self._affinity = affinity
         self._avoid = avoid
         self._unable = unable  # whose dialect has no words for the request
+        self._residency = residency  # that no engine may be outside of
         self._priority = priority
         self._jitter = jitter
         self._index = 0
@@ -128,11 +132,11 @@ class Tries:
         while self._index < len(self._pools):
             pool = self._pools[self._index]
             if self._here < self._limit and (pool is self.asked or self.may_ask(pool)):
-                lease = pool.acquire(self._tried, self._affinity, self._avoid)
+                lease = pool.acquire(self._tried, self._affinity, self._avoid, self._residency)
                 if lease is not None and self._unable:
                     lease = self._able(pool, lease)
                     if lease is None:  # nor is there a line for it: those that are free would come out of it
-                        if pool.all_full(self._unable):
+                        if pool.all_full(self._unable, self._residency):
                             return Step(pool, None)
                         self._index += 1
                         self._here = 0
@@ -142,7 +146,7 @@ class Tries:
                         return self._take(pool, lease if self._failure is None else self._untried_at_last(pool, lease))
                     pool.settle(lease, Outcome("cancelled"), 0.0)
                 else:
-                    waiter = pool.join_line(self._priority, self._affinity)
+                    waiter = pool.join_line(self._priority, self._affinity, self._residency)
                     if waiter is not None:
                         return Step(pool, None, waiter)
             self._index += 1
@@ -155,7 +159,7 @@ class Tries:
         if self.can_ask(lease):
             return lease
         pool.settle(lease, Outcome("cancelled"), 0.0)
-        other = pool.acquire(self._unable, self._affinity)
+        other = pool.acquire(self._unable, self._affinity, (), self._residency)
         if other is None or self.can_ask(other):
             return other
         pool.settle(other, Outcome("cancelled"), 0.0)
@@ -168,8 +172,10 @@ class Tries:
     def pass_over(self, is_unable: Callable[[Engine], bool]) -> bool:
         """Ask no engine that cannot be asked, and count the try that has shown it as none; returns whether there is
         another engine."""
-        engines = [engine for pool in self._pools for engine in pool.engines]
-        self._unable = _and_unnamed((*self._unable, *filter(is_unable, engines)), self._pools, self.named)
+        engines = [engine for pool in self._pools for engine in kept_within(pool.engines, self._residency)]
+        self._unable = _and_unnamed(
+            (*self._unable, *filter(is_unable, engines)), self._pools, self.named, self._residency
+        )
         self.sent -= 1
         self._here -= 1
         return not all(engine in self._unable for engine in engines)
@@ -193,7 +199,7 @@ class Tries:
         broke = self._failure.kind in _CONNECTION_BROKE
         if not broke or self._here + 1 < self._limit or lease.engine not in self._tried:
             return lease
-        other = pool.acquire_last_resort(self._passed_over())
+        other = pool.acquire_last_resort(self._passed_over(), self._residency)
         if other is None:
             return lease
         pool.settle(lease, Outcome("cancelled"), 0.0)
@@ -208,7 +214,7 @@ class Tries:
         if self._index == len(self._pools):  # this is a last resort: no engine is in
             return None
         pool = self._pools[self._index]
-        lease = pool.acquire(self._tried, self._affinity, self._avoid)
+        lease = pool.acquire(self._tried, self._affinity, self._avoid, self._residency)
         if lease is None:
             return None
         if lease.engine in self._tried or not self.can_ask(lease):
@@ -222,12 +228,13 @@ class Tries:
         """Of all candidate models the engine that returns soonest; among equals the first model's."""
         waits: list[tuple[float, int]] = []
         for index, pool in enumerate(self._pools):
-            wait_s = pool.last_resort_wait_s(self._passed_over()) if self.may_ask(pool) else None
+            may = self.may_ask(pool)
+            wait_s = pool.last_resort_wait_s(self._passed_over(), self._residency) if may else None
             if wait_s is not None:
                 waits.append((wait_s, index))
         for _, index in sorted(waits):
             pool = self._pools[index]
-            lease = pool.acquire_last_resort(self._passed_over())
+            lease = pool.acquire_last_resort(self._passed_over(), self._residency)
             if lease is not None:
                 return self._take(pool, lease)
         return None
@@ -254,15 +261,17 @@ class Tries:
         the one that waits.
         """
         left = [*self._unable, *self._left, *(lease.engine for lease in leases)]
-        here = self._here
+        here, place = self._here, self._residency
         for pool in self._pools[self._index :]:
-            if here < self._limit and pool.takes_over(left, place_s, ahead) and self.may_ask(pool):
+            if here < self._limit and pool.takes_over(left, place_s, ahead, place) and self.may_ask(pool):
                 break
             here = 0
         else:
             again = self.sent < self._limit  # as a last resort, wherever one has come in meanwhile
             everywhere = [*left, *self._tried]
-            if not (again and any(p.takes_over(everywhere, 0.0, ahead) and self.may_ask(p) for p in self._pools)):
+            if not again:
+                return False
+            if not any(p.takes_over(everywhere, 0.0, ahead, place) and self.may_ask(p) for p in self._pools):
                 return False
         if not (all(lease.proven for lease in leases) or self._pools[0].take_retry(often=True)):
             return False
@@ -281,7 +290,8 @@ class Tries:
         """What the client is told when no try is left."""
         failure = self._failure
         if failure is None or failure.kind == "rate_limited":
-            waits = [w for w in (pool.shortest_rest_s() for pool in self._pools if self.may_ask(pool)) if w is not None]
+            rests = [pool.shortest_rest_s(self._residency) for pool in self._pools if self.may_ask(pool)]
+            waits = [wait_s for wait_s in rests if wait_s is not None]
             if waits or failure is not None:
                 said = "" if failure is None or failure.message in ("", RATE_LIMITED) else f": {failure.message}"
                 return EngineFailed(
@@ -297,10 +307,13 @@ class Tries:
         return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)
 
 
-def _and_unnamed(unable: tuple[Engine, ...], pools: tuple[ModelPool, ...], named: Sequence[str]) -> tuple[Engine, ...]:
+def _and_unnamed(
+    unable: tuple[Engine, ...], pools: tuple[ModelPool, ...], named: Sequence[str], residency: str
+) -> tuple[Engine, ...]:
     """The engines that cannot be asked; where the first model has no others, those of all that it has not `named`, too:
     it has not failed."""
-    if not pools[0].engines or any(engine not in unable for engine in pools[0].engines):
+    own = kept_within(pools[0].engines, residency)
+    if not own or any(engine not in unable for engine in own):
         return unable
     return (*unable, *(engine for pool in pools[1:] if pool.name not in named for engine in pool.engines))
 

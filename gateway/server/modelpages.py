@@ -86,7 +86,7 @@ class ModelPages:
         """A model that the caller may use; `listed`: where one engine serves every name, what it lists, with the
         context. Raises `model_not_found` for one that is just coming or going."""
         router = self._pipeline.factory.router
-        if name not in (listed or router.names()):
+        if name not in (listed or router.names()) or not router.is_within(name, identity.residency):
             return None
         virtual = router.virtual(name)
         if virtual is not None:
@@ -99,7 +99,7 @@ class ModelPages:
         names = (name,) if listed else router.names_of(pool.name)
         if not identity.may_use(*names):
             return None
-        entry = self._any_entry(name, pool.any_available())
+        entry = self._any_entry(name, pool.any_available(identity.residency))
         if pool.spec.family is not None:
             entry["family"] = pool.spec.family
         max_model_len = pool.spec.max_model_len or listed.get(name)
@@ -114,7 +114,7 @@ class ModelPages:
         router = self._pipeline.factory.router
         members = [share for share, _ in split.shares]
         there = [other for other in (*members, *(split.fallbacks or ())) if other in router.routed]
-        available = any(router.route(other)[0].any_available() for other in there)
+        available = any(router.route(other)[0].any_available(identity.residency) for other in there)
         return {**self._any_entry(name, available), "members": members}
 
     def _any_entry(self, name: str, available: bool) -> dict[str, Any]:
@@ -131,5 +131,5 @@ class ModelPages:
         if not identity.may_use(virtual.name, *virtual.aliases):
             return None
         router = self._pipeline.factory.router
-        available = any(router.route(member)[0].any_available() for member in virtual.members)
+        available = any(router.route(member)[0].any_available(identity.residency) for member in virtual.members)
         return {**self._any_entry(name, available), "members": list(virtual.members)}

@@ -86,7 +86,12 @@ def _marks(asked: Asked, call: Call) -> tuple[Mark, ...]:
 
 def _extra(asked: Asked, call: Call, logged_answer: Optional[bytes]) -> Optional[dict[str, object]]:
     """Further keys of the log line, for what most requests do not have."""
-    extra = {} if logged_answer is None else _bodies(call, logged_answer)
+    # What must not leave a region is written into no line: nobody knows where that goes.
+    extra = {} if logged_answer is None or call.residency else _bodies(call, logged_answer)
+    if call.region is not None:
+        extra["region"] = call.region
+    if call.residency:
+        extra["residency"] = call.residency
     if asked.account is not None and asked.account.cost_usd is not None:
         extra["cost_usd"] = asked.account.cost_usd
     if call.usage is not None and call.usage.rejected:

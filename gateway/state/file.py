@@ -57,6 +57,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # The error's code: a stream that broke has status 200.
     ("ALTER TABLE ledger ADD COLUMN error TEXT",),
+    # The region that what a key asks must not leave.
+    ("ALTER TABLE keys ADD COLUMN residency TEXT",),
 )
 """What makes schema N + 1 out of schema N, statement by statement. Only ever appended to."""
 

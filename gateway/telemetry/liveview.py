@@ -51,6 +51,7 @@ class EngineView(NamedTuple):
     max_concurrency: Optional[int]
     weight: float
     last_error: Optional[str]
+    region: Optional[str] = None
 
 
 class Sources(NamedTuple):

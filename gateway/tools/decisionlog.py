@@ -38,6 +38,7 @@ def header(settings: Settings, seed: int) -> Record:
             settings.breaker_max_open_s,
         ],
         "models": fleet_json(settings.fleet),
+        **({} if settings.region is None else {"region": settings.region}),
         **({"lists": True} if settings.fleet.groups else {}),
     }
 

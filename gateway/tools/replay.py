@@ -51,6 +51,7 @@ class _Replay:
             clock=lambda: self._now_s,
             breaker=BreakerPolicy(*map(float, first["breaker"])),  # type: ignore[arg-type]  # a count may be 5.0
             recorder=self._recorded,
+            region=first.get("region"),
         )
         self._calls: dict[str, Callable[[ModelPool, dict[str, Any]], None]] = {
             "acquire": self._acquire,
@@ -108,13 +109,13 @@ class _Replay:
 
     def _acquire(self, pool: ModelPool, line: dict[str, Any]) -> None:
         tried, avoid = _engines(pool, line["tried"]), _engines(pool, line.get("avoid", ()))
-        self._keep(pool, pool.acquire(tried, bytes.fromhex(line["affinity"]), avoid))
+        self._keep(pool, pool.acquire(tried, bytes.fromhex(line["affinity"]), avoid, line.get("residency", "")))
 
     def _last_resort(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        self._keep(pool, pool.acquire_last_resort(_engines(pool, line["tried"])))
+        self._keep(pool, pool.acquire_last_resort(_engines(pool, line["tried"]), line.get("residency", "")))
 
     def _join(self, pool: ModelPool, line: dict[str, Any]) -> None:
-        waiter = pool.join_line(line["priority"], b"")
+        waiter = pool.join_line(line["priority"], b"", line.get("residency", ""))
         if waiter is not None:
             self._waiters[pool.name, waiter.number] = waiter
         self._served(pool)

@@ -59,9 +59,11 @@ class Call(Ask):
         "origin",
         "priority",
         "records",
+        "region",
         "repairs",
         "replays",
         "request_id",
+        "residency",
         "resumed",
         "retries",
         "schema_retries",
@@ -111,11 +113,13 @@ class Call(Ask):
         self.lacking: Optional[str] = None  # only engines that have not this path are asked
         self.is_joint = False  # it asks for several requests at once, by a list of their inputs
         self.is_query = False  # a `/query`, whose answer is its text alone
+        self.residency = ""  # the region that it must not leave; "": it may
         self.caller = ""  # who asks, as a name that only says whether it is the same one
         self._cancelled = False
         self.attempts = 0
         self.engine_s = 0.0
         self.engine_id: Optional[str] = None
+        self.region: Optional[str] = None  # of that engine
         self.served_model: Optional[str] = None
         self.fallback: Optional[str] = None
         self.usage: Optional[answers.Usage] = None
@@ -238,6 +242,7 @@ class Call(Ask):
     def be_part_of(self, call: Call) -> None:
         """Its attempts are another call's, too: `cancel` of that reaches them."""
         self.origin = call
+        self.residency = call.residency
         self.trace = call.trace
         self._attempts = call._attempts
 
@@ -250,6 +255,7 @@ class Call(Ask):
         self.retries, self.hedged = call.retries, call.hedged
         self.waited_s, self.engine_s = call.waited_s, call.engine_s
         self.engine_id, self.served_model, self.fallback = call.engine_id, call.served_model, call.fallback
+        self.region = call.region
         self.priority, self.idempotency_key = call.priority, call.idempotency_key
         call._heir = self
         if call.cancelled:

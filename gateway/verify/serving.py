@@ -64,7 +64,9 @@ class Verify:
 
         options = question.check_fields(request, check)
         prompt = question.check_prompt(request)
-        names = question.check_models(request, [name for name in known if self._router.virtual(name) is None])
+        mine = [name for name in known if self._router.virtual(name) is None]
+        mine = [name for name in mine if self._router.is_within(name, asked.residency)]  # of those that are not named
+        names = question.check_models(request, mine)
         if self._router.fleet.by_engines and request.get("models") is None:
             names = [self._router.unnamed() or name for name in names]  # there is one, which serves every name
         entry_point = question.check_entry_point(request)
@@ -141,7 +143,11 @@ class Verify:
         call.served_model = virtual.name
         names = self._router.fleet.model_by_name()
         families = self._router.fleet.family_by_model()
-        members = tuple(Member(names[name], families[names[name]]) for name in virtual.members if name in names)
+        there = [name for name in virtual.members if name in names and self._router.is_within(name, asked.residency)]
+        if not there and asked.residency:
+            text = f"no engine of what {virtual.name} is made of is in the region {asked.residency}"
+            raise RequestRefused("residency_not_served", text, param="model")
+        members = tuple(Member(names[name], families[names[name]]) for name in there)
         prompt = prompt_of(call.request["messages"])
         limits = RunLimits(self._ceilings.timeout_s, self._ceilings.memory_bytes, 1.0)
         named = names.get(virtual.judge or "")
