@@ -30,7 +30,7 @@ from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
 from gateway.jsonbounds import takes_long
 from gateway.keys.auth import Identity
-from gateway.keys.residency import RESIDENCY_HEADER, residency_of
+from gateway.keys.residency import residency_of
 from gateway.limits.addresses import address_group
 from gateway.limits.prices import TokensAtMost
 from gateway.reuse.building import reuse_of
@@ -104,8 +104,7 @@ class Pipeline:
         while self.guard.reads_keys and self.guard.may_wait(head.headers):
             yield Pause(KEYS_PAUSE_S)
         identity = asked.identity = self.guard.identify(head.headers, head.repeated, asked.client_address)
-        if identity.residency or RESIDENCY_HEADER in head.headers:
-            asked.residency = residency_of(head.headers, head.repeated, identity.residency)
+        asked.residency = residency_of(head.headers, head.repeated, identity.residency)
         read = BODIES.get(head.path)
         if read is not None:
             identity.require(PERMISSIONS.get(head.path, "infer"))
@@ -198,7 +197,6 @@ class Pipeline:
         """The answer to a part of a request that has been seen to be right, by whoever has made it."""
         identity = part.identity
         assert identity is not None
-        call.residency = part.residency
         self._admit(part, call, identity)
         self._open[part] = None
         return (yield from self.reuse.serve(part, call))
@@ -223,8 +221,7 @@ class Pipeline:
 
     def _admit(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> None:
         """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
-        no worker: any call while draining (and no longer lingering), and one for an unknown model.
-        `asks`: engines, too."""
+        no worker: any call while draining (and no longer lingering), one for an unknown model. `asks`: engines."""
         self._refuse_when_draining()
         call.trace = asked.trace
         address, router = asked.client_address, self.factory.router

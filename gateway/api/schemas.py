@@ -199,11 +199,11 @@ KEY: dict[str, Json] = {
     "budget_usd": _or_null(NUMBER),
     "budget_period": _TEXT_OR_NULL,
     "priority": _TEXT_OR_NULL,
+    "residency": {**_TEXT_OR_NULL, "description": "The region that what it asks must not leave."},
     "created": {**COUNT, "description": "Unix seconds, like the other times."},
     "expires": _COUNT_OR_NULL,
     "revoked": _COUNT_OR_NULL,
     "previous_key_until": _COUNT_OR_NULL,
-    "residency": {**_TEXT_OR_NULL, "description": "The region that what it asks must not leave."},
 }
 _USED: dict[str, Json] = {
     **dict.fromkeys(EXPRESSION_BY_COLUMN, _TEXT_OR_NULL),

@@ -64,10 +64,8 @@ class Likeness(NamedTuple):
 
 
 class Reuse:
-    """Spares requests their calls. Thread-safe. `caches` None: CACHE=off. `region` is where answers are kept that must
-    not leave one, None: nobody has said, so such answers are not kept.
-
-    `ask` has a call asked, once there is a place for it.
+    """Spares requests their calls. Thread-safe. `caches` None: CACHE=off. `ask` has a call asked, once there is a place
+    for it. `region`: where answers are kept; those that must stay elsewhere are not, nor any such where it is None.
     """
 
     def __init__(
@@ -103,7 +101,7 @@ class Reuse:
             coalesce = coalesce if wishes.coalesce is None else wishes.coalesce
         if coalesce or caches is not None:
             like = self._likeness(asked, call, wishes)
-            if caches is not None and (like is None or not wishes.keep or not within(self._region, call.residency)):
+            if caches is not None and (like is None or not (wishes.keep and within(self._region, call.residency))):
                 asked.reused = BYPASS
                 caches = None
             if like is not None and (coalesce or caches is not None):
@@ -188,9 +186,7 @@ class Reuse:
 
     def _look_near(self, caches: Caches, asked: Asked, call: Call, like: Likeness, wishes: Wishes) -> Steps[Any]:
         near = likeness.near_of(like.path, call.richest, like.model, whose(like.scope, call.residency))
-        if near is None:
-            return None
-        return (yield from caches.find_near(asked, near, wishes.max_age_s))
+        return None if near is None else (yield from caches.find_near(asked, near, wishes.max_age_s))
 
     def _keep(self, caches: Caches, asked: Asked, call: Call, like: Likeness, body: bytes) -> None:
         """Keep a complete answer. Raises nothing that the request is to fail by."""

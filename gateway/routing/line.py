@@ -10,6 +10,7 @@ import heapq
 import math
 import threading
 from collections.abc import Iterator
+from itertools import count
 from typing import Optional
 
 from gateway.routing.engine import Engine
@@ -61,12 +62,12 @@ class Waiter:
 class Line:
     """Waiting requests, the next one first: by arrival, lower priorities as if they had come `AGEING_S` later each.
 
-    `numbers` come from one count for all lines of a model.
+    `numbers` come from one count for all lines of a model; None: there is this one.
     """
 
-    def __init__(self, numbers: Iterator[int]) -> None:
+    def __init__(self, numbers: Optional[Iterator[int]] = None) -> None:
         self._heap: list[tuple[float, int, Waiter]] = []
-        self._numbers = numbers
+        self._numbers = count(1) if numbers is None else numbers
         self.length = 0
 
     def join(self, priority: str, now_s: float, residency: str = "") -> Waiter:

@@ -28,6 +28,7 @@ class Names:
     splits: Optional[dict[Optional[str], SplitSpec]]
     """The models that others answer for, by name; None: there are none."""
     _routes: dict[Optional[str], tuple[ModelPool, ...]]
+    _by_prefix: dict[str, tuple[ModelPool, ...]]
     _names: tuple[str, ...]
 
     def __init__(self) -> None:
@@ -90,6 +91,28 @@ class Names:
     def names_of(self, model: str) -> tuple[str, ...]:
         """All names of a configured model, its own first; just the name for one that is (or has become) unknown."""
         return self._names_of.get(model) or (model,)
+
+    def is_within(self, name: Optional[str], residency: str) -> bool:
+        """Whether what must stay there may be asked of the model of that name: one of its engines is there, or one of
+        what it is made of."""
+        if not residency:
+            return True
+        virtual, split = self._virtual.get(name), (self.splits or {}).get(name)
+        if virtual is not None:
+            names: Sequence[Optional[str]] = virtual.members
+        elif split is not None:
+            names = [*(share for share, _ in split.shares), *(split.fallbacks or ())]
+        else:
+            names = [name]
+        if self.fleet.wildcard:
+            names = [None]
+        routes = [self._routes.get(one) or self._by_its_prefix(one) for one in names]
+        return any(route is not None and route[0].is_within(residency) for route in routes)
+
+    def _by_its_prefix(self, name: Optional[str]) -> Optional[tuple[ModelPool, ...]]:
+        """The pools for a name that nobody has listed; None: it begins with no model's prefix."""
+        prefix, slash, own = (name or "").partition("/")
+        return self._by_prefix.get(prefix + slash) if own else None
 
     def listed(self) -> tuple[ListedModel, ...]:
         """What engines whose own names count say they serve, in their order, each name behind its model's prefix; empty

@@ -91,6 +91,7 @@ class Router(Names):
         routes = {name: self._route(fleet, pools, name) for name in pools}
         for alias, name in names.items():
             routes[alias] = routes[name]
+        prefixes: dict[str, tuple[ModelPool, ...]]
         prefixes = {spec.prefix: (pools[spec.name],) for spec in fleet.models if spec.prefix}
         for spec in fleet.models:
             if spec.prefix:  # only with a name behind it
@@ -183,23 +184,6 @@ class Router(Names):
         able = [name for name, pool in pools if not all(map(pool.lacks, paths))]
         return able or self.routed
 
-    def is_within(self, name: Optional[str], residency: str) -> bool:
-        """Whether what must stay there may be asked of the model of that name: one of its engines is there, or one of
-        what it is made of."""
-        if not residency:
-            return True
-        virtual, split = self._virtual.get(name), (self.splits or {}).get(name)
-        if virtual is not None:
-            names: Sequence[Optional[str]] = virtual.members
-        elif split is not None:
-            names = [*(share for share, _ in split.shares), *(split.fallbacks or ())]
-        else:
-            names = [name]
-        if self.fleet.wildcard:
-            names = [None]
-        routes = [self._routes.get(one) or self._by_its_prefix(one) for one in names]
-        return any(route is not None and route[0].is_within(residency) for route in routes)
-
     def stand_in(self, names: Sequence[str]) -> Optional[str]:
         """The first of these models that is there; None: none is."""
         return next((name for name in names if name in self._routes), None)
@@ -261,11 +245,6 @@ class Router(Names):
         routes = [self._routes.get(name) or self._by_its_prefix(name) for name in names]
         pools = [route[0] for route in routes if route is not None]
         return any(engine.spec.can_serve(path) for pool in pools for engine in pool.engines)
-
-    def _by_its_prefix(self, name: Optional[str]) -> Optional[tuple[ModelPool, ...]]:
-        """The pools for a name that nobody has listed; None: it begins with no model's prefix."""
-        prefix, slash, own = (name or "").partition("/")
-        return self._by_prefix.get(prefix + slash) if own else None
 
     def route(
         self, model: Optional[str], allow_fallback: bool = True, may_use: Optional[Callable[[str], bool]] = None

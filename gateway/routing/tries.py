@@ -173,9 +173,8 @@ class Tries:
         """Ask no engine that cannot be asked, and count the try that has shown it as none; returns whether there is
         another engine."""
         engines = [engine for pool in self._pools for engine in kept_within(pool.engines, self._residency)]
-        self._unable = _and_unnamed(
-            (*self._unable, *filter(is_unable, engines)), self._pools, self.named, self._residency
-        )
+        unable = (*self._unable, *filter(is_unable, engines))
+        self._unable = _and_unnamed(unable, self._pools, self.named, self._residency)
         self.sent -= 1
         self._here -= 1
         return not all(engine in self._unable for engine in engines)
@@ -228,8 +227,7 @@ class Tries:
         """Of all candidate models the engine that returns soonest; among equals the first model's."""
         waits: list[tuple[float, int]] = []
         for index, pool in enumerate(self._pools):
-            may = self.may_ask(pool)
-            wait_s = pool.last_resort_wait_s(self._passed_over(), self._residency) if may else None
+            wait_s = pool.last_resort_wait_s(self._passed_over(), self._residency) if self.may_ask(pool) else None
             if wait_s is not None:
                 waits.append((wait_s, index))
         for _, index in sorted(waits):
@@ -288,23 +286,26 @@ class Tries:
 
     def error(self) -> GatewayError:
         """What the client is told when no try is left."""
-        failure = self._failure
-        if failure is None or failure.kind == "rate_limited":
-            rests = [pool.shortest_rest_s(self._residency) for pool in self._pools if self.may_ask(pool)]
-            waits = [wait_s for wait_s in rests if wait_s is not None]
-            if waits or failure is not None:
-                said = "" if failure is None or failure.message in ("", RATE_LIMITED) else f": {failure.message}"
-                return EngineFailed(
-                    "backend_rate_limited",
-                    f"every engine of the model asks for a pause{said}",
-                    retry_after_s=min(waits, default=1.0),
-                    engine=None if failure is None else failure.details,
-                )
-            return EngineFailed("backend_unavailable", "no engine of the model is available")
-        if failure.status == OVERLOADED:
-            return _overloaded(failure)
-        code = _CODE_BY_KIND.get(failure.kind, "backend_error")
-        return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)
+        rests = (pool.shortest_rest_s(self._residency) for pool in self._pools if self.may_ask(pool))
+        return _error_of(self._failure, [wait_s for wait_s in rests if wait_s is not None])
+
+
+def _error_of(failure: Optional[Outcome], waits: Sequence[float]) -> GatewayError:
+    """What a request has failed by; None: it was sent nowhere. `waits`: until models have a resting engine back."""
+    if failure is None or failure.kind == "rate_limited":
+        if waits or failure is not None:
+            said = "" if failure is None or failure.message in ("", RATE_LIMITED) else f": {failure.message}"
+            return EngineFailed(
+                "backend_rate_limited",
+                f"every engine of the model asks for a pause{said}",
+                retry_after_s=min(waits, default=1.0),
+                engine=None if failure is None else failure.details,
+            )
+        return EngineFailed("backend_unavailable", "no engine of the model is available")
+    if failure.status == OVERLOADED:
+        return _overloaded(failure)
+    code = _CODE_BY_KIND.get(failure.kind, "backend_error")
+    return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)
 
 
 def _and_unnamed(

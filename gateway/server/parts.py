@@ -31,7 +31,7 @@ class Part(Asked):
         super().__init__(whole.head, whole.client_address, call.request_id, time.monotonic())
         self.identity = whole.identity
         self.restricted = whole.restricted
-        self.residency = whole.residency
+        self.residency = call.residency = whole.residency
         self.call = call
         self.priority = call.priority
         self.part_of = whole.request_id

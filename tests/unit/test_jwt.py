@@ -295,9 +295,9 @@ class BearerTest(TokensTest):
 
     def test_the_claims_that_are_honoured(self) -> None:
         bearer = self.identify({**GOOD, "role": "batcher", "models": ["13b", "7b*"], "rpm": 60, "tpm": 20_000})
-        self.assertEqual(bearer, ("alice", "batcher", ("13b", "7b*"), 60, 20_000, NOON + 60, False))
+        self.assertEqual(bearer, ("alice", "batcher", ("13b", "7b*"), 60, 20_000, NOON + 60, False, ""))
         self.assertEqual(self.identify({**GOOD, "models": "13b,7b"}).models, ("13b", "7b"))
-        self.assertEqual(self.identify(GOOD), ("alice", "user", (), None, None, NOON + 60, False))
+        self.assertEqual(self.identify(GOOD), ("alice", "user", (), None, None, NOON + 60, False, ""))
 
     def test_claims_of_the_wrong_shape_are_refused(self) -> None:
         cases: tuple[dict[str, Any], ...] = (
@@ -339,7 +339,7 @@ class IssueTest(TokensTest):
         verifier = self.verifier()
         token, good_for_s = verifier.issue("alice", "user", models=("13b",), rpm=60, tpm=100)
         self.assertEqual(good_for_s, 3600)
-        self.assertEqual(verifier.identify(token), ("alice", "user", ("13b",), 60, 100, NOON + 3600, True))
+        self.assertEqual(verifier.identify(token), ("alice", "user", ("13b",), 60, 100, NOON + 3600, True, ""))
         claims = verifier.verify(token)
         self.assertEqual((claims["iss"], claims["aud"], claims["iat"]), ("https://idp.example", "gateway", NOON))
         self.assertNotEqual(verifier.issue("alice", "user")[0], verifier.issue("alice", "user")[0])

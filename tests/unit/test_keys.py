@@ -383,6 +383,7 @@ class LifeTest(KeysTest):
                 "budget_usd": None,
                 "budget_period": None,
                 "priority": None,
+                "residency": None,
                 "created": int(NOON),
                 "expires": int(NOON) + 60,
                 "revoked": None,
