@@ -41,7 +41,7 @@ class Chooser:
         """Choose by this strategy, from its beginning, among the engines that the model has now."""
         new = STRATEGY_BY_NAME[strategy]
         self._strategy = new(self._rng)
-        self._regions.configure_locked(self._members.engines, lambda: new(self._rng))
+        self._has_levels = self._regions.configure_locked(self._members.engines, lambda: new(self._rng))
 
     def acquire_locked(
         self, tried: Collection[Engine], affinity: bytes, avoid: Collection[Engine], now_s: float, residency: str = ""
@@ -49,21 +49,20 @@ class Chooser:
         """Choose an engine and take a place. See `ModelPool.acquire`."""
         if self.line.length:  # nobody overtakes those who wait
             return None
-        engines: Sequence[Engine] = self._members.in_locked(now_s)
+        engines = self._members.in_locked(now_s)
         if not engines:
             return None
         request = RouteRequest(affinity, now_s)
-        strategy, view = self._strategy, None
-        first = not (tried or avoid or self.staying)
-        if residency or not self._regions.plain:
-            view = self._regions.view_locked(residency, self._members.in_locked(now_s))
+        view = None
+        if residency or self._has_levels:
+            view = self._regions.view_locked(residency, engines)
             if view is None or not view.engines:
                 return None
             engines = view.engines
-        if first:
+        if not (tried or avoid or self.staying):
             level = None if view is None else view.choose(affinity)
             if level is None:
-                engine = strategy.select(engines, request)
+                engine = self._strategy.select(engines, request)
             else:
                 engine = level.strategy.select(level.engines, request)
             limit = engine.spec.max_concurrency
@@ -167,7 +166,7 @@ class Chooser:
             if waiter is None:
                 break
             free = kept_within(free, waiter.residency)
-            if waiter.residency or not self._regions.plain:
+            if waiter.residency or self._has_levels:
                 view = self._regions.view_locked(waiter.residency, engines)
                 free = free if view is None else view.nearest(free)
             waiter.lease = self.take_locked(self._retry.select(free, RouteRequest(b"", now_s)), now_s)

@@ -152,16 +152,16 @@ class Regions:
 
     def __init__(self, home: Optional[str]) -> None:
         self._home = home
-        self.plain = True  # regions do not count, but for what must stay in one
         self._engines: tuple[Engine, ...] = ()
         self._views: dict[str, View] = {}
 
-    def configure_locked(self, engines: tuple[Engine, ...], strategy: Callable[[], Strategy]) -> None:
-        """Take over other engines, or another strategy, which is begun anew for each level."""
+    def configure_locked(self, engines: tuple[Engine, ...], strategy: Callable[[], Strategy]) -> bool:
+        """Take over other engines, or another strategy, which is begun anew for each level. Returns whether there are
+        several levels: else all engines are alike to what may go anywhere, and no view is needed."""
         self._engines = engines
         self._strategy = strategy
         self._views = {}
-        self.plain = len(levels_of(engines, self._home)) < 2
+        return len(levels_of(engines, self._home)) > 1
 
     def view_locked(self, residency: str, engines: tuple[Engine, ...]) -> Optional[View]:
         """What a request may choose from while these `engines` are in; None: the model has no engine there."""

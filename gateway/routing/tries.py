@@ -14,7 +14,7 @@ from gateway.errors import EngineFailed, GatewayError
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
-from gateway.routing.regions import kept_within
+from gateway.routing.regions import kept_within, within
 from gateway.routing.retry import BACKOFF_MAX_S, OVERLOADED, RATE_LIMITED, Outcome, backoff_ceiling_s, rest_s
 
 _CODE_BY_KIND = {
@@ -166,8 +166,8 @@ class Tries:
         return None
 
     def can_ask(self, lease: Lease) -> bool:
-        """Whether the lease's engine has words for the request."""
-        return lease.engine not in self._unable
+        """Whether the lease's engine has words for the request, and is (by now) where that may be sent."""
+        return lease.engine not in self._unable and within(lease.engine.spec.region, self._residency)
 
     def pass_over(self, is_unable: Callable[[Engine], bool]) -> bool:
         """Ask no engine that cannot be asked, and count the try that has shown it as none; returns whether there is

@@ -49,6 +49,12 @@ def model(name: str, strategy: Optional[str], rng: Random) -> ModelSpec:
     return ModelSpec(name, engines, strategy=strategy, hedge_after_ms=hedge_after_ms)
 
 
+def placed(spec: ModelSpec) -> ModelSpec:
+    """The model with engines in regions."""
+    regions = ("eu-west", "us", "eu-north", None, "eu-west")
+    return replace(spec, engines=tuple(replace(e, region=regions[e.port % SERVERS]) for e in spec.engines))
+
+
 class Asking:
     """One request under way: it holds a place, or waits in a line for one."""
 
@@ -79,7 +85,9 @@ class Turmoil:
                 settings.breaker_max_open_s,
             ),
             recorder=record,
+            region=settings.region,
         )
+        self.regional = settings.region is not None
         self.reloads = reloads
         self.asking: list[Asking] = []
         self.faulty: dict[str, float] = {}
@@ -117,7 +125,8 @@ class Turmoil:
         affinity = b"session-%d" % self.rng.randrange(20) if self.rng.random() < 0.8 else b""
         priority = self.rng.choice(("high", "normal", "low"))
         avoid = tuple(self.rng.sample(route[0].engines, 1)) if self.rng.random() < 0.1 else ()
-        tries = Tries(route, 3, affinity, priority, self.router.jitter, avoid)
+        residency = self.rng.choice(("", "eu", "eu-west", "us")) if self.regional else ""
+        tries = Tries(route, 3, affinity, priority, self.router.jitter, avoid, residency=residency)
         self.follow(tries, tries.next())
 
     def follow(self, tries: Tries, step: Optional[Step]) -> None:
@@ -230,7 +239,7 @@ class Turmoil:
         missing = {f"m{i}" for i in range(7)} - {spec.name for spec in models}
         models += [model(name, None, self.rng) for name in sorted(missing) if self.rng.random() < 0.4]
         if models:
-            models = [self.with_keys(spec) for spec in models]
+            models = [self.with_keys(placed(spec) if self.regional else spec) for spec in models]
             renewed: tuple[str, ...] = self.rng.choice(((), ("KEY",)))
             self.router.reload(FleetSpec(tuple(models)), renewed, self.rng.random() < 0.5)
             self.refresh()
@@ -255,6 +264,7 @@ class ReplayCase(unittest.TestCase):
                         "url": e.url,
                         "weight": e.weight,
                         **({"max_concurrency": e.max_concurrency} if e.max_concurrency else {}),
+                        **({} if e.region is None else {"region": e.region}),
                     }
                     for e in spec.engines
                 ],
@@ -271,7 +281,8 @@ class ReplayCase(unittest.TestCase):
     def record(self, seed: int, steps: int, reloads: bool = False, **variables: object) -> list[dict[str, Any]]:
         """Let a turmoil pass and write its decisions to the file, as the gateway does; returns them."""
         rng = Random(seed)
-        fleet = FleetSpec(tuple(model(f"m{i}", strategy, rng) for i, strategy in enumerate(STRATEGIES)))
+        models = [model(f"m{i}", strategy, rng) for i, strategy in enumerate(STRATEGIES)]
+        fleet = FleetSpec(tuple(placed(spec) if "REGION" in variables else spec for spec in models))
         settings = self.settings(fleet, BREAKER_MIN_REQUESTS=3, BREAKER_OPEN_SECONDS=2, **variables)
         written = DecisionLog(self.path, header(settings, seed), self.log)
         written.start()
@@ -339,6 +350,20 @@ class SameTest(ReplayCase):
             with self.subTest(variables=variables):
                 lines = self.record(60 + number, 500, reloads=True, **variables)
                 self.assertEqual(replay(self.path), (len(lines) - 1, None))
+
+    def test_so_they_do_with_regions_and_what_must_stay_in_one(self) -> None:
+        seen = set()
+        for seed in range(70, 90):
+            with self.subTest(seed=seed):
+                lines = self.record(seed, 600, reloads=True, REGION=("eu-west", "eu", "us", "ap")[seed % 4])
+                seen |= {(line["op"], line["residency"]) for line in lines if line.get("residency")}
+                self.assertEqual(replay(self.path), (len(lines) - 1, None))
+        self.assertLessEqual({("acquire", "eu"), ("join", "us"), ("last_resort", "eu-west")}, seen)
+
+    def test_another_region_is_found(self) -> None:
+        lines = self.record(70, 600, REGION="eu-west")
+        self.write([{**lines[0], "region": "us"}, *lines[1:]])
+        self.assertEqual(self.command()[0], 1)
 
     def test_so_does_a_place_that_a_waiting_request_finds_itself(self) -> None:
         specs = tuple(EngineSpec(f"http://127.0.0.1:{9000 + i}/v1", max_concurrency=1) for i in range(3))
