@@ -104,7 +104,7 @@ class Decisions:
         self, engine: Engine, ticket: int, duration_s: float, served: Sequence[Waiter], now_s: float
     ) -> None:
         """A stream's first event has come; `ticket`: the lease's until then."""
-        inputs = {"engine": engine.id, "ticket": ticket, "duration_s": duration_s}
+        inputs = {"engine": engine.id, "ticket": ticket, **_if_forgotten(engine, ticket), "duration_s": duration_s}
         self._engine_locked("answered", engine, inputs, served, now_s)
 
     def settle_locked(
@@ -122,6 +122,7 @@ class Decisions:
         inputs = {
             "engine": lease.engine.id,
             "ticket": lease.ticket,
+            **_if_forgotten(lease.engine, lease.ticket),
             **({} if lease.counted is None else {"counted": lease.counted}),
             "outcome": outcome.kind,
             **({"doubted": True} if doubted else {}),
@@ -172,6 +173,11 @@ def model_json(model: ModelSpec) -> Record:
             for e in model.engines
         ],
     }
+
+
+def _if_forgotten(engine: Engine, ticket: int) -> Record:
+    """That a place was taken before its engine was forgotten: of two gone engines of one name, it tells which it is."""
+    return {"forgotten": True} if ticket < engine.since_ticket else {}
 
 
 def _of_residency(residency: str) -> Record:

@@ -149,7 +149,9 @@ class _Replay:
             raise ReplayError(f"no place is held on {line['engine']} with ticket {line['ticket']}")
         # After a reload an engine and its successor of the same name may both hold places.
         removed = line["out"][0] == "removed"
-        lease = next((lease for lease in leases if lease.engine.removed == removed), leases[0])
+        forgotten = line.get("forgotten", False)
+        own = [lease for lease in leases if lease.engine.removed == removed] or leases
+        lease = next((lease for lease in own if (lease.ticket < lease.engine.since_ticket) == forgotten), own[0])
         leases.remove(lease)
         return lease
 
