@@ -19,6 +19,7 @@ from gateway.routing.engine import Engine
 from gateway.routing.strategies import Strategy
 
 OVERPROVISIONING = 1.4  # as in Envoy: so much more than its share the engines of a level that are left can take
+ROUNDING = 1e-9  # what is left of a share by that alone is nothing
 OWN, NOWHERE = -1_000, 1_000  # before and behind all numbers of parts that two names have in common
 
 
@@ -104,7 +105,7 @@ class View:
         left, total = 1.0, 0.0
         for level in self.levels:
             level.share = min(left, OVERPROVISIONING * level.take_over(there))
-            left -= level.share
+            left = left - level.share if left - level.share > ROUNDING else 0.0
             total += level.share
         for level in self.levels:
             level.share = level.share / total if total else 0.0

@@ -185,21 +185,21 @@ class PreferenceTest(unittest.TestCase):
                 self.assertEqual(regions, ["eu", "eu", "us", "us", None, "eu"])
 
     def test_who_waits_gets_a_place_of_the_own_region_first(self) -> None:
-        pool = self.pool("round_robin", max_concurrency=1)
-        leases = {lease.engine.id: lease for lease in [pool.take() for _ in range(5)]}
-        waiter = pool.pool.join_line("normal", b"")
-        assert waiter is not None and waiter.lease is None
-        pool.pool.set_draining("a", True)
-        pool.pool.set_draining("c", True)
-        pool.pool.settle(leases["a"], OK, 0.01)
-        pool.pool.settle(leases["c"], OK, 0.01)
-        self.assertIsNone(waiter.lease)
-        with pool.pool._lock:  # both are let in at once
-            pool.by_id["c"].draining = pool.by_id["a"].draining = False
-            pool.pool._members.stale = True
-        pool.pool.serve_line()
-        assert waiter.lease is not None
-        self.assertEqual(waiter.lease.engine.id, "a")
+        for seed in range(10):  # among equals it would be drawn
+            pool = self.pool("round_robin", max_concurrency=1, seed=seed)
+            leases = {lease.engine.id: lease for lease in [pool.take() for _ in range(5)]}
+            waiter = pool.pool.join_line("normal", b"")
+            assert waiter is not None and waiter.lease is None
+            for engine_id in "ac":
+                pool.pool.set_draining(engine_id, True)
+                pool.pool.settle(leases[engine_id], OK, 0.01)
+            self.assertIsNone(waiter.lease)
+            with pool.pool._lock:  # both are let in at once
+                pool.by_id["c"].draining = pool.by_id["a"].draining = False
+                pool.pool._members.stale = True
+            pool.pool.serve_line()
+            assert waiter.lease is not None
+            self.assertEqual(waiter.lease.engine.id, "a")
 
     def test_without_an_own_region_regions_do_not_count(self) -> None:
         pool = Pool(("eu", "us", None), None)
@@ -252,6 +252,13 @@ class SpillTest(unittest.TestCase):
                     pool.down(*(chr(97 + number) for number in range(out)))
                     own = min(1.0, 1.4 * (10 - out) / 10)
                     self.assert_shares(pool, 1000, eu=own, us=1 - own)
+
+    def test_five_of_seven_take_everything(self) -> None:
+        pool = Pool(("eu",) * 7 + ("us",))
+        pool.down("a", "b")
+        self.assertEqual(set(pool.of_regions(100)), {"eu"})
+        view = pool.pool._chooser._regions._views[""]
+        self.assertEqual([level.share for level in view._open], [1.0])
 
     def test_it_is_the_weight_that_counts(self) -> None:
         pool = Pool(("eu", "eu", "us"), weights=(3, 1, 1))
