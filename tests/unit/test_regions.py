@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from gateway.errors import RequestRefused
 from gateway.keys.residency import residency_of
+from gateway.rescue import Onward
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
@@ -386,15 +387,76 @@ class ResidencyTest(unittest.TestCase):
         self.assertEqual(self.engine_of(waiter), "b")
 
     def test_a_look_at_lines_that_wait_in_vain_leaves_no_trace(self) -> None:
-        pool = Pool(("eu", "us"), None, max_concurrency=1)
-        records: list[dict[str, Any]] = []
-        model = ModelSpec("m", (spec(0, "eu", max_concurrency=1), spec(1, "us")))
-        recorded = ModelPool(model, "round_robin", Random(1), lambda: pool.now_s, recorder=records.append)
-        self.assertIsNotNone(recorded.acquire((), b"", (), "eu"))
-        self.assertIsNotNone(recorded.join_line("normal", b"", "eu"))
-        count = len(records)
-        recorded.serve_line()
-        self.assertEqual(len(records), count)
+        """Nothing is recorded of it, so what the next choice is made from must be as if nobody had looked."""
+        pool = Pool(("eu", "us", "us"), None, max_concurrency=1)
+        pool.take(residency="eu")
+        pool.pool.settle(pool.take(residency="us"), Outcome("rate_limited", "", 429, 5.0), 0.01)
+        self.waits(pool, "eu")
+        before = pool.pool._members._in
+        pool.now_s += 6.0
+        pool.pool.serve_line()
+        self.assertIs(pool.pool._members._in, before)
+
+    def test_engines_that_have_no_words_for_it_are_passed_over_for_others_there(self) -> None:
+        for seed in range(10):
+            pool = Pool(("eu", "eu", "us", "us"), None, max_concurrency=2, seed=seed)
+            a, b = pool.pool.engines[:2]
+            for _ in range(2):
+                step = Tries((pool.pool,), 3, b"", unable=(a,), residency="eu").next()
+                assert step is not None and step.lease is not None
+                self.assertIs(step.lease.engine, b)
+            # It is full now: the request waits for it, though a has room, and so have those in us.
+            step = Tries((pool.pool,), 3, b"", unable=(a,), residency="eu").next()
+            assert step is not None
+            self.assertEqual((step.lease, step.waiter), (None, None))
+
+    def test_nobody_leaves_a_hung_engine_for_one_that_may_not_have_it(self) -> None:
+        pool = Pool(("eu", "us"), None)
+        for residency, may_leave in (("eu", False), ("", True)):
+            tries = Tries((pool.pool,), 3, b"", residency=residency)
+            step = tries.next()
+            assert step is not None and step.lease is not None
+            self.assertEqual(tries.may_leave([step.lease], 30.0), may_leave)
+        lease = pool.take(residency="eu")
+        engines = [lease.engine]
+        self.assertFalse(Onward(pool.pool, engines, "eu").may_leave([lease], 30.0))
+        self.assertTrue(Onward(pool.pool, engines).may_leave([lease], 30.0))
+
+    def test_as_a_last_resort_nobody_leaves_for_one_that_may_not_have_it_either(self) -> None:
+        pool = Pool(("eu", "us"), None)
+        tries = Tries((pool.pool,), 3, b"", residency="eu")
+        pool.down("a", "b")
+        step = tries.next()  # of a model of which no engine is in
+        assert step is not None and step.lease is not None
+        pool.up("b")
+        self.assertFalse(tries.may_leave([step.lease], 30.0))
+
+    def test_when_to_come_again_is_told_by_the_engines_there(self) -> None:
+        pool = Pool(("eu", "us"), None)
+        pool.pool.settle(pool.take(residency="eu"), Outcome("rate_limited", "", 429, 9.0), 0.01)
+        pool.pool.settle(pool.take(residency="us"), Outcome("rate_limited", "", 429, 4.0), 0.01)
+        tries = Tries((pool.pool,), 3, b"", residency="eu")
+        self.assertIsNone(tries.next())
+        self.assertAlmostEqual(tries.error().retry_after_s or 0, 9.0)
+
+    def test_whether_others_could_be_asked_is_seen_from_those_there(self) -> None:
+        pool = Pool(("eu", "us"), None)
+        tries = Tries((pool.pool,), 3, b"", residency="eu")
+        self.assertIsNotNone(tries.next())
+        self.assertFalse(tries.pass_over(lambda engine: engine.spec.region == "eu"))
+        tries = Tries((pool.pool,), 3, b"")
+        self.assertIsNotNone(tries.next())
+        self.assertTrue(tries.pass_over(lambda engine: engine.spec.region == "eu"))
+
+    def test_a_model_whose_engines_there_have_no_words_for_it_leaves_it_to_those_named(self) -> None:
+        pool = Pool(("eu", "us"), None)
+        pools = (pool.pool, ModelPool(ModelSpec("n", (spec(7, "eu"),)), "random", Random(1), lambda: 1000.0))
+        for named in ((), ("n",)):
+            tries = Tries(pools, 3, b"", named=named, residency="eu")
+            self.assertIsNotNone(tries.next())
+            tries.pass_over(lambda engine: engine.spec.region == "eu" and engine.model_name == "m")
+            step = tries.next()
+            self.assertEqual(step is not None and step.pool.name == "n", bool(named))
 
     def test_those_who_must_stay_are_sent_away_when_the_last_engine_there_goes_out(self) -> None:
         pool = Pool(("eu", "us"), None, max_concurrency=1)
