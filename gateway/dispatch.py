@@ -247,7 +247,7 @@ def _that_serve(
     unable = {pool: _with_those_outside(call, pool, pool.unable(path)) for pool in pools}
     if call.lacking is not None:
         for pool in pools:
-            lacking = _with_those_outside(call, pool, pool.unable(call.lacking))
+            lacking = pool.unable(call.lacking)
             unable[pool] = tuple(one for one in pool.engines if one in unable[pool] or one not in lacking)
     elif pools[0].engines and len(unable[pools[0]]) == len(pools[0].engines):
         pools = (pools[0], *(pool for pool in pools[1:] if pool.name in named))

@@ -16,6 +16,7 @@ from typing import Any, Callable, Optional
 from unittest import mock
 
 from gateway.mock.server import MockEngine
+from gateway.rescue import Onward
 from gateway.reuse.caches import Caches
 from gateway.reuse.store import AnswerStore
 from gateway.routing.pool import ModelPool
@@ -143,6 +144,14 @@ class ChoiceTest(StayTest):
         self.assertIsNone(answer.header("x-gateway-engine"))
         self.assertEqual(running.request_line(answer.request_id)["attempts"], 0)
 
+    def test_an_endpoint_that_only_engines_elsewhere_have_is_not_served(self) -> None:
+        home = {**self.at("eu", lacks=""), "endpoints": ["/v1/chat/completions"]}
+        running = self.serve({"m": {"engines": [home, *self.elsewhere(lacks="")]}})
+        answer = self.stay(running, {"model": "m", "query": SECRET, "documents": [SECRET]}, "/v1/rerank")
+        self.assert_error(answer, 400, "endpoint_not_served")
+        self.assertEqual(running.post({"model": "m", "query": "q", "documents": ["d"]}, "/v1/rerank").status, 200)
+        self.assert_stayed(self.stay(running), home)
+
     def test_retries_and_the_last_resort_stay(self) -> None:
         homes = [self.at("eu", "error"), self.at("eu", "reset"), self.at("eu")]
         running = self.serve({"m": {"engines": [*homes, *self.elsewhere()]}}, BREAKER_MIN_REQUESTS=1000)
@@ -206,12 +215,14 @@ class SecondWayTest(StayTest):
                 abroad = self.elsewhere(resume=True)
                 running = self.serve({"m": {"engines": [homes[0], *abroad, *homes[1:]]}})
                 body = ask(f"{SECRET} one two three four", "m", stream=True)
-                with running.connect() as client:
+                with running.connect() as client, mock.patch("gateway.dispatch.Onward", wraps=Onward) as onward:
                     client.request("POST", CHAT, body, [("X-Gateway-Residency", "eu"), ("X-Request-ID", "stay-r")])
                     self.assertEqual(client.read_head().status, 200)
                     events = client.read_events()
                 self.assertEqual(events[-1] == "data: [DONE]", both, events)
-                self.assertEqual(running.request_line("stay-r").get("resumed"), 1 if both else None)
+                line = running.request_line("stay-r")
+                self.assertEqual(onward.call_args[0][2], "eu")  # what it may leave a hung engine for
+                self.assertEqual((line.get("resumed"), line["attempts"]), (1, 2) if both else (None, 1))
 
     def test_fallbacks_stay(self) -> None:
         models = {

@@ -401,8 +401,9 @@ class ResidencyTest(unittest.TestCase):
         for seed in range(10):
             pool = Pool(("eu", "eu", "us", "us"), None, max_concurrency=2, seed=seed)
             a, b = pool.pool.engines[:2]
+            other = ModelPool(ModelSpec("n", (spec(7, "eu"),)), "random", Random(1), lambda: 1000.0)
             for _ in range(2):
-                step = Tries((pool.pool,), 3, b"", unable=(a,), residency="eu").next()
+                step = Tries((pool.pool, other), 3, b"", unable=(a,), residency="eu").next()
                 assert step is not None and step.lease is not None
                 self.assertIs(step.lease.engine, b)
             # It is full now: the request waits for it, though a has room, and so have those in us.
