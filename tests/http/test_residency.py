@@ -6,6 +6,7 @@ attempts carry. When a test has ended, no engine outside has seen either.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import threading
@@ -478,7 +479,8 @@ class VerifiedTest(StayTest):
             "a": {"engines": [self.at("eu")]},
             "b": {"engines": [*self.elsewhere(), self.at("eu-west-1")]},
             "abroad": {"engines": self.elsewhere()},
-            "team": {"consensus": {"members": ["abroad", "a", "b"], "judge": "abroad", "fallback": "best"}},
+            "team": {"consensus": {"members": ["abroad", "a", "b"], "fallback": "best"}},
+            "judged": {"consensus": {"members": ["a", "b"], "judge": "abroad", "fallback": "best"}},
             "lost": {"consensus": {"members": ["abroad", "far"], "fallback": "best"}},
             "far": {"engines": self.elsewhere()},
         }
@@ -501,9 +503,16 @@ class VerifiedTest(StayTest):
         for stream in (False, True):
             answer = self.stay(running, ask(SECRET, "team", stream=stream))
             self.assertEqual(answer.status, 200, answer.body)
-        lines = eventually(lambda: [one for one in running.request_lines() if one.get("part_of")])
-        self.assertEqual({line["model"] for line in lines if line["status"] == 200}, {"a", "b"})
+        eventually(lambda: sum(one["status"] == 200 for one in running.request_lines() if one.get("part_of")) == 4)
+        asked = {one["model"] for one in running.request_lines() if one.get("part_of")}
+        self.assertEqual(asked, {"a", "b"})
         self.assert_error(self.stay(running, ask(SECRET, "lost")), 400, "residency_not_served")
+
+    def test_a_judge_elsewhere_is_not_asked(self) -> None:
+        running = self.serve(self.fleet(), SANDBOX="off")
+        answer = self.stay(running, ask(SECRET, "judged"))
+        self.assertEqual(answer.status, 200, answer.body)
+        self.assertEqual(sum(line["attempts"] for line in running.request_lines() if line["model"] == "abroad"), 0)
 
 
 class KeysTest(StayTest):
@@ -561,7 +570,10 @@ class KeysTest(StayTest):
         for wrong in ("", "e u", 5, ["eu"], {"a": 1}):
             self.assertEqual(running.post(headers=bearer(token(residency=wrong))).status, 401, wrong)
         key = self.make(running, residency="eu")
-        exchanged = bearer(running.ask("POST", "/auth/token", {}, key).json()["token"])
+        given_for_it = running.ask("POST", "/auth/token", {}, key).json()["token"]
+        claims = json.loads(base64.urlsafe_b64decode(given_for_it.split(".")[1] + "=="))
+        self.assertEqual(claims["residency"], "eu")  # for another gateway, which knows no more of the key
+        exchanged = bearer(given_for_it)
         for _ in range(4):
             self.assert_stayed(self.stay(running, headers=exchanged, by=""), home)
 

@@ -227,6 +227,15 @@ class PreferenceTest(unittest.TestCase):
             pool.up(engine_id)
             turns.append(pool.ask())
         self.assertEqual("".join(turns), "abcabca")
+        # What a strategy has computed it keeps as long as it gets the same tuple.
+        level = pool.pool._chooser._regions._views[""].levels[0]
+        before = level.engines
+        pool.down("d")
+        pool.ask()
+        self.assertIs(level.engines, before)
+        pool.pool.set_weight("a", 2)
+        pool.ask()
+        self.assertIsNot(level.engines, before)
 
     def test_other_weights_count_at_once_and_within_the_region(self) -> None:
         pool = Pool(("eu", "eu", "us"))
@@ -431,6 +440,16 @@ class ResidencyTest(unittest.TestCase):
         assert step is not None and step.lease is not None
         pool.up("b")
         self.assertFalse(tries.may_leave([step.lease], 30.0))
+
+    def test_of_the_engines_there_the_one_that_returns_soonest_is_the_last_resort(self) -> None:
+        pool, other = Pool(("eu", "us"), None), Pool(("eu",), None)
+        other.pool.settle(other.take(), Outcome("unauthorized", "", 401), 0.01)
+        other.now_s += 30.0
+        pool.pool.settle(pool.take(residency="eu"), Outcome("unauthorized", "", 401), 0.01)
+        pool.down("b")  # it would be back in a second
+        step = Tries((pool.pool, other.pool), 3, b"", residency="eu").next()
+        assert step is not None
+        self.assertIs(step.pool, other.pool)
 
     def test_when_to_come_again_is_told_by_the_engines_there(self) -> None:
         pool = Pool(("eu", "us"), None)
