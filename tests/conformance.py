@@ -18,7 +18,7 @@ from typing import Any
 from gateway.api import own
 from gateway.mock.server import MockEngine
 from tests import conformance_models
-from tests.conformance_models import SCHEMA
+from tests.conformance_models import REGION, SCHEMA
 from tests.support import gateway_process, mock_engine
 
 KEY = "an-administrators-key-of-the-conformance-test"
@@ -50,12 +50,12 @@ def validate(*documents: dict[str, Any]) -> None:
 def models(*engines: MockEngine) -> dict[str, Any]:
     """A model of every kind, by the names of `conformance_models.py`. `engines`: two alike, one of Anthropic's dialect,
     and one that answers /v1/responses itself."""
-    first, second, anthropic, responses = (engine.url for engine in engines)
-    native = {"url": responses, "endpoints": ["/v1/chat/completions", "/v1/responses"]}
+    first, second, anthropic, responses = ({"url": engine.url, "region": REGION} for engine in engines)
+    native = {**responses, "endpoints": ["/v1/chat/completions", "/v1/responses"]}
     shaped = {"strip": ["temperature"], "defaults": {"max_tokens": 16}, "force": {"top_p": 0.5, "seed": 1}}
     return {
-        "plain": {"engines": [first, {"url": second, "id": "spare"}]},
-        "anthropic": {"engines": [{"url": anthropic, "dialect": "anthropic"}]},
+        "plain": {"engines": [first, {**second, "id": "spare"}]},
+        "anthropic": {"engines": [{**anthropic, "dialect": "anthropic"}]},
         "native": {"engines": [native]},
         "shaped": {"engines": [second], "aliases": ["alias"], **shaped},
         "split": {"split": {"plain": 1, "native": 1, "anthropic": 1}, **shaped},

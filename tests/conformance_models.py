@@ -1,4 +1,5 @@
-"""What schemathesis' requests are made to name: each time another of the gateway's models, and a schema that is there.
+"""What schemathesis' requests are made to name: each time another of the gateway's models; a schema and a region
+that are there.
 
 Loaded by schemathesis as its hooks (`conformance.py`), which asks on one thread. A name that it has made up itself
 would always be 404; one request in each round keeps it.
@@ -11,6 +12,7 @@ from typing import Any
 
 MODELS = ("plain", "anthropic", "native", "shaped", "alias", "split", "chain", "agreed")
 SCHEMA = "city"
+REGION = "eu"
 FILES = ("index.html", "style.css")
 ASKING = frozenset(("Inference", "Other dialects", "Passed on"))
 """Tags of operations that models answer."""
@@ -22,6 +24,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Change what is about to be asked."""
     operation = f"{case.method} {case.path}"
     if ASKING.intersection(context.operation.tags or ()):
+        if "X-Gateway-Residency" in (case.headers or ()):
+            _name(operation, case.headers, "X-Gateway-Residency", (REGION,) * 3)
         if isinstance(case.query, dict) and "model" in case.query:
             _name(operation, case.query, "model", MODELS)
         if isinstance(case.body, dict):

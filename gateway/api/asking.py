@@ -20,11 +20,12 @@ HEADERS = (
     *("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
 _TEXT: Json = {"type": "string"}
+_REGION: Json = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}
 PARAMETERS = (
     Parameter("header", "X-Request-ID", "An id for the request, which its answer then has; else one is made.", _TEXT),
     Parameter("header", "X-Session-ID", "Requests of one session go to one engine (`prefix_affinity`).", _TEXT),
     Parameter("header", "X-Gateway-Fallback", "`off`: no other model may answer.", _TEXT),
-    Parameter("header", "X-Gateway-Residency", "The region that nothing of the request may leave, as in `eu`.", _TEXT),
+    Parameter("header", "X-Gateway-Residency", "The region that the request must not leave, as in `eu`.", _REGION),
     Parameter("header", "X-Gateway-Priority", "`high`, `normal` or `low`, for keys that may say so.", _TEXT),
     Parameter(
         "header", "X-Gateway-Cache", "`on`: an answer may be kept and reused as if it were deterministic.", _TEXT
