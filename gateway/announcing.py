@@ -133,7 +133,7 @@ def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *,
     lines = [
         f"address: {address}{_listens(settings)}",
         f"authentication: {_describe_access(settings, state_keys)}",
-        *([] if settings.region is None else [f"region: {settings.region}, whose engines come first"]),
+        *_describe_region(settings, router),
         *_describe_dotenv(settings),
         *_describe_cache(settings),
         *sandbox,
@@ -161,6 +161,12 @@ def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *,
         lines.append(f"model {virtual.label}{default_mark(fleet, virtual)}")
         lines.extend(virtual_lines(virtual))
     return "\n".join(lines)
+
+
+def _describe_region(settings: Settings, router: Router) -> Iterator[str]:
+    if settings.region is not None:
+        there = any(pool.is_within(settings.region) for pool in router.pools.values())
+        yield f"region: {settings.region}, {'whose engines come first' if there else 'where no engine is'}"
 
 
 def _describe_cache(settings: Settings) -> Iterator[str]:

@@ -59,18 +59,18 @@ class Chooser:
             if view is None or not view.engines:
                 return None
             engines = view.engines
-        if not (tried or avoid or self.staying):
+        if not (tried or avoid):
             level = None if view is None else view.choose(affinity)
             if level is None:
                 engine = self._strategy.select(engines, request)
             else:
                 engine = level.strategy.select(level.engines, request)
             limit = engine.spec.max_concurrency
-            if limit is None or engine.in_flight < limit:
+            if (limit is None or engine.in_flight < limit) and not (self.staying and self._awaited_locked(engine)):
                 return self.take_locked(engine, now_s)
         free = [e for e in engines if not e.full()]
         if self.staying:
-            free = [e for e in free if not any(within(e.spec.region, waiting) for waiting in self.staying)]
+            free = [e for e in free if not self._awaited_locked(e)]
         if not free:
             return None
         fresh = [e for e in free if e not in tried]
@@ -78,6 +78,10 @@ class Chooser:
             fresh = [e for e in fresh if e not in avoid] or fresh
         fitting = fresh or free
         return self.take_locked(self._retry.select(fitting if view is None else view.nearest(fitting), request), now_s)
+
+    def _awaited_locked(self, engine: Engine) -> bool:
+        """Whether somebody waits who must stay where this engine is, and so is before all others there."""
+        return any(within(engine.spec.region, residency) for residency in self.staying)
 
     def last_resort_locked(self, tried: Collection[Engine], now_s: float, residency: str = "") -> Optional[Engine]:
         """The engine that returns soonest although it is out; never a resting, full or tried one."""
@@ -162,7 +166,10 @@ class Chooser:
             if not engines:
                 return served + self.dismiss_locked()
             free: Sequence[Engine] = [engine for engine in engines if not engine.full()]
-            waiter = self._next_locked(engines, free, served) if self.staying else self.line.next() if free else None
+            if self.staying:
+                waiter = self._next_locked(engines, free, served)
+            else:
+                waiter = self.line.next() if free else None
             if waiter is None:
                 break
             free = kept_within(free, waiter.residency)

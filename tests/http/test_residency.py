@@ -624,6 +624,8 @@ class ToldTest(StayTest):
         self.assertEqual(status, 0)
         self.assertIn("region: eu, whose engines come first", out)
         self.assertRegex(out, r"engine echo: .*, region eu")
+        status, out, _ = self.cli("check", ENGINES_FILE=path, REGION="us")
+        self.assertIn("region: us, where no engine is", out)
 
 
 class PreferenceTest(StayTest):

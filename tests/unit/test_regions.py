@@ -395,6 +395,17 @@ class ResidencyTest(unittest.TestCase):
         pool.pool.serve_line()
         self.assertEqual(self.engine_of(waiter), "b")
 
+    def test_sessions_stay_where_they_are_while_others_wait_for_a_full_region(self) -> None:
+        pool = Pool(("eu", "us", "us", "us"), None, "prefix_affinity", max_concurrency=9)
+        used = {session: pool.ask(session) for session in (b"session-%d" % number for number in range(60))}
+        for _ in range(9):
+            pool.take(residency="eu")
+        self.waits(pool, "eu")
+        again = {session: pool.ask(session) for session in used}
+        elsewhere = [session for session, engine_id in used.items() if engine_id != "a"]
+        self.assertGreater(len(elsewhere), 30)
+        self.assertEqual([again[session] for session in elsewhere], [used[session] for session in elsewhere])
+
     def test_a_look_at_lines_that_wait_in_vain_leaves_no_trace(self) -> None:
         """Nothing is recorded of it, so what the next choice is made from must be as if nobody had looked."""
         pool = Pool(("eu", "us", "us"), None, max_concurrency=1)
