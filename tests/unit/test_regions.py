@@ -270,6 +270,12 @@ class SpillTest(unittest.TestCase):
         view = pool.pool._chooser._regions._views[""]
         self.assertEqual([level.share for level in view._open], [1.0])
 
+    def test_what_a_share_is_short_of_by_rounding_is_left_to_nobody(self) -> None:
+        pool = Pool(("eu",) * 2 + ("us",) * 14 + ("ap",))
+        pool.down("a", *(chr(97 + number) for number in range(5, 16)))  # 1.4 * 1/2 and 1.4 * 3/14
+        self.assertEqual(set(pool.of_regions(100)), {"eu", "us"})
+        self.assertEqual(len(pool.pool._chooser._regions._views[""]._open), 2)
+
     def test_it_is_the_weight_that_counts(self) -> None:
         pool = Pool(("eu", "eu", "us"), weights=(3, 1, 1))
         pool.down("b")
@@ -313,9 +319,10 @@ class SpillTest(unittest.TestCase):
         pool = Pool(("eu",) * 4 + ("us",) * 4, strategy="prefix_affinity")
         pool.down("a", "b")
         engines: dict[bytes, set[str]] = {}
-        for _ in range(3):
-            for number in range(500):
-                session = b"session-%d" % number
+        sessions = [b"session-%d" % number for number in range(500)]
+        for seed in range(3):
+            Random(seed).shuffle(sessions)
+            for session in sessions:
                 engines.setdefault(session, set()).add(pool.ask(session))
         self.assertEqual({len(used) for used in engines.values()}, {1})
         abroad = sum(used <= set("efgh") for used in engines.values())
@@ -508,6 +515,13 @@ class ResidencyTest(unittest.TestCase):
         pool.pool.settle(lease, OK, 0.01)
         self.assertEqual(self.engine_of(left), "a")
         self.assertIsNone(pool.pool.leave_line(gone))
+
+    def test_a_line_that_all_have_left_keeps_nobody_away(self) -> None:
+        pool = Pool(("eu", "us"), None, max_concurrency=1)
+        lease = pool.take(residency="eu")
+        self.assertIsNone(pool.pool.leave_line(self.waits(pool, "eu")))
+        pool.pool.settle(lease, OK, 0.01)
+        self.assertEqual({pool.take().engine.id, pool.take().engine.id}, {"a", "b"})
 
     def test_a_retired_model_sends_all_lines_away(self) -> None:
         pool = Pool(("eu", "us"), None, max_concurrency=1)
