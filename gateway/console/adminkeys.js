@@ -130,7 +130,13 @@ export class KeysCard {
         "Name",
         "",
         el("strong", { class: "anywhere" }, key.name),
-        el("div", { class: "small muted" }, key.role + (key.priority ? `, ${key.priority} priority` : "")),
+        el(
+          "div",
+          { class: "small muted" },
+          [key.role, key.priority && `${key.priority} priority`, key.residency && `stays in ${key.residency}`]
+            .filter(Boolean)
+            .join(", "),
+        ),
       ),
       cell("State", "", badge(tone, label, icon), grace),
       cell("Models", "anywhere", key.models.length ? key.models.join(", ") : "all"),
@@ -252,6 +258,12 @@ export class KeysCard {
             ["low", "Low"],
           ]),
         ),
+      ),
+      fields.add(
+        "residency",
+        "Stays in",
+        input({ placeholder: "any region" }),
+        "The region that nothing it asks may leave, as in eu.",
       ),
     ];
     if (this._open) fields.fill({ role: "admin" });

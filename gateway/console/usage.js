@@ -86,7 +86,7 @@ export function keyBody(form) {
   const text = (name) => form[name].trim();
   if (text("name")) body.name = text("name");
   else faults.push({ field: "name", message: "The name is missing" });
-  for (const name of ["role", "expires", "priority"]) if (text(name)) body[name] = text(name);
+  for (const name of ["role", "expires", "priority", "residency"]) if (text(name)) body[name] = text(name);
   const models = form.models.split(/[\s,]+/).filter(Boolean);
   if (models.length) body.models = models;
   for (const [name, label] of [

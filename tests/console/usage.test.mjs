@@ -86,12 +86,14 @@ test("a new key's form becomes a body without what is empty", () => {
     budget_period: "week",
     expires: "90d",
     priority: "",
+    residency: "",
   };
   assert.deepEqual(keyBody(form), {
     faults: [],
     body: { name: "alice", models: ["13b*", "7b", "x"], rpm: 60, budget_usd: 5, budget_period: "week", expires: "90d" },
   });
   assert.equal(keyBody({ ...form, budget_usd: "" }).body.budget_period, undefined);
+  assert.equal(keyBody({ ...form, residency: " eu " }).body.residency, "eu");
   assert.deepEqual(
     keyBody({ ...form, name: "", rpm: "many" }).faults.map((fault) => fault.field),
     ["name", "rpm"],
