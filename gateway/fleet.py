@@ -14,16 +14,15 @@ from typing import Any, Callable, NamedTuple, Union
 from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
 from gateway.routing.checks import Check, quoted, step
 from gateway.routing.checks import text as check_text
+from gateway.routing.links import ModelLinks, link_faults
 from gateway.routing.providers import PROVIDERS
 from gateway.routing.specs import (
     ENGINE_CHECKS,
     MODEL_CHECKS,
     EngineSpec,
     FleetSpec,
-    ModelLinks,
     ModelSpec,
     duplicate_ids,
-    link_faults,
 )
 from gateway.routing.splits import SPLIT_CHECKS, SplitLinks, SplitSpec, check_chain
 from gateway.routing.virtual import VIRTUAL_CHECKS, VirtualLinks, VirtualSpec, start_faults

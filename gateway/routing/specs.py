@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from gateway.routing import checks, providers
 from gateway.routing.checks import (
@@ -21,12 +21,12 @@ from gateway.routing.checks import (
     has_path,
     parse_engine_url,
     quoted,
-    step,
 )
+from gateway.routing.links import ModelLinks, link_faults
 from gateway.routing.params import PARAM_CHECKS, Params, params_of
 from gateway.routing.providers import PROVIDERS, Provider
-from gateway.routing.splits import SplitLinks, SplitSpec, split_faults
-from gateway.routing.virtual import VirtualLinks, VirtualSpec, virtual_faults
+from gateway.routing.splits import SplitLinks, SplitSpec
+from gateway.routing.virtual import VirtualLinks, VirtualSpec
 
 STRATEGIES = ("round_robin", "random", "least_connections", "power_of_two", "latency", "prefix_affinity")
 
@@ -335,61 +335,6 @@ class FleetSpec:
     def split_by_name(self) -> Mapping[str, SplitSpec]:
         """The models that others answer for, by every name that a request may use."""
         return {name: spec for spec in self.splits for name in (spec.name, *spec.aliases)}
-
-
-class ModelLinks(NamedTuple):
-    """The names by which one model is known and those by which it knows others; None stands for what is no name, a
-    fault of its own."""
-
-    name: str
-    aliases: Sequence[str | None]
-    fallbacks: Sequence[str | None]
-    context_fallbacks: Sequence[str | None] = ()
-    family: str | None = None
-
-
-def link_faults(
-    models: Sequence[ModelLinks],
-    default_model: str | None,
-    virtual: Sequence[VirtualLinks] = (),
-    splits: Sequence[SplitLinks] = (),
-    open_ended: bool = False,
-) -> Iterator[str]:
-    """Yield, with their JSON paths, the faults that no model can see alone. `virtual`: those made of others; `splits`:
-    those that others answer for; `open_ended`: there may be models whose names nobody knows yet."""
-    owner: dict[str, str] = {}
-    for model in models:
-        if model.name in owner:
-            yield f"{step('models', model.name)}: is defined twice"
-        owner[model.name] = model.name
-    for model in models:
-        for index, alias in enumerate(model.aliases):
-            if alias is None:
-                continue
-            if alias in owner and alias not in model.aliases[:index]:
-                yield f"{step('models', model.name)}.aliases[{index}]: {quoted(alias)} is taken"
-            owner.setdefault(alias, model.name)
-    made_of_others = {name for links in virtual for name in (links.name, *links.aliases) if name}
-    made = {name for links in splits for name in (links.name, *links.aliases) if name} | made_of_others
-    made -= set(owner)
-    for model in models:
-        for key, others in (("fallbacks", model.fallbacks), ("context_fallbacks", model.context_fallbacks)):
-            for index, other in enumerate(others):
-                where = f"{step('models', model.name)}.{key}[{index}]"
-                if other is None:
-                    continue
-                if other in made:
-                    yield f"{where}: {quoted(other)} is made of others: only a model with engines can stand in"
-                elif other not in owner:
-                    if not open_ended:
-                        yield f"{where}: there is no model {quoted(other)}"
-                elif owner[other] == model.name:
-                    yield f"{where}: {quoted(other)} is the model itself"
-    families = {model.name: model.family or model.name for model in models}
-    yield from virtual_faults(virtual, owner, families)
-    yield from split_faults(splits, owner, made_of_others, open_ended)
-    if default_model is not None and default_model not in owner and default_model not in made and not open_ended:
-        yield f"default_model: there is no model {quoted(default_model)}"
 
 
 def model_from(name: str, engines: Sequence[str | EngineSpec], strategy: str | None = None) -> ModelSpec:
