@@ -7,11 +7,12 @@ no lock; reads the one file it is told to and never writes, never looks at the e
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Union
 
 from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
+from gateway.fleetkeys import BAD, Key, as_fields, as_is, as_tuple, fields_of
 from gateway.routing.checks import Check, quoted, step
 from gateway.routing.checks import text as check_text
 from gateway.routing.links import ModelLinks, link_faults
@@ -26,38 +27,6 @@ from gateway.routing.specs import (
 )
 from gateway.routing.splits import SPLIT_CHECKS, SplitLinks, SplitSpec, check_chain
 from gateway.routing.virtual import VIRTUAL_CHECKS, VirtualLinks, VirtualSpec, start_faults
-from gateway.upstream.shaping import value_faults
-
-
-class _Bad:
-    """Stands for a value whose faults are already noted."""
-
-
-_BAD = _Bad()
-# Turns a JSON value into what the dataclass wants, or notes faults (path first) and returns _BAD.
-_Parser = Callable[[object, str, "list[str]"], object]
-
-
-class Key(NamedTuple):
-    """One key of an object in the engines file; `field` is the dataclass field it fills."""
-
-    key: str
-    parse: _Parser
-    field: str
-    required: bool = False
-
-
-def as_is(value: object, path: str, faults: list[str]) -> object:
-    """Take a value as JSON gives it; null is a fault, because leaving the key out says the same."""
-    if value is not None:
-        return value
-    faults.append(f"{path}: must not be null; leave the key out instead")
-    return _BAD
-
-
-def as_tuple(value: object, path: str, faults: list[str]) -> object:
-    """Take a list as a tuple; anything else goes on to the field's check, which refuses it."""
-    return tuple(value) if isinstance(value, list) else as_is(value, path, faults)
 
 
 def as_price(value: object, path: str, faults: list[str]) -> object:
@@ -68,64 +37,55 @@ def as_price(value: object, path: str, faults: list[str]) -> object:
     faults.extend(duplicate_faults(value, path))
     unknown = [key for key in value if key not in ("input", "output")]
     faults.extend(f"{step(path, key)}: is not a known key; known here: input, output" for key in unknown)
-    return (value.get("input", 0), value.get("output", 0)) if len(faults) == noted_before else _BAD
+    return (value.get("input", 0), value.get("output", 0)) if len(faults) == noted_before else BAD
 
 
 def as_engines(value: object, path: str, faults: list[str]) -> object:
     """Take a list of URLs and engine objects as a tuple of EngineSpec."""
     if not isinstance(value, list):
         faults.append(f"{path}: must be a list of engines, not {quoted(value)}")
-        return _BAD
+        return BAD
     engines = [_engine(item, f"{path}[{index}]", faults) for index, item in enumerate(value)]
     duplicates = [path + fault for fault in duplicate_ids(engines)]
     faults.extend(duplicates)
-    return _BAD if duplicates or None in engines else tuple(engines)
-
-
-def as_fields(value: object, path: str, faults: list[str]) -> object:
-    """Take an object of fields of requests with their values, of the types that they have there."""
-    if not isinstance(value, JsonObject):
-        return as_is(value, path, faults)
-    wrong = [*duplicate_faults(value, path), *(f"{step(path, name)}: {what}" for name, what in value_faults(value))]
-    faults.extend(wrong)
-    return _BAD if wrong else dict(value)
+    return BAD if duplicates or None in engines else tuple(engines)
 
 
 def as_shares(value: object, path: str, faults: list[str]) -> object:
     """Take an object of models with their weights as pairs."""
     if not isinstance(value, JsonObject):
         faults.append(f"{path}: must be an object of models with their weights, not {quoted(value)}")
-        return _BAD
+        return BAD
     wrong = list(duplicate_faults(value, path))
     faults.extend(wrong)
-    return _BAD if wrong else tuple(value.items())
+    return BAD if wrong else tuple(value.items())
 
 
 def as_auto(value: object, path: str, faults: list[str]) -> object:
     """Take the one word that may stand for the names of models."""
     if value != AUTO:
         faults.append(f"{path}: must be {quoted(AUTO)}, for the names that the engines list, not {quoted(value)}")
-    return _BAD
+    return BAD
 
 
 def as_consensus(value: object, path: str, faults: list[str]) -> object:
     """Take {"members": [...], ...} as the fields of a VirtualSpec."""
-    fields = _fields(value, path, CONSENSUS_KEYS, VIRTUAL_CHECKS, faults)
+    fields = fields_of(value, path, CONSENSUS_KEYS, VIRTUAL_CHECKS, faults)
     if isinstance(value, JsonObject):
         few = [f"{step(path, 'start')}{fault}" for fault in start_faults(value.get("start"), value.get("members"))]
         faults.extend(few)
         fields = None if few else fields
-    return _BAD if fields is None else fields
+    return BAD if fields is None else fields
 
 
 def as_models(value: object, path: str, faults: list[str]) -> object:
     """Take an object of name -> model as a tuple of ModelSpec and VirtualSpec."""
     if not isinstance(value, JsonObject) or not value:
         faults.append(f"{path}: must be an object with at least one model, not {quoted(value)}")
-        return _BAD
+        return BAD
     faults.extend(duplicate_faults(value, path))
     models = [_model(name, item, step(path, name), faults) for name, item in value.items()]
-    return _BAD if None in models else tuple(models)
+    return BAD if None in models else tuple(models)
 
 
 ENGINE_KEYS = (
@@ -202,49 +162,13 @@ _CHAIN_CHECKS: Mapping[str, Check] = {**SPLIT_CHECKS, "chain": check_chain}
 AUTO = "auto"
 
 
-def _fields(
-    value: object,
-    path: str,
-    keys: Sequence[Key],
-    checks: Mapping[str, Check],
-    faults: list[str],
-    unfit: Container[str] = (),
-    instead: Sequence[str] = (),
-) -> dict[str, Any] | None:
-    """Read one object into dataclass fields; None when a fault was noted. `unfit`: keys that are known elsewhere;
-    `instead`: keys that would have made it another kind of object.
-    """
-    if not isinstance(value, JsonObject):
-        faults.append(f"{path or 'the file'}: must be an object, not {quoted(value)}")
-        return None
-    noted_before = len(faults)
-    faults.extend(duplicate_faults(value, path))
-    rows = {row.key: row for row in keys}
-    fields: dict[str, Any] = {}
-    for key, item in value.items():
-        here = step(path, key)
-        row = rows.get(key)
-        if row is None:
-            why = "is for models with engines, not for those made of others" if key in unfit else "is not a known key"
-            faults.append(f"{here}: {why}; known here: {', '.join((*rows, *instead))}")
-            continue
-        parsed = row.parse(item, here, faults)
-        if parsed is not _BAD and row.field in checks:
-            faults.extend(here + fault for fault in checks[row.field](parsed))
-        fields[row.field] = parsed
-    for row in keys:
-        if row.required and row.key not in value:
-            faults.append(f"{step(path, row.key)}: is missing")
-    return fields if len(faults) == noted_before else None
-
-
 def _engine(value: object, path: str, faults: list[str]) -> EngineSpec | None:
     if isinstance(value, str):
         value = JsonObject(url=value)
     elif not isinstance(value, JsonObject):
         faults.append(f"{path}: must be a URL or an object, not {quoted(value)}")
         return None
-    fields = _fields(value, path, ENGINE_KEYS, ENGINE_CHECKS, faults)
+    fields = fields_of(value, path, ENGINE_KEYS, ENGINE_CHECKS, faults)
     provider = value.get("provider")
     preset = PROVIDERS.get(provider) if isinstance(provider, str) else None
     if "url" not in value and not (preset and preset.url):
@@ -271,7 +195,7 @@ def _split(name: str, value: object, path: str, faults: list[str]) -> SplitSpec 
     noted_before = len(faults)
     faults.extend(path + fault for fault in SPLIT_CHECKS["name"](name))
     keys = SPLIT_KEYS if _kind(value) == "split" else CHAIN_KEYS
-    fields = _fields(value, path, keys, _CHAIN_CHECKS, faults, {row.key for row in MODEL_KEYS})
+    fields = fields_of(value, path, keys, _CHAIN_CHECKS, faults, {row.key for row in MODEL_KEYS})
     if fields is None or len(faults) > noted_before:
         return None
     chain = fields.pop("chain", None)
@@ -284,8 +208,8 @@ def _group(name: str, value: object, path: str, faults: list[str]) -> ModelSpec 
     """Engines that say themselves which models there are."""
     noted_before = len(faults)
     faults.extend(path + fault for fault in MODEL_CHECKS["name"](name))
-    fields = _fields(value, path, GROUP_KEYS, MODEL_CHECKS, faults)
-    engines = () if fields is None or fields["engines"] is _BAD else fields["engines"]
+    fields = fields_of(value, path, GROUP_KEYS, MODEL_CHECKS, faults)
+    engines = () if fields is None or fields["engines"] is BAD else fields["engines"]
     for index, engine in enumerate(engines):
         here = f"{path}.engines[{index}]"
         if engine.model is not None:
@@ -304,7 +228,7 @@ def _group(name: str, value: object, path: str, faults: list[str]) -> ModelSpec 
 def _virtual(name: str, value: object, path: str, faults: list[str]) -> VirtualSpec | None:
     noted_before = len(faults)
     faults.extend(path + fault for fault in VIRTUAL_CHECKS["name"](name))
-    fields = _fields(value, path, VIRTUAL_KEYS, VIRTUAL_CHECKS, faults, {row.key for row in MODEL_KEYS})
+    fields = fields_of(value, path, VIRTUAL_KEYS, VIRTUAL_CHECKS, faults, {row.key for row in MODEL_KEYS})
     if fields is None or len(faults) > noted_before:
         return None
     return VirtualSpec(name, aliases=fields.get("aliases", ()), **fields["consensus"])
@@ -314,7 +238,7 @@ def real_model(name: str, value: object, path: str, faults: list[str]) -> ModelS
     """Take an object with engines as a model; None when a fault was noted."""
     bad_name = [path + fault for fault in MODEL_CHECKS["name"](name)]
     faults.extend(bad_name)
-    fields = _fields(value, path, MODEL_KEYS, MODEL_CHECKS, faults, instead=_KINDS)
+    fields = fields_of(value, path, MODEL_KEYS, MODEL_CHECKS, faults, instead=_KINDS)
     return None if fields is None or bad_name else ModelSpec(name=name, **fields)
 
 
@@ -322,7 +246,7 @@ def load_engines_file(path: Path) -> FleetSpec:
     """Read an engines file; raises ConfigurationError naming every fault by its JSON path."""
     document: Any = read_json(path)
     faults: list[str] = []
-    fields = _fields(document, "", FLEET_KEYS, _FLEET_CHECKS, faults)
+    fields = fields_of(document, "", FLEET_KEYS, _FLEET_CHECKS, faults)
     if isinstance(document, JsonObject):
         faults.extend(_link_faults(document))
     if fields is None or faults:

@@ -46,6 +46,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "gateway.settings",
         "gateway.dotenv",
         "gateway.fleet",
+        "gateway.fleetkeys",
         "gateway.fleetlines",
         "gateway.tools.decisionlog",
         "gateway.inference",
