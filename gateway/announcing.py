@@ -24,10 +24,12 @@ from gateway.describing import (
     listed_names,
     params_lines,
     printable,
+    source_lines,
     split_lines,
     state_of,
     virtual_lines,
 )
+from gateway.discovery.watch import State
 from gateway.inference import InferenceFactory
 from gateway.routing.checks import bracketed, parse_address
 from gateway.routing.engine import Engine
@@ -122,11 +124,18 @@ def sandbox_lines(settings: Settings) -> list[str]:
         sandbox.close(SANDBOX_CLOSE_S)
 
 
-def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *, state_keys: bool = False) -> str:
+def describe(
+    settings: Settings,
+    router: Router,
+    sandbox: Iterable[str] = (),
+    *,
+    state_keys: bool = False,
+    discovered: Sequence[State] = (),
+) -> str:
     """What would run, for `check`: address, authentication, `.env`, models with their fallbacks and engines.
 
     `router` is that of a factory that has had a `look`, `sandbox` what `sandbox_lines` says. `state_keys`: whether the
-    state database holds keys.
+    state database holds keys. `discovered`: what `InferenceFactory.discovered` says.
     """
     fleet = router.fleet
     address = url_of(settings.host, settings.port)
@@ -150,9 +159,11 @@ def describe(settings: Settings, router: Router, sandbox: Iterable[str] = (), *,
         lines.extend(params_lines(model))
         if not model.prefix:
             lines.extend(fallback_lines(model, settings, router))
+        lines.extend(source_lines(model, discovered))
         lines.extend(f"  engine {engine_line(e, settings)}" for e in router.pools[model.name].engines)
     for group in fleet.groups:
         lines.append(f"models of {group.name}: those that its engines list")
+        lines.extend(source_lines(group, discovered))
         lines.extend(f"  engine {engine_line(e, settings)}" for e in router.sources[group.name].engines)
     for split in fleet.splits:
         lines.append(f"model {split.label}{default_mark(fleet, split)}")
@@ -232,11 +243,19 @@ def _is_unconfigured(fleet: FleetSpec) -> bool:
 
 
 def start_lines(
-    settings: Settings, router: Router, url: str, *, authenticated: bool, terminal: bool, paint: Paint = plain
+    settings: Settings,
+    router: Router,
+    url: str,
+    *,
+    authenticated: bool,
+    terminal: bool,
+    paint: Paint = plain,
+    discovered: Sequence[State] = (),
 ) -> str:
     """What follows the address, once something is known of the engines: each model with its engines; where `.env` is.
 
-    `authenticated`: clients show a key. On a `terminal` there is more: where to look, what to paste, how to end it.
+    `authenticated`: clients show a key. `discovered`: what `InferenceFactory.discovered` says. On a `terminal` there is
+    more: where to look, what to paste, how to end it.
     """
     fleet = router.fleet
     lines: list[str] = []
@@ -247,7 +266,7 @@ def start_lines(
     if _is_unconfigured(fleet):
         lines.append(NO_ENGINE)
     else:
-        lines += _models(fleet, router, settings, paint)
+        lines += _models(fleet, router, settings, paint, discovered)
     if terminal:
         lines += [
             "",
@@ -260,7 +279,9 @@ def start_lines(
     return "".join(f"{line}\n" for line in lines)
 
 
-def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) -> list[str]:
+def _models(
+    fleet: FleetSpec, router: Router, settings: Settings, paint: Paint, discovered: Sequence[State]
+) -> list[str]:
     lines: list[str] = []
     left: list[Engine] = []  # of which there is no line
     without: list[SplitSpec | VirtualSpec] = [*fleet.splits, *fleet.virtual]
@@ -268,6 +289,7 @@ def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) 
     for group in router.sources.values():
         if not any(pool.spec.source == group.name for pool in router.pools.values()):
             lines.append(f"models of {group.name}: none so far")
+            lines += source_lines(group.spec, discovered)
             lines += [
                 f"  {engine.spec.url} {paint(*state_of(engine, settings))}" for engine in group.engines[:LISTED_MAX]
             ]
@@ -279,6 +301,9 @@ def _models(fleet: FleetSpec, router: Router, settings: Settings, paint: Paint) 
             continue
         name = f"{called(pool.spec, router)}{default_mark(fleet, pool.spec)}"
         lines.append(f"every model name{listed_names(router)}" if fleet.wildcard else name)
+        found = list(source_lines(pool.spec, discovered))
+        lines += found
+        room -= len(found)
         for engine in engines[:room]:
             text, kind = state_of(engine, settings)
             where = "" if engine.spec.region is None else f" ({engine.spec.region})"

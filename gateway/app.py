@@ -20,6 +20,7 @@ from typing import Any, Optional, TextIO
 from gateway.announcing import dotenv_warnings, shown_path, shows_colours, url_of
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
+from gateway.discovery.watch import Change
 from gateway.gauging import bind_metrics, engine_at, provider_of
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
@@ -139,6 +140,7 @@ class Gateway:
             on_change=self._engine_changed,
             on_crash=self._attempt_crashed,
             on_fleet=self._take_fleet,
+            on_discovery=self._discovered,
         )
 
     def _take_fleet(self, fleet: FleetSpec) -> None:
@@ -148,6 +150,14 @@ class Gateway:
             self.caches.keep_models([model.name for model in fleet.models])
         if fleet.groups and self._started:
             self.telemetry.log("info", "models", models=[model.name for model in fleet.models])
+
+    def _discovered(self, change: Change) -> None:
+        """Engines have come or gone, or nobody can say (on a watch's thread)."""
+        what = {"model": change.model, "source": change.source, "engines": change.engines}
+        if change.error is not None:
+            self.telemetry.log("warning" if change.error else "info", "discovery", **what, error=change.error or None)
+        else:
+            self.telemetry.log("info", "discovery", **what, added=change.added, removed=change.removed)
 
     def _open_caches(self) -> None:
         try:

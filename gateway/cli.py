@@ -214,7 +214,9 @@ def _check(settings: Settings) -> int:
             if sys.stderr.isatty():
                 print(f"waiting for engines, at most {LOOK_S:g} s ...", file=sys.stderr, flush=True)
             look(factory, LOOK_S)
-        write(sys.stdout, describe(settings, factory.router, sandbox_lines(settings), state_keys=state_keys) + "\n")
+        found = factory.discovered()
+        text = describe(settings, factory.router, sandbox_lines(settings), state_keys=state_keys, discovered=found)
+        write(sys.stdout, text + "\n")
     finally:
         _within(OUTPUT_S, factory.close)  # a probe may take as long as HEALTH_TIMEOUT allows
     return 0
@@ -328,6 +330,7 @@ def _announce(gateway: Gateway, stdout: TextIO) -> None:
         authenticated=gateway.guard.authenticator.required,
         terminal=stdout.isatty(),
         paint=paint_for(stdout, os.environ),
+        discovered=gateway.factory.discovered(),
     )
     if not gateway.pipeline.draining:
         write(stdout, text)

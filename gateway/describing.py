@@ -6,8 +6,9 @@ Owns the wording. No state, no lock. No text here shows a secret: variables are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from gateway.discovery.watch import State
 from gateway.routing.checks import quoted
 from gateway.routing.engine import Engine
 from gateway.routing.router import Router
@@ -83,6 +84,19 @@ def fallback_lines(model: ModelSpec, settings: Settings, router: Router) -> Iter
     used = ", ".join(other for other, why_not in others if not why_not)
     yield f"  fallbacks: {used or 'none'}{' (FALLBACK=off)' if settings.fallback == 'off' else ''}"
     yield from (f"    not {other}: {why_not}" for other, why_not in others if why_not)
+
+
+def source_lines(model: ModelSpec, states: Iterable[State]) -> Iterator[str]:
+    """Where the engines of a model are looked for, and what came of it; nothing where they are configured."""
+    if model.discover is None:
+        return
+    state = next((state for state in states if state.model == model.name), None)
+    said = "not looked for"
+    if state is not None:
+        count = f"{state.engines} engine{'' if state.engines == 1 else 's'} found"
+        said = "no answer yet" if state.age_s is None else count
+        said += f"; {printable(state.error[:ERROR_CHARS])}" if state.error else ""
+    yield f"  discovered by {printable(str(model.discover))}: {said}"
 
 
 def engine_line(engine: Engine, settings: Settings) -> str:

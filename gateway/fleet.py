@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from gateway.configuration import ConfigurationError, JsonObject, duplicate_faults, read_json
+from gateway.fleetdiscover import of_group, with_discover
 from gateway.fleetkeys import BAD, Key, as_fields, as_is, as_tuple, fields_of
 from gateway.routing.checks import Check, quoted, step
 from gateway.routing.checks import text as check_text
@@ -103,7 +104,7 @@ ENGINE_KEYS = (
     Key("dialect", as_is, "dialect"),
     Key("api_version", as_is, "api_version"),
     Key("endpoints", as_tuple, "endpoints"),
-    Key("region", as_is, "region"),
+    Key("priority", as_is, "priority"),
 )
 PARAM_KEYS = (
     Key("strip", as_tuple, "strip"),
@@ -208,10 +209,8 @@ def _group(name: str, value: object, path: str, faults: list[str]) -> ModelSpec 
     """Engines that say themselves which models there are."""
     noted_before = len(faults)
     faults.extend(path + fault for fault in MODEL_CHECKS["name"](name))
-    fields = fields_of(value, path, GROUP_KEYS, MODEL_CHECKS, faults)
-    engines = () if fields is None or fields["engines"] is BAD else fields["engines"]
-    for index, engine in enumerate(engines):
-        here = f"{path}.engines[{index}]"
+    fields = fields_of(value, path, with_discover(GROUP_KEYS, value, ENGINE_KEYS), MODEL_CHECKS, faults)
+    for here, engine in of_group(fields or {}, path):
         if engine.model is not None:
             faults.append(f"{step(here, 'model')}: says one name where the engine's list says them all")
         if engine.is_echo or not engine.preset.lists_served:
@@ -222,7 +221,7 @@ def _group(name: str, value: object, path: str, faults: list[str]) -> ModelSpec 
     if fields is None or len(faults) > noted_before:
         return None
     fields.pop("models")
-    return ModelSpec(name=name, **fields)
+    return ModelSpec(name=name, **{"engines": (), **fields})
 
 
 def _virtual(name: str, value: object, path: str, faults: list[str]) -> VirtualSpec | None:
@@ -235,11 +234,12 @@ def _virtual(name: str, value: object, path: str, faults: list[str]) -> VirtualS
 
 
 def real_model(name: str, value: object, path: str, faults: list[str]) -> ModelSpec | None:
-    """Take an object with engines as a model; None when a fault was noted."""
+    """Take an object with engines, or with what discovers them, as a model; None when a fault was noted."""
     bad_name = [path + fault for fault in MODEL_CHECKS["name"](name)]
     faults.extend(bad_name)
-    fields = fields_of(value, path, MODEL_KEYS, MODEL_CHECKS, faults, instead=_KINDS)
-    return None if fields is None or bad_name else ModelSpec(name=name, **fields)
+    keys = with_discover(MODEL_KEYS, value, ENGINE_KEYS)
+    fields = fields_of(value, path, keys, MODEL_CHECKS, faults, instead=("discover", *_KINDS))
+    return None if fields is None or bad_name else ModelSpec(name=name, **{"engines": (), **fields})
 
 
 def load_engines_file(path: Path) -> FleetSpec:

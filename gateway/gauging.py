@@ -37,6 +37,9 @@ def bind_metrics(
         lambda: [((e.model, e.id), STATE_NAMES.index(e.breaker)) for e in factory.engines()],
         lambda: [((name,), pool.waiting) for name, pool in factory.router.pools.items()],
     )
+    gauges.bind_discovery(
+        registry, lambda: [(s.model, s.kind, s.engines, s.failures, s.age_s) for s in factory.discovered()]
+    )
     gauges.bind_queue(registry, lambda: workers.depth, lambda: workers.busy, workers.queue_size)
     gauges.bind_build(registry, __version__)
     gauges.bind_cache(registry, cache_figures)

@@ -21,6 +21,8 @@ from random import Random
 from typing import Any, Callable, Optional, Union
 
 from gateway.attempts import OnCrash, TimeLimits
+from gateway.discovery.discoveries import Discoveries, refuse_templates
+from gateway.discovery.watch import Change, State
 from gateway.dispatch import Asker
 from gateway.engines import SizeLimits
 from gateway.errors import EngineFailed, GatewayError
@@ -33,6 +35,7 @@ from gateway.routing.engine import DEFAULT_POLICY
 from gateway.routing.members import EngineSnapshot
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.routing.router import Router
+from gateway.routing.sources import DiscoverSpec
 from gateway.routing.specs import STRATEGIES, EngineSpec, FleetSpec, ModelSpec, model_from
 from gateway.routing.standing import StateChange
 from gateway.steps import drive
@@ -61,10 +64,10 @@ class InferenceFactory:
     reason, before it is ended without them. A complete answer of more than `max_answer_bytes` is its engine's failure,
     and so is an event of more than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of
     exceptions that nobody had foreseen, with the model and the engine whose attempt fails by them (None: they are
-    logged), `on_fleet` of the fleet that is served from now on, after a reload and when engines list other models.
-    `region` is where this is, whose engines come first (see routing/regions.py); None: nobody's. Thread-safe; close it,
-    or use it as a context manager. Raises ValueError for an unknown `strategy` or `fallback`, or an engine's key that
-    cannot be sent.
+    logged), `on_fleet` of the fleet that is served from now on, after a reload and when engines list other models or
+    others are discovered, `on_discovery` of what is new where engines are discovered. Thread-safe; close it, or use it
+    as a context manager. Raises ValueError for an unknown `strategy` or `fallback`, an engine's key that cannot be
+    sent, or a `discover` whose template makes no engine.
     """
 
     def __init__(
@@ -94,11 +97,12 @@ class InferenceFactory:
         on_change: Optional[Callable[[StateChange], None]] = None,
         on_crash: Optional[OnCrash] = None,
         on_fleet: Optional[Callable[[FleetSpec], None]] = None,
-        region: Optional[str] = None,
+        on_discovery: Optional[Callable[[Change], None]] = None,
     ) -> None:
         _refuse_unknown("strategy", strategy, STRATEGIES)
         _refuse_unknown("fallback", fallback, FALLBACKS)
         fleet = models if isinstance(models, FleetSpec) else _fleet_from(models)
+        refuse_templates(fleet)
         _refuse_unsendable_keys(fleet, os.environ if secrets is None else secrets)
         self._closed = False
         self._on_fleet = on_fleet or (lambda fleet: None)
@@ -114,6 +118,8 @@ class InferenceFactory:
             region=region,
         )
         self._offered = Offered(self.router, fleet, self._serve)
+        told = on_discovery or (lambda change: None)
+        self._discoveries = Discoveries(fleet, self._rediscover, told, lambda: self.client.secrets)
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
         self._on_crash = on_crash or _log_crash
@@ -139,8 +145,11 @@ class InferenceFactory:
                 self._offered.relist,
             ),
             followers=self._offered.followers,
+            pending=self._discoveries.pending,
         )
+        self._probes = health_interval_s > 0
         self._health.start()
+        self._discoveries.start()
 
     # --- the library -----------------------------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class InferenceFactory:
         try:
             yield from events_in(answer.first)
             while not answer.done:
-                yield from self._read_events(call, answer)
+                yield from _read_events(call, answer, self.stream_idle_timeout_s, self._on_crash)
             outcome = Outcome("ok")
         except EngineFault as fault:
             outcome = fault.outcome
@@ -190,22 +199,6 @@ class InferenceFactory:
             raise EngineFailed("backend_error", outcome.message, engine=outcome.details) from fault
         finally:
             answer.close(outcome)
-
-    def _read_events(self, call: Call, stream: EngineStream) -> list[dict[str, Any]]:
-        """The next events. Raises EngineFault, also for what nobody had foreseen."""
-        try:
-            return list(events_in(drive(stream.read(self.stream_idle_timeout_s))))
-        except GatewayError:
-            raise
-        except Exception as error:
-            if isinstance(error, EngineFault) and error.outcome is not CRASHED:
-                raise
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            self._on_crash(cause, call.served_model or "", call.engine_id or "")
-            if stream.events.complete:
-                stream.finish()
-                return []
-            raise EngineFault(CRASHED) from error
 
     def engines(self) -> list[EngineSnapshot]:
         """Every engine of every model as it is now: model, id, url, state, weight, in_flight, last_error."""
@@ -231,22 +224,36 @@ class InferenceFactory:
 
         Raises ValueError, with nothing changed, for an engine's key that cannot be sent.
         """
+        refuse_templates(fleet)
         _refuse_unsendable_keys(fleet, self.client.secrets if secrets is None else secrets)
         if secrets is not None:
             self.client.secrets = secrets
         before, self._keys = self._keys, _digests(fleet, self.client.secrets)
         renewed = [name for name, digest in before.items() if self._keys.get(name, digest) != digest]
         self._offered.reload(fleet, renewed)
-        self._keep_names()
+        self._discoveries.follow(fleet)
         self._health.tick()  # of what nothing is known any more, something soon is
 
-    def _serve(self, fleet: FleetSpec, renewed: Sequence[str], keep_weights: bool) -> None:
-        self.router.reload(fleet, renewed, keep_weights)
+    def _rediscover(self, model: str, discover: DiscoverSpec, engines: tuple[EngineSpec, ...]) -> bool:
+        """These are the engines of a model now (on a watch's thread); see `Offered.rediscover`."""
+        before = self.router.fleet
+        taken = self._offered.rediscover(model, discover, engines)
+        if self.router.fleet is not before:
+            self._health.joined()
+        return taken
+
+    def _serve(self, fleet: FleetSpec, renewed: Sequence[str], keep_weights: bool, unproven: bool) -> None:
+        self.router.reload(fleet, renewed, keep_weights, unproven and self._probes)
         self.asker.forget_changed(renewed)
+        self._keep_names()
         self._on_fleet(fleet)
 
     def _keep_names(self) -> None:
-        self.client.keep_names(spec for _, spec in self._offered.configured.engines())
+        self.client.keep_names(spec for _, spec in self.router.fleet.engines())
+
+    def discovered(self) -> list[State]:
+        """What is known of each source of engines now, for the models whose engines are discovered."""
+        return self._discoveries.states()
 
     def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.
@@ -282,6 +289,7 @@ class InferenceFactory:
     def close(self) -> None:
         """Stop probing and close idle connections; nothing can be asked afterwards. Idempotent."""
         self._closed = True
+        self._discoveries.close()
         self._health.close()
         self.asker.close()
         self.client.close()
@@ -301,10 +309,26 @@ class InferenceFactory:
         return drive(self.asker.ask(call))
 
 
+def _read_events(call: Call, stream: EngineStream, idle_s: float, on_crash: OnCrash) -> list[dict[str, Any]]:
+    """The next events. Raises EngineFault, also for what nobody had foreseen."""
+    try:
+        return list(events_in(drive(stream.read(idle_s))))
+    except GatewayError:
+        raise
+    except Exception as error:
+        if isinstance(error, EngineFault) and error.outcome is not CRASHED:
+            raise
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        on_crash(cause, call.served_model or "", call.engine_id or "")
+        if stream.events.complete:
+            stream.finish()
+            return []
+        raise EngineFault(CRASHED) from error
+
+
 def _refuse_unsendable_keys(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:
     """Raise ValueError naming the variables whose text cannot be sent in a header; it never shows that text."""
-    names = {engine.api_key_env for _, engine in fleet.engines()}
-    for name in sorted(name for name in names if name):
+    for name in sorted({name for name, _ in fleet.secrets()}):
         secret = secrets.get(name, "").strip()
         if secret and not is_header_value(secret):
             raise ValueError(f"{name}: an engine's key must be printable ASCII characters, without line breaks")
@@ -322,7 +346,7 @@ def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
 
 def _digests(fleet: FleetSpec, secrets: Mapping[str, str]) -> dict[str, bytes]:
     """By the variable's name, what tells whether an engine's key is still the same."""
-    names = {engine.api_key_env for _, engine in fleet.engines() if engine.api_key_env}
+    names = {name for name, _ in fleet.secrets()}
     return {name: hashlib.sha256(secrets.get(name, "").encode("utf-8", "surrogatepass")).digest() for name in names}
 
 

@@ -1,6 +1,7 @@
-"""Which models are offered now: those that were configured, and those that engines list.
+"""Which models are offered now: those configured, with the engines found for them, and those that engines list.
 
-`Offered` owns the configured fleet and the names that engines have ever brought. Its lock lets one change of the fleet
+`Offered` owns the configured fleet, the engines that were last discovered for each of its models, and the names that
+engines have ever brought. Its lock lets one change of the fleet
 be at a time, whether a reload or another list; it is held while the router takes the fleet over, and never across I/O.
 """
 
@@ -11,13 +12,16 @@ from collections.abc import Sequence
 from typing import Callable
 
 from gateway.routing.engine import Engine
+from gateway.routing.found import discovered, with_found
 from gateway.routing.listed import with_listed
 from gateway.routing.pool import ModelPool
 from gateway.routing.router import Router
-from gateway.routing.specs import FleetSpec
+from gateway.routing.sources import DiscoverSpec
+from gateway.routing.specs import EngineSpec, FleetSpec
 
-Serve = Callable[[FleetSpec, Sequence[str], bool], None]
-"""Takes over a fleet; the variables whose secrets have changed; whether engines keep the weights they were given."""
+Serve = Callable[[FleetSpec, Sequence[str], bool, bool], None]
+"""Takes over a fleet; the variables whose secrets have changed; whether engines keep the weights they were given;
+whether new ones are out until a probe of them passes."""
 
 
 class Offered:
@@ -28,13 +32,30 @@ class Offered:
         self._router = router
         self._serve = serve
         self._ever: dict[str, None] = {}
+        self._found: dict[str, tuple[EngineSpec, ...]] = {}
         self._lock = threading.Lock()
 
     def reload(self, fleet: FleetSpec, renewed: Sequence[str]) -> None:
-        """Offer another fleet from now on, with what engines that stay have listed."""
+        """Offer another fleet from now on, with what engines that stay have listed. Models whose engines are to be
+        discovered have those that they had before, until there is word of them."""
         with self._lock:
+            before = {model.name: model.engines for model in (*self._router.fleet.groups, *self._router.fleet.models)}
             self.configured = fleet
-            self._serve(self._with_listed(), renewed, False)
+            self._found = {name: before[name] for name, _ in discovered(fleet) if name in before}
+            self._serve(self._with_listed(), renewed, False, False)
+
+    def rediscover(self, name: str, discover: DiscoverSpec, engines: tuple[EngineSpec, ...]) -> bool:
+        """These are the engines of a model (or group) now. False: it is not, or no longer, discovered that way.
+
+        Engines that stay keep what is known of them, and their weights; those that are gone finish what they have.
+        """
+        with self._lock:
+            if (name, discover) not in discovered(self.configured):
+                return False
+            before, self._found[name] = self._found.get(name, ()), engines
+            if before != engines:
+                self._serve(self._with_listed(), (), True, True)
+            return True
 
     def relist(self, engine: Engine) -> None:
         """An engine lists other models than before."""
@@ -43,12 +64,13 @@ class Offered:
                 return
             fleet = self._with_listed()
             if fleet.models != self._router.fleet.models:
-                self._serve(fleet, (), True)
+                self._serve(fleet, (), True, False)
 
     def _with_listed(self) -> FleetSpec:
         sources = self._router.sources.items()
         said = {(name, e.spec.id, e.spec.url): e.listed for name, pool in sources for e in pool.engines}
-        return with_listed(self.configured, lambda group, e: said.get((group, e.id, e.url)), self._ever)
+        fleet = with_found(self.configured, self._found)
+        return with_listed(fleet, lambda group, e: said.get((group, e.id, e.url)), self._ever)
 
     def is_source(self, engine: Engine) -> bool:
         """Whether this is an engine of a group, which is asked what it serves."""

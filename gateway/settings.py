@@ -620,7 +620,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _unknown_names(from_file: dotenv.Variables, fleet: FleetSpec) -> Iterator[str]:
-    keys = {engine.api_key_env for _, engine in fleet.engines() if engine.api_key_env}
+    keys = {name for name, _ in fleet.secrets()}
     return dotenv.unknown_names(from_file.assignments, [*(setting.name for setting in SETTINGS), *sorted(keys)])
 
 
@@ -761,9 +761,8 @@ def _engine_key_faults(fleet: FleetSpec, texts: Mapping[str, str], blank: Contai
     """What is wrong with the engines' keys, which go into a header; no fault shows one. One that is not set is none:
     the engine may need it for other gateways only."""
     users: dict[str, list[str]] = {}
-    for model, engine in fleet.engines():
-        if engine.api_key_env:
-            users.setdefault(engine.api_key_env, []).append(f"{engine.id} of {model}")
+    for name, whose in fleet.secrets():
+        users.setdefault(name, []).append(whose)
     for name, engines in users.items():
         more = f" and {len(engines) - 3} more" if len(engines) > 3 else ""
         whose = f"the key of engine {', '.join(engines[:3])}{more}"
@@ -774,8 +773,7 @@ def _engine_key_faults(fleet: FleetSpec, texts: Mapping[str, str], blank: Contai
 
 
 def _engine_keys(fleet: FleetSpec, texts: Mapping[str, str]) -> Mapping[str, str]:
-    names = {engine.api_key_env for _, engine in fleet.engines()}
-    return MappingProxyType({name: texts[name] for name in names if name and name in texts})
+    return MappingProxyType({name: texts[name] for name, _ in fleet.secrets() if name in texts})
 
 
 def env_example() -> str:

@@ -215,6 +215,16 @@ def one_of(choices: Sequence[str]) -> Check:
     return check
 
 
+def instance(kind: type) -> Check:
+    """Make a check for a value that is never made of JSON alone."""
+
+    def check(value: object) -> Iterator[str]:
+        if not isinstance(value, kind):
+            yield f": must be a {kind.__name__}, not {quoted(value)}"
+
+    return check
+
+
 def optional(check: Check) -> Check:
     """Make a check that lets None pass."""
     return lambda value: iter(()) if value is None else check(value)

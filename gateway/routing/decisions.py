@@ -68,6 +68,7 @@ class Decisions:
         strategy: str,
         forget: Collection[str],
         keep_weights: bool,
+        unproven: bool,
         served: Sequence[Waiter],
         now_s: float,
     ) -> None:
@@ -77,6 +78,7 @@ class Decisions:
             "strategy": strategy,
             **({"forget": list(forget)} if forget else {}),
             **({"keep_weights": True} if keep_weights else {}),
+            **({"unproven": True} if unproven else {}),
         }
         self.line_locked("reconfigure", inputs, served, now_s)
 
@@ -168,10 +170,11 @@ def model_json(model: ModelSpec) -> Record:
                 "id": e.id,
                 "weight": e.weight,
                 "max_concurrency": e.max_concurrency,
-                **({} if e.region is None else {"region": e.region}),
+                **({"priority": e.priority} if e.priority else {}),
             }
             for e in model.engines
         ],
+        **({"discovered": True} if model.discover is not None else {}),
     }
 
 

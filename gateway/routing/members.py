@@ -15,6 +15,8 @@ from gateway.routing.engine import Engine
 from gateway.routing.regions import kept_within
 from gateway.routing.specs import ModelSpec
 
+UNPROVEN = "no probe has passed yet"
+
 
 class EngineSnapshot(NamedTuple):
     """One engine at one moment, for /health, the metrics and `InferenceFactory.engines()`."""
@@ -41,7 +43,9 @@ class Members:
         self._in: tuple[Engine, ...] = ()
         self._recheck_at_s = 0.0  # so does it then: an engine's time outside ends
 
-    def configure_locked(self, spec: ModelSpec, forget: Collection[str], keep_weights: bool) -> tuple[Engine, ...]:
+    def configure_locked(
+        self, spec: ModelSpec, forget: Collection[str], keep_weights: bool, unproven: bool = False
+    ) -> tuple[Engine, ...]:
         """Take over a configuration; returns the engines that are gone. See `Roster.reconfigure`."""
         before = self.engines
         known = {(engine.id, engine.spec.url): engine for engine in before}
@@ -50,11 +54,13 @@ class Members:
             engine = known.get((engine_spec.id or "", engine_spec.url))
             if engine is None:
                 engine = Engine(engine_spec, spec.name, self._policy)
+                if unproven and not engine_spec.is_echo:
+                    engine.down, engine.last_error = True, UNPROVEN
             elif engine.id in forget:
                 engine.forget(self._policy)
-            engine.spec = engine_spec
-            if not keep_weights:
+            if not keep_weights or engine.weight == engine.spec.weight:
                 engine.weight = engine_spec.weight
+            engine.spec = engine_spec
             engines.append(engine)
         self.engines = tuple(engines)
         self._in = ()
@@ -83,7 +89,7 @@ class Members:
     def in_locked(self, now_s: float) -> tuple[Engine, ...]:
         """The engines that are in: found anew only after a change, or when an engine's time outside has ended."""
         if self.stale or now_s >= self._recheck_at_s:
-            engines = tuple(engine for engine in self.engines if engine.available(now_s))
+            engines = self._available(now_s)
             if engines != self._in:
                 self._in = engines
             returns = [e.out_until_s for e in self.engines if e.out_until_s > now_s]
@@ -97,10 +103,18 @@ class Members:
     def look_locked(self, now_s: float) -> tuple[Engine, ...]:
         """The engines that are in, for who only looks: a look leaves no trace in what is decided after it."""
         if self.stale or now_s >= self._recheck_at_s:
-            return tuple(engine for engine in self.engines if engine.available(now_s))
+            return self._available(now_s)
         return self._in
 
-    def all_full_locked(self, now_s: float, besides: Collection[Engine] = (), residency: str = "") -> bool:
+    def _available(self, now_s: float) -> tuple[Engine, ...]:
+        """The engines that may be chosen: those of the lowest priority number that has any."""
+        engines = tuple(engine for engine in self.engines if engine.available(now_s))
+        first = min((engine.spec.priority for engine in engines), default=0)
+        if all(engine.spec.priority == first for engine in engines):
+            return engines
+        return tuple(engine for engine in engines if engine.spec.priority == first)
+
+    def all_full_locked(self, now_s: float, besides: Collection[Engine] = ()) -> bool:
         """Whether engines other than these are in, but each is at its `max_concurrency`."""
         engines = [engine for engine in kept_within(self.look_locked(now_s), residency) if engine not in besides]
         return bool(engines) and all(engine.full() for engine in engines)

@@ -55,14 +55,13 @@ class Roster:
         self._configure_locked(spec, strategy, (), False)  # nobody else knows the pool yet
 
     def _configure_locked(
-        self, spec: ModelSpec, strategy: str, forget: Collection[str], keep_weights: bool
+        self, spec: ModelSpec, strategy: str, forget: Collection[str], keep_weights: bool, unproven: bool = False
     ) -> tuple[Engine, ...]:
         self.spec = spec
         self.strategy_name = spec.strategy or strategy
         self._hedges.configure_locked(spec)
-        gone = self._members.configure_locked(spec, forget, keep_weights)
-        self._chooser.use_locked(self.strategy_name)  # among these
-        return gone
+        self._chooser.use_locked(self.strategy_name)
+        return self._members.configure_locked(spec, forget, keep_weights, unproven)
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -70,21 +69,27 @@ class Roster:
         return self._members.engines
 
     def reconfigure(
-        self, spec: ModelSpec, strategy: str, forget: Collection[str] = (), keep_weights: bool = False
+        self,
+        spec: ModelSpec,
+        strategy: str,
+        forget: Collection[str] = (),
+        keep_weights: bool = False,
+        unproven: bool = False,
     ) -> tuple[Engine, ...]:
         """Take over a new configuration; returns the engines that are gone.
 
         Engines with the same id and address keep their state, but for those whose id is in `forget`: they are asked
         with another key or for another model, and nothing is held against them. What is in flight on a removed engine
         goes on and is settled as usual. Weights are those of `spec`, whatever `set_weight` has said; with
-        `keep_weights` an engine that stays keeps its own.
+        `keep_weights` an engine that stays keeps what an operator gave it. With `unproven` new engines are out until a
+        probe of them passes.
         """
         with self._lock:
-            gone = self._configure_locked(spec, strategy, forget, keep_weights)
+            gone = self._configure_locked(spec, strategy, forget, keep_weights, unproven)
             now_s = self._clock()
             served = self._chooser.serve_locked(now_s)
             if self._decisions is not None:
-                self._decisions.reconfigure_locked(spec, strategy, forget, keep_weights, served, now_s)
+                self._decisions.reconfigure_locked(spec, strategy, forget, keep_weights, unproven, served, now_s)
         wake(served)
         return gone
 

@@ -59,12 +59,19 @@ class Router(Names):
         self._loaded = False
         self.reload(fleet)
 
-    def reload(self, fleet: FleetSpec, renewed: Collection[str] = (), keep_weights: bool = False) -> tuple[Engine, ...]:
+    def reload(
+        self,
+        fleet: FleetSpec,
+        renewed: Collection[str] = (),
+        keep_weights: bool = False,
+        unproven: bool = False,
+    ) -> tuple[Engine, ...]:
         """Serve another fleet from now on; returns the engines that are gone. Call from one thread at a time.
 
         `renewed` names the variables (`api_key_env`) whose secrets have changed. What was held against an engine is
         forgotten when it is asked with another key, or for another model. With `keep_weights` engines that stay keep
-        the weights that an operator gave them: it is the same configuration, and only what engines list has changed.
+        the weights that an operator gave them: it is the same configuration, and only what engines list, or which there
+        are, has changed. With `unproven` engines that are new to a model are out until a probe of them passes.
         """
         gone: list[Engine] = []
         forgotten: list[Engine] = []
@@ -78,7 +85,7 @@ class Router(Names):
             else:
                 forget = _asked_otherwise(pool, spec, renewed)
                 ids = [engine.id for engine in forget]
-                gone.extend(pool.reconfigure(spec, self._strategy, ids, keep_weights))
+                gone.extend(pool.reconfigure(spec, self._strategy, ids, keep_weights, unproven))
                 forgotten.extend(forget)
             pools[spec.name] = pool
         for name, pool in self.pools.items():
@@ -114,12 +121,12 @@ class Router(Names):
         self._routes = routes
         self._by_prefix = prefixes
         self._own_lists = {name: self._own_list(fleet, pools[name].spec, pools) for name in pools}
-        self.sources = self._sources_of(fleet)
+        self.sources = self._sources_of(fleet, unproven)
         self.pools = pools
         self._loaded = True
         return tuple(gone)
 
-    def _sources_of(self, fleet: FleetSpec) -> dict[str, ModelPool]:
+    def _sources_of(self, fleet: FleetSpec, unproven: bool) -> dict[str, ModelPool]:
         """The groups' engines, which are asked what they serve, and get no requests: nothing is decided there."""
         sources: dict[str, ModelPool] = {}
         for spec in fleet.groups:
@@ -127,7 +134,7 @@ class Router(Names):
             if pool is None:
                 pool = ModelPool(spec, self._strategy, Random(0), self._clock, self._breaker)
             else:
-                pool.reconfigure(spec, self._strategy)
+                pool.reconfigure(spec, self._strategy, unproven=unproven)
             sources[spec.name] = pool
         for name, pool in self.sources.items():
             if name not in sources:

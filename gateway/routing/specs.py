@@ -25,6 +25,7 @@ from gateway.routing.checks import (
 from gateway.routing.links import ModelLinks, link_faults
 from gateway.routing.params import PARAM_CHECKS, Params, params_of
 from gateway.routing.providers import PROVIDERS, Provider
+from gateway.routing.sources import DiscoverSpec
 from gateway.routing.splits import SplitLinks, SplitSpec
 from gateway.routing.virtual import VirtualLinks, VirtualSpec
 
@@ -63,7 +64,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "dialect": checks.optional(checks.one_of(providers.DIALECTS)),
     "api_version": checks.optional(checks.api_version),
     "endpoints": checks.optional(checks.several_of(providers.ENDPOINTS)),
-    "region": checks.optional(checks.region),
+    "priority": checks.integer(0, 65_535),
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": checks.name,
@@ -81,6 +82,7 @@ MODEL_CHECKS: Mapping[str, Check] = {
     "tpm": checks.optional(checks.integer(1, 1_000_000_000)),
     "family": checks.optional(checks.name),
     "capabilities": checks.optional(checks.several_of(providers.CAPABILITIES)),
+    "discover": checks.optional(checks.instance(DiscoverSpec)),
     **PARAM_CHECKS,
 }
 
@@ -106,8 +108,8 @@ class EngineSpec:
     PROVIDERS, which says what is not said here: `url` ("": its own), `api_key_env` (only for the provider's own
     address), `health_path`, `dialect`. `dialect` is what it speaks, `openai` unless its provider says otherwise.
     `api_version` is sent as Azure's `api-version`; None: as the address needs it. `endpoints`: the only ones that it
-    serves, as the gateway's clients name them (`/v1/embeddings`); None: it is asked for any. `region` is where it is
-    (see regions.py), kept in lower case; None: nobody has said, so it gets nothing that must stay somewhere.
+    serves, as the gateway's clients name them (`/v1/embeddings`); None: it is asked for any. `priority`: an engine
+    gets requests while none with a lower number is in.
     """
 
     url: str = ""
@@ -124,7 +126,7 @@ class EngineSpec:
     dialect: str | None = None
     api_version: str | None = None
     endpoints: tuple[str, ...] | None = None
-    region: str | None = None
+    priority: int = 0
     address: EngineAddress = field(init=False, repr=False, compare=False)
     is_echo: bool = field(init=False, repr=False, compare=False)
     """Whether this is the built-in echo engine, which has no host."""
@@ -242,7 +244,8 @@ class ModelSpec:
     alike; None: the model's own name. `capabilities`: see capabilities.py; None: not said. `strip` are fields of
     requests that its engines do not get, `defaults` those that they get where the client has not said, `force` those
     that they get in any case. `prefix`: its engines' own names count, each behind that ("": by itself); None: it has
-    this one name. `source`: the group whose engines have listed it, None: it was configured.
+    this one name. `source`: the group whose engines have listed it, None: it was configured. `discover` says where its
+    engines are found, of which none may be known yet; None: they are `engines`, at least one.
     """
 
     name: str
@@ -265,11 +268,15 @@ class ModelSpec:
     force: Mapping[str, Any] = field(default_factory=dict)
     prefix: str | None = field(default=None, compare=False)
     source: str | None = None
+    discover: DiscoverSpec | None = None
     params: Params | None = field(init=False, repr=False, compare=False, default=None)
     """What changes its requests; None: nothing."""
 
     def __post_init__(self) -> None:
-        _refuse_faults(MODEL_CHECKS, vars(self))
+        unknown = self.discover is not None and self.engines == ()
+        _refuse_faults(
+            {key: check for key, check in MODEL_CHECKS.items() if not unknown or key != "engines"}, vars(self)
+        )
         object.__setattr__(self, "params", params_of(self.strip, self.defaults, self.force))
 
 
@@ -317,6 +324,13 @@ class FleetSpec:
     def engines(self) -> Iterator[tuple[str, EngineSpec]]:
         """Every engine, with the name of its model or group."""
         return ((model.name, engine) for model in (*self.models, *self.groups) for engine in model.engines)
+
+    def secrets(self) -> Iterator[tuple[str, str]]:
+        """Each variable that holds a secret for engines, or for who tells where they are, with whose it is."""
+        yield from ((e.api_key_env, f"{e.id} of {model}") for model, e in self.engines() if e.api_key_env)
+        for model in (*self.models, *self.groups):
+            names = model.discover.secret_names() if model.discover else ()
+            yield from ((name, f"(discovered) of {model.name}") for name in names)
 
     def model_by_name(self) -> Mapping[str, str]:
         """Every name that a request may use, with the model it stands for; a model that others answer for stands for

@@ -286,8 +286,23 @@ class Tries:
 
     def error(self) -> GatewayError:
         """What the client is told when no try is left."""
-        rests = (pool.shortest_rest_s(self._residency) for pool in self._pools if self.may_ask(pool))
-        return _error_of(self._failure, [wait_s for wait_s in rests if wait_s is not None])
+        failure = self._failure
+        if failure is None or failure.kind == "rate_limited":
+            waits = [w for w in (pool.shortest_rest_s() for pool in self._pools if self.may_ask(pool)) if w is not None]
+            if waits or failure is not None:
+                said = "" if failure is None or failure.message in ("", RATE_LIMITED) else f": {failure.message}"
+                return EngineFailed(
+                    "backend_rate_limited",
+                    f"every engine of the model asks for a pause{said}",
+                    retry_after_s=min(waits, default=1.0),
+                    engine=None if failure is None else failure.details,
+                )
+            missing = "is available" if self.asked.engines else "has been discovered"
+            return EngineFailed("backend_unavailable", f"no engine of the model {missing}")
+        if failure.status == OVERLOADED:
+            return _overloaded(failure)
+        code = _CODE_BY_KIND.get(failure.kind, "backend_error")
+        return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)
 
 
 def _error_of(failure: Optional[Outcome], waits: Sequence[float]) -> GatewayError:

@@ -217,7 +217,7 @@ class Routes:
             engines = pool.snapshot()
             available = any(engine.available for engine in engines)
             any_available = any_available or available
-            complete = complete and all(engine.state == "up" for engine in engines)
+            complete = complete and bool(engines) and all(engine.state == "up" for engine in engines)
             models[name] = {
                 "available": available,
                 "strategy": pool.strategy_name,

@@ -104,6 +104,32 @@ def bind_policy(
     )
 
 
+def bind_discovery(registry: Registry, states: Callable[[], Iterable[tuple[str, str, int, int, float | None]]]) -> None:
+    """Declares what is read from `states` of models whose engines are discovered: (model, source, engines, failures,
+    seconds since the last good answer or None)."""
+    registry.callback(
+        "gateway_discovered_engines",
+        "gauge",
+        "Engines that the last good answer of the model's source had.",
+        ("model",),
+        lambda: [((model,), engines) for model, _, engines, _, _ in states()],
+    )
+    registry.callback(
+        "gateway_discovery_failures_total",
+        "counter",
+        "Looks for engines without a usable answer; the last good one stays in use.",
+        ("model", "source"),
+        lambda: [((model, source), failures) for model, source, _, failures, _ in states()],
+    )
+    registry.callback(
+        "gateway_discovery_age_seconds",
+        "gauge",
+        "Seconds since the model's source last had a good answer.",
+        ("model",),
+        lambda: [((model,), age_s) for model, _, _, _, age_s in states() if age_s is not None],
+    )
+
+
 def bind_alerts(
     registry: Registry,
     counts: Callable[[], Iterable[tuple[tuple[str, str], int]]],

@@ -22,8 +22,10 @@ from gateway.routing.line import Lease, Waiter
 from gateway.routing.pool import ModelPool
 from gateway.routing.retry import Outcome
 from gateway.routing.router import Router
+from gateway.routing.sources import DiscoverSpec, FileSource
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec, model_from
 
+_DISCOVERED = DiscoverSpec(FileSource("-"))  # stands for whatever said where engines are, of which there may be none
 _STRANGER = Engine(EngineSpec("echo:"), "")  # stands for an engine that is not the model's
 
 
@@ -95,7 +97,8 @@ class _Replay:
 
     def _reconfigure(self, pool: ModelPool, line: dict[str, Any]) -> None:
         spec = model_from_json(pool.name, line["spec"])
-        pool.reconfigure(spec, line["strategy"], line.get("forget", ()), line.get("keep_weights", False))
+        how = (line.get("forget", ()), line.get("keep_weights", False), line.get("unproven", False))
+        pool.reconfigure(spec, line["strategy"], *how)
         self._served(pool)
 
     def _drain(self, pool: ModelPool, line: dict[str, Any]) -> None:
@@ -192,6 +195,7 @@ def model_from_json(name: str, model: dict[str, Any]) -> ModelSpec:
         strategy=model["strategy"],
         hedge_ratio=model["hedge_ratio"],
         hedge_after_ms=model["hedge_after_ms"],
+        discover=_DISCOVERED if model.get("discovered") else None,
     )
 
 

@@ -108,7 +108,8 @@ def _in_doubt(engine: Engine) -> bool:
 class HealthChecker:
     """Probes engines every `interval_s` seconds (0 = never) from `start` until `close`. Thread-safe.
 
-    `followers` are an engine's other selves, which are not probed: what is found out of it goes for them, too.
+    `followers` are an engine's other selves, which are not probed: what is found out of it goes for them, too. While it
+    is `pending` which engines there are at the start, the first round is not over.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class HealthChecker:
         probe: Callable[[EngineSpec, float], Optional[str]] = probe,
         lists: Optional[ModelLists] = None,
         followers: Callable[[Engine], Iterable[tuple[ModelPool, Engine]]] = lambda engine: (),
+        pending: Callable[[], bool] = lambda: False,
     ) -> None:
         self._pools = pools
         self._on_change = on_change
@@ -134,6 +136,7 @@ class HealthChecker:
         self._housekeeping = housekeeping
         self._probe = probe
         self._followers = followers
+        self._pending = pending
         self._lists = lists or ModelLists(lambda engine: False, dict)
         self._lock = threading.Lock()
         self._timer: Optional[threading.Timer] = None
@@ -145,13 +148,23 @@ class HealthChecker:
 
     def start(self) -> None:
         """Probe now and then every interval."""
+        engines, limit_s = self._first_engines()
+        self._first = FirstRound(engines, limit_s, self._lists.wanted, self._pending)
+        self._arm(0.0)
+
+    def joined(self) -> None:
+        """There may be engines that nothing is known of: probe them now, in the first round if that is not over."""
+        self._first.add(*self._first_engines())
+        self.tick()
+
+    def _first_engines(self) -> tuple[list[Engine], float]:
+        """The engines of the first round, and how long it may take."""
         engines = [engine for pool in self._pools() for engine in pool.engines if not engine.spec.is_echo]
         listing = [engine for engine in engines if self._lists.wanted(engine)]
         if self._interval_s <= 0:
             engines = listing
         turns = math.ceil(len(engines) / MAX_PROBES_AT_ONCE) + math.ceil(len(listing) / MAX_PROBES_AT_ONCE)
-        self._first = FirstRound(engines, turns * self._timeout_s + ROUND_GRACE_S, self._lists.wanted)
-        self._arm(0.0)
+        return engines, turns * self._timeout_s + ROUND_GRACE_S
 
     def probed(self) -> bool:
         """Whether the first round of probes has ended; at once without probes, and for engines that need none."""

@@ -94,7 +94,7 @@ class EngineSpecTest(unittest.TestCase):
             EngineSpec(
                 "x", id="a b", weight=0, max_concurrency=0, max_batch=0, model="", api_key_env="sk-secret",
                 health_path="health", resume=1, usage_in_streams=1,  # type: ignore[arg-type]
-                provider="x", dialect="x", api_version="x", endpoints=("/v1/x",), region="x y",
+                provider="x", dialect="x", api_version="x", endpoints=("/v1/x",), priority=-1,
             )  # fmt: skip
         faults = str(caught.exception).split("; ")
         names = [fault.split(":")[0].partition("[")[0] for fault in faults]
@@ -360,11 +360,11 @@ class EnginesFileTest(unittest.TestCase):
     def test_every_field_of_a_spec_has_its_key_and_its_check(self) -> None:
         for spec, rows, checks, others in (
             (EngineSpec, ENGINE_KEYS, ENGINE_CHECKS, {"address", "is_echo"}),
-            (ModelSpec, MODEL_KEYS, MODEL_CHECKS, {"name"}),
+            (ModelSpec, MODEL_KEYS, MODEL_CHECKS, {"name", "discover"}),
         ):
             names = {f.name for f in fields(spec)} - {"prefix", "source", "params"}  # which no file says
             self.assertEqual({row.field for row in rows} | others, names)
-            self.assertEqual(set(checks) | (others - {"name"}), names)
+            self.assertEqual(set(checks) | (others - {"name", "discover"}), names)
 
 
 class InlineFormTest(unittest.TestCase):

@@ -46,6 +46,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "gateway.settings",
         "gateway.dotenv",
         "gateway.fleet",
+        "gateway.fleetdiscover",
         "gateway.fleetkeys",
         "gateway.fleetlines",
         "gateway.tools.decisionlog",
@@ -55,6 +56,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.configuration",),
     (
         "gateway.offered",
+        "gateway.discovery",
         "gateway.dispatch",
         "gateway.waiting",
         "gateway.attempts",
@@ -102,6 +104,9 @@ PURE = (
     "gateway.alerts.states",
     "gateway.api",
     "gateway.dialects",
+    "gateway.discovery.message",
+    "gateway.discovery.names",
+    "gateway.discovery.slices",
     "gateway.errors",
     "gateway.jsonbounds",
     "gateway.jsontext",
@@ -187,6 +192,9 @@ SOCKET_MODULES = (
 )
 SOCKET_NAMES = {"getpeername", "recv", "recv_into", "sendall", "sendmsg", "setblocking", "setsockopt", "sock"}
 SOCKET_USERS = (
+    "gateway.discovery.client",
+    "gateway.discovery.kubernetes",
+    "gateway.discovery.web",
     "gateway.keys.jwks",
     "gateway.limits.addresses",
     "gateway.observing",
@@ -249,6 +257,7 @@ THREAD_STARTERS = (
     "gateway.alerts.sending",
     "gateway.cli",
     "gateway.deadlines",
+    "gateway.discovery.watch",
     "gateway.guard",
     "gateway.hedging",
     "gateway.keys.jwks",
