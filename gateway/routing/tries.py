@@ -297,8 +297,9 @@ class Tries:
                     retry_after_s=min(waits, default=1.0),
                     engine=None if failure is None else failure.details,
                 )
-            missing = "is available" if self.asked.engines else "has been discovered"
-            return EngineFailed("backend_unavailable", f"no engine of the model {missing}")
+            if not self.asked.engines:
+                return EngineFailed("backend_unavailable", "no engine of the model has been discovered", status=503)
+            return EngineFailed("backend_unavailable", "no engine of the model is available")
         if failure.status == OVERLOADED:
             return _overloaded(failure)
         code = _CODE_BY_KIND.get(failure.kind, "backend_error")

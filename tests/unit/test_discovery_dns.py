@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import struct
 import tempfile
 import time
 import unittest
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -18,7 +16,6 @@ from gateway.discovery.client import DnsClient, Records
 from gateway.discovery.dns import DnsAsker, SrvAsker, found_in
 from gateway.discovery.message import (
     AAAA,
-    CNAME,
     SOA,
     SRV,
     A,
@@ -32,6 +29,7 @@ from gateway.discovery.message import (
 )
 from gateway.discovery.names import ResolvConf, addresses_in_hosts, names_to_ask, parse_resolv_conf
 from gateway.routing.sources import DnsSource, SrvSource
+from tests.dnsbytes import a, answer, cname, name_bytes, record
 
 REAL = {  # what dnsmasq 2.90 has said
     "engines.test 1": bytes.fromhex(
@@ -59,36 +57,6 @@ REAL = {  # what dnsmasq 2.90 has said
     "one.test 28": bytes.fromhex("000181800001000000000001036f6e65047465737400001c000100002904d0000000000000"),
 }
 FUZZ_S = 1.5
-
-
-def name_bytes(text: str) -> bytes:
-    return wire_name(labels_of(text)) if text else b"\0"
-
-
-def record(name: bytes, kind: int, ttl_s: int, data: bytes, klass: int = 1) -> bytes:
-    return name + struct.pack(">HHIH", kind, klass, ttl_s, len(data)) + data
-
-
-def answer(
-    name: str,
-    kind: int,
-    records: Sequence[bytes],
-    flags: int = 0x8180,
-    id: int = 1,
-    authority: Sequence[bytes] = (),
-    more: Sequence[bytes] = (),
-) -> bytes:
-    head = struct.pack(">HHHHHH", id, flags, 1, len(records), len(authority), len(more))
-    return head + name_bytes(name) + struct.pack(">HH", kind, 1) + b"".join([*records, *authority, *more])
-
-
-def a(name: str, address: str, ttl_s: int = 60) -> bytes:
-    packed = ipaddress.ip_address(address).packed
-    return record(name_bytes(name), A if len(packed) == 4 else AAAA, ttl_s, packed)
-
-
-def cname(name: str, target: str, ttl_s: int = 60) -> bytes:
-    return record(name_bytes(name), CNAME, ttl_s, name_bytes(target))
 
 
 class MessageTest(unittest.TestCase):
