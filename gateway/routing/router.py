@@ -82,7 +82,7 @@ class Router(Names):
                 pool = self.new_pool(spec)
                 if self._recorder is not None and self._loaded:
                     self._recorder({"op": "add", "model": spec.name, "spec": model_json(spec)})
-            else:
+            elif not (keep_weights and pool.spec == spec and not renewed):  # else there is nothing new to it
                 forget = _asked_otherwise(pool, spec, renewed)
                 ids = [engine.id for engine in forget]
                 gone.extend(pool.reconfigure(spec, self._strategy, ids, keep_weights, unproven))

@@ -24,6 +24,7 @@ from gateway.discovery.client import DnsClient, Records
 from gateway.discovery.message import AAAA, SRV, A, SrvData
 from gateway.fleet import load_engines_file
 from gateway.mock.server import MockEngine
+from gateway.tools.replay import replay
 from tests.discovering import ConsulApi, DnsServer, KubernetesApi, with_question
 from tests.dnsbytes import a, answer
 from tests.resilience import ResilienceTest, ask
@@ -617,3 +618,25 @@ class FilesTest(DiscoveryTest):
         self.write([one.url])
         running = self.discovering({"file": str(self.folder / "list.json")}, HEALTH_INTERVAL=0)
         self.assertEqual(self.up(running), {f"127.0.1.1:{one.port}"})
+
+    def test_what_was_decided_while_engines_came_and_went_can_be_replayed(self) -> None:
+        one, two = self.local_engines(2)
+        self.write([one.url])
+        log = self.folder / "decisions.jsonl"
+        running = self.discovering({"file": str(self.folder / "list.json")}, DECISION_LOG=log)
+        with Load(running) as load:
+            load.wait_for(f"127.0.1.1:{one.port}")
+            self.write([one.url, {"url": two.url, "priority": 1, "weight": 2}])
+            eventually(lambda: len(self.up(running)) == 2)
+            self.write([two.url])
+            load.wait_for(f"127.0.1.2:{two.port}")
+            self.write([])
+            eventually(lambda: not self.hosts_of(running))
+            self.write([one.url])
+            eventually(lambda: load.answers[200, f"127.0.1.1:{one.port}"])
+        running.stop()
+        count, difference = replay(log)
+        self.assertIsNone(difference)
+        self.assertGreater(count, 50)
+        text = log.read_text()
+        self.assertTrue('"unproven":true' in text and '"priority":1' in text)
