@@ -19,6 +19,7 @@ import unittest
 from pathlib import Path
 
 from gateway.fleet import CONSENSUS_KEYS, ENGINE_KEYS, FLEET_KEYS, MODEL_KEYS, load_engines_file
+from gateway.fleetdiscover import SOURCE_KEYS
 from gateway.mock.behaviours import MEANINGS
 from gateway.routing.providers import PROVIDERS
 from gateway.routing.specs import STRATEGIES
@@ -54,6 +55,7 @@ OTHER_VARIABLES = {
 }
 OTHER_VARIABLES |= {"NO_COLOR", "OPENAI_BASE_URL", "OPENAI_API_BASE_URL", "OLLAMA_HOST", "CODEX_HOME"}  # of others
 OTHER_VARIABLES |= {"LOADTEST_KEY"}  # of the load test
+OTHER_VARIABLES |= {"CONSUL_HTTP_TOKEN"}  # of Consul, and of whoever asks it
 OTHER_VARIABLES |= {"ANTHROPIC_BASE_URL", "ENABLE_PERSISTENT_CONFIG", "LITELLM_LOCAL_MODEL_COST_MAP"}
 
 
@@ -148,11 +150,23 @@ class TextTest(unittest.TestCase):
             fleet = load_engines_file(path)
         self.assertEqual([model.name for model in fleet.models], ["70b", "13b", "local"])
 
+    def test_the_discovered_engines_shown_and_the_keys_told_are_those_there_are(self) -> None:
+        section = CONFIGURATION.partition("### Engines that are discovered")[2].partition("\n### ")[0]
+        shown = re.search(r"```json\n(.*?)```", section, re.DOTALL)
+        assert shown is not None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "engines.json")
+            path.write_text(shown[1], "utf-8")
+            fleet = load_engines_file(path)
+        self.assertEqual([model.discover.source.kind for model in fleet.models if model.discover], list(SOURCE_KEYS))
+        listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        self.assertEqual(listed, [*SOURCE_KEYS, "interval", "template"])
+
     def test_tables_list_every_key_strategy_and_behaviour(self) -> None:
         keys = {(row.key, "file") for row in FLEET_KEYS} | {(row.key, "model") for row in MODEL_KEYS}
         keys |= {(row.key, "engine") for row in ENGINE_KEYS}
         listed = set(re.findall(r"^\| `(\w+)` \| (file|model|engine) \|", CONFIGURATION, re.MULTILINE))
-        others = {(key, "model") for key in ("consensus", "models", "split", "chain")}
+        others = {(key, "model") for key in ("consensus", "discover", "models", "split", "chain")}
         self.assertEqual(listed, keys - {("models", "file"), ("url", "engine")} | others)
         consensus = re.findall(
             r"^\| `(\w+)` \| (?!yours)", VERIFICATION.partition("key of `consensus`")[2], re.MULTILINE

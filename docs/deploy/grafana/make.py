@@ -206,6 +206,17 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     (rate("gateway_usage_rejected_total", ENGINE, "engine"), "usage: {{engine}}"),
                 ),
             ),
+            Panel(
+                *("Engines discovered", "In the last good answer, and looks a second without one.", "short"),
+                (
+                    (f"min by (model) (gateway_discovered_engines{{{MODEL}}})", "{{model}}"),
+                    (rate("gateway_discovery_failures_total", MODEL, "model, source"), "failed: {{model}} {{source}}"),
+                ),
+            ),
+            Panel(
+                *("Age of what was discovered", "Since the last good answer.", "s"),
+                ((f"max by (model) (gateway_discovery_age_seconds{{{MODEL}}})", "{{model}}"),),
+            ),
         ),
     ),
     (
