@@ -102,8 +102,7 @@ class InferenceFactory:
         _refuse_unknown("strategy", strategy, STRATEGIES)
         _refuse_unknown("fallback", fallback, FALLBACKS)
         fleet = models if isinstance(models, FleetSpec) else _fleet_from(models)
-        refuse_templates(fleet)
-        _refuse_unsendable_keys(fleet, os.environ if secrets is None else secrets)
+        _refuse_unusable(fleet, os.environ if secrets is None else secrets)
         self._closed = False
         self._on_fleet = on_fleet or (lambda fleet: None)
         self.client = EngineClient(connect_timeout_s, secrets, Resolver(dns_ttl_s))
@@ -222,10 +221,9 @@ class InferenceFactory:
     def reload(self, fleet: FleetSpec, secrets: Optional[Mapping[str, str]] = None) -> None:
         """Serve another fleet from now on, with its weights; what is in flight goes on. One thread at a time.
 
-        Raises ValueError, with nothing changed, for an engine's key that cannot be sent.
+        Raises ValueError, with nothing changed, for an engine's key or a template as when it was made.
         """
-        refuse_templates(fleet)
-        _refuse_unsendable_keys(fleet, self.client.secrets if secrets is None else secrets)
+        _refuse_unusable(fleet, self.client.secrets if secrets is None else secrets)
         if secrets is not None:
             self.client.secrets = secrets
         before, self._keys = self._keys, _digests(fleet, self.client.secrets)
@@ -326,8 +324,10 @@ def _read_events(call: Call, stream: EngineStream, idle_s: float, on_crash: OnCr
         raise EngineFault(CRASHED) from error
 
 
-def _refuse_unsendable_keys(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:
-    """Raise ValueError naming the variables whose text cannot be sent in a header; it never shows that text."""
+def _refuse_unusable(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:
+    """Raise ValueError for a template of which no engine can be made, and naming the variables whose text cannot be
+    sent in a header; it never shows that text."""
+    refuse_templates(fleet)
     for name in sorted({name for name, _ in fleet.secrets()}):
         secret = secrets.get(name, "").strip()
         if secret and not is_header_value(secret):

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import stat
-import time
 from pathlib import Path
 from typing import Any, Optional
 
+from gateway.clock import unix_s
 from gateway.discovery.answers import Answer, DiscoveryError
 from gateway.routing.found import FOUND_MAX, Found
 from gateway.routing.sources import FileSource
 
 FILE_MAX_BYTES = 16 << 20
 DIGITS_MAX = 20
-SETTLED_NS = 2_000_000_000  # a file that was written so lately may be written again without looking like another one
+SETTLED_S = 2.0  # a file that was written so lately may be written again without looking like another one
 
 _Looks = tuple[int, int, int]
 
@@ -40,7 +40,7 @@ class FileAsker:
                 raise DiscoveryError(f"{self._path} is not a file")
             looks = (found.st_mtime_ns, found.st_size, found.st_ino)
             if looks != self._read:
-                self._read_again(looks, time.time_ns() - found.st_mtime_ns > SETTLED_NS)
+                self._read_again(looks, unix_s() - found.st_mtime > SETTLED_S)
         except OSError as error:
             self._read = None
             raise DiscoveryError(f"{self._path}: {error.strerror or error}") from None

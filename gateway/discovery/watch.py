@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from random import Random
 from typing import Callable, NamedTuple, Optional
 
 from gateway.discovery.answers import Answer, Asker, Cancelled, DiscoveryError
-from gateway.routing.found import engines_of
+from gateway.routing.found import Found, Listing, engines_of
 from gateway.routing.sources import DiscoverSpec
 from gateway.routing.specs import EngineSpec
 
@@ -82,6 +83,7 @@ class Watch:
         self._in_a_row = 0
         self._error = ""
         self._told: Optional[str] = None  # of what is wrong with single engines
+        self._listed: Optional[tuple[Sequence[Found], Listing]] = None  # the last answer
         self.first = threading.Event()
         """Set when the first look has ended, whichever way."""
 
@@ -105,7 +107,9 @@ class Watch:
         return max(wait_s, LEAST_S - (self._clock() - began_s), 0.0)
 
     def _good(self, answer: Answer) -> float:
-        listing = engines_of(answer.found, self.discover)
+        if self._listed is None or self._listed[0] != answer.found:
+            self._listed = (answer.found, engines_of(answer.found, self.discover))
+        listing = self._listed[1]  # of thousands the same ones are not made each time
         if answer.strict and listing.faults:
             raise DiscoveryError("; ".join(listing.faults))
         now_s = self._clock()

@@ -297,9 +297,7 @@ class Tries:
                     retry_after_s=min(waits, default=1.0),
                     engine=None if failure is None else failure.details,
                 )
-            if not self.asked.engines:
-                return EngineFailed("backend_unavailable", "no engine of the model has been discovered", status=503)
-            return EngineFailed("backend_unavailable", "no engine of the model is available")
+            return _unavailable(self.asked)
         if failure.status == OVERLOADED:
             return _overloaded(failure)
         code = _CODE_BY_KIND.get(failure.kind, "backend_error")
@@ -333,6 +331,12 @@ def _and_unnamed(
     if not own or any(engine not in unable for engine in own):
         return unable
     return (*unable, *(engine for pool in pools[1:] if pool.name not in named for engine in pool.engines))
+
+
+def _unavailable(asked: ModelPool) -> EngineFailed:
+    if not asked.engines:
+        return EngineFailed("backend_unavailable", "no engine of the model has been discovered", status=503)
+    return EngineFailed("backend_unavailable", "no engine of the model is available")
 
 
 def _overloaded(said: Outcome) -> EngineFailed:
