@@ -27,7 +27,7 @@ def capabilities_of(spec: ModelSpec) -> tuple[str, ...]:
     for path, can in ((CHAT, CHATS), ("/embeddings", EMBEDS)):
         if any(engine.can_serve(path) for engine in spec.engines):
             return can
-    return ()
+    return () if spec.engines else CHATS  # of which none is known yet
 
 
 def capabilities_at(router: Router, name: Optional[str]) -> tuple[str, ...]:

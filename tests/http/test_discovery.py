@@ -396,6 +396,36 @@ class DnsTest(DiscoveryTest):
         self.server.addresses("engines.test", "127.0.1.1")
         eventually(lambda: running.post(ask()).status == 200)
 
+    def test_a_model_without_an_engine_is_told_so_at_every_endpoint_or_falls_back(self) -> None:
+        self.server.rcode = 2
+        engine = self.enter(mock_engine("other"))
+        models = {
+            "m": {"discover": {"dns": "engines.test:1"}},
+            "covered": {"discover": {"dns": "engines.test:1"}, "fallbacks": ["other"]},
+            "other": {"engines": [engine.url]},
+        }
+        running = self.serve(models, HEALTH_INTERVAL="0.5", FALLBACK="configured")
+        self.assertTrue(running.app.factory.wait_probed(20))
+        for path, body in (
+            ("/v1/chat/completions", ask()),
+            ("/v1/chat/completions", ask(stream=True)),
+            ("/v1/embeddings", {"model": "m", "input": "x"}),
+            ("/v1/completions", {"model": "m", "prompt": "x"}),
+            ("/v1/responses", {"model": "m", "input": "x"}),
+            ("/v1/rerank", {"model": "m", "query": "x", "documents": ["y"]}),
+            ("/api/chat", {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+            ("/v1/messages", {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}),
+        ):
+            with self.subTest(path):
+                said = running.post(body, path)
+                self.assertEqual(said.status, 529 if path == "/v1/messages" else 503, said.body)
+                self.assertIn(b"no engine of the model has been discovered", said.body)
+        said = running.post(ask(model="covered"))
+        self.assertEqual((said.status, said.header("x-gateway-fallback")), (200, "covered->other"))
+        self.assertEqual(running.get("/v1/models/m").json()["available"], False)
+        self.assertEqual(running.get("/health").json()["models"]["m"]["engines"], [])
+        self.assertEqual(running.post({"model": "m"}, "/api/show").status, 200)
+
     def test_a_reload_takes_another_source(self) -> None:
         one, two = self.local_engines(2)
         self.server.addresses("one.test", "127.0.1.1")

@@ -5,6 +5,7 @@ Skipped where dnsmasq is missing; with REQUIRE_DNS=1 that is a failure.
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -25,7 +26,16 @@ from gateway.discovery.message import AAAA, SRV, A, SrvData
 from tests.http.test_discovery import Load
 from tests.ports import free_port
 from tests.resilience import ResilienceTest, ask
-from tests.support import TIMEOUT_S, RunningGateway, eventually, mock_engine
+from tests.support import (
+    CHAT,
+    HAS_SIGHUP,
+    TIMEOUT_S,
+    RunningGateway,
+    eventually,
+    gateway_process,
+    mock_engine,
+    run_main,
+)
 
 DNSMASQ = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 TTL_S = 2
@@ -74,6 +84,51 @@ class Server:
             self._process.kill()
             self._process.wait(TIMEOUT_S)
             self._process = None
+
+
+class CommandTest(ResilienceTest):
+    """The program itself, with a file that says where engines are."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.one, self.two = self.enter(mock_engine("m")), self.enter(mock_engine("m"))
+        self.folder = Path(self.enter(tempfile.TemporaryDirectory()))
+
+    def fleet(self, name: str, **template: Any) -> str:
+        discover = {"file": str(self.folder / name), "interval": 1, "template": template}
+        return json.dumps({"models": {"m": {"discover": discover}}})
+
+    def test_check_says_where_engines_are_looked_for_and_what_was_found(self) -> None:
+        (self.folder / "a.json").write_text(json.dumps([self.one.url]))
+        environment = {"ENGINES_FILE": "engines.json", "HEALTH_INTERVAL": "5"}
+        status, stdout, stderr = run_main(environment, "check", files={"engines.json": self.fleet("a.json")})
+        self.assertEqual((status, stderr), (0, ""))
+        self.assertIn(f"  discovered by file {self.folder}/a.json, every 1 s: 1 engine found\n", stdout)
+        self.assertIn(f"  engine 127.0.0.1:{self.one.port}: {self.one.url}, weight 1, reached\n", stdout)
+        status, stdout, stderr = run_main(environment, "check", files={"engines.json": self.fleet("b.json")})
+        self.assertEqual((status, stderr), (0, ""))
+        self.assertIn("every 1 s: no answer yet; ", stdout)
+        self.assertIn("b.json: No such file or directory", stdout)
+
+    @unittest.skipUnless(HAS_SIGHUP, "there is no SIGHUP here")
+    def test_sighup_takes_another_source_and_the_end_is_clean(self) -> None:
+        (self.folder / "a.json").write_text(json.dumps([self.one.url]))
+        (self.folder / "b.json").write_text(json.dumps([self.two.url]))
+        environment = {"ENGINES_FILE": "engines.json", "HEALTH_INTERVAL": "0.5"}
+        with gateway_process(environment, files={"engines.json": self.fleet("a.json")}) as running:
+
+            def engine() -> Optional[str]:
+                return running.ask("POST", CHAT, ask()).header("x-gateway-engine")
+
+            eventually(lambda: "1 engine found" in running.stdout)
+            self.assertEqual(engine(), f"127.0.0.1:{self.one.port}")
+            (running.directory / "engines.json").write_text(self.fleet("b.json", max_concurrency=2))
+            running.signal(signal.SIGHUP)
+            eventually(lambda: engine() == f"127.0.0.1:{self.two.port}")
+            running.signal(signal.SIGTERM)
+            self.assertEqual(running.wait(), 0)
+            told = [line for line in running.log_lines() if line["event"] == "discovery"]
+            self.assertEqual([line["added"] for line in told], [[f"127.0.0.1:{e.port}"] for e in (self.one, self.two)])
 
 
 @unittest.skipUnless(DNSMASQ, "dnsmasq is missing")
