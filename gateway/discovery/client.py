@@ -1,9 +1,10 @@
 """A client of DNS: names to records with their time to live, which getaddrinfo does not tell, nor SRV records at all.
 
-`DnsClient` owns nothing between two look-ups: it reads resolv.conf each time, as that changes with the network. It asks
-the servers in order over UDP, and over TCP what does not fit, or was answered to another spelling of the name than was
-asked (draft-vixie-dnsext-dns0x20). A question has a random id, a random spelling and a port of its own, and only the
-server that was asked is heard. For one thread at a time; `ended` is looked at while it waits.
+`DnsClient` reads resolv.conf for each look-up, as that changes with the network; between two it keeps what it has found
+out of servers. It asks them in order over UDP, and over TCP what does not fit, or was answered to another spelling of
+the name than was asked (draft-vixie-dnsext-dns0x20), unless a server has no TCP. A question has a random id, a random
+spelling and a port of its own, and only the server that was asked is heard. For one thread at a time; `ended` is looked
+at while it waits.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class DnsClient:
         self._resolv_conf = resolv_conf or RESOLV_CONF
         self._hosts = hosts or HOSTS
         self._turn = 0
+        self._respelling: set[tuple[str, int]] = set()
 
     def look_up(self, name: str, kind: int) -> Records:
         """The A, AAAA or SRV records of a name, as far as this system's files lead. Raises DiscoveryError when nobody
@@ -141,8 +143,13 @@ class DnsClient:
         if said is not None and said.rcode in (message.FORMERR, message.NOTIMP):
             edns = False  # it is older than EDNS
             said = self._by_udp(server, spelt, kind, edns, until_s)
-        if said is None or said.truncated or said.question != (spelt, kind, message.IN):
+        if said is None or said.truncated or said.question is None:
             return self._by_tcp(server, spelt, kind, edns, until_s)
+        if said.question[0] != spelt and server not in self._respelling:
+            try:
+                return self._by_tcp(server, spelt, kind, edns, until_s)
+            except OSError:
+                self._respelling.add(server)  # it spells names its own way, and has no TCP
         return said
 
     def _by_udp(self, server: tuple[str, int], spelt: bytes, kind: int, edns: bool, until_s: float) -> Message:

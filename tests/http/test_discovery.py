@@ -122,6 +122,18 @@ class DnsClientTest(SystemTest):
         self.assertEqual(self.client.look_up("engines.test", A).data, ("10.0.0.1",))
         self.assertEqual([tcp for *_, tcp in self.server.asked], [False, True])
 
+    def test_one_that_spells_names_its_own_way_and_has_no_tcp_is_heard_and_known_as_such(self) -> None:
+        self.server.addresses("engines.test", "10.0.0.1")
+
+        def reply(asked: bytes, tcp: bool) -> list[bytes]:
+            lowered = asked[:12] + asked[12:].lower()
+            return [] if tcp else self.server.usual(lowered, tcp)
+
+        self.server.reply = reply
+        for _ in range(2):
+            self.assertEqual(self.client.look_up("engines.test", A).data, ("10.0.0.1",))
+        self.assertEqual([tcp for *_, tcp in self.server.asked], [False, True, False])
+
     def test_forged_answers_are_not_heard(self) -> None:
         self.server.addresses("engines.test", "10.0.0.1")
         evil = answer("engines.test", A, [a("engines.test", "10.6.6.6")])
@@ -395,6 +407,26 @@ class DnsTest(DiscoveryTest):
         self.server.rcode = None
         self.server.addresses("engines.test", "127.0.1.1")
         eventually(lambda: running.post(ask()).status == 200)
+
+    def test_a_start_waits_for_the_first_answer_and_the_probes_after_it(self) -> None:
+        one = self.local_engines(1)[0]
+        self.server.addresses("engines.test", "127.0.1.1")
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+
+        def reply(asked: bytes, tcp: bool) -> list[bytes]:
+            gate.wait(20)
+            return self.server.usual(asked, tcp)
+
+        self.server.reply = reply
+        models = {"m": {"discover": {"dns": f"engines.test:{one.port}"}}}
+        running = self.serve(models, HEALTH_INTERVAL="0.5")
+        eventually(lambda: self.server.asked)
+        self.assertFalse(running.app.factory.wait_probed(0.3))
+        self.assertEqual(running.get("/readyz").json(), {"status": "probing"})
+        gate.set()
+        self.assertTrue(running.app.factory.wait_probed(20))
+        self.assertEqual(self.up(running), {f"127.0.1.1:{one.port}"})
 
     def test_a_model_without_an_engine_is_told_so_at_every_endpoint_or_falls_back(self) -> None:
         self.server.rcode = 2

@@ -28,7 +28,7 @@ from gateway.discovery.message import (
     wire_name,
 )
 from gateway.discovery.names import ResolvConf, addresses_in_hosts, names_to_ask, parse_resolv_conf
-from gateway.routing.sources import DnsSource, SrvSource
+from gateway.routing.sources import DnsSource, SrvSource, split_host_port
 from tests.dnsbytes import a, answer, cname, name_bytes, record
 
 REAL = {  # what dnsmasq 2.90 has said
@@ -232,6 +232,10 @@ class NamesTest(unittest.TestCase):
         self.assertEqual(list(names_to_ask("a.b.c", conf)), ["a.b.c", "a.b.c.x.test", "a.b.c.y.test"])
         self.assertEqual(list(names_to_ask("a.b", conf)), ["a.b.x.test", "a.b.y.test", "a.b"])
         self.assertEqual(list(names_to_ask("a.b.", conf)), ["a.b"])
+
+    def test_a_dot_behind_the_name_of_a_source_spares_the_search(self) -> None:
+        host, port = split_host_port("Engines.test.:8000")
+        self.assertEqual((list(names_to_ask(host, ResolvConf(search=("x.test",)))), port), (["engines.test"], 8000))
 
     def test_hosts_goes_by_whole_names_in_any_case(self) -> None:
         text = (
