@@ -135,7 +135,7 @@ def describe(
     """What would run, for `check`: address, authentication, `.env`, models with their fallbacks and engines.
 
     `router` is that of a factory that has had a `look`, `sandbox` what `sandbox_lines` says. `state_keys`: whether the
-    state database holds keys. `discovered`: what `InferenceFactory.discovered` says.
+    state database holds keys. `discovered`: the states of the factory's `discoveries`.
     """
     fleet = router.fleet
     address = url_of(settings.host, settings.port)
@@ -254,7 +254,7 @@ def start_lines(
 ) -> str:
     """What follows the address, once something is known of the engines: each model with its engines; where `.env` is.
 
-    `authenticated`: clients show a key. `discovered`: what `InferenceFactory.discovered` says. On a `terminal` there is
+    `authenticated`: clients show a key. `discovered`: the states of the factory's `discoveries`. On a `terminal` there is
     more: where to look, what to paste, how to end it.
     """
     fleet = router.fleet

@@ -140,7 +140,7 @@ class Gateway:
             on_change=self._engine_changed,
             on_crash=self._attempt_crashed,
             on_fleet=self._take_fleet,
-            on_discovery=self._discovered,
+            on_discovery=lambda change: _log_change(self.telemetry, change),
         )
 
     def _take_fleet(self, fleet: FleetSpec) -> None:
@@ -150,14 +150,6 @@ class Gateway:
             self.caches.keep_models([model.name for model in fleet.models])
         if fleet.groups and self._started:
             self.telemetry.log("info", "models", models=[model.name for model in fleet.models])
-
-    def _discovered(self, change: Change) -> None:
-        """Engines have come or gone, or nobody can say (on a watch's thread)."""
-        what = {"model": change.model, "source": change.source, "engines": change.engines}
-        if change.error is not None:
-            self.telemetry.log("warning" if change.error else "info", "discovery", **what, error=change.error or None)
-        else:
-            self.telemetry.log("info", "discovery", **what, added=change.added, removed=change.removed)
 
     def _open_caches(self) -> None:
         try:
@@ -329,6 +321,15 @@ def read_again(gateway: Gateway, environ: Mapping[str, str], dotenv_path: Path) 
             log("error", "reload_failed", faults=as_given(error.faults, settings.flags))
         except Exception as error:  # whatever it is, it is no reason to stop serving
             gateway.pipeline.internal_error(error, "-")
+
+
+def _log_change(telemetry: Telemetry, change: Change) -> None:
+    """Engines have come or gone, or nobody can say (on a watch's thread)."""
+    what = {"model": change.model, "source": change.source, "engines": change.engines}
+    if change.error is not None:
+        telemetry.log("warning" if change.error else "info", "discovery", **what, error=change.error or None)
+    else:
+        telemetry.log("info", "discovery", **what, added=change.added, removed=change.removed)
 
 
 def new_factory(settings: Settings, **own: Any) -> InferenceFactory:

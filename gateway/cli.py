@@ -214,7 +214,7 @@ def _check(settings: Settings) -> int:
             if sys.stderr.isatty():
                 print(f"waiting for engines, at most {LOOK_S:g} s ...", file=sys.stderr, flush=True)
             look(factory, LOOK_S)
-        found = factory.discovered()
+        found = factory.discoveries.states()
         text = describe(settings, factory.router, sandbox_lines(settings), state_keys=state_keys, discovered=found)
         write(sys.stdout, text + "\n")
     finally:
@@ -330,7 +330,7 @@ def _announce(gateway: Gateway, stdout: TextIO) -> None:
         authenticated=gateway.guard.authenticator.required,
         terminal=stdout.isatty(),
         paint=paint_for(stdout, os.environ),
-        discovered=gateway.factory.discovered(),
+        discovered=gateway.factory.discoveries.states(),
     )
     if not gateway.pipeline.draining:
         write(stdout, text)

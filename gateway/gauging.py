@@ -38,7 +38,7 @@ def bind_metrics(
         lambda: [((name,), pool.waiting) for name, pool in factory.router.pools.items()],
     )
     gauges.bind_discovery(
-        registry, lambda: [(s.model, s.kind, s.engines, s.failures, s.age_s) for s in factory.discovered()]
+        registry, lambda: [(s.model, s.kind, s.engines, s.failures, s.age_s) for s in factory.discoveries.states()]
     )
     gauges.bind_queue(registry, lambda: workers.depth, lambda: workers.busy, workers.queue_size)
     gauges.bind_build(registry, __version__)

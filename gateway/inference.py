@@ -22,7 +22,7 @@ from typing import Any, Callable, Optional, Union
 
 from gateway.attempts import OnCrash, TimeLimits
 from gateway.discovery.discoveries import Discoveries, refuse_templates
-from gateway.discovery.watch import Change, State
+from gateway.discovery.watch import Change, Take
 from gateway.dispatch import Asker
 from gateway.engines import SizeLimits
 from gateway.errors import EngineFailed, GatewayError
@@ -116,9 +116,7 @@ class InferenceFactory:
             is_near=self.client.is_near,
             region=region,
         )
-        self._offered = Offered(self.router, fleet, self._serve)
-        told = on_discovery or (lambda change: None)
-        self._discoveries = Discoveries(fleet, self._rediscover, told, lambda: self.client.secrets)
+        self._offered = Offered(self.router, fleet, self._serve, probes=health_interval_s > 0)
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
         self._on_crash = on_crash or _log_crash
@@ -144,11 +142,12 @@ class InferenceFactory:
                 self._offered.relist,
             ),
             followers=self._offered.followers,
-            pending=self._discoveries.pending,
+            pending=lambda: self.discoveries.pending(),
         )
-        self._probes = health_interval_s > 0
+        take, told = _taking(self._offered, self._health), on_discovery or (lambda change: None)
+        self.discoveries = Discoveries(fleet, take, told, lambda: self.client.secrets)
         self._health.start()
-        self._discoveries.start()
+        self.discoveries.start()
 
     # --- the library -----------------------------------------------------------------------------------------------
 
@@ -229,29 +228,17 @@ class InferenceFactory:
         before, self._keys = self._keys, _digests(fleet, self.client.secrets)
         renewed = [name for name, digest in before.items() if self._keys.get(name, digest) != digest]
         self._offered.reload(fleet, renewed)
-        self._discoveries.follow(fleet)
+        self.discoveries.follow(fleet)
         self._health.tick()  # of what nothing is known any more, something soon is
 
-    def _rediscover(self, model: str, discover: DiscoverSpec, engines: tuple[EngineSpec, ...]) -> bool:
-        """These are the engines of a model now (on a watch's thread); see `Offered.rediscover`."""
-        before = self.router.fleet
-        taken = self._offered.rediscover(model, discover, engines)
-        if self.router.fleet is not before:
-            self._health.joined()
-        return taken
-
     def _serve(self, fleet: FleetSpec, renewed: Sequence[str], keep_weights: bool, unproven: bool) -> None:
-        self.router.reload(fleet, renewed, keep_weights, unproven and self._probes)
+        self.router.reload(fleet, renewed, keep_weights, unproven)
         self.asker.forget_changed(renewed)
         self._keep_names()
         self._on_fleet(fleet)
 
     def _keep_names(self) -> None:
         self.client.keep_names(spec for _, spec in self.router.fleet.engines())
-
-    def discovered(self) -> list[State]:
-        """What is known of each source of engines now, for the models whose engines are discovered."""
-        return self._discoveries.states()
 
     def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.
@@ -287,7 +274,7 @@ class InferenceFactory:
     def close(self) -> None:
         """Stop probing and close idle connections; nothing can be asked afterwards. Idempotent."""
         self._closed = True
-        self._discoveries.close()
+        self.discoveries.close()
         self._health.close()
         self.asker.close()
         self.client.close()
@@ -322,6 +309,18 @@ def _read_events(call: Call, stream: EngineStream, idle_s: float, on_crash: OnCr
             stream.finish()
             return []
         raise EngineFault(CRASHED) from error
+
+
+def _taking(offered: Offered, health: HealthChecker) -> Take:
+    """What takes over discovered engines; new ones are probed at once."""
+
+    def take(model: str, discover: DiscoverSpec, engines: tuple[EngineSpec, ...]) -> bool:
+        changed = offered.rediscover(model, discover, engines)
+        if changed:
+            health.joined()
+        return changed is not None
+
+    return take
 
 
 def _refuse_unusable(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Callable
+from typing import Callable, Optional
 
 from gateway.routing.engine import Engine
 from gateway.routing.found import discovered, with_found
@@ -25,12 +25,13 @@ whether new ones are out until a probe of them passes."""
 
 
 class Offered:
-    """The models of a router's fleet. Thread-safe."""
+    """The models of a router's fleet. Thread-safe. `probes`: engines are probed, and discovered ones out until then."""
 
-    def __init__(self, router: Router, fleet: FleetSpec, serve: Serve) -> None:
+    def __init__(self, router: Router, fleet: FleetSpec, serve: Serve, probes: bool = True) -> None:
         self.configured = fleet
         self._router = router
         self._serve = serve
+        self._probes = probes
         self._ever: dict[str, None] = {}
         self._found: dict[str, tuple[EngineSpec, ...]] = {}
         self._lock = threading.Lock()
@@ -44,18 +45,19 @@ class Offered:
             self._found = {name: before[name] for name, _ in discovered(fleet) if name in before}
             self._serve(self._with_listed(), renewed, False, False)
 
-    def rediscover(self, name: str, discover: DiscoverSpec, engines: tuple[EngineSpec, ...]) -> bool:
-        """These are the engines of a model (or group) now. False: it is not, or no longer, discovered that way.
+    def rediscover(self, name: str, discover: DiscoverSpec, engines: tuple[EngineSpec, ...]) -> Optional[bool]:
+        """These are the engines of a model (or group) now; returns whether they are others than before. None: it is
+        not, or no longer, discovered that way.
 
         Engines that stay keep what is known of them, and their weights; those that are gone finish what they have.
         """
         with self._lock:
             if (name, discover) not in discovered(self.configured):
-                return False
+                return None
             before, self._found[name] = self._found.get(name, ()), engines
             if before != engines:
-                self._serve(self._with_listed(), (), True, True)
-            return True
+                self._serve(self._with_listed(), (), True, self._probes)
+            return before != engines
 
     def relist(self, engine: Engine) -> None:
         """An engine lists other models than before."""

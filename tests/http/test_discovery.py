@@ -539,7 +539,7 @@ class KubernetesTest(DiscoveryTest):
         self.assertIn("answered 401", self.lines(running)[-1]["error"])
         self.assertNotIn("first", running.log.getvalue())
         (self.account / "token").write_text("second")
-        eventually(lambda: running.app.factory.discovered()[0].error == "")
+        eventually(lambda: running.app.factory.discoveries.states()[0].error == "")
         self.assertEqual(running.post(ask()).status, 200)
 
     def test_pages_are_one_list_and_half_an_answer_is_none(self) -> None:
@@ -551,7 +551,7 @@ class KubernetesTest(DiscoveryTest):
         running = self.serving()
         self.assertEqual(self.hosts_of(running), ["127.0.1.1", "127.0.1.2"])
         self.api.broken = True
-        eventually(lambda: running.app.factory.discovered()[0].error)
+        eventually(lambda: running.app.factory.discoveries.states()[0].error)
         self.assertEqual(len(self.hosts_of(running)), 2)
         self.api.broken = False
         self.api.slices = []
@@ -561,14 +561,14 @@ class KubernetesTest(DiscoveryTest):
     def test_a_server_that_is_not_the_clusters_is_shown_no_token(self) -> None:
         self.certificate("127.0.0.1")  # other authorities than those that the server has
         running = self.serving()
-        self.assertIn("TLS failed", running.app.factory.discovered()[0].error)
+        self.assertIn("TLS failed", running.app.factory.discoveries.states()[0].error)
         self.assertEqual(self.api.requests, [])
 
     def test_outside_of_a_cluster_it_says_so(self) -> None:
         with mock.patch.dict(os.environ):
             del os.environ["KUBERNETES_SERVICE_HOST"]
             running = self.serving()
-        self.assertIn("this is no pod of Kubernetes", running.app.factory.discovered()[0].error)
+        self.assertIn("this is no pod of Kubernetes", running.app.factory.discoveries.states()[0].error)
 
 
 class ConsulTest(DiscoveryTest):
@@ -617,7 +617,7 @@ class ConsulTest(DiscoveryTest):
         running = self.serving(CONSUL_HTTP_TOKEN="s3cret-token")
         self.assertEqual(self.hosts_of(running), ["127.0.1.1"])
         other = self.serving(CONSUL_HTTP_TOKEN="wrong-token")
-        self.assertIn("answered 403: Permission denied", other.app.factory.discovered()[0].error)
+        self.assertIn("answered 403: Permission denied", other.app.factory.discoveries.states()[0].error)
         for gateway in (running, other):
             self.assertNotIn("-token", gateway.log.getvalue())
 
@@ -627,11 +627,11 @@ class ConsulTest(DiscoveryTest):
         running = self.serving()
         eventually(lambda: self.indexes() == [None, "11"])
         self.api.put_status(500)
-        eventually(lambda: running.app.factory.discovered()[0].error)
-        self.assertIn("answered 500: No cluster leader", running.app.factory.discovered()[0].error)
+        eventually(lambda: running.app.factory.discoveries.states()[0].error)
+        self.assertIn("answered 500: No cluster leader", running.app.factory.discoveries.states()[0].error)
         self.assertEqual(running.post(ask()).status, 200)
         self.api.put_status(200)
-        eventually(lambda: running.app.factory.discovered()[0].error == "")
+        eventually(lambda: running.app.factory.discoveries.states()[0].error == "")
         self.assertEqual(self.indexes()[2], None)
 
     def test_a_gateway_that_waits_for_a_change_stops_at_once(self) -> None:
@@ -658,7 +658,7 @@ class FilesTest(DiscoveryTest):
             self.write([one.url, {"url": two.url, "weight": 2, "id": "second"}])
             load.wait_for("second")
             (self.folder / "list.json").write_text(f'["{one.url}", {{"url"')
-            eventually(lambda: running.app.factory.discovered()[0].error)
+            eventually(lambda: running.app.factory.discoveries.states()[0].error)
             load.wait_for("second")
             self.write([{"url": two.url, "id": "second"}])
             load.wait_without(f"127.0.1.1:{one.port}")

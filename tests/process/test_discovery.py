@@ -186,7 +186,7 @@ class DnsmasqTest(ResilienceTest):
             self.server.put(engines=["127.0.1.2"])
             load.wait_without(ids[0])
             self.server.kill()
-            eventually(lambda: running.app.factory.discovered()[0].error)
+            eventually(lambda: running.app.factory.discoveries.states()[0].error)
             load.wait_for(ids[1])
             self.server.start()
             self.server.put(engines=["127.0.1.1"])

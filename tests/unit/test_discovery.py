@@ -527,7 +527,7 @@ class OfferedTest(unittest.TestCase):
         self.offer(self.fleet())
         self.offered.rediscover("m", DNS, specs("a"))
         before, count = self.router.fleet, len(self.records)
-        self.assertTrue(self.offered.rediscover("m", DNS, specs("a")))
+        self.assertIs(self.offered.rediscover("m", DNS, specs("a")), False)
         self.assertIs(self.router.fleet, before)
         self.assertEqual(len(self.records), count)
 
@@ -541,9 +541,9 @@ class OfferedTest(unittest.TestCase):
     def test_word_from_a_source_that_is_not_asked_any_more_is_not_heard(self) -> None:
         self.offer(self.fleet())
         other = DiscoverSpec(DnsSource("other.test:1"))
-        self.assertFalse(self.offered.rediscover("m", other, specs("a")))
-        self.assertFalse(self.offered.rediscover("nobody", DNS, specs("a")))
-        self.assertFalse(self.offered.rediscover("other", DNS, specs("a")))
+        self.assertIsNone(self.offered.rediscover("m", other, specs("a")))
+        self.assertIsNone(self.offered.rediscover("nobody", DNS, specs("a")))
+        self.assertIsNone(self.offered.rediscover("other", DNS, specs("a")))
         self.assertEqual(self.states(), {})
 
     def test_a_reload_keeps_what_was_found_until_the_new_source_has_spoken(self) -> None:
