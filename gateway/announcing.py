@@ -254,8 +254,8 @@ def start_lines(
 ) -> str:
     """What follows the address, once something is known of the engines: each model with its engines; where `.env` is.
 
-    `authenticated`: clients show a key. `discovered`: the states of the factory's `discoveries`. On a `terminal` there is
-    more: where to look, what to paste, how to end it.
+    `authenticated`: clients show a key. `discovered`: the states of the factory's `discoveries`. On a `terminal` there
+    is more: where to look, what to paste, how to end it.
     """
     fleet = router.fleet
     lines: list[str] = []
