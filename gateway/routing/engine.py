@@ -17,6 +17,8 @@ EWMA_TAU_S = 10.0  # how long a latency sample is remembered: as in Finagle's pe
 SUSPECT_S = 2.0  # how long a failure makes load-based strategies prefer another engine
 FAILURE_LATENCY_S = 1.0  # a failure counts as at least this slow, so failing fast never looks fast
 DEFAULT_POLICY = BreakerPolicy()
+UNPROVEN = "no probe has passed yet"
+"""The last error of an engine that was discovered and not heard of since."""
 
 
 class ListedModel(NamedTuple):

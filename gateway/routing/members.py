@@ -11,11 +11,9 @@ from collections.abc import Collection
 from typing import NamedTuple, Optional
 
 from gateway.routing.breaker import OPEN, BreakerPolicy
-from gateway.routing.engine import Engine
-from gateway.routing.regions import kept_within
+from gateway.routing.engine import UNPROVEN, Engine
+from gateway.routing.spares import without_spares
 from gateway.routing.specs import ModelSpec
-
-UNPROVEN = "no probe has passed yet"
 
 
 class EngineSnapshot(NamedTuple):
@@ -89,7 +87,7 @@ class Members:
     def in_locked(self, now_s: float) -> tuple[Engine, ...]:
         """The engines that are in: found anew only after a change, or when an engine's time outside has ended."""
         if self.stale or now_s >= self._recheck_at_s:
-            engines = self._available(now_s)
+            engines = without_spares([engine for engine in self.engines if engine.available(now_s)])
             if engines != self._in:
                 self._in = engines
             returns = [e.out_until_s for e in self.engines if e.out_until_s > now_s]
@@ -103,16 +101,8 @@ class Members:
     def look_locked(self, now_s: float) -> tuple[Engine, ...]:
         """The engines that are in, for who only looks: a look leaves no trace in what is decided after it."""
         if self.stale or now_s >= self._recheck_at_s:
-            return self._available(now_s)
+            return without_spares([engine for engine in self.engines if engine.available(now_s)])
         return self._in
-
-    def _available(self, now_s: float) -> tuple[Engine, ...]:
-        """The engines that may be chosen: those of the lowest priority number that has any."""
-        engines = tuple(engine for engine in self.engines if engine.available(now_s))
-        first = min((engine.spec.priority for engine in engines), default=0)
-        if all(engine.spec.priority == first for engine in engines):
-            return engines
-        return tuple(engine for engine in engines if engine.spec.priority == first)
 
     def all_full_locked(self, now_s: float, besides: Collection[Engine] = ()) -> bool:
         """Whether engines other than these are in, but each is at its `max_concurrency`."""

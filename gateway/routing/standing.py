@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import NamedTuple, Optional
 
 from gateway.routing.breaker import CLOSED, HALF_OPEN
-from gateway.routing.engine import FAILURE_LATENCY_S, Engine
+from gateway.routing.engine import FAILURE_LATENCY_S, UNPROVEN, Engine
 from gateway.routing.line import Lease
 from gateway.routing.members import Members
 from gateway.routing.retry import MISCONFIGURED_S, Outcome, rest_s
 
 
 class StateChange(NamedTuple):
-    """An engine went from one state to another; returned to the caller, who logs it outside the lock."""
+    """An engine went from one state to another (from `new`: the first word of one that was discovered); returned to
+    the caller, who logs it outside the lock."""
 
     model: str
     engine: str
@@ -83,7 +84,7 @@ class Standing:
             return None
         if breaker.state != state or state == HALF_OPEN:
             self._members.stale = True
-        engine.down = False
+        _in_again(engine)
         engine.fails = 0
         if engine.out_reason == "misconfigured":
             engine.out_until_s = min(engine.out_until_s, now_s)  # its key was put right
@@ -119,13 +120,13 @@ class Standing:
         self, engine: Engine, error: Optional[str], fails_to_down: int, passes_to_up: int, now_s: float
     ) -> Optional[StateChange]:
         """A probe has failed with `error`; None: it has passed."""
-        before = engine.state(now_s)
+        before, is_new = engine.state(now_s), engine.down and engine.last_error == UNPROVEN
         if error is None:
             engine.answered = True
             engine.fails = 0
             engine.passes += 1
             if engine.passes >= passes_to_up:
-                engine.down = False
+                _in_again(engine)
         else:
             engine.passes = 0
             engine.misses += 1
@@ -133,6 +134,8 @@ class Standing:
             engine.last_error = error
             if engine.fails >= fails_to_down:
                 engine.down = True
+        if is_new and engine.last_error != UNPROVEN:
+            before = "new"
         return self._change_locked(engine, before, now_s, error or "probe passed")
 
     def draining_locked(self, engine: Engine, draining: bool, now_s: float) -> Optional[StateChange]:
@@ -149,3 +152,9 @@ class Standing:
             return None
         self._members.stale = True
         return StateChange(engine.model_name, engine.id, before, after, reason)
+
+
+def _in_again(engine: Engine) -> None:
+    engine.down = False
+    if engine.last_error == UNPROVEN:
+        engine.last_error = None

@@ -22,9 +22,8 @@ from gateway.discovery.watch import Change, Watch
 from gateway.fleet import load_engines_file
 from gateway.offered import Offered
 from gateway.routing import found
-from gateway.routing.engine import ListedModel
+from gateway.routing.engine import UNPROVEN, ListedModel
 from gateway.routing.found import Found, engine_of, engines_of
-from gateway.routing.members import UNPROVEN
 from gateway.routing.router import Router
 from gateway.routing.sources import (
     ConsulSource,
@@ -508,6 +507,18 @@ class OfferedTest(unittest.TestCase):
         lease = pool.acquire((), b"")
         assert lease is not None
         self.assertEqual((lease.engine.spec.host, self.states()), ("b", {"a": "down", "b": "up"}))
+
+    def test_the_first_probe_of_a_new_engine_is_told_whichever_way_it_ends(self) -> None:
+        self.offer(self.fleet())
+        self.offered.rediscover("m", DNS, specs("a", "b"))
+        pool = self.router.pools["m"]
+        a, b = pool.engines
+        told = [pool.record_probe(a, "refused", 2, 1), pool.record_probe(a, "refused", 2, 1)]
+        told += [pool.record_probe(b, None, 2, 1), pool.record_probe(b, None, 2, 1)]
+        self.assertEqual(
+            [change and (change.before, change.after) for change in told], [("new", "down"), None, ("new", "up"), None]
+        )
+        self.assertEqual((a.last_error, b.last_error), ("refused", None))
 
     def test_engines_that_stay_keep_their_state_and_those_that_are_gone_finish_what_they_have(self) -> None:
         self.offer(self.fleet())
