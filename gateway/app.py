@@ -146,6 +146,7 @@ class Gateway:
     def _take_fleet(self, fleet: FleetSpec) -> None:
         """Other models are served from now on."""
         self.guard.set_fleet(fleet)
+        self.metrics.departed.look({(model, engine.id or "") for model, engine in fleet.engines()})
         if self.caches is not None and not fleet.by_engines:  # else the answers of any are kept
             self.caches.keep_models([model.name for model in fleet.models])
         if fleet.groups and self._started:

@@ -100,12 +100,13 @@ class History:
         return sparse
 
     def grown(self, family: str) -> dict[tuple[str, ...], list[float]]:
-        """What the window has added to the counts; of a series that was not there yet, all."""
+        """What the window has added to the counts; of a series that was not there yet, or has begun anew, all."""
         before = self._kept[0][1].get(family, {}) if self._kept else {}
         grown = {}
         for labels, counts in self._now.get(family, {}).items():
             old = before.get(labels)
-            grown[labels] = list(counts) if old is None else [now - then for now, then in zip(counts, old)]
+            added = list(counts) if old is None else [now - then for now, then in zip(counts, old)]
+            grown[labels] = list(counts) if min(added, default=0.0) < 0 else added
         return grown
 
 

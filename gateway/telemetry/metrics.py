@@ -6,9 +6,10 @@ request's own thread takes it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any, Callable
 
+from gateway.telemetry.departed import Departed
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent
 from gateway.telemetry.genai import GenAiMetrics
 from gateway.telemetry.registry import Counter, Histogram, Metric, Registry, Traced
@@ -52,6 +53,10 @@ class _Pairs:
             )
         return found
 
+    def drop_locked(self, pairs: Collection[tuple[str, str]]) -> None:
+        """Find those with these two labels anew when they are counted again."""
+        self._found = {key: found for key, found in self._found.items() if key[:2] not in pairs}
+
 
 class GatewayMetrics:
     """The gateway's metrics, fed with batches of finished requests.
@@ -92,6 +97,8 @@ class GatewayMetrics:
         # Series by the raw label values: one dict lookup per event instead of one call per metric.
         self._of_requests = _Pairs(self._requests, self._duration)
         self._of_attempts = _Pairs(self._engine_requests, self._engine_duration)
+        of_engines = (self._engine_requests, self._engine_duration, self._rescued, self._usage_rejected)
+        self.departed = Departed(registry, of_engines, self._usual.forget_locked, self._of_attempts.drop_locked)
         self._by_model: dict[str, tuple[Counter, Counter]] = {}
         self._by_cache: dict[tuple[str, str], Counter] = {}
 
@@ -217,7 +224,9 @@ class GatewayMetrics:
 
     def _count_locked(self, event: RequestEvent, model: str, answered: bool, traced: Traced | None) -> None:
         if answered:
-            requests, latency = self._of_requests.at_locked(self._path_label(event.path), model, event.status)
+            requests, latency = self._of_requests.at_locked(
+                _path_label(event.path, self._known_paths), model, event.status
+            )
             requests.value += 1
             latency.observe_locked(event.latency_s, traced)
         if event.attempts or event.queue_s:
@@ -238,7 +247,7 @@ class GatewayMetrics:
         path, name, engine, status, asked, at, _ = key
         model = _model_label(name, known)
         return Kind(
-            *self._of_requests.at_locked(self._path_label(path), model, status),
+            *self._of_requests.at_locked(_path_label(path, self._known_paths), model, status),
             *self._of_attempts.at_locked(asked, at, "ok"),
             *self._token_series_locked(model),
             queue=self._queue_wait,
@@ -298,11 +307,12 @@ class GatewayMetrics:
             labels = (_model_label(asked, known), _model_label(answered, known))
             self._fallbacks.labels_locked(*labels).value += 1
 
-    def _path_label(self, path: str) -> str:
-        if path in self._known_paths:
-            return path
-        single_model = path.startswith("/v1/models/") and MODEL_PATH in self._known_paths
-        return MODEL_PATH if single_model else OTHER
+
+def _path_label(path: str, known: Container[str]) -> str:
+    if path in known:
+        return path
+    single_model = path.startswith("/v1/models/") and MODEL_PATH in known
+    return MODEL_PATH if single_model else OTHER
 
 
 def _model_label(model: str | None, known: Mapping[str, str]) -> str:

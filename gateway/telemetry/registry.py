@@ -151,7 +151,7 @@ class Metric(Generic[SeriesT]):
 
         Raises ValueError when the number of values is not that of the declared names. Any thread.
         """
-        # Without the lock: series are never removed, and dict.get is atomic.
+        # Without the lock: dict.get is atomic.
         series = self._series.get(values)
         if series is None:
             with self._lock:
@@ -166,6 +166,15 @@ class Metric(Generic[SeriesT]):
                 raise ValueError(f"labels {self._label_names} got the values {values}")
             series = self._series[values] = self._new_series()
         return series
+
+    def values_locked(self) -> list[tuple[str, ...]]:
+        """The label values of every series."""
+        return list(self._series)
+
+    def drop_locked(self, values: Iterable[tuple[str, ...]]) -> None:
+        """Know nothing of these series any more. Who holds one counts in vain."""
+        for one in values:
+            self._series.pop(one, None)
 
     def snapshot_locked(self) -> Numbers:
         return [(values, self._series[values].read_locked()) for values in sorted(self._series)]

@@ -69,21 +69,24 @@ class UsualRequests:
         ):
             return False
         if known is not self._known:  # other models, perhaps: what their names stand for has changed
-            self.count_locked()
-            self._waiting.clear()
+            self.forget_locked()
             self._known = known
         key = (path, model, engine, status, asked, at, trace is not None and trace.sampled)
         found = self._waiting.get(key)
         if found is None:
             if len(self._waiting) >= KINDS_MAX:
-                self.count_locked()
-                self._waiting.clear()
+                self.forget_locked()
             found = self._waiting[key] = (self._kind_of(key, known), [])
         found[1].append(event)
         self._count += 1
         if self._count >= MOST:
             self.count_locked()
         return True
+
+    def forget_locked(self) -> None:
+        """Count all that wait, and find the series of the next ones anew."""
+        self.count_locked()
+        self._waiting.clear()
 
     def count_locked(self) -> None:
         """Count all that wait."""
