@@ -273,7 +273,7 @@ ERRORS: Mapping[str, ErrorCode] = {
     ),
     "backend_unavailable": ErrorCode(
         502,
-        "No engine could be reached.",
+        "No engine could be reached; with 503, none has been discovered.",
         "Send it again later; `GET /health` says which engines are out, and why.",
     ),
     "draining": ErrorCode(
