@@ -335,7 +335,8 @@ def _and_unnamed(
 
 def _unavailable(asked: ModelPool) -> EngineFailed:
     if not asked.engines:
-        return EngineFailed("backend_unavailable", "no engine of the model has been discovered", status=503)
+        text = "no engine of the model has been discovered"
+        return EngineFailed("backend_unavailable", text, status=503, retry_after_s=1.0)
     return EngineFailed("backend_unavailable", "no engine of the model is available")
 
 

@@ -396,6 +396,7 @@ class DnsTest(DiscoveryTest):
         answer_without = running.post(ask())
         self.assert_error(answer_without, 503, "backend_unavailable")
         self.assertIn(b"no engine of the model has been discovered", answer_without.body)
+        self.assertEqual(answer_without.header("retry-after"), "1")
         self.assertEqual(running.get("/health").json()["status"], "down")
         self.assertEqual(running.get("/readyz").status, 503)
 
