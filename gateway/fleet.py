@@ -105,6 +105,7 @@ ENGINE_KEYS = (
     Key("api_version", as_is, "api_version"),
     Key("endpoints", as_tuple, "endpoints"),
     Key("priority", as_is, "priority"),
+    Key("region", as_is, "region"),
 )
 PARAM_KEYS = (
     Key("strip", as_tuple, "strip"),

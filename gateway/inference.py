@@ -65,9 +65,10 @@ class InferenceFactory:
     and so is an event of more than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of
     exceptions that nobody had foreseen, with the model and the engine whose attempt fails by them (None: they are
     logged), `on_fleet` of the fleet that is served from now on, after a reload and when engines list other models or
-    others are discovered, `on_discovery` of what is new where engines are discovered. Thread-safe; close it, or use it
-    as a context manager. Raises ValueError for an unknown `strategy` or `fallback`, an engine's key that cannot be
-    sent, or a `discover` whose template makes no engine.
+    others are discovered, `on_discovery` of what is new where engines are discovered. `region` is where this is, whose
+    engines come first (see routing/regions.py); None: nobody's. Thread-safe; close it, or use it as a context manager.
+    Raises ValueError for an unknown `strategy` or `fallback`, an engine's key that cannot be sent, or a `discover`
+    whose template makes no engine.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class InferenceFactory:
         on_crash: Optional[OnCrash] = None,
         on_fleet: Optional[Callable[[FleetSpec], None]] = None,
         on_discovery: Optional[Callable[[Change], None]] = None,
+        region: Optional[str] = None,
     ) -> None:
         _refuse_unknown("strategy", strategy, STRATEGIES)
         _refuse_unknown("fallback", fallback, FALLBACKS)

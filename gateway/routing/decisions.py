@@ -171,6 +171,7 @@ def model_json(model: ModelSpec) -> Record:
                 "weight": e.weight,
                 "max_concurrency": e.max_concurrency,
                 **({"priority": e.priority} if e.priority else {}),
+                **({} if e.region is None else {"region": e.region}),
             }
             for e in model.engines
         ],

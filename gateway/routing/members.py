@@ -12,6 +12,7 @@ from typing import NamedTuple, Optional
 
 from gateway.routing.breaker import OPEN, BreakerPolicy
 from gateway.routing.engine import UNPROVEN, Engine
+from gateway.routing.regions import kept_within
 from gateway.routing.spares import without_spares
 from gateway.routing.specs import ModelSpec
 
@@ -104,7 +105,7 @@ class Members:
             return without_spares([engine for engine in self.engines if engine.available(now_s)])
         return self._in
 
-    def all_full_locked(self, now_s: float, besides: Collection[Engine] = ()) -> bool:
+    def all_full_locked(self, now_s: float, besides: Collection[Engine] = (), residency: str = "") -> bool:
         """Whether engines other than these are in, but each is at its `max_concurrency`."""
         engines = [engine for engine in kept_within(self.look_locked(now_s), residency) if engine not in besides]
         return bool(engines) and all(engine.full() for engine in engines)

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from typing import Callable, Optional
 
 from gateway.routing.engine import Engine
+from gateway.routing.spares import weight_beside
 from gateway.routing.strategies import Strategy
 
 OVERPROVISIONING = 1.4  # as in Envoy: so much more than its share the engines of a level that are left can take
@@ -78,12 +79,12 @@ class Level:
         self.credit = 0.0  # what it has yet to get of them; below 0: what it has had too much
 
     def take_over(self, engines: Collection[Engine]) -> float:
-        """Only these are in; returns which part of the level's weight that is."""
+        """Only these are in; returns which part of the level's weight that is, without that of spares."""
         now = tuple(engine for engine in self.all if engine in engines)
         weights = [engine.weight for engine in now]
         if now != self.engines or weights != self.weights:
             self.engines, self.weights = now, weights
-        return sum(weights) / sum(engine.weight for engine in self.all)
+        return sum(weights) / weight_beside(now, self.all)
 
 
 class View:

@@ -60,8 +60,9 @@ class Roster:
         self.spec = spec
         self.strategy_name = spec.strategy or strategy
         self._hedges.configure_locked(spec)
-        self._chooser.use_locked(self.strategy_name)
-        return self._members.configure_locked(spec, forget, keep_weights, unproven)
+        gone = self._members.configure_locked(spec, forget, keep_weights, unproven)
+        self._chooser.use_locked(self.strategy_name)  # among these
+        return gone
 
     @property
     def engines(self) -> tuple[Engine, ...]:

@@ -65,6 +65,7 @@ ENGINE_CHECKS: Mapping[str, Check] = {
     "api_version": checks.optional(checks.api_version),
     "endpoints": checks.optional(checks.several_of(providers.ENDPOINTS)),
     "priority": checks.integer(0, 65_535),
+    "region": checks.optional(checks.region),
 }
 MODEL_CHECKS: Mapping[str, Check] = {
     "name": checks.name,
@@ -108,8 +109,9 @@ class EngineSpec:
     PROVIDERS, which says what is not said here: `url` ("": its own), `api_key_env` (only for the provider's own
     address), `health_path`, `dialect`. `dialect` is what it speaks, `openai` unless its provider says otherwise.
     `api_version` is sent as Azure's `api-version`; None: as the address needs it. `endpoints`: the only ones that it
-    serves, as the gateway's clients name them (`/v1/embeddings`); None: it is asked for any. `priority`: an engine
-    gets requests while none with a lower number is in.
+    serves, as the gateway's clients name them (`/v1/embeddings`); None: it is asked for any. `region` is where it is
+    (see regions.py), kept in lower case; None: nobody has said, so it gets nothing that must stay somewhere.
+    `priority`: it gets requests while none of its region with a lower number is in.
     """
 
     url: str = ""
@@ -127,6 +129,7 @@ class EngineSpec:
     api_version: str | None = None
     endpoints: tuple[str, ...] | None = None
     priority: int = 0
+    region: str | None = None
     address: EngineAddress = field(init=False, repr=False, compare=False)
     is_echo: bool = field(init=False, repr=False, compare=False)
     """Whether this is the built-in echo engine, which has no host."""

@@ -286,25 +286,11 @@ class Tries:
 
     def error(self) -> GatewayError:
         """What the client is told when no try is left."""
-        failure = self._failure
-        if failure is None or failure.kind == "rate_limited":
-            waits = [w for w in (pool.shortest_rest_s() for pool in self._pools if self.may_ask(pool)) if w is not None]
-            if waits or failure is not None:
-                said = "" if failure is None or failure.message in ("", RATE_LIMITED) else f": {failure.message}"
-                return EngineFailed(
-                    "backend_rate_limited",
-                    f"every engine of the model asks for a pause{said}",
-                    retry_after_s=min(waits, default=1.0),
-                    engine=None if failure is None else failure.details,
-                )
-            return _unavailable(self.asked)
-        if failure.status == OVERLOADED:
-            return _overloaded(failure)
-        code = _CODE_BY_KIND.get(failure.kind, "backend_error")
-        return EngineFailed(code, failure.message or "the engine failed", engine=failure.details)
+        rests = (pool.shortest_rest_s(self._residency) for pool in self._pools if self.may_ask(pool))
+        return _error_of(self._failure, [wait_s for wait_s in rests if wait_s is not None], self.asked)
 
 
-def _error_of(failure: Optional[Outcome], waits: Sequence[float]) -> GatewayError:
+def _error_of(failure: Optional[Outcome], waits: Sequence[float], asked: ModelPool) -> GatewayError:
     """What a request has failed by; None: it was sent nowhere. `waits`: until models have a resting engine back."""
     if failure is None or failure.kind == "rate_limited":
         if waits or failure is not None:
@@ -315,7 +301,7 @@ def _error_of(failure: Optional[Outcome], waits: Sequence[float]) -> GatewayErro
                 retry_after_s=min(waits, default=1.0),
                 engine=None if failure is None else failure.details,
             )
-        return EngineFailed("backend_unavailable", "no engine of the model is available")
+        return _unavailable(asked)
     if failure.status == OVERLOADED:
         return _overloaded(failure)
     code = _CODE_BY_KIND.get(failure.kind, "backend_error")

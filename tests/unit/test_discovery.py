@@ -600,3 +600,20 @@ class OfferedTest(unittest.TestCase):
         back = pool.acquire((), b"")
         assert back is not None
         self.assertEqual(back.engine.spec.host, "a")
+
+    def test_a_spare_stands_in_for_its_own_region(self) -> None:
+        def spec(host: str, region: str, priority: int) -> tuple[EngineSpec, ...]:
+            return specs(host, region=region, priority=priority)
+
+        engines = (*spec("a", "us", 0), *spec("b", "us", 1), *spec("c", "eu", 1), *spec("d", "eu", 1))
+        fleet = FleetSpec((ModelSpec("m", engines),))
+        self.router = Router(fleet, clock=lambda: self.now_s, region="us")
+        pool = self.router.pools["m"]
+
+        def chosen(residency: str = "") -> set[str]:
+            leases = [pool.acquire((), b"", (), residency) for _ in range(20)]
+            return {lease.engine.spec.host for lease in leases if lease is not None}
+
+        self.assertEqual((chosen(), chosen("eu")), ({"a"}, {"c", "d"}))  # nothing spills: no engine of us is out
+        pool.set_draining("a:8000", True)
+        self.assertIn("b", chosen())

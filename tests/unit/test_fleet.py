@@ -94,7 +94,7 @@ class EngineSpecTest(unittest.TestCase):
             EngineSpec(
                 "x", id="a b", weight=0, max_concurrency=0, max_batch=0, model="", api_key_env="sk-secret",
                 health_path="health", resume=1, usage_in_streams=1,  # type: ignore[arg-type]
-                provider="x", dialect="x", api_version="x", endpoints=("/v1/x",), priority=-1,
+                provider="x", dialect="x", api_version="x", endpoints=("/v1/x",), region="x y", priority=-1,
             )  # fmt: skip
         faults = str(caught.exception).split("; ")
         names = [fault.split(":")[0].partition("[")[0] for fault in faults]
