@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS: tuple[tuple[str, ...], ...] = (
     ("main", "inference", "gateway.__main__"),
     ("gateway.cli",),
+    ("gateway.processes",),
     ("gateway.app", "gateway.tools", "gateway.mock"),
     ("gateway.observing", "gateway.gauging", "gateway.showing"),
     ("gateway.traces",),
@@ -71,7 +72,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("gateway.telemetry", "gateway.threads", "gateway.uploads", "gateway.dialects", "gateway.schemas"),
         *("gateway.posting", "gateway.traces.context"),
     ),
-    ("gateway.ending", "gateway.program", "gateway"),
+    ("gateway.ending", "gateway.program", "gateway", "gateway.processes.bus", "gateway.processes.frames"),
 )
 RANK_BY_PREFIX = {prefix: rank for rank, row in enumerate(ROWS) for prefix in row}
 OWN = ("main", "inference", "gateway")
@@ -110,6 +111,8 @@ PURE = (
     "gateway.errors",
     "gateway.jsonbounds",
     "gateway.jsontext",
+    "gateway.processes.frames",
+    "gateway.processes.switchboard",
     "gateway.reuse.batching",
     "gateway.reuse.flights",
     "gateway.reuse.keeping",
@@ -199,6 +202,8 @@ SOCKET_USERS = (
     "gateway.limits.addresses",
     "gateway.observing",
     "gateway.posting",
+    "gateway.processes.bus",
+    "gateway.processes.links",
     "gateway.server.clientside",
     "gateway.server.connection",
     "gateway.server.flow",
@@ -261,6 +266,7 @@ THREAD_STARTERS = (
     "gateway.guard",
     "gateway.hedging",
     "gateway.keys.jwks",
+    "gateway.processes.bus",
     "gateway.reuse.answerfile",
     "gateway.reuse.redisstore",
     "gateway.server.loop",
