@@ -1,18 +1,17 @@
 """The composition root: builds everything from Settings, and starts, reloads, drains and stops it.
 
 Owns every part of a running gateway. `stop` may be called from any thread but the accepting one; a second call of
-`stop` while the first one drains ends it at once.
+`stop` while the first one drains ends it at once (`draining.py`).
 """
 
 from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Optional, TextIO
@@ -21,11 +20,13 @@ from gateway.announcing import dotenv_warnings, shown_path, shows_colours, url_o
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
 from gateway.discovery.watch import Change
+from gateway.draining import Draining
 from gateway.gauging import bind_metrics, engine_at, provider_of
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
 from gateway.observing import Observing
 from gateway.pipeline import PATHS, Pipeline
+from gateway.processes.bus import Alone, Bus
 from gateway.reuse.building import caches_of
 from gateway.reuse.caches import Caches
 from gateway.routing.breaker import BreakerPolicy
@@ -54,23 +55,28 @@ from gateway.workers import WorkerPool
 
 KNOWN_PATHS = frozenset(operation.path for operation in OPERATIONS)
 END_TIMEOUT_S = 5.0
-LAST_WRITES_S = 1.0  # for clients to take the last they are sent
-DRAIN_POLL_S = 0.05
-CUT_POLL_S = 0.01
 
 
 class Gateway:
     """A running gateway: listening as soon as it is made (port 0 takes a free one), serving after `start`.
 
+    One of several processes gets its end of their `bus`, and the listening `sockets` of all, its own at its slot.
     Raises ConfigurationError and StateDbError for files that cannot be used, OSError when the address cannot be bound.
     """
 
-    def __init__(self, settings: Settings, log_stream: Optional[TextIO] = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log_stream: Optional[TextIO] = None,
+        bus: Optional[Bus] = None,
+        sockets: Sequence[socket.socket] = (),
+    ) -> None:
         self.settings = settings
         self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
-        self._hurry = threading.Event()
+        self.bus = Alone() if bus is None else bus
+        self.bus.crashed = self._crashed
+        self._sockets = tuple(sockets)
         self._started = False
-        self._stopping = threading.Lock()
         self.schemas = _open_schemas(settings)
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS, self._provider_of)
@@ -106,6 +112,7 @@ class Gateway:
         return Telemetry(
             *(stream, log_format, self.settings.log_level, self.metrics, observers),
             slow_s=self.settings.slow_ms / 1000,
+            process=self.bus.slot if self.bus.count > 1 else None,
             look=look_of(stream, shows_colours(stream, os.environ)),
         )
 
@@ -130,7 +137,8 @@ class Gateway:
 
     def _decision_log(self) -> Optional[DecisionLog]:
         path = self.settings.decision_log
-        return None if path is None else DecisionLog(path, header(self.settings, self.seed), self.telemetry.log)
+        first, log, bus = header(self.settings, self.seed), self.telemetry.log, self.bus
+        return None if path is None else DecisionLog(path, first, log, bus.slot if bus.count > 1 else None)
 
     def _new_factory(self) -> InferenceFactory:
         return new_factory(
@@ -175,11 +183,13 @@ class Gateway:
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
         try:
-            server = GatewayServer((self.settings.host, self.settings.port), context)
+            server = GatewayServer((self.settings.host, self.settings.port), context, self._sockets, self.bus.slot)
         except OSError:
             self._close_parts()
             raise
         self.pipeline.verify.begin = Parts(self.pipeline, server.loop, server.threads).begin
+        self.draining = Draining(self.settings, self.pipeline, server, self.feed, telemetry.log)
+        self.bus.on_accept = server.accept_on
         return server
 
     def _open_decision_log(self) -> None:
@@ -208,6 +218,7 @@ class Gateway:
     def start(self) -> Gateway:
         """Serve, on threads of its own."""
         self._started = True
+        self.bus.start()
         self.guard.start()
         self.workers.start()
         self.observing.start()
@@ -236,43 +247,28 @@ class Gateway:
 
     def stop(self, drain_timeout_s: Optional[float] = None) -> bool:
         """Drain (None: DRAIN_TIMEOUT, after DRAIN_DELAY; 0: not at all) and stop; True when nothing was cut off."""
-        if not self._stopping.acquire(blocking=False):
-            self._hurry.set()
+        if not self.draining.begin():
             return False
-        delay_s = self.settings.drain_delay_s if drain_timeout_s is None else 0.0
-        limit_s = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        self.pipeline.lingering = delay_s > 0  # before `draining`: nobody is refused in between
-        self.pipeline.draining = True
-        if self.feed is not None:
-            self.feed.end()
-        self.telemetry.log("info", "draining", in_flight=self.pipeline.in_flight, delay_s=delay_s)
-        self._hurry.wait(delay_s)
-        self.pipeline.lingering = False
-        deadline_s = time.monotonic() + limit_s
-        while self.pipeline.in_flight and time.monotonic() < deadline_s:
-            if self._hurry.wait(DRAIN_POLL_S):
-                break
-        cut_off = self.pipeline.in_flight
-        self.server.shutdown()
-        self.server.server_close()
-        if cut_off:
-            self._cut_off()
-        self.server.end_connections(END_TIMEOUT_S)
+        settings = self.settings
+        delay_s = settings.drain_delay_s if drain_timeout_s is None else 0.0
+        complete = self.draining.drain(
+            delay_s, settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        )
         self._close_parts()
-        return cut_off == 0
-
-    def _cut_off(self) -> None:
-        """Tell everybody who still waits for an answer, or for the rest of one, that there will be none."""
-        deadline_s = time.monotonic() + END_TIMEOUT_S
-        while self.pipeline.cut_off() and time.monotonic() < deadline_s:
-            time.sleep(CUT_POLL_S)
-        deadline_s = min(deadline_s, time.monotonic() + LAST_WRITES_S)
-        while self.pipeline.in_flight and time.monotonic() < deadline_s:
-            time.sleep(CUT_POLL_S)
+        return complete
 
     def hurry(self) -> None:
         """End a drain that is under way at once. Safe in a signal's wake."""
-        self._hurry.set()
+        self.draining.hurry()
+
+    def hand_over(self) -> bool:
+        """Stop as `stop` does, but leave clients to the process that has taken this one's place without their noticing
+        (`Draining.hand_over`)."""
+        if not self.draining.begin():
+            return False
+        complete = self.draining.hand_over()
+        self._close_parts()
+        return complete
 
     def _close_parts(self) -> None:
         self.relay.close(END_TIMEOUT_S)
@@ -288,6 +284,7 @@ class Gateway:
         if self.decisions is not None:
             self.decisions.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
+        self.bus.close(END_TIMEOUT_S)
 
     def _engine_changed(self, change: StateChange) -> None:
         level = "info" if change.after == "up" else "warning"

@@ -8,28 +8,24 @@ and never read.
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import sys
-import time
 
-from gateway.ending import open_missing, run_to_end
-from gateway.program import program
-from gateway.signals import ENDS, Signals
+from gateway.ending import open_missing, run_to_end, within
+from gateway.program import DOTENV, program
+from gateway.signals import Signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
-    from typing import Callable, NoReturn, Optional, TextIO
+    from collections.abc import Sequence
+    from typing import NoReturn, Optional
 
-    from gateway.app import Gateway
     from gateway.settings import Settings
 
-EXIT_CONFIGURATION = 2
-DOTENV = ".env"
+CHILD_VARIABLE = (
+    "INFERENCE_GATEWAY_PROCESS"  # as gateway/processes/child.py has it, which imports more than may be here
+)
 OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
-STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
 _TELLING = {"-h", "--help", "--version"}  # never a flag's value: argparse takes none that begins with a dash
 
 
@@ -41,17 +37,18 @@ def run() -> NoReturn:
     if printing or command == "mock":
         run_to_end(main, printing)
     open_missing(os.O_RDWR)
-    signals = Signals()
+    inherited = os.environ.pop(CHILD_VARIABLE, None)
+    signals = Signals(child=inherited is not None)
     if os.name == "posix":
         signals.watch_start()
     try:
-        status = main(signals=signals)
+        status = main(signals=signals, inherited=inherited)
     except Exception as error:
         status = 1
         sys.stderr = sys.__stderr__ or sys.stderr
         what = (type(error), error, error.__traceback__)
-        _within(OUTPUT_S, lambda: sys.__excepthook__(*what))
-    _within(OUTPUT_S, _flush)
+        within(OUTPUT_S, lambda: sys.__excepthook__(*what))
+    within(OUTPUT_S, _flush)
     os._exit(status)
 
 
@@ -72,28 +69,13 @@ def _flush() -> None:
             stream.flush()
 
 
-def _within(limit_s: float, write: Callable[[], object], name: str = "output") -> None:
-    """Write on a thread of its own, and wait for that so long: nobody may read it, and nothing is to wait for that."""
-    import threading
-
-    def attempt() -> None:
-        try:
-            write()
-        except (OSError, ValueError):
-            pass  # closed, or full
-
-    thread = threading.Thread(target=attempt, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # the system gives no more threads, and that is no reason to end
-        return
-    thread.join(limit_s)
-
-
-def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None) -> int:
+def main(
+    argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None, inherited: Optional[str] = None
+) -> int:
     """Run a command; returns the exit status: 0 well, 1 failed, 2 configured wrongly.
 
-    `signals`: those that are handled already, for `serve`.
+    `signals`: those that are handled already, for `serve`; `inherited`: what the parent of several processes has handed
+    to this one.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     from pathlib import Path
@@ -116,14 +98,15 @@ def main(argv: Optional[Sequence[str]] = None, signals: Optional[Signals] = None
         return _cache_command(arguments[1:])
     command, flags = _parse(arguments)
     from gateway.configuration import ConfigurationError
+    from gateway.serving import misconfigured, serve
     from gateway.settingfiles import faults_of_named
     from gateway.settings import load
 
     try:
         settings = load(os.environ, Path(DOTENV), faults_of_named, flags)
     except ConfigurationError as error:
-        return _misconfigured(error.faults, flags, error.warnings)
-    return _check(settings) if command == "check" else serve(settings, signals)
+        return misconfigured(error.faults, flags, error.warnings)
+    return _check(settings) if command == "check" else serve(settings, signals, inherited)
 
 
 _COMMANDS = {
@@ -202,12 +185,13 @@ def _check(settings: Settings) -> int:
     """Say what would run: loading has found what would not."""
     from gateway.announcing import LOOK_S, PATIENCE_S, describe, look, sandbox_lines, write
     from gateway.app import new_factory
+    from gateway.serving import misconfigured
     from gateway.state.file import StateDbError, holds_keys
 
     try:
         state_keys = holds_keys(settings.state_db)
     except StateDbError as error:  # it was good a moment ago
-        return _misconfigured([f"STATE_DB: {error}"])
+        return misconfigured([f"STATE_DB: {error}"])
     factory = new_factory(settings)
     try:
         if not look(factory, PATIENCE_S):
@@ -218,7 +202,7 @@ def _check(settings: Settings) -> int:
         text = describe(settings, factory.router, sandbox_lines(settings), state_keys=state_keys, discovered=found)
         write(sys.stdout, text + "\n")
     finally:
-        _within(OUTPUT_S, factory.close)  # a probe may take as long as HEALTH_TIMEOUT allows
+        within(OUTPUT_S, factory.close)  # a probe may take as long as HEALTH_TIMEOUT allows
     return 0
 
 
@@ -228,6 +212,7 @@ def _state_command(command: str, arguments: list[str]) -> int:
 
     from gateway.configuration import ConfigurationError
     from gateway.keys.command import keys_command, state_db_at
+    from gateway.serving import misconfigured
     from gateway.settingfiles import roles_of
     from gateway.settings import load
     from gateway.state.file import StateDbError
@@ -244,9 +229,9 @@ def _state_command(command: str, arguments: list[str]) -> int:
         prog = f"{program()} keys"
         return keys_command(arguments, open_db, prog, roles=tuple(roles), reserved=reserved)
     except ConfigurationError as error:
-        return _misconfigured(error.faults)
+        return misconfigured(error.faults)
     except StateDbError as error:
-        return _misconfigured([str(error)])
+        return misconfigured([str(error)])
 
 
 def _cache_command(arguments: list[str]) -> int:
@@ -254,6 +239,7 @@ def _cache_command(arguments: list[str]) -> int:
     from pathlib import Path
 
     from gateway.configuration import ConfigurationError
+    from gateway.serving import misconfigured
     from gateway.settings import load
     from gateway.tools.asking import KEY_VARIABLE, url_of
     from gateway.tools.warming import cache_command
@@ -265,127 +251,4 @@ def _cache_command(arguments: list[str]) -> int:
     try:
         return cache_command(arguments, default_url, os.environ.get(KEY_VARIABLE), f"{program()} cache")
     except ConfigurationError as error:
-        return _misconfigured(error.faults)
-
-
-def _misconfigured(faults: Sequence[str], flags: Container[str] = (), warnings: Sequence[str] = ()) -> int:
-    from gateway.announcing import dotenv_warnings
-    from gateway.settings import as_given
-
-    errors = [f"error: {fault}" for fault in as_given(faults, flags)]
-    return _failed([*errors, *(f"warning: {text}" for text in dotenv_warnings(warnings))], EXIT_CONFIGURATION)
-
-
-def _failed(lines: Sequence[str], status: int) -> int:
-    stderr = sys.stderr
-    _within(OUTPUT_S, lambda: print(*lines, sep="\n", file=stderr, flush=True))
-    return status
-
-
-def serve(settings: Settings, signals: Optional[Signals] = None) -> int:
-    """Serve until SIGTERM or SIGINT; a second one ends the drain. SIGHUP reads engines and alerts again."""
-    from pathlib import Path
-
-    from gateway.announcing import cannot_listen
-    from gateway.app import Gateway, read_again
-    from gateway.configuration import ConfigurationError
-    from gateway.descriptors import raise_limit
-    from gateway.state.file import StateDbError
-
-    signals = signals or Signals()
-    try:
-        gateway = Gateway(settings)
-    except ConfigurationError as error:
-        return _misconfigured(error.faults, settings.flags)
-    except StateDbError as error:
-        return _misconfigured([f"STATE_DB: {error}"])
-    except OSError as error:
-        return _failed([f"error: {cannot_listen(settings, error)}"], 1)
-    raise_limit(settings.workers, settings.max_connections, gateway.telemetry.log)
-    _settle_memory()
-    signals.serve()  # from here on there may be requests to finish
-    gateway.start()
-    stdout = sys.stdout
-    _within(OUTPUT_S, lambda: print(f"inference gateway at {gateway.url}", file=stdout, flush=True))
-    _within(0.0, lambda: _announce(gateway, stdout), "start-lines")
-    _divert_stderr(gateway)
-    while True:
-        number = signals.wait()
-        if number == getattr(signal, "SIGHUP", None):
-            read_again(gateway, os.environ, Path(DOTENV))
-        elif number in ENDS:
-            break
-    return _drain(gateway, signals)
-
-
-def _announce(gateway: Gateway, stdout: TextIO) -> None:
-    """Say what is served, when something is known of the engines; nothing while the gateway is ending."""
-    from gateway.announcing import LOOK_S, paint_for, start_lines, write
-
-    gateway.factory.wait_probed(LOOK_S)
-    text = start_lines(
-        gateway.settings,
-        gateway.factory.router,
-        gateway.url,
-        authenticated=gateway.guard.authenticator.required,
-        terminal=stdout.isatty(),
-        paint=paint_for(stdout, os.environ),
-        discovered=gateway.factory.discoveries.states(),
-    )
-    if not gateway.pipeline.draining:
-        write(stdout, text)
-
-
-def _divert_stderr(gateway: Gateway) -> None:
-    """What others print to stderr (warnings, say) becomes lines of the log: for those nobody waits."""
-    import threading
-
-    from gateway.telemetry.diverted import DivertedStream
-
-    sys.stderr = DivertedStream(gateway.telemetry.log)
-
-    def crashed(what: threading.ExceptHookArgs) -> None:
-        if what.exc_value is not None:
-            gateway.pipeline.internal_error(what.exc_value, "-")
-
-    threading.excepthook = crashed
-
-
-def _settle_memory() -> None:
-    """What has been loaded stays for good: the collector need not look at it again, nor so often (5 % CPU a
-    request)."""
-    if hasattr(gc, "freeze"):
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 20)
-
-
-def _drain(gateway: Gateway, signals: Signals) -> int:
-    """Returns the exit status: 0, or 1 when not everything could be ended, or a third signal did not wait for it."""
-    import threading
-
-    stopper = threading.Thread(target=gateway.stop, name="stop", daemon=True)
-    stopper.start()
-    settings = gateway.settings
-    in_flight = gateway.pipeline.in_flight
-    if in_flight or settings.drain_delay_s:
-        _within(0.0, lambda: _say_draining(in_flight))
-    deadline_s = time.monotonic() + settings.drain_delay_s + settings.drain_timeout_s + STOP_S
-    hurried = False
-    while stopper.is_alive() and time.monotonic() < deadline_s:
-        if signals.wait(0.05) in ENDS:
-            if hurried:
-                return 1
-            hurried = True
-            gateway.hurry()
-            deadline_s = time.monotonic() + STOP_S
-    return 1 if stopper.is_alive() else 0
-
-
-def _say_draining(in_flight: int) -> None:
-    from gateway.announcing import draining_line, write
-
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None and stream.isatty():
-            write(stream, draining_line(in_flight))
-            return
+        return misconfigured(error.faults)

@@ -1,6 +1,6 @@
 """How the process of a command ends: Ctrl-C, and a reader that has left, are nobody's fault and print no traceback.
 
-Anything may import this. No state, no lock.
+Anything may import this. No state, no lock; `within` has a thread for each call.
 """
 
 from __future__ import annotations
@@ -65,3 +65,21 @@ def open_missing(stdout_mode: int) -> None:
         if getattr(sys, name) is None:
             file = number if os.name == "posix" else os.devnull
             setattr(sys, name, open(file, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+
+
+def within(limit_s: float, write: Callable[[], object], name: str = "output") -> None:
+    """Write on a thread of its own, and wait for that so long: nobody may read it, and nothing is to wait for that."""
+    import threading
+
+    def attempt() -> None:
+        try:
+            write()
+        except (OSError, ValueError):
+            pass  # closed, or full
+
+    thread = threading.Thread(target=attempt, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system gives no more threads, and that is no reason to end
+        return
+    thread.join(limit_s)

@@ -87,7 +87,7 @@ class Pipeline:
         self.reuse = reuse_of(settings, factory, self.ask, caches)
         self.verify = Late(settings, factory.router)
         self._begin_trace = _tracing(settings)
-        self.draining = self.lingering = False  # lingering: DRAIN_DELAY; it is announced, but new requests are served
+        self.draining = self.lingering = self.handing_over = False  # what each means: `Draining`
         self.started_unix_s = int(unix_s())
         self._open: dict[Job, None] = {}
         self._rejected_at_s: dict[str, float] = {}  # by engine: callers may choose the models' names

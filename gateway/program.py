@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
+DOTENV = ".env"
+"""Where settings are read from beside the environment, in the current folder."""
+
 
 def program() -> str:
     """The command as its user would repeat it: `python main.py`, `python -m gateway`, `inference-gateway`."""

@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
+def _ignore(number: int, frame: object) -> None:
+    """Not SIG_IGN, which programs that are started from here would inherit."""
+
+
 class Signals:
     """SIGTERM, SIGINT and SIGHUP, one after another. For the main thread.
 
     Until `serve`, the first two end the process at once (nothing is under way: exit 0; Ctrl-C: 130), and SIGHUP is
     kept: the engines file may have been read before it came. From then on `wait` gives each.
+
+    With `child`, of a parent that supervises several processes, none of them counts: a terminal, a shell or systemd
+    sends them to all processes, and the parent says what is to be done about it, by `put`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, child: bool = False) -> None:
         self._serving = False
         self._come: list[int] = []
         self._receiver: Optional[socket.socket] = None
@@ -36,13 +43,22 @@ class Signals:
         for name in ("SIGHUP", "SIGINT", "SIGTERM"):
             number = getattr(signal, name, None)
             if number is not None:
-                signal.signal(number, self._handle)
+                signal.signal(number, _ignore if child else self._handle)
+
+    def handle(self, *names: str) -> None:
+        """Have `wait` and `take` give these, too, from now on."""
+        for name in names:
+            signal.signal(getattr(signal, name), self._handle)
+
+    def put(self, number: int) -> None:
+        """What a handler does: have `wait` give this. From any thread."""
+        self._come.append(number)
+        self._wake()
 
     def _handle(self, number: int, frame: object) -> None:
         if not self._serving and number in ENDS:
             self._end_early(number)
-        self._come.append(number)
-        self._wake()
+        self.put(number)
 
     @staticmethod
     def _end_early(number: int) -> None:
@@ -87,6 +103,21 @@ class Signals:
             os.write(self._early, b"\0")  # ends the thread; the pipe stays: a handler may be about to write to it
         if self._come:
             self._wake()
+
+    def fileno(self) -> int:
+        """What is readable when there is something to `take`. After `serve`."""
+        assert self._receiver is not None
+        return self._receiver.fileno()
+
+    def take(self) -> list[int]:
+        """All that have come; never waits."""
+        assert self._receiver is not None
+        self._receiver.setblocking(False)
+        try:
+            self._receiver.recv(4096)
+        except OSError:
+            pass
+        return [self._come.pop(0) for _ in range(len(self._come))]
 
     def wait(self, timeout_s: float = 3600.0) -> Optional[int]:
         """The next signal's number, or None after `timeout_s`, or now and then before."""

@@ -192,7 +192,7 @@ class Bus:
                     break
         except Exception as error:  # a bus that has died silently would be a process that knows nothing
             orphaned = True
-            self._report(error)
+            self.crashed(error)
         finally:
             self._end(selector, link)
         if orphaned:
@@ -244,10 +244,6 @@ class Bus:
         try:
             _TAKES[frame.kind](self, frame)
         except Exception as error:  # a handler's fault, or another process's: no reason to hear nothing more
-            self._report(error)
-
-    def _report(self, error: BaseException) -> None:
-        with contextlib.suppress(Exception):
             self.crashed(error)
 
     def _told(self, frame: Frame) -> None:

@@ -87,7 +87,7 @@ class Links:
         for link in self._links.values():
             dropped = link.outbox.dropped - link.told_dropped
             if dropped and now_s - link.told_s >= REPORT_EVERY_S:
-                self._log("warning", "bus_dropped", of=link.slot, frames=dropped)
+                self._log("warning", "bus_dropped", slot=link.slot, frames=dropped)
                 link.told_dropped, link.told_s = link.outbox.dropped, now_s
 
     def close(self) -> None:

@@ -200,7 +200,7 @@ class Routes:
         return json_reply({"status": "ok"})
 
     def _readyz(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
-        if self._pipeline.draining:
+        if self._pipeline.draining and not self._pipeline.handing_over:
             return json_reply({"status": "draining"}, 503)
         if not self._pipeline.factory.probed:
             return json_reply({"status": "probing"}, 503)

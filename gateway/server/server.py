@@ -3,6 +3,9 @@
 `GatewayServer` owns the loop, the map of open connections (a dict whose single operations are atomic) and the few
 threads for what blocks and has no worker's place. All of it but `shutdown` and `end_connections` is for the loop's
 thread, so there is no lock. Refusing at the limit never blocks.
+
+One of several processes has been handed the listening sockets of all: it accepts on its own, and on those of which it
+is told that nobody does.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gateway.errors import GatewayError
@@ -44,13 +49,20 @@ class GatewayServer(http.server.ThreadingHTTPServer):
     request_queue_size = 1024
     allow_reuse_address = True
 
-    def __init__(self, address: tuple[str, int], context: ServerContext) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        context: ServerContext,
+        sockets: Sequence[socket.socket] = (),
+        slot: int = 0,
+    ) -> None:
         self.context = context
         self.connections_max = min(context.settings.max_connections, CONNECTIONS_MAX)
         self.loop = Loop("clients", self._crashed, self._after_turn)
         self.threads = Threads("aside", ASIDE_THREADS)
         self.engines_asked = 0  # in this turn of the loop
         self.ending = False
+        self._listening = tuple(sockets)
         self._open: dict[socket.socket, Connection] = {}
         self._closing = threading.Event()
         self._reported_s = -math.inf
@@ -60,18 +72,29 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         try:
-            super().__init__(address, http.server.BaseHTTPRequestHandler)
+            super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=not sockets)
         except BaseException:
             self.loop.close(0.0)
             raise
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
-        self.socket.setblocking(False)
+        if sockets:
+            self.socket.close()
+            self.socket = sockets[slot % len(sockets)]
+            self._name()
+        else:
+            self._listening = (self.socket,)
+        self._accepting = {self.socket}
+        for one in self._listening:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+            one.setblocking(False)
 
     def server_bind(self) -> None:
         """Bind without http.server's reverse name look-up, which can take seconds."""
         if os.name == "posix":  # on Windows the option would let another process take the port
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
+        self._name()
+
+    def _name(self) -> None:
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
@@ -87,7 +110,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
                 message="this system waits for no more connections at a time",
             )
         self.threads.start()
-        self.loop.watch(self.socket.fileno(), self._accept_ready)
+        self._watch(self.socket)
         self.loop.later(SWEEP_S, self._sweep)
         self.loop.start()
 
@@ -103,20 +126,32 @@ class GatewayServer(http.server.ThreadingHTTPServer):
             asked, self.engines_asked = self.engines_asked, 0
             self.context.spare_time(asked)
 
-    def _accept_ready(self, events: int) -> None:
+    def _watch(self, listening: socket.socket) -> None:
+        self.loop.watch(listening.fileno(), partial(self._accept_ready, listening))
+
+    def _accept_on(self, wanted: set[socket.socket], events: int) -> None:
+        if self._closing.is_set() or not self._accepting:
+            return
+        before, self._accepting = self._accepting, wanted
+        for listening in before - wanted:
+            self.loop.unwatch(listening.fileno())
+        for listening in wanted - before:
+            self._watch(listening)
+
+    def _accept_ready(self, listening: socket.socket, events: int) -> None:
         if self._full_turn == self._turn - 1:  # in the turn before, more were waiting than were taken
             self._at_once = min(2 * self._at_once, ACCEPTED_MAX)
         for number in range(self._at_once):
             try:
-                request, client_address = self.socket.accept()
+                request, client_address = listening.accept()
             except BlockingIOError:
                 self._at_once = max(1, number)
                 return
             except OSError as error:
                 if error.errno in EXHAUSTED:  # wait instead of spinning
                     self._report("accept_failed", reason=error.strerror)
-                    self.loop.unwatch(self.socket.fileno())
-                    self.loop.later(ACCEPT_PAUSE_S, self._accept_again)
+                    self.loop.unwatch(listening.fileno())
+                    self.loop.later(ACCEPT_PAUSE_S, partial(self._accept_again, listening))
                 return
             self._accepted(request, client_address)
         self._full_turn = self._turn
@@ -129,9 +164,9 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self._open[request] = connection
         connection.ready(0)
 
-    def _accept_again(self, events: int) -> None:
-        if not self._closing.is_set():
-            self.loop.watch(self.socket.fileno(), self._accept_ready)
+    def _accept_again(self, listening: socket.socket, events: int) -> None:
+        if not self._closing.is_set() and listening in self._accepting:
+            self._watch(listening)
 
     def _sweep(self, events: int) -> None:
         """See to the connections whose time is over."""
@@ -176,10 +211,34 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         """Open client connections."""
         return len(self._open)
 
+    def accept_on(self, slots: Sequence[int]) -> None:
+        """Accept on the listening sockets of these slots, of several, beside the own one: nobody else does."""
+        others = {self._listening[slot] for slot in slots if slot < len(self._listening)}
+        self.loop.soon(partial(self._accept_on, {self.socket} | others))
+
+    def leave_listening(self, timeout_s: float) -> None:
+        """Accept nothing more, for another process does: who waits to be accepted waits for that. Returns when it is
+        so, or after `timeout_s`."""
+        left = threading.Event()
+
+        def leave(events: int) -> None:
+            self._accept_on(set(), events)
+            left.set()
+
+        self.loop.soon(leave)
+        left.wait(timeout_s)
+
     def shutdown(self) -> None:
         """Accept nothing more; what is open stays open."""
         self._closing.set()
-        self.loop.unwatch(self.socket.fileno())
+        for listening in self._listening:
+            self.loop.unwatch(listening.fileno())
+
+    def server_close(self) -> None:
+        """Close the listening sockets."""
+        super().server_close()
+        for listening in self._listening:
+            listening.close()
 
     def end_connections(self, timeout_s: float) -> None:
         """Shut every open connection down and wait for their ends, at most `timeout_s` in all."""

@@ -93,6 +93,16 @@ def format_json(item: RequestEvent | LogRecord, slow_s: float = 0.0) -> str:
     return line + "}"
 
 
+def of_process(
+    line_of: Callable[[RequestEvent | LogRecord], str], process: int, log_format: str
+) -> Callable[[RequestEvent | LogRecord], str]:
+    """`line_of`, with which of several processes it is at the end of each line (`log_format`: "json" or "text")."""
+    if log_format == "text":
+        return lambda item: f"{line_of(item)} process={process}"
+    end = f', "process": {process}}}'
+    return lambda item: line_of(item)[:-1] + end
+
+
 def _times(event: RequestEvent) -> dict[str, object]:
     """What a slow request's time went into: milliseconds, those of a begin from the request's first byte on."""
     return {

@@ -21,7 +21,7 @@ from typing import Callable, Optional, TextIO, Union
 
 from gateway.clock import unix_s
 from gateway.telemetry.events import LogRecord, RequestEvent
-from gateway.telemetry.logs import LEVELS, format_json, request_level
+from gateway.telemetry.logs import LEVELS, format_json, of_process, request_level
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.textlines import Look, TextLines
 
@@ -56,9 +56,9 @@ class Telemetry:
 
     `stream` gets the lines, `log_format` is "json" or "text" (which is shown as `look` says), `level` (debug,
     info, warning or error) the least level written; a request that took longer than `slow_s` (0: none) is a
-    warning. Every observer is called with each batch of RequestEvents, after `metrics`, one batch at a time; it
-    must not block, nor call `flush` or `close`. One that raises is reported in the log once, and the others still
-    get the batch.
+    warning. `process`: this one's number among several, which each line names. Every observer is called with
+    each batch of RequestEvents, after `metrics`, one batch at a time; it must not block, nor call `flush` or
+    `close`. One that raises is reported in the log once, and the others still get the batch.
     Raises ValueError for an unknown format or level. All methods are for any thread.
     """
 
@@ -72,6 +72,7 @@ class Telemetry:
         *,
         slow_s: float = 0.0,
         look: Look = Look(),  # noqa: B008 - immutable
+        process: Optional[int] = None,
     ) -> None:
         if log_format not in ("json", "text"):
             raise ValueError(f"log format {log_format!r} is neither json nor text")
@@ -84,6 +85,8 @@ class Telemetry:
             self._format = TextLines(look, slow_s)
         elif slow_s:
             self._format = partial(format_json, slow_s=slow_s)
+        if process is not None:
+            self._format = of_process(self._format, process, log_format)
         self._least = LEVELS[level]
         self._dropped_total = metrics.log_lines_dropped
         self._observers: tuple[Observer, ...] = (metrics.observe, *observers)

@@ -81,10 +81,15 @@ def _unwritable(path: Path, error: Exception) -> ConfigurationError:
 
 
 class DecisionLog:
-    """Writes records to `path`, a new file each time. `record` is for any thread and never blocks."""
+    """Writes records to `path`, a new file each time. `record` is for any thread and never blocks.
 
-    def __init__(self, path: Path, first: Record, log: Callable[..., None]) -> None:
-        self._path = path
+    `process`: this one's slot among several, which write a file each, `path` with `.0`, `.1`, … behind it: `replay`
+    repeats what one process has decided. It is put in the place of the one before, which that one may still write to.
+    """
+
+    def __init__(self, path: Path, first: Record, log: Callable[..., None], process: Optional[int] = None) -> None:
+        self._path = path if process is None else path.with_name(f"{path.name}.{process}")
+        self._replaces = process is not None
         self._log = log
         self._waiting: deque[Record] = deque([first])
         self._stop = threading.Event()
@@ -94,6 +99,8 @@ class DecisionLog:
     def start(self) -> None:
         """Open the file and start the thread. Raises ConfigurationError naming DECISION_LOG."""
         try:
+            if self._replaces:
+                self._path.unlink(missing_ok=True)
             self._file = self._path.open("w", encoding="utf-8")
         except (OSError, ValueError) as error:
             raise _unwritable(self._path, error) from error

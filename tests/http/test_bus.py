@@ -146,7 +146,7 @@ class BusTest(unittest.TestCase):
                 eventually(lambda number=number: heard and heard[-1] == number)
         self.assertEqual(heard, list(range(3000)))
         self.assertEqual(sender.dropped, 0)
-        eventually(lambda: any(event == "bus_dropped" and f["of"] == 1 for event, f in self.parent.logged))
+        eventually(lambda: any(event == "bus_dropped" and f["slot"] == 1 for event, f in self.parent.logged))
 
     def test_a_parent_that_takes_nothing_blocks_nobody(self) -> None:
         ours, theirs = socket.socketpair()

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
-from gateway import cli
+from gateway import serving
 from gateway.telemetry.diverted import LINE_MAX, DivertedStream
 from tests.ports import free_port
 from tests.support import (
@@ -319,7 +319,7 @@ class Script:
 class StuckTest(unittest.TestCase):
     def drain(self, gateway: StuckGateway, *numbers: int) -> int:
         self.addCleanup(gateway.never.set)
-        return cli._drain(gateway, Script(*numbers))  # type: ignore[arg-type]
+        return serving._drain(gateway, Script(*numbers), shows=True)  # type: ignore[arg-type]
 
     def test_a_third_signal_waits_for_nothing(self) -> None:
         gateway = StuckGateway(3600.0)
@@ -327,7 +327,7 @@ class StuckTest(unittest.TestCase):
         self.assertEqual(gateway.hurried, 1)
 
     def test_parts_that_do_not_end_are_left(self) -> None:
-        gateway = StuckGateway(-cli.STOP_S)
+        gateway = StuckGateway(-serving.STOP_S)
         self.assertEqual(self.drain(gateway), 1)
         self.assertEqual(gateway.hurried, 0)
 

@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS: tuple[tuple[str, ...], ...] = (
     ("main", "inference", "gateway.__main__"),
     ("gateway.cli",),
+    ("gateway.serving",),
     ("gateway.processes",),
     ("gateway.app", "gateway.tools", "gateway.mock"),
-    ("gateway.observing", "gateway.gauging", "gateway.showing"),
+    ("gateway.observing", "gateway.gauging", "gateway.showing", "gateway.draining"),
     ("gateway.traces",),
     ("gateway.announcing",),
     ("gateway.describing",),
@@ -83,6 +84,8 @@ ENDING = "gateway.ending"  # how any process of ours ends, the mock engine's too
 # The guard owns the ledger, as the app owns the metrics.
 TELEMETRY_USERS = (
     "gateway.cli",
+    "gateway.serving",
+    "gateway.processes.parent",
     "gateway.app",
     "gateway.gauging",
     "gateway.observing",
@@ -112,6 +115,7 @@ PURE = (
     "gateway.jsonbounds",
     "gateway.jsontext",
     "gateway.processes.frames",
+    "gateway.processes.supervision",
     "gateway.processes.switchboard",
     "gateway.reuse.batching",
     "gateway.reuse.flights",
@@ -195,6 +199,7 @@ SOCKET_MODULES = (
 )
 SOCKET_NAMES = {"getpeername", "recv", "recv_into", "sendall", "sendmsg", "setblocking", "setsockopt", "sock"}
 SOCKET_USERS = (
+    "gateway.app",
     "gateway.discovery.client",
     "gateway.discovery.kubernetes",
     "gateway.discovery.web",
@@ -203,7 +208,10 @@ SOCKET_USERS = (
     "gateway.observing",
     "gateway.posting",
     "gateway.processes.bus",
+    "gateway.processes.child",
     "gateway.processes.links",
+    "gateway.processes.listening",
+    "gateway.processes.parent",
     "gateway.server.clientside",
     "gateway.server.connection",
     "gateway.server.flow",
@@ -260,9 +268,9 @@ THREAD_MAKERS = {
 THREAD_STARTERS = (
     "gateway.alerts.alerting",
     "gateway.alerts.sending",
-    "gateway.cli",
     "gateway.deadlines",
     "gateway.discovery.watch",
+    "gateway.ending",
     "gateway.guard",
     "gateway.hedging",
     "gateway.keys.jwks",
@@ -272,6 +280,7 @@ THREAD_STARTERS = (
     "gateway.server.loop",
     "gateway.server.relayed",
     "gateway.server.server",
+    "gateway.serving",
     "gateway.signals",
     "gateway.state.database",
     "gateway.telemetry.liveticker",
