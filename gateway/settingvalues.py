@@ -54,6 +54,14 @@ def integer(lowest: int, highest: int) -> Parser:
     return parse
 
 
+def processes(text: str) -> int:
+    """Parse a number of processes that serve one address; 0 is one for each processor."""
+    count: int = integer(0, 256)(text)
+    if count != 1 and os.name != "posix":
+        raise ValueError(f"must be 1: on {os.name} nothing hands a listening socket on, so one process serves")
+    return count
+
+
 def seconds(lowest_s: float, highest_s: float, *, zero_is_off: bool = False) -> Parser:
     """Parse a finite number of seconds of that range; with `zero_is_off` also 0."""
     allowed = f"a number of seconds from {lowest_s:g} to {highest_s:.10g}"
