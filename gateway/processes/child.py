@@ -56,11 +56,22 @@ def child_of(text: str) -> Child:
         inherited = Inherited(**{**values, "sockets": tuple(values["sockets"])})
         for descriptor in inherited.descriptors():
             os.set_inheritable(descriptor, False)  # programs that are started from here have nothing to do with it
-        sockets = tuple(socket.socket(fileno=descriptor) for descriptor in inherited.sockets)
-        bus = Bus(socket.socket(fileno=inherited.bus), inherited.slot, inherited.processes)
+        sockets = tuple(map(_socket_at, inherited.sockets))
+        bus = Bus(_socket_at(inherited.bus), inherited.slot, inherited.processes)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(f"{VARIABLE}: is for processes that the gateway starts itself ({error})") from error
     return Child(bus, sockets, Lock(inherited.lock), inherited.announce)
+
+
+def _socket_at(descriptor: int) -> socket.socket:
+    """The socket behind a descriptor, which never blocks, not for a moment: whether it does is the same for all
+    processes, of which others may be about to accept. (PyPy would have it block for a socket without a timeout.)"""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.0)
+    try:
+        return socket.socket(fileno=descriptor)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def orders_to(signals: Signals) -> Callable[[str], None]:

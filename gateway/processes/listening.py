@@ -32,6 +32,7 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
             _bind(listening, sockets[0].getsockname() if len(sockets) > 1 else (host, port))
         for listening in sockets:
             listening.listen(BACKLOG)
+            listening.setblocking(False)  # for all processes
     except BaseException as error:
         for listening in sockets:
             listening.close()

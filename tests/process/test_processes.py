@@ -16,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gateway.processes.child import Inherited, child_of
+from gateway.processes.listening import listen
 from tests.support import (
     CHAT,
     HI,
@@ -390,6 +392,30 @@ stream = SharedStream(sys.stderr, Lock(int(sys.argv[2])))
 for _ in range(60):
     stream.write((sys.argv[3] * 30_000 + "\\n") + sys.argv[3] + "\\n")
 """
+
+
+@unittest.skipUnless(os.name == "posix", "hands descriptors on")
+class InheritedTest(unittest.TestCase):
+    def test_sockets_that_a_child_takes_do_not_block_others_and_go_no_further(self) -> None:
+        sockets = listen("127.0.0.1", 0, 2)
+        link, other = socket.socketpair()
+        link.setblocking(False)
+        taken = [os.dup(one.fileno()) for one in (*sockets, link)]
+        for descriptor in taken:
+            os.set_inheritable(descriptor, True)
+        child = child_of(Inherited(1, 2, tuple(taken[:-1]), taken[-1], None, False).text())
+        self.assertEqual([os.get_blocking(descriptor) for descriptor in taken], [False] * len(taken))
+        self.assertEqual([os.get_inheritable(descriptor) for descriptor in taken], [False] * len(taken))
+        self.assertEqual((child.bus.slot, child.bus.count), (1, 2))
+        self.assertIsNone(socket.getdefaulttimeout())
+        child.bus.close(1.0)
+        for one in (*child.sockets, *sockets, link, other):
+            one.close()
+
+    def test_what_no_parent_has_written_is_refused(self) -> None:
+        for text in ("", "{}", "[]", "nonsense", '{"slot": 0}', Inherited(0, 2, (9999,), 9998, None, True).text()):
+            with self.subTest(text=text), self.assertRaisesRegex(ValueError, "INFERENCE_GATEWAY_PROCESS"):
+                child_of(text)
 
 
 @unittest.skipUnless(os.name == "posix", "locks as POSIX has them")
