@@ -140,7 +140,7 @@ def describe(
     fleet = router.fleet
     address = url_of(settings.host, settings.port)
     lines = [
-        f"address: {address}{_listens(settings)}",
+        f"address: {address}{_listens(settings)}{_processes(settings)}",
         f"authentication: {_describe_access(settings, state_keys)}",
         *_describe_region(settings, router),
         *_describe_dotenv(settings),
@@ -195,6 +195,11 @@ def _describe_cache(settings: Settings) -> Iterator[str]:
     if settings.redis_url is not None:
         parts.append("in Redis, too")
     yield f"cache: {', '.join(parts)}"
+
+
+def _processes(settings: Settings) -> str:
+    count = settings.processes or "as many as there are processors"
+    return "" if count == 1 else f", served by several processes: {count}"
 
 
 def _listens(settings: Settings) -> str:

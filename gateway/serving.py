@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_CONFIGURATION = 2
 OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
+JOIN_S = 10.0  # for the first probes of one of several processes
 STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
 
 
@@ -103,7 +104,8 @@ def _serve(settings: Settings, signals: Signals, child: Optional[Child]) -> int:
     _settle_memory()
     signals.serve()  # from here on there may be requests to finish
     gateway.start()
-    gateway.bus.ready()
+    if child is not None:
+        _join(gateway, signals, child)
     if child is None or child.announce:
         stdout = sys.stdout
         within(OUTPUT_S, lambda: print(f"inference gateway at {gateway.url}", file=stdout, flush=True))
@@ -118,6 +120,17 @@ def _serve(settings: Settings, signals: Signals, child: Optional[Child]) -> int:
         elif child is not None and number == HAND_OVER:
             return _hand_over(gateway, signals)
     return _drain(gateway, signals, shows=child is None)
+
+
+def _join(gateway: Gateway, signals: Signals, child: Child) -> None:
+    """Accept clients, beside others that do: not before it is known which engines are there, unless nobody else
+    serves, or `/readyz` would say 503 where it has said 200 all the time."""
+    deadline_s = time.monotonic() + JOIN_S
+    while not (child.announce or gateway.factory.wait_probed(0.05) or signals.any()):
+        if time.monotonic() >= deadline_s:
+            break
+    gateway.server.accept_on(())
+    gateway.bus.ready()
 
 
 def _one_of_several(settings: Settings, signals: Signals, child: Child) -> Gateway:

@@ -109,6 +109,10 @@ class Signals:
         assert self._receiver is not None
         return self._receiver.fileno()
 
+    def any(self) -> bool:
+        """Whether there is something to `take`, or to `wait` for no longer."""
+        return bool(self._come)
+
     def take(self) -> list[int]:
         """All that have come; never waits."""
         assert self._receiver is not None

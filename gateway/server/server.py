@@ -82,7 +82,8 @@ class GatewayServer(http.server.ThreadingHTTPServer):
             self._name()
         else:
             self._listening = (self.socket,)
-        self._accepting = {self.socket}
+        self._accepting: set[socket.socket] = set() if sockets else {self.socket}
+        self._left = False  # the listening sockets, for another process
         for one in self._listening:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
             one.setblocking(False)
@@ -99,7 +100,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Begin to accept; one of several processes does so when it is told on which sockets."""
         wanted = self.context.settings.max_connections
         if wanted > self.connections_max:
             self.context.log(
@@ -110,7 +111,8 @@ class GatewayServer(http.server.ThreadingHTTPServer):
                 message="this system waits for no more connections at a time",
             )
         self.threads.start()
-        self._watch(self.socket)
+        for listening in self._accepting:
+            self._watch(listening)
         self.loop.later(SWEEP_S, self._sweep)
         self.loop.start()
 
@@ -130,7 +132,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
         self.loop.watch(listening.fileno(), partial(self._accept_ready, listening))
 
     def _accept_on(self, wanted: set[socket.socket], events: int) -> None:
-        if self._closing.is_set() or not self._accepting:
+        if self._closing.is_set() or self._left:
             return
         before, self._accepting = self._accepting, wanted
         for listening in before - wanted:
@@ -223,6 +225,7 @@ class GatewayServer(http.server.ThreadingHTTPServer):
 
         def leave(events: int) -> None:
             self._accept_on(set(), events)
+            self._left = True
             left.set()
 
         self.loop.soon(leave)

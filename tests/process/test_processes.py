@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import unittest
 from collections import Counter
 from pathlib import Path
@@ -56,11 +58,25 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+class SlowlyHealthy(http.server.BaseHTTPRequestHandler):
+    """An engine of which it takes half a second to know that it is well."""
+
+    def do_GET(self) -> None:
+        time.sleep(0.5)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
 class Load:
     """Clients that ask without a pause, `kept` on connections that they keep, the rest on a new one each time."""
 
-    def __init__(self, port: int, kept: int, new: int) -> None:
+    def __init__(self, port: int, kept: int, new: int, method: str = "POST", path: str = CHAT) -> None:
         self.port = port
+        self._request = (method, path, BODY, HEADERS) if method == "POST" else (method, path)
         self.served: Counter[str] = Counter()
         self.failed: list[str] = []
         self._ending = threading.Event()
@@ -77,7 +93,7 @@ class Load:
             try:
                 if connection is None:
                     connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
-                connection.request("POST", CHAT, BODY, HEADERS)
+                connection.request(*self._request)
                 answer = connection.getresponse()
                 body = answer.read()
                 if answer.status != 200:
@@ -327,6 +343,22 @@ class ProcessesTest(SocketTest):
         idle.assert_closed()
         eventually(lambda: before.isdisjoint(children_of(process.process.pid)), LONG_S)
 
+    def test_it_stays_ready_though_the_new_processes_know_nothing_of_the_engines_yet(self) -> None:
+        engine = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SlowlyHealthy)
+        threading.Thread(target=engine.serve_forever, name="test-engine", daemon=True).start()
+        self.addCleanup(engine.server_close)
+        self.addCleanup(engine.shutdown)
+        url = f"http://127.0.0.1:{engine.server_port}/v1"
+        process = self.start(ENGINES=engines(_13b=url), HEALTH_INTERVAL=60, HEALTH_TIMEOUT=5)
+        eventually(lambda: process.ask("GET", "/readyz").status == 200)
+        load = Load(process.port, 2, 2, "GET", "/readyz")
+        self.addCleanup(load.end)
+        process.signal(signal.SIGUSR2)
+        self.wait_for(process, "rolling_restart_done")
+        load.more()
+        load.end()
+        self.assertEqual(load.failed, [])
+
     def test_a_stream_goes_on_in_the_old_process(self) -> None:
         engine = self.enter(mock_engine())
         gate = engine.hold_after(1)
@@ -360,15 +392,22 @@ class ProcessesTest(SocketTest):
 
     def test_the_ledger_has_every_request_of_all_once(self) -> None:
         process = self.start(LEDGER="on", STATE_DB="gateway.db", CACHE="on", CACHE_DB="cache.db")
-        for _ in range(60):
-            self.assertEqual(process.ask("POST", CHAT, HI).status, 200)
-        self.assertEqual({line["process"] for line in self.events(process, "request")}, {0, 1})
+        asked = 0
+
+        def both_have_served() -> bool:
+            nonlocal asked
+            for _ in range(20):
+                self.assertEqual(process.ask("POST", CHAT, HI).status, 200)
+                asked += 1
+            return {line["process"] for line in self.events(process, "request")} == {0, 1}
+
+        eventually(both_have_served)
         process.signal(signal.SIGTERM)
         self.assertEqual(process.wait(), 0)
         import sqlite3
 
         with contextlib.closing(sqlite3.connect(process.directory / "gateway.db")) as connection:
-            self.assertEqual(connection.execute("SELECT count(*) FROM ledger").fetchone(), (60,))
+            self.assertEqual(connection.execute("SELECT count(*) FROM ledger").fetchone(), (asked,))
         self.assertEqual([line for line in process.log_lines() if line["level"] == "error"], [])
 
     def test_each_writes_decisions_of_its_own(self) -> None:
