@@ -87,8 +87,8 @@ def orders_to(signals: Signals) -> Callable[[str], None]:
                 return  # it drains already, and nobody has said that it should hurry
             order = "drain"
         number = number_of.get(order, 0)
-        ending = ending or order != "reload"
         if number:
+            ending = ending or order != "reload"
             signals.put(number)
 
     return carry_out

@@ -39,6 +39,7 @@ LOOK_S = 1.0  # how late a death may be seen of which no signal has told
 DEATH_S = 2.0  # from the end of a child's link to its own
 WAITING_LINES = 1_000
 LINES_RETRY_S = 0.1
+DRAINING = "\rdraining; Ctrl-C again ends at once\n"  # over the ^C that the terminal has shown
 
 
 def processes_of(wanted: int) -> int:
@@ -98,6 +99,12 @@ class Lines:
         """Write a line, now or later."""
         if LEVELS[level] >= self._least:
             self.waiting.append(self._format(LogRecord(time.time(), level, event, fields)) + "\n")
+            self.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line for somebody at a terminal."""
+        if self._stream.isatty():
+            self.waiting.append(text)
             self.flush()
 
     def flush(self) -> None:
@@ -160,9 +167,7 @@ class Parent:
                 self._turn()
             return self._status
         finally:
-            self._links.close()
-            for process in self._processes.values():
-                process.kill()
+            self._links.close()  # should there be children still, they see that nobody is there, and drain
             for listening in self._sockets:
                 listening.close()
 
@@ -192,6 +197,7 @@ class Parent:
     def _handle(self, number: int) -> None:
         now_s = time.monotonic()
         if number in (signal.SIGINT, signal.SIGTERM):
+            self._lines.say(DRAINING)
             self._do(self._plan.end(now_s, EXIT_INTERRUPTED if number == signal.SIGINT else 0))
         elif number == signal.SIGHUP:
             self._do(self._plan.reload())

@@ -140,6 +140,17 @@ class ProcessesTest(SocketTest):
     def wait_for_started(self, process: GatewayProcess, count: int) -> None:
         self.wait_for(process, "started", count)
 
+    def wait_until_all_accept(self, process: GatewayProcess, count: int = 2) -> None:
+        """Ask until each has served a request that was sent after this call."""
+        before = len(self.events(process, "request"))
+
+        def have_served() -> bool:
+            for _ in range(10):
+                self.assertEqual(process.ask("POST", CHAT, HI).status, 200)
+            return {line["process"] for line in self.events(process, "request")[before:]} == set(range(count))
+
+        eventually(have_served, LONG_S)
+
     def child(self, process: GatewayProcess, slot: int = 0) -> int:
         """The process that has had a slot the longest: children are started in the order of their slots."""
         return sorted(children_of(process.process.pid))[slot]
@@ -229,6 +240,22 @@ class ProcessesTest(SocketTest):
         load.end()
         self.assertEqual(load.failed, own, "nobody after that")
         self.assertEqual(len(children_of(process.process.pid)), 2)
+
+    def test_others_serve_who_comes_to_one_that_cannot_be_restarted(self) -> None:
+        process = self.start(files={".env": "LOG_LEVEL=info\n"})
+        self.wait_until_all_accept(process)
+        (process.directory / ".env").write_text("LOG_LEVEL=loud\n", "utf-8")
+        os.kill(self.child(process, 1), signal.SIGKILL)
+        died = self.wait_for(process, "process_died", 3)
+        self.assertEqual([line.get("status") for line in died], [None, 2, 2])
+        self.assertEqual([line["restart_in_s"] for line in died], [1.0, 2.0, 4.0])
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(process.connect(5.0)) for _ in range(40)]  # half of them on its socket
+            for client in clients:
+                self.assertEqual(client.post().status, 200)
+        (process.directory / ".env").write_text("LOG_LEVEL=info\n", "utf-8")
+        self.wait_for_started(process, 3)
+        self.wait_until_all_accept(process)
 
     def test_children_drain_and_end_when_their_parent_has_died(self) -> None:
         engine = self.enter(mock_engine())

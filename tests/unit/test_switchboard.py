@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import unittest
 from typing import Any
+from unittest import mock
 
+from gateway import cli
 from gateway.processes.bus import Alone
+from gateway.processes.child import VARIABLE, orders_to
 from gateway.processes.frames import FRAME_MAX_BYTES, Frame, FrameError, Outbox, Unpacker, pack
 from gateway.processes.switchboard import ASKS_MAX, LEFT_MAX, TOPICS_MAX, Switchboard
 
@@ -162,6 +166,33 @@ class SwitchboardTest(unittest.TestCase):
             self.board.route(10, frame("ask", t="m", n=number))
         self.assertEqual(self.board.route(11, frame("answer", 1, a=10, n=0)), [])
         self.assertEqual(len(self.board.route(11, frame("answer", 1, a=10, n=1))), 1)
+
+
+class OrdersTest(unittest.TestCase):
+    """What the parent says, as the signals that the main thread waits for."""
+
+    def carried_out(self, *orders: str) -> list[str]:
+        signals = mock.Mock()
+        carry_out = orders_to(signals)
+        for order in orders:
+            carry_out(order)
+        return [signal.Signals(call.args[0]).name for call in signals.put.call_args_list]
+
+    @unittest.skipUnless(hasattr(signal, "SIGUSR2"), "SIGUSR2")
+    def test_each_order_is_a_signal(self) -> None:
+        self.assertEqual(self.carried_out("reload", "hand_over", "drain"), ["SIGHUP", "SIGUSR2", "SIGTERM"])
+        self.assertEqual(self.carried_out("drain", "hurry"), ["SIGTERM", "SIGTERM"])
+        self.assertEqual(self.carried_out("orphaned"), ["SIGTERM"])
+
+    def test_who_drains_already_is_not_hurried_by_the_death_of_its_parent(self) -> None:
+        self.assertEqual(self.carried_out("drain", "orphaned"), ["SIGTERM"])
+        self.assertEqual(self.carried_out("orphaned", "orphaned"), ["SIGTERM"])
+
+    def test_what_a_newer_parent_may_say_is_ignored(self) -> None:
+        self.assertEqual(self.carried_out("dance"), [])
+
+    def test_the_command_line_looks_for_what_the_parent_writes(self) -> None:
+        self.assertEqual(cli.CHILD_VARIABLE, VARIABLE)
 
 
 class AloneTest(unittest.TestCase):
