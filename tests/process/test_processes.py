@@ -323,6 +323,19 @@ class ProcessesTest(SocketTest):
         *_, last = stream.read_events()
         self.assertEqual(json.loads(last[len("data: ") :])["error"], "draining")
 
+    def test_a_third_signal_kills_who_hangs(self) -> None:
+        process = self.start()
+        hung = self.child(process)
+        os.kill(hung, signal.SIGSTOP)
+        for _ in range(2):
+            process.signal(signal.SIGTERM)
+            self.wait_for(process, "stopped")  # the other one's
+        eventually(lambda: len(children_of(process.process.pid)) == 1)
+        self.assertIsNone(process.process.poll())
+        process.signal(signal.SIGTERM)
+        self.assertEqual(process.wait(), 1)
+        eventually(lambda: not is_alive(hung))
+
     def test_sighup_has_all_read_their_engines_again(self) -> None:
         def fleet(*names: str) -> str:
             return json.dumps({"models": {name: {"engines": ["echo:"]} for name in names}})
