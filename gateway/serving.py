@@ -1,4 +1,4 @@
-"""The command `serve`: one process that serves, or several, of which each is that and one supervises.
+"""The command `serve`: one process that serves, or several that do and one that supervises them.
 
 Owns the order of a start and of an end. Each process ends by `os._exit`, when all has been closed in order (`cli.py`).
 """
@@ -32,6 +32,7 @@ STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit o
 
 
 def misconfigured(faults: Sequence[str], flags: Container[str] = (), warnings: Sequence[str] = ()) -> int:
+    """Say what is wrong with the settings; returns the exit status. `flags`: those that the command line gave."""
     from gateway.announcing import dotenv_warnings
     from gateway.settings import as_given
 
@@ -40,6 +41,7 @@ def misconfigured(faults: Sequence[str], flags: Container[str] = (), warnings: S
 
 
 def failed(lines: Sequence[str], status: int) -> int:
+    """Print lines on stderr, unless nobody reads them for a second; returns `status`."""
     stderr = sys.stderr
     within(OUTPUT_S, lambda: print(*lines, sep="\n", file=stderr, flush=True))
     return status
@@ -55,9 +57,10 @@ def serve(settings: Settings, signals: Optional[Signals] = None, inherited: Opti
         from gateway.processes.child import child_of
 
         try:
-            return _serve(settings, signals, child_of(inherited))
+            child = child_of(inherited)
         except ValueError as error:
             return misconfigured([str(error)])
+        return _serve(settings, signals, child)
     if settings.processes != 1:
         from gateway.processes.parent import processes_of
 
