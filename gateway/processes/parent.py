@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, TextIO
 
+from gateway.clock import unix_s
 from gateway.ending import EXIT_INTERRUPTED
 from gateway.processes.child import HAND_OVER, VARIABLE, Inherited
 from gateway.processes.links import Links
@@ -98,7 +99,7 @@ class Lines:
     def log(self, level: str, event: str, **fields: object) -> None:
         """Write a line, now or later."""
         if LEVELS[level] >= self._least:
-            self.waiting.append(self._format(LogRecord(time.time(), level, event, fields)) + "\n")
+            self.waiting.append(self._format(LogRecord(unix_s(), level, event, fields)) + "\n")
             self.flush()
 
     def say(self, text: str) -> None:
