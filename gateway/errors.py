@@ -281,6 +281,11 @@ ERRORS: Mapping[str, ErrorCode] = {
         "The gateway is being stopped and takes nothing new.",
         "Send it again: another gateway, or this one once it is back, will take it.",
     ),
+    "limits_unavailable": ErrorCode(
+        503,
+        "The limits that apply are counted in Redis, which cannot be asked; `SHARED_FAIL` lets nothing pass without.",
+        "Wait as long as `Retry-After` says.",
+    ),
     "no_model_answered": ErrorCode(
         503,
         "None of the models that were asked has answered; `details` has each one's error.",

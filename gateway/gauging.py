@@ -50,6 +50,9 @@ def bind_metrics(
         lambda: 0 if guard.db is None else guard.db.errors,
         lambda: max((used for _, used in guard.budgets.used()), default=None),
     )
+    shared = guard.shared
+    if shared is not None:
+        gauges.bind_shared(registry, shared.figures)
 
 
 def provider_of(factory: InferenceFactory, model: str, engine: str) -> str:

@@ -31,13 +31,15 @@ from gateway.limits.limiter import (
     RateLimits,
     Refusal,
     Subject,
+    WrappedAdmission,
 )
 from gateway.limits.prices import Price, TokensAtMost, cost_usd
-from gateway.limits.quotas import Header
+from gateway.limits.quotas import Bursts, Header
 from gateway.limits.shares import Shares
 from gateway.routing.specs import FleetSpec
 from gateway.settingfiles import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.settings import Settings
+from gateway.shared.state import shared_state_of
 from gateway.state.database import StateDb
 from gateway.state.file import state_file_exists
 from gateway.telemetry.events import RequestEvent
@@ -79,8 +81,9 @@ class Guard:
             enabled=settings.auth != "off",
         )
         everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
-        bursts = settings.rate_limit_burst, settings.rate_limit_token_burst
+        bursts = Bursts(settings.rate_limit_burst, settings.rate_limit_token_burst)
         self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, *bursts, clock)
+        self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock)
         self._limits_everybody = bool(any(everybody) or settings.rate_limit_ip_rpm)
         self._counts_tokens_globally = bool(settings.rate_limit_global_tpm)
         self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)
@@ -178,54 +181,45 @@ class Guard:
         name = identity.name
         if identity.budget_usd is not None and name is not None:
             return self._admit_within_budget(identity, name, model, address, estimate())
+        subject = self.subject(identity, model, address, estimate)
+        if subject is None:
+            return self.limiter.unlimited  # the usual case: 1 us less
+        admission = self.limiter.admit(subject, self.clock())
+        if isinstance(admission, Refusal):
+            raise too_many(admission, subject.tokens_estimate)
+        return admission
+
+    def subject(
+        self, identity: Identity, model: str, address: str, estimate: Callable[[], TokensAtMost]
+    ) -> Optional[Subject]:
+        """Who asks for what; None: no limit applies."""
         limits = identity.limits
         model_limits = self._model_limits.get(model, NO_RATE_LIMITS)
         if limits is NO_KEY_LIMITS and model_limits is NO_RATE_LIMITS and not self._limits_everybody:
-            return self.limiter.unlimited  # the usual case: 1 us less
+            return None
         counts = limits.tpm or model_limits.tpm or self._counts_tokens_globally
         tokens = estimate().asked if counts else 0
-        subject = Subject(name, limits, address, model, model_limits, tokens, identity.priority)
-        admission = self.limiter.admit(subject, self.clock())
-        if isinstance(admission, Refusal):
-            raise _too_many(admission, tokens)
-        return admission
+        return Subject(identity.name, limits, address, model, model_limits, tokens, identity.priority)
 
     def _admit_within_budget(
         self, identity: Identity, name: str, model: str, address: str, tokens: TokensAtMost
     ) -> Admission:
-        reservation = self._reserve_budget(identity, name, model, tokens)
+        reservation = reserve_budget(self, identity, name, model, tokens)
         try:
             admission = self.admit(identity._replace(budget_usd=None), model, address, lambda: tokens)
         except GatewayError:
             if reservation is not None:
                 reservation.release()
             raise
-        return admission if reservation is None else _BudgetedAdmission(admission, reservation)
+        return admission if reservation is None else BudgetedAdmission(admission, reservation)
 
     def limit_headers(self, identity: Identity, model: str, address: str) -> tuple[Header, ...]:
         """What is left of the limits, for the answer to a request that was refused for another reason."""
         model_limits = self._model_limits.get(model, NO_RATE_LIMITS)
         subject = Subject(identity.name, identity.limits, address, model, model_limits, 0, identity.priority)
+        if self.shared is not None:
+            return self.shared.limits.headers(subject)
         return self.limiter.headers(subject, self.clock())
-
-    def _reserve_budget(self, identity: Identity, name: str, model: str, tokens: TokensAtMost) -> Optional[Reservation]:
-        """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
-        now_unix_s = unix_s()
-        budgets = self.budgets
-        reset_unix_s = budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
-        budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
-        if reset_unix_s is not None:
-            reset = _utc(reset_unix_s)
-            raise _over_budget(f"{budget} is spent until {reset}", reset, reset_unix_s - now_unix_s)
-        price = self.prices.get(model)
-        cost = 0.0 if price is None else tokens.cost_usd(price, self._context_tokens.get(model))
-        if not cost:
-            return None
-        reservation = budgets.reserve(name, cost)
-        if isinstance(reservation, Reservation):
-            return reservation
-        reset = _utc(budgets.reset_unix_s(name))
-        raise _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, reservation)
 
     def cost(self, model: Optional[str], prompt_tokens: int, completion_tokens: int) -> Optional[float]:
         """What an answer costs in USD; None for a model without a price."""
@@ -270,10 +264,13 @@ class Guard:
             counts = self._shares.take()
         measured = self._shares.measure(counts, now_s)
         if self.adaptive.tick(now_s, measured.wait_s, measured.error_rate):
-            self.limiter.set_factors(self.adaptive.factors())
+            limits = self.limiter if self.shared is None else self.shared.limits
+            limits.set_factors(self.adaptive.factors())
 
     def start(self) -> None:
         """Start looking after."""
+        if self.shared is not None:
+            self.shared.start()
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
@@ -294,28 +291,49 @@ class Guard:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        if self.shared is not None:
+            self.shared.close(timeout_s)
         if self.db is not None:
             self.budgets.refresh()
             self.db.close(timeout_s)
 
 
-class _BudgetedAdmission(Admission):
+class BudgetedAdmission(WrappedAdmission):
     """One that has reserved a part of its key's budget, too: `settle` gives that back, once the cost is spent."""
 
     __slots__ = ("_reservation",)
 
     def __init__(self, admission: Admission, reservation: Reservation) -> None:
-        super().__init__(
-            admission._limiter, admission._reading, admission._slot, admission._reservations, admission._tokens
-        )
+        super().__init__(admission)
         self._reservation = reservation
-        self.holds = True
 
     def settle(self, real_tokens: int) -> None:
         try:
             super().settle(real_tokens)
         finally:
             self._reservation.release()
+
+
+def reserve_budget(
+    guard: Guard, identity: Identity, name: str, model: str, tokens: TokensAtMost
+) -> Optional[Reservation]:
+    """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
+    now_unix_s = unix_s()
+    budgets = guard.budgets
+    reset_unix_s = budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
+    budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
+    if reset_unix_s is not None:
+        reset = _utc(reset_unix_s)
+        raise _over_budget(f"{budget} is spent until {reset}", reset, reset_unix_s - now_unix_s)
+    price = guard.prices.get(model)
+    cost = 0.0 if price is None else tokens.cost_usd(price, guard._context_tokens.get(model))
+    if not cost:
+        return None
+    reservation = budgets.reserve(name, cost)
+    if isinstance(reservation, Reservation):
+        return reservation
+    reset = _utc(budgets.reset_unix_s(name))
+    raise _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, reservation)
 
 
 def _utc(unix_s: float) -> str:
@@ -326,7 +344,8 @@ def _over_budget(message: str, reset: str, retry_after_s: float) -> GatewayError
     return GatewayError("budget_exceeded", message, retry_after_s=retry_after_s, details={"reset": reset})
 
 
-def _too_many(refusal: Refusal, tokens: int) -> GatewayError:
+def too_many(refusal: Refusal, tokens: int) -> GatewayError:
+    """The error of a request for so many tokens that a limit refuses."""
     if refusal.never:
         return RequestRefused(
             "request_exceeds_limit",

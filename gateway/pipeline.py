@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Callable, Optional, Union
 
-from gateway.account import Account
+from gateway.admitting import Admitting, forbidden
 from gateway.asked import Asked, Head
 from gateway.asking import Asking
 from gateway.bodies import BODIES, take_json
@@ -25,14 +25,13 @@ from gateway.calling import NATIVE, call_of
 from gateway.calling import PATHS as PATHS
 from gateway.clock import unix_s
 from gateway.dispatch import Asker
-from gateway.errors import ClientGone, GatewayError, RequestRefused
+from gateway.errors import ClientGone, GatewayError
 from gateway.guard import Guard
 from gateway.inference import Answer, Call, InferenceFactory
 from gateway.jsonbounds import takes_long
 from gateway.keys.auth import Identity
 from gateway.keys.residency import residency_of
 from gateway.limits.addresses import address_group
-from gateway.limits.prices import TokensAtMost
 from gateway.reuse.building import reuse_of
 from gateway.reuse.caches import Caches
 from gateway.reuse.serving import Given
@@ -46,15 +45,12 @@ from gateway.telemetry.observe import Telemetry
 from gateway.telling import Telling
 from gateway.traces.context import Begin, beginner
 from gateway.upstream.call import CHAT
-from gateway.upstream.estimates import tokens_of
-from gateway.upstream.fields import BY_PATH
 from gateway.upstream.stream import EngineStream
 from gateway.validation import parse_json
 from gateway.verify.late import Late
 from gateway.workers import Job, Overloaded, WorkerPool
 
 PERMISSIONS = {"/props": "metrics", "/slots": "admin"}  # of what is passed on; "infer" else. Slots show others' prompts
-NO_TOKENS = TokensAtMost(0, 0)  # of what no engine is asked for
 ASIDE_BYTES = 65536  # a body of more is read on a thread
 MARKS_MAX = 4000  # commas and brackets in a body that is read on the loop: a millisecond's work at most
 KEYS_PAUSE_S = 0.1  # until it is seen again whether an identity provider's keys have come
@@ -82,6 +78,7 @@ class Pipeline:
         self.guard = guard
         self.schemas = schemas
         self._asking = Asking(factory.asker, factory.router, settings, schemas)
+        self._admitting = Admitting(guard, factory, self.internal_error)
         self.workers = workers
         self.telemetry = telemetry
         self.reuse = reuse_of(settings, factory, self.ask, caches)
@@ -137,14 +134,22 @@ class Pipeline:
         virtual = router.virtual(call.model) if router.has_virtual and call.path == CHAT else None
         if virtual is not None:
             return self._agree(asked, call, identity, virtual)
+        if self.guard.shared is not None:
+            return self._given_shared(asked, call, identity)
         self._admit(asked, call, identity)
         self._open[asked] = None
         return self.reuse.serve(asked, call)
 
+    def _given_shared(self, asked: Asked, call: Call, identity: Identity) -> Steps[Given]:
+        """The same where all gateways together have to let it pass."""
+        yield from self._admitted(asked, call, identity)
+        self._open[asked] = None
+        return (yield from self.reuse.serve(asked, call))
+
     def _tell(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Given]:
         """The same for a client of another dialect; its stream is told as it comes, by who relays it."""
         if telling.is_immediate:
-            return self._at_once(asked, call, identity, telling)
+            return (yield from self._at_once(asked, call, identity, telling))
         if call.path == NATIVE:
             yield from self._asking.shape(asked, call)
         given = yield from self._given(asked, call, identity)
@@ -154,7 +159,7 @@ class Pipeline:
             yield ASIDE
         return (asked.telling or telling).answer(given)  # it may be told in other words by now
 
-    def _at_once(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Answer:
+    def _at_once(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Answer]:
         """What no engine is asked for."""
         router, named, context_tokens = self.factory.router, call.model, None
         if router.splits is not None:
@@ -163,7 +168,7 @@ class Pipeline:
         if virtual is not None:
             self._admit_to(virtual, asked, call, identity)
         else:
-            self._admit(asked, call, identity, asks=False)
+            yield from self._admitted(asked, call, identity, asks=False)
             context_tokens = router.route(call.model)[0].spec.max_model_len
         call.served_model = asked.model
         return telling.immediate(context_tokens, capabilities_at(router, named))
@@ -189,7 +194,7 @@ class Pipeline:
         asked.model = virtual.name
         if asked.restricted:
             if not identity.may_use(virtual.name, *virtual.aliases):
-                raise _forbidden(call.model or virtual.name)
+                raise forbidden(call.model or virtual.name)
             asked.restricted = False  # who may use it may use what it is made of
         call.caller = identity.name or str(address_group(asked.client_address))
 
@@ -197,7 +202,7 @@ class Pipeline:
         """The answer to a part of a request that has been seen to be right, by whoever has made it."""
         identity = part.identity
         assert identity is not None
-        self._admit(part, call, identity)
+        yield from self._admitted(part, call, identity)
         self._open[part] = None
         return (yield from self.reuse.serve(part, call))
 
@@ -219,25 +224,18 @@ class Pipeline:
             return (yield from self.factory.asker.ask(call))  # without steps of its own: most requests come by here
         return (yield from self._asking.ask(asked, call))
 
-    def _admit(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> None:
-        """Take what the call needs of every limit; the account gives it back. Raises GatewayError, also for what needs
-        no worker: any call while draining (and no longer lingering), one for an unknown model. `asks`: engines."""
+    def _admitted(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> Steps[None]:
+        """As `_admit`, where gateways share their limits by what Redis says."""
+        if self.guard.shared is None:
+            return self._admit(asked, call, identity, asks)
         self._refuse_when_draining()
-        call.trace = asked.trace
-        address, router = asked.client_address, self.factory.router
-        pool = router.route(call.model, may_use=call.may_use)[0]
-        model = asked.model = pool.name
-        if pool.spec.params is not None:  # before anything goes by what is asked for
-            call.adapt(pool.spec.params)
-        call.caller = identity.name or str(address_group(address))
-        if asked.restricted:
-            named = call.model or model
-            # Where one engine serves every name, the name asked for is the model.
-            if not identity.may_use(*((named,) if router.fleet.by_engines else router.names_of(model))):
-                raise _forbidden(named)
-        admission = self.guard.admit(identity, model, address, lambda: tokens_at_most(call) if asks else NO_TOKENS)
-        asked.limit_headers = admission.header_lines
-        asked.account = Account(self.guard, admission, self.internal_error, asked.request_id)
+        yield from self._admitting.admit_shared(self.guard.shared, asked, call, identity, asks)
+
+    def _admit(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> None:
+        """Take what the call needs of every limit. Raises GatewayError, also for what needs no worker: any call while
+        draining (and no longer lingering), and one for an unknown model."""
+        self._refuse_when_draining()
+        self._admitting.admit(asked, call, identity, asks)
 
     def _refuse_when_draining(self) -> None:
         if self.draining and not self.lingering:
@@ -327,7 +325,7 @@ def _choose(asker: Asker, asked: Asked, call: Call, identity: Identity) -> None:
     split = asker.choose(call, call.session or identity.name or "")
     if split is not None and asked.restricted:
         if not identity.may_use(split.name, *split.aliases):
-            raise _forbidden(named or split.name)
+            raise forbidden(named or split.name)
         asked.restricted, call.may_use = False, None  # who may use it may use what it is made of
 
 
@@ -337,22 +335,6 @@ def _overloaded(refusal: Overloaded) -> GatewayError:
     return GatewayError("overloaded", text, retry_after_s=1.0 if wait_s is None else wait_s)
 
 
-def _forbidden(model: str) -> GatewayError:
-    return RequestRefused("forbidden", f"the model {model[:200]} is not allowed for this key", param="model")
-
-
 def shutting_down() -> GatewayError:
     """The error of a request that comes while the gateway drains, or that the end of the drain cuts off."""
     return GatewayError("draining", "the gateway is shutting down", retry_after_s=1.0)
-
-
-def tokens_at_most(call: Call) -> TokensAtMost:
-    """The tokens to reserve: the prompt's, estimated, and all that each of the choices may have.
-
-    Also of those that `best_of` has an engine make and throw away: they are counted and paid for.
-    """
-    row = BY_PATH[call.path]
-    prompt = tokens_of(call.prompt_weight())
-    if not row.asked:  # nothing is generated
-        return TokensAtMost(prompt, 0)
-    return TokensAtMost(prompt, row.answer_tokens(call.request) or None, row.generated(call.request))

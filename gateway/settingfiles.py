@@ -17,9 +17,9 @@ from gateway.keys.jwt import TokenVerifier
 from gateway.keys.roles import DEFAULT_ROLES, Role, load_roles
 from gateway.program import program
 from gateway.reuse.answerschema import AnswerFileError, refuse_foreign
-from gateway.reuse.redislink import refuse_unusable_url
 from gateway.settings import Settings, is_loopback
 from gateway.settingvalues import KEY_SET_ALGORITHMS
+from gateway.shared.redislink import refuse_unusable_url
 from gateway.state.file import StateDbError, holds_keys, refuse_unusable
 from gateway.tools.decisionlog import refuse_unwritable
 
@@ -36,7 +36,7 @@ def faults_of_named(values: Mapping[str, Any]) -> Iterator[str]:
         looks.append(lambda: _look_at_key_set(source, algorithm))
     if values.get("cache") and values.get("cache_db") is not None:
         looks.append(lambda: _look_at_cache_db(values["cache_db"]))
-    if values.get("cache") and values.get("redis_url") is not None:
+    if values.get("redis_url") is not None:
         looks.append(lambda: refuse_unusable_url(values["redis_url"]))
     if "state_db" in values:
         looks.append(lambda: _look_at_state_db(values))

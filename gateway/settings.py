@@ -698,7 +698,7 @@ def _breaker_faults(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _cache_faults(values: Mapping[str, Any]) -> Iterator[str]:
     if not values.get("cache", True):
-        for name, setting_field in (("CACHE_NEAR", "cache_near"), ("CACHE_DB", "cache_db"), ("REDIS_URL", "redis_url")):
+        for name, setting_field in (("CACHE_NEAR", "cache_near"), ("CACHE_DB", "cache_db")):
             if values.get(setting_field):
                 yield f"{name}: says nothing without CACHE=on"
     if not values.get("cache_guard", True):

@@ -7,7 +7,7 @@ from gateway.api.operation import Json, Parameter
 ASKING = (
     *("invalid_model", "model_not_found", "context_too_long", "request_exceeds_limit", "endpoint_not_served"),
     *("backend_rejected", "rate_limit_exceeded", "budget_exceeded", "backend_rate_limited"),
-    *("backend_error", "backend_unavailable", "draining", "queue_timeout", "gateway_timeout"),
+    *("backend_error", "backend_unavailable", "draining", "limits_unavailable", "queue_timeout", "gateway_timeout"),
     *("invalid_residency", "residency_conflict", "residency_not_served"),
 )
 """Errors of whatever asks engines."""

@@ -173,6 +173,11 @@ class TokenGcra(Gcra):
         self.tat_s += amount_s
         return number
 
+    def become(self, tat_s: float) -> None:
+        """Take over a TAT that is decided elsewhere; what is reserved here has no refund any more."""
+        self.tat_s = self._last_s = tat_s
+        self._marks[:] = (_Mark(self._next, 0),)
+
     def settle(self, number: int, reserved: float, real: float, now_s: float) -> None:
         """Correct the reservation `number` of `reserved` units to `real` ones; once each.
 

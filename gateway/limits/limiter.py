@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple, Optional, Union
 
 from gateway.limits.gcra import NEVER_S, TokenGcra
@@ -42,6 +42,7 @@ Slot = tuple[Places, int]
 KEYS_MAX = 20_000
 """Keys remembered though they are not in use, some 20 MB."""
 KEY_LIFETIME_S = 120.0
+SHARE_TOLERANCE = 1e-9  # a third of 3 places is one
 
 NO_KEY_LIMITS = KeyLimits()
 NO_RATE_LIMITS = RateLimits()
@@ -125,13 +126,30 @@ class Admission:
             self._limiter._release(self)
 
 
+class WrappedAdmission(Admission):
+    """The same admission, with something more to be given back. To be subclassed."""
+
+    __slots__ = ("_admission",)
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission._limiter, admission._reading, None, (), 0)
+        self._admission = admission
+        self.holds = True
+
+    def settle(self, real_tokens: int) -> None:
+        self._admission.settle(real_tokens)
+
+    def release_concurrency(self) -> None:
+        self._admission.release_concurrency()
+
+
 class Limiter:
     """Admits requests within all limits. Thread-safe.
 
     `everybody` limits all requests together, `address_rpm` each client's address (None and 0: no limit), IPv6 addresses
     by their /64. `burst_share` of a minute's requests may pass at once, at least one, and `token_burst_share` of its
     tokens (see `Bursts`). `clock` is monotonic, the one behind `admit`'s `now_s`; it is read when more tokens were used
-    than reserved.
+    than reserved. `set_share` has it let pass a share of everything.
     """
 
     def __init__(
@@ -146,6 +164,8 @@ class Limiter:
         self.clock = clock
         self._bursts = bursts = Bursts(burst_share, token_burst_share)
         self._factors: Mapping[str, float] = {}
+        self._share = 1.0
+        self._address_rpm = address_rpm
         self._keys: RecentlyUsed[Optional[str], Scope] = RecentlyUsed(KEY_LIFETIME_S, KEYS_MAX, Scope.is_active)
         self._models: dict[str, Scope] = {}
         self._addresses = AddressScopes(address_rpm, bursts) if address_rpm else None
@@ -162,6 +182,66 @@ class Limiter:
         """Multiply the limits of every key by the factor of its priority, from its next request on (unnamed: 1)."""
         self._factors = dict(factor_by_priority)
 
+    def set_share(self, share: float, now_s: float) -> None:
+        """Let pass `share` (0 < share <= 1) of all limits, from the next request on: others let pass the rest.
+
+        What addresses have used is forgotten where it changes.
+        """
+        with self._lock:
+            if share == self._share:
+                return
+            self._share = share
+            if self._address_rpm:
+                self._addresses = AddressScopes(self._address_rpm, self._bursts, share)
+            if self._everybody is not None:
+                limits = self._everybody.limits
+                assert limits is not None
+                self._everybody.set(limits, share, self._bursts, now_s)
+
+    def learn(
+        self, subject: Subject, now_s: float, ahead_s: Sequence[tuple[float, float]], holds: bool
+    ) -> Optional[Slot]:
+        """Take over what is decided elsewhere: how far the TATs of each scope that has a rate are ahead, of requests
+        and of tokens. Returns the place that the request holds, when it `holds` one: `give_back` takes it."""
+        with self._lock:
+            has_key_limits = any(subject.key_limits)
+            scopes = self._scopes_locked(subject, now_s, has_key_limits, any(subject.model_limits))
+            rated = [scope for scope in scopes if scope.requests is not None or scope.tokens is not None]
+            for scope, (requests_s, tokens_s) in zip(rated, ahead_s):
+                if scope.requests is not None:
+                    scope.requests.tat_s = now_s + requests_s
+                if scope.tokens is not None:
+                    scope.tokens.become(now_s + tokens_s)
+            if self._addresses is not None:
+                self._addresses.save(now_s)
+            return _slot(scopes[0], now_s) if holds else None
+
+    def ahead_s(self, subject: Subject, now_s: float) -> list[tuple[float, float]]:
+        """How far the TATs of each scope that has a rate are ahead now, of requests and of tokens."""
+        with self._lock:
+            scopes = self._scopes_locked(subject, now_s, any(subject.key_limits), any(subject.model_limits))
+            return [
+                (
+                    0.0 if scope.requests is None else scope.requests.reset_s(now_s),
+                    0.0 if scope.tokens is None else scope.tokens.reset_s(now_s),
+                )
+                for scope in scopes
+                if scope.requests is not None or scope.tokens is not None
+            ]
+
+    def place_wait_s(self, subject: Subject, now_s: float) -> float:
+        """An estimate of the seconds until a place of the key is given back, by those held here."""
+        with self._lock:
+            scope = self._key_locked(subject, now_s)
+            return (scope.places or Places()).wait_s(now_s, self._usual_s)
+
+    def give_back(self, slot: Slot) -> None:
+        """A place that `learn` has given is held no longer; once."""
+        now_s = self.clock()
+        with self._lock:
+            places, number = slot
+            self._usual_s = averaged(self._usual_s, places.give_back(number, now_s))
+
     def admit(self, subject: Subject, now_s: float) -> Union[Admission, Refusal]:
         """Take what the request needs of all limits that apply to it, or say which one refuses it.
 
@@ -173,7 +253,8 @@ class Limiter:
             return self.unlimited
         with self._lock:
             scopes = self._scopes_locked(subject, now_s, has_key_limits, has_model_limits)
-            return _refusal(scopes, subject, now_s, self._usual_s) or self._admit_locked(scopes, subject, now_s)
+            refusal = _refusal(scopes, subject, now_s, self._usual_s, self._share)
+            return refusal or self._admit_locked(scopes, subject, now_s)
 
     def headers(self, subject: Subject, now_s: float) -> tuple[Header, ...]:
         """What is left to who asks, as an admission would tell it; takes nothing."""
@@ -201,7 +282,7 @@ class Limiter:
         if scope is None:
             scope = Scope("key")
             self._keys.put(subject.key_name, scope, now_s)
-        factor = self._factors.get(subject.priority, 1.0)
+        factor = self._factors.get(subject.priority, 1.0) * self._share
         limits = subject.key_limits
         if scope.factor != factor or (scope.limits is not limits and scope.limits != limits):
             scope.set(limits, factor, self._bursts, now_s)
@@ -211,8 +292,8 @@ class Limiter:
         scope = self._models.get(subject.model)
         if scope is None:
             scope = self._models[subject.model] = Scope("model")
-        if scope.limits != subject.model_limits:
-            scope.set(subject.model_limits, 1.0, self._bursts, now_s)
+        if scope.limits != subject.model_limits or scope.factor != self._share:
+            scope.set(subject.model_limits, self._share, self._bursts, now_s)
         return scope
 
     def _admit_locked(self, scopes: list[Scope], subject: Subject, now_s: float) -> Admission:
@@ -225,12 +306,7 @@ class Limiter:
                 reservations += ((scope.tokens, scope.tokens.reserve(estimate, now_s)),)
         if self._addresses is not None:
             self._addresses.save(now_s)
-        slot = None
-        if subject.key_limits.concurrency:
-            places = scopes[0].places
-            if places is None:
-                places = scopes[0].places = Places()
-            slot = (places, places.take(now_s))
+        slot = _slot(scopes[0], now_s) if subject.key_limits.concurrency else None
         return Admission(self, read_scopes(scopes, now_s), slot, reservations, estimate)
 
     def _settle(self, admission: Admission, real_tokens: int) -> None:
@@ -250,7 +326,17 @@ class Limiter:
                 self._usual_s = averaged(self._usual_s, places.give_back(number, now_s))
 
 
-def _refusal(scopes: list[Scope], subject: Subject, now_s: float, usual_s: float) -> Optional[Refusal]:
+def _slot(scope: Scope, now_s: float) -> Slot:
+    """Hold a place of a key."""
+    places = scope.places
+    if places is None:
+        places = scope.places = Places()
+    return places, places.take(now_s)
+
+
+def _refusal(
+    scopes: list[Scope], subject: Subject, now_s: float, usual_s: float, share: float = 1.0
+) -> Optional[Refusal]:
     """The limit that the request has to wait for longest; None when it may pass all of them."""
     longest_s, name, limit = 0.0, "", 0.0
     for scope in scopes:
@@ -265,6 +351,8 @@ def _refusal(scopes: list[Scope], subject: Subject, now_s: float, usual_s: float
                 longest_s, name = wait_s, f"{scope.name} tokens per minute"
                 limit = tokens.largest if wait_s == NEVER_S else tokens.rate_per_minute
     concurrency = subject.key_limits.concurrency
+    if concurrency and share < 1.0:
+        concurrency = max(int(concurrency * share + SHARE_TOLERANCE), 1)
     places = scopes[0].places if concurrency else None
     if concurrency and places is not None and len(places) >= concurrency:
         wait_s = places.wait_s(now_s, usual_s)

@@ -94,8 +94,8 @@ class Scope:
         """Make `limits` times `factor` the limits; what has passed and is not paid off yet stays so."""
         self.limits = limits
         self.factor = factor
-        self.requests = _sized(self.requests, Gcra(1, 1), limits.rpm, factor, bursts.requests, now_s)
-        self.tokens = _sized(self.tokens, TokenGcra(1, 1), limits.tpm, factor, bursts.tokens, now_s)
+        self.requests = sized(self.requests, Gcra(1, 1), limits.rpm, factor, bursts.requests, now_s)
+        self.tokens = sized(self.tokens, TokenGcra(1, 1), limits.tpm, factor, bursts.tokens, now_s)
 
     @property
     def in_flight(self) -> int:
@@ -115,9 +115,9 @@ class Scope:
 class AddressScopes:
     """The requests a minute of each address: one Scope, and one number per address that is loaded into it."""
 
-    def __init__(self, rpm: int, bursts: Bursts) -> None:
+    def __init__(self, rpm: int, bursts: Bursts, share: float = 1.0) -> None:
         self._scope = Scope("address")
-        self._scope.set(RateLimits(rpm), 1.0, bursts, 0.0)
+        self._scope.set(RateLimits(rpm), share, bursts, 0.0)
         gcra = self._scope.requests
         assert gcra is not None
         self._gcra = gcra
@@ -192,7 +192,7 @@ def _quota(gcra: Optional[Gcra], tat_s: float, now_s: float) -> Optional[Quota]:
     return Quota(int(gcra.rate_per_minute) or 1, gcra.remaining(now_s, tat_s), max(tat_s - now_s, 0.0))
 
 
-def _sized(
+def sized(
     gcra: Optional[GcraT], fresh: GcraT, amount: Optional[int], factor: float, burst_share: float, now_s: float
 ) -> Optional[GcraT]:
     """A limit of `amount` times `factor` a minute. A shrunk one still lets the largest request pass, only later."""

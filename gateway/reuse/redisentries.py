@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
-from gateway.reuse.redislink import Command, Link
 from gateway.reuse.stored import Chosen, Stored, decode, encode
+from gateway.shared.redislink import Command, Link
 
 VECTORS = b"igw:v"
 VECTORS_MAX = 20_000

@@ -13,8 +13,8 @@ from typing import Any, Callable, Optional
 
 from gateway.clock import unix_s
 from gateway.reuse.redisentries import news_after, news_in
-from gateway.reuse.redislink import Command
 from gateway.reuse.stored import Stored
+from gateway.shared.redislink import Command
 
 NEWS_MAX = 100  # vectors read with a batch: more would hold up look-ups
 

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.reuse.redisentries import Asked, Doomed, putting, remove, size_of
-from gateway.reuse.redislink import Breaker, Command, Link
 from gateway.reuse.redisnews import News
 from gateway.reuse.stored import Chosen, Stored
+from gateway.shared.redislink import Breaker, Command, Link
 from gateway.steps import Flag
 
 __all__ = ["Lookup", "RedisStore", "RedisUnavailable"]

@@ -130,6 +130,48 @@ def bind_discovery(registry: Registry, states: Callable[[], Iterable[tuple[str, 
     )
 
 
+def bind_shared(
+    registry: Registry,
+    state: Callable[[], tuple[Iterable[tuple[str, int]], float, float, float]],
+) -> None:
+    """Declares who decides on limits that gateways share (each mode, and 1 for the one that it is now), what each has
+    decided, the gateways last known, and the failures of Redis: `state` gives ((mode, decided), ...), the place of the
+    mode that it is now, the gateways, the failures."""
+
+    def modes() -> Iterable[tuple[tuple[str], float]]:
+        decided, now, _, _ = state()
+        return [((mode,), float(place == now)) for place, (mode, _) in enumerate(decided)]
+
+    registry.callback(
+        "gateway_shared_state",
+        "gauge",
+        "1 for who decides on shared limits: shared (Redis), local (this gateway), closed (they are refused).",
+        ("mode",),
+        modes,
+    )
+    registry.callback(
+        "gateway_shared_decisions_total",
+        "counter",
+        "Requests to which a shared limit applied, by who has decided.",
+        ("mode",),
+        lambda: [((mode,), count) for mode, count in state()[0]],
+    )
+    registry.callback(
+        "gateway_shared_peers",
+        "gauge",
+        "Gateways that share their state, as last known.",
+        (),
+        lambda: [((), state()[2])],
+    )
+    registry.callback(
+        "gateway_shared_errors_total",
+        "counter",
+        "Failures of the Redis that gateways share their state in.",
+        (),
+        lambda: [((), state()[3])],
+    )
+
+
 def bind_alerts(
     registry: Registry,
     counts: Callable[[], Iterable[tuple[tuple[str, str], int]]],

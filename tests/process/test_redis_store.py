@@ -25,9 +25,9 @@ from unittest import mock
 
 from gateway.configuration import ConfigurationError
 from gateway.reuse import redisnews, redisstore
-from gateway.reuse.redislink import refuse_unusable_url
 from gateway.reuse.redisstore import Lookup, RedisStore, RedisUnavailable
 from gateway.reuse.stored import Chosen, Stored
+from gateway.shared.redislink import refuse_unusable_url
 from gateway.steps import Flagged
 from tests.ports import free_port
 from tests.support import TIMEOUT_S, eventually

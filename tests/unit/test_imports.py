@@ -30,6 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.pipeline", "gateway.asking", "gateway.calling", "gateway.bodies", "gateway.labels"),
     ("gateway.verify",),
     ("gateway.reuse",),
+    ("gateway.admitting",),
     ("gateway.asked",),
     (
         "gateway.account",
@@ -41,7 +42,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("gateway.guard",),
     ("gateway.settingfiles",),
-    ("gateway.keys", "gateway.alerts", "gateway.reuse.answerschema", "gateway.reuse.redislink"),
+    ("gateway.keys", "gateway.alerts", "gateway.reuse.answerschema", "gateway.shared"),
     ("gateway.limits",),
     ("gateway.state", "gateway.reuse.stored"),
     (
@@ -281,6 +282,7 @@ THREAD_STARTERS = (
     "gateway.server.relayed",
     "gateway.server.server",
     "gateway.serving",
+    "gateway.shared.line",
     "gateway.signals",
     "gateway.state.database",
     "gateway.telemetry.liveticker",

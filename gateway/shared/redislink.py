@@ -31,12 +31,13 @@ _STATES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING", "NOAUTH")
 
 
 class Breaker:
-    """Open for 1 s after a failure, doubled up to 30 s with each that comes before 30 s without one have passed.
+    """Open for 1 s after a failure, doubled up to `most_s` with each that comes before 30 s without one have passed.
 
     Times are of a monotonic clock, in seconds. Not thread-safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_s: float = OPEN_MAX_S) -> None:
+        self._most_s = most_s
         self.retry_at_s: Optional[float] = None
         """When to try again; None: it is closed."""
         self._open_s = OPEN_S
@@ -46,7 +47,7 @@ class Breaker:
         """Note a failure, of a trial or not; True: that opens it."""
         opens = self.retry_at_s is None
         again = not opens or now_s - self._closed_at_s < OPEN_MAX_S
-        self._open_s = min(2 * self._open_s, OPEN_MAX_S) if again else OPEN_S
+        self._open_s = min(2 * self._open_s, self._most_s) if again else min(OPEN_S, self._most_s)
         self.retry_at_s = now_s + self._open_s
         return opens
 

@@ -1,0 +1,85 @@
+"""What gateways share in Redis, put together: the line to it, and each part that asks or tells.
+
+`SharedState` owns the line and the parts, and says in the log when Redis is left alone and when it is back. No lock.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Optional
+
+from gateway.limits.limiter import Limiter
+from gateway.limits.quotas import Bursts, RateLimits
+from gateway.settings import Settings
+from gateway.shared.limits import MODES, SharedLimits
+from gateway.shared.line import Job, Line
+from gateway.shared.scopes import Scopes
+
+Log = Callable[..., None]
+
+
+class SharedState:
+    """The shared state in the Redis at `url`. Thread-safe. `start` it, `close` it.
+
+    `fail`: what becomes of a request that a limit applies to when Redis cannot be asked, `local` or `closed`. `local`
+    is the limiter that decides then, whose limits for `everybody` and for each address are these. `timeout_s` bounds
+    every wait. Raises ConfigurationError without redis-py or for a malformed URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float,
+        fail: str,
+        log: Log,
+        local: Limiter,
+        everybody: RateLimits,
+        address_rpm: Optional[int],
+        bursts: Bursts,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._fail = fail
+        self.line = Line(url, timeout_s, self._beat, self._changed)
+        scopes = Scopes(everybody, address_rpm, bursts)
+        self.limits = SharedLimits(self.line, local, scopes, fail, timeout_s, clock)
+
+    def start(self) -> None:
+        """Connect, in the background, and be one of the gateways from then on."""
+        self.line.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Tell what is left to be told, within `timeout_s`, and leave."""
+        self.line.close(timeout_s, self.limits.farewell())
+
+    def figures(self) -> tuple[list[tuple[str, int]], int, int, int]:
+        """What each mode has decided, the place of the mode that it is now, the gateways, the failures of Redis."""
+        decided = list(self.limits.decided.items())
+        return decided, MODES.index(self.limits.mode), self.limits.peers, self.line.errors
+
+    def _beat(self) -> list[Job]:
+        return self.limits.beat()
+
+    def _changed(self, reason: Optional[str]) -> None:
+        if reason is None:
+            for job in self.limits.come_back():
+                self.line.tell(job)
+            self._log("warning", "shared_state", mode="shared", reason="Redis answers again")
+            return
+        self._log("warning", "shared_state", mode=self._fail, reason=reason, gateways=self.limits.peers)
+
+
+def shared_state_of(
+    settings: Settings,
+    log: Log,
+    local: Limiter,
+    everybody: RateLimits,
+    bursts: Bursts,
+    clock: Callable[[], float],
+) -> Optional[SharedState]:
+    """What the settings have gateways share; None: without REDIS_URL this one is alone."""
+    if settings.redis_url is None:
+        return None
+    timeout_s = settings.redis_timeout_ms / 1000
+    limits = (local, everybody, settings.rate_limit_ip_rpm, bursts)
+    return SharedState(settings.redis_url, timeout_s, settings.shared_fail, log, *limits, clock)
