@@ -1415,7 +1415,6 @@ class SettingsTest(unittest.TestCase):
         for variables, name in (
             ({"CACHE_NEAR": "on"}, "CACHE_NEAR"),
             ({"CACHE_DB": "answers.db"}, "CACHE_DB"),
-            ({"REDIS_URL": "redis://localhost"}, "REDIS_URL"),
             ({"CACHE": "on", "CACHE_GUARD": "off"}, "CACHE_GUARD"),
             ({**near, "CACHE_GUARD": "off"}, "CACHE_GUARD"),
             ({**near, "ENGINES": "m=echo:", "EMBEDDINGS_MODEL": "e"}, "EMBEDDINGS_MODEL"),

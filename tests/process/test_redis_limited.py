@@ -1,0 +1,169 @@
+"""Gateways that share their limits in a real Redis, asked by clients; Redis is stopped and killed meanwhile.
+
+Skipped where redis-server or the package redis is missing; with REQUIRE_REDIS=1 that is a failure (test_redis_store).
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import time
+import unittest
+from collections import Counter
+from typing import Any
+from unittest import mock
+
+from gateway.shared import limits as shared_limits
+from tests.access import AccessTest, ask
+from tests.process.test_redis_store import Server, needs_redis
+from tests.support import CHAT, TIMEOUT_S, RunningGateway, eventually
+
+ECHO = {"echo": {"engines": ["echo:"]}}
+SHORT_MS = 300
+
+
+@needs_redis
+class SharedLimitsTest(AccessTest):
+    def setUp(self) -> None:
+        super().setUp()
+        folder = self.enter(tempfile.TemporaryDirectory())
+        self.server = Server(folder)
+        self.addCleanup(self.server.kill)
+        self.server.start()
+
+    def gateways(self, count: int = 2, models: Any = None, **variables: object) -> list[RunningGateway]:
+        url = f"redis://127.0.0.1:{self.server.port}/0"
+        values: dict[str, object] = {"REDIS_URL": url, "REDIS_TIMEOUT_MS": 20_000, **variables}
+        found = [self.serve(models or ECHO, **values) for _ in range(count)]
+        for running in found:
+            eventually(lambda running=running: self.limits(running).peers == count)
+        return found
+
+    def limits(self, running: RunningGateway) -> Any:
+        shared = running.app.guard.shared
+        assert shared is not None
+        return shared.limits
+
+    def statuses(self, runnings: list[RunningGateway], count: int) -> Counter[int]:
+        return Counter(running.post(ask()).status for _ in range(count) for running in runnings)
+
+    def test_a_limit_holds_for_all_of_them_and_the_headers_tell_it(self) -> None:
+        first, second = self.gateways(RATE_LIMIT_GLOBAL_RPM=60)
+        answer = first.post(ask())
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(answer.header("x-ratelimit-limit-requests"), "60")
+        self.assertEqual(answer.header("x-ratelimit-remaining-requests"), "5")
+        self.assertEqual(second.post(ask()).header("x-ratelimit-remaining-requests"), "4")
+        began_s = time.monotonic()
+        statuses = self.statuses([first, second], 10)
+        more = int(time.monotonic() - began_s)  # that may have passed meanwhile, one a second
+        self.assertIn(statuses[200], range(4, 5 + more + 1))
+        refused = second.post(ask())
+        if refused.status != 200:
+            self.assert_error(refused, 429, "rate_limit_exceeded")
+            self.assertEqual(refused.header("x-ratelimit-limit-requests"), "60")
+            self.assertEqual(refused.header("retry-after"), "1")
+
+    def test_tokens_are_settled_and_places_released_for_all(self) -> None:
+        first, second = self.gateways(RATE_LIMIT_TPM=100_000, RATE_LIMIT_CONCURRENCY=1, API_KEYS="alice:sk-alice-1234")
+        headers = [("X-API-Key", "sk-alice-1234")]
+        for running in (first, second, first, second):  # the other one hears of an end a moment later
+            eventually(lambda running=running: running.post(ask(max_tokens=60_000), headers=headers).status == 200)
+
+        def left() -> int:
+            return int(first.post(ask(), headers=headers).header("x-ratelimit-remaining-tokens") or 0)
+
+        eventually(lambda: left() > 99_000)
+
+    def test_streams_and_other_dialects_are_counted(self) -> None:
+        first, second = self.gateways(RATE_LIMIT_GLOBAL_RPM=60)
+        self.assertIn(b"[DONE]", first.post(ask(stream=True)).body)
+        body = {"model": "echo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+        answer = second.post(body, "/v1/messages")
+        self.assertEqual(answer.status, 200, answer.body)
+        self.assertEqual(first.post(ask()).header("x-ratelimit-remaining-requests"), "3")
+
+    def test_what_no_limit_applies_to_is_not_asked_of_redis(self) -> None:
+        [running] = self.gateways(1)
+        self.server.signal(signal.SIGSTOP)
+        self.addCleanup(self.server.signal, signal.SIGCONT)
+        self.assertEqual(self.statuses([running], 3), {200: 3})
+        self.assertEqual(set(self.limits(running).decided.values()), {0})
+
+    def test_redis_stopped_each_takes_its_share_within_the_bound_and_redis_is_used_again(self) -> None:
+        first, second = self.gateways(RATE_LIMIT_GLOBAL_RPM=600, REDIS_TIMEOUT_MS=SHORT_MS)
+        self.server.signal(signal.SIGSTOP)
+        self.addCleanup(self.server.signal, signal.SIGCONT)
+        began_s = time.monotonic()
+        statuses = self.statuses([first, second], 100)
+        took_s = time.monotonic() - began_s
+        self.assertLess(took_s, TIMEOUT_S)
+        self.assertGreaterEqual(statuses[200], 58)
+        self.assertLessEqual(statuses[200], 62 + 10 * took_s)
+        self.assertEqual(sum(statuses.values()), statuses[200] + statuses[429])
+        self.assertEqual(first.metrics()['gateway_shared_state{mode="local"}'], 1.0)
+        lines = [line for line in first.log_lines() if line["event"] == "shared_state"]
+        self.assertEqual([line["mode"] for line in lines], ["local"])
+        self.assertEqual(lines[0]["gateways"], 2)
+        self.server.signal(signal.SIGCONT)
+        for running in (first, second):
+            running.wait_for_metric('gateway_shared_state{mode="shared"}', 1.0)
+        shared = first.metrics()['gateway_shared_decisions_total{mode="shared"}']
+        first.post(ask())
+        self.assertEqual(first.metrics()['gateway_shared_decisions_total{mode="shared"}'], shared + 1)
+
+    def test_closed_says_so_with_503(self) -> None:
+        [running] = self.gateways(1, RATE_LIMIT_GLOBAL_RPM=600, REDIS_TIMEOUT_MS=SHORT_MS, SHARED_FAIL="closed")
+        self.server.kill()
+        answer = running.post(ask())
+        self.assert_error(answer, 503, "limits_unavailable")
+        self.assertEqual(answer.header("retry-after"), "1")
+        self.assertEqual(running.get("/v1/models").status, 200)
+        self.server.start()
+        running.wait_for_metric('gateway_shared_state{mode="shared"}', 1.0)
+        self.assertEqual(running.post(ask()).status, 200)
+        running.stop()
+        self.assertEqual(running.app.pipeline.in_flight, 0)
+
+    def test_a_stop_in_the_middle_of_many_hangs_nobody_and_loses_no_place(self) -> None:
+        keys = {"API_KEYS": "alice:sk-alice-1234", "RATE_LIMIT_CONCURRENCY": 1000}
+        self.enter(mock.patch.object(shared_limits, "LEASE_S", 3.0))
+        first, second = self.gateways(REDIS_TIMEOUT_MS=SHORT_MS, **keys)
+        headers = [("X-API-Key", "sk-alice-1234")]
+        statuses: Counter[int] = Counter()
+        over = threading.Event()
+
+        def go_on(running: RunningGateway) -> None:
+            with running.connect() as client:
+                while not over.is_set():
+                    statuses[client.ask("POST", CHAT, ask(), headers).status] += 1
+
+        threads = [threading.Thread(target=go_on, args=(one,)) for one in (first, second) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for number in (signal.SIGSTOP, signal.SIGCONT) * 2:
+                before = statuses[200]
+                self.server.signal(number)
+                mode = "local" if number == signal.SIGSTOP else "shared"
+                eventually(lambda mode=mode: {self.limits(one).mode for one in (first, second)} == {mode})
+                eventually(lambda before=before: statuses[200] > before + 50)
+        finally:
+            over.set()
+            self.server.signal(signal.SIGCONT)
+            for thread in threads:
+                thread.join(TIMEOUT_S)
+        self.assertEqual(set(statuses), {200})
+        for running in (first, second):
+            eventually(lambda running=running: not running.app.pipeline.in_flight)
+            eventually(lambda running=running: not self.limits(running)._held)
+        import redis  # type: ignore[import-not-found,unused-ignore]
+
+        with redis.Redis(port=self.server.port) as client:
+            for name in client.keys("{igw}:p:*"):  # what was to be released and was lost comes free by itself
+                eventually(lambda name=name: not client.zcount(name, time.time() - 1_750_000_000, "+inf"))
+
+
+if __name__ == "__main__":
+    unittest.main()
