@@ -84,6 +84,8 @@ class Guard:
         bursts = Bursts(settings.rate_limit_burst, settings.rate_limit_token_burst)
         self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, *bursts, clock)
         self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock)
+        if self.shared is not None:
+            self.shared.join(self.authenticator)
         self._limits_everybody = bool(any(everybody) or settings.rate_limit_ip_rpm)
         self._counts_tokens_globally = bool(settings.rate_limit_global_tpm)
         self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)

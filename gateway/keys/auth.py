@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Callable, NamedTuple, Optional
 
 from gateway.clock import unix_s
@@ -91,6 +91,9 @@ class Authenticator:
         self._clock = clock
         self._monotonic = monotonic
         self.store: Optional[KeyStore] = None
+        self.refused: Container[bytes] = ()
+        """Digests of keys, and of keys' names for their tokens, that were revoked at another gateway."""
+        self.name_digest: Callable[[str], bytes] = str.encode
         self._by_digest = {
             key.digest: (
                 key.digest,
@@ -124,6 +127,8 @@ class Authenticator:
         if not key or len(key) > KEY_MAX_BYTES:
             raise _unauthorized("a key is required: Authorization: Bearer <key>, or X-API-Key: <key>")
         digest = hashlib.sha256(key).digest()
+        if digest in self.refused:
+            raise _unauthorized("the key is not valid any more")
         found = self._by_digest.get(digest)
         if found is not None and hmac.compare_digest(found[0], digest):
             return found[1]
@@ -220,9 +225,11 @@ class Authenticator:
         if identity.name in self._by_name:  # a key of the settings: it lives as long as this process
             return identity
         record = None if self.store is None or identity.name is None else self.store.current(identity.name)
-        if record is None:
-            return identity  # a key of another gateway's settings
-        if record.refusal(record.digest, self._clock()) is not None:
+        if record is None:  # a key of another gateway
+            if identity.name is not None and self.name_digest(identity.name) in self.refused:
+                raise _unauthorized("the key behind the token is not valid any more")
+            return identity
+        if record.digest in self.refused or record.refusal(record.digest, self._clock()) is not None:
             raise _unauthorized("the key behind the token is not valid any more")
         return self._identity_of(record)._replace(models=identity.models, is_key=False)
 

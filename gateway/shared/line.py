@@ -20,7 +20,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.shared.redislink import Breaker, Command, Link
 
-BEAT_S = 0.25
+BEAT_S = 0.2
 """How often the jobs that are due anyway are done; what one gateway publishes others know by then."""
 RETRY_S = 1.0
 """Until Redis is tried again."""

@@ -251,6 +251,32 @@ redis.call('EXPIRE', KEYS[1], 2 * a[2])
 return redis.call('ZCARD', KEYS[1])
 """
 
+# KEYS: what is revoked, and how many there were. ARGV: the seconds for which that is kept, how many, the digests.
+_REVOKE = """
+for i = 3, #ARGV do
+  if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    redis.call('ZADD', KEYS[1], redis.call('INCR', KEYS[2]), ARGV[i])
+  end
+end
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return 1
+"""
+
+# KEYS: the same. ARGV: the number up to which it is known, how many to read. Replies the last number given, that up to
+# which these are, and the digests.
+_REVOKED = """
+local count = tonumber(redis.call('GET', KEYS[2]) or '0')
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local read_to, digests = tonumber(ARGV[1]), {}
+for i = 1, #found, 2 do
+  digests[#digests + 1] = found[i]
+  read_to = tonumber(found[i + 1])
+end
+return {count, read_to, digests}
+"""
+
 
 class Script:
     """A script, known to Redis by its digest once it has been sent whole."""
@@ -272,3 +298,5 @@ SETTLE = Script(_CLOCK + _LIMITS + _SETTLE)
 CHARGE = Script(_CLOCK + _LIMITS + _CHARGE)
 RENEW = Script(_CLOCK + _RENEW)
 BEAT = Script(_CLOCK + _BEAT)
+REVOKE = Script(_REVOKE)
+REVOKED = Script(_REVOKED)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from typing import Callable, Optional
 
+from gateway.keys.auth import Authenticator
 from gateway.limits.limiter import Limiter
 from gateway.limits.quotas import Bursts, RateLimits
 from gateway.settings import Settings
 from gateway.shared.limits import MODES, SharedLimits
 from gateway.shared.line import Job, Line
+from gateway.shared.revocations import Revocations, Table, name_digest
 from gateway.shared.scopes import Scopes
 
 Log = Callable[..., None]
@@ -43,6 +45,18 @@ class SharedState:
         self.line = Line(url, timeout_s, self._beat, self._changed)
         scopes = Scopes(everybody, address_rpm, bursts)
         self.limits = SharedLimits(self.line, local, scopes, fail, timeout_s, clock)
+        self._authenticator: Optional[Authenticator] = None
+        self.revocations = Revocations(self._keys)
+
+    def join(self, authenticator: Authenticator) -> None:
+        """Have keys refused that are revoked at any gateway, and those told that are revoked here."""
+        authenticator.refused = self.revocations.refused
+        authenticator.name_digest = name_digest
+        self._authenticator = authenticator
+
+    def _keys(self) -> Optional[Table]:
+        store = None if self._authenticator is None else self._authenticator.store
+        return None if store is None else store.lookup_table()
 
     def start(self) -> None:
         """Connect, in the background, and be one of the gateways from then on."""
@@ -58,7 +72,7 @@ class SharedState:
         return decided, MODES.index(self.limits.mode), self.limits.peers, self.line.errors
 
     def _beat(self) -> list[Job]:
-        return self.limits.beat()
+        return [*self.limits.beat(), *self.revocations.beat()]
 
     def _changed(self, reason: Optional[str]) -> None:
         if reason is None:

@@ -5,19 +5,24 @@ Skipped where redis-server or the package redis is missing; with REQUIRE_REDIS=1
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import tempfile
 import threading
 import time
 import unittest
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from gateway.keys.store import KeyStore
 from gateway.shared import limits as shared_limits
-from tests.access import AccessTest, ask
+from gateway.state.database import StateDb
+from tests.access import AccessTest, ask, bearer
 from tests.process.test_redis_store import Server, needs_redis
-from tests.support import CHAT, TIMEOUT_S, RunningGateway, eventually
+from tests.support import CHAT, TIMEOUT_S, Header, RunningGateway, eventually
 
 ECHO = {"echo": {"engines": ["echo:"]}}
 SHORT_MS = 300
@@ -163,6 +168,70 @@ class SharedLimitsTest(AccessTest):
         with redis.Redis(port=self.server.port) as client:
             for name in client.keys("{igw}:p:*"):  # what was to be released and was lost comes free by itself
                 eventually(lambda name=name: not client.zcount(name, time.time() - 1_750_000_000, "+inf"))
+
+
+@needs_redis
+class RevocationsTest(AccessTest):
+    """Gateways with copies of one database, on disks of their own."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server = Server(self.enter(tempfile.TemporaryDirectory()))
+        self.addCleanup(self.server.kill)
+        self.server.start()
+
+    def gateway_with(self, db: Path) -> RunningGateway:
+        url = f"redis://127.0.0.1:{self.server.port}/0"
+        return self.serve(ECHO, STATE_DB=db, REDIS_URL=url, REDIS_TIMEOUT_MS=SHORT_MS)
+
+    def two_with_keys(self, *names: str) -> tuple[RunningGateway, RunningGateway, dict[str, list[Header]]]:
+        """Two gateways that know these keys, and the headers of each key."""
+        with StateDb(self.db) as db:
+            store = KeyStore(db)
+            headers = {name: bearer(store.create(name)[1]) for name in names}
+        copy = self.directory / "copy.db"
+        with (
+            contextlib.closing(sqlite3.connect(self.db)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+        return self.gateway_with(self.db), self.gateway_with(copy), headers
+
+    def test_a_key_revoked_at_one_is_refused_at_the_others_within_a_second(self) -> None:
+        first, second, headers = self.two_with_keys("alice", "bob")
+        first.app.guard.store.revoke("alice")
+        revoked_s = time.monotonic()
+        eventually(lambda: second.post(ask(), headers=headers["alice"]).status == 401)
+        self.assertLess(time.monotonic() - revoked_s, TIMEOUT_S / 4)  # of a machine with other things to do
+        self.assertEqual(second.post(ask(), headers=headers["bob"]).status, 200)
+        with StateDb(self.db) as db:  # as `keys revoke` does
+            KeyStore(db).revoke("bob")
+        eventually(lambda: second.post(ask(), headers=headers["bob"]).status == 401)
+
+    def test_an_outage_and_an_emptied_redis_lose_no_revocation(self) -> None:
+        first, second, headers = self.two_with_keys("alice", "bob")
+        eventually(lambda: second.app.guard.shared.limits.peers == 2)  # type: ignore[union-attr]
+        self.server.kill()
+        first.app.guard.store.revoke("alice")
+        self.assertEqual(second.post(ask(), headers=headers["alice"]).status, 200)
+        self.server.start()  # and it knows nothing
+        eventually(lambda: second.post(ask(), headers=headers["alice"]).status == 401)
+        first.stop()
+        self.server.kill()
+        self.server.start()
+        third = self.gateway_with(self.copied())
+        eventually(lambda: third.post(ask(), headers=headers["alice"]).status == 401)  # by the second one's word
+        self.assertEqual(third.post(ask(), headers=headers["bob"]).status, 200)
+
+    def copied(self) -> Path:
+        """The copy, copied: it does not know what is revoked."""
+        copy, another = self.directory / "copy.db", self.directory / "another.db"
+        with (
+            contextlib.closing(sqlite3.connect(copy)) as source,
+            contextlib.closing(sqlite3.connect(another)) as target,
+        ):
+            source.backup(target)
+        return another
 
 
 if __name__ == "__main__":
