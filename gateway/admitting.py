@@ -6,23 +6,26 @@ Owns nothing, and holds no lock. What is taken is the request's account's, which
 from __future__ import annotations
 
 import functools
-from typing import Callable, Optional, Union
+from typing import Callable, Union
 
 from gateway.account import Account
 from gateway.asked import Asked
+from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
-from gateway.guard import BudgetedAdmission, Guard, reserve_budget, too_many
+from gateway.guard import BudgetedAdmission, Guard, budget_spent, budget_taken, reserve_budget, too_many
 from gateway.inference import Call, InferenceFactory
 from gateway.keys.auth import Identity
 from gateway.limits.addresses import address_group
 from gateway.limits.budgets import Reservation
 from gateway.limits.limiter import Admission, Refusal
 from gateway.limits.prices import TokensAtMost
+from gateway.shared.budgets import SPENT, Reserved
 from gateway.shared.state import SharedState
 from gateway.steps import Steps
 from gateway.upstream.estimates import tokens_of
 from gateway.upstream.fields import BY_PATH
 
+TAKEN_WAIT_S = 1.0  # until what is in flight elsewhere may have ended
 NO_TOKENS = TokensAtMost(0, 0)  # of what no engine is asked for
 
 
@@ -52,11 +55,10 @@ class Admitting:
         """
         model = self._route(asked, call, identity)
         estimate = functools.partial(tokens_at_most, call) if asks else _no_tokens
-        name = identity.name
-        reservation: Optional[Reservation] = None
-        if identity.budget_usd is not None and name is not None:
-            reservation = reserve_budget(self._guard, identity, name, model, estimate())
+        reservations: list[Union[Reservation, Reserved]] = []
         try:
+            if identity.budget_usd is not None and identity.name is not None:
+                yield from self._reserve(shared, identity, identity.name, model, estimate(), reservations)
             subject = self._guard.subject(identity, model, asked.client_address, estimate)
             admission: Union[Admission, Refusal] = self._guard.limiter.unlimited
             if subject is not None:
@@ -65,10 +67,36 @@ class Admitting:
                     raise too_many(admission, subject.tokens_estimate)
             assert not isinstance(admission, Refusal)
         except BaseException:
-            if reservation is not None:
+            for reservation in reservations:
                 reservation.release()
             raise
-        self._open_account(asked, admission if reservation is None else BudgetedAdmission(admission, reservation))
+        for reservation in reservations:
+            admission = BudgetedAdmission(admission, reservation)
+        self._open_account(asked, admission)
+
+    def _reserve(
+        self,
+        shared: SharedState,
+        identity: Identity,
+        name: str,
+        model: str,
+        tokens: TokensAtMost,
+        reservations: list[Union[Reservation, Reserved]],
+    ) -> Steps[None]:
+        """Keep back what the request may cost, here and in Redis; what is to be released is added to `reservations`.
+
+        Raises `budget_exceeded`.
+        """
+        own = reserve_budget(self._guard, identity, name, model, tokens)
+        if own is None or identity.budget_usd is None:
+            return
+        reservations.append(own)
+        reserved = yield from shared.budgets.reserve(name, identity.budget_usd, own.cost_usd, unix_s())
+        if reserved == SPENT:
+            raise budget_spent(self._guard, identity, name)
+        if isinstance(reserved, str):
+            raise budget_taken(self._guard, identity, name, TAKEN_WAIT_S)
+        reservations.append(reserved)
 
     def _route(self, asked: Asked, call: Call, identity: Identity) -> str:
         """The model that is asked, which the caller may use. Raises GatewayError."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Optional, Protocol
 
 from gateway.clock import JumpWatch, unix_s
 from gateway.configuration import ConfigurationError
@@ -85,7 +85,7 @@ class Guard:
         self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, *bursts, clock)
         self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock)
         if self.shared is not None:
-            self.shared.join(self.authenticator)
+            self.shared.join(self.authenticator, lambda: self.budgets)
         self._limits_everybody = bool(any(everybody) or settings.rate_limit_ip_rpm)
         self._counts_tokens_globally = bool(settings.rate_limit_global_tpm)
         self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)
@@ -231,6 +231,8 @@ class Guard:
     def spend(self, identity: Optional[Identity], cost: float) -> None:
         """Add to what a key has spent."""
         if identity is not None and identity.budget_usd is not None and identity.name is not None:
+            if self.shared is not None:
+                self.shared.budgets.spend(identity.name, cost, unix_s())
             self.budgets.spend(identity.name, cost)
 
     def _budget_warning(self, warning: BudgetWarning) -> None:
@@ -300,12 +302,18 @@ class Guard:
             self.db.close(timeout_s)
 
 
+class Releasable(Protocol):
+    """What is reserved until the cost is known."""
+
+    def release(self) -> None: ...
+
+
 class BudgetedAdmission(WrappedAdmission):
     """One that has reserved a part of its key's budget, too: `settle` gives that back, once the cost is spent."""
 
     __slots__ = ("_reservation",)
 
-    def __init__(self, admission: Admission, reservation: Reservation) -> None:
+    def __init__(self, admission: Admission, reservation: Releasable) -> None:
         super().__init__(admission)
         self._reservation = reservation
 
@@ -322,11 +330,8 @@ def reserve_budget(
     """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
     now_unix_s = unix_s()
     budgets = guard.budgets
-    reset_unix_s = budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s)
-    budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
-    if reset_unix_s is not None:
-        reset = _utc(reset_unix_s)
-        raise _over_budget(f"{budget} is spent until {reset}", reset, reset_unix_s - now_unix_s)
+    if budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s) is not None:
+        raise budget_spent(guard, identity, name)
     price = guard.prices.get(model)
     cost = 0.0 if price is None else tokens.cost_usd(price, guard._context_tokens.get(model))
     if not cost:
@@ -334,8 +339,22 @@ def reserve_budget(
     reservation = budgets.reserve(name, cost)
     if isinstance(reservation, Reservation):
         return reservation
-    reset = _utc(budgets.reset_unix_s(name))
-    raise _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, reservation)
+    raise budget_taken(guard, identity, name, reservation)
+
+
+def budget_spent(guard: Guard, identity: Identity, name: str) -> GatewayError:
+    """The error of a request whose key has spent its budget."""
+    reset_unix_s = guard.budgets.reset_unix_s(name)
+    reset = _utc(reset_unix_s)
+    message = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period} is spent until {reset}"
+    return _over_budget(message, reset, reset_unix_s - unix_s())
+
+
+def budget_taken(guard: Guard, identity: Identity, name: str, wait_s: float) -> GatewayError:
+    """The error of a request that may go beyond its key's budget, with what others in flight may cost."""
+    budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
+    reset = _utc(guard.budgets.reset_unix_s(name))
+    return _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, wait_s)
 
 
 def _utc(unix_s: float) -> str:

@@ -232,8 +232,7 @@ class Pipeline:
         yield from self._admitting.admit_shared(self.guard.shared, asked, call, identity, asks)
 
     def _admit(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> None:
-        """Take what the call needs of every limit. Raises GatewayError, also for what needs no worker: any call while
-        draining (and no longer lingering), and one for an unknown model."""
+        """Take what the call needs of every limit. Raises GatewayError, also for what needs no worker."""
         self._refuse_when_draining()
         self._admitting.admit(asked, call, identity, asks)
 

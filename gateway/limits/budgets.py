@@ -85,13 +85,13 @@ class _InFlight:
 class Reservation:
     """The most that one request may cost, kept back from its key's budget. Thread-safe."""
 
-    __slots__ = ("_budgets", "_cost_usd", "_in_flight", "_number")
+    __slots__ = ("_budgets", "_in_flight", "_number", "cost_usd")
 
     def __init__(self, budgets: Budgets, in_flight: _InFlight, number: int, cost_usd: float) -> None:
         self._budgets = budgets
         self._in_flight: Optional[_InFlight] = in_flight
         self._number = number
-        self._cost_usd = cost_usd
+        self.cost_usd = cost_usd
 
     def release(self) -> None:
         """Give it back, once the real cost is spent or there is none. Only the first call counts."""
@@ -212,7 +212,7 @@ class Budgets:
             if in_flight is not None:
                 in_flight.places.give_back(reservation._number, now_s)
                 # Adding and taking away leaves a residue; nothing in flight is nothing reserved.
-                in_flight.reserved_usd = in_flight.reserved_usd - reservation._cost_usd if in_flight.places else 0.0
+                in_flight.reserved_usd = in_flight.reserved_usd - reservation.cost_usd if in_flight.places else 0.0
 
     def spend(self, key: str, cost: float) -> None:
         """Add `cost` (USD) to what `key` has spent; nothing for a key without a budget. Never blocks."""
@@ -246,6 +246,26 @@ class Budgets:
             return [
                 (key, account.spent_usd / account.budget_usd) for key, account in accounts if account.budget_usd > 0
             ]
+
+    def learn(self, key: str, start_unix_s: float, spent_usd: float) -> None:
+        """All gateways together have spent so much of a key's budget in the period that began then."""
+        with self._lock:
+            account = self._accounts.get(key)
+            if account is None or account.start_unix_s != start_unix_s:
+                return
+            account.spent_usd = max(account.spent_usd, spent_usd)
+            warning = self._warning_locked(key, account)
+        if warning is not None and self._on_warning is not None:
+            self._on_warning(warning)
+
+    def period(self, key: str, now_unix_s: float) -> Optional[Period]:
+        """The period of a key's budget that it is now; None for a key without one."""
+        account = self._accounts.get(key)
+        if account is None:
+            return None
+        if account.holds(now_unix_s):
+            return Period(account.start_unix_s, account.end_unix_s)
+        return period_at(account.period, now_unix_s)
 
     def reset_unix_s(self, key: str) -> float:
         """When the current period of a key with a budget ends."""

@@ -9,9 +9,11 @@ import time
 from typing import Callable, Optional
 
 from gateway.keys.auth import Authenticator
+from gateway.limits.budgets import Budgets
 from gateway.limits.limiter import Limiter
 from gateway.limits.quotas import Bursts, RateLimits
 from gateway.settings import Settings
+from gateway.shared.budgets import SharedBudgets
 from gateway.shared.limits import MODES, SharedLimits
 from gateway.shared.line import Job, Line
 from gateway.shared.revocations import Revocations, Table, name_digest
@@ -46,10 +48,15 @@ class SharedState:
         scopes = Scopes(everybody, address_rpm, bursts)
         self.limits = SharedLimits(self.line, local, scopes, fail, timeout_s, clock)
         self._authenticator: Optional[Authenticator] = None
+        self._own_budgets: Callable[[], Budgets] = Budgets
+        own = (self.limits.name, lambda: self.limits.peers, lambda: self._own_budgets())
+        self.budgets = SharedBudgets(self.line, *own, fail, timeout_s)
         self.revocations = Revocations(self._keys)
 
-    def join(self, authenticator: Authenticator) -> None:
-        """Have keys refused that are revoked at any gateway, and those told that are revoked here."""
+    def join(self, authenticator: Authenticator, budgets: Callable[[], Budgets]) -> None:
+        """Have keys refused that are revoked at any gateway, and those told that are revoked here; have this gateway's
+        own budgets learn."""
+        self._own_budgets = budgets
         authenticator.refused = self.revocations.refused
         authenticator.name_digest = name_digest
         self._authenticator = authenticator
@@ -72,11 +79,11 @@ class SharedState:
         return decided, MODES.index(self.limits.mode), self.limits.peers, self.line.errors
 
     def _beat(self) -> list[Job]:
-        return [*self.limits.beat(), *self.revocations.beat()]
+        return [*self.limits.beat(), *self.revocations.beat(), *self.budgets.beat()]
 
     def _changed(self, reason: Optional[str]) -> None:
         if reason is None:
-            for job in self.limits.come_back():
+            for job in [*self.limits.come_back(), *self.budgets.come_back()]:
                 self.line.tell(job)
             self._log("warning", "shared_state", mode="shared", reason="Redis answers again")
             return

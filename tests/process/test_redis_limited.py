@@ -170,9 +170,10 @@ class SharedLimitsTest(AccessTest):
                 eventually(lambda name=name: not client.zcount(name, time.time() - 1_750_000_000, "+inf"))
 
 
-@needs_redis
-class RevocationsTest(AccessTest):
+class CopiesTest(AccessTest):
     """Gateways with copies of one database, on disks of their own."""
+
+    models: Any = ECHO
 
     def setUp(self) -> None:
         super().setUp()
@@ -182,13 +183,15 @@ class RevocationsTest(AccessTest):
 
     def gateway_with(self, db: Path) -> RunningGateway:
         url = f"redis://127.0.0.1:{self.server.port}/0"
-        return self.serve(ECHO, STATE_DB=db, REDIS_URL=url, REDIS_TIMEOUT_MS=SHORT_MS)
+        return self.serve(self.models, STATE_DB=db, REDIS_URL=url, REDIS_TIMEOUT_MS=SHORT_MS)
 
-    def two_with_keys(self, *names: str) -> tuple[RunningGateway, RunningGateway, dict[str, list[Header]]]:
+    def two_with_keys(
+        self, *names: str, **fields: Any
+    ) -> tuple[RunningGateway, RunningGateway, dict[str, list[Header]]]:
         """Two gateways that know these keys, and the headers of each key."""
         with StateDb(self.db) as db:
             store = KeyStore(db)
-            headers = {name: bearer(store.create(name)[1]) for name in names}
+            headers = {name: bearer(store.create(name, **fields)[1]) for name in names}
         copy = self.directory / "copy.db"
         with (
             contextlib.closing(sqlite3.connect(self.db)) as source,
@@ -197,6 +200,19 @@ class RevocationsTest(AccessTest):
             source.backup(target)
         return self.gateway_with(self.db), self.gateway_with(copy), headers
 
+    def copied(self) -> Path:
+        """The copy, copied: it does not know what is revoked."""
+        copy, another = self.directory / "copy.db", self.directory / "another.db"
+        with (
+            contextlib.closing(sqlite3.connect(copy)) as source,
+            contextlib.closing(sqlite3.connect(another)) as target,
+        ):
+            source.backup(target)
+        return another
+
+
+@needs_redis
+class RevocationsTest(CopiesTest):
     def test_a_key_revoked_at_one_is_refused_at_the_others_within_a_second(self) -> None:
         first, second, headers = self.two_with_keys("alice", "bob")
         first.app.guard.store.revoke("alice")
@@ -223,15 +239,63 @@ class RevocationsTest(AccessTest):
         eventually(lambda: third.post(ask(), headers=headers["alice"]).status == 401)  # by the second one's word
         self.assertEqual(third.post(ask(), headers=headers["bob"]).status, 200)
 
-    def copied(self) -> Path:
-        """The copy, copied: it does not know what is revoked."""
-        copy, another = self.directory / "copy.db", self.directory / "another.db"
-        with (
-            contextlib.closing(sqlite3.connect(copy)) as source,
-            contextlib.closing(sqlite3.connect(another)) as target,
-        ):
-            source.backup(target)
-        return another
+
+@needs_redis
+class BudgetsTest(CopiesTest):
+    """A request costs 10 cents at most, and a little less than 1 in the end."""
+
+    models: Any = {"echo": {"engines": ["echo:"], "price": {"input": 0.0, "output": 1000.0}}}
+    BODY: Any = ask(max_tokens=100)
+
+    def statuses(self, running: RunningGateway, headers: list[Header], most: int = 400) -> Counter[int]:
+        statuses: Counter[int] = Counter()
+        while sum(statuses.values()) < most and not statuses[429]:
+            statuses[running.post(self.BODY, headers=headers).status] += 1
+        return statuses
+
+    def cost_usd(self, running: RunningGateway, headers: list[Header]) -> float:
+        return float(running.post(self.BODY, headers=headers).header("x-gateway-cost-usd") or 0.0)
+
+    def test_a_budget_holds_for_gateways_with_databases_of_their_own(self) -> None:
+        first, second, headers = self.two_with_keys("alice", budget_usd=0.5, budget_period="day")
+        cost = self.cost_usd(first, headers["alice"])
+        self.assertGreater(cost, 0.0)
+        most = int(0.5 / cost) + 3
+        passed = 1
+        for running in (first, second) * most:  # one at a time: at most one goes beyond
+            passed += running.post(self.BODY, headers=headers["alice"]).status == 200
+        self.assertGreaterEqual(passed * cost, 0.5)
+        self.assertLessEqual((passed - 2) * cost, 0.5)
+        refused = second.post(self.BODY, headers=headers["alice"])
+        self.assert_error(refused, 429, "budget_exceeded")
+        self.assertIn("is spent until", refused.json()["message"])
+        third = self.gateway_with(self.copied())
+        self.assert_error(third.post(self.BODY, headers=headers["alice"]), 429, "budget_exceeded")
+
+    def test_an_emptied_redis_is_told_what_was_spent(self) -> None:
+        first, second, headers = self.two_with_keys("alice", budget_usd=0.05, budget_period="month")
+        self.statuses(first, headers["alice"])
+        self.server.kill()
+        self.server.start()
+        eventually(lambda: first.app.guard.shared.limits.mode == "shared")  # type: ignore[union-attr]
+        eventually(lambda: first.post(self.BODY, headers=headers["alice"]).status == 429)
+        eventually(lambda: second.post(self.BODY, headers=headers["alice"]).status == 429)
+
+    def test_without_redis_together_they_stay_within_what_was_left(self) -> None:
+        first, second, headers = self.two_with_keys("alice", budget_usd=0.5, budget_period="day")
+        for running in (first, second):
+            eventually(lambda running=running: running.app.guard.shared.limits.peers == 2)
+        cost = self.cost_usd(first, headers["alice"])
+        self.server.kill()
+        passed = 1 + sum(self.statuses(running, headers["alice"])[200] for running in (first, second))
+        self.assertGreaterEqual(passed * cost, 0.4)
+        self.assertLessEqual((passed - 3) * cost, 0.5)
+        self.server.start()
+        for running in (first, second):
+            eventually(lambda running=running: running.app.guard.shared.limits.mode == "shared")
+        eventually(lambda: first.post(self.BODY, headers=headers["alice"]).status == 429)
+        spent = first.app.guard.budgets.spent_usd("alice")
+        self.assertGreater(spent, 0.4)
 
 
 if __name__ == "__main__":
