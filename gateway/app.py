@@ -90,6 +90,8 @@ class Gateway:
         self.decisions = self._decision_log()
         self.caches: Optional[Caches] = None  # engines may list models before there are any
         self.factory = self._new_factory()
+        if self.guard.shared is not None:
+            self.guard.shared.hints.bind(lambda: self.factory.router.pools, self._engine_changed)
         self.workers = WorkerPool(
             settings.workers, settings.queue_size, self._crashed, queue_timeout_s=settings.queue_timeout_s
         )
@@ -289,6 +291,8 @@ class Gateway:
     def _engine_changed(self, change: StateChange) -> None:
         level = "info" if change.after == "up" else "warning"
         self.telemetry.log(level, "engine_state", **change._asdict())
+        if self.guard.shared is not None:
+            self.guard.shared.hints.changed(change)
         if self.live is not None and change.after != "up":
             self.live.failed(change.model, change.engine)
 

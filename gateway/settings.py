@@ -281,7 +281,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("EMBEDDINGS_MODEL", "embeddings_model", optional(model_name), "",
             "Model of this gateway that gives the embeddings of questions", REUSE),
     Setting("REDIS_URL", "redis_url", optional(str), "",
-            "`redis://host:port/0`: gateways hold limits and budgets together, and share revoked keys and kept answers; "
+            "`redis://host:port/0`: gateways hold limits and budgets together, share revoked keys and kept answers; "
             "needs `pip install '.[redis]'`", REUSE),
     Setting("SHARED_FAIL", "shared_fail", choice("local", "closed"), "local",
             "When Redis cannot be asked for a limit: `local`: this gateway lets pass its share of it, by the number of "

@@ -123,6 +123,16 @@ class Breaker:
         self.record(ticket, False, now_s)
         return (self.ticket if current else ticket), (self._bucket if counted else -1)
 
+    def hint(self, left_s: float, now_s: float) -> bool:
+        """Another gateway has found it open, for `left_s` seconds more: open for as long, but no longer than a breaker
+        ever is. False: it is not closed, and what is known here counts."""
+        if self.state != CLOSED:
+            return False
+        self.until_s = now_s + min(left_s, self._policy.max_open_s)
+        self._forget()
+        self._change(OPEN)
+        return True
+
     def broke(self, ticket: int, bucket: int, now_s: float) -> None:
         """A stream whose first event had come has broken: it failed now, and was not good then.
 

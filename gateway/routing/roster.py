@@ -115,6 +115,18 @@ class Roster:
         wake(served)
         return change
 
+    def hint(self, engine_id: str, left_s: float) -> Optional[StateChange]:
+        """Another gateway's breaker of the same engine has opened, for `left_s` seconds more: leave the engine alone as
+        long, unless it is the last one that is in, or out already. KeyError: no such engine."""
+        with self._lock:
+            now_s = self._clock()
+            change = self._standing.hinted_locked(self._find_locked(engine_id), left_s, now_s)
+            served = self._chooser.serve_locked(now_s)
+            if self._decisions is not None:
+                self._decisions.line_locked("hint", {"engine": engine_id, "left_s": left_s}, served, now_s)
+        wake(served)
+        return change
+
     def set_weight(self, engine_id: str, weight: int) -> None:
         """An operator gives an engine another weight, which the next choice goes by; `reconfigure` takes it back.
 

@@ -15,6 +15,8 @@ from gateway.routing.line import Lease
 from gateway.routing.members import Members
 from gateway.routing.retry import MISCONFIGURED_S, Outcome, rest_s
 
+HINTED = "another gateway has found it failing"
+
 
 class StateChange(NamedTuple):
     """An engine went from one state to another (from `new`: the first word of one that was discovered); returned to
@@ -137,6 +139,14 @@ class Standing:
         if is_new and engine.last_error != UNPROVEN:
             before = "new"
         return self._change_locked(engine, before, now_s, error or "probe passed")
+
+    def hinted_locked(self, engine: Engine, left_s: float, now_s: float) -> Optional[StateChange]:
+        """Another gateway has left the engine alone; so does this one, unless no other one is in."""
+        others = any(other is not engine and other.available(now_s) for other in self._members.engines)
+        before = engine.state(now_s)
+        if not others or before != "up" or not engine.breaker.hint(left_s, now_s):
+            return None
+        return self._change_locked(engine, before, now_s, HINTED)
 
     def draining_locked(self, engine: Engine, draining: bool, now_s: float) -> Optional[StateChange]:
         """An operator takes the engine out, or lets it in again."""

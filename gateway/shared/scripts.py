@@ -339,6 +339,27 @@ end
 return {count, read_to, digests}
 """
 
+# KEYS: the hints. ARGV: how many are kept, the seconds for which they are; who says so, of which engine, for how long.
+_HINT = """
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[3], 'e', ARGV[4], 'l', ARGV[5])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+# KEYS: the hints. ARGV: the number up to which they are read, how many to read. Replies each one's number, who says so,
+# of which engine, and how many milliseconds of it are left.
+_HINTS = """
+local t = redis.call('TIME')
+local found = redis.call('XREAD', 'COUNT', ARGV[2], 'STREAMS', KEYS[1], ARGV[1])
+local out = {}
+for _, entry in ipairs(found and found[1][2] or {}) do
+  local fields = entry[2]
+  local said = tonumber(string.match(entry[1], '^%d+'))
+  local left = (tonumber(fields[6]) or 0) - (t[1] * 1000 + math.floor(t[2] / 1000) - said)
+  for _, one in ipairs({entry[1], fields[2], fields[4], left}) do out[#out + 1] = one end
+end
+return out
+"""
+
 
 class Script:
     """A script, known to Redis by its digest once it has been sent whole."""
@@ -365,3 +386,5 @@ REVOKED = Script(_REVOKED)
 RESERVE = Script(_CLOCK + _RESERVE)
 SPEND = Script(_CLOCK + _SPEND)
 KEEP = Script(_CLOCK + _KEEP)
+HINT = Script(_HINT)
+HINTS = Script(_HINTS)

@@ -14,6 +14,7 @@ from gateway.limits.limiter import Limiter
 from gateway.limits.quotas import Bursts, RateLimits
 from gateway.settings import Settings
 from gateway.shared.budgets import SharedBudgets
+from gateway.shared.hints import Hints
 from gateway.shared.limits import MODES, SharedLimits
 from gateway.shared.line import Job, Line
 from gateway.shared.revocations import Revocations, Table, name_digest
@@ -52,6 +53,7 @@ class SharedState:
         own = (self.limits.name, lambda: self.limits.peers, lambda: self._own_budgets())
         self.budgets = SharedBudgets(self.line, *own, fail, timeout_s)
         self.revocations = Revocations(self._keys)
+        self.hints = Hints(self.line, self.limits.name)
 
     def join(self, authenticator: Authenticator, budgets: Callable[[], Budgets]) -> None:
         """Have keys refused that are revoked at any gateway, and those told that are revoked here; have this gateway's
@@ -79,7 +81,8 @@ class SharedState:
         return decided, MODES.index(self.limits.mode), self.limits.peers, self.line.errors
 
     def _beat(self) -> list[Job]:
-        return [*self.limits.beat(), *self.revocations.beat(), *self.budgets.beat()]
+        parts = (self.limits, self.revocations, self.budgets, self.hints)
+        return [job for part in parts for job in part.beat()]
 
     def _changed(self, reason: Optional[str]) -> None:
         if reason is None:

@@ -67,6 +67,7 @@ class _Replay:
             "retry": lambda pool, line: void(pool.take_retry()),
             "reconfigure": self._reconfigure,
             "drain": self._drain,
+            "hint": self._hint,
             "weight": lambda pool, line: pool.set_weight(line["engine"], line["weight"]),
         }
 
@@ -103,6 +104,10 @@ class _Replay:
 
     def _drain(self, pool: ModelPool, line: dict[str, Any]) -> None:
         pool.set_draining(line["engine"], line["draining"])
+        self._served(pool)
+
+    def _hint(self, pool: ModelPool, line: dict[str, Any]) -> None:
+        pool.hint(line["engine"], line["left_s"])
         self._served(pool)
 
     def _keep(self, pool: ModelPool, lease: Optional[Lease]) -> None:

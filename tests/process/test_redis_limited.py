@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from gateway.keys.store import KeyStore
+from gateway.routing.standing import HINTED
 from gateway.shared import limits as shared_limits
 from gateway.state.database import StateDb
 from tests.access import AccessTest, ask, bearer
@@ -296,6 +297,38 @@ class BudgetsTest(CopiesTest):
         eventually(lambda: first.post(self.BODY, headers=headers["alice"]).status == 429)
         spent = first.app.guard.budgets.spent_usd("alice")
         self.assertGreater(spent, 0.4)
+
+
+@needs_redis
+class HintsTest(AccessTest):
+    def test_an_engine_that_fails_at_one_is_left_alone_at_the_others_but_for_the_last(self) -> None:
+        server = Server(self.enter(tempfile.TemporaryDirectory()))
+        self.addCleanup(server.kill)
+        server.start()
+        bad, good = self.engine("error"), self.engine()
+        for models in ([bad.url, good.url], [bad.url]):
+            with self.subTest(engines=len(models)):
+                urls = {"m": {"engines": models}}
+                values: dict[str, object] = {
+                    "REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
+                    "REDIS_TIMEOUT_MS": 5000,
+                }
+                values.update(BREAKER_OPEN_SECONDS=3600, BREAKER_MAX_OPEN_SECONDS=3600, HEALTH_INTERVAL=0)
+                first = self.serve({"m": {"engines": [bad.url, good.url]}}, **values)
+                second = self.serve(urls, **values)
+                for _ in range(40):
+                    first.post(ask(model="m"))
+                states = [engine.state for engine in first.app.factory.engines()]
+                self.assertEqual(states, ["open", "up"])
+                hints = second.app.guard.shared.hints  # type: ignore[union-attr]
+                eventually(lambda hints=hints: hints._read_to != b"0")
+                if len(models) == 2:
+                    eventually(lambda second=second: second.app.factory.engines()[0].state == "open")
+                    self.assertEqual({second.post(ask(model="m")).status for _ in range(10)}, {200})
+                    [line] = eventually(lambda second=second: self.audit(second, "engine_state"))
+                    self.assertEqual(line["reason"], HINTED)
+                else:
+                    self.assertEqual(second.app.factory.engines()[0].state, "up")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ class Turmoil:
             self.leave,
             self.drain,
             self.weigh,
+            self.hint,
             self.weather,
         )
         for _ in range(steps):
@@ -197,6 +198,10 @@ class Turmoil:
     def drain(self) -> None:
         pool = self.rng.choice(list(self.router.pools.values()))
         pool.set_draining(self.rng.choice(pool.engines).id, self.rng.random() < 0.3)
+
+    def hint(self) -> None:
+        pool = self.rng.choice(list(self.router.pools.values()))
+        pool.hint(self.rng.choice(pool.engines).id, self.rng.random() * 10)
 
     def weigh(self) -> None:
         pool = self.rng.choice(list(self.router.pools.values()))
@@ -315,7 +320,7 @@ class SameTest(ReplayCase):
         self.assertEqual(
             seen - {"serve"},  # rare: see below
             {"start", "acquire", "answered", "settle", "join", "leave", "last_resort", "probe", "retry"}
-            | {"drain", "weight"},
+            | {"drain", "hint", "weight"},
         )
         states = {candidate[1] for line in lines if line["op"] == "acquire" for candidate in line["candidates"]}
         self.assertEqual(states, {"up", "down", "resting", "misconfigured", "open", "half_open", "draining"})
