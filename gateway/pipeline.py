@@ -81,7 +81,7 @@ class Pipeline:
         self._admitting = Admitting(guard, factory, self.internal_error)
         self.workers = workers
         self.telemetry = telemetry
-        self.reuse = reuse_of(settings, factory, self.ask, caches)
+        self.reuse = reuse_of(settings, factory, self.ask, caches, guard.shared)
         self.verify = Late(settings, factory.router)
         self._begin_trace = _tracing(settings)
         self.draining = self.lingering = self.handing_over = False  # what each means: `Draining`

@@ -19,6 +19,7 @@ from gateway.reuse.stored import Stored
 from gateway.reuse.together import Together
 from gateway.reuse.vectors import VectorIndex, unit
 from gateway.settings import Settings
+from gateway.shared.state import SharedState
 from gateway.steps import Steps
 
 EMBEDDING_S = 5.0  # it is to spare time: then the question is asked as one that is like no other
@@ -27,9 +28,13 @@ Log = Callable[..., None]
 
 
 def reuse_of(
-    settings: Settings, factory: InferenceFactory, ask: Callable[[Asked, Call], Steps[Any]], caches: Optional[Caches]
+    settings: Settings,
+    factory: InferenceFactory,
+    ask: Callable[[Asked, Call], Steps[Any]],
+    caches: Optional[Caches],
+    shared: Optional[SharedState] = None,
 ) -> Reuse:
-    """The step that spares requests their calls."""
+    """The step that spares requests their calls. `shared`: what it shares with other gateways."""
     gathering = Gathering(settings.batch_max_wait_ms / 1000)
     return Reuse(
         factory.router,
@@ -40,6 +45,7 @@ def reuse_of(
         together=Together(gathering, ask, settings.batch_max_size),
         batch_embeddings=settings.batch_embeddings,
         region=settings.region,
+        leases=None if shared is None else shared.leases,
     )
 
 

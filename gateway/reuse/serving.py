@@ -24,6 +24,7 @@ from gateway.reuse.stored import Stored
 from gateway.reuse.together import EMBEDDINGS, QUERIES, Together, adopt
 from gateway.routing.regions import within
 from gateway.routing.router import Router
+from gateway.shared.leases import Lease, Leases
 from gateway.steps import ASIDE, Flag, Steps
 from gateway.threads import Threads
 from gateway.upstream.answers import Usage, dump
@@ -66,6 +67,7 @@ class Likeness(NamedTuple):
 class Reuse:
     """Spares requests their calls. Thread-safe. `caches` None: CACHE=off. `ask` has a call asked, once there is a place
     for it. `region`: where answers are kept; those that must stay elsewhere are not, nor any such where it is None.
+    `leases`: of gateways that share their cache.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Reuse:
         together: Together,
         batch_embeddings: bool,
         region: Optional[str] = None,
+        leases: Optional[Leases] = None,
     ) -> None:
         self._router = router
         self._ask = ask
@@ -88,6 +91,7 @@ class Reuse:
         self._together = together
         self._batch_embeddings = batch_embeddings
         self._region = region
+        self._leases = None if caches is None or caches.shared is None or not coalesce else leases
         self.flights = Flights()
         self._threads = Threads("reuse", 1)
         self._keeping = threading.Semaphore(KEEPING_MAX)  # less the streams that are still to be put together
@@ -188,31 +192,6 @@ class Reuse:
         near = likeness.near_of(like.path, call.richest, like.model, whose(like.scope, call.residency))
         return None if near is None else (yield from caches.find_near(asked, near, wishes.max_age_s))
 
-    def _keep(self, caches: Caches, asked: Asked, call: Call, like: Likeness, body: bytes) -> None:
-        """Keep a complete answer. Raises nothing that the request is to fail by."""
-        usage = call.usage
-        if usage is None or call.fallback is not None or len(body) > keeping.ANSWER_MAX_BYTES:
-            return  # what another model has answered once is not what this one does
-        account = asked.account
-        cost = None if account is None else account.cost_of(call)
-        near, group, vector = NOTHING_NEAR if asked.near is None else asked.near
-        stored = Stored(
-            like.key,
-            like.scope,
-            call.served_model or "",
-            like.path,
-            body,
-            asked.request_id,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            cost or 0.0,
-            unix_s(),
-            near,
-            group,
-            vector,
-        )
-        caches.put(stored, stays=bool(call.residency))
-
     # --- single flight ---------------------------------------------------------------------------------------------
 
     def _follow(self, flight: Flight, flag: Flag, asked: Asked, call: Call) -> Steps[Optional[Given]]:
@@ -242,15 +221,28 @@ class Reuse:
     def _lead(self, flight: Flight, asked: Asked, call: Call, like: Likeness, caches: Optional[Caches]) -> Steps[Given]:
         """Ask, and give it to all who follow."""
         result: Union[Answer, EngineStream]
+        lease: Optional[Lease] = None
         try:
+            shares = flight.key is not None and asked.reused == MISS and not (call.stream or call.residency)
+            if self._leases is not None and shares:
+                taken = yield from self._leases.take(call, like.key, lambda: _look_again(self.caches, asked, like))
+                if isinstance(taken, Found):
+                    result = self._given_again(taken, asked, call, like)
+                    self.flights.landed(flight, result)
+                    return result
+                lease = taken
             result = yield from self._ask_engines(asked, call)
         except BaseException as error:
+            if lease is not None:
+                lease.give_back(False)
             self.flights.failed(flight, error if isinstance(error, GatewayError) else None)
             raise
         if not isinstance(result, Answer):
             asked.shared = Shared(flight, self, functools.partial(self._keep_stream, caches, asked, call, like))
             return result
         self.flights.landed(flight, result)
+        if lease is not None:
+            lease.give_back(True)  # before what may raise; who looks for the answer looks for a while
         if caches is not None:
             self._keep_answer(caches, asked, call, like, result)
         return result
@@ -264,7 +256,7 @@ class Reuse:
             body = keeping.whole_of_answer(parsed, asked.request_id, call.served_model or "", answer.usage)
         else:
             body = bytes(answer.body)
-        self._keep(caches, asked, call, like, body)
+        _keep(caches, asked, call, like, body)
 
     def _keep_stream(
         self,
@@ -285,7 +277,7 @@ class Reuse:
             model = call.served_model or ""
             whole = keeping.whole_of(lines, call.path, asked.request_id, model, usage, reported, call.choices())
             if whole is not None:
-                self._keep(caches, asked, call, like, whole)
+                _keep(caches, asked, call, like, whole)
 
         self._threads.run(keep)
 
@@ -363,3 +355,37 @@ def _flight_key(asked: Asked, call: Call, like: Likeness) -> tuple[object, ...]:
     stream = dump(call.request.get("stream_options") or {}) if call.stream else None
     may_use = None if call.may_use is None or asked.identity is None else asked.identity.name
     return like.key, stream, call.priority, may_use, call.allow_fallback
+
+
+def _keep(caches: Caches, asked: Asked, call: Call, like: Likeness, body: bytes) -> None:
+    """Keep a complete answer. Raises nothing that the request is to fail by."""
+    usage = call.usage
+    if usage is None or call.fallback is not None or len(body) > keeping.ANSWER_MAX_BYTES:
+        return  # what another model has answered once is not what this one does
+    account = asked.account
+    cost = None if account is None else account.cost_of(call)
+    near, group, vector = NOTHING_NEAR if asked.near is None else asked.near
+    stored = Stored(
+        like.key,
+        like.scope,
+        call.served_model or "",
+        like.path,
+        body,
+        asked.request_id,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        cost or 0.0,
+        unix_s(),
+        near,
+        group,
+        vector,
+    )
+    caches.put(stored, stays=bool(call.residency))
+
+
+def _look_again(caches: Optional[Caches], asked: Asked, like: Likeness) -> Steps[Optional[Found]]:
+    """Look for what another gateway says that it has kept just now."""
+    if caches is None:
+        return None
+    asked.redis_s = 0.0  # it is asked only when there is something
+    return (yield from caches.elsewhere(asked, like.key, None))

@@ -23,7 +23,7 @@ from gateway.errors import GatewayError
 from gateway.limits.budgets import Budgets, Period
 from gateway.shared.line import BEAT_S, RETRY_S, Job, Line
 from gateway.shared.scopes import PEERS
-from gateway.shared.scripts import KEEP, RESERVE, SPEND
+from gateway.shared.scripts import CLOCK, Script
 from gateway.steps import Flag, Flagged, Steps
 
 KEEP_S = 3.0
@@ -31,6 +31,71 @@ PAST_S = 86_400.0
 """For so long a sum is kept beyond its period: clocks differ, and requests end late."""
 _REPLY = struct.Struct(">3d")
 SPENT, TAKEN = "spent", "taken"
+# KEYS: a budget's sum, the gateways. ARGV: (the time), the budget, the cost, what is spent at least, the seconds for
+# which the sum is kept; the field of who reserves. Replies whether it passes, what is spent, and what is reserved.
+_RESERVE = """
+local spent = tonumber(redis.call('HGET', KEYS[1], 'spent') or '0') or 0
+if a[4] > spent then
+  spent = a[4]
+  redis.call('HSET', KEYS[1], 'spent', string.format('%.17g', spent))
+end
+local reserved, passes = 0, 0
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if string.sub(all[i], 1, 2) == 'r:' then
+    if all[i] == ARGV[2] or redis.call('ZSCORE', KEYS[2], string.sub(all[i], 3)) then
+      reserved = reserved + math.max(tonumber(all[i + 1]) or 0, 0)
+    else
+      redis.call('HDEL', KEYS[1], all[i])
+    end
+  end
+end
+if spent + reserved < a[2] then
+  passes = 1
+  redis.call('HINCRBYFLOAT', KEYS[1], ARGV[2], string.format('%.17g', a[3]))
+end
+redis.call('EXPIRE', KEYS[1], math.ceil(a[5]))
+return struct.pack('>ddd', passes, spent, reserved)
+"""
+
+# KEYS: a budget's sum. ARGV: (the time), what is spent, what is no longer reserved, the seconds for which the sum is
+# kept; the field of who has reserved.
+_SPEND = """
+if a[2] > 0 then
+  redis.call('HINCRBYFLOAT', KEYS[1], 'spent', string.format('%.17g', a[2]))
+  redis.call('EXPIRE', KEYS[1], math.ceil(a[4]))
+end
+local reserved = tonumber(redis.call('HGET', KEYS[1], ARGV[2]) or '0') or 0
+if a[3] > 0 and reserved > 0 then
+  local left = reserved - a[3]
+  if left > 1e-12 then
+    redis.call('HSET', KEYS[1], ARGV[2], string.format('%.17g', left))
+  else
+    redis.call('HDEL', KEYS[1], ARGV[2])
+  end
+end
+"""
+
+# KEYS: a budget's sum. ARGV: (the time), what the gateway has reserved, what is spent at least; its field; the seconds
+# for which a sum that was forgotten is kept. Replies what is spent.
+_KEEP = """
+local spent = tonumber(redis.call('HGET', KEYS[1], 'spent') or '0') or 0
+if a[3] > spent then
+  spent = a[3]
+  redis.call('HSET', KEYS[1], 'spent', string.format('%.17g', spent))
+end
+if a[2] > 0 then
+  redis.call('HSET', KEYS[1], ARGV[2], string.format('%.17g', a[2]))
+else
+  redis.call('HDEL', KEYS[1], ARGV[2])
+end
+if redis.call('TTL', KEYS[1]) == -1 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+return struct.pack('>d', spent)
+"""
+
+RESERVE = Script(CLOCK + _RESERVE)
+SPEND = Script(CLOCK + _SPEND)
+KEEP = Script(CLOCK + _KEEP)
 
 
 class _Sum:

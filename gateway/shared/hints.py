@@ -19,12 +19,35 @@ from typing import Any, Callable
 from gateway.routing.pool import ModelPool
 from gateway.routing.standing import HINTED, StateChange
 from gateway.shared.line import Job, Line
-from gateway.shared.scripts import HINT, HINTS
+from gateway.shared.scripts import Script
 
 HINTS_MAX = 1000
 READ_MAX = 100
 KEEP_S = 3600
 _NAME = b"{igw}:hints"
+# KEYS: the hints. ARGV: how many are kept, the seconds for which they are; who says so, of which engine, for how long.
+_HINT = """
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[3], 'e', ARGV[4], 'l', ARGV[5])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+# KEYS: the hints. ARGV: the number up to which they are read, how many to read. Replies each one's number, who says so,
+# of which engine, and how many milliseconds of it are left.
+_HINTS = """
+local t = redis.call('TIME')
+local found = redis.call('XREAD', 'COUNT', ARGV[2], 'STREAMS', KEYS[1], ARGV[1])
+local out = {}
+for _, entry in ipairs(found and found[1][2] or {}) do
+  local fields = entry[2]
+  local said = tonumber(string.match(entry[1], '^%d+'))
+  local left = (tonumber(fields[6]) or 0) - (t[1] * 1000 + math.floor(t[2] / 1000) - said)
+  for _, one in ipairs({entry[1], fields[2], fields[4], left}) do out[#out + 1] = one end
+end
+return out
+"""
+
+HINT = Script(_HINT)
+HINTS = Script(_HINTS)
 
 
 class Hints:

@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional
 
 from gateway.keys.record import KeyRecord
 from gateway.shared.line import Job
-from gateway.shared.scripts import REVOKE, REVOKED
+from gateway.shared.scripts import Script
 
 KEEP_S = 400 * 86_400
 """For so long Redis keeps them after the last one came. A database keeps its own for good."""
@@ -28,6 +28,34 @@ KEPT_MAX = 100_000
 _NAMES = (b"{igw}:revoked", b"{igw}:revoked:count")
 
 Table = Mapping[bytes, KeyRecord]
+# KEYS: what is revoked, and how many there were. ARGV: the seconds for which that is kept, how many, the digests.
+_REVOKE = """
+for i = 3, #ARGV do
+  if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    redis.call('ZADD', KEYS[1], redis.call('INCR', KEYS[2]), ARGV[i])
+  end
+end
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return 1
+"""
+
+# KEYS: the same. ARGV: the number up to which it is known, how many to read. Replies the last number given, that up to
+# which these are, and the digests.
+_REVOKED = """
+local count = tonumber(redis.call('GET', KEYS[2]) or '0')
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local read_to, digests = tonumber(ARGV[1]), {}
+for i = 1, #found, 2 do
+  digests[#digests + 1] = found[i]
+  read_to = tonumber(found[i + 1])
+end
+return {count, read_to, digests}
+"""
+
+REVOKE = Script(_REVOKE)
+REVOKED = Script(_REVOKED)
 
 
 class Revocations:

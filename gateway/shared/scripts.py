@@ -28,7 +28,7 @@ from gateway.shared.redislink import Command
 
 MARKS_MAX = 64
 
-_CLOCK = """
+CLOCK = """
 local a = {struct.unpack('>' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
 local now = a[1]
 if now < 0 then
@@ -251,115 +251,6 @@ redis.call('EXPIRE', KEYS[1], 2 * a[2])
 return redis.call('ZCARD', KEYS[1])
 """
 
-# KEYS: a budget's sum, the gateways. ARGV: (the time), the budget, the cost, what is spent at least, the seconds for
-# which the sum is kept; the field of who reserves. Replies whether it passes, what is spent, and what is reserved.
-_RESERVE = """
-local spent = tonumber(redis.call('HGET', KEYS[1], 'spent') or '0') or 0
-if a[4] > spent then
-  spent = a[4]
-  redis.call('HSET', KEYS[1], 'spent', string.format('%.17g', spent))
-end
-local reserved, passes = 0, 0
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do
-  if string.sub(all[i], 1, 2) == 'r:' then
-    if all[i] == ARGV[2] or redis.call('ZSCORE', KEYS[2], string.sub(all[i], 3)) then
-      reserved = reserved + math.max(tonumber(all[i + 1]) or 0, 0)
-    else
-      redis.call('HDEL', KEYS[1], all[i])
-    end
-  end
-end
-if spent + reserved < a[2] then
-  passes = 1
-  redis.call('HINCRBYFLOAT', KEYS[1], ARGV[2], string.format('%.17g', a[3]))
-end
-redis.call('EXPIRE', KEYS[1], math.ceil(a[5]))
-return struct.pack('>ddd', passes, spent, reserved)
-"""
-
-# KEYS: a budget's sum. ARGV: (the time), what is spent, what is no longer reserved, the seconds for which the sum is
-# kept; the field of who has reserved.
-_SPEND = """
-if a[2] > 0 then
-  redis.call('HINCRBYFLOAT', KEYS[1], 'spent', string.format('%.17g', a[2]))
-  redis.call('EXPIRE', KEYS[1], math.ceil(a[4]))
-end
-local reserved = tonumber(redis.call('HGET', KEYS[1], ARGV[2]) or '0') or 0
-if a[3] > 0 and reserved > 0 then
-  local left = reserved - a[3]
-  if left > 1e-12 then
-    redis.call('HSET', KEYS[1], ARGV[2], string.format('%.17g', left))
-  else
-    redis.call('HDEL', KEYS[1], ARGV[2])
-  end
-end
-"""
-
-# KEYS: a budget's sum. ARGV: (the time), what the gateway has reserved, what is spent at least; its field; the seconds
-# for which a sum that was forgotten is kept. Replies what is spent.
-_KEEP = """
-local spent = tonumber(redis.call('HGET', KEYS[1], 'spent') or '0') or 0
-if a[3] > spent then
-  spent = a[3]
-  redis.call('HSET', KEYS[1], 'spent', string.format('%.17g', spent))
-end
-if a[2] > 0 then
-  redis.call('HSET', KEYS[1], ARGV[2], string.format('%.17g', a[2]))
-else
-  redis.call('HDEL', KEYS[1], ARGV[2])
-end
-if redis.call('TTL', KEYS[1]) == -1 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
-return struct.pack('>d', spent)
-"""
-
-# KEYS: what is revoked, and how many there were. ARGV: the seconds for which that is kept, how many, the digests.
-_REVOKE = """
-for i = 3, #ARGV do
-  if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then
-    redis.call('ZADD', KEYS[1], redis.call('INCR', KEYS[2]), ARGV[i])
-  end
-end
-redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-redis.call('EXPIRE', KEYS[2], ARGV[1])
-return 1
-"""
-
-# KEYS: the same. ARGV: the number up to which it is known, how many to read. Replies the last number given, that up to
-# which these are, and the digests.
-_REVOKED = """
-local count = tonumber(redis.call('GET', KEYS[2]) or '0')
-local found = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
-local read_to, digests = tonumber(ARGV[1]), {}
-for i = 1, #found, 2 do
-  digests[#digests + 1] = found[i]
-  read_to = tonumber(found[i + 1])
-end
-return {count, read_to, digests}
-"""
-
-# KEYS: the hints. ARGV: how many are kept, the seconds for which they are; who says so, of which engine, for how long.
-_HINT = """
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[3], 'e', ARGV[4], 'l', ARGV[5])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-"""
-
-# KEYS: the hints. ARGV: the number up to which they are read, how many to read. Replies each one's number, who says so,
-# of which engine, and how many milliseconds of it are left.
-_HINTS = """
-local t = redis.call('TIME')
-local found = redis.call('XREAD', 'COUNT', ARGV[2], 'STREAMS', KEYS[1], ARGV[1])
-local out = {}
-for _, entry in ipairs(found and found[1][2] or {}) do
-  local fields = entry[2]
-  local said = tonumber(string.match(entry[1], '^%d+'))
-  local left = (tonumber(fields[6]) or 0) - (t[1] * 1000 + math.floor(t[2] / 1000) - said)
-  for _, one in ipairs({entry[1], fields[2], fields[4], left}) do out[#out + 1] = one end
-end
-return out
-"""
-
 
 class Script:
     """A script, known to Redis by its digest once it has been sent whole."""
@@ -376,15 +267,8 @@ class Script:
         return (*head, len(keys), *keys, *arguments)
 
 
-ADMIT = Script(_CLOCK + _LIMITS + _ADMIT)
-SETTLE = Script(_CLOCK + _LIMITS + _SETTLE)
-CHARGE = Script(_CLOCK + _LIMITS + _CHARGE)
-RENEW = Script(_CLOCK + _RENEW)
-BEAT = Script(_CLOCK + _BEAT)
-REVOKE = Script(_REVOKE)
-REVOKED = Script(_REVOKED)
-RESERVE = Script(_CLOCK + _RESERVE)
-SPEND = Script(_CLOCK + _SPEND)
-KEEP = Script(_CLOCK + _KEEP)
-HINT = Script(_HINT)
-HINTS = Script(_HINTS)
+ADMIT = Script(CLOCK + _LIMITS + _ADMIT)
+SETTLE = Script(CLOCK + _LIMITS + _SETTLE)
+CHARGE = Script(CLOCK + _LIMITS + _CHARGE)
+RENEW = Script(CLOCK + _RENEW)
+BEAT = Script(CLOCK + _BEAT)

@@ -15,6 +15,7 @@ from gateway.limits.quotas import Bursts, RateLimits
 from gateway.settings import Settings
 from gateway.shared.budgets import SharedBudgets
 from gateway.shared.hints import Hints
+from gateway.shared.leases import Leases
 from gateway.shared.limits import MODES, SharedLimits
 from gateway.shared.line import Job, Line
 from gateway.shared.revocations import Revocations, Table, name_digest
@@ -54,6 +55,7 @@ class SharedState:
         self.budgets = SharedBudgets(self.line, *own, fail, timeout_s)
         self.revocations = Revocations(self._keys)
         self.hints = Hints(self.line, self.limits.name)
+        self.leases = Leases(self.line, timeout_s)
 
     def join(self, authenticator: Authenticator, budgets: Callable[[], Budgets]) -> None:
         """Have keys refused that are revoked at any gateway, and those told that are revoked here; have this gateway's
@@ -81,7 +83,7 @@ class SharedState:
         return decided, MODES.index(self.limits.mode), self.limits.peers, self.line.errors
 
     def _beat(self) -> list[Job]:
-        parts = (self.limits, self.revocations, self.budgets, self.hints)
+        parts = (self.limits, self.revocations, self.budgets, self.hints, self.leases)
         return [job for part in parts for job in part.beat()]
 
     def _changed(self, reason: Optional[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unittest
 from typing import Any
 
-from gateway.pipeline import tokens_at_most
+from gateway.admitting import tokens_at_most
 from gateway.upstream.bounds import bounds_of
 from gateway.upstream.call import Call
 from tests.access import AccessTest

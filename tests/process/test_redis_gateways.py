@@ -11,8 +11,10 @@ import threading
 import time
 import unittest
 from typing import Any
+from unittest import mock
 
 from gateway.reuse.stored import Chosen
+from gateway.shared import leases
 from tests.process.test_redis_store import Server, needs_redis
 from tests.resilience import ResilienceTest, ask
 from tests.support import RunningGateway, eventually
@@ -159,6 +161,54 @@ class SharedTest(ResilienceTest):
         names = [thread.name for thread in threading.enumerate()]
         self.assertLess(names.count("aside") + names.count("worker"), 10)
         self.assertEqual([client.read_response().status for client in clients], [200] * 50)
+
+    def together(self, *runnings: RunningGateway) -> list[Any]:
+        """The same question at these gateways, one after the other, while the engine says nothing; then it does."""
+        self.mock.control("hang")
+        answers: list[Any] = []
+
+        def one(running: RunningGateway) -> None:
+            answers.append(running.post(question()))
+
+        threads = [threading.Thread(target=one, args=(running,)) for running in runnings]
+        for thread, running in zip(threads, runnings):
+            before = running.app.pipeline.in_flight
+            thread.start()
+            eventually(lambda running=running, before=before: running.app.pipeline.in_flight > before)
+            eventually(lambda: self.asked() >= 1)
+        for running in runnings[1:]:
+            held = running.app.guard.shared.leases  # type: ignore[union-attr]
+            eventually(lambda held=held: held.waiting)
+        self.mock.control("ok")
+        for thread in threads:
+            thread.join(60.0)
+        return answers
+
+    def test_of_identical_requests_at_several_gateways_one_is_asked(self) -> None:
+        first, second, third = self.gateway(), self.gateway(), self.gateway()
+        answers = self.together(first, second, third, second)
+        self.assertEqual([answer.status for answer in answers], [200] * 4)
+        self.assertEqual([answer.json()["id"] == answer.request_id for answer in answers], [True] * 4)
+        self.assertEqual(self.asked(), 1)
+
+    def test_who_waits_goes_on_by_itself_when_the_first_one_is_gone(self) -> None:
+        first, second = self.gateway(), self.gateway()
+        held = first.app.guard.shared.leases  # type: ignore[union-attr]
+        self.enter(mock.patch.object(held, "beat", list))  # dead, as far as anybody sees
+        self.mock.control("hang")
+        clients = [self.begin(running, question()) for running in (first, second)]
+        eventually(lambda: self.asked() == 2, 60.0)
+        self.mock.control("ok")
+        self.assertEqual([client.read_response("POST").status for client in clients], [200, 200])
+
+    def test_what_fails_at_one_is_asked_by_the_other_at_once(self) -> None:
+        first, second = self.gateway(RETRY_ATTEMPTS=1), self.gateway()
+        self.mock.control("error")
+        self.assertGreaterEqual(first.post(question()).status, 500)
+        self.mock.control("ok")
+        began_s = time.monotonic()
+        self.assertEqual(second.post(question()).status, 200)
+        self.assertLess(time.monotonic() - began_s, leases.LEASE_S)
 
 
 if __name__ == "__main__":

@@ -176,8 +176,8 @@ class OracleTest(RedisTest):
 
     def test_with_few_marks_it_never_lets_more_pass(self) -> None:
         """Beyond MARKS_MAX a refund gives back less, never more, than the shipped class."""
-        few = scripts._CLOCK + scripts._LIMITS.replace("3 * 64", "3 * 2")
-        self.assertNotEqual(few, scripts._CLOCK + scripts._LIMITS)
+        few = scripts.CLOCK + scripts._LIMITS.replace("3 * 64", "3 * 2")
+        self.assertNotEqual(few, scripts.CLOCK + scripts._LIMITS)
         admit, settle = scripts.Script(few + scripts._ADMIT), scripts.Script(few + scripts._SETTLE)
         refused = 0
         with mock.patch("gateway.shared.scopes.ADMIT", admit), mock.patch("gateway.shared.scopes.SETTLE", settle):

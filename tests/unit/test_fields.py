@@ -7,8 +7,8 @@ import unittest
 from collections.abc import Iterator
 from typing import Any
 
+from gateway.admitting import tokens_at_most
 from gateway.errors import RequestRefused
-from gateway.pipeline import tokens_at_most
 from gateway.upstream import echo
 from gateway.upstream.call import Call
 from gateway.upstream.fields import BY_PATH
