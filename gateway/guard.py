@@ -39,6 +39,7 @@ from gateway.limits.shares import Shares
 from gateway.routing.specs import FleetSpec
 from gateway.settingfiles import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.settings import Settings
+from gateway.shared.limits import LOCAL_BURST
 from gateway.shared.state import shared_state_of
 from gateway.state.database import StateDb
 from gateway.state.file import state_file_exists
@@ -82,7 +83,8 @@ class Guard:
         )
         everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
         bursts = Bursts(settings.rate_limit_burst, settings.rate_limit_token_burst)
-        self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, *bursts, clock)
+        local = bursts if settings.redis_url is None else Bursts(*(min(share, LOCAL_BURST) for share in bursts))
+        self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, *local, clock)
         self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock)
         if self.shared is not None:
             self.shared.join(self.authenticator, lambda: self.budgets)

@@ -56,6 +56,11 @@ class Gcra:
         self._interval_s = 60.0 / rate_per_minute
         self._tolerance_s = burst * self._interval_s
 
+    @property
+    def burst_s(self) -> float:
+        """For how many seconds the burst lasts at the rate: so far the TAT may be ahead."""
+        return self._tolerance_s
+
     def resize(self, rate_per_minute: float, burst: float, largest: Optional[float], now_s: float) -> None:
         """Change the limit; what has passed and is not paid off yet stays so many units."""
         interval_s = self._interval_s

@@ -199,35 +199,24 @@ class Limiter:
                 self._everybody.set(limits, share, self._bursts, now_s)
 
     def learn(
-        self, subject: Subject, now_s: float, ahead_s: Sequence[tuple[float, float]], holds: bool
+        self, subject: Subject, now_s: float, room_s: Sequence[tuple[float, float]], holds: bool
     ) -> Optional[Slot]:
-        """Take over what is decided elsewhere: how far the TATs of each scope that has a rate are ahead, of requests
-        and of tokens. Returns the place that the request holds, when it `holds` one: `give_back` takes it."""
+        """Take over what is decided elsewhere: how much further the TATs of each scope that has a rate may go ahead, of
+        requests and of tokens (negative: so long nothing passes); more than the burst here is none.
+
+        Returns the place that the request holds, when it `holds` one: `give_back` takes it."""
         with self._lock:
             has_key_limits = any(subject.key_limits)
             scopes = self._scopes_locked(subject, now_s, has_key_limits, any(subject.model_limits))
             rated = [scope for scope in scopes if scope.requests is not None or scope.tokens is not None]
-            for scope, (requests_s, tokens_s) in zip(rated, ahead_s):
+            for scope, (requests_s, tokens_s) in zip(rated, room_s):
                 if scope.requests is not None:
-                    scope.requests.tat_s = now_s + requests_s
+                    scope.requests.tat_s = now_s + max(scope.requests.burst_s - requests_s, 0.0)
                 if scope.tokens is not None:
-                    scope.tokens.become(now_s + tokens_s)
+                    scope.tokens.become(now_s + max(scope.tokens.burst_s - tokens_s, 0.0))
             if self._addresses is not None:
                 self._addresses.save(now_s)
             return _slot(scopes[0], now_s) if holds else None
-
-    def ahead_s(self, subject: Subject, now_s: float) -> list[tuple[float, float]]:
-        """How far the TATs of each scope that has a rate are ahead now, of requests and of tokens."""
-        with self._lock:
-            scopes = self._scopes_locked(subject, now_s, any(subject.key_limits), any(subject.model_limits))
-            return [
-                (
-                    0.0 if scope.requests is None else scope.requests.reset_s(now_s),
-                    0.0 if scope.tokens is None else scope.tokens.reset_s(now_s),
-                )
-                for scope in scopes
-                if scope.requests is not None or scope.tokens is not None
-            ]
 
     def place_wait_s(self, subject: Subject, now_s: float) -> float:
         """An estimate of the seconds until a place of the key is given back, by those held here."""

@@ -7,8 +7,9 @@ limiter, the line or a callback is called. A request waits on a flag, without a 
 **With Redis** one script takes of all limits of a request or of none. What it tells of each scope is noted in the local
 `Limiter`, too, which so knows what was used when it has to decide. **Without** (the line is open, or an answer does not
 come in time) `fail` says what becomes of a request that a limit applies to: it is refused, or the local limiter decides
-at a share of all limits: one by the number of gateways last known (1 where none is). When Redis is back it is told what
-has passed meanwhile, before anybody asks it again.
+at a share of all limits: one by the number of gateways last known (1 where none is). It lets no more than LOCAL_BURST
+of a minute pass at once: the others may still have Redis, and with it the whole burst. When Redis is back it is told
+what was known of it, in case that it has forgotten, and what has passed meanwhile, before anybody asks it again.
 
 **Places** of a key are held in Redis for LEASE_S and renewed as long as their requests go on. So those of a gateway
 that has died come free, a release that was lost is made up for, and a Redis that was emptied learns of them again.
@@ -22,11 +23,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from gateway.errors import GatewayError
-from gateway.limits.limiter import Admission, Limiter, Refusal, Slot, Subject, WrappedAdmission
+from gateway.limits.limiter import KEY_LIFETIME_S, Admission, Limiter, Refusal, Slot, Subject, WrappedAdmission
 from gateway.limits.quotas import Header, headers_of
+from gateway.limits.recentlyused import RecentlyUsed
+from gateway.shared.alone import NOTHING_KNOWN, Alone, Tats
 from gateway.shared.line import BEAT_S, RETRY_S, Job, Line
 from gateway.shared.scopes import (
     OWN_TIME,
@@ -39,6 +42,7 @@ from gateway.shared.scopes import (
     charging,
     reading_of,
     refusal_in,
+    rooms_of,
     settling,
     told_in,
     with_time,
@@ -51,15 +55,11 @@ PEER_S = 5.0
 """A gateway that has not been heard of for so long is none any more."""
 RENEW_MAX = 500  # places in one command
 ALONE_MAX = 20_000  # scopes of which it is known what has passed without Redis
+LOCAL_BURST = 0.02
+"""Of a minute's requests and tokens, at most; at least one request."""
+NOT_FEWER = (float("inf"), 0)
+"""Since when there were fewer gateways than known, and how many at most."""
 MODES = ("shared", "local", "closed")
-
-
-class _Before(NamedTuple):
-    """A scope that has been used without Redis, and its TATs before that."""
-
-    subject: Subject
-    place: int
-    tats_s: tuple[float, float]
 
 
 class SharedLimits:
@@ -97,7 +97,9 @@ class SharedLimits:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._held: dict[bytes, bytes] = {}  # each place's name, and what the places of its key are named
-        self._alone: dict[bytes, _Before] = {}
+        self._alone: dict[bytes, Alone] = {}
+        self._known: RecentlyUsed[bytes, Tats] = RecentlyUsed(KEY_LIFETIME_S, ALONE_MAX)
+        self._fewer = NOT_FEWER
         self._renew_at_s = 0.0  # of the thread shared alone
 
     @property
@@ -140,14 +142,20 @@ class SharedLimits:
         """What is left to who asks, as this gateway last heard; takes nothing."""
         now_s = self._clock()
         question = self._scopes.question(subject, self._factors.get(subject.priority, 1.0))
-        return headers_of(reading_of(self._local.ahead_s(subject, now_s), question, now_s))
+        with self._lock:
+            known = [self._known.get(one.key, now_s) or NOTHING_KNOWN for one in question.counted]
+        ahead_s = [(max(requests_s - now_s, 0.0), max(tokens_s - now_s, 0.0)) for requests_s, tokens_s in known]
+        return headers_of(reading_of(ahead_s, question, now_s))
 
     def _decided(self, subject: Subject, asked: _Asked, told: Told) -> Union[Admission, Refusal]:
         question, now_s = asked.question, self._clock()
         self._see_peers(told.peers)
-        slot = self._local.learn(subject, now_s, told.ahead_s, told.passes and question.places > 0)
+        room_s = rooms_of(told.ahead_s, question)
+        slot = self._local.learn(subject, now_s, room_s, told.passes and question.places > 0)
         with self._lock:
             self.decided["shared"] += 1
+            for one, (requests_s, tokens_s) in zip(question.counted, told.ahead_s):
+                self._known.put(one.key, (now_s + requests_s, now_s + tokens_s), now_s)
             if self._alone:
                 for one in question.counted:
                     self._alone.pop(one.key, None)  # it is as Redis says now
@@ -168,27 +176,22 @@ class SharedLimits:
                 retry_after_s=RETRY_S,
             )
         now_s = self._clock()
-        self._note_alone(subject, asked.question, now_s)
         admission = self._local.admit(subject, now_s)
         if isinstance(admission, Refusal):
             return admission
         asked.stands = True
-        if not asked.question.places:
-            return admission
+        question = asked.question
         with self._lock:
-            self._held[asked.place] = asked.question.held
+            for one in question.counted:
+                alone = self._alone.get(one.key)
+                if alone is None and len(self._alone) < ALONE_MAX:
+                    known = self._known.get(one.key, now_s) or NOTHING_KNOWN
+                    alone = self._alone[one.key] = Alone(one, known)
+                if alone is not None:
+                    alone.take(question.tokens, self.peers, now_s)
+            if question.places:
+                self._held[asked.place] = question.held
         return _LocalAdmission(self, admission, asked)
-
-    def _note_alone(self, subject: Subject, question: Question, now_s: float) -> None:
-        """Note how the scopes of a request are before anything passes without Redis."""
-        with self._lock:
-            if len(self._alone) >= ALONE_MAX or all(one.key in self._alone for one in question.counted):
-                return
-        ahead_s = self._local.ahead_s(subject, now_s)
-        with self._lock:
-            for place, (one, (requests_s, tokens_s)) in enumerate(zip(question.counted, ahead_s)):
-                before = _Before(subject, place, (now_s + requests_s, now_s + tokens_s))
-                self._alone.setdefault(one.key, before)
 
     # --- what becomes of it ------------------------------------------------------------------------------------------
 
@@ -201,6 +204,15 @@ class SharedLimits:
         with self._lock:
             self._held.pop(asked.place, None)
         self._line.tell(Job(lambda whole: (b"ZREM", asked.question.held, asked.place)))
+
+    def _settle_alone(self, question: Question, unused: int) -> None:
+        """Of what has passed without Redis so many tokens were not used."""
+        with self._lock:
+            for one in question.counted:
+                alone, tokens = self._alone.get(one.key), one.sizes.tokens
+                if alone is not None and tokens is not None:
+                    back_s = alone.tokens_s - unused * 60.0 / tokens.rate_per_minute * self.peers
+                    alone.tokens_s = max(back_s, alone.before_s[1])
 
     def _came_late(self, asked: _Asked, told: Told) -> None:
         """Redis has let pass what nobody waits for any more. What passed here meanwhile is charged there as well."""
@@ -242,19 +254,11 @@ class SharedLimits:
         with self._lock:
             alone, self._alone = self._alone, {}
         jobs: list[Job] = []
-        for key, before in alone.items():
-            ahead_s = self._local.ahead_s(before.subject, now_s)
-            question = self._scopes.question(before.subject, self._factors.get(before.subject.priority, 1.0))
-            if before.place >= len(ahead_s) or before.place >= len(question.counted):
-                continue
-            one = question.counted[before.place]
-            # Seconds of this gateway's share are as many units as so many seconds less of the whole.
-            requests_s, tokens_s = (
-                max(now_s + now_ahead_s - max(tat_s, now_s), 0.0) / self.peers
-                for now_ahead_s, tat_s in zip(ahead_s[before.place], before.tats_s)
-            )
-            if one.key == key and (requests_s or tokens_s):
-                jobs.append(Job(functools.partial(charging, one, requests_s, tokens_s, self._now_s())))
+        for one in alone.values():
+            floor_s = (max(one.before_s[0] - now_s, 0.0), max(one.before_s[1] - now_s, 0.0))
+            passed_s = one.passed_s(self.peers, now_s)
+            if any(floor_s) or any(passed_s):
+                jobs.append(Job(functools.partial(charging, one.one, passed_s, floor_s, self._now_s())))
         return jobs + self._renewals(self._now_s())
 
     def farewell(self) -> list[Job]:
@@ -268,10 +272,25 @@ class SharedLimits:
         return [*jobs, Job(lambda whole: (b"ZREM", PEERS, self.name))]
 
     def _see_peers(self, count: Any) -> None:
-        """So many gateways there are; None or garbage: as many as before."""
-        if isinstance(count, int) and count != self.peers and count >= 1:
-            self.peers = count
-            self._local.set_share(1.0 / count, self._clock())
+        """So many gateways there are; None or garbage: as many as before.
+
+        More are believed at once, fewer when there were no more for PEER_S: a Redis that was emptied has yet to hear of
+        all of them, and who believes to be alone takes all.
+        """
+        if not isinstance(count, int) or count < 1:
+            return
+        now_s = self._clock()
+        with self._lock:
+            if count < self.peers:
+                since_s, most = self._fewer
+                self._fewer = (min(since_s, now_s), max(most, count))
+                if now_s - self._fewer[0] < PEER_S:
+                    return
+                count = self._fewer[1]
+            self._fewer = NOT_FEWER
+            changes, self.peers = count != self.peers, count
+        if changes:
+            self._local.set_share(1.0 / count, now_s)
 
 
 class _Asked:
@@ -338,18 +357,26 @@ class _SharedAdmission(Admission):
 
 
 class _LocalAdmission(WrappedAdmission):
-    """One that this gateway has let pass, and that holds a place: Redis hears of that when it is back."""
+    """One that this gateway has let pass: Redis hears of that when it is back."""
 
-    __slots__ = ("_asked", "_shared")
+    __slots__ = ("_asked", "_limits")
 
-    def __init__(self, shared: SharedLimits, admission: Admission, asked: _Asked) -> None:
+    def __init__(self, limits: SharedLimits, admission: Admission, asked: _Asked) -> None:
         super().__init__(admission)
-        self._shared = shared
+        self._limits = limits
         self._asked = asked
+        self.holds = admission.holds
+
+    def settle(self, real_tokens: int) -> None:
+        reserved = self._admission._reservations
+        super().settle(real_tokens)
+        if reserved and not self._admission._reservations:
+            self._limits._settle_alone(self._asked.question, self._asked.question.tokens - real_tokens)
 
     def release_concurrency(self) -> None:
         super().release_concurrency()
-        self._shared._let_go(self._asked)
+        if self._asked.place:
+            self._limits._let_go(self._asked)
 
 
 def _reserved(question: Question, told: Told) -> tuple[tuple[Counted, float], ...]:

@@ -29,6 +29,7 @@ _LIMIT = b"{igw}:l:"
 _PLACES = b"{igw}:p:"
 _TABLE_MAX = 8192
 _SCOPE = struct.Struct(">5d")
+_CHARGE = struct.Struct(">7d")
 _ADMIT = struct.Struct(">4d")
 _ONE = struct.Struct(">d")
 
@@ -148,13 +149,13 @@ def settling(tokens: Sequence[tuple[Counted, float]], reserved: int, real: int, 
     return SETTLE.command([one.key for one, _ in tokens], (packed,), whole)
 
 
-def charging(one: Counted, requests_s: float, tokens_s: float, now_s: float, whole: bool) -> Command:
-    """Add what has passed without Redis: so far are the TATs to go ahead."""
+def charging(
+    one: Counted, passed_s: tuple[float, float], floor_s: tuple[float, float], now_s: float, whole: bool
+) -> Command:
+    """Add what has passed without Redis, of requests and of tokens: so far are the TATs to go ahead, of where they are,
+    or of where they are known to have been at least (`floor_s`)."""
     intervals_s = _numbers(one.sizes.requests)[0], _numbers(one.sizes.tokens)[0]
-    requests, tokens = (
-        ahead_s / interval_s if interval_s else 0.0 for ahead_s, interval_s in zip((requests_s, tokens_s), intervals_s)
-    )
-    packed = _SCOPE.pack(now_s, intervals_s[0], requests, intervals_s[1], tokens)
+    packed = _CHARGE.pack(now_s, *intervals_s, *passed_s, *floor_s)
     return CHARGE.command([one.key], (packed,), whole)
 
 
@@ -207,6 +208,19 @@ def reading_of(ahead_s: Sequence[tuple[float, float]], question: Question, now_s
         ):
             tokens, tokens_tat_s = found, tat_s
     return (requests, requests_tat_s, tokens, tokens_tat_s, now_s)
+
+
+def rooms_of(ahead_s: Sequence[tuple[float, float]], question: Question) -> list[tuple[float, float]]:
+    """How much further the TATs of each scope may go ahead, of requests and of tokens."""
+    rooms_s: list[tuple[float, float]] = []
+    for (requests_s, tokens_s), (_, _, (requests, tokens, _)) in zip(ahead_s, question.counted):
+        rooms_s.append(
+            (
+                0.0 if requests is None else requests.burst_s - requests_s,
+                0.0 if tokens is None else tokens.burst_s - tokens_s,
+            )
+        )
+    return rooms_s
 
 
 def _numbers(gcra: Optional[Gcra]) -> tuple[float, float, float]:

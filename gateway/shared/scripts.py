@@ -227,12 +227,16 @@ for i = 1, #KEYS do
 end
 """
 
-# What has passed without Redis. KEYS: a scope. ARGV: the time, the interval of requests and how many, those of tokens.
+# What has passed without Redis. KEYS: a scope. ARGV: the time, the intervals of requests and of tokens, how many
+# seconds' worth of each has passed, and how far the TATs are ahead at least without that.
 _CHARGE = """
 local s = read(KEYS[1])
-size(s, a[2], a[4])
-if a[2] > 0 then s[2] = math.max(s[2], now) + a[2] * a[3] end
-if a[4] > 0 and a[5] > 0 then add(s, a[5], 0) end
+size(s, a[2], a[3])
+if a[2] > 0 then s[2] = math.max(s[2], now + a[6]) + a[4] end
+if a[3] > 0 then
+  local seconds = math.max(now + a[7] - math.max(s[4], now), 0) + a[5]
+  if seconds > 0 then add(s, seconds / a[3], 0) end
+end
 write(KEYS[1], s)
 """
 

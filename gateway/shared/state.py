@@ -28,7 +28,8 @@ class SharedState:
     """The shared state in the Redis at `url`. Thread-safe. `start` it, `close` it.
 
     `fail`: what becomes of a request that a limit applies to when Redis cannot be asked, `local` or `closed`. `local`
-    is the limiter that decides then, whose limits for `everybody` and for each address are these. `timeout_s` bounds
+    is the limiter that decides then, whose limits for `everybody` and for each address are these. `bursts`: of all
+    gateways together, which are larger than the local ones. `timeout_s` bounds
     every wait. Raises ConfigurationError without redis-py or for a malformed URL.
     """
 

@@ -105,8 +105,10 @@ class SharedLimitsTest(AccessTest):
         statuses = self.statuses([first, second], 100)
         took_s = time.monotonic() - began_s
         self.assertLess(took_s, TIMEOUT_S)
-        self.assertGreaterEqual(statuses[200], 58)
-        self.assertLessEqual(statuses[200], 62 + 10 * took_s)
+        self.assertGreaterEqual(
+            statuses[200], 12
+        )  # a fiftieth of a minute's at once, half of it at each, then the rate
+        self.assertLessEqual(statuses[200], 14 + 10 * took_s)
         self.assertEqual(sum(statuses.values()), statuses[200] + statuses[429])
         self.assertEqual(first.metrics()['gateway_shared_state{mode="local"}'], 1.0)
         lines = [line for line in first.log_lines() if line["event"] == "shared_state"]

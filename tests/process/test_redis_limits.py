@@ -52,11 +52,14 @@ class One:
         bursts: Bursts = BURSTS,
         timeout_s: float = LONG_S,
         fail: str = "local",
+        local_bursts: Optional[Bursts] = None,
     ) -> None:
         self.reasons: list[Optional[str]] = []
         self.line = Line(f"redis://127.0.0.1:{server.port}/0", timeout_s, self._beat, self._changed)
         times: dict[str, Any] = {} if clock is None else {"clock": clock, "now_s": clock}
-        self.local = Limiter(everybody, address_rpm, *bursts, **({} if clock is None else {"clock": clock}))
+        self.local = Limiter(
+            everybody, address_rpm, *(local_bursts or bursts), **({} if clock is None else {"clock": clock})
+        )
         self.limits = SharedLimits(
             self.line, self.local, Scopes(everybody, address_rpm, bursts), fail, timeout_s, **times
         )
@@ -310,9 +313,15 @@ class SeveralTest(RedisTest):
         assert isinstance(held, Admission)
         held.release_concurrency()
         self.assertIsInstance(alive.admit(subject), Admission)
+        self.assertEqual(self.call("ZCARD", "{igw}:peers"), 1)
+        self.assertEqual(alive.limits.peers, 2)  # it may come back
+        clock.now_s += 5.0
         eventually(lambda: alive.limits.peers == 1)
 
     def test_a_gateway_that_leaves_holds_nothing_and_is_none_of_them(self) -> None:
+        patched = mock.patch.object(shared_limits, "PEER_S", 1.0)
+        patched.start()
+        self.addCleanup(patched.stop)
         leaving, staying = self.one(), self.one()
         subject = Subject("alice", KeyLimits(None, None, 1))
         self.assertIsInstance(leaving.admit(subject), Admission)

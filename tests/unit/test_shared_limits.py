@@ -184,6 +184,16 @@ class SharedLimitsTest(unittest.TestCase):
         self.assertEqual(self.passes(limits, Subject("e", KeyLimits(None, None, 3))), 1)  # at least one
         self.assertEqual(self.passes(limits, Subject("f")), 0)  # 30 of everybody's 120
 
+    def test_more_gateways_are_believed_at_once_and_fewer_after_a_while(self) -> None:
+        limits = self.limits()
+        for count, after_s, expected in (
+            *((3, 0.0, 3), (1, 0.0, 3), (2, 4.9, 3), (1, 0.2, 2), (1, 4.0, 2), (2, 2.0, 2), (1, 0.0, 2), (1, 5.0, 1)),
+            *((None, 0.0, 1), (b"7", 0.0, 1), (0, 9.0, 1), (5, 0.0, 5)),
+        ):
+            self.clock.now_s += after_s
+            limits._see_peers(count)
+            self.assertEqual(limits.peers, expected, (count, after_s))
+
     def test_what_was_used_by_all_is_known_when_redis_is_gone(self) -> None:
         limits = self.limits()
         subject = Subject("alice", KeyLimits(600, 6000), tokens_estimate=0)
@@ -206,10 +216,41 @@ class SharedLimitsTest(unittest.TestCase):
         commands = [job.command(False) for job in jobs]
         self.assertEqual(len(commands), 2)  # what has passed, and who holds a place
         packed = commands[0][-1]
-        # Four of 300 a minute are 0.8 s, of which 0.2 have passed: 0.6 s here are 0.3 s of 600, three requests.
-        self.assertEqual([round(n, 6) for n in struct.unpack(">5d", packed)], [-1.0, 0.1, 3.0, 0.0, 0.0])
+        # Four of 300 a minute are 0.8 s, of which 0.2 have passed: 0.6 s here are 0.3 s of 600.
+        self.assertEqual([round(n, 6) for n in struct.unpack(">7d", packed)], [-1.0, 0.1, 0.0, 0.3, 0.0, 0.0, 0.0])
         self.assertEqual(len(commands[1]) - 5, 4)
         self.assertEqual(limits.come_back()[:-1], [])  # told once; places are renewed each time
+
+    def test_redis_is_told_what_was_known_of_it_in_case_it_has_forgotten(self) -> None:
+        limits = self.limits()
+        subject = Subject("alice", KeyLimits(600, 6000), tokens_estimate=10)
+        steps = self.begin(limits, subject)
+        self.answer(reply((3.0, 20.0, 7.0), peers=2))
+        self.end(steps)
+        self.line.is_open = True
+        self.assertEqual(self.passes(limits, subject, 1), 1)
+        self.clock.now_s += 1.0
+        [job] = limits.come_back()
+        # One of 300 a minute, and 10 of 3 000 tokens, are 0.2 s each; half of that is this gateway's.
+        numbers = [round(n, 6) for n in struct.unpack(">7d", job.command(False)[-1])]
+        self.assertEqual(numbers, [-1.0, 0.1, 0.01, 0.1, 0.1, 2.0, 19.0])
+
+    def test_a_small_burst_here_takes_nothing_away_of_what_is_left(self) -> None:
+        """What may go ahead by the shared burst may by the one here, up to that; what must wait there waits here."""
+        local = Limiter(NO_RATE_LIMITS, None, 0.02, 0.02, self.clock)
+        limits = SharedLimits(
+            cast(Line, self.line), local, Scopes(NO_RATE_LIMITS, None, BURSTS), "local", 0.05, self.clock
+        )
+        subject = Subject("alice", KeyLimits(6000))
+        for ahead_s, passes in ((0.0, 120), (5.0, 100), (4.8, 120), (6.0, 0), (9.0, 0)):
+            self.line.is_open = False
+            steps = self.begin(limits, subject)
+            self.answer(reply((ahead_s, 0.0, 0.0)))
+            self.end(steps)
+            self.line.is_open = True
+            self.assertEqual(self.passes(limits, subject), passes, ahead_s)
+        self.clock.now_s += 3.1
+        self.assertEqual(self.passes(limits, subject), 10)
 
     def test_an_answer_forgets_what_was_decided_without(self) -> None:
         limits = self.limits()
@@ -268,14 +309,14 @@ class HandedOn(unittest.TestCase):
         limiter = Limiter(clock=clock)
         subject = Subject("alice", KeyLimits(None, 6000), tokens_estimate=3000)
         before: Any = limiter.admit(subject, clock())
-        limiter.learn(subject, clock(), [(0.0, 60.0)], False)
+        limiter.learn(subject, clock(), [(0.0, 0.0)], False)
         before.settle(0)
-        self.assertEqual(limiter.ahead_s(subject, clock()), [(0.0, 60.0)])
+        self.assertIn(("x-ratelimit-remaining-tokens", "0"), limiter.headers(subject, clock()))
         self.assertIsInstance(limiter.admit(subject, clock()), Refusal)
         clock.now_s += 30.0
         after: Any = limiter.admit(subject, clock())
         after.settle(0)
-        self.assertEqual(limiter.ahead_s(subject, clock()), [(0.0, 30.0)])
+        self.assertIn(("x-ratelimit-remaining-tokens", "3000"), limiter.headers(subject, clock()))
 
 
 if __name__ == "__main__":
