@@ -225,6 +225,7 @@ class SharedBudgets:
         with self._lock:
             left_usd = one.reserved_usd + cost_usd
             one.reserved_usd = left_usd if left_usd > 1e-12 else 0.0
+            one.idle = False  # it is set right once more
 
     @property
     def field(self) -> bytes:

@@ -53,9 +53,10 @@ class One:
         timeout_s: float = LONG_S,
         fail: str = "local",
         local_bursts: Optional[Bursts] = None,
+        user_info: str = "",
     ) -> None:
         self.reasons: list[Optional[str]] = []
-        self.line = Line(f"redis://127.0.0.1:{server.port}/0", timeout_s, self._beat, self._changed)
+        self.line = Line(f"redis://{user_info}127.0.0.1:{server.port}/0", timeout_s, self._beat, self._changed)
         times: dict[str, Any] = {} if clock is None else {"clock": clock, "now_s": clock}
         self.local = Limiter(
             everybody, address_rpm, *(local_bursts or bursts), **({} if clock is None else {"clock": clock})
@@ -440,6 +441,18 @@ class WithoutRedisTest(RedisTest):
                 eventually(lambda one=one: one.limits.mode == "shared")
                 self.assertIsInstance(one.admit(self.SUBJECT), Admission)
                 self.assertEqual(len(one.reasons), 2)
+
+    def test_a_password_that_is_wrong_is_told_without_it(self) -> None:
+        self.call("CONFIG", "SET", "requirepass", "the-right-one")
+        for user_info in ("", ":hush-hush@", "somebody:hush-hush@"):
+            one = One(self.server, user_info=user_info)
+            self.addCleanup(one.close)
+            self.assertIsInstance(one.admit(self.SUBJECT), Admission)
+            eventually(lambda one=one: one.reasons)
+            self.assertEqual((len(one.reasons), one.limits.mode), (1, "local"))
+            self.assertIsNotNone(one.reasons[0])
+            for secret in ("hush", "somebody", "right"):
+                self.assertNotIn(secret, str(one.reasons[0]))
 
     def test_a_gateway_that_begins_without_redis_decides_alone_until_it_is_there(self) -> None:
         self.server.kill()
