@@ -145,6 +145,7 @@ def describe(
         *_describe_region(settings, router),
         *_describe_dotenv(settings),
         *_describe_cache(settings),
+        *_describe_shared(settings),
         *sandbox,
     ]
     if _is_unconfigured(fleet):
@@ -200,6 +201,12 @@ def _describe_cache(settings: Settings) -> Iterator[str]:
 def _processes(settings: Settings) -> str:
     count = settings.processes or "as many as there are processors"
     return "" if count == 1 else f", served by several processes: {count}"
+
+
+def _describe_shared(settings: Settings) -> Iterator[str]:
+    if settings.redis_url is not None:
+        without = "each gateway its share" if settings.shared_fail == "local" else "nothing passes"
+        yield f"shared: limits, budgets, revoked keys in Redis; without it {without}"
 
 
 def _listens(settings: Settings) -> str:

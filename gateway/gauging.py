@@ -50,9 +50,7 @@ def bind_metrics(
         lambda: 0 if guard.db is None else guard.db.errors,
         lambda: max((used for _, used in guard.budgets.used()), default=None),
     )
-    shared = guard.shared
-    if shared is not None:
-        gauges.bind_shared(registry, shared.figures)
+    gauges.bind_shared(registry, lambda: None if guard.shared is None else guard.shared.figures())
 
 
 def provider_of(factory: InferenceFactory, model: str, engine: str) -> str:

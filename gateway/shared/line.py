@@ -81,20 +81,19 @@ class Line:
 
     @property
     def is_open(self) -> bool:
-        """Whether Redis is left alone, after a failure. Takes no lock."""
-        return self._breaker.retry_at_s is not None
+        """Whether Redis is left alone, after a failure, or because it is late. Takes no lock."""
+        begun_s = self._begun_s
+        # A batch that hangs (in a name's look-up, say) is late before it has failed.
+        late = begun_s is not None and self._clock() - begun_s > self._timeout_s
+        return late or self._breaker.retry_at_s is not None
 
     def ask(self, job: Job) -> bool:
         """Have a job done whose end somebody waits for; False at once, and never heard of, where that cannot be."""
-        now_s = self._clock()
         with self._changed:
-            begun_s = self._begun_s
-            # A batch that hangs (in a name's look-up, say) is late before it has failed.
-            late = begun_s is not None and now_s - begun_s > self._timeout_s
-            if self.is_open or self._ends_at_s is not None or late or len(self._waiting) >= WAITING_MAX:
+            if self.is_open or self._ends_at_s is not None or len(self._waiting) >= WAITING_MAX:
                 return False
             self._waiting.append(job)
-            if begun_s is None:  # else the thread looks again anyway
+            if self._begun_s is None:  # else the thread looks again anyway
                 self._changed.notify()
         return True
 
@@ -225,7 +224,7 @@ class Line:
             self._tell_change(reason)
 
     def _recover(self) -> None:
-        if self.is_open:
+        if self._breaker.retry_at_s is not None:
             self._tell_change(None)  # first: what is told now comes before what others ask
             with self._changed:
                 self._breaker.recover(self._clock())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from typing import Callable
+from typing import Callable, Optional
 
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.slo import WINDOWS_S, SloFigures
@@ -132,15 +132,19 @@ def bind_discovery(registry: Registry, states: Callable[[], Iterable[tuple[str, 
 
 def bind_shared(
     registry: Registry,
-    state: Callable[[], tuple[Iterable[tuple[str, int]], float, float, float]],
+    state: Callable[[], Optional[tuple[Iterable[tuple[str, int]], int, int, int]]],
 ) -> None:
-    """Declares who decides on limits that gateways share (each mode, and 1 for the one that it is now), what each has
-    decided, the gateways last known, and the failures of Redis: `state` gives ((mode, decided), ...), the place of the
-    mode that it is now, the gateways, the failures."""
+    """Declares who decides on limits that gateways share, and what each has decided, the gateways last known, and the
+    failures of Redis: `state` gives ((mode, decided), ...), the place of the mode that it is now, the gateways, the
+    failures; None: nothing is shared."""
 
     def modes() -> Iterable[tuple[tuple[str], float]]:
-        decided, now, _, _ = state()
-        return [((mode,), float(place == now)) for place, (mode, _) in enumerate(decided)]
+        found = state()
+        return [] if found is None else [((mode,), float(at == found[1])) for at, (mode, _) in enumerate(found[0])]
+
+    def decided() -> Iterable[tuple[tuple[str], float]]:
+        found = state()
+        return [] if found is None else [((mode,), count) for mode, count in found[0]]
 
     registry.callback(
         "gateway_shared_state",
@@ -154,21 +158,21 @@ def bind_shared(
         "counter",
         "Requests to which a shared limit applied, by who has decided.",
         ("mode",),
-        lambda: [((mode,), count) for mode, count in state()[0]],
+        decided,
     )
     registry.callback(
         "gateway_shared_peers",
         "gauge",
         "Gateways that share their state, as last known.",
         (),
-        lambda: [((), state()[2])],
+        lambda: [] if (found := state()) is None else [((), found[2])],
     )
     registry.callback(
         "gateway_shared_errors_total",
         "counter",
         "Failures of the Redis that gateways share their state in.",
         (),
-        lambda: [((), state()[3])],
+        lambda: [] if (found := state()) is None else [((), found[3])],
     )
 
 

@@ -333,6 +333,28 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 maximum=1,
             ),
             Panel(
+                *("Shared limits", "Decided a second: by Redis, by each gateway alone, or refused.", "reqps"),
+                ((rate("gateway_shared_decisions_total", HERE, "mode"), "{{mode}}"),),
+                stacked=True,
+            ),
+            Panel(
+                *("Who decides on them", "How many gateways: with Redis, alone, or not at all.", "short"),
+                ((f"sum by (mode) (gateway_shared_state{{{HERE}}})", "{{mode}}"),),
+                stacked=True,
+            ),
+            Panel(
+                *(
+                    "Gateways known to each",
+                    "Fewer than there are: cut off from Redis, or begun without.",
+                    "short",
+                ),
+                ((f"min by (instance) (gateway_shared_peers{{{HERE}}})", "{{instance}}"),),
+            ),
+            Panel(
+                *("Failures of Redis", "A second; each has limits decided without it for a second.", "short"),
+                ((rate("gateway_shared_errors_total", HERE, "instance"), "{{instance}}"),),
+            ),
+            Panel(
                 *("Tokens a request", "Median of prompts and of answers.", "short"),
                 quantiles("gen_ai_client_token_usage", GENAI, (0.5,), "gen_ai_token_type"),
             ),
