@@ -326,8 +326,7 @@ class GatewayError(Exception):
 
     `param` is the JSON path of the faulty field or None. `retry_after_s` becomes `Retry-After` (rounded up to whole
     seconds, at least 1); None sends none. `details` are further keys of the error object. `engine` is the engine's own
-    `code`, `type` and `param`, as far as it gave them; None: it is no engine's error. `status` overrides the code's own
-    status (an engine's 4xx is passed on with its status).
+    `code`, `type` and `param`, as far as it gave them; None: it is no engine's error. `status`: instead of the code's.
     """
 
     def __init__(
@@ -374,17 +373,13 @@ class HttpError(GatewayError):
 
 def openai_type(status: int) -> str:
     """The `type` that the OpenAI error shape carries for an HTTP status."""
-    kind = OPENAI_TYPE_BY_STATUS.get(status)
-    if kind is not None:
-        return kind
-    return "invalid_request_error" if status < 500 else "server_error"
+    return OPENAI_TYPE_BY_STATUS.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 
 def errors_document() -> str:
     """Render docs/ERRORS.md."""
+    head = ["# Errors", ""]
     lines = [
-        "# Errors",
-        "",
         "Every code that an answer of the gateway can have, what it means, and what the caller does about it.",
         "How errors look: [RELIABILITY.md](RELIABILITY.md#errors). The same is in the OpenAPI document",
         "(`GET /openapi.json`, `x-errors`) and at `/docs`. This file is made by `python -m gateway.errors`.",
@@ -392,8 +387,8 @@ def errors_document() -> str:
         "| status | code | meaning | what to do |",
         "|---|---|---|---|",
     ]
-    lines += [f"| {row.status} | `{code}` | {row.meaning} | {row.action} |" for code, row in ERRORS.items()]
-    return "\n".join(lines) + "\n"
+    rows = [f"| {row.status} | `{code}` | {row.meaning} | {row.action} |" for code, row in ERRORS.items()]
+    return "\n".join(head + lines + rows) + "\n"
 
 
 def _main() -> int:

@@ -135,16 +135,10 @@ class Pipeline:
         if virtual is not None:
             return self._agree(asked, call, identity, virtual)
         if self.guard.shared is not None:
-            return self._given_shared(asked, call, identity)
+            return self.serve_part(asked, call)
         self._admit(asked, call, identity)
         self._open[asked] = None
         return self.reuse.serve(asked, call)
-
-    def _given_shared(self, asked: Asked, call: Call, identity: Identity) -> Steps[Given]:
-        """The same where all gateways together have to let it pass."""
-        yield from self._admitted(asked, call, identity)
-        self._open[asked] = None
-        return (yield from self.reuse.serve(asked, call))
 
     def _tell(self, asked: Asked, call: Call, identity: Identity, telling: Telling) -> Steps[Given]:
         """The same for a client of another dialect; its stream is told as it comes, by who relays it."""
@@ -199,7 +193,7 @@ class Pipeline:
         call.caller = identity.name or str(address_group(asked.client_address))
 
     def serve_part(self, part: Asked, call: Call) -> Steps[Given]:
-        """The answer to a part of a request that has been seen to be right, by whoever has made it."""
+        """The answer to a request, or to a part of one, that has been seen to be right."""
         identity = part.identity
         assert identity is not None
         yield from self._admitted(part, call, identity)
@@ -232,7 +226,8 @@ class Pipeline:
         yield from self._admitting.admit_shared(self.guard.shared, asked, call, identity, asks)
 
     def _admit(self, asked: Asked, call: Call, identity: Identity, asks: bool = True) -> None:
-        """Take what the call needs of every limit. Raises GatewayError, also for what needs no worker."""
+        """Take what the call needs of every limit. Raises GatewayError, also for what needs no worker: any call while
+        draining (and no longer lingering), and one for an unknown model. `asks`: engines, too."""
         self._refuse_when_draining()
         self._admitting.admit(asked, call, identity, asks)
 

@@ -237,7 +237,7 @@ class Reuse:
                 lease.give_back(False)
             self.flights.failed(flight, error if isinstance(error, GatewayError) else None)
             raise
-        if not isinstance(result, Answer):
+        if not isinstance(result, Answer):  # a stream has no lease
             asked.shared = Shared(flight, self, functools.partial(self._keep_stream, caches, asked, call, like))
             return result
         self.flights.landed(flight, result)
