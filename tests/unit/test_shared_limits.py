@@ -109,6 +109,17 @@ class SharedLimitsTest(unittest.TestCase):
             admission.release_concurrency()
         self.assertEqual(self.line.names(), ["EVALSHA", "ZREM"])
 
+    def test_who_is_refused_for_another_reason_is_told_what_was_last_heard(self) -> None:
+        limits = self.limits()
+        self.assertIn(("x-ratelimit-remaining-requests", "60"), limits.headers(ALICE))
+        steps = self.begin(limits)
+        self.answer(reply((3.0, 10.0, 7.0)))
+        self.end(steps)
+        self.assertIn(("x-ratelimit-remaining-requests", "30"), limits.headers(ALICE))
+        self.clock.now_s += 1.0
+        self.assertIn(("x-ratelimit-remaining-requests", "40"), limits.headers(ALICE))
+        self.assertEqual(limits.headers(Subject("bob")), ())
+
     def test_a_refusal_names_the_limit_and_the_wait(self) -> None:
         limits = self.limits()
         for value, name, wait_s, never in (
