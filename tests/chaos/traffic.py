@@ -12,10 +12,10 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
-from tests.support import CHAT, Closed, RawClient, Response, chunk_of, eventually
+from tests.support import CHAT, Closed, Header, RawClient, Response, chunk_of, eventually
 
 ANSWER_S = 30.0  # no fault here may keep a client waiting for this long
 PAUSE_AFTER_ERROR_S = 0.02  # an error is quick: without a pause one client would ask thousands of times
@@ -58,17 +58,33 @@ class ChaosClient(RawClient):
 
 
 class Traffic:
-    """`clients` threads that ask until `stop`; every second one asks for streams."""
+    """`clients` threads that ask until `stop`; every second one asks for streams, unless `streams` says otherwise.
 
-    def __init__(self, port: int, models: Sequence[str], clients: int, prefix: str = "chaos") -> None:
+    `headers` come with each request, `fields` in its body; `pause_s` is how long a client rests between two.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        models: Sequence[str],
+        clients: int,
+        prefix: str = "chaos",
+        *,
+        host: str = "127.0.0.1",
+        headers: Sequence[Header] = (),
+        fields: Optional[Mapping[str, Any]] = None,
+        streams: bool = True,
+        pause_s: float = 0.0,
+    ) -> None:
         self.results: list[Result] = []
-        self._port = port
+        self._port, self._host = port, host
+        self._headers, self._fields, self._pause_s = tuple(headers), dict(fields or {}), pause_s
         self._models = models
         self._prefix = prefix
         self._numbers = itertools.count()
         self._end = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(n % 2 == 1,), name=f"client-{n}", daemon=True)
+            threading.Thread(target=self._run, args=(streams and n % 2 == 1,), name=f"client-{n}", daemon=True)
             for n in range(clients)
         ]
 
@@ -97,7 +113,7 @@ class Traffic:
         while not self._end.is_set():
             if client is None:
                 try:
-                    client = ChaosClient(self._port, timeout_s=ANSWER_S)
+                    client = ChaosClient(self._port, self._host, ANSWER_S)
                 except OSError as error:
                     self.results.append(Result("-", stream, "lost", time.time(), 0.0, f"cannot connect: {error}"))
                     return
@@ -107,8 +123,8 @@ class Traffic:
             if not keep:
                 client.close()
                 client = None
-            if not result.good:
-                self._end.wait(PAUSE_AFTER_ERROR_S)
+            if self._pause_s or not result.good:
+                self._end.wait(self._pause_s if result.good else max(self._pause_s, PAUSE_AFTER_ERROR_S))
         if client is not None:
             client.close()
 
@@ -116,11 +132,11 @@ class Traffic:
         request_id = f"{self._prefix}-{number}"
         model = self._models[number % len(self._models)]
         prompt = f"{WORDS} {number}"
-        body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": prompt}]}
+        body = {**self._fields, "model": model, "stream": stream, "messages": [{"role": "user", "content": prompt}]}
         began_unix_s, began_s = time.time(), time.monotonic()
         keep = False
         try:
-            client.request("POST", CHAT, body, [("X-Request-ID", request_id)])
+            client.request("POST", CHAT, body, [*self._headers, ("X-Request-ID", request_id)])
             head, events = client.read_answer()
             outcome, detail = judge(head, events, request_id, prompt)
             keep = head.header("connection") != "close" and outcome not in ("neither", "error event", "wrong")

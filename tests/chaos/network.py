@@ -1,0 +1,266 @@
+"""`python -m tests.chaos.network [--minutes N] [--seed N] [--clients N]`: a fleet in network namespaces, and mixed faults.
+
+Three gateways behind HAProxy (docs/deploy/haproxy), Redis, six mock engines, each on a node of its own (tests/chaos/lab.py);
+clients that ask through HAProxy all the time; processes that are killed, frozen, drained, machines that are cut off
+(tests/chaos/netfaults.py). Needs Linux, root, iproute2, haproxy and redis-server. Exit status 1 when one of these does not hold:
+
+* a request that is not streamed gets its answer, the only one and its own; a stream is complete, or ends with an error event, or
+  is broken off, but only one that had begun, and only when a gateway was taken away;
+* the limit of the model `limited` is not passed by more than 2 % in any minute: of the fleet, where gateways decide in Redis
+  together, else of each gateway;
+* when the faults are over everything is in again, and no gateway, nor HAProxy, holds more threads, descriptors, places or
+  memory than before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from tests.chaos import lab as labs
+from tests.chaos import nodes, observe, report
+from tests.chaos.netfaults import Storm
+from tests.chaos.nodes import BURST, ENGINES, GATEWAYS, KEY, LIMITED, MODEL, RPM, Fleet, shared_limits
+from tests.chaos.scene import SPARES, listed
+from tests.chaos.traffic import Result, Traffic, tally
+from tests.support import eventually
+
+NAMES = (
+    "haproxy",
+    "redis",
+    *(f"gateway{number}" for number in range(1, GATEWAYS + 1)),
+    *(f"engine{number}" for number in range(1, ENGINES + 1)),
+)
+PROGRAMS = ("haproxy", "redis-server")
+PAUSE_S = 0.02
+LIMITED_CLIENTS, LIMITED_PAUSE_S = 6, 0.05  # together far more than RPM allows, of each gateway as well
+OVER = 0.02
+WINDOW_S = 60.0
+BACK_S = 60.0
+MORE_MB = 24.0
+MORE_DESCRIPTORS = 8  # of HAProxy, for connections that it keeps for a while
+KNOWN_ERRORS = ("request", "engine_state", "redis")
+
+
+class Outcome(NamedTuple):
+    """What came of it."""
+
+    seconds: float
+    faults: Counter[str]
+    results: Sequence[Result]
+    limited: Sequence[Result]
+    allowed: float
+    over: float
+    back_s: float
+    memory_mb: tuple[float, float]
+    violations: tuple[str, ...]
+    examples: tuple[str, ...]
+
+
+def play(seconds: float, clients: int, seed: int, most_s: float = 60.0, keep: Optional[Path] = None) -> Outcome:
+    """Run the fleet under faults for about `seconds`; none lasts longer than `most_s`. `keep`: a folder for the logs."""
+    with tempfile.TemporaryDirectory() as name, labs.Lab(NAMES) as lab:
+        folder = keep or Path(name)
+        with Fleet(lab, folder) as fleet:
+            return _played(fleet, seconds, clients, seed, most_s)
+
+
+def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float) -> Outcome:
+    key = (("X-API-Key", KEY),)
+    warm = Traffic(nodes.PORT, (MODEL,), clients, "warm", host=fleet.address, headers=key).start()
+    warm.wait_for_more(6 * clients)
+    warm.stop()
+    before = [observe.least_held(gateway, (nodes.ENGINE_PORT,), 0.5) for gateway in fleet.observed()]
+    most = observe.Held(*(max(values) for values in zip(*before)))
+    most = most._replace(threads=most.threads + SPARES, descriptors=most.descriptors + SPARES)
+    memory_before = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
+    front_before = nodes.descriptors(fleet.haproxy.process.pid)
+
+    # Deterministic, so that Redis is asked and told for each: no two are alike, so none is answered by it.
+    kept = {"temperature": 0}
+    traffic = Traffic(
+        nodes.PORT, (MODEL,), clients, host=fleet.address, headers=key, fields=kept, pause_s=PAUSE_S
+    ).start()
+    limited = Traffic(
+        nodes.PORT,
+        (LIMITED,),
+        LIMITED_CLIENTS,
+        "limited",
+        host=fleet.address,
+        headers=key,
+        streams=False,
+        pause_s=LIMITED_PAUSE_S,
+    ).start()
+    storm = Storm(fleet, seed, most_s).start()
+    began_s = time.monotonic()
+    try:
+        time.sleep(seconds)  # time itself is what the fleet is put through: no condition ends it
+    finally:
+        storm.stop()
+        calm_s = time.monotonic()
+        eventually(fleet.whole, BACK_S)
+        back_s = time.monotonic() - calm_s
+        traffic.wait_for_more(4 * clients)
+        results, counted = traffic.stop(), limited.stop()
+    ran_s = time.monotonic() - began_s
+    kept_most = (clients + LIMITED_CLIENTS + 1) * ENGINES  # connections to engines, which have one port: a probe's, too
+    left = [
+        observe.left_over(gateway, (nodes.ENGINE_PORT,), most, kept_most)
+        for gateway in fleet.observed()
+    ]
+    memory_after = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
+    front_after = eventually_least(lambda: nodes.descriptors(fleet.haproxy.process.pid), front_before + MORE_DESCRIPTORS)
+    passed = sorted(result.began_unix_s + result.took_s for result in counted if not result.outcome.startswith("429"))
+    deciders = 1 if shared_limits() else GATEWAYS + sum(storm.counts[name] for name in _RESTARTS)
+    over, allowed = most_over(passed, RPM / 60.0, max(1.0, BURST * RPM), 1 if shared_limits() else GATEWAYS, deciders)
+
+    violations = list(_judged(results, warm.results, storm.counts, counted))
+    if over > OVER:
+        violations.append(f"the limit was passed by {100 * over:.1f} %")
+    for gateway, over_held in zip(fleet.gateways, left):
+        if any(over_held):
+            violations.append(f"{gateway.node.name} has left over: {over_held}")
+    if memory_after > memory_before + MORE_MB:
+        violations.append(f"memory grew from {memory_before:.0f} to {memory_after:.0f} MB")
+    if front_after > front_before + MORE_DESCRIPTORS:
+        violations.append(f"HAProxy had {front_before} descriptors open, and has {front_after}")
+    for gateway in fleet.observed():
+        log = observe.Log(gateway, "chaos")
+        odd = {event: count for event, count in log.other.items() if event not in KNOWN_ERRORS}
+        if odd:
+            violations.append(f"a gateway's log has errors: {odd}")
+    return Outcome(
+        *(ran_s, storm.counts, results, counted, allowed, over, back_s, (memory_before, memory_after)),
+        *(tuple(violations), _examples([*results, *counted])),
+    )
+
+
+_RESTARTS = ("gateway: killed", "gateway: stopped and started")
+
+
+def eventually_least(look: object, bound: int) -> int:
+    """The least that `look` gives within SETTLE_S; at once when that is no more than `bound`."""
+    assert callable(look)
+    least = int(look())
+    deadline_s = time.monotonic() + observe.SETTLE_S
+    while least > bound and time.monotonic() < deadline_s:
+        time.sleep(0.2)
+        least = min(least, int(look()))
+    return least
+
+
+def most_over(
+    times_s: Sequence[float], rate: float, burst: float, deciders: int, bursts: int
+) -> tuple[float, float]:
+    """By which share the worst window passed what it may hold, and what the whole may.
+
+    Windows of a minute or more, or of all there is. In a window of T seconds `deciders` limits let pass rate × T each, and
+    `bursts` times `burst` may come at once besides (GCRA).
+    """
+    if not times_s:
+        return 0.0, 0.0
+    whole_s = times_s[-1] - times_s[0]
+
+    def allowed(window_s: float) -> float:
+        return bursts * burst + deciders * rate * window_s
+
+    worst = len(times_s) / allowed(whole_s) - 1.0
+    end = 0
+    for start, began_s in enumerate(times_s):
+        while end < len(times_s) and times_s[end] < began_s + WINDOW_S:
+            end += 1
+        if end == len(times_s):
+            break
+        worst = max(worst, (end - start) / allowed(WINDOW_S) - 1.0)
+    return worst, allowed(whole_s)
+
+
+def _judged(
+    results: Sequence[Result], warm: Sequence[Result], faults: Counter[str], limited: Sequence[Result]
+) -> Iterator[str]:
+    for result in warm:
+        if not result.good:
+            yield f"before the faults: {result}"
+            break
+    broken = any(name.startswith("gateway") for name in faults)
+    for outcome, count in tally(results, False).items():
+        if outcome != "200":
+            yield f"{count} of the non-streaming requests: {outcome}"
+    for outcome, count in tally(results, True).items():
+        if outcome not in ("complete", "error event") and not (outcome == "neither" and broken):
+            yield f"{count} of the streams: {outcome}"
+    for outcome, count in tally(limited, False).items():
+        if outcome not in ("200", "429 rate_limit_exceeded"):
+            yield f"{count} of the requests with a limit: {outcome}"
+
+
+def _examples(results: Sequence[Result]) -> tuple[str, ...]:
+    found: dict[tuple[bool, str], str] = {}
+    for result in results:
+        if not result.good and not result.outcome.startswith("429"):
+            text = f"{'stream' if result.stream else 'plain'} {result.request_id}: {result.outcome} after "
+            found.setdefault((result.stream, result.outcome), f"{text}{result.took_s:.2f} s: {result.detail}")
+    return tuple(found.values())
+
+
+def summary(outcome: Outcome) -> str:
+    """What came of it, in Markdown."""
+    plain, streams = tally(outcome.results, False), tally(outcome.results, True)
+    slowest_s = max((result.took_s for result in outcome.results if not result.stream), default=0.0)
+    passed = sum(not result.outcome.startswith("429") for result in outcome.limited)
+    where = "decided in Redis for all gateways" if shared_limits() else "decided by each gateway alone"
+    rows = [
+        ("time", f"{outcome.seconds:.0f} s, {sum(outcome.faults.values())} faults"),
+        ("faults", listed(outcome.faults)),
+        ("requests, not streamed", f"{sum(plain.values())}: {listed(plain)}; slowest {slowest_s:.1f} s"),
+        ("requests, streamed", f"{sum(streams.values())}: {listed(streams)}"),
+        (
+            f"the limit of {RPM} requests a minute, {where}",
+            f"{len(outcome.limited)} asked, {passed} passed, {outcome.allowed:.0f} allowed; worst minute "
+            f"{100 * outcome.over:+.1f} %",
+        ),
+        ("all in again", f"{outcome.back_s:.1f} s after the last fault"),
+        ("memory of the largest gateway", f"{outcome.memory_mb[0]:.0f} MB before, {outcome.memory_mb[1]:.0f} MB after"),
+        ("left over (threads, descriptors, sockets, places)", "see below" if outcome.violations else "nothing"),
+        ("holds", "no" if outcome.violations else "yes"),
+    ]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.network", description=(__doc__ or "").split("\n\n")[1])
+    add = parser.add_argument
+    add("--minutes", type=float, default=10.0, help="how long faults come (default 10)")
+    add("--seed", type=int, default=1, help="of the faults (default 1)")
+    add("--clients", type=int, default=24, help="clients at once, half of them streaming (default 24)")
+    add("--out", type=Path, default=Path("chaos-results"), help="where the logs and the summary go")
+    options = parser.parse_args(argv)
+    why = labs.missing(*PROGRAMS)
+    if why is not None:
+        print(f"tests.chaos.network: {why}", file=sys.stderr)
+        return 2
+    folder = options.out / time.strftime("network-%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    outcome = play(options.minutes * 60.0, options.clients, options.seed, keep=folder.resolve())
+    command = f"python -m tests.chaos.network --minutes {options.minutes:g} --seed {options.seed}"
+    text = f"`{command}` ({report.machine()}, {options.clients} clients):\n\n{summary(outcome)}"
+    (folder / "network.md").write_text(text, "utf-8")
+    print(text)
+    for violation in outcome.violations:
+        print(f"VIOLATION: {violation}")
+    for example in outcome.examples:
+        print(f"  {example}")
+    print(f"saved in {folder}")
+    return 1 if outcome.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""A short `python -m tests.chaos.network`: three gateways behind HAProxy, Redis, six engines in network namespaces; faults.
+
+Skipped where there can be no namespaces (root, Linux, iproute2) or programs; with REQUIRE_NETNS=1 that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import unittest
+
+from tests.chaos import lab as labs
+from tests.chaos.netfaults import KINDS
+from tests.chaos.network import PROGRAMS, most_over, play, summary
+from tests.chaos.traffic import tally
+from tests.parallel import alone
+
+SECONDS, LONGEST_S = 13.0, 2.5
+CLIENTS = 16
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 9), 0.5)
+except ConnectionRefusedError:
+    print("refused")
+except socket.timeout:
+    print("nothing")
+except OSError:
+    print("dropped")
+"""
+
+
+class NetworkTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls) -> None:
+        why = labs.missing(*PROGRAMS)
+        if why is not None:
+            if os.environ.get(labs.REQUIRED) == "1":
+                raise AssertionError(f"{labs.REQUIRED}=1, but {why}")
+            raise unittest.SkipTest(why)
+
+    @alone
+    def test_what_is_taken_away_costs_no_answer_that_is_not_streamed_and_leaves_nothing_behind(self) -> None:
+        outcome = play(SECONDS, CLIENTS, seed=1, most_s=LONGEST_S)
+        self.assertEqual(outcome.violations, (), (outcome.examples, summary(outcome)))
+        self.assertGreaterEqual(tally(outcome.results, False)["200"], 300)
+        self.assertGreaterEqual(tally(outcome.results, True)["complete"], 150)
+        happened = {name.partition(":")[0] for name in outcome.faults}
+        self.assertEqual(happened, set(KINDS))
+        self.assertIn("gateway: killed", outcome.faults)
+        refused = sum(result.outcome == "429 rate_limit_exceeded" for result in outcome.limited)
+        self.assertGreater(refused, 0, "the limit was never reached: nothing was asserted of it")
+
+    def test_a_cut_cable_and_a_route_that_is_gone_are_silent_and_mended(self) -> None:
+        with labs.Lab(("one", "two")) as lab:
+            one, two = lab.nodes.values()
+            self.assertEqual(self.reached(one, two), "refused")
+            lab.part(one, two)
+            self.assertEqual((self.reached(one, two), self.reached(two, one)), ("nothing", "dropped"))
+            lab.join(one, two)
+            lab.cut(one)
+            self.assertEqual(self.reached(two, one), "nothing")
+            lab.mend(one)
+            self.assertEqual(self.reached(one, two), "refused")
+
+    def reached(self, one: labs.Node, other: labs.Node) -> str:
+        """What `one` is told when it connects to a port of `other` that nobody listens on."""
+        done = subprocess.run(
+            one.command(sys.executable, "-c", CONNECT, other.address), capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout.strip()
+
+
+class LimitTest(unittest.TestCase):
+    """The judge of limits, on times made up."""
+
+    def over(self, times_s: list[float], deciders: int = 1, bursts: int = 1) -> float:
+        return most_over(times_s, 10.0, 12.0, deciders, bursts)[0]
+
+    def test_what_a_limit_lets_pass_is_not_over_and_a_little_more_is(self) -> None:
+        exact = [0.0] * 12 + [number / 10.0 for number in range(1, 3000)]
+        self.assertLess(abs(self.over(exact)), 0.01)
+        self.assertGreater(self.over([0.0] * 12 + [number / 10.3 for number in range(1, 3000)]), 0.02)
+
+    def test_one_bad_minute_among_good_ones_is_seen(self) -> None:
+        quiet = [number / 5.0 for number in range(3000)]
+        self.assertLess(self.over(quiet), 0.0)
+        self.assertGreater(self.over(sorted([*quiet, *(300.0 + number / 8.0 for number in range(480))])), 0.02)
+
+    def test_limits_of_each_gateway_alone_let_pass_as_many_times_that(self) -> None:
+        thrice = [number / 30.0 for number in range(9000)]
+        self.assertLess(self.over(thrice, 3, 3), 0.0)
+        self.assertGreater(self.over(thrice, 1, 1), 1.5)
+
+
+if __name__ == "__main__":
+    unittest.main()
