@@ -1,8 +1,8 @@
 """A network of its own on this machine: nodes, each in a network namespace, on one bridge; cables that can be cut.
 
-`Lab` owns the namespaces, the cables and the bridge, and takes them away at its end, also when it could not be built whole.
-Linux and root only, with iproute2 and `unshare`d networks; `missing` says what is lacking. Used from several threads: each
-call is one run of `ip`, and two threads do not touch the same cable or route.
+`Lab` owns the namespaces, the cables and the bridge, and takes them away at its end, also when it could not be built
+whole. Linux and root only, with iproute2 and `unshare`d networks; `missing` says what is lacking. Used from several
+threads: each call is one run of `ip`, and two threads do not touch the same cable or route.
 """
 
 from __future__ import annotations

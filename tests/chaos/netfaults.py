@@ -1,8 +1,8 @@
-"""What can happen to a fleet of gateways: to a process, a machine, a cable. A table of faults, and who brings them about.
+"""What can happen to a fleet of gateways, to a process, a machine, a cable: a table of faults, and who makes them.
 
-Three kinds (gateways, engines, Redis) go on side by side, one fault of each at a time: of three gateways two are well, of six
-engines five. `Storm` owns one thread a kind, "faults-<kind>", and ends each fault that it has begun. Which, to whom and for
-how long comes from the seed alone.
+Three kinds (gateways, engines, Redis) go on side by side, one fault of each at a time: of three gateways two are
+well, of six engines five. `Storm` owns one thread a kind, "faults-<kind>", and ends each fault that it has begun.
+Which, to whom and for how long comes from the seed alone.
 """
 
 from __future__ import annotations
@@ -122,8 +122,7 @@ KINDS = tuple(dict.fromkeys(fault.kind for fault in FAULTS))
 
 
 class Storm:
-    """Faults of every kind until `stop`. `quickly`: none lasts longer than `most_s`, and each comes once before any comes
-    again."""
+    """Faults of every kind until `stop`. None lasts longer than `most_s`; each comes once before any comes again."""
 
     def __init__(self, fleet: Fleet, seed: int, most_s: float = 60.0) -> None:
         self.counts: Counter[str] = Counter()

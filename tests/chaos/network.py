@@ -1,27 +1,29 @@
-"""`python -m tests.chaos.network [--minutes N] [--seed N] [--clients N]`: a fleet in network namespaces, and mixed faults.
+"""`python -m tests.chaos.network [--minutes N] [--seed N] [--clients N]`: a fleet in namespaces, and mixed faults.
 
-Three gateways behind HAProxy (docs/deploy/haproxy), Redis, six mock engines, each on a node of its own (tests/chaos/lab.py);
-clients that ask through HAProxy all the time; processes that are killed, frozen, drained, machines that are cut off
-(tests/chaos/netfaults.py). Needs Linux, root, iproute2, haproxy and redis-server. Exit status 1 when one of these does not hold:
+Three gateways behind HAProxy (docs/deploy/haproxy), Redis, six mock engines, each on a node of its own
+(tests/chaos/lab.py); clients that ask through HAProxy all the time; processes that are killed, frozen, drained,
+machines that are cut off (tests/chaos/netfaults.py). Needs Linux, root, iproute2, haproxy and redis-server. Exit
+status 1 when one of these does not hold:
 
-* a request that is not streamed gets its answer, the only one and its own; a stream is complete, or ends with an error event, or
-  is broken off, but only one that had begun, and only when a gateway was taken away;
-* the limit of the model `limited` is not passed by more than 2 % in any minute: of the fleet, where gateways decide in Redis
-  together, else of each gateway;
-* when the faults are over everything is in again, and no gateway, nor HAProxy, holds more threads, descriptors, places or
-  memory than before.
+* a request that is not streamed gets its answer, the only one and its own; a stream is complete, or ends with an
+  error event, or is broken off, but only one that had begun, and only when a gateway was taken away;
+* the limit of the model `limited` is not passed by more than 2 % in any minute: of the fleet, where gateways decide
+  in Redis together, else of each gateway;
+* when the faults are over everything is in again, and no gateway, nor HAProxy, holds more threads, descriptors,
+  places or memory than before.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 from tests.chaos import lab as labs
 from tests.chaos import nodes, observe, report
@@ -39,6 +41,9 @@ NAMES = (
 )
 PROGRAMS = ("haproxy", "redis-server")
 PAUSE_S = 0.02
+ANSWER_S = (
+    75.0  # more than REQUEST_TIMEOUT: two cut cables in a row cost HAProxy 11 s each, and both gateways' tries as well
+)
 LIMITED_CLIENTS, LIMITED_PAUSE_S = 6, 0.05  # together far more than RPM allows, of each gateway as well
 OVER = 0.02
 WINDOW_S = 60.0
@@ -63,8 +68,15 @@ class Outcome(NamedTuple):
     examples: tuple[str, ...]
 
 
+def missing() -> Optional[str]:
+    """Why this cannot run here; None: it can."""
+    if importlib.util.find_spec("redis") is None:
+        return "the package redis is missing"
+    return labs.missing(*PROGRAMS)
+
+
 def play(seconds: float, clients: int, seed: int, most_s: float = 60.0, keep: Optional[Path] = None) -> Outcome:
-    """Run the fleet under faults for about `seconds`; none lasts longer than `most_s`. `keep`: a folder for the logs."""
+    """Run the fleet under faults, each of `most_s` at most, for about `seconds`. `keep`: a folder for the logs."""
     with tempfile.TemporaryDirectory() as name, labs.Lab(NAMES) as lab:
         folder = keep or Path(name)
         with Fleet(lab, folder) as fleet:
@@ -85,7 +97,14 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
     # Deterministic, so that Redis is asked and told for each: no two are alike, so none is answered by it.
     kept = {"temperature": 0}
     traffic = Traffic(
-        nodes.PORT, (MODEL,), clients, host=fleet.address, headers=key, fields=kept, pause_s=PAUSE_S
+        nodes.PORT,
+        (MODEL,),
+        clients,
+        host=fleet.address,
+        headers=key,
+        fields=kept,
+        pause_s=PAUSE_S,
+        answer_s=ANSWER_S,
     ).start()
     limited = Traffic(
         nodes.PORT,
@@ -96,6 +115,7 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
         headers=key,
         streams=False,
         pause_s=LIMITED_PAUSE_S,
+        answer_s=ANSWER_S,
     ).start()
     storm = Storm(fleet, seed, most_s).start()
     began_s = time.monotonic()
@@ -110,12 +130,11 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
         results, counted = traffic.stop(), limited.stop()
     ran_s = time.monotonic() - began_s
     kept_most = (clients + LIMITED_CLIENTS + 1) * ENGINES  # connections to engines, which have one port: a probe's, too
-    left = [
-        observe.left_over(gateway, (nodes.ENGINE_PORT,), most, kept_most)
-        for gateway in fleet.observed()
-    ]
+    left = [observe.left_over(gateway, (nodes.ENGINE_PORT,), most, kept_most) for gateway in fleet.observed()]
     memory_after = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
-    front_after = eventually_least(lambda: nodes.descriptors(fleet.haproxy.process.pid), front_before + MORE_DESCRIPTORS)
+    front_after = eventually_least(
+        lambda: nodes.descriptors(fleet.haproxy.process.pid), front_before + MORE_DESCRIPTORS
+    )
     passed = sorted(result.began_unix_s + result.took_s for result in counted if not result.outcome.startswith("429"))
     deciders = 1 if shared_limits() else GATEWAYS + sum(storm.counts[name] for name in _RESTARTS)
     over, allowed = most_over(passed, RPM / 60.0, max(1.0, BURST * RPM), 1 if shared_limits() else GATEWAYS, deciders)
@@ -130,8 +149,8 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
         violations.append(f"memory grew from {memory_before:.0f} to {memory_after:.0f} MB")
     if front_after > front_before + MORE_DESCRIPTORS:
         violations.append(f"HAProxy had {front_before} descriptors open, and has {front_after}")
-    for gateway in fleet.observed():
-        log = observe.Log(gateway, "chaos")
+    for observed in fleet.observed():
+        log = observe.Log(observed, "chaos")
         odd = {event: count for event, count in log.other.items() if event not in KNOWN_ERRORS}
         if odd:
             violations.append(f"a gateway's log has errors: {odd}")
@@ -144,23 +163,20 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
 _RESTARTS = ("gateway: killed", "gateway: stopped and started")
 
 
-def eventually_least(look: object, bound: int) -> int:
+def eventually_least(look: Callable[[], int], bound: int) -> int:
     """The least that `look` gives within SETTLE_S; at once when that is no more than `bound`."""
-    assert callable(look)
-    least = int(look())
+    least = look()
     deadline_s = time.monotonic() + observe.SETTLE_S
     while least > bound and time.monotonic() < deadline_s:
         time.sleep(0.2)
-        least = min(least, int(look()))
+        least = min(least, look())
     return least
 
 
-def most_over(
-    times_s: Sequence[float], rate: float, burst: float, deciders: int, bursts: int
-) -> tuple[float, float]:
+def most_over(times_s: Sequence[float], rate: float, burst: float, deciders: int, bursts: int) -> tuple[float, float]:
     """By which share the worst window passed what it may hold, and what the whole may.
 
-    Windows of a minute or more, or of all there is. In a window of T seconds `deciders` limits let pass rate × T each, and
+    Windows of a minute, and of all there is. In one of T seconds `deciders` limits let pass rate × T each, and
     `bursts` times `burst` may come at once besides (GCRA).
     """
     if not times_s:
@@ -243,7 +259,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("--clients", type=int, default=24, help="clients at once, half of them streaming (default 24)")
     add("--out", type=Path, default=Path("chaos-results"), help="where the logs and the summary go")
     options = parser.parse_args(argv)
-    why = labs.missing(*PROGRAMS)
+    why = missing()
     if why is not None:
         print(f"tests.chaos.network: {why}", file=sys.stderr)
         return 2

@@ -31,12 +31,17 @@ BURST = 0.02
 DRAIN_DELAY_S = 3.0  # longer than HAProxy takes to see /readyz
 DRAIN_S = 40.0
 START_S = 40.0
+ENGINE = ("--model", "m", "--delay", "0.05", "--gap", "0.005")
+# Each write reaches the file: what has been taken of a limit outlives SIGKILL.
+REDIS = ("--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--appendonly", "yes", "--appendfsync", "always")
 
 
 class Program:
     """One program on one node, started again and again; what it says is appended to one file."""
 
-    def __init__(self, node: Node, command: Sequence[str], environment: Mapping[str, str], log: Path, port: int) -> None:
+    def __init__(
+        self, node: Node, command: Sequence[str], environment: Mapping[str, str], log: Path, port: int
+    ) -> None:
         self.node = node
         self.log = log
         self._port = port
@@ -54,7 +59,12 @@ class Program:
         """Start it; `wait` tells when it listens."""
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self.log.parent, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command,
+                cwd=self.log.parent,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def wait(self) -> None:
@@ -118,8 +128,7 @@ class Fleet:
         self.engines = [
             self._program(
                 nodes[f"engine{number}"],
-                [sys.executable, "-m", "gateway.mock", "--host", "0.0.0.0", "--port", str(ENGINE_PORT), "--model", "m"]
-                + ["--delay", "0.05", "--gap", "0.005"],
+                (sys.executable, "-m", "gateway.mock", "--host", "0.0.0.0", "--port", str(ENGINE_PORT), *ENGINE),
                 {**plain, "PYTHONPATH": str(ROOT)},
                 ENGINE_PORT,
             )
@@ -129,14 +138,14 @@ class Fleet:
         redis_folder.mkdir()
         self.redis = self._program(
             nodes["redis"],
-            # Each write reaches the file: what has been taken of a limit outlives SIGKILL.
-            [str(program("redis-server")), "--port", str(REDIS_PORT), "--bind", "0.0.0.0", "--protected-mode", "no"]
-            + ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir", str(redis_folder)],
+            (str(program("redis-server")), "--port", str(REDIS_PORT), "--dir", str(redis_folder), *REDIS),
             plain,
             REDIS_PORT,
         )
         self.gateways = [
-            self._program(nodes[f"gateway{number}"], [sys.executable, str(ROOT / "main.py")], self._settings(environment), PORT)
+            self._program(
+                nodes[f"gateway{number}"], [sys.executable, str(ROOT / "main.py")], self._settings(environment), PORT
+            )
             for number in range(1, GATEWAYS + 1)
         ]
         addresses = [f"{gateway.node.address}:{PORT}" for gateway in self.gateways]
@@ -154,9 +163,7 @@ class Fleet:
         return Program(node, command, environment, folder / "stderr", port)
 
     def _settings(self, environment: Optional[Mapping[str, object]]) -> dict[str, str]:
-        engines = [
-            {"url": f"http://{engine.node.address}:{ENGINE_PORT}/v1", "model": "m"} for engine in self.engines
-        ]
+        engines = [{"url": f"http://{engine.node.address}:{ENGINE_PORT}/v1", "model": "m"} for engine in self.engines]
         models = {MODEL: {"engines": engines}, LIMITED: {"engines": engines, "rpm": RPM}}
         file = self.folder / "engines.json"
         file.write_text(json.dumps({"models": models}), "utf-8")
@@ -247,7 +254,7 @@ def resident_mb(pid: int) -> float:
 
 def descriptors(pid: int) -> int:
     """How many descriptors a process has open."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def freeze(node: Program) -> None:

@@ -60,7 +60,8 @@ class ChaosClient(RawClient):
 class Traffic:
     """`clients` threads that ask until `stop`; every second one asks for streams, unless `streams` says otherwise.
 
-    `headers` come with each request, `fields` in its body; `pause_s` is how long a client rests between two.
+    `headers` come with each request, `fields` in its body; `pause_s` is how long a client rests between two, `answer_s`
+    how long it waits for any part of an answer.
     """
 
     def __init__(
@@ -75,10 +76,12 @@ class Traffic:
         fields: Optional[Mapping[str, Any]] = None,
         streams: bool = True,
         pause_s: float = 0.0,
+        answer_s: float = ANSWER_S,
     ) -> None:
         self.results: list[Result] = []
         self._port, self._host = port, host
         self._headers, self._fields, self._pause_s = tuple(headers), dict(fields or {}), pause_s
+        self._answer_s = answer_s
         self._models = models
         self._prefix = prefix
         self._numbers = itertools.count()
@@ -97,7 +100,7 @@ class Traffic:
     def stop(self) -> list[Result]:
         """Ask no more, wait for the answers that are due, leave; returns all results."""
         self._end.set()
-        deadline_s = time.monotonic() + ANSWER_S + 5.0
+        deadline_s = time.monotonic() + self._answer_s + 5.0
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
         assert not any(thread.is_alive() for thread in self._threads), "a client does not end"
@@ -113,7 +116,7 @@ class Traffic:
         while not self._end.is_set():
             if client is None:
                 try:
-                    client = ChaosClient(self._port, self._host, ANSWER_S)
+                    client = ChaosClient(self._port, self._host, self._answer_s)
                 except OSError as error:
                     self.results.append(Result("-", stream, "lost", time.time(), 0.0, f"cannot connect: {error}"))
                     return

@@ -1,8 +1,9 @@
-"""The container image of docs/deploy/Dockerfile: built, run as it is meant to be (no root, nothing to write to), asked for
-its health, stopped. The base is an image of this machine's own files, as no registry is asked.
+"""The image of docs/deploy/Dockerfile: built, run without root or a place to write, asked for its health, stopped.
 
-Skipped without SANDBOX_TEST_RUNTIME and SANDBOX_TEST_IMAGE (tests/sandbox_image.sh makes one), and without hadolint; with
-REQUIRE_SANDBOX=1, or REQUIRE_DEPLOY=1, that is a failure.
+The base is an image of this machine's own files, as no registry is asked.
+
+Skipped without SANDBOX_TEST_RUNTIME and SANDBOX_TEST_IMAGE (tests/sandbox_image.sh makes one), and without hadolint;
+with REQUIRE_SANDBOX=1, or REQUIRE_DEPLOY=1, that is a failure.
 """
 
 from __future__ import annotations
@@ -72,7 +73,12 @@ class ImageTest(unittest.TestCase):
 
     def runtime(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(
-            [*RUNTIME, *arguments], capture_output=True, text=True, timeout=LONG_S, stdin=subprocess.DEVNULL, check=False
+            [*RUNTIME, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=LONG_S,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
         if check:
             self.assertEqual(done.returncode, 0, done.stderr[-2000:])

@@ -1,4 +1,4 @@
-"""A short `python -m tests.chaos.network`: three gateways behind HAProxy, Redis, six engines in network namespaces; faults.
+"""A short `python -m tests.chaos.network`: three gateways behind HAProxy, Redis, six engines in namespaces; faults.
 
 Skipped where there can be no namespaces (root, Linux, iproute2) or programs; with REQUIRE_NETNS=1 that is a failure.
 """
@@ -12,7 +12,7 @@ import unittest
 
 from tests.chaos import lab as labs
 from tests.chaos.netfaults import KINDS
-from tests.chaos.network import PROGRAMS, most_over, play, summary
+from tests.chaos.network import missing, most_over, play, summary
 from tests.chaos.traffic import tally
 from tests.parallel import alone
 
@@ -34,7 +34,7 @@ except OSError:
 class NetworkTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
-        why = labs.missing(*PROGRAMS)
+        why = missing()
         if why is not None:
             if os.environ.get(labs.REQUIRED) == "1":
                 raise AssertionError(f"{labs.REQUIRED}=1, but {why}")
@@ -67,7 +67,11 @@ class NetworkTest(unittest.TestCase):
     def reached(self, one: labs.Node, other: labs.Node) -> str:
         """What `one` is told when it connects to a port of `other` that nobody listens on."""
         done = subprocess.run(
-            one.command(sys.executable, "-c", CONNECT, other.address), capture_output=True, text=True, timeout=60, check=True
+            one.command(sys.executable, "-c", CONNECT, other.address),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         return done.stdout.strip()
 

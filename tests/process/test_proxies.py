@@ -14,7 +14,7 @@ import subprocess
 import threading
 import unittest
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from typing import Any
 
 from gateway.settings import load
 from tests import proxies
@@ -83,14 +83,13 @@ class _StandIn(http.server.ThreadingHTTPServer):
 
 
 class Proxied:
-    """What holds behind either. `_front` is in tests.proxies, `drain_delay_s` as its file says it has to be."""
+    """What holds behind either. `drain_delay_s` is as long as its file says that it has to be."""
 
     drain_delay_s: float
     out_status: int
-    _front: Callable[[Sequence[int]], contextlib.AbstractContextManager[int]]
 
     def _in_front_of(self: Any, *ports: int) -> int:
-        port: int = self.enter(type(self)._front(ports))
+        port: int = self.enter(self.front(ports))
         return port
 
     def test_the_events_of_a_stream_arrive_one_by_one(self: Any) -> None:
@@ -173,8 +172,7 @@ class Proxied:
         engine = self.enter(mock_engine("13b", delay=0.02, gap=0.005))
         settings = {"ENGINES": f"13b={engine.url}", "HEALTH_INTERVAL": 1, "DRAIN_DELAY": self.drain_delay_s}
         gateways = [self.enter(gateway_process(settings, LOG_LEVEL="warning")) for _ in range(2)]
-        for one in gateways:
-            eventually(lambda one=one: one.ask("GET", "/readyz").status == 200)
+        eventually(lambda: all(one.ask("GET", "/readyz").status == 200 for one in gateways))
         traffic = Traffic(self._in_front_of(*(one.port for one in gateways)), ("13b",), CLIENTS).start()
         traffic.wait_for_more(4 * CLIENTS)
         try:
@@ -201,11 +199,13 @@ class Proxied:
 class HAProxyTest(Proxied, SocketTest):
     drain_delay_s = 3.0
     out_status = 503
-    _front = proxies.haproxy
 
     @classmethod
     def setUpClass(cls) -> None:
         proxies.needed("REQUIRE_FRONTS", "haproxy")
+
+    def front(self, ports: Sequence[int]) -> contextlib.AbstractContextManager[int]:
+        return proxies.haproxy(ports)
 
     def test_its_own_check_finds_nothing_with_two_gateways_or_three(self) -> None:
         for count in (2, 3):
@@ -233,11 +233,13 @@ class HAProxyTest(Proxied, SocketTest):
 class NginxTest(Proxied, SocketTest):
     drain_delay_s = 0.5  # it has no health checks: what is refused with 503 `draining` it sends to another
     out_status = 502
-    _front = proxies.nginx
 
     @classmethod
     def setUpClass(cls) -> None:
         proxies.needed("REQUIRE_FRONTS", "nginx")
+
+    def front(self, ports: Sequence[int]) -> contextlib.AbstractContextManager[int]:
+        return proxies.nginx(ports)
 
     def test_its_time_limits_are_longer_than_the_gateways(self) -> None:
         (read_s,) = re.findall(r"proxy_read_timeout ([0-9]+)s", proxies.NGINX_FILE.read_text("utf-8"))
