@@ -107,7 +107,7 @@ FAULTS = (
     NetFault("gateway", "killed", _killed(_gateways)),
     NetFault("gateway", "stopped and started", _drained, 0.0, 0.5),
     NetFault("gateway", "frozen", _frozen(_gateways)),
-    NetFault("gateway", "its cable cut", _unplugged(_gateways), 1.0, 16.0),
+    NetFault("gateway", "its cable cut", _unplugged(_gateways), 1.0, 30.0),
     NetFault("gateway", "cut from HAProxy", _parted(_haproxy, _gateways), 1.0, 16.0),
     NetFault("engine", "killed", _killed(_engines)),
     NetFault("engine", "frozen", _frozen(_engines)),

@@ -45,11 +45,12 @@ ANSWER_S = (
     75.0  # more than REQUEST_TIMEOUT: two cut cables in a row cost HAProxy 11 s each, and both gateways' tries as well
 )
 LIMITED_CLIENTS, LIMITED_PAUSE_S = 6, 0.05  # together far more than RPM allows, of each gateway as well
+SLOWEST_S = 45.0  # not what the kernel takes by itself to give a connection up
 OVER = 0.02
 WINDOW_S = 60.0
 BACK_S = 60.0
 MORE_MB = 24.0
-MORE_DESCRIPTORS = 8  # of HAProxy, for connections that it keeps for a while
+MORE_DESCRIPTORS = 8  # of HAProxy, for checks under way
 KNOWN_ERRORS = ("request", "engine_state", "redis")
 
 
@@ -92,7 +93,7 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
     most = observe.Held(*(max(values) for values in zip(*before)))
     most = most._replace(threads=most.threads + SPARES, descriptors=most.descriptors + SPARES)
     memory_before = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
-    front_before = nodes.descriptors(fleet.haproxy.process.pid)
+    front_before = fleet.front_descriptors()
 
     # Deterministic, so that Redis is asked and told for each: no two are alike, so none is answered by it.
     kept = {"temperature": 0}
@@ -132,14 +133,15 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
     kept_most = (clients + LIMITED_CLIENTS + 1) * ENGINES  # connections to engines, which have one port: a probe's, too
     left = [observe.left_over(gateway, (nodes.ENGINE_PORT,), most, kept_most) for gateway in fleet.observed()]
     memory_after = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
-    front_after = eventually_least(
-        lambda: nodes.descriptors(fleet.haproxy.process.pid), front_before + MORE_DESCRIPTORS
-    )
+    front_after = eventually_least(fleet.front_descriptors, front_before + MORE_DESCRIPTORS)
     passed = sorted(result.began_unix_s + result.took_s for result in counted if not result.outcome.startswith("429"))
     deciders = 1 if shared_limits() else GATEWAYS + sum(storm.counts[name] for name in _RESTARTS)
     over, allowed = most_over(passed, RPM / 60.0, max(1.0, BURST * RPM), 1 if shared_limits() else GATEWAYS, deciders)
 
     violations = list(_judged(results, warm.results, storm.counts, counted))
+    slowest_s = max((result.took_s for result in results if not result.stream), default=0.0)
+    if slowest_s > SLOWEST_S:
+        violations.append(f"a request took {slowest_s:.1f} s")
     if over > OVER:
         violations.append(f"the limit was passed by {100 * over:.1f} %")
     for gateway, over_held in zip(fleet.gateways, left):

@@ -230,13 +230,18 @@ class Fleet:
 
     def servers_up(self) -> list[str]:
         """The gateways that HAProxy sends to."""
+        status = "haproxy_server_status{"
+        return [name for name, value in self._front().items() if name.startswith(status) and value and '"UP"' in name]
+
+    def front_descriptors(self) -> int:
+        """How many descriptors HAProxy has open but for connections to gateways that it keeps for a while."""
+        idle = "haproxy_server_idle_connections_current{"
+        kept = sum(int(value) for name, value in self._front().items() if name.startswith(idle))
+        return sum(1 for _ in Path(f"/proc/{self.haproxy.process.pid}/fd").iterdir()) - kept
+
+    def _front(self) -> dict[str, float]:
         with RawClient(METRICS_PORT, self.address) as client:
-            found = parse_metrics(client.ask("GET", "/metrics").body)
-        return [
-            name
-            for name, value in found.items()
-            if name.startswith("haproxy_server_status{") and 'state="UP"' in name and value
-        ]
+            return parse_metrics(client.ask("GET", "/metrics").body)
 
 
 def shared_limits() -> bool:
@@ -250,11 +255,6 @@ def resident_mb(pid: int) -> float:
     """The memory that a process holds, in MB."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def descriptors(pid: int) -> int:
-    """How many descriptors a process has open."""
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def freeze(node: Program) -> None:
