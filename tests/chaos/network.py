@@ -16,6 +16,7 @@ status 1 when one of these does not hold:
 from __future__ import annotations
 
 import argparse
+import bisect
 import importlib.util
 import sys
 import tempfile
@@ -44,7 +45,7 @@ PAUSE_S = 0.02
 ANSWER_S = (
     75.0  # more than REQUEST_TIMEOUT: two cut cables in a row cost HAProxy 11 s each, and both gateways' tries as well
 )
-LIMITED_CLIENTS, LIMITED_PAUSE_S = 6, 0.05  # together far more than RPM allows, of each gateway as well
+LIMITED_CLIENTS, LIMITED_PAUSE_S = 8, 0.05  # together far more than RPM allows, of each gateway as well
 SLOWEST_S = 45.0  # not what the kernel takes by itself to give a connection up
 OVER = 0.02
 WINDOW_S = 60.0
@@ -134,7 +135,7 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
     left = [observe.left_over(gateway, (nodes.ENGINE_PORT,), most, kept_most) for gateway in fleet.observed()]
     memory_after = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
     front_after = eventually_least(fleet.front_descriptors, front_before + MORE_DESCRIPTORS)
-    passed = sorted(result.began_unix_s + result.took_s for result in counted if not result.outcome.startswith("429"))
+    passed = [(r.began_unix_s, r.began_unix_s + r.took_s) for r in counted if not r.outcome.startswith("429")]
     deciders = 1 if shared_limits() else GATEWAYS + sum(storm.counts[name] for name in _RESTARTS)
     over, allowed = most_over(passed, RPM / 60.0, max(1.0, BURST * RPM), 1 if shared_limits() else GATEWAYS, deciders)
 
@@ -175,27 +176,30 @@ def eventually_least(look: Callable[[], int], bound: int) -> int:
     return least
 
 
-def most_over(times_s: Sequence[float], rate: float, burst: float, deciders: int, bursts: int) -> tuple[float, float]:
+def most_over(
+    spans_s: Sequence[tuple[float, float]], rate: float, burst: float, deciders: int, bursts: int
+) -> tuple[float, float]:
     """By which share the worst window passed what it may hold, and what the whole may.
 
-    Windows of a minute, and of all there is. In one of T seconds `deciders` limits let pass rate × T each, and
-    `bursts` times `burst` may come at once besides (GCRA).
+    `spans_s`: when each request that passed began and ended; it was let pass somewhere between. So what counts in a
+    window lies in it as a whole: what is found to be over is over, and what is missed is no more than was under way at
+    the window's two ends. Windows of a minute, and of all there is. In one of T seconds `deciders` limits let pass
+    rate × T each, and `bursts` times `burst` may come at once besides (GCRA).
     """
-    if not times_s:
+    if not spans_s:
         return 0.0, 0.0
-    whole_s = times_s[-1] - times_s[0]
+    began_s, ended_s = sorted(began for began, _ in spans_s), sorted(ended for _, ended in spans_s)
+    whole_s = ended_s[-1] - began_s[0]
 
     def allowed(window_s: float) -> float:
         return bursts * burst + deciders * rate * window_s
 
-    worst = len(times_s) / allowed(whole_s) - 1.0
-    end = 0
-    for start, began_s in enumerate(times_s):
-        while end < len(times_s) and times_s[end] < began_s + WINDOW_S:
-            end += 1
-        if end == len(times_s):
+    worst = len(spans_s) / allowed(whole_s) - 1.0
+    for index, start_s in enumerate(began_s):
+        if start_s + WINDOW_S > ended_s[-1]:
             break
-        worst = max(worst, (end - start) / allowed(WINDOW_S) - 1.0)
+        inside = bisect.bisect_right(ended_s, start_s + WINDOW_S) - index
+        worst = max(worst, inside / allowed(WINDOW_S) - 1.0)
     return worst, allowed(whole_s)
 
 

@@ -79,8 +79,8 @@ class NetworkTest(unittest.TestCase):
 class LimitTest(unittest.TestCase):
     """The judge of limits, on times made up."""
 
-    def over(self, times_s: list[float], deciders: int = 1, bursts: int = 1) -> float:
-        return most_over(times_s, 10.0, 12.0, deciders, bursts)[0]
+    def over(self, times_s: list[float], deciders: int = 1, bursts: int = 1, took_s: float = 0.0) -> float:
+        return most_over([(at_s, at_s + took_s) for at_s in times_s], 10.0, 12.0, deciders, bursts)[0]
 
     def test_what_a_limit_lets_pass_is_not_over_and_a_little_more_is(self) -> None:
         exact = [0.0] * 12 + [number / 10.0 for number in range(1, 3000)]
@@ -91,6 +91,11 @@ class LimitTest(unittest.TestCase):
         quiet = [number / 5.0 for number in range(3000)]
         self.assertLess(self.over(quiet), 0.0)
         self.assertGreater(self.over(sorted([*quiet, *(300.0 + number / 8.0 for number in range(480))])), 0.02)
+
+    def test_what_was_under_way_at_a_windows_ends_may_have_passed_outside_of_it(self) -> None:
+        late = [number / 10.3 for number in range(1, 3000)]
+        self.assertGreater(self.over(late, took_s=0.1), 0.0)
+        self.assertLess(self.over(late, took_s=3.0), self.over(late, took_s=0.1))
 
     def test_limits_of_each_gateway_alone_let_pass_as_many_times_that(self) -> None:
         thrice = [number / 30.0 for number in range(9000)]
