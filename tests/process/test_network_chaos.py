@@ -15,6 +15,7 @@ from tests.chaos.netfaults import KINDS
 from tests.chaos.network import missing, most_over, play, summary
 from tests.chaos.traffic import tally
 from tests.parallel import alone
+from tests.thorough import thorough
 
 SECONDS, LONGEST_S = 13.0, 2.5
 CLIENTS = 16
@@ -31,6 +32,7 @@ except OSError:
 """
 
 
+@thorough
 class NetworkTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:

@@ -32,6 +32,7 @@ from tests.support import (
     mock_engine,
     request_bytes,
 )
+from tests.thorough import thorough
 
 CLIENTS = 8
 LARGE = 4_000_000
@@ -196,6 +197,7 @@ class Proxied:
         self.assertLessEqual({result.outcome for result in bad}, {"neither"})  # begun streams alone
 
 
+@thorough
 class HAProxyTest(Proxied, SocketTest):
     drain_delay_s = 3.0
     out_status = 503
@@ -230,6 +232,7 @@ class HAProxyTest(Proxied, SocketTest):
         self.assertGreater(found["client"], longest_s)
 
 
+@thorough
 class NginxTest(Proxied, SocketTest):
     drain_delay_s = 0.5  # it has no health checks: what is refused with 503 `draining` it sends to another
     out_status = 502
