@@ -8,6 +8,7 @@ threads: each call is one run of `ip`, and two threads do not touch the same cab
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class Lab:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        third = os.getpid() % 250 + 2
+        third = _free_network()
         self.address = f"198.18.{third}.1"
         self._bridge = f"igb{os.getpid() % 10_000_000}"
         self.nodes = {
@@ -116,6 +117,14 @@ class Lab:
         _ip("-n", other.namespace, "route", "delete", "blackhole", f"{one.address}/32", check=False)
 
 
-def _ip(*arguments: str, check: bool = True) -> None:
+def _free_network() -> int:
+    """The third number of a network that no device of this machine is in."""
+    done = _ip("-4", "-oneline", "address")
+    taken = set(re.findall(r" 198\.18\.([0-9]+)\.", done))
+    return next(number for number in (*range(os.getpid() % 250, 250), *range(250)) if str(number) not in taken)
+
+
+def _ip(*arguments: str, check: bool = True) -> str:
     command = [str(program("ip")), *arguments]
-    subprocess.run(command, check=check, capture_output=True, text=True, timeout=IP_S, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, check=check, capture_output=True, text=True, timeout=IP_S, stdin=subprocess.DEVNULL)
+    return done.stdout

@@ -82,7 +82,7 @@ class LimitTest(unittest.TestCase):
     """The judge of limits, on times made up."""
 
     def over(self, times_s: list[float], deciders: int = 1, bursts: int = 1, took_s: float = 0.0) -> float:
-        return most_over([(at_s, at_s + took_s) for at_s in times_s], 10.0, 12.0, deciders, bursts)[0]
+        return most_over([(at_s, at_s + took_s) for at_s in times_s], 10.0, 12.0, deciders, bursts).minute
 
     def test_what_a_limit_lets_pass_is_not_over_and_a_little_more_is(self) -> None:
         exact = [0.0] * 12 + [number / 10.0 for number in range(1, 3000)]
@@ -93,6 +93,12 @@ class LimitTest(unittest.TestCase):
         quiet = [number / 5.0 for number in range(3000)]
         self.assertLess(self.over(quiet), 0.0)
         self.assertGreater(self.over(sorted([*quiet, *(300.0 + number / 8.0 for number in range(480))])), 0.02)
+
+    def test_what_is_lent_in_a_minute_and_paid_back_in_the_next_is_not_over_as_a_whole(self) -> None:
+        lent = sorted([*(number / 12.0 for number in range(720)), *(60.0 + number / 8.0 for number in range(480))])
+        over = most_over([(at_s, at_s) for at_s in lent], 10.0, 0.0, 1, 1)
+        self.assertGreater(over.minute, 0.15)
+        self.assertLess(abs(over.whole), 0.01)
 
     def test_what_was_under_way_at_a_windows_ends_may_have_passed_outside_of_it(self) -> None:
         late = [number / 10.3 for number in range(1, 3000)]
