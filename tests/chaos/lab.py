@@ -121,7 +121,8 @@ def _free_network() -> int:
     """The third number of a network that no device of this machine is in."""
     done = _ip("-4", "-oneline", "address")
     taken = set(re.findall(r" 198\.18\.([0-9]+)\.", done))
-    return next(number for number in (*range(os.getpid() % 250, 250), *range(250)) if str(number) not in taken)
+    numbers = [(os.getpid() + step) % 250 for step in range(250)]
+    return next(number for number in numbers if str(number) not in taken)
 
 
 def _ip(*arguments: str, check: bool = True) -> str:
