@@ -224,7 +224,7 @@ class HAProxyTest(Proxied, SocketTest):
             self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
 
     def test_it_is_told_at_each_server_when_to_give_up_what_is_not_acknowledged(self) -> None:
-        # 2.6 takes it in default-server, too, and does not pass it on: when a cable was cut, requests waited for a minute
+        # 2.6 takes it in default-server and does not pass it on: when a cable was cut, requests waited for a minute
         # (tests/chaos/network.py).
         servers = re.findall(r"^ +server .*$", proxies.HAPROXY_FILE.read_text("utf-8"), re.MULTILINE)
         self.assertEqual(len(servers), 3)
