@@ -157,7 +157,7 @@ class KubernetesTest(DeploymentTest):
         (subject,) = self.one("RoleBinding")["subjects"]
         self.assertEqual((subject["name"], subject["namespace"]), (account, OWN))
         self.assertEqual(self.one("RoleBinding")["roleRef"]["name"], self.one("Role")["metadata"]["name"])
-        self.assertEqual(self.one("Role")["rules"][0]["verbs"], ["get", "list", "watch"])
+        self.assertEqual(self.one("Role")["rules"][0]["verbs"], ["list"])
         for document in self.all:
             if "kind" in document and document["kind"] not in ("Namespace", "Role", "RoleBinding"):
                 self.assertEqual(document["metadata"]["namespace"], OWN, document["kind"])
