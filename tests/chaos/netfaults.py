@@ -118,6 +118,7 @@ FAULTS = (
     NetFault("redis", "its cable cut", _unplugged(_redis)),
     NetFault("redis", "cut from a gateway", _parted(_gateways, _redis)),
 )
+UNPLUGGED = "gateway: its cable cut"
 KINDS = tuple(dict.fromkeys(fault.kind for fault in FAULTS))
 
 
@@ -126,6 +127,8 @@ class Storm:
 
     def __init__(self, fleet: Fleet, seed: int, most_s: float = 60.0) -> None:
         self.counts: Counter[str] = Counter()
+        self.spans: list[tuple[str, float, float]] = []
+        """Each fault that is over: its name, when it began and when it had ended, in seconds since 1970."""
         self.failures: list[str] = []
         self._fleet = fleet
         self._most_s = most_s
@@ -158,11 +161,13 @@ class Storm:
                 if self._end.wait(dice.uniform(0.3, 2.0)):
                     return
                 lasts_s = min(self._most_s, dice.uniform(fault.least_s, fault.most_s))
+                began_unix_s = time.time()
                 try:
                     end = fault.begin(self._fleet, dice)
                     self.counts[f"{kind}: {fault.name}"] += 1
                     self._end.wait(lasts_s)
                     end()
+                    self.spans.append((f"{kind}: {fault.name}", began_unix_s, time.time()))
                 except Exception as error:  # a thread: who stops the storm is told
                     self.failures.append(f"{kind}: {fault.name}: {type(error).__name__}: {error}")
                     return

@@ -5,8 +5,9 @@ Three gateways behind HAProxy (docs/deploy/haproxy), Redis, six mock engines, ea
 machines that are cut off (tests/chaos/netfaults.py). Needs Linux, root, iproute2, haproxy and redis-server. Exit
 status 1 when one of these does not hold:
 
-* a request that is not streamed gets its answer, the only one and its own; a stream is complete, or ends with an
-  error event, or is broken off, but only one that had begun, and only when a gateway was taken away;
+* a request that is not streamed gets its answer, the only one and its own (or 502, when its gateway was cut off from
+  all engines); a stream is complete, or ends with an error event, or is broken off, but only one that had begun, and
+  only when a gateway was taken away;
 * the limit of the model `limited` is not passed by more than 2 %: in any minute, or with `--shared-fail local`, where
   a gateway that is cut off from Redis goes on by its share, in the whole time; of the fleet, where gateways decide in
   Redis together, else of each gateway;
@@ -29,7 +30,7 @@ from typing import Callable, NamedTuple, Optional
 
 from tests.chaos import lab as labs
 from tests.chaos import nodes, observe, report
-from tests.chaos.netfaults import Storm
+from tests.chaos.netfaults import UNPLUGGED, Storm
 from tests.chaos.nodes import BURST, ENGINES, GATEWAYS, KEY, LIMITED, MODEL, RPM, Fleet, shared_limits
 from tests.chaos.scene import SPARES, listed
 from tests.chaos.traffic import Result, Traffic, tally
@@ -47,14 +48,17 @@ ANSWER_S = (
     75.0  # more than REQUEST_TIMEOUT: two cut cables in a row cost HAProxy 11 s each, and both gateways' tries as well
 )
 LIMITED_CLIENTS, LIMITED_PAUSE_S = 8, 0.05  # together far more than RPM allows, of each gateway as well
+CUT_OFF_MOST = 0.0005
 SLOWEST_S = 45.0  # not what the kernel takes by itself to give a connection up
 OVER = 0.02
 WINDOW_S = 60.0
 BACK_S = 60.0
 MORE_MB = 24.0
 MORE_DESCRIPTORS = 8  # of HAProxy, for checks under way
+NO_ENGINE = "502 backend_unavailable"
+CUT_OFF = NO_ENGINE + " of a gateway that was cut off"
 REFUSED = ("429 rate_limit_exceeded", "503 limits_unavailable")
-LIMITED_OUTCOMES = ("200", *REFUSED)
+LIMITED_OUTCOMES = ("200", CUT_OFF, *REFUSED)
 KNOWN_ERRORS = ("request", "engine_state", "redis")
 
 
@@ -149,7 +153,12 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
     deciders = 1 if shared_limits() else GATEWAYS + sum(storm.counts[name] for name in _RESTARTS)
     over = most_over(passed, RPM / 60.0, max(1.0, BURST * RPM), 1 if shared_limits() else GATEWAYS, deciders)
 
+    alone = [span for name, *span in storm.spans if name == UNPLUGGED]
+    counted, results = excused(counted, alone), excused(results, alone)
     violations = list(_judged(results, warm.results, storm.counts, counted))
+    cut_off = sum(result.outcome == CUT_OFF for result in (*results, *counted))
+    if cut_off > max(5.0, CUT_OFF_MOST * len(results)):
+        violations.append(f"{cut_off} requests were answered by a gateway that was cut off")
     slowest_s = max((result.took_s for result in results if not result.stream), default=0.0)
     if slowest_s > SLOWEST_S:
         violations.append(f"a request took {slowest_s:.1f} s")
@@ -222,6 +231,22 @@ def most_over(spans_s: Sequence[tuple[float, float]], rate: float, burst: float,
     return Over(whole, worst, allowed(whole_s))
 
 
+def excused(results: Sequence[Result], spans_s: Sequence[Sequence[float]]) -> list[Result]:
+    """The results, with those that a gateway cut off from all engines answered honestly under a name of their own.
+
+    It says 502, and may have its cable back before HAProxy gives it up. What a gateway has answered is not asked of
+    another: with all engines down each request would go to every gateway.
+    """
+
+    def alone(result: Result) -> bool:
+        ended_s = result.began_unix_s + result.took_s
+        return result.outcome == NO_ENGINE and any(
+            result.began_unix_s <= end_s and ended_s >= start_s for start_s, end_s in spans_s
+        )
+
+    return [result._replace(outcome=CUT_OFF) if alone(result) else result for result in results]
+
+
 def _judged(
     results: Sequence[Result], warm: Sequence[Result], faults: Counter[str], limited: Sequence[Result]
 ) -> Iterator[str]:
@@ -231,10 +256,10 @@ def _judged(
             break
     broken = any(name.startswith("gateway") for name in faults)
     for outcome, count in tally(results, False).items():
-        if outcome != "200":
+        if outcome not in ("200", CUT_OFF):
             yield f"{count} of the non-streaming requests: {outcome}"
     for outcome, count in tally(results, True).items():
-        if outcome not in ("complete", "error event") and not (outcome == "neither" and broken):
+        if outcome not in ("complete", "error event", CUT_OFF) and not (outcome == "neither" and broken):
             yield f"{count} of the streams: {outcome}"
     for outcome, count in tally(limited, False).items():
         if outcome not in LIMITED_OUTCOMES:

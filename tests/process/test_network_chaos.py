@@ -12,8 +12,8 @@ import unittest
 
 from tests.chaos import lab as labs
 from tests.chaos.netfaults import KINDS
-from tests.chaos.network import missing, most_over, play, summary
-from tests.chaos.traffic import tally
+from tests.chaos.network import CUT_OFF, excused, missing, most_over, play, summary
+from tests.chaos.traffic import Result, tally
 from tests.parallel import alone
 from tests.thorough import thorough
 
@@ -76,6 +76,22 @@ class NetworkTest(unittest.TestCase):
             check=True,
         )
         return done.stdout.strip()
+
+
+class ExcuseTest(unittest.TestCase):
+    """What a gateway without its cable answers is its own fault's; what any other says so is not."""
+
+    def outcome(self, text: str, began_s: float, took_s: float) -> str:
+        result = Result("chaos-1", False, text, began_s, took_s)
+        return excused([result], [(100.0, 110.0)])[0].outcome
+
+    def test_a_502_while_a_cable_is_cut_has_a_name_of_its_own(self) -> None:
+        self.assertEqual(self.outcome("502 backend_unavailable", 104.0, 6.5), CUT_OFF)
+        self.assertEqual(self.outcome("502 backend_unavailable", 99.9, 1.0), CUT_OFF)
+
+    def test_any_other_stands(self) -> None:
+        for text, began_s in (("502 backend_unavailable", 110.5), ("502 backend_unavailable", 90.0), ("lost", 104.0)):
+            self.assertEqual(self.outcome(text, began_s, 1.0), text)
 
 
 class LimitTest(unittest.TestCase):
