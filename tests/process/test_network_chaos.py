@@ -15,7 +15,6 @@ from tests.chaos.netfaults import KINDS
 from tests.chaos.network import CUT_OFF, excused, missing, most_over, play, summary
 from tests.chaos.traffic import Result, tally
 from tests.parallel import alone
-from tests.thorough import thorough
 
 SECONDS, LONGEST_S = 13.0, 2.5
 CLIENTS = 16
@@ -32,15 +31,13 @@ except OSError:
 """
 
 
-@thorough
 class NetworkTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls) -> None:
+    def setUp(self) -> None:
         why = missing()
         if why is not None:
             if os.environ.get(labs.REQUIRED) == "1":
-                raise AssertionError(f"{labs.REQUIRED}=1, but {why}")
-            raise unittest.SkipTest(why)
+                self.fail(f"{labs.REQUIRED}=1, but {why}")
+            self.skipTest(why)
 
     @alone
     def test_what_is_taken_away_costs_no_answer_that_is_not_streamed_and_leaves_nothing_behind(self) -> None:
