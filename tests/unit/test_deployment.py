@@ -5,6 +5,7 @@ A test skips without its package; with REQUIRE_DEPLOY=1 that is a failure.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import unittest
@@ -158,6 +159,15 @@ class KubernetesTest(DeploymentTest):
         self.assertEqual((subject["name"], subject["namespace"]), (account, OWN))
         self.assertEqual(self.one("RoleBinding")["roleRef"]["name"], self.one("Role")["metadata"]["name"])
         self.assertEqual(self.one("Role")["rules"][0]["verbs"], ["list"])
+        (model,) = json.loads(self.one("ConfigMap", "gateway-engines")["data"]["engines.json"])["models"].values()
+        looked_up = model["discover"]["kubernetes"]
+        self.assertEqual(looked_up["namespace"], self.one("Role")["metadata"]["namespace"])
+        allowed = [
+            to["namespaceSelector"]["matchLabels"]
+            for rule in self.one("NetworkPolicy")["spec"]["egress"]
+            for to in rule.get("to", ())
+        ]
+        self.assertIn({"kubernetes.io/metadata.name": looked_up["namespace"]}, allowed)
         for document in self.all:
             if "kind" in document and document["kind"] not in ("Namespace", "Role", "RoleBinding"):
                 self.assertEqual(document["metadata"]["namespace"], OWN, document["kind"])
