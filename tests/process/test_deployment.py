@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import unittest
@@ -49,9 +50,20 @@ class ToolTest(unittest.TestCase):
 
 class SystemdTest(ToolTest):
     def test_the_unit_is_good_and_leaves_little_open(self) -> None:
-        self.assertEqual(self.run_tool("systemd-analyze", "verify", str(UNIT)), (0, ""))
-        status, told = self.exposure(UNIT)
-        self.assertEqual(status, 0, told)
+        alone = Path(shutil.copy(UNIT, self.folder()))
+        for unit in (alone, UNIT):  # the second one with what stands in the folder beside it
+            self.assertEqual(self.run_tool("systemd-analyze", "verify", str(unit)), (0, ""))
+            status, told = self.exposure(unit)
+            self.assertEqual(status, 0, told)
+
+    def test_a_fault_in_the_folder_beside_it_is_noticed(self) -> None:
+        folder = self.folder()
+        unit = shutil.copy(UNIT, folder)
+        beside = f"{UNIT.name}.d"
+        shutil.copytree(UNIT.parent / beside, folder / beside)
+        (file,) = (folder / beside).iterdir()
+        file.write_text(file.read_text("utf-8").replace("ExecReload=/bin", "ExecReloads=/bin"), "utf-8")
+        self.assertIn("ExecReloads", self.run_tool("systemd-analyze", "verify", str(unit))[1])
 
     def test_a_fault_and_an_open_door_are_noticed(self) -> None:
         text = UNIT.read_text("utf-8")
