@@ -22,7 +22,7 @@ from gateway.settings import Settings
 from gateway.telemetry import gauges
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.metrics import DURATION_BUCKETS_S
-from gateway.telemetry.readings import read_numbers
+from gateway.telemetry.readings import NAMES, read_numbers
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.slo import SloFigures, Slos
 from gateway.traces.building import exporters_of
@@ -75,7 +75,7 @@ class Observing:
         """Before `start`: what the parts look at, and where the gateway is found."""
         registry = self._registry
         sources = Sources(
-            numbers=lambda: read_numbers(registry),
+            numbers=lambda: read_numbers(registry.collect(NAMES)),
             engines=factory.engines,
             queue=lambda: (workers.depth, workers.queue_size),
             budgets=lambda: guard.budgets.used(),

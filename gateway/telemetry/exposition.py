@@ -50,6 +50,8 @@ class Family(NamedTuple):
     label_names: tuple[str, ...]
     series: Sequence[tuple[tuple[str, ...], Union[float, Distribution]]]
     """Label values with a number, of a histogram with a Distribution."""
+    merge: str = ""
+    """How several processes' values of a gauge become one (`merging.RULES`)."""
 
 
 def text(families: Iterable[Family]) -> bytes:

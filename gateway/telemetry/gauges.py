@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterable
 from typing import Callable, Optional
 
+from gateway.telemetry.merging import LEADER, MAX, MIN, SUM
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.slo import WINDOWS_S, SloFigures
 
@@ -21,6 +22,7 @@ def bind_engines(registry: Registry, engines: Callable[[], Iterable[tuple[str, s
         "1 when the engine may be chosen.",
         ("model", "engine"),
         lambda: [((model, engine), int(up)) for model, engine, up, _ in engines()],
+        merge=MIN,
     )
     registry.callback(
         "gateway_engine_inflight",
@@ -28,6 +30,7 @@ def bind_engines(registry: Registry, engines: Callable[[], Iterable[tuple[str, s
         "Requests the engine is working on.",
         ("model", "engine"),
         lambda: [((model, engine), in_flight) for model, engine, _, in_flight in engines()],
+        merge=SUM,
     )
 
 
@@ -54,6 +57,7 @@ def bind_breakers(
         "Circuit breaker of an engine: 0 closed, 1 half-open, 2 open.",
         ("model", "engine"),
         states,
+        merge=MAX,
     )
     registry.callback(
         "gateway_engine_queue_depth",
@@ -61,6 +65,7 @@ def bind_breakers(
         "Requests waiting for a place on an engine of the model.",
         ("model",),
         waiting,
+        merge=SUM,
     )
 
 
@@ -80,6 +85,7 @@ def bind_policy(
         "What is left of keys' limits while the gateway is behind, by priority.",
         ("priority",),
         factors,
+        merge=MIN,
     )
     registry.callback(
         "gateway_ledger_dropped_total",
@@ -101,6 +107,7 @@ def bind_policy(
         "What a key has spent of its budget, 0 to 1; the highest of all keys.",
         (),
         lambda: [] if (used := budget_used()) is None else [((), used)],
+        merge=MAX,
     )
 
 
@@ -113,6 +120,7 @@ def bind_discovery(registry: Registry, states: Callable[[], Iterable[tuple[str, 
         "Engines that the last good answer of the model's source had.",
         ("model",),
         lambda: [((model,), engines) for model, _, engines, _, _ in states()],
+        merge=MAX,
     )
     registry.callback(
         "gateway_discovery_failures_total",
@@ -127,6 +135,7 @@ def bind_discovery(registry: Registry, states: Callable[[], Iterable[tuple[str, 
         "Seconds since the model's source last had a good answer.",
         ("model",),
         lambda: [((model,), age_s) for model, _, _, _, age_s in states() if age_s is not None],
+        merge=MAX,
     )
 
 
@@ -182,7 +191,7 @@ def bind_alerts(
     notifications: Callable[[], Iterable[tuple[tuple[str], int]]],
 ) -> None:
     """Declares how many alerts each rule has ((name, state), count), and what became of sent ones ((result), count)."""
-    registry.callback("gateway_alerts", "gauge", "Alerts by rule and state.", ("name", "state"), counts)
+    registry.callback("gateway_alerts", "gauge", "Alerts by rule and state.", ("name", "state"), counts, merge=LEADER)
     registry.callback(
         "gateway_alert_notifications_total",
         "counter",
@@ -214,6 +223,7 @@ def bind_slos(registry: Registry, figures: Callable[[], Iterable[SloFigures]]) -
         "What is left of three days' error budget, of 1; with two objectives the smaller.",
         ("model",),
         remaining,
+        merge=LEADER,
     )
     registry.callback(
         "gateway_slo_burn_rate",
@@ -221,19 +231,20 @@ def bind_slos(registry: Registry, figures: Callable[[], Iterable[SloFigures]]) -
         "How many times as fast as allowed the error budget is spent.",
         ("model", "objective", "window"),
         burns,
+        merge=LEADER,
     )
 
 
 def bind_cache(registry: Registry, figures: Callable[[], tuple[int, int, int]]) -> None:
     """Declares what the cache holds: (entries, bytes, evictions)."""
-    for place, (name, kind, text) in enumerate(
+    for place, (name, kind, text, merge) in enumerate(
         (
-            ("gateway_cache_entries", "gauge", "Answers in the cache."),
-            ("gateway_cache_bytes", "gauge", "Memory that the answers in the cache take."),
-            ("gateway_cache_evictions_total", "counter", "Answers dropped from the cache to make room."),
+            ("gateway_cache_entries", "gauge", "Answers in the cache.", SUM),
+            ("gateway_cache_bytes", "gauge", "Memory that the answers in the cache take.", SUM),
+            ("gateway_cache_evictions_total", "counter", "Answers dropped from the cache to make room.", ""),
         )
     ):
-        registry.callback(name, kind, text, (), lambda place=place: [((), figures()[place])])  # type: ignore[misc]
+        registry.callback(name, kind, text, (), lambda place=place: [((), figures()[place])], merge)  # type: ignore[misc]
 
 
 def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], int], size: int) -> None:
@@ -244,6 +255,7 @@ def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], 
         "Requests waiting for a worker.",
         (),
         lambda: [((), depth())],
+        merge=SUM,
     )
     registry.callback(
         "gateway_queue_size",
@@ -251,6 +263,7 @@ def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], 
         "Places for requests that wait for a worker.",
         (),
         lambda: [((), size)],
+        merge=SUM,
     )
     registry.callback(
         "gateway_workers_busy",
@@ -258,6 +271,7 @@ def bind_queue(registry: Registry, depth: Callable[[], int], busy: Callable[[], 
         "Workers with a request in hand.",
         (),
         lambda: [((), busy())],
+        merge=SUM,
     )
 
 
@@ -269,6 +283,7 @@ def bind_in_flight(registry: Registry, in_flight: Callable[[], int]) -> None:
         "Requests of inference that have not ended: waiting, at an engine, or streaming.",
         (),
         lambda: [((), in_flight())],
+        merge=SUM,
     )
 
 
@@ -281,4 +296,5 @@ def bind_build(registry: Registry, version: str) -> None:
         "Always 1; its labels tell what runs.",
         ("version", "implementation", "python"),
         lambda: [(labels, 1)],
+        merge=MAX,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable
 
 from gateway.clock import unix_s
+from gateway.telemetry.merging import EARLIEST, SUM
 from gateway.telemetry.registry import LabelledNumber, Registry
 
 _IMPORTED_UNIX_S = unix_s()
@@ -21,30 +22,33 @@ _IMPORTED_UNIX_S = unix_s()
 def register_process_metrics(registry: Registry) -> None:
     """Declares the `process_…` metrics this system can tell; call once per registry."""
     started = start_time_unix_s()
-    for name, kind, help_text, read in (
+    for name, kind, help_text, read, merge in (
         (
             "process_resident_memory_bytes",
             "gauge",
             "Resident memory in bytes.",
             resident_memory_bytes,
+            SUM,
         ),
         (
             "process_cpu_seconds_total",
             "counter",
             "User and system CPU time in seconds.",
             time.process_time,
+            "",
         ),
-        ("process_open_fds", "gauge", "Open file descriptors.", open_fds),
-        ("process_max_fds", "gauge", "Open file descriptors that there may be.", max_fds),
+        ("process_open_fds", "gauge", "Open file descriptors.", open_fds, SUM),
+        ("process_max_fds", "gauge", "Open file descriptors that there may be.", max_fds, SUM),
         (
             "process_start_time_seconds",
             "gauge",
             "Start of the process in seconds since 1970.",
             lambda: started,
+            EARLIEST,
         ),
     ):
         if read() is not None:
-            registry.callback(name, kind, help_text, (), _reader(read))
+            registry.callback(name, kind, help_text, (), _reader(read), merge)
 
 
 def _reader(read: Callable[[], float | None]) -> Callable[[], list[LabelledNumber]]:

@@ -1,15 +1,14 @@
 """What alert rules look at, read from the metrics: nothing is counted twice.
 
-Owns the way from the metrics' series to plain numbers by labels. The registry's lock is held while they are copied.
+Owns the way from the metrics' series to plain numbers by labels.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from gateway.telemetry.exposition import Distribution
-from gateway.telemetry.registry import Registry
+from gateway.telemetry.exposition import Distribution, Family
 
 Numbers = Mapping[str, Mapping[tuple[str, ...], "array[float]"]]
 """By family (`requests`, ...) and labels: counts that only grow.
@@ -24,16 +23,20 @@ NO_CODE = frozenset({"no_code", "unfinished"})
 DISAGREED = frozenset({"best_available", "abstained"})
 
 
-def read_numbers(registry: Registry) -> Numbers:
-    """The counts now. Requests without a model are left out. Any thread."""
-    names = (
-        "gateway_requests_total",
-        "gateway_request_duration_seconds",
-        "gateway_time_to_first_token_seconds",
-        "gateway_engine_requests_total",
-        "gateway_verifications_total",
-    )
-    requests, latency, ttft, attempts, verifications = registry.numbers(names)
+NAMES = (
+    "gateway_requests_total",
+    "gateway_request_duration_seconds",
+    "gateway_time_to_first_token_seconds",
+    "gateway_engine_requests_total",
+    "gateway_verifications_total",
+)
+"""The metrics that are read."""
+
+
+def read_numbers(metrics: Iterable[Family]) -> Numbers:
+    """What these metrics have counted. Requests without a model are left out."""
+    series = {family.name: family.series for family in metrics}
+    requests, latency, ttft, attempts, verifications = (series.get(name, ()) for name in NAMES)
     families: dict[str, dict[tuple[str, ...], array[float]]] = {
         "requests": {},
         "latency": {(model, path): _counts(found) for (path, model), found in latency if model},

@@ -11,11 +11,12 @@ import math
 import re
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
-from typing import Callable, Generic, Protocol, TypeVar, Union
+from collections.abc import Container, Iterable, Sequence
+from typing import Callable, Generic, Optional, Protocol, TypeVar, Union
 
 from gateway.telemetry import exposition
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
+from gateway.telemetry.merging import RULES
 
 LabelledNumber = tuple[tuple[str, ...], float]
 Numbers = list[tuple[tuple[str, ...], Union[float, Distribution]]]
@@ -185,8 +186,8 @@ class _Declaration:
 
     __slots__ = ("family", "metric", "read")
 
-    def __init__(self, name: str, kind: str, help_text: str, label_names: tuple[str, ...]) -> None:
-        self.family = Family(name, kind, help_text, label_names, ())
+    def __init__(self, name: str, kind: str, help_text: str, label_names: tuple[str, ...], merge: str) -> None:
+        self.family = Family(name, kind, help_text, label_names, (), merge)
         self.metric: Metric[Counter] | Metric[Gauge] | Metric[Histogram] | None = None
         self.read: Callable[[], Iterable[LabelledNumber]] | None = None
 
@@ -209,8 +210,9 @@ class Registry:
         declared.metric = metric
         return metric
 
-    def gauge(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Metric[Gauge]:
-        declared = self._declare(name, "gauge", help_text, labels)
+    def gauge(self, name: str, help_text: str, labels: Sequence[str] = (), *, merge: str) -> Metric[Gauge]:
+        """`merge`: how several processes' values become one (`merging.RULES`)."""
+        declared = self._declare(name, "gauge", help_text, labels, merge)
         metric = Metric(self.lock, declared.family.label_names, lambda: Gauge(self.lock))
         declared.metric = metric
         return metric
@@ -234,32 +236,25 @@ class Registry:
         help_text: str,
         labels: Sequence[str],
         read: Callable[[], Iterable[LabelledNumber]],
+        merge: str = "",
     ) -> None:
         """Declares a metric whose numbers `read` supplies at every scrape, outside the lock.
 
-        `kind` is "gauge" or "counter". `read` gives (label values, number) pairs, none for
-        "not known now"; what it raises, `render` raises.
+        `kind` is "gauge", which says how several processes' values `merge`, or "counter". `read` gives (label values,
+        number) pairs, none for "not known now"; what it raises, `render` raises.
         """
-        self._declare(name, kind, help_text, labels).read = read
-
-    def numbers(self, names: Sequence[str]) -> list[Numbers]:
-        """Of each of these metrics its series, all as of one moment; those of a callback are left out. Raises KeyError
-        for a name that is not declared. Any thread."""
-        metrics = [self._declared[name].metric for name in names]
-        with self.lock:
-            self.catch_up_locked()
-            return [[] if metric is None else metric.snapshot_locked() for metric in metrics]
+        self._declare(name, kind, help_text, labels, merge).read = read
 
     def names(self) -> tuple[str, ...]:
         """Every metric's name."""
         return tuple(self._declared)
 
-    def collect(self) -> list[Family]:
+    def collect(self, names: Optional[Container[str]] = None) -> list[Family]:
         """Every metric as it is now: one consistent snapshot of all series, plus the callbacks' numbers. Any thread.
 
-        Raises what a callback raises.
+        `names`: those that are wanted; None: all. Raises what a callback raises.
         """
-        declared = list(self._declared.values())
+        declared = [d for name, d in list(self._declared.items()) if names is None or name in names]
         with self.lock:
             self.catch_up_locked()
             snapshots = [d.metric.snapshot_locked() if d.metric else [] for d in declared]
@@ -276,16 +271,18 @@ class Registry:
         """A scrape's body in OpenMetrics 1.0, with exemplars."""
         return exposition.openmetrics(self.collect())
 
-    def _declare(self, name: str, kind: str, help_text: str, labels: Sequence[str]) -> _Declaration:
+    def _declare(self, name: str, kind: str, help_text: str, labels: Sequence[str], merge: str = "") -> _Declaration:
         if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", name):
             raise ValueError(f"not a metric name: {name!r}")
         if kind == "counter" and not name.endswith("_total"):
             raise ValueError(f"{name}: a counter's name ends with _total")
+        if (merge not in RULES) if kind == "gauge" else merge:
+            raise ValueError(f"{name}: a gauge, and nothing else, merges by one of {', '.join(RULES)}: {merge!r}")
         for label in labels:
             if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", label) or label == "le":
                 raise ValueError(f"{name}: not a label name: {label!r}")
         with self.lock:
             if name in self._declared:
                 raise ValueError(f"declared twice: {name}")
-            declared = self._declared[name] = _Declaration(name, kind, help_text, tuple(labels))
+            declared = self._declared[name] = _Declaration(name, kind, help_text, tuple(labels), merge)
         return declared

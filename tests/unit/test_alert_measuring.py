@@ -12,7 +12,7 @@ from gateway.alerts.rules import Labels, Rule
 from gateway.alerts.slowdowns import Slowdown
 from gateway.telemetry.events import AttemptRecord, RequestEvent
 from gateway.telemetry.metrics import GatewayMetrics
-from gateway.telemetry.readings import read_numbers
+from gateway.telemetry.readings import NAMES, read_numbers
 from gateway.telemetry.registry import Registry
 
 CHAT = "/v1/chat/completions"
@@ -196,23 +196,23 @@ class ReadingsTest(unittest.TestCase):
             self.count(status)
         self.count(503, model=None, path="/readyz")
         self.count(404, model="nobody's")
-        found = read_numbers(self.registry)["requests"]
+        found = read_numbers(self.registry.collect(NAMES))["requests"]
         self.assertEqual(
             {key: list(value) for key, value in found.items()}, {("m", CHAT): [6, 2], ("other", CHAT): [1, 0]}
         )
 
     def test_latencies_are_counts_by_bucket(self) -> None:
         self.count(stream=True, ttft_s=200.0)
-        numbers = read_numbers(self.registry)
+        numbers = read_numbers(self.registry.collect(NAMES))
         self.assertEqual([i for i, n in enumerate(numbers["latency"]["m", CHAT]) if n], [4])  # up to 25 ms
         self.assertEqual([i for i, n in enumerate(numbers["ttft"]["m",]) if n], [16])  # above all
 
     def test_attempts_that_failed_are_told_from_those_that_say_nothing(self) -> None:
         for outcome in ("ok", "ok", "rejected", "cancelled", "timeout", "rate_limited"):
             self.count(attempt_records=(AttemptRecord("m", "e", outcome, 0.1),))
-        self.assertEqual(list(read_numbers(self.registry)["attempts"]["m", "e"]), [5, 2])
+        self.assertEqual(list(read_numbers(self.registry.collect(NAMES))["attempts"]["m", "e"]), [5, 2])
 
     def test_verifications_in_which_nobody_agreed_count_among_those_with_code(self) -> None:
         for result in ("consensus", "tests_passed", "best_available", "abstained", "no_code", "unfinished"):
             self.count(extra={"verification": {"result": result, "agreement": None, "runs": []}})
-        self.assertEqual(list(read_numbers(self.registry)["verifications"][()]), [4, 2])
+        self.assertEqual(list(read_numbers(self.registry.collect(NAMES))["verifications"][()]), [4, 2])

@@ -15,6 +15,7 @@ from unittest import mock
 from gateway.telemetry import gauges, process
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent, Trace
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
+from gateway.telemetry.merging import SUM
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.registry import Registry
 
@@ -75,7 +76,7 @@ class RegistryTest(unittest.TestCase):
         wait = self.registry.histogram("b_seconds", "Waits.", buckets=(0.5, 1.0, 2.5))
         for value in (0.1, 1.0, 1.5, 99.5):
             wait.labels().observe(value)
-        self.registry.gauge("c", "Level.").labels().set(-0.25)
+        self.registry.gauge("c", "Level.", merge=SUM).labels().set(-0.25)
         self.assertEqual(
             self.registry.render().decode(),
             "# HELP a_total Back\\\\slash\\nand line.\n"
@@ -103,7 +104,7 @@ class RegistryTest(unittest.TestCase):
             for number, value in enumerate((0.25, 0.125, 2.0, 99.5)):
                 wait.observe_locked(value, (f"{number:032x}", f"{number:016x}", 1769860800.25 + number))
             wait.observe_locked(2.25)
-        self.registry.gauge("c_bytes", "Level.").labels().set(-0.25)
+        self.registry.gauge("c_bytes", "Level.", merge=SUM).labels().set(-0.25)
         zeros = "0" * 15
         self.assertEqual(
             self.registry.render_openmetrics().decode(),
@@ -136,7 +137,7 @@ class RegistryTest(unittest.TestCase):
         waits.observe(0.5)
         with self.registry.lock:
             waits.observe_locked(2.5, ("t", "s", 7.0))
-        self.registry.callback("g", "gauge", "G.", ("x",), lambda: [(("b",), 2), (("a",), 1)])
+        self.registry.callback("g", "gauge", "G.", ("x",), lambda: [(("b",), 2), (("a",), 1)], SUM)
         self.assertEqual(
             self.registry.collect(),
             [
@@ -148,7 +149,7 @@ class RegistryTest(unittest.TestCase):
                     (),
                     [((), Distribution((1,), (1, 1), 3.0, (None, Exemplar(2.5, "t", "s", 7.0))))],
                 ),
-                Family("g", "gauge", "G.", ("x",), [(("a",), 1), (("b",), 2)]),
+                Family("g", "gauge", "G.", ("x",), [(("a",), 1), (("b",), 2)], SUM),
             ],
         )
 
@@ -187,10 +188,10 @@ class RegistryTest(unittest.TestCase):
     def test_refuses_what_cannot_be_declared(self) -> None:
         self.registry.counter("a_total", "A.")
         for declare in (
-            lambda: self.registry.gauge("a_total", "Again."),
-            lambda: self.registry.gauge("a-b", "Name."),
+            lambda: self.registry.gauge("a_total", "Again.", merge=SUM),
+            lambda: self.registry.gauge("a-b", "Name.", merge=SUM),
             lambda: self.registry.counter("g", "No total."),
-            lambda: self.registry.gauge("b", "Label.", ("x y",)),
+            lambda: self.registry.gauge("b", "Label.", ("x y",), merge=SUM),
             lambda: self.registry.histogram("c", "Reserved.", ("le",), buckets=(1,)),
             lambda: self.registry.histogram("d", "None.", buckets=()),
             lambda: self.registry.histogram("e", "Falling.", buckets=(2, 1)),
@@ -208,7 +209,7 @@ class RegistryTest(unittest.TestCase):
 
     def test_callback_supplies_numbers_at_every_scrape(self) -> None:
         numbers = [(("b",), 2.5), (("a",), 1)]
-        self.registry.callback("g", "gauge", "G.", ("x",), lambda: numbers)
+        self.registry.callback("g", "gauge", "G.", ("x",), lambda: numbers, SUM)
         self.assertEqual(list(scrape(self.registry).items()), [('g{x="a"}', 1), ('g{x="b"}', 2.5)])
         numbers.clear()
         self.assertEqual(scrape(self.registry), {})
@@ -220,7 +221,7 @@ class RegistryTest(unittest.TestCase):
             inner.inc()  # would deadlock if render held the lock across callbacks
             return [((), 7)]
 
-        self.registry.callback("g", "gauge", "G.", (), read)
+        self.registry.callback("g", "gauge", "G.", (), read, SUM)
         done: list[bytes] = []
         thread = threading.Thread(target=lambda: done.append(self.registry.render()), daemon=True)
         thread.start()
@@ -228,7 +229,7 @@ class RegistryTest(unittest.TestCase):
         self.assertIn(b"\ng 7\n", done[0])
 
     def test_special_numbers(self) -> None:
-        gauge = self.registry.gauge("g", "G.", ("x",))
+        gauge = self.registry.gauge("g", "G.", ("x",), merge=SUM)
         for value in (float("inf"), float("-inf"), 1e300, 3.0, True):
             gauge.labels(str(value)).set(value)
         text = self.registry.render().decode()

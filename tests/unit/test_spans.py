@@ -372,7 +372,7 @@ class Metrics(unittest.TestCase):
         histogram = registry.histogram("b_seconds", "spreads", buckets=(1, 2)).labels()
         for value in (0.5, 1.5, 9.0):
             histogram.observe(value)
-        registry.callback("c_bytes", "gauge", "is", (), lambda: [((), math.nan)])
+        registry.callback("c_bytes", "gauge", "is", (), lambda: [((), math.nan)], "sum")
         registry.counter("never_total", "has no series", ("model",))
         counter, spread, gauge = json.loads(json.dumps(figures.metrics_of(registry.collect(), 1.0, 2.0)))
         times = {"startTimeUnixNano": "1000000000", "timeUnixNano": "2000000000"}
