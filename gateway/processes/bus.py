@@ -24,6 +24,8 @@ from gateway.processes.frames import Frame, FrameError, Outbox, Unpacker, pack
 RECV_BYTES = 262_144
 READS_MAX = 16  # before handlers and writing have their turn
 WAIT_MAX_S = 60.0
+LATE_S = 0.25
+"""That the parent has to say what those have left who do not answer."""
 Handler = Callable[[Any, int], Any]
 
 
@@ -32,12 +34,14 @@ def _ignore(*_what: object) -> None:
 
 
 class _Question:
-    """Answers that somebody waits for. Its fields are guarded by the bus's lock, `done` apart."""
+    """Answers that somebody waits for. Its fields are guarded by the bus's lock, but for the events."""
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
         self.left: Optional[int] = None  # still to come; None: the parent has not said how many
         self.done = threading.Event()
+        self.silent: Optional[int] = None  # who has left something instead; None: the parent has not said
+        self.late = threading.Event()  # it has, or there is no parent
 
 
 class Bus:
@@ -102,21 +106,40 @@ class Bus:
     def ask(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> list[Any]:
         """The answers of all others that come within `timeout_s`, and what the dead have left with the parent, in no
         order. Blocks until all have answered: not for loops, nor for the thread "bus" (RuntimeError)."""
+        return self._ask(topic, what, timeout_s, lambda number, question: None).answers
+
+    def survey(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> tuple[list[Any], int]:
+        """As `ask`; for those who have not answered in time what they have left with the parent (`keep`) is among the
+        answers, and so many they are. Blocks for LATE_S more then."""
+        question = self._ask(topic, what, timeout_s, self._ask_for_left)
+        with self._lock:
+            if question.silent is not None:
+                return question.answers, question.silent
+            return question.answers, self.count - 1 if question.left is None else max(0, question.left)
+
+    def _ask_for_left(self, number: int, question: _Question) -> None:
+        self._send("late", n=number)
+        question.late.wait(LATE_S)
+
+    def _ask(self, topic: str, what: Any, timeout_s: float, on_late: Callable[[int, _Question], None]) -> _Question:
+        """Ask, and wait; `on_late` is called with the question and its number when not all have answered in time."""
         if threading.current_thread() is self._thread:
             raise RuntimeError("a handler must not ask: the answers come on its own thread")
         body = json.dumps(what).encode()
         question = _Question()
         with self._lock:
             if self._over or self._thread is None:
-                return []
+                question.left = 0
+                return question
             self._last_question += 1
             number = self._last_question
             self._questions[number] = question
         self._send("ask", body, t=topic, n=number)
-        question.done.wait(timeout_s)
+        if not question.done.wait(timeout_s):
+            on_late(number, question)
         with self._lock:
             self._questions.pop(number, None)
-            return question.answers
+        return question
 
     def ready(self) -> None:
         """Say that this process serves."""
@@ -206,6 +229,7 @@ class Bus:
             questions = list(self._questions.values())
         for question in questions:
             question.done.set()
+            question.late.set()
         selector.close()
         link.close()
         self._wakeup.close()
@@ -281,6 +305,13 @@ class Bus:
                 if question.left <= 0:
                     question.done.set()
 
+    def _late(self, frame: Frame) -> None:
+        with self._lock:
+            question = self._questions.get(frame.number("n"))
+            if question is not None:
+                question.silent = frame.number("c")
+                question.late.set()
+
     def _roster(self, frame: Frame) -> None:
         was, self._leader = self._leader, bool(frame.head.get("leader"))
         self.on_accept(json.loads(frame.body))
@@ -297,6 +328,7 @@ _TAKES: dict[str, Callable[[Bus, Frame], None]] = {
     "ask": Bus._asked,
     "answer": Bus._answered,
     "due": Bus._due,
+    "late": Bus._late,
     "roster": Bus._roster,
     "order": Bus._ordered,
 }
@@ -318,6 +350,10 @@ class Alone(Bus):
     def ask(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> list[Any]:
         """Nobody answers."""
         return []
+
+    def survey(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> tuple[list[Any], int]:
+        """Nobody answers, nor should anybody have."""
+        return [], 0
 
     def ready(self) -> None:
         """Nobody waits for it."""

@@ -57,6 +57,8 @@ class Switchboard:
             return self._ask(child, frame)
         if kind == "answer":
             return self._answer(child, frame)
+        if kind == "late":
+            return self._late(child, frame.number("n"))
         if kind == "keep":
             kept = self._kept.setdefault(child, {})
             topic = frame.text("t")
@@ -90,6 +92,16 @@ class Switchboard:
         if not ask.waits_for:
             del self._asks[key]
         return [(key[0], pack("answer", frame.body, n=key[1]))]
+
+    def _late(self, child: int, number: int) -> list[Delivery]:
+        """Who has asked waits no longer: what those have left who have not answered, and how many they are."""
+        ask = self._asks.pop((child, number), None)
+        silent = set[int]() if ask is None else ask.waits_for
+        left = [self._kept.get(other, {}).get(ask.topic, b"") for other in silent] if ask is not None else []
+        return [
+            *((child, pack("answer", body, n=number)) for body in left),
+            (child, pack("late", n=number, c=len(silent))),
+        ]
 
     def gone(self, child: int) -> list[Delivery]:
         """A child is no more: what it has left is added to what others have, and who waits for its answer gets that."""

@@ -128,6 +128,24 @@ class BusTest(unittest.TestCase):
         gate.set()
         eventually(lambda: sorted(buses[0].ask("m", timeout_s=5.0)) == [1, 2])
 
+    def test_a_survey_has_what_the_silent_have_left_and_tells_how_many_they_are(self) -> None:
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+
+        def answer(bus: Bus, what: Any, slot: int) -> Any:
+            if bus.slot == 1:
+                gate.wait(TIMEOUT_S)
+            return bus.slot
+
+        buses = self.three(m=answer)
+        answers, silent = buses[1].survey("m", timeout_s=60.0)
+        self.assertEqual((sorted(answers), silent), ([0, 2], 0))
+        buses[1].keep("m", 100)
+        eventually(lambda: buses[0].survey("m", timeout_s=0.2) == ([2, 100], 1))
+        gate.set()
+        eventually(lambda: sorted(buses[0].survey("m", timeout_s=5.0)[0]) == [1, 2])
+        self.assertEqual(buses[0].survey("m", timeout_s=60.0)[1], 0)
+
     def test_who_does_not_read_has_its_frames_dropped_and_nobody_else(self) -> None:
         heard: list[int] = []
         stuck = self.parent.link(7, 1)

@@ -131,6 +131,18 @@ class SwitchboardTest(unittest.TestCase):
         ((child, data),) = self.board.gone(12)
         self.assertEqual((child, read(data)), (10, ({"k": "answer", "n": 1}, None)), "it has left nothing")
 
+    def test_who_waits_no_longer_gets_what_the_silent_have_left_and_how_many_they_are(self) -> None:
+        self.board.route(11, frame("keep", 5, t="m"))
+        self.board.route(10, frame("ask", t="m", n=1))
+        self.board.route(12, frame("answer", 7, a=10, n=1))
+        left, late = self.board.route(10, frame("late", n=1))
+        self.assertEqual((left[0], read(left[1])), (10, ({"k": "answer", "n": 1}, 5)))
+        self.assertEqual((late[0], read(late[1])[0]), (10, {"k": "late", "n": 1, "c": 1}))
+        self.assertEqual(self.board.route(11, frame("answer", 6, a=10, n=1)), [], "it would count twice")
+        self.assertEqual(self.board.gone(11), [])
+        ((_, late_again),) = self.board.route(10, frame("late", n=1))
+        self.assertEqual(read(late_again)[0]["c"], 0)
+
     def test_answers_for_who_is_gone_go_nowhere(self) -> None:
         self.board.route(10, frame("ask", t="m", n=1))
         self.board.gone(10)
