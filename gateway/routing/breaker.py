@@ -133,6 +133,18 @@ class Breaker:
         self._change(OPEN)
         return True
 
+    def hear(self, left_s: Optional[float], now_s: float) -> None:
+        """Another process has found it open, for so many seconds more; None: closed. What runs there counts no more."""
+        if left_s is not None:
+            self.until_s = max(now_s + left_s, self.until_s if self.state == OPEN else now_s)
+            self._open_s = max(self._open_s, min(left_s, self._policy.max_open_s))
+        elif self.state == CLOSED:
+            return
+        else:
+            self._open_s = self._policy.open_s
+        self._forget()
+        self._change(CLOSED if left_s is None else OPEN)
+
     def broke(self, ticket: int, bucket: int, now_s: float) -> None:
         """A stream whose first event had come has broken: it failed now, and was not good then.
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection
 from typing import NamedTuple, Optional
 
-from gateway.routing.breaker import OPEN, BreakerPolicy
+from gateway.routing.breaker import CLOSED, OPEN, BreakerPolicy
 from gateway.routing.engine import UNPROVEN, Engine
 from gateway.routing.regions import kept_within
 from gateway.routing.spares import without_spares
@@ -30,6 +30,26 @@ class EngineSnapshot(NamedTuple):
     breaker: str
     available: bool  # may be chosen: a breaker stays `open` until a request tries the engine, but not in the way of it
     region: Optional[str] = None  # nobody has said where it is
+
+
+class EngineStanding(NamedTuple):
+    """What one process tells another of an engine, as of one moment."""
+
+    id: str
+    url: str
+    draining: bool
+    weight: Optional[int]
+    """As an operator has set it; None: as it was configured."""
+    down: bool
+    answered: bool
+    out_reason: str
+    out_s: float
+    """Seconds that it rests, or is misconfigured; 0: it does not."""
+    open_s: Optional[float]
+    """Seconds until its breaker lets one request try it; None: it is closed."""
+    last_error: Optional[str]
+    listed: Optional[list[list[object]]]
+    """Names of the models it lists, each with its context in tokens, or None."""
 
 
 class Members:
@@ -122,6 +142,25 @@ class Members:
         """Seconds until the first resting engine returns; None when none rests."""
         waits = [e.out_until_s - now_s for e in kept_within(self.engines, residency) if e.state(now_s) == "resting"]
         return min(waits) if waits else None
+
+    def standings_locked(self, now_s: float) -> list[EngineStanding]:
+        """What another process needs to know of every engine."""
+        return [
+            EngineStanding(
+                e.id,
+                e.spec.url,
+                e.draining,
+                None if e.weight == e.spec.weight else e.weight,
+                e.down,
+                e.answered,
+                e.out_reason if e.out_until_s > now_s else "",
+                max(0.0, e.out_until_s - now_s),
+                None if e.breaker.state == CLOSED else max(0.0, e.breaker.until_s - now_s),
+                e.last_error,
+                None if e.listed is None else [list(one) for one in e.listed],
+            )
+            for e in self.engines
+        ]
 
     def snapshot_locked(self, now_s: float) -> list[EngineSnapshot]:
         """Every engine as it is now."""

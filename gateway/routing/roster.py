@@ -20,7 +20,7 @@ from gateway.routing.decisions import Decisions, Recorder
 from gateway.routing.engine import DEFAULT_POLICY, Engine
 from gateway.routing.hedges import Hedges
 from gateway.routing.line import Waiter
-from gateway.routing.members import EngineSnapshot, Members
+from gateway.routing.members import EngineSnapshot, EngineStanding, Members
 from gateway.routing.providers import RESPONSES
 from gateway.routing.regions import kept_within
 from gateway.routing.specs import ENGINE_CHECKS, ModelSpec
@@ -171,6 +171,28 @@ class Roster:
                 self._decisions.probe_locked(engine, error, fails_to_down, passes_to_up, served, now_s)
         wake(served)
         return change
+
+    def hear(
+        self, engine_id: str, state: str, left_s: float = 0.0, error: Optional[str] = None
+    ) -> Optional[StateChange]:
+        """Another process of this gateway has found an engine `open`, `down`, `resting` or `misconfigured` (`left_s`
+        seconds more, but for `down`), or `up` again. Returns the change of state here, if any. KeyError: no such
+        engine."""
+        with self._lock:
+            now_s = self._clock()
+            engine = self._find_locked(engine_id)
+            change = self._standing.heard_locked(engine, state, left_s, error, now_s)
+            served = self._chooser.serve_locked(now_s)
+            if self._decisions is not None:
+                inputs = {"engine": engine_id, "state": state, "left_s": left_s}
+                self._decisions.line_locked("hear", inputs, served, now_s)
+        wake(served)
+        return change
+
+    def standings(self) -> list[EngineStanding]:
+        """What another process of this gateway needs to know of every engine."""
+        with self._lock:
+            return self._members.standings_locked(self._clock())
 
     def unable(self, path: str) -> tuple[Engine, ...]:
         """The engines that have nothing like an endpoint (of OpenAI's): so it was said, or found not long ago."""

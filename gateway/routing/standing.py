@@ -148,6 +148,31 @@ class Standing:
             return None
         return self._change_locked(engine, before, now_s, HINTED)
 
+    def heard_locked(
+        self, engine: Engine, state: str, left_s: float, error: Optional[str], now_s: float
+    ) -> Optional[StateChange]:
+        """Another process has found it in this state. See `Roster.hear`."""
+        before = engine.state(now_s)
+        if error is not None:
+            engine.last_error = error
+        if state == "open":
+            engine.breaker.hear(left_s, now_s)
+        elif state == "down":
+            engine.down = True
+            engine.passes = 0
+        elif state in ("resting", "misconfigured"):
+            if now_s + left_s > engine.out_until_s:
+                engine.out_until_s, engine.out_reason = now_s + left_s, state
+        elif state == "up":
+            engine.down = False
+            engine.fails = 0
+            engine.answered = True
+            engine.breaker.hear(None, now_s)
+            if engine.out_reason == "misconfigured":
+                engine.out_until_s = min(engine.out_until_s, now_s)
+        self._members.stale = True
+        return self._change_locked(engine, before, now_s, error or "another process")
+
     def draining_locked(self, engine: Engine, draining: bool, now_s: float) -> Optional[StateChange]:
         """An operator takes the engine out, or lets it in again."""
         before = engine.state(now_s)

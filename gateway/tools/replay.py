@@ -68,6 +68,7 @@ class _Replay:
             "reconfigure": self._reconfigure,
             "drain": self._drain,
             "hint": self._hint,
+            "hear": self._hear,
             "weight": lambda pool, line: pool.set_weight(line["engine"], line["weight"]),
         }
 
@@ -108,6 +109,10 @@ class _Replay:
 
     def _hint(self, pool: ModelPool, line: dict[str, Any]) -> None:
         pool.hint(line["engine"], line["left_s"])
+        self._served(pool)
+
+    def _hear(self, pool: ModelPool, line: dict[str, Any]) -> None:
+        pool.hear(line["engine"], line["state"], line["left_s"])
         self._served(pool)
 
     def _keep(self, pool: ModelPool, lease: Optional[Lease]) -> None:
