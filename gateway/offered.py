@@ -84,6 +84,17 @@ class Offered:
         listing = self._router.fleet.by_engines or self.is_source(engine)
         return listing and engine.spec.model is None and not engine.spec.is_echo
 
+    def find(self, model: str, engine_id: str, url: str) -> list[tuple[ModelPool, Engine]]:
+        """The engine of a model or a group that is called so and is there, and its pool; [] where there is none."""
+        pools = (self._router.pools.get(model), self._router.sources.get(model))
+        return [
+            (pool, engine)
+            for pool in pools
+            if pool is not None
+            for engine in pool.engines
+            if engine.id == engine_id and engine.spec.url == url
+        ]
+
     def probed_pools(self) -> list[ModelPool]:
         """All but the models that were listed, whose engines are those of their group."""
         own = [pool for pool in self._router.pools.values() if pool.spec.source is None]

@@ -31,6 +31,7 @@ from gateway.upstream.connecting import client_tls
 from gateway.upstream.connections import ConnectionPool
 from gateway.upstream.firstround import FirstRound
 from gateway.upstream.listing import ModelLists
+from gateway.upstream.peers import Peers
 from gateway.upstream.resolver import Resolver
 from gateway.upstream.shortage import Shortage, in_connecting
 
@@ -100,9 +101,10 @@ def _ask_health(sock: socket.socket, spec: EngineSpec, deadline_s: float) -> int
     return int(found[1])
 
 
-def _in_doubt(engine: Engine) -> bool:
-    """Return whether requests wait at an engine whose last probe has failed, and that is not out for it."""
-    return bool(engine.fails and engine.in_flight and not (engine.down or engine.removed))
+def _in_doubt(engine: Engine, elsewhere: bool) -> bool:
+    """Return whether requests wait at an engine whose last probe has failed, and that is not out for it. `elsewhere`:
+    they may, in another process."""
+    return bool(engine.fails and (elsewhere or engine.in_flight) and not (engine.down or engine.removed))
 
 
 class HealthChecker:
@@ -110,6 +112,8 @@ class HealthChecker:
 
     `followers` are an engine's other selves, which are not probed: what is found out of it goes for them, too. While it
     is `pending` which engines there are at the start, the first round is not over.
+    Of several processes one probes, and `peers` hear what it finds out (`hear`); traffic vouches for no engine then, as
+    another process may have none.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class HealthChecker:
         lists: Optional[ModelLists] = None,
         followers: Callable[[Engine], Iterable[tuple[ModelPool, Engine]]] = lambda engine: (),
         pending: Callable[[], bool] = lambda: False,
+        peers: Optional[Peers] = None,
     ) -> None:
         self._pools = pools
         self._on_change = on_change
@@ -137,6 +142,7 @@ class HealthChecker:
         self._probe = probe
         self._followers = followers
         self._pending = pending
+        self._peers = Peers() if peers is None else peers
         self._lists = lists or ModelLists(lambda engine: False, dict)
         self._lock = threading.Lock()
         self._timer: Optional[threading.Timer] = None
@@ -202,8 +208,11 @@ class HealthChecker:
     def tick(self) -> None:
         """Start a probe of every engine that is due and not being probed; does not wait for them."""
         self._housekeeping()
+        if not self._peers.leads:
+            return
+        fresh_s = 0.0 if self._peers.shares else self._interval_s
         for pool in self._pools():
-            due = pool.due_for_probe(self._interval_s) if self._interval_s > 0 else ()
+            due = pool.due_for_probe(fresh_s) if self._interval_s > 0 else ()
             for engine in due:
                 self._begin(engine, functools.partial(self._run_probe, pool, engine))
             for engine in pool.engines:
@@ -236,25 +245,48 @@ class HealthChecker:
     def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
         while True:
             error = self._probe(engine.spec, self._timeout_s)
-            change = pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
-            if change is not None:
-                self._on_change(change)
+            self._record(pool, engine, error)
             if error is None:
                 self._ask_models(engine)
-            same = [engine]
-            for other_pool, other in self._followers(engine):  # those that it has just listed, too
-                other_pool.record_probe(other, error, self._fails, self._passes, FAILS_UNANSWERED)
-                same.append(other)
-            self._first.done(engine)
+            self._peers.probed(engine, error)
+            same = [engine, *self._record_followers(engine, error)]
             # What waits there moves once it is out: that is to be known sooner than an interval later.
-            if not any(map(_in_doubt, same)) or self._ending.wait(min(AGAIN_S, self._interval_s)):
+            if not self._any_in_doubt(same) or self._ending.wait(min(AGAIN_S, self._interval_s)):
                 return
-            if not any(map(_in_doubt, same)):
+            if not self._any_in_doubt(same):
                 return
+
+    def _record(self, pool: ModelPool, engine: Engine, error: Optional[str]) -> None:
+        change = pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
+        if change is not None:
+            self._on_change(change)
+
+    def _record_followers(self, engine: Engine, error: Optional[str]) -> list[Engine]:
+        """What was found out of an engine goes for those that it has just listed, too; returns them."""
+        same = []
+        for pool, other in self._followers(engine):
+            pool.record_probe(other, error, self._fails, self._passes, FAILS_UNANSWERED)
+            same.append(other)
+        self._first.done(engine)
+        return same
+
+    def _any_in_doubt(self, engines: Iterable[Engine]) -> bool:
+        return any(_in_doubt(engine, self._peers.shares) for engine in engines)
+
+    def hear(self, pool: ModelPool, engine: Engine, error: Optional[str]) -> None:
+        """Another process has probed an engine, and told of it: it counts as if it had been probed here."""
+        pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
+        self._record_followers(engine, error)
+
+    def known(self, engine: Engine) -> None:
+        """Another process has told how an engine is: nobody need wait for a probe of it."""
+        self._first.done(engine)
 
     def _ask_models(self, engine: Engine) -> None:
         if self._lists.due(engine, self._interval_s) and not self._ending.is_set():
             self._lists.ask(engine, self._timeout_s)
+            if engine.listed is not None:
+                self._peers.listed(engine)
 
     def _over(self, engine: Engine) -> None:
         """The probe of `engine` is over: one that is left, if any, begins."""
