@@ -60,6 +60,12 @@ class Alerts:
         self._book = Book(rules.rules, rules.silences)
         self._measuring = Measuring(rules.rules)
         self._shown: tuple[Shown, ...] = ()
+        self.leads: Callable[[], bool] = lambda: True
+        """Whether this is the one of the gateway's processes that judges; the others show what it has told (`hear`)."""
+        self.share: Callable[[list[dict[str, Any]]], None] = lambda told: None
+        """Gets what there is to be shown after each look of the leader's. Both are set before `start`."""
+        self._heard: list[dict[str, Any]] = []
+        self._judges = False  # has judged at the last look
         self._sources: Optional[Sources] = None
         self._log: Optional[Log] = None
         self.sender: Optional[Sender] = None
@@ -107,7 +113,19 @@ class Alerts:
 
     def told(self) -> list[dict[str, Any]]:
         """Every alert that is pending, firing, or has resolved within an hour, as JSON."""
-        return [_as_json(shown) for shown in self._shown]
+        return [_as_json(shown) for shown in self._shown] if self._judges else self._heard
+
+    def hear(self, told: list[dict[str, Any]]) -> None:
+        """The leader's alerts."""
+        self._heard = told
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a new process needs to know, for `restore`: as `told`."""
+        return self.told()
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """As `hear`."""
+        self.hear(state)
 
     def counts(self) -> list[tuple[tuple[str, str], int]]:
         """How many alerts each rule has in each state: ((name, state), count)."""
@@ -141,14 +159,34 @@ class Alerts:
             self._taken = rules
             self._book.replace(rules.rules, rules.silences)
             self._measuring.replace(rules.rules)
+        if not self.leads():
+            self._rest(rules)
+            return []
+        self._judges = True
         now_s, now_unix_s = self._monotonic(), self._clock()
         samples = self._measuring.samples(now_s, self._read(self._sources, now_s)) if rules.rules else {}
         changed = self._book.evaluate(now_s, now_unix_s, samples)
         self._shown = self._book.shown(now_unix_s)
         self._write_lines(changed)
+        self.share(self.told())
         if self.sender is not None:
             self._tell(self.sender, now_s, now_unix_s)
         return changed
+
+    def _rest(self, rules: RuleSet) -> None:
+        """Another process judges. What was judged here is old; what engines usually take is learned all the same."""
+        if self._judges:
+            self._judges = False
+            self._book = Book(rules.rules, rules.silences)
+            self._measuring = Measuring(rules.rules)
+            self._shown, self._told, self._resend_at_s = (), {}, 0.0
+        if self.slowdowns.wanted and self._sources is not None:
+            engines = {(engine.model, engine.id) for engine in self._sources.engines()}
+            self.slowdowns.look(self._monotonic(), engines)
+
+    def look_now(self) -> None:
+        """Look at once: this process leads from now on. Any thread."""
+        self._wake.set()
 
     def _read(self, sources: Sources, now_s: float) -> Reading:
         engines = sources.engines()

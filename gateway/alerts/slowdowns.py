@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Container, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from gateway.alerts.anomaly import Baseline, Group
 from gateway.telemetry.events import RequestEvent
@@ -34,6 +34,9 @@ class Slowdowns:
         self.wanted = wanted
         self._lock = threading.Lock()
         self._sums: dict[Key, list[float]] = {}
+        self.shares = False
+        """Whether there are other processes, which `take` tells and `add` hears; set before anything is counted."""
+        self._everybodys: dict[Key, list[float]] = {}  # since the last look, where there are others
         self._baselines: dict[Key, Baseline] = {}
 
     def observe(self, events: Sequence[RequestEvent]) -> None:
@@ -57,10 +60,27 @@ class Slowdowns:
                     found[1] += value
                     found[2] += value * value
 
+    def take(self) -> Optional[list[list[Any]]]:
+        """What has come here since this was called last, for `add` in another process; None: nothing."""
+        with self._lock:
+            own, self._sums = self._sums, {}
+            for key, sums in own.items():
+                _add(self._everybodys, key, sums)
+        return [[*key, *sums] for key, sums in own.items()] or None
+
+    def add(self, told: Sequence[Sequence[Any]]) -> None:
+        """Count what another process has taken."""
+        with self._lock:
+            for model, engine, whole, *sums in told:
+                _add(self._everybodys, (model, engine, whole), sums)
+
     def look(self, now_s: float, engines: Container[tuple[str, str]]) -> dict[tuple[str, str], Slowdown]:
         """What is known of each of these engines now; others are forgotten."""
         with self._lock:
-            sums, self._sums = self._sums, {}
+            if self.shares:  # what is counted here comes with `take`
+                sums, self._everybodys = self._everybodys, {}
+            else:
+                sums, self._sums = self._sums, {}
         for key in sums:
             if key not in self._baselines:
                 self._baselines[key] = Baseline(now_s)
@@ -75,3 +95,8 @@ class Slowdowns:
             now = Slowdown(baseline.slower(now_s), baseline.recent_at(now_s))
             found[engine] = max(found.get(engine, now), now)
         return found
+
+
+def _add(found: dict[Key, list[float]], key: Key, sums: Sequence[float]) -> None:
+    before = found.get(key)
+    found[key] = list(sums) if before is None else [a + b for a, b in zip(before, sums)]

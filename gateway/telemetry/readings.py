@@ -31,6 +31,7 @@ NAMES = (
     "gateway_verifications_total",
 )
 """The metrics that are read."""
+QUEUE_NAMES = ("gateway_queue_depth", "gateway_queue_size")
 
 
 def read_numbers(metrics: Iterable[Family]) -> Numbers:
@@ -54,6 +55,14 @@ def read_numbers(metrics: Iterable[Family]) -> Numbers:
         if result not in NO_CODE:
             _add(families["verifications"], (), found, result in DISAGREED)
     return families
+
+
+def read_queue(metrics: Iterable[Family]) -> tuple[int, int]:
+    """Requests that wait for a worker, and places for them."""
+    found = {family.name: family.series[0][1] for family in metrics if family.series}
+    waiting, places = (found.get(name, 0) for name in QUEUE_NAMES)
+    assert not isinstance(waiting, Distribution) and not isinstance(places, Distribution)
+    return int(waiting), int(places)
 
 
 def _counts(found: float | Distribution) -> array[float]:

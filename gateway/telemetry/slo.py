@@ -87,6 +87,29 @@ class _Minutes:
             index = self._minute % MINUTES
             self._total[index] = self._bad[index] = 0
 
+    def state(self) -> list[list[int]]:
+        """What is not 0, as [minutes ago, all, bad]."""
+        found = []
+        for ago in range(MINUTES):
+            index = (self._minute - ago) % MINUTES
+            if self._total[index]:
+                found.append([ago, self._total[index], self._bad[index]])
+        return found
+
+    def restore(self, state: Sequence[Sequence[int]]) -> None:
+        """Be as a state says, in place of what was counted."""
+        minute = self._minute
+        self.__init__(minute)  # type: ignore[misc]
+        for ago, total, bad in state:
+            if not 0 <= ago < MINUTES:
+                continue
+            index = (minute - ago) % MINUTES
+            self._total[index], self._bad[index] = total, bad
+            for window_s, sums in self._sums.items():
+                if 0 < ago < window_s // 60:
+                    sums[0] += total
+                    sums[1] += bad
+
     def figures(self, model: str, objective: str, target: float) -> SloFigures:
         allowed = 1 - target
         index = self._minute % MINUTES
@@ -126,6 +149,9 @@ class Slos:
         # lookup for each request; what they mean is worked out when somebody reads, or with the next minute.
         self._counts: dict[Optional[str], list[int]] = {}
         self._minute = int(clock() // 60)
+        self.shares = False
+        """Whether there are other processes to be told what is counted; set before anything is."""
+        self._untold: dict[str, list[int]] = {}
 
     def observe(self, events: Sequence[RequestEvent]) -> None:
         """Count a batch."""
@@ -164,13 +190,62 @@ class Slos:
             model = known.get(name or "")
             if model is None:
                 continue
-            available, timely = self._minutes_locked(model, self._minute)
-            if available is not None:
-                available.add(self._minute, in_time + late + faults, faults)
-            if timely is not None and in_time + late + left:
-                timely.add(self._minute, in_time + late + left, late + left)
+            self._enter_locked(model, in_time, faults, late, left)
+            if self.shares:
+                before = self._untold.get(model, (0, 0, 0, 0))
+                self._untold[model] = [a + b for a, b in zip(before, (in_time, faults, late, left))]
         self._counts.clear()
         self._minute = max(minute, self._minute)  # whoever reads may have been faster
+
+    def _enter_locked(self, model: str, in_time: int, faults: int, late: int, left: int) -> None:
+        available, timely = self._minutes_locked(model, self._minute)
+        if available is not None:
+            available.add(self._minute, in_time + late + faults, faults)
+        if timely is not None and in_time + late + left:
+            timely.add(self._minute, in_time + late + left, late + left)
+
+    # --- other processes of the same gateway -------------------------------------------------------------------------
+
+    def take(self) -> Optional[dict[str, list[int]]]:
+        """What has been counted here since this was called last, for `add`; None: nothing."""
+        known, minute = self._known_models(), int(self._clock() // 60)
+        with self._lock:
+            self._settle_locked(known, minute)
+            untold, self._untold = self._untold, {}
+        return untold or None
+
+    def add(self, told: Mapping[str, Sequence[int]]) -> None:
+        """Count what another process has taken."""
+        known, minute = self._known_models(), int(self._clock() // 60)
+        with self._lock:
+            self._settle_locked(known, minute)
+            for model, counts in told.items():
+                in_time, faults, late, left = counts
+                self._enter_locked(model, in_time, faults, late, left)
+
+    def state(self) -> dict[str, list[Optional[list[list[int]]]]]:
+        """All that is counted, for `restore`."""
+        known, minute = self._known_models(), int(self._clock() // 60)
+        with self._lock:
+            self._settle_locked(known, minute)
+            for kinds in self._models.values():
+                for one in kinds:
+                    if one is not None:
+                        one.advance(self._minute)
+            return {
+                model: [None if one is None else one.state() for one in kinds] for model, kinds in self._models.items()
+            }
+
+    def restore(self, state: Mapping[str, Sequence[Optional[Sequence[Sequence[int]]]]]) -> None:
+        """Take over what another process has counted until now, in place of what was counted here."""
+        known, minute = self._known_models(), int(self._clock() // 60)
+        with self._lock:
+            self._settle_locked(known, minute)
+            for model, kinds in state.items():
+                for mine, theirs in zip(self._minutes_locked(model, self._minute), kinds):
+                    if mine is not None and theirs is not None:
+                        mine.advance(self._minute)
+                        mine.restore(theirs)
 
     def _minutes_locked(self, model: str, minute: int) -> tuple[Optional[_Minutes], Optional[_Minutes]]:
         found = self._models.get(model)
