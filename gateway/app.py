@@ -16,6 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Optional, TextIO
 
+from gateway.agreeing.agreement import Agreement
+from gateway.agreeing.joining import agree
 from gateway.announcing import dotenv_warnings, shown_path, shows_colours, url_of
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
@@ -81,6 +83,7 @@ class Gateway:
         self.registry = Registry()
         self.metrics = GatewayMetrics(self.registry, self._counted_names, KNOWN_PATHS, self._provider_of)
         register_process_metrics(self.registry)
+        self.agreement = Agreement(self.bus, self.registry, self._log, self._crashed)
         told = (lambda: self.observing.alerts(), lambda: self.observing.slos())
         self.live = live_ticker(settings, self, self._crashed, *told)
         names = (self._engine_at, self._counted_names)
@@ -103,6 +106,7 @@ class Gateway:
         bind_in_flight(self.registry, lambda: self.pipeline.in_flight)
         self.server = self._listen()
         self.observing.bind(self.factory, self.workers, self.guard, self.url)
+        agree(self)
         self._open_decision_log()
 
     def _start_telemetry(self, stream: TextIO) -> Telemetry:
@@ -151,6 +155,7 @@ class Gateway:
             on_crash=self._attempt_crashed,
             on_fleet=self._take_fleet,
             on_discovery=lambda change: _log_change(self.telemetry, change),
+            peers=self.agreement.engines,
         )
 
     def _take_fleet(self, fleet: FleetSpec) -> None:
@@ -177,10 +182,12 @@ class Gateway:
 
     def _listen(self) -> GatewayServer:
         """Everything that a request needs is there. Raises OSError, with all of it closed."""
-        pages = CachePages(self.caches, self.metrics, self.telemetry)
+        everybody = self.agreement
+        self.cache_pages = CachePages(self.caches, self.metrics, self.telemetry, everybody)
         self.feed = None if self.live is None else LiveFeed(self.pipeline, self.relay, self.live)
         alerts = self.observing.alerts
-        routes = Routes(self.pipeline, self.registry, Admin(self.pipeline, pages), alerts, self.feed)
+        admin = Admin(self.pipeline, self.cache_pages, everybody)
+        routes = Routes(self.pipeline, everybody, admin, alerts, self.feed)
         self.pipeline.check_origin = routes.check_browser
         telemetry = self.telemetry
         context = ServerContext(self.settings, self.pipeline, self.relay, routes, telemetry.log, telemetry.help)
@@ -223,6 +230,7 @@ class Gateway:
         self.bus.start()
         self.guard.start()
         self.workers.start()
+        self.agreement.start()  # before any request comes: what others know is known here, too
         self.observing.start()
         self.server.start()
         self.telemetry.log(
@@ -244,6 +252,7 @@ class Gateway:
     def reload(self, settings: Settings) -> None:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
+        self.agreement.engines.learn(weights=False)  # of engines that it has forgotten, others know something
         self.telemetry.log("info", "reloaded", models=self.factory.router.labels())
         self._look_at_sandbox()
 
@@ -286,6 +295,7 @@ class Gateway:
         if self.decisions is not None:
             self.decisions.close(END_TIMEOUT_S)
         self.telemetry.close(END_TIMEOUT_S)
+        self.agreement.close(END_TIMEOUT_S)  # last of all: what is counted until here outlives this process
         self.bus.close(END_TIMEOUT_S)
 
     def _engine_changed(self, change: StateChange) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Callable, Optional, Protocol
 from urllib.parse import urlsplit
 
+from gateway.agreeing.agreement import Agreement
 from gateway.alerts.alerting import Alerts, Sources
 from gateway.alerts.rulesfile import rules_at
 from gateway.alerts.sending import Log, Sender, target_of
@@ -21,8 +22,9 @@ from gateway.pipeline import PATHS
 from gateway.settings import Settings
 from gateway.telemetry import gauges
 from gateway.telemetry.events import RequestEvent
+from gateway.telemetry.exposition import Family
 from gateway.telemetry.metrics import DURATION_BUCKETS_S
-from gateway.telemetry.readings import NAMES, read_numbers
+from gateway.telemetry.readings import NAMES, QUEUE_NAMES, Numbers, read_numbers, read_queue
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.slo import SloFigures, Slos
 from gateway.traces.building import exporters_of
@@ -59,6 +61,8 @@ class Observing:
         live: Optional[Part],
     ) -> None:
         self._registry = registry
+        self._collect: Callable[[Collection[str]], list[Family]] = registry.collect
+        self._read: Sequence[Family] = ()  # by the thread `alerts`, at its last look
         self._log = log
         self._alerts_url = settings.alerts_url
         availability, latency_ms = settings.slo_availability, settings.slo_latency_ms
@@ -75,9 +79,9 @@ class Observing:
         """Before `start`: what the parts look at, and where the gateway is found."""
         registry = self._registry
         sources = Sources(
-            numbers=lambda: read_numbers(registry.collect(NAMES)),
+            numbers=self._read_numbers,
             engines=factory.engines,
-            queue=lambda: (workers.depth, workers.queue_size),
+            queue=lambda: read_queue(self._read),
             budgets=lambda: guard.budgets.used(),
             slos=self._figures,
             bounds_s=DURATION_BUCKETS_S,
@@ -91,6 +95,22 @@ class Observing:
             lambda: [] if sender is None else [((result,), count) for result, count in sender.counts.items()],
         )
         gauges.bind_slos(registry, self._figures)
+
+    def agree(self, agreement: Agreement) -> None:
+        """Before `start`: of several processes the leader judges, over what all of them have counted."""
+        bus, alerts = agreement.bus, self._alerts
+        if not agreement.waits:
+            return
+        self._collect = agreement.sums.collect
+        alerts.leads = lambda: bus.leader
+        alerts.share = lambda told: bus.tell("alerts", told)
+        bus.on("alerts", lambda told, slot: alerts.hear(told))
+        agreement.keep("alerts", alerts)
+        bus.on_leader(alerts.look_now)
+        agreement.count("slowdowns", alerts.slowdowns)
+        if self._slos is not None:
+            agreement.count("slos", self._slos)
+            agreement.keep("slos", self._slos)
 
     @property
     def observers(self) -> tuple[Part, ...]:
@@ -121,6 +141,10 @@ class Observing:
         deadline_s = time.monotonic() + timeout_s
         for part in self._parts:
             part.close(max(0.0, deadline_s - time.monotonic()))
+
+    def _read_numbers(self) -> Numbers:
+        self._read = self._collect((*NAMES, *QUEUE_NAMES))  # together: where there are several processes, all are asked
+        return read_numbers(self._read)
 
     def _figures(self) -> Sequence[SloFigures]:
         return [] if self._slos is None else self._slos.read()

@@ -270,13 +270,18 @@ class Caches:
     def clear(self, chosen: Chosen, timeout_s: float = CLEAR_S) -> int:
         """Drop what is chosen, here and in Redis, which may take `timeout_s`; returns how many, the larger number of
         both. Blocks. Raises RedisUnavailable, with those here dropped."""
+        cleared = self.clear_here(chosen)
+        if self.shared is not None:
+            cleared = max(cleared, self.shared.clear(chosen, timeout_s))
+        return cleared
+
+    def clear_here(self, chosen: Chosen) -> int:
+        """Drop what is chosen, but not in Redis; returns how many. May take long."""
         if self._reading:
             self._cleared.append(chosen)
         cleared = self.store.clear(chosen)
         if self.file is not None and chosen.everything:
             self.file.clear()
-        if self.shared is not None:
-            cleared = max(cleared, self.shared.clear(chosen, timeout_s))
         return cleared
 
     def close(self, timeout_s: float) -> None:

@@ -70,6 +70,11 @@ class SchemaRegistry:
             raise _unknown(name)
         return found
 
+    def reload(self) -> None:
+        """Read the folder again: another process has changed it. Raises RegistryError, with nothing changed."""
+        with self._lock:
+            self._schemas = MappingProxyType(_load(self._folder))
+
     def put(self, name: str, document: Any) -> bool:
         """Keep a schema under a name, in the place of one that has it; True when it is a new one.
 

@@ -22,6 +22,7 @@ from gateway.keys.store import KeyExists, KeyUnknown
 from gateway.pipeline import Pipeline
 from gateway.routing.specs import ENGINE_CHECKS
 from gateway.server.cachepages import CachePages, checked
+from gateway.server.everybody import Everybody
 from gateway.server.exchange import Exchange
 from gateway.server.parsing import RequestHead
 from gateway.server.schemapages import SchemaPages
@@ -63,9 +64,10 @@ class _Row:
 class Admin:
     """Answers below `/admin/` and at `/auth/token`. Thread-safe; calls may wait for the state database."""
 
-    def __init__(self, pipeline: Pipeline, pages: CachePages) -> None:
+    def __init__(self, pipeline: Pipeline, pages: CachePages, everybody: Everybody) -> None:
         self._pipeline = pipeline
         self._pages = pages
+        self._everybody = everybody
         self._schemas = SchemaPages(pipeline.schemas, pipeline.telemetry)
         self._guard = pipeline.guard
         actions: tuple[tuple[Operation, Action], ...] = (
@@ -184,6 +186,7 @@ class Admin:
                 told["name"] = arguments["name"]
             record, secret = self._guard.store.create(**arguments)
             told["role"] = record.role
+        self._everybody.keys_changed()
         answer = {**to_public(record), "key": secret}
         return json_reply(answer, 201, ("Cache-Control", "no-store"))
 
@@ -191,6 +194,7 @@ class Admin:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "revoke_key", name=name[:NAME_CHARS]), _KeyRefusals():
             record = self._guard.store.revoke(name)
+        self._everybody.keys_changed()
         self._pages.forget_key(record.name)  # who gets a key of that name one day is another
         return json_reply(to_public(record))
 
@@ -200,6 +204,7 @@ class Admin:
             wanted = self._parse(read_body() or b"{}") if head.content_length or head.chunked else {}
             spans = _spans(wanted, grace="1h", expires=None)
             record, secret = self._guard.store.rotate(name, spans["grace"] or 0.0, spans["expires"])
+        self._everybody.keys_changed()
         return json_reply({**to_public(record), "key": secret}, 200, ("Cache-Control", "no-store"))
 
     def _usage(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
@@ -222,6 +227,7 @@ class Admin:
         draining = what == "drain"
         with self._audited(identity, f"{what}_engine", engine=engine_id[:NAME_CHARS]) as told:
             models = self._pipeline.factory.set_draining(engine_id, draining, model)
+            self._everybody.drained(engine_id, draining, model)
             told["models"] = _found(models, engine_id)
         return json_reply({"engine": engine_id, "draining": draining, "models": models})
 
@@ -231,6 +237,7 @@ class Admin:
         with self._audited(identity, "weigh_engine", engine=engine_id[:NAME_CHARS]) as told:
             weight = told["weight"] = _weight_in(self._parse(read_body()))
             models = self._pipeline.factory.set_weight(engine_id, weight, model)
+            self._everybody.weighed(engine_id, weight, model)
             told["models"] = _found(models, engine_id)
         return json_reply({"engine": engine_id, "weight": weight, "models": models})
 
@@ -257,12 +264,15 @@ class Admin:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "keep_schema", name=name[:NAME_CHARS]):
             told, is_new = self._schemas.put(name, self._parse(read_body()))
+        self._everybody.schemas_changed()
         return json_reply(told, 201 if is_new else 200)
 
     def _forget_schema(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
         name = urllib.parse.unquote(match[1])
         with self._audited(identity, "forget_schema", name=name[:NAME_CHARS]):
-            return json_reply(self._schemas.delete(name))
+            told = self._schemas.delete(name)
+        self._everybody.schemas_changed()
+        return json_reply(told)
 
 
 def _allowed(row: _Row) -> str:

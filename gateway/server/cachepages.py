@@ -13,6 +13,7 @@ from gateway.errors import GatewayError, RequestRefused
 from gateway.reuse.caches import Caches
 from gateway.reuse.redisstore import RedisUnavailable
 from gateway.reuse.stored import Chosen
+from gateway.server.everybody import Everybody, added
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Telemetry
 
@@ -24,13 +25,21 @@ NAME_CHARS = 256
 class CachePages:
     """Answers at `/api/v1/cache/`. Thread-safe. `caches` None: CACHE=off, there is nothing."""
 
-    def __init__(self, caches: Optional[Caches], metrics: GatewayMetrics, telemetry: Telemetry) -> None:
+    def __init__(
+        self, caches: Optional[Caches], metrics: GatewayMetrics, telemetry: Telemetry, everybody: Everybody
+    ) -> None:
         self._caches = caches
         self._metrics = metrics
         self._telemetry = telemetry
+        self._everybody = everybody
 
-    def stats(self) -> dict[str, object]:
-        """What the cache holds, and has saved since the start."""
+    def stats(self) -> dict[str, Any]:
+        """What the caches of all processes hold, and have saved since the start. May wait for the others."""
+        told = added(self.own_stats(), self._everybody.cache_stats())
+        return {**told, "saved_usd": round(told["saved_usd"], 9)}
+
+    def own_stats(self) -> dict[str, float]:
+        """What this process's cache holds, and has saved since the start."""
         self._telemetry.flush(COUNT_S)
         store = None if self._caches is None else self._caches.store
         totals = self._metrics.cache_totals
@@ -42,7 +51,7 @@ class CachePages:
             "misses": totals["miss"],
             "evictions": 0 if store is None else store.evictions,
             "saved_tokens": totals["saved_tokens"],
-            "saved_usd": round(float(totals["saved_usd"]), 9),
+            "saved_usd": float(totals["saved_usd"]),
         }
 
     def clear(self, wanted: Mapping[str, Any]) -> int:
@@ -51,10 +60,10 @@ class CachePages:
         chosen = checked(wanted)
         if self._caches is None:
             return 0
+        dropped = Chosen(unix_s(), chosen.get("model"), chosen.get("key"), chosen.get("older_than_s"))
+        self._everybody.cache_cleared(dropped)
         try:
-            return self._caches.clear(
-                Chosen(unix_s(), chosen.get("model"), chosen.get("key"), chosen.get("older_than_s"))
-            )
+            return self._caches.clear(dropped)
         except RedisUnavailable as error:
             self._telemetry.log("warning", "redis", message=str(error))
             raise GatewayError(
@@ -65,8 +74,10 @@ class CachePages:
         """Drop the answers of a key that has been revoked. Raises nothing: what Redis cannot be told is logged."""
         if self._caches is None:
             return
+        dropped = Chosen(unix_s(), scope=name)
+        self._everybody.cache_cleared(dropped)
         try:
-            self._caches.clear(Chosen(unix_s(), scope=name))
+            self._caches.clear(dropped)
         except RedisUnavailable as error:
             self._telemetry.log("warning", "redis", message=str(error))
 

@@ -16,10 +16,12 @@ from gateway.bodies import take_json
 from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Identity
 from gateway.pipeline import ASKED, KEYS_PAUSE_S, PATHS, Pipeline
+from gateway.routing.members import EngineSnapshot
 from gateway.server.admin import Admin, ReadBody, Reply, json_reply
 from gateway.server.browsers import BrowserRules, is_forwarded
 from gateway.server.consolepages import VARY, ConsolePages
 from gateway.server.documentpages import MADE, DocumentPages
+from gateway.server.everybody import Everybody
 from gateway.server.exchange import Exchange
 from gateway.server.livefeed import LiveFeed, Watching
 from gateway.server.lostpaths import LostPaths
@@ -28,10 +30,11 @@ from gateway.server.modelpages import MODEL_START, ModelPages
 from gateway.server.parsing import RequestHead
 from gateway.steps import ASIDE, Pause, Steps
 from gateway.telemetry.logs import CONSOLE_FILES
-from gateway.telemetry.registry import Registry
 
 MANAGED = ("/admin/", "/auth/", "/api/v1/cache/")  # by admin.py
 ALWAYS_OPEN = frozenset(operation.path for operation in own.OPERATIONS if operation.permission is None)
+ASKING = frozenset((own.METRICS.path, own.HEALTH.path, own.API_HEALTH.path))
+"""What asks the other processes, where there are any."""
 COUNT_PAUSE_S = 0.002  # until it is seen again whether what has finished can be counted
 COUNT_LOOKS = 20  # then it is shown as it is
 
@@ -46,11 +49,13 @@ class Routes:
     def __init__(
         self,
         pipeline: Pipeline,
-        registry: Registry,
+        everybody: Everybody,
         admin: Admin,
         alerts: Callable[[], list[dict[str, Any]]],
         feed: Optional[LiveFeed] = None,
     ) -> None:
+        self._everybody = everybody
+        self._slow = ASKING if everybody.waits else frozenset[str]()
         self._admin = admin
         self._alerts = alerts
         self._pipeline = pipeline
@@ -66,7 +71,7 @@ class Routes:
             (own.READYZ, self._readyz),
             (own.HEALTH, self._health),
             (own.API_HEALTH, self._health),
-            (own.METRICS, MetricsPage(registry).answer),
+            (own.METRICS, MetricsPage(everybody.collect).answer),
             (own.ALERTS, self._told_alerts),
             (own.MODELS, models.all),
             (own.API_MODELS, models.all),
@@ -122,7 +127,7 @@ class Routes:
         if head.path not in ALWAYS_OPEN:
             while pipeline.guard.may_wait(head.headers):
                 yield Pause(KEYS_PAUSE_S)
-        if self.is_for_known(head) or head.path in MADE or self._console.must_read(head):
+        if self.is_for_known(head) or head.path in self._slow or head.path in MADE or self._console.must_read(head):
             yield ASIDE
         return self.answer(exchange, head, lambda: take_json(exchange, pipeline.settings))
 
@@ -213,6 +218,7 @@ class Routes:
         models: dict[str, Any] = {}
         complete = True
         any_available = False
+        elsewhere = self._everybody.in_flight()
         for name, pool in self._pipeline.factory.router.pools.items():
             engines = pool.snapshot()
             available = any(engine.available for engine in engines)
@@ -221,10 +227,17 @@ class Routes:
             models[name] = {
                 "available": available,
                 "strategy": pool.strategy_name,
-                "engines": [{key: value for key, value in e._asdict().items() if key != "model"} for e in engines],
+                "engines": [_engine_told(engine, elsewhere.get((name, engine.id), 0)) for engine in engines],
             }
         status = "ok" if complete else "degraded" if any_available else "down"
         return json_reply({"status": status, "models": models}, 503 if status == "down" else 200)
 
     def _told_alerts(self, head: RequestHead, identity: Optional[Identity]) -> Reply:
         return json_reply({"alerts": self._alerts()})
+
+
+def _engine_told(engine: EngineSnapshot, elsewhere: int) -> dict[str, Any]:
+    """One engine, with the requests that are in flight there from all processes."""
+    told = engine._replace(in_flight=engine.in_flight + elsewhere)._asdict()
+    del told["model"]
+    return told

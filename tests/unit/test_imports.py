@@ -21,7 +21,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("gateway.serving",),
     ("gateway.processes",),
     ("gateway.app", "gateway.tools", "gateway.mock"),
+    ("gateway.agreeing.joining",),
     ("gateway.observing", "gateway.gauging", "gateway.showing", "gateway.draining"),
+    ("gateway.agreeing",),
     ("gateway.traces",),
     ("gateway.announcing",),
     ("gateway.describing",),
@@ -88,6 +90,7 @@ TELEMETRY_USERS = (
     "gateway.serving",
     "gateway.processes.parent",
     "gateway.app",
+    "gateway.agreeing",
     "gateway.gauging",
     "gateway.observing",
     "gateway.showing",
@@ -267,6 +270,7 @@ THREAD_MAKERS = {
     "start_new_thread",
 }
 THREAD_STARTERS = (
+    "gateway.agreeing.agreement",
     "gateway.alerts.alerting",
     "gateway.alerts.sending",
     "gateway.deadlines",

@@ -1,0 +1,149 @@
+"""How engines are, told from one process of a gateway to the others.
+
+`EngineWords` owns nothing: it tells what this process finds out, and has the factory apply what others do. One message
+for each probe of the leader's, each list of models, each change of an engine's state by a request, and each word of an
+operator's; what is applied is not told again, so nothing goes round. What comes is another process's own: an engine
+that is not known here, because one of both has not reloaded yet, is passed over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from gateway.inference import InferenceFactory
+from gateway.processes.bus import Bus
+from gateway.routing.engine import Engine, ListedModel
+from gateway.routing.members import EngineStanding
+from gateway.routing.standing import StateChange
+from gateway.upstream.peers import Peers
+
+ASK_S = 1.0
+TOLD = frozenset({"open", "down", "resting", "misconfigured", "up"})
+"""States that a request can bring an engine to, and that others need to know."""
+Where = tuple[str, str, str]
+"""A model's or group's name, an engine's id and its URL."""
+
+
+class EngineWords(Peers):
+    """This process's part of what all know of engines. `bind` before the bus starts. Thread-safe."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._factory: Optional[InferenceFactory] = None
+        self.shares = bus.count > 1
+        bus.on("probe", lambda what, slot: self._known.hear_probe(*what))
+        bus.on("list", lambda what, slot: self._hear_list(*what))
+        bus.on("state", lambda what, slot: self._known.hear_state(*what))
+        bus.on("drain", lambda what, slot: self._hear_drain(*what))
+        bus.on("weight", lambda what, slot: self._known.set_weight(*what) and None)
+        bus.on("standings", self._asked)
+        bus.on("in_flight", lambda what, slot: self._in_flight())
+        bus.on_leader(lambda: self._known.look_now())
+
+    def bind(self, factory: InferenceFactory) -> None:
+        """Before the bus starts: whose engines they are."""
+        self._factory = factory
+
+    @property
+    def _known(self) -> InferenceFactory:
+        assert self._factory is not None
+        return self._factory
+
+    # --- telling (`Peers`, and operators) ----------------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        return self._bus.leader
+
+    def probed(self, engine: Engine, error: Optional[str]) -> None:
+        if self.shares:
+            self._bus.tell("probe", [*_where(engine), error])
+
+    def listed(self, engine: Engine) -> None:
+        if self.shares and engine.listed is not None:
+            self._bus.tell("list", [*_where(engine), [list(one) for one in engine.listed]])
+
+    def changed(self, change: StateChange) -> None:
+        if not self.shares or change.after not in TOLD:
+            return
+        pool = self._known.router.pools.get(change.model)
+        for standing in () if pool is None else pool.standings():
+            if standing.id == change.engine:
+                where = (change.model, standing.id, standing.url)
+                self._bus.tell("state", [*where, change.after, _left_s(standing, change.after), change.reason or None])
+
+    def drain(self, engine_id: str, draining: bool, model: Optional[str]) -> None:
+        """An operator has taken an engine out, or let it in again."""
+        self._bus.tell("drain", [engine_id, draining, model])
+
+    def weigh(self, engine_id: str, weight: int, model: Optional[str]) -> None:
+        """An operator has given an engine another weight."""
+        self._bus.tell("weight", [engine_id, weight, model])
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def in_flight(self) -> Mapping[tuple[str, str], int]:
+        """Requests in flight at each engine, of all other processes together. Waits ASK_S at most."""
+        found: dict[tuple[str, str], int] = {}
+        for answer in self._bus.ask("in_flight", None, ASK_S) if self.shares else ():
+            for model, engine, count in answer:
+                found[model, engine] = found.get((model, engine), 0) + count
+        return found
+
+    def _hear_list(self, model: str, engine_id: str, url: str, listed: Sequence[Sequence[Any]]) -> None:
+        self._known.hear_list(model, engine_id, url, _models(listed))
+
+    def _hear_drain(self, engine_id: str, draining: bool, model: Optional[str]) -> None:
+        self._known.set_draining(engine_id, draining, model, heard=True)
+
+    def _in_flight(self) -> list[tuple[str, str, int]]:
+        return [(one.model, one.id, one.in_flight) for one in self._known.engines() if one.in_flight]
+
+    def learn(self, weights: bool = True) -> None:
+        """Ask the others how the engines are, and take that over: for a process that knows nothing yet. Waits ASK_S at
+        most. `weights` False: those that operators have set are not asked for."""
+        if not self.shares:
+            return
+        answers = self._bus.ask("standings", None, ASK_S)
+        answers.sort(key=lambda answer: not answer["leader"])
+        for answer in answers[:1]:
+            late_s = max(0.0, time.monotonic() - answer["at_s"])  # all processes' monotonic clock is the machine's
+            for model, standing in answer["engines"]:
+                self._take(model, EngineStanding(*standing), late_s, weights)
+
+    def _asked(self, what: object, slot: int) -> dict[str, Any]:
+        return {"leader": self._bus.leader, "at_s": time.monotonic(), "engines": self._known.standings()}
+
+    def _take(self, model: str, told: EngineStanding, late_s: float, weights: bool) -> None:
+        factory, where = self._known, (model, told.id, told.url)
+        if told.listed is not None:
+            factory.hear_list(*where, _models(told.listed))
+        for state, is_so, left_s in (
+            ("open", told.open_s is not None, (told.open_s or 0.0) - late_s),
+            ("down", told.down, 0.0),
+            (told.out_reason, bool(told.out_reason), told.out_s - late_s),
+        ):
+            if is_so:
+                factory.hear_state(*where, state, max(0.0, left_s), told.last_error)
+        if told.draining:
+            factory.set_draining(told.id, True, model, heard=True)
+        if weights and told.weight is not None:
+            factory.set_weight(told.id, told.weight, model)
+        if told.answered or told.down:
+            factory.hear_known(*where)
+
+
+def _where(engine: Engine) -> Where:
+    return engine.model_name, engine.id, engine.spec.url
+
+
+def _models(told: Sequence[Sequence[Any]]) -> list[ListedModel]:
+    return [ListedModel(*one) for one in told]
+
+
+def _left_s(standing: EngineStanding, state: str) -> float:
+    if state == "open":
+        return standing.open_s or 0.0
+    return standing.out_s if state == standing.out_reason else 0.0

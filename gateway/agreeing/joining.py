@@ -1,0 +1,47 @@
+"""What of a running gateway's parts agrees with the other processes' parts: one line for each.
+
+Owns nothing; called once, before the bus starts.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Protocol
+
+from gateway.agreeing.agreement import Agreement
+from gateway.guard import Guard
+from gateway.inference import InferenceFactory
+from gateway.observing import Observing
+from gateway.pipeline import Pipeline
+from gateway.reuse.caches import Caches
+from gateway.reuse.stored import Chosen
+from gateway.schemas.registry import SchemaRegistry
+from gateway.server.cachepages import CachePages
+from gateway.telemetry.observe import Telemetry
+
+
+class Parts(Protocol):
+    """The running parts, all of them."""
+
+    agreement: Agreement
+    cache_pages: CachePages
+    caches: Optional[Caches]
+    factory: InferenceFactory
+    guard: Guard
+    observing: Observing
+    pipeline: Pipeline
+    schemas: Optional[SchemaRegistry]
+    telemetry: Telemetry
+
+
+def agree(parts: Parts) -> None:
+    """Have the parts hear what others tell, and tell what others need."""
+    agreement, caches, schemas = parts.agreement, parts.caches, parts.schemas
+    pipeline, telemetry = parts.pipeline, parts.telemetry
+    agreement.bind(parts.factory, lambda: not pipeline.is_concluding() and telemetry.flush(0.0))
+    agreement.hear("keys", lambda what: parts.guard.look_at_keys())
+    if caches is not None:
+        agreement.hear("cache", lambda what: caches.clear_here(Chosen(*what)))
+        agreement.bus.on("cache_stats", lambda what, slot: parts.cache_pages.own_stats())
+    if schemas is not None:
+        agreement.hear("schemas", lambda what: schemas.reload())
+    parts.observing.agree(agreement)

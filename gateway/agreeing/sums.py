@@ -1,0 +1,113 @@
+"""The metrics of all processes of one gateway, as one.
+
+`Sums` owns nothing but what it has left with the parent; its lock guards that. Whoever is scraped asks the others, on a
+thread that may wait: each has counted what it has answered before it tells its numbers, so that who has had an answer
+from any of them finds it counted once at any of them. What a process has told, or shown, it has left with the parent
+before, so that no count goes down when it ends, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Optional
+
+from gateway.processes.bus import Bus
+from gateway.telemetry.exposition import Family
+from gateway.telemetry.merging import Data, data_of, families_of, lasting, merged
+from gateway.telemetry.registry import Registry
+
+TOPIC = "metrics"
+ASK_S = 1.0
+"""That others are waited for."""
+SETTLE_PAUSE_S = 0.001
+SETTLE_LOOKS = 40
+PROCESSES = "gateway_processes"
+PROCESSES_HELP = "Processes of this gateway: those whose numbers these are, and those that have not answered in time."
+_RESTLESS = frozenset({"process_cpu_seconds_total"})
+"""What grows while nothing happens: no reason to tell anybody."""
+
+Log = Callable[..., None]
+
+
+class Sums:
+    """Adds up, from `bind` on. Thread-safe.
+
+    `settled` has counted what has been answered, if it can be at once, and says whether it could. `log` writes a line
+    of the gateway's own log.
+    """
+
+    def __init__(self, bus: Bus, registry: Registry, log: Log, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._log = log
+        self._sleep = sleep
+        self._settled: Callable[[], bool] = lambda: True
+        self._lock = threading.Lock()
+        self._left: Data = []
+        self._silent = 0
+        bus.on(TOPIC, self._asked)
+
+    def bind(self, settled: Callable[[], bool]) -> None:
+        """Before the bus starts."""
+        self._settled = settled
+
+    @property
+    def waits(self) -> bool:
+        """Whether `collect` waits for others."""
+        return self._bus.count > 1
+
+    def collect(self, names: Optional[Collection[str]] = None) -> list[Family]:
+        """All processes' metrics, or those of these names, and of those that have ended what they have counted. Waits
+        ASK_S at most; who has not answered by then is there with what it has left, and is told of."""
+        if not self.waits:
+            return self._registry.collect(names)
+        answers, silent = self._bus.survey(TOPIC, None if names is None else sorted(names), ASK_S)
+        own = self._registry.collect()
+        self._leave(lasting(own))
+        snapshots, leader = [_of(own, names)], 0
+        for answer in answers:
+            if isinstance(answer, dict):
+                if answer["leader"]:
+                    leader = len(snapshots)
+                snapshots.append(families_of(answer["families"]))
+            else:  # what one has left
+                snapshots.append(_of(families_of(answer), names))
+        self._tell_of(silent)
+        counted = 1 + sum(isinstance(answer, dict) for answer in answers)
+        states = [(("counted",), float(counted)), (("silent",), float(silent))]
+        return [*merged(snapshots, leader), Family(PROCESSES, "gauge", PROCESSES_HELP, ("state",), states)]
+
+    def push(self) -> None:
+        """Leave with the parent what has been counted, if that has changed."""
+        self._leave(lasting(self._registry.collect()), only_if_changed=True)
+
+    def _asked(self, names: Optional[Sequence[str]], slot: int) -> Any:
+        for _ in range(SETTLE_LOOKS):
+            if self._settled():
+                break
+            self._sleep(SETTLE_PAUSE_S)
+        families = self._registry.collect()
+        self._leave(lasting(families))
+        return {"leader": self._bus.leader, "families": data_of(_of(families, names))}
+
+    def _leave(self, families: Sequence[Family], only_if_changed: bool = False) -> None:
+        data = data_of(families)
+        quiet = [one for one in data if one[0] not in _RESTLESS]
+        with self._lock:
+            if only_if_changed and quiet == self._left:
+                return
+            self._left = quiet
+        self._bus.keep(TOPIC, data)
+
+    def _tell_of(self, silent: int) -> None:
+        with self._lock:
+            before, self._silent = self._silent, silent
+        if silent != before:
+            level = "warning" if silent else "info"
+            self._log(level, "processes_silent", silent=silent, waited_s=ASK_S)
+
+
+def _of(families: Sequence[Family], names: Optional[Collection[str]]) -> Sequence[Family]:
+    return families if names is None else [family for family in families if family.name in names]
