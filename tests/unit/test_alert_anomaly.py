@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import unittest
@@ -212,6 +213,27 @@ class SlowdownsTest(unittest.TestCase):
     def test_an_engine_that_is_gone_is_forgotten(self) -> None:
         self.run_for(3, a=1.0, c=1.0)
         self.assertEqual({key[1] for key in self.slowdowns._baselines}, {"a"})
+
+    def test_what_one_process_counts_all_learn_once(self) -> None:
+        alone, both = Slowdowns(True), [Slowdowns(True), Slowdowns(True)]
+        for one in both:
+            one.shares = True
+        engines = {("m", "a"), ("m", "b")}
+        for number in range(200):
+            self.now_s += STEP_S
+            for one, batch in zip(both, ([event("a", 0.1 + number / 1000)] * 3, [event("a", 0.2), event("b", 1.0)])):
+                one.observe(batch)
+                alone.observe(batch)
+            for one, told in zip(reversed(both), [one.take() for one in both]):
+                one.add(json.loads(json.dumps(told)))
+            expected = alone.look(self.now_s, engines)
+            for one in both:
+                found = one.look(self.now_s, engines)
+                for key, slowdown in expected.items():
+                    self.assertAlmostEqual(found[key].times, slowdown.times, 9)
+                    self.assertAlmostEqual(found[key].answers, slowdown.answers, 9)
+        self.assertGreater(expected["m", "a"].answers, 20)
+        self.assertIsNone(both[0].take())
 
     def test_no_time_at_all_is_counted_and_without_a_rule_nothing_is(self) -> None:
         engines = {("m", "a")}

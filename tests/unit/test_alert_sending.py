@@ -315,6 +315,33 @@ class AlertsTest(unittest.TestCase):
     def set(self, name: str, available: bool) -> None:
         next(engine for engine in self.engines if engine.id == name).available = available
 
+    def test_of_several_processes_the_leader_judges_and_the_others_show_what_it_has_told(self) -> None:
+        leader, other = self.start(), self.start()
+        leads = {leader: True, other: False}
+        leader.leads, other.leads = lambda: leads[leader], lambda: leads[other]
+        leader.share, other.share = other.hear, leader.hear
+        self.set("a", False)
+        self.assertEqual(self.look(other), [])
+        self.assertEqual((other.told(), self.lines), ([], []))
+        self.look(leader)
+        self.assertEqual([alert["labels"] for alert in other.told()], [{"engine": "a"}])
+        self.assertEqual(other.told(), leader.told())
+        self.assertEqual(len(self.lines), 1, "one line")
+        leads = {leader: False, other: True}
+        self.assertEqual(self.look(other), ["a"], "who leads from now on judges by itself, and tells")
+        self.look(leader)
+        self.assertEqual(leader.told(), other.told())
+        self.assertEqual(leader.counts()[1], (("Down", "firing"), 0), "what it has judged before is no more")
+
+    def test_a_process_that_begins_to_lead_shows_what_it_has_heard_until_it_has_looked(self) -> None:
+        alerts = self.start()
+        alerts.leads = lambda: False
+        alerts.restore([{"name": "Down"}])
+        alerts.leads = lambda: True
+        self.assertEqual(alerts.state(), [{"name": "Down"}])
+        self.look(alerts)
+        self.assertEqual(alerts.told(), [])
+
     def test_an_alertmanager_hears_at_once_and_every_minute(self) -> None:
         alerts = self.start()
         self.look(alerts)

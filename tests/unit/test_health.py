@@ -18,6 +18,7 @@ from gateway.routing.standing import StateChange
 from gateway.upstream import prober
 from gateway.upstream.firstround import FirstRound
 from gateway.upstream.listing import ModelLists
+from gateway.upstream.peers import Peers
 from gateway.upstream.prober import HealthChecker
 from tests.support import TIMEOUT_S, eventually
 
@@ -550,6 +551,103 @@ class AskedModelsTest(CheckerCase):
         checker.tick()
         self.wait_for_probes()
         self.assertEqual((self.probes.seen, sorted(self.asked)), ([], ["a", "b", "c"]))
+
+
+class _Peers(Peers):
+    """One of two processes: what it tells the other hears, as over their bus."""
+
+    shares = True
+
+    def __init__(self) -> None:
+        self.is_leader = True
+        self.other: Optional[tuple[HealthChecker, ModelPool]] = None
+        self.told: list[tuple[str, Optional[str]]] = []
+
+    @property
+    def leads(self) -> bool:
+        return self.is_leader
+
+    def probed(self, engine: Engine, error: Optional[str]) -> None:
+        self.told.append((engine.id, error))
+        if self.other is not None:
+            checker, pool = self.other
+            checker.hear(pool, next(one for one in pool.engines if one.id == engine.id), error)
+
+
+class SeveralProcessesTest(CheckerCase):
+    """Two processes: the first leads."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.peers = [_Peers(), _Peers()]
+        self.peers[1].is_leader = False
+        specs = [EngineSpec(f"http://{name}:1", id=name) for name in self.engine_names]
+        self.pools = [ModelPool(model_from("m", specs), "round_robin", Random(1), lambda: self.now_s) for _ in range(2)]
+        self.heard: list[StateChange] = []
+        self.checkers = [
+            HealthChecker(
+                lambda number=number: [self.pools[number]],  # type: ignore[misc]
+                (self.changes, self.heard)[number].append,
+                interval_s=INTERVAL_S,
+                timeout_s=2.0,
+                fails=2,
+                passes=1,
+                housekeeping=self._housekeep,
+                probe=self.probes,
+                peers=self.peers[number],
+            )
+            for number in range(2)
+        ]
+        for number, checker in enumerate(self.checkers):
+            self.addCleanup(checker.close)
+            self.peers[number].other = (self.checkers[1 - number], self.pools[1 - number])
+
+    def both(self) -> list[list[str]]:
+        return [[engine.state for engine in pool.snapshot()] for pool in self.pools]
+
+    def test_the_leader_alone_probes_and_what_it_finds_out_counts_in_both(self) -> None:
+        self.tick(self.checkers[1], probed=[])
+        self.probes.failing = {"b"}
+        self.tick(self.checkers[0])
+        self.assertEqual(self.both(), [["up", "down", "up"]] * 2)
+        self.assertEqual(sorted(self.peers[0].told, key=str), [("a", None), ("b", mock.ANY), ("c", None)])
+        self.assertEqual(self.peers[1].told, [], "what is heard is not told again")
+        self.assertEqual((len(self.changes), self.heard), (1, []), "who has found it out says so")
+
+    def test_traffic_vouches_for_no_engine_which_another_process_may_have_no_traffic_for(self) -> None:
+        for engine in self.pools[0].engines:
+            engine.ok_at_s = self.now_s
+        self.tick(self.checkers[0])
+
+    def test_a_failed_probe_is_repeated_soon_as_requests_may_wait_in_another_process(self) -> None:
+        self.tick(self.checkers[0])
+        self.probes.failing = {"b"}
+        with mock.patch.object(prober, "AGAIN_S", 0.01):
+            self.probes.seen.clear()
+            self.checkers[0].tick()
+            self.wait_for_probes()
+        self.assertEqual(self.probes.seen.count("b"), 2)
+        self.assertEqual(self.both(), [["up", "down", "up"]] * 2)
+
+    def test_the_next_leader_goes_on_where_the_last_one_was(self) -> None:
+        self.probes.failing = {"b"}
+        self.tick(self.checkers[0])
+        self.peers[0].is_leader, self.peers[1].is_leader = False, True
+        self.probes.failing = {"c"}
+        self.tick(self.checkers[0], probed=[])
+        with mock.patch.object(prober, "AGAIN_S", 0.01):
+            self.checkers[1].tick()
+            self.wait_for_probes()
+        self.assertEqual(self.both(), [["up", "up", "down"]] * 2)
+        self.assertEqual(self.housekept, 3)
+
+    def test_who_does_not_probe_waits_for_what_the_leader_tells(self) -> None:
+        for checker in self.checkers:
+            with mock.patch.object(checker, "_arm"):  # its first tick is the test's
+                checker.start()
+        self.assertFalse(self.checkers[1].probed())
+        self.tick(self.checkers[0])
+        self.assertTrue(self.checkers[1].probed())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import unittest
 from typing import Any, Optional
@@ -19,7 +20,7 @@ def event(error: Optional[str] = None, latency_s: float = 0.1, model: Optional[s
     return RequestEvent(0.0, "id", "POST", more.pop("path", CHAT), status, error, latency_s, model=model, **more)
 
 
-class SloTest(unittest.TestCase):
+class SloCase(unittest.TestCase):
     def setUp(self) -> None:
         self.now_s = 1_000_000.0
         self.known = {"m": "m", "alias": "m", "n": "n"}
@@ -32,6 +33,8 @@ class SloTest(unittest.TestCase):
         self.assertEqual(len(figures), 1, figures)
         return figures[0]
 
+
+class SloTest(SloCase):
     def test_a_budget_is_what_the_objective_leaves_over(self) -> None:
         slos = self.slos()
         slos.observe([event()] * 995 + [event("backend_error")] * 5)
@@ -167,3 +170,62 @@ class SloTest(unittest.TestCase):
         slos.observe([event(), event("overloaded")])
         expected = {"model": "m", "objective": "availability", "target": 0.99, "budget_remaining": -49.0}
         self.assertEqual(slos.told(), [{**expected, "burn": {"1h": 50.0, "6h": 50.0, "3d": 50.0}}])
+
+
+class SeveralProcessesTest(SloCase):
+    """Two processes, each of which counts what its own requests were."""
+
+    def shared(self) -> list[Slos]:
+        both = [self.slos(latency_ms=100.0) for _ in range(2)]
+        for slos in both:
+            slos.shares = True
+        return both
+
+    def exchange(self, both: list[Slos]) -> None:
+        """What each has counted since the last time, told to the other as JSON."""
+        for number, told in enumerate([slos.take() for slos in both]):
+            if told is not None:
+                both[1 - number].add(json.loads(json.dumps(told)))
+
+    def test_each_process_has_the_counts_of_all_once(self) -> None:
+        both, alone = self.shared(), self.slos(latency_ms=100.0)
+        batches = [
+            [event()] * 7 + [event("backend_error")] * 2,
+            [event(latency_s=0.5, model="alias")] * 3 + [event(model="n"), event("client_closed_request", 0.5)],
+        ]
+        for turn in range(4):
+            for slos, batch in zip(both, batches):
+                slos.observe(batch)
+                alone.observe(batch)
+            if turn % 2:
+                self.exchange(both)
+                self.now_s += 90.0
+        self.exchange(both)
+        for slos in both:
+            self.assertEqual(slos.read(), alone.read())
+            self.assertIsNone(slos.take())
+
+    def test_what_others_have_told_is_not_told_on(self) -> None:
+        first, second = self.shared()
+        first.observe([event()])
+        second.add(first.take() or {})
+        second.read()
+        self.assertIsNone(second.take())
+
+    def test_a_new_process_takes_over_what_was_counted_for_days(self) -> None:
+        old, new = self.shared()
+        for minutes in (0, 1, 40, 300, 4000):
+            old.observe([event()] * 9 + [event("backend_error"), event(latency_s=1.0, model="n")])
+            self.now_s += 60.0 * minutes
+        new.observe([event()])
+        new.restore(json.loads(json.dumps(old.state())))
+        self.assertEqual(new.read(), old.read())
+        for _ in range(3):
+            self.now_s += 3599.0
+            self.assertEqual(new.read(), old.read())
+
+    def test_one_process_keeps_nothing_to_tell(self) -> None:
+        slos = self.slos()
+        slos.observe([event()])
+        slos.read()
+        self.assertEqual(slos._untold, {})
