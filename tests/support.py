@@ -28,6 +28,7 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 from gateway import settings as gateway_settings
 from gateway.app import Gateway
 from gateway.mock.server import MockEngine
+from gateway.processes.bus import Bus
 from gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,11 +167,14 @@ class RunningGateway:
 
 
 @contextlib.contextmanager
-def gateway(environment: Optional[Mapping[str, object]] = None, **variables: object) -> Iterator[RunningGateway]:
-    """A gateway serving in this process, e.g. `gateway(ENGINES=f"13b={engine.url}", WORKERS=1)`."""
+def gateway(
+    environment: Optional[Mapping[str, object]] = None, *, bus: Optional[Bus] = None, **variables: object
+) -> Iterator[RunningGateway]:
+    """A gateway serving in this process, e.g. `gateway(ENGINES=f"13b={engine.url}", WORKERS=1)`; with a `bus`, one of
+    several that are one."""
     log = io.StringIO()
     settings = load_settings({**(environment or {}), **variables})
-    running = RunningGateway(Gateway(settings, log).start(), log)
+    running = RunningGateway(Gateway(settings, log, bus).start(), log)
     try:
         yield running
     finally:

@@ -13,18 +13,19 @@ from typing import Any, Optional
 from gateway.processes.bus import Bus
 from gateway.processes.frames import pack
 from gateway.processes.links import Links
+from gateway.processes.switchboard import Fold
 from tests.support import TIMEOUT_S, eventually
 
 
 class Parent:
     """Links on a thread of their own, as the parent's loop has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, fold: Fold = lambda topic, a, b: a + b) -> None:
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.ready: list[int] = []
         self.lost: list[tuple[int, Optional[str]]] = []
         self._commands: list[Any] = []
-        self.links = Links(lambda topic, a, b: a + b, self._log, self.ready.append, self._lose)
+        self.links = Links(fold, self._log, self.ready.append, self._lose)
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="test-parent", daemon=True)
         self._thread.start()
