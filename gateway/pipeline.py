@@ -266,8 +266,8 @@ class Pipeline:
 
     def concluded(self, job: Job, event: RequestEvent) -> None:
         """A request has ended, after its last byte: report it."""
+        self.telemetry.emit(event)  # first: who finds nobody concluding finds all of them there
         self._open.pop(job, None)
-        self.telemetry.emit(event)
 
     @property
     def in_flight(self) -> int:
@@ -276,10 +276,15 @@ class Pipeline:
 
     def is_concluding(self) -> bool:
         """Return whether some request has its answer, or most of it, and has not been reported yet. Never blocks."""
+        return self.concluding() != []
+
+    def concluding(self) -> Optional[list[Job]]:
+        """The requests that have their answer, or most of it, and have not been reported yet; None: it cannot be told
+        just now. Never blocks."""
         try:
-            return any(job.answered and not job.finished for job in list(self._open))
+            return [job for job in list(self._open) if job.answered and not job.finished]
         except RuntimeError:  # an interpreter whose list(dict) is not atomic
-            return True
+            return None
 
     def cut_off(self) -> int:
         """End every request that is under way: each is told so. Returns how many have not begun their last write.

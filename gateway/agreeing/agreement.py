@@ -73,10 +73,10 @@ class Agreement(Everybody):
 
     # --- before `start` ----------------------------------------------------------------------------------------------
 
-    def bind(self, factory: InferenceFactory, settled: Callable[[], bool]) -> None:
-        """Whose engines they are; `settled` has counted what has been answered, and says whether it could at once."""
+    def bind(self, factory: InferenceFactory, settling: Callable[[], Callable[[], bool]]) -> None:
+        """Whose engines they are; `settling` as in `Sums`."""
         self.engines.bind(factory)
-        self.sums.bind(settled)
+        self.sums.bind(settling)
 
     def count(self, topic: str, counting: Counting) -> None:
         """Tell the others each second what this has counted, and have it count what they tell."""

@@ -5,6 +5,8 @@ Owns nothing; called once, before the bus starts.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Optional, Protocol
 
 from gateway.agreeing.agreement import Agreement
@@ -16,6 +18,7 @@ from gateway.reuse.caches import Caches
 from gateway.reuse.stored import Chosen
 from gateway.schemas.registry import SchemaRegistry
 from gateway.server.cachepages import CachePages
+from gateway.server.server import GatewayServer
 from gateway.telemetry.observe import Telemetry
 
 
@@ -29,6 +32,7 @@ class Parts(Protocol):
     guard: Guard
     observing: Observing
     pipeline: Pipeline
+    server: GatewayServer
     schemas: Optional[SchemaRegistry]
     telemetry: Telemetry
 
@@ -36,8 +40,7 @@ class Parts(Protocol):
 def agree(parts: Parts) -> None:
     """Have the parts hear what others tell, and tell what others need."""
     agreement, caches, schemas = parts.agreement, parts.caches, parts.schemas
-    pipeline, telemetry = parts.pipeline, parts.telemetry
-    agreement.bind(parts.factory, lambda: not pipeline.is_concluding() and telemetry.flush(0.0))
+    agreement.bind(parts.factory, lambda: settling(parts))
     agreement.hear("keys", lambda what: parts.guard.look_at_keys())
     if caches is not None:
         agreement.hear("cache", lambda what: caches.clear_here(Chosen(*what)))
@@ -45,3 +48,20 @@ def agree(parts: Parts) -> None:
     if schemas is not None:
         agreement.hear("schemas", lambda what: schemas.reload())
     parts.observing.agree(agreement)
+
+
+def settling(parts: Parts) -> Callable[[], bool]:
+    """Note which requests have their answer now; what is returned says whether all of them have been counted."""
+    turned = threading.Event()
+    parts.server.loop.soon(lambda events: turned.set())  # what the loop answers in a turn it reports in that turn
+    answered = parts.pipeline.concluding()
+
+    def settled() -> bool:
+        nonlocal answered
+        if answered is None:
+            answered = parts.pipeline.concluding()
+        if answered is None or not turned.is_set() or not all(job.finished for job in answered):
+            return False
+        return parts.telemetry.flush(0.0)
+
+    return settled

@@ -34,8 +34,8 @@ Log = Callable[..., None]
 class Sums:
     """Adds up, from `bind` on. Thread-safe.
 
-    `settled` has counted what has been answered, if it can be at once, and says whether it could. `log` writes a line
-    of the gateway's own log.
+    `settling` notes what has been answered and not been counted yet; what it returns says whether that has been. `log`
+    writes a line of the gateway's own log.
     """
 
     def __init__(self, bus: Bus, registry: Registry, log: Log, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -43,15 +43,15 @@ class Sums:
         self._registry = registry
         self._log = log
         self._sleep = sleep
-        self._settled: Callable[[], bool] = lambda: True
+        self._settling: Callable[[], Callable[[], bool]] = lambda: lambda: True
         self._lock = threading.Lock()
         self._left: Data = []
         self._silent = 0
         bus.on(TOPIC, self._asked)
 
-    def bind(self, settled: Callable[[], bool]) -> None:
+    def bind(self, settling: Callable[[], Callable[[], bool]]) -> None:
         """Before the bus starts."""
-        self._settled = settled
+        self._settling = settling
 
     @property
     def waits(self) -> bool:
@@ -64,8 +64,7 @@ class Sums:
         if not self.waits:
             return self._registry.collect(names)
         answers, silent = self._bus.survey(TOPIC, None if names is None else sorted(names), ASK_S)
-        own = self._registry.collect()
-        self._leave(lasting(own))
+        own = self._counted()
         snapshots, leader = [_of(own, names)], 0
         for answer in answers:
             if isinstance(answer, dict):
@@ -84,13 +83,18 @@ class Sums:
         self._leave(lasting(self._registry.collect()), only_if_changed=True)
 
     def _asked(self, names: Optional[Sequence[str]], slot: int) -> Any:
+        return {"leader": self._bus.leader, "families": data_of(_of(self._counted(), names))}
+
+    def _counted(self) -> list[Family]:
+        """This process's metrics, with all in them that it has answered, as far as that comes to be counted soon."""
+        settled = self._settling()
         for _ in range(SETTLE_LOOKS):
-            if self._settled():
+            if settled():
                 break
             self._sleep(SETTLE_PAUSE_S)
         families = self._registry.collect()
         self._leave(lasting(families))
-        return {"leader": self._bus.leader, "families": data_of(_of(families, names))}
+        return families
 
     def _leave(self, families: Sequence[Family], only_if_changed: bool = False) -> None:
         data = data_of(families)

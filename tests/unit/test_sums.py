@@ -27,7 +27,7 @@ class Process:
         self.pauses = 0
         self.waiting = 0  # requests that have been answered, and not been counted
         self.sums = Sums(bus, self.registry, lambda *line, **fields: self.lines.append((*line, fields)), self._sleep)
-        self.sums.bind(self._settled)
+        self.sums.bind(lambda: self._settled)
         self.bus.start()
 
     def _sleep(self, pause_s: float) -> None:
