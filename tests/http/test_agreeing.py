@@ -258,7 +258,8 @@ class AlertsTest(TwoTest):
         rules = self.file("alerts.json", {"defaults": False, "interval_s": 0.1, "rules": [rule]})
         variables = {"ENGINES": engines(m=dead_url()), "RETRY_ATTEMPTS": 1, "ALERTS_FILE": rules}
         both = self.two(**variables)
-        eventually(lambda: both[0].app.observing._alerts._judges)  # it counts from its first look on
+        measuring = both[0].app.observing._alerts._measuring
+        eventually(lambda: measuring._histories[60.0]._kept)  # it counts from its first look on
         for running in both:
             for _ in range(4):  # neither has enough by itself
                 self.assertGreaterEqual(running.post().status, 500)
