@@ -19,6 +19,8 @@ from gateway.reuse.stored import Chosen
 from gateway.schemas.registry import SchemaRegistry
 from gateway.server.cachepages import CachePages
 from gateway.server.server import GatewayServer
+from gateway.telemetry.liveothers import Others
+from gateway.telemetry.liveticker import LiveTicker
 from gateway.telemetry.observe import Telemetry
 
 
@@ -30,6 +32,7 @@ class Parts(Protocol):
     caches: Optional[Caches]
     factory: InferenceFactory
     guard: Guard
+    live: Optional[LiveTicker]
     observing: Observing
     pipeline: Pipeline
     server: GatewayServer
@@ -48,6 +51,16 @@ def agree(parts: Parts) -> None:
     if schemas is not None:
         agreement.hear("schemas", lambda what: schemas.reload())
     parts.observing.agree(agreement)
+    if parts.live is not None and agreement.waits:
+        _watch(parts.live, agreement)
+
+
+def _watch(live: LiveTicker, agreement: Agreement) -> None:
+    """Have the console show the seconds of all."""
+    others = live.others = Others()
+    live.series.shares = True
+    live.share = lambda told: agreement.bus.tell("live", told)
+    agreement.bus.on("live", lambda told, slot: others.hear(told))
 
 
 def settling(parts: Parts) -> Callable[[], bool]:

@@ -17,9 +17,10 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from typing import Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from gateway.telemetry.events import RequestEvent
+from gateway.telemetry.liveothers import Spread, Told, percentiles_s, spread_of
 
 POINTS = 900
 """Seconds that are kept."""
@@ -45,6 +46,10 @@ Key = tuple[str, str]
 """A model and an engine's id."""
 Gauges = tuple[int, int, int]
 """Requests in flight, requests that wait for a worker, workers that work."""
+
+
+Request = Union[RequestEvent, str]
+"""One that is kept; of another process, as the feed has it."""
 
 
 class _Samples:
@@ -128,7 +133,10 @@ class LiveSeries:
         self.number = 0
         """Seconds that are over."""
         self.points: deque[array[float]] = deque(maxlen=POINTS)
-        self.requests: deque[RequestEvent] = deque(maxlen=REQUESTS)
+        self.requests: deque[Request] = deque(maxlen=REQUESTS)
+        self.shares = False
+        """Whether there are other processes, which are told of seconds; set before the first."""
+        self._ended: tuple[_Second, list[tuple[str, str, int, float]]] = (self._second, [])
         self.fresh = 0
         """Of these, so many (the last) have ended in the last second."""
         self.skipped = 0
@@ -201,22 +209,55 @@ class LiveSeries:
 
     # --- the end of a second ---------------------------------------------------------------------------------------
 
-    def roll(self, gauges: Gauges, missed: int = 0) -> None:
+    def roll(self, gauges: Gauges, missed: int = 0, others: Sequence[Told] = ()) -> None:
         """End the second that runs. `missed`: so many before it have passed without anybody's ending them; what has
-        ended in them counts in this one, and they have points without anything."""
+        ended in them counts in this one, and they have points without anything. `others`: what other processes have
+        told, which counts in it, too."""
         fresh = _Second()
         with self._lock:
             second, self._second = self._second, fresh
+            if self.shares:
+                self._ended = second, [(*key, spark.count, spark.sum_s) for key, spark in self._sparks.items()]
+            for told in others:
+                self._add_sparks_locked(told)
             for _ in range(min(missed, SPARK_POINTS)):
                 self._turn_sparks_locked(False)
             self._turn_sparks_locked(True)
         for _ in range(min(missed, POINTS)):
             self.points.append(array("d", [0, 0, *[NOTHING] * 5, 0, 0, *[NOTHING] * 3, 0, 0, 0]))
         self.number += missed + 1
-        self.points.append(_point(second, gauges))
+        self.points.append(_point(second, gauges, others))
         self.fresh = len(second.recent)
         self.skipped = second.shown - self.fresh
-        self.requests.extend(_kept(event) for event in second.recent)
+        if not others:
+            self.requests.extend(_kept(event) for event in second.recent)
+            return
+        shown: list[tuple[float, Request]] = [(event.finished_unix_s, _kept(event)) for event in second.recent]
+        shown += [request for told in others for request in told.requests]
+        self.fresh = len(shown)
+        self.skipped += sum(told.skipped for told in others)
+        self.requests.extend(request for _, request in sorted(shown, key=_when))
+
+    def _add_sparks_locked(self, told: Told) -> None:
+        for model, engine, count, sum_s in told.sparks:
+            spark = self._sparks.get((model, engine))
+            if spark is None:
+                spark = self._sparks[model, engine] = _Spark()
+            spark.sum_s += sum_s
+            spark.count += count
+
+    def told(self, sender: str, gauges: Gauges, most: int, text: Callable[[Request], str], **more: Any) -> Told:
+        """What others are to know of the second that was ended last, without theirs; of its requests so many at most,
+        as `text` has them. `more`: the other fields. Where it `shares`."""
+        second, sparks = self._ended
+        requests = [(e.finished_unix_s, text(_kept(e))) for e in list(second.recent)[-most:]]
+        counts = (
+            *(second.requests, second.errors, second.tokens_in, second.tokens_out),
+            *(second.hits, second.misses, second.cost_usd),
+        )
+        latencies, ttfts = (spread_of(sorted(one.values), one.seen) for one in (second.latencies, second.ttfts))
+        marks = [spark for spark in sparks if spark[2]]
+        return Told(sender, counts, gauges, latencies, ttfts, marks, requests, second.shown - len(requests), **more)
 
     def _turn_sparks_locked(self, ends: bool) -> None:
         """One second more: of each engine, what has ended in it, or (not `ends`) nothing."""
@@ -245,23 +286,31 @@ class LiveSeries:
             return {key: spark.ring[-1] for key, spark in self._sparks.items() if not math.isnan(spark.ring[-1])}
 
 
-def _point(second: _Second, gauges: Gauges) -> array[float]:
+def _when(request: tuple[float, Request]) -> float:
+    return request[0]
+
+
+def _point(second: _Second, gauges: Gauges, others: Sequence[Told]) -> array[float]:
     latencies, ttfts = sorted(second.latencies.values), sorted(second.ttfts.values)
-    return array(
-        "d",
-        (
-            second.requests,
-            second.errors,
-            *(percentile_ms(latencies, share) for share in (0.5, 0.95, 0.99)),
-            *(percentile_ms(ttfts, share) for share in (0.5, 0.95)),
-            second.tokens_in,
-            second.tokens_out,
-            *gauges,
-            second.hits,
-            second.misses,
-            second.cost_usd,
-        ),
+    counts: Sequence[float] = (
+        *(second.requests, second.errors, second.tokens_in, second.tokens_out),
+        *(second.hits, second.misses, second.cost_usd),
     )
+    if others:
+        counts = [sum(values) for values in zip(counts, *(told.counts for told in others))]
+        spread = Spread(second.latencies.seen, latencies)
+        shown = _shown_ms([spread, *(told.latencies for told in others)], (0.5, 0.95, 0.99))
+        spread = Spread(second.ttfts.seen, ttfts)
+        shown += _shown_ms([spread, *(told.ttfts for told in others)], (0.5, 0.95))
+    else:
+        shown = [percentile_ms(latencies, share) for share in (0.5, 0.95, 0.99)]
+        shown += [percentile_ms(ttfts, share) for share in (0.5, 0.95)]
+    requests, errors, tokens_in, tokens_out, hits, misses, cost_usd = counts
+    return array("d", (requests, errors, *shown, tokens_in, tokens_out, *gauges, hits, misses, cost_usd))
+
+
+def _shown_ms(spreads: Sequence[Spread], shares: Sequence[float]) -> list[float]:
+    return [NOTHING if value is None else value * 1e3 for value in percentiles_s(spreads, shares)]
 
 
 def percentile_ms(ordered_s: Sequence[float], share: float) -> float:

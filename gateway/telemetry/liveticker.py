@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Callable, Optional, Protocol
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Optional, Protocol
 
 from gateway.clock import JumpWatch, unix_s
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.live import Gauges, LiveSeries
-from gateway.telemetry.liveview import LiveView, Sources
+from gateway.telemetry.liveothers import Others, data_of
+from gateway.telemetry.liveview import TOLD_MAX, EngineView, LiveView, Sources, request_text
 
 INTERVAL_S = 1.0
 PAUSE_S = 0.0002
@@ -48,6 +50,8 @@ class LiveTicker:
 
     watchers: Optional[Watchers] = None
     """Set before `start`, as is `on_error`."""
+    others: Optional[Others] = None
+    """What other processes tell of their seconds; None: there are none. Set before `start`."""
 
     def __init__(
         self,
@@ -60,7 +64,12 @@ class LiveTicker:
         pause: Callable[[], None] = lambda: time.sleep(PAUSE_S),
     ) -> None:
         self.series = series
-        self._view = LiveView(series, sources, pause)
+        self._sources = sources
+        self._view = LiveView(series, sources._replace(engines=self._engines), pause)
+        self._name = uuid.uuid4().hex  # to other processes
+        self._idle = False
+        self.share: Callable[[list[Any]], None] = lambda told: None
+        """Tells other processes of this one's seconds. Set before `start`."""
         self._gauges = gauges
         self._on_error = on_error
         self._clock = clock
@@ -100,7 +109,10 @@ class LiveTicker:
         now_s = self._clock()
         missed = max(0, int((now_s - self._next_s) // INTERVAL_S))
         self._next_s += INTERVAL_S * (missed + 1)
-        self.series.roll(self._gauges(), missed)
+        if self.others is None:
+            self.series.roll(self._gauges(), missed)
+        else:
+            self._roll_with(self.others, missed)
         jumped = self._jumps.look() != 0.0
         watchers, now_unix_s = self.watchers, self._wall()
         if watchers is None or not watchers.any:
@@ -113,6 +125,33 @@ class LiveTicker:
             tick = self._view.tick(now_unix_s)
             history = self._view.history(now_unix_s) if watchers.take_wish() else b""
             watchers.publish(tick, history, False)
+
+    def _roll_with(self, others: Others, missed: int) -> None:
+        """End the second together with those that others have told of, and tell them of this one."""
+        own, watchers = self._gauges(), self.watchers
+        in_flight, queue, busy = (mine + theirs for mine, theirs in zip(own, others.gauges()))
+        self.series.roll((in_flight, queue, busy), missed, others.take())
+        engines = self._sources.engines() if others.watched() else ()
+        told = self.series.told(
+            self._name,
+            own,
+            TOLD_MAX,
+            request_text,
+            watched=watchers is not None and watchers.any,
+            in_flight=[(one.model, one.engine, one.in_flight) for one in engines if one.in_flight],
+        )
+        if not (told.idle and self._idle):  # once that there is nothing, and no more
+            self.share(data_of(told))
+        self._idle = told.idle
+
+    def _engines(self) -> Iterable[EngineView]:
+        if self.others is None:
+            return self._sources.engines()
+        elsewhere = self.others.in_flight()
+        return (
+            one._replace(in_flight=one.in_flight + elsewhere.get((one.model, one.engine), 0))
+            for one in self._sources.engines()
+        )
 
     def serve(self) -> None:
         """Give a history to who has asked for one. For the thread, or a test."""

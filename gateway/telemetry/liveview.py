@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.telemetry.events import AttemptRecord, RequestEvent
-from gateway.telemetry.live import COLUMNS, POINTS, Key, LiveSeries
+from gateway.telemetry.live import COLUMNS, POINTS, Key, LiveSeries, Request
 
 TOLD_MAX = 20
 """Requests that a tick tells of, the newest of its second."""
@@ -228,8 +228,10 @@ def point_text(point: array[float]) -> str:
     return ",".join([form % value if math.isfinite(value) else "null" for form, value in zip(_FORMATS, point)])
 
 
-def request_text(event: RequestEvent) -> str:
-    """One request as JSON. All that a client has made up is bounded."""
+def request_text(event: Request) -> str:
+    """One request as JSON. All that a client has made up is bounded. Of another process's, it is already."""
+    if isinstance(event, str):
+        return event
     told: Json = {
         "id": event.request_id,
         "trace": None if event.trace is None else event.trace.trace_id,
