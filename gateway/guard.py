@@ -252,21 +252,16 @@ class Guard:
         if ledger is not None:
             ledger(events)
 
-    def look_at_keys(self) -> None:
-        """See whether anybody has changed a key. May wait for the database. Any thread."""
-        if self.db is None:
-            if state_file_exists(self._settings.state_db):  # the first key has been made
-                self.open_db()
-        elif self.authenticator.store is not None:
-            self.authenticator.store.refresh()
-
     def tick(self) -> None:
         """Look after everything; called by the thread twice a second."""
         jump_s = self._jumps.look()
         if jump_s:  # what is told and billed by the clock wants looking at
             self._log("warning", "clock_jumped", by_s=round(jump_s, 1))
-        self.look_at_keys()
-        if self.db is not None:
+        if self.db is None:
+            if state_file_exists(self._settings.state_db):  # the first key has been made
+                self.open_db()
+        elif self.authenticator.store is not None:
+            self.authenticator.store.refresh()
             self.budgets.refresh()
         if self.ledger is not None:
             self.ledger.tick()

@@ -26,13 +26,14 @@ from gateway.discovery.watch import Change, Take
 from gateway.dispatch import Asker
 from gateway.engines import SizeLimits
 from gateway.errors import EngineFailed, GatewayError
+from gateway.hearing import Hearing
 from gateway.hedging import Answer
 from gateway.offered import Offered
 from gateway.routing.breaker import BreakerPolicy
 from gateway.routing.checks import is_header_value
 from gateway.routing.decisions import Recorder
-from gateway.routing.engine import DEFAULT_POLICY, ListedModel
-from gateway.routing.members import EngineSnapshot, EngineStanding
+from gateway.routing.engine import DEFAULT_POLICY
+from gateway.routing.members import EngineSnapshot
 from gateway.routing.retry import CRASHED, Outcome
 from gateway.routing.router import Router
 from gateway.routing.sources import DiscoverSpec
@@ -66,10 +67,10 @@ class InferenceFactory:
     and so is an event of more than `max_event_bytes`, or as many bytes before the first one. `on_crash` is told of
     exceptions that nobody had foreseen, with the model and the engine whose attempt fails by them (None: they are
     logged), `on_fleet` of the fleet that is served from now on, after a reload and when engines list other models or
-    others are discovered, `on_discovery` of what is new where engines are discovered. `peers`: other processes that serve the same engines. `region` is where this is, whose
-    engines come first (see routing/regions.py); None: nobody's. Thread-safe; close it, or use it as a context manager.
-    Raises ValueError for an unknown `strategy` or `fallback`, an engine's key that cannot be sent, or a `discover`
-    whose template makes no engine.
+    others are discovered, `on_discovery` of what is new where engines are discovered. `peers`: other processes that
+    serve the same engines. `region` is where this is, whose engines come first (see routing/regions.py); None:
+    nobody's. Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
+    `fallback`, an engine's key that cannot be sent, or a `discover` whose template makes no engine.
     """
 
     def __init__(
@@ -124,14 +125,13 @@ class InferenceFactory:
         self.stream_idle_timeout_s = stream_idle_timeout_s
         self._on_change = on_change or (lambda change: None)
         self._on_crash = on_crash or _log_crash
-        self._peers = Peers() if peers is None else peers
+        peers = peers or Peers()
         self._keys = _digests(fleet, self.client.secrets)
         self._keep_names()
         limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s, stream_end_grace_s)
         sizes = SizeLimits(max_answer_bytes, max_event_bytes)
-        self.asker = Asker(
-            self.router, self.client, limits, retry_attempts, self._request_changed, sizes, self._on_crash
-        )
+        changed = _each(self._on_change, peers.changed)
+        self.asker = Asker(self.router, self.client, limits, retry_attempts, changed, sizes, self._on_crash)
         self._health = HealthChecker(
             self._offered.probed_pools,
             self._on_change,
@@ -150,10 +150,11 @@ class InferenceFactory:
             ),
             followers=self._offered.followers,
             pending=lambda: self.discoveries.pending(),
-            peers=self._peers,
+            peers=peers,
         )
         take, told = _taking(self._offered, self._health), on_discovery or (lambda change: None)
         self.discoveries = Discoveries(fleet, take, told, lambda: self.client.secrets)
+        self.hearing = Hearing(self.router, self._offered, self._health)
         self._health.start()
         self.discoveries.start()
 
@@ -239,12 +240,6 @@ class InferenceFactory:
         self.discoveries.follow(fleet)
         self._health.tick()  # of what nothing is known any more, something soon is
 
-    def _request_changed(self, change: StateChange) -> None:
-        try:
-            self._on_change(change)
-        finally:
-            self._peers.changed(change)
-
     def _serve(self, fleet: FleetSpec, renewed: Sequence[str], keep_weights: bool, unproven: bool) -> None:
         self.router.reload(fleet, renewed, keep_weights, unproven)
         self.asker.forget_changed(renewed)
@@ -254,12 +249,10 @@ class InferenceFactory:
     def _keep_names(self) -> None:
         self.client.keep_names(spec for _, spec in self.router.fleet.engines())
 
-    def set_draining(
-        self, engine_id: str, draining: bool, model: Optional[str] = None, heard: bool = False
-    ) -> list[str]:
+    def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.
 
-        Returns the models in which it was found. `heard`: of another process, which has told of it.
+        Returns the models in which it was found.
         """
         found: list[str] = []
         for name, pool in self.router.pools.items():
@@ -270,7 +263,7 @@ class InferenceFactory:
             except KeyError:
                 continue
             found.append(name)
-            if change is not None and not heard:
+            if change is not None:
                 self._on_change(change)
         return found
 
@@ -286,40 +279,6 @@ class InferenceFactory:
                     pool.set_weight(engine_id, weight)
                     found.append(name)
         return found
-
-    # --- what other processes find out -----------------------------------------------------------------------------
-
-    def hear_probe(self, model: str, engine_id: str, url: str, error: Optional[str]) -> None:
-        """Another process has probed an engine. One that is not known here, or not any more, is none."""
-        for pool, engine in self._offered.find(model, engine_id, url):
-            self._health.hear(pool, engine, error)
-
-    def hear_list(self, model: str, engine_id: str, url: str, listed: Sequence[ListedModel]) -> None:
-        """Another process has asked an engine for its models."""
-        for _, engine in self._offered.find(model, engine_id, url):
-            if engine.listed != tuple(listed):
-                engine.listed = tuple(listed)
-                self._offered.relist(engine)
-
-    def hear_state(self, model: str, engine_id: str, url: str, state: str, left_s: float, error: Optional[str]) -> None:
-        """Another process has found an engine in a state; see `Roster.hear`. It has told of that."""
-        for pool, engine in self._offered.find(model, engine_id, url):
-            with contextlib.suppress(KeyError):
-                pool.hear(engine.id, state, left_s, error)
-
-    def hear_known(self, model: str, engine_id: str, url: str) -> None:
-        """Another process has told how an engine is: nobody need wait here for a probe of it."""
-        for _, engine in self._offered.find(model, engine_id, url):
-            self._health.known(engine)
-
-    def standings(self) -> list[tuple[str, EngineStanding]]:
-        """What another process needs to know of every engine, with the model or group that it is of."""
-        pools = {**self.router.pools, **self.router.sources}
-        return [(name, standing) for name, pool in pools.items() for standing in pool.standings()]
-
-    def look_now(self) -> None:
-        """Probe now what is to be probed, without waiting for it: others did until now."""
-        self._health.tick()
 
     def close(self) -> None:
         """Stop probing and close idle connections; nothing can be asked afterwards. Idempotent."""
@@ -381,6 +340,17 @@ def _refuse_unusable(fleet: FleetSpec, secrets: Mapping[str, str]) -> None:
         secret = secrets.get(name, "").strip()
         if secret and not is_header_value(secret):
             raise ValueError(f"{name}: an engine's key must be printable ASCII characters, without line breaks")
+
+
+def _each(*callbacks: Callable[[StateChange], None]) -> Callable[[StateChange], None]:
+    """One that calls all of these, the last ones also when the first ones raise."""
+
+    def call(change: StateChange) -> None:
+        with contextlib.ExitStack() as stack:
+            for callback in reversed(callbacks):
+                stack.callback(callback, change)
+
+    return call
 
 
 def _log_crash(error: Exception, model: str, engine: str) -> None:

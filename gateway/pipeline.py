@@ -274,13 +274,8 @@ class Pipeline:
         """Requests queued and not yet concluded."""
         return len(self._open)
 
-    def is_concluding(self) -> bool:
-        """Return whether some request has its answer, or most of it, and has not been reported yet. Never blocks."""
-        return self.concluding() != []
-
     def concluding(self) -> Optional[list[Job]]:
-        """The requests that have their answer, or most of it, and have not been reported yet; None: it cannot be told
-        just now. Never blocks."""
+        """The requests that have their answer, or most of it, and are not reported yet; None: unknown. Never blocks."""
         try:
             return [job for job in list(self._open) if job.answered and not job.finished]
         except RuntimeError:  # an interpreter whose list(dict) is not atomic

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from gateway.hearing import Hearing
 from gateway.inference import InferenceFactory
 from gateway.processes.bus import Bus
 from gateway.routing.engine import Engine, ListedModel
@@ -33,14 +34,14 @@ class EngineWords(Peers):
         self._bus = bus
         self._factory: Optional[InferenceFactory] = None
         self.shares = bus.count > 1
-        bus.on("probe", lambda what, slot: self._known.hear_probe(*what))
+        bus.on("probe", lambda what, slot: self._hearing.probe(*what))
         bus.on("list", lambda what, slot: self._hear_list(*what))
-        bus.on("state", lambda what, slot: self._known.hear_state(*what))
-        bus.on("drain", lambda what, slot: self._hear_drain(*what))
+        bus.on("state", lambda what, slot: self._hearing.state(*what))
+        bus.on("drain", lambda what, slot: self._hearing.draining(*what))
         bus.on("weight", lambda what, slot: self._known.set_weight(*what) and None)
         bus.on("standings", self._asked)
         bus.on("in_flight", lambda what, slot: self._in_flight())
-        bus.on_leader(lambda: self._known.look_now())
+        bus.on_leader(lambda: self._hearing.lead())
 
     def bind(self, factory: InferenceFactory) -> None:
         """Before the bus starts: whose engines they are."""
@@ -50,6 +51,10 @@ class EngineWords(Peers):
     def _known(self) -> InferenceFactory:
         assert self._factory is not None
         return self._factory
+
+    @property
+    def _hearing(self) -> Hearing:
+        return self._known.hearing
 
     # --- telling (`Peers`, and operators) ----------------------------------------------------------------------------
 
@@ -93,10 +98,7 @@ class EngineWords(Peers):
         return found
 
     def _hear_list(self, model: str, engine_id: str, url: str, listed: Sequence[Sequence[Any]]) -> None:
-        self._known.hear_list(model, engine_id, url, _models(listed))
-
-    def _hear_drain(self, engine_id: str, draining: bool, model: Optional[str]) -> None:
-        self._known.set_draining(engine_id, draining, model, heard=True)
+        self._hearing.list(model, engine_id, url, _models(listed))
 
     def _in_flight(self) -> list[tuple[str, str, int]]:
         return [(one.model, one.id, one.in_flight) for one in self._known.engines() if one.in_flight]
@@ -114,25 +116,25 @@ class EngineWords(Peers):
                 self._take(model, EngineStanding(*standing), late_s, weights)
 
     def _asked(self, what: object, slot: int) -> dict[str, Any]:
-        return {"leader": self._bus.leader, "at_s": time.monotonic(), "engines": self._known.standings()}
+        return {"leader": self._bus.leader, "at_s": time.monotonic(), "engines": self._hearing.standings()}
 
     def _take(self, model: str, told: EngineStanding, late_s: float, weights: bool) -> None:
-        factory, where = self._known, (model, told.id, told.url)
+        hearing, where = self._hearing, (model, told.id, told.url)
         if told.listed is not None:
-            factory.hear_list(*where, _models(told.listed))
+            hearing.list(*where, _models(told.listed))
         for state, is_so, left_s in (
             ("open", told.open_s is not None, (told.open_s or 0.0) - late_s),
             ("down", told.down, 0.0),
             (told.out_reason, bool(told.out_reason), told.out_s - late_s),
         ):
             if is_so:
-                factory.hear_state(*where, state, max(0.0, left_s), told.last_error)
+                hearing.state(*where, state, max(0.0, left_s), told.last_error)
         if told.draining:
-            factory.set_draining(told.id, True, model, heard=True)
+            hearing.draining(told.id, True, model)
         if weights and told.weight is not None:
-            factory.set_weight(told.id, told.weight, model)
+            self._known.set_weight(told.id, told.weight, model)
         if told.answered or told.down:
-            factory.hear_known(*where)
+            hearing.known(*where)
 
 
 def _where(engine: Engine) -> Where:

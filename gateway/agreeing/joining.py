@@ -44,7 +44,7 @@ def agree(parts: Parts) -> None:
     """Have the parts hear what others tell, and tell what others need."""
     agreement, caches, schemas = parts.agreement, parts.caches, parts.schemas
     agreement.bind(parts.factory, lambda: settling(parts))
-    agreement.hear("keys", lambda what: parts.guard.look_at_keys())
+    agreement.hear("keys", lambda what: parts.guard.store.refresh())
     if caches is not None:
         agreement.hear("cache", lambda what: caches.clear_here(Chosen(*what)))
         agreement.bus.on("cache_stats", lambda what, slot: parts.cache_pages.own_stats())

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from gateway.processes.bus import Bus
 from gateway.telemetry.exposition import Family
-from gateway.telemetry.merging import Data, data_of, families_of, lasting, merged
+from gateway.telemetry.merging import LEADER, Data, data_of, families_of, lasting, merged
 from gateway.telemetry.registry import Registry
 
 TOPIC = "metrics"
@@ -48,6 +48,7 @@ class Sums:
         self._left: Data = []
         self._silent = 0
         bus.on(TOPIC, self._asked)
+        registry.callback(PROCESSES, "gauge", PROCESSES_HELP, ("state",), lambda: _states(1, 0), LEADER)
 
     def bind(self, settling: Callable[[], Callable[[], bool]]) -> None:
         """Before the bus starts."""
@@ -75,8 +76,10 @@ class Sums:
                 snapshots.append(_of(families_of(answer), names))
         self._tell_of(silent)
         counted = 1 + sum(isinstance(answer, dict) for answer in answers)
-        states = [(("counted",), float(counted)), (("silent",), float(silent))]
-        return [*merged(snapshots, leader), Family(PROCESSES, "gauge", PROCESSES_HELP, ("state",), states)]
+        return [
+            family._replace(series=_states(counted, silent)) if family.name == PROCESSES else family
+            for family in merged(snapshots, leader)
+        ]
 
     def push(self) -> None:
         """Leave with the parent what has been counted, if that has changed."""
@@ -111,6 +114,10 @@ class Sums:
         if silent != before:
             level = "warning" if silent else "info"
             self._log(level, "processes_silent", silent=silent, waited_s=ASK_S)
+
+
+def _states(counted: int, silent: int) -> list[tuple[tuple[str, ...], float]]:
+    return [(("counted",), counted), (("silent",), silent)]
 
 
 def _of(families: Sequence[Family], names: Optional[Collection[str]]) -> Sequence[Family]:

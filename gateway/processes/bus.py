@@ -1,8 +1,9 @@
 """What the processes of one gateway tell each other: a child's end of it.
 
 `Bus` owns its socket to the parent, which routes the frames (`switchboard.py`), and the thread "bus", which alone reads
-and writes that socket. `_lock` guards what is to be sent and the questions that wait for answers; it is never held
-across I/O or a handler. `Alone` is the same thing where there is one process: it starts no thread and tells nobody.
+and writes that socket. `_lock` guards what is to be sent; it is never held across I/O or a handler. Who waits for
+answers is kept by `Questions`. `Alone` is the same thing where there is one process: it starts no thread and tells
+nobody.
 
 Nothing here waits for another process but `ask`, which has a limit. What cannot be sent in time is dropped and counted:
 who listens must be able to do without a word.
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gateway.processes.frames import Frame, FrameError, Outbox, Unpacker, pack
+from gateway.processes.questions import Question, Questions
 
 RECV_BYTES = 262_144
 READS_MAX = 16  # before handlers and writing have their turn
@@ -31,17 +33,6 @@ Handler = Callable[[Any, int], Any]
 
 def _ignore(*_what: object) -> None:
     pass
-
-
-class _Question:
-    """Answers that somebody waits for. Its fields are guarded by the bus's lock, but for the events."""
-
-    def __init__(self) -> None:
-        self.answers: list[Any] = []
-        self.left: Optional[int] = None  # still to come; None: the parent has not said how many
-        self.done = threading.Event()
-        self.silent: Optional[int] = None  # who has left something instead; None: the parent has not said
-        self.late = threading.Event()  # it has, or there is no parent
 
 
 class Bus:
@@ -66,8 +57,7 @@ class Bus:
         self._lock = threading.Lock()
         self._outbox = Outbox()
         self._unsendable = 0
-        self._questions: dict[int, _Question] = {}
-        self._last_question = 0
+        self._questions = Questions()
         self._over = False  # the link: nobody hears anything any more
         self._closing_s: Optional[float] = None
         self._unpacker = Unpacker()
@@ -106,40 +96,31 @@ class Bus:
     def ask(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> list[Any]:
         """The answers of all others that come within `timeout_s`, and what the dead have left with the parent, in no
         order. Blocks until all have answered: not for loops, nor for the thread "bus" (RuntimeError)."""
-        return self._ask(topic, what, timeout_s, lambda number, question: None).answers
+        return self._ask(topic, what, timeout_s, lambda question: None)[0]
 
     def survey(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> tuple[list[Any], int]:
-        """As `ask`; for those who have not answered in time what they have left with the parent (`keep`) is among the
-        answers, and so many they are. Blocks for LATE_S more then."""
-        question = self._ask(topic, what, timeout_s, self._ask_for_left)
-        with self._lock:
-            if question.silent is not None:
-                return question.answers, question.silent
-            return question.answers, self.count - 1 if question.left is None else max(0, question.left)
+        """As `ask`; of those who do not answer what they have left (`keep`), and how many they are. LATE_S longer."""
+        return self._ask(topic, what, timeout_s, self._ask_for_left)
 
-    def _ask_for_left(self, number: int, question: _Question) -> None:
-        self._send("late", n=number)
+    def _ask_for_left(self, question: Question) -> None:
+        self._send("late", n=question.number)
         question.late.wait(LATE_S)
 
-    def _ask(self, topic: str, what: Any, timeout_s: float, on_late: Callable[[int, _Question], None]) -> _Question:
-        """Ask, and wait; `on_late` is called with the question and its number when not all have answered in time."""
+    def _ask(
+        self, topic: str, what: Any, timeout_s: float, on_late: Callable[[Question], None]
+    ) -> tuple[list[Any], int]:
         if threading.current_thread() is self._thread:
             raise RuntimeError("a handler must not ask: the answers come on its own thread")
         body = json.dumps(what).encode()
-        question = _Question()
+        question = self._questions.begin()  # before the look: who ends the bus behind that finds it
         with self._lock:
-            if self._over or self._thread is None:
-                question.left = 0
-                return question
-            self._last_question += 1
-            number = self._last_question
-            self._questions[number] = question
-        self._send("ask", body, t=topic, n=number)
+            over = self._over or self._thread is None
+        if over:
+            return self._questions.end(question, 0)
+        self._send("ask", body, t=topic, n=question.number)
         if not question.done.wait(timeout_s):
-            on_late(number, question)
-        with self._lock:
-            self._questions.pop(number, None)
-        return question
+            on_late(question)
+        return self._questions.end(question, self.count - 1)
 
     def ready(self) -> None:
         """Say that this process serves."""
@@ -226,10 +207,7 @@ class Bus:
             self._over = True
             self._leader = False
             self._outbox.clear()
-            questions = list(self._questions.values())
-        for question in questions:
-            question.done.set()
-            question.late.set()
+        self._questions.over()
         selector.close()
         link.close()
         self._wakeup.close()
@@ -286,31 +264,13 @@ class Bus:
             self._send("answer", body, a=frame.number("a"), n=frame.number("n"))
 
     def _answered(self, frame: Frame) -> None:
-        answers = [json.loads(frame.body)] if frame.body else []
-        with self._lock:
-            question = self._questions.get(frame.number("n"))
-            if question is None:  # too late
-                return
-            question.answers += answers
-            if question.left is not None:
-                question.left -= 1
-                if question.left <= 0:
-                    question.done.set()
+        self._questions.answered(frame.number("n"), [json.loads(frame.body)] if frame.body else [])
 
     def _due(self, frame: Frame) -> None:
-        with self._lock:
-            question = self._questions.get(frame.number("n"))
-            if question is not None:
-                question.left = frame.number("c")
-                if question.left <= 0:
-                    question.done.set()
+        self._questions.due(frame.number("n"), frame.number("c"))
 
     def _late(self, frame: Frame) -> None:
-        with self._lock:
-            question = self._questions.get(frame.number("n"))
-            if question is not None:
-                question.silent = frame.number("c")
-                question.late.set()
+        self._questions.late(frame.number("n"), frame.number("c"))
 
     def _roster(self, frame: Frame) -> None:
         was, self._leader = self._leader, bool(frame.head.get("leader"))

@@ -121,7 +121,7 @@ class Routes:
         if head.path == "/metrics":
             # Who has just been answered finds that in the numbers, too.
             for _ in range(COUNT_LOOKS):
-                if not pipeline.is_concluding() and pipeline.telemetry.flush(0.0):
+                if pipeline.concluding() == [] and pipeline.telemetry.flush(0.0):
                     break
                 yield Pause(COUNT_PAUSE_S)
         if head.path not in ALWAYS_OPEN:

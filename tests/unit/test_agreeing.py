@@ -53,7 +53,7 @@ class Process:
             assert lease is not None
             change = pool.settle(lease, outcome, 0.1)
             if change is not None:
-                self.factory._request_changed(change)
+                self.factory.asker._attempts._on_change(change)
 
     def states(self) -> dict[str, str]:
         return {engine.id: engine.state for engine in self.factory.engines()}
@@ -128,7 +128,7 @@ class EngineWordsTest(unittest.TestCase):
         told, self.wires.told = self.wires.told, []
         for slot, _, what in told:
             other = (second, first)[slot]
-            other.factory.hear_state(*what)
+            other.factory.hearing.state(*what)
         self.assertEqual(len(told), 2)
         self.assertEqual(self.wires.told, [])
         self.assert_all([first, second], a="open")

@@ -62,6 +62,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (
         "gateway.offered",
         "gateway.discovery",
+        "gateway.hearing",
         "gateway.dispatch",
         "gateway.waiting",
         "gateway.attempts",
@@ -76,7 +77,14 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("gateway.telemetry", "gateway.threads", "gateway.uploads", "gateway.dialects", "gateway.schemas"),
         *("gateway.posting", "gateway.traces.context"),
     ),
-    ("gateway.ending", "gateway.program", "gateway", "gateway.processes.bus", "gateway.processes.frames"),
+    (
+        "gateway.ending",
+        "gateway.program",
+        "gateway",
+        "gateway.processes.bus",
+        "gateway.processes.frames",
+        "gateway.processes.questions",
+    ),
 )
 RANK_BY_PREFIX = {prefix: rank for rank, row in enumerate(ROWS) for prefix in row}
 OWN = ("main", "inference", "gateway")

@@ -427,7 +427,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 *("Uptime", "", "s"),
                 ((f"time() - process_start_time_seconds{{{HERE}}}", "{{instance}}"),),
-                *("stat", 6),
+                *("stat", 4),
+            ),
+            Panel(
+                *("Processes", "Those whose numbers these are, and those that have not answered.", "short"),
+                ((f"sum by (state) (gateway_processes{{{HERE}}})", "{{state}}"),),
+                *("stat", 4),
             ),
             Panel(
                 *("Version", "", "short"),
@@ -437,7 +442,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{version}} on {{implementation}} {{python}}",
                     ),
                 ),
-                *("stat", 6),
+                *("stat", 4),
             ),
         ),
     ),
