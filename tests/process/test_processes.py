@@ -120,7 +120,7 @@ class Load:
 
 
 @unittest.skipUnless(sys.platform.startswith("linux"), "counts processes as Linux shows them")
-class ProcessesTest(SocketTest):
+class ProcessesCase(SocketTest):
     def start(self, count: int = 2, **options: Any) -> GatewayProcess:
         """A gateway of so many processes, all serving."""
         children: set[int] = set()
@@ -161,6 +161,8 @@ class ProcessesTest(SocketTest):
         eventually(lambda: len(load.served) == (kept > 0) + (new > 0))
         return load
 
+
+class ProcessesTest(ProcessesCase):
     # --- starting
 
     def test_all_serve_one_address_and_what_is_printed_is_printed_once(self) -> None:
