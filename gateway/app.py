@@ -252,7 +252,7 @@ class Gateway:
     def reload(self, settings: Settings) -> None:
         """Take over the fleet of new settings; requests under way go on as they are. One thread at a time."""
         self.factory.reload(settings.fleet, settings.engine_keys)
-        self.agreement.engines.learn(weights=False)  # of engines that it has forgotten, others know something
+        self.agreement.engines.learn(lists_only=True)
         self.telemetry.log("info", "reloaded", models=self.factory.router.labels())
         self._look_at_sandbox()
 

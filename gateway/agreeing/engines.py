@@ -103,9 +103,14 @@ class EngineWords(Peers):
     def _in_flight(self) -> list[tuple[str, str, int]]:
         return [(one.model, one.id, one.in_flight) for one in self._known.engines() if one.in_flight]
 
-    def learn(self, weights: bool = True) -> None:
+    def learn(self, lists_only: bool = False) -> None:
         """Ask the others how the engines are, and take that over: for a process that knows nothing yet. Waits ASK_S at
-        most. `weights` False: those that operators have set are not asked for."""
+        most.
+
+        `lists_only`: after a reload only which models engines list, of engines that are new here. What a reload has
+        made this process forget, those know still that have not reloaded yet. So nobody learns either that an engine
+        does not take a key: a process that begins may have another.
+        """
         if not self.shares:
             return
         answers = self._bus.ask("standings", None, ASK_S)
@@ -113,25 +118,36 @@ class EngineWords(Peers):
         for answer in answers[:1]:
             late_s = max(0.0, time.monotonic() - answer["at_s"])  # all processes' monotonic clock is the machine's
             for model, standing in answer["engines"]:
-                self._take(model, EngineStanding(*standing), late_s, weights)
+                self._take(model, EngineStanding(*standing), late_s, lists_only)
+
+    def _configured_weight(self, where: Where) -> Optional[int]:
+        """As this process has read it: with another file, what an operator has said of the old one is over."""
+        model, engine_id, url = where
+        pool = self._known.router.pools.get(model)
+        for engine in () if pool is None else pool.engines:
+            if engine.id == engine_id and engine.spec.url == url:
+                return engine.spec.weight
+        return None
 
     def _asked(self, what: object, slot: int) -> dict[str, Any]:
         return {"leader": self._bus.leader, "at_s": time.monotonic(), "engines": self._hearing.standings()}
 
-    def _take(self, model: str, told: EngineStanding, late_s: float, weights: bool) -> None:
+    def _take(self, model: str, told: EngineStanding, late_s: float, lists_only: bool) -> None:
         hearing, where = self._hearing, (model, told.id, told.url)
         if told.listed is not None:
             hearing.list(*where, _models(told.listed))
+        if lists_only:
+            return
         for state, is_so, left_s in (
             ("open", told.open_s is not None, (told.open_s or 0.0) - late_s),
             ("down", told.down, 0.0),
-            (told.out_reason, bool(told.out_reason), told.out_s - late_s),
+            ("resting", told.out_reason == "resting", told.out_s - late_s),
         ):
             if is_so:
                 hearing.state(*where, state, max(0.0, left_s), told.last_error)
         if told.draining:
             hearing.draining(told.id, True, model)
-        if weights and told.weight is not None:
+        if told.weight != told.configured_weight and told.configured_weight == self._configured_weight(where):
             self._known.set_weight(told.id, told.weight, model)
         if told.answered or told.down:
             hearing.known(*where)

@@ -66,16 +66,19 @@ class Sums:
             return self._registry.collect(names)
         answers, silent = self._bus.survey(TOPIC, None if names is None else sorted(names), ASK_S)
         own = self._counted()
-        snapshots, leader = [_of(own, names)], 0
+        snapshots, leader, counted = [_of(own, names)], 0, 1
         for answer in answers:
-            if isinstance(answer, dict):
-                if answer["leader"]:
-                    leader = len(snapshots)
-                snapshots.append(families_of(answer["families"]))
-            else:  # what one has left
-                snapshots.append(_of(families_of(answer), names))
+            is_alive = isinstance(answer, dict)
+            try:
+                families = families_of(answer["families"] if is_alive else answer)  # else what one has left
+            except (ArithmeticError, LookupError, TypeError, ValueError):  # another version's, in a rolling restart
+                silent += is_alive
+                continue
+            if is_alive and answer["leader"]:
+                leader = len(snapshots)
+            snapshots.append(_of(families, names))
+            counted += is_alive
         self._tell_of(silent)
-        counted = 1 + sum(isinstance(answer, dict) for answer in answers)
         return [
             family._replace(series=_states(counted, silent)) if family.name == PROCESSES else family
             for family in merged(snapshots, leader)

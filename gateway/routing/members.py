@@ -38,8 +38,9 @@ class EngineStanding(NamedTuple):
     id: str
     url: str
     draining: bool
-    weight: Optional[int]
-    """As an operator has set it; None: as it was configured."""
+    weight: int
+    configured_weight: int
+    """Another one than `weight`: an operator has set that."""
     down: bool
     answered: bool
     out_reason: str
@@ -150,7 +151,8 @@ class Members:
                 e.id,
                 e.spec.url,
                 e.draining,
-                None if e.weight == e.spec.weight else e.weight,
+                e.weight,
+                e.spec.weight,
                 e.down,
                 e.answered,
                 e.out_reason if e.out_until_s > now_s else "",

@@ -227,8 +227,8 @@ class Admin:
         draining = what == "drain"
         with self._audited(identity, f"{what}_engine", engine=engine_id[:NAME_CHARS]) as told:
             models = self._pipeline.factory.set_draining(engine_id, draining, model)
-            self._everybody.drained(engine_id, draining, model)
             told["models"] = _found(models, engine_id)
+            self._everybody.drained(engine_id, draining, model)
         return json_reply({"engine": engine_id, "draining": draining, "models": models})
 
     def _weight(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:
@@ -237,8 +237,8 @@ class Admin:
         with self._audited(identity, "weigh_engine", engine=engine_id[:NAME_CHARS]) as told:
             weight = told["weight"] = _weight_in(self._parse(read_body()))
             models = self._pipeline.factory.set_weight(engine_id, weight, model)
-            self._everybody.weighed(engine_id, weight, model)
             told["models"] = _found(models, engine_id)
+            self._everybody.weighed(engine_id, weight, model)
         return json_reply({"engine": engine_id, "weight": weight, "models": models})
 
     def _cache_stats(self, head: RequestHead, identity: Identity, match: re.Match[str], read_body: ReadBody) -> Reply:

@@ -229,14 +229,31 @@ class EngineWordsTest(unittest.TestCase):
         )
         self.assertEqual(self.process().engine("a").weight, 1)
 
-    def test_after_a_reload_nobody_learns_the_weights_that_it_has_taken_back(self) -> None:
+    def test_after_a_reload_nobody_learns_what_it_has_forgotten(self) -> None:
         one, other = self.process(), self.process()
         one.factory.set_weight("a", 5)
         one.words.weigh("a", 5, None)
         one.request("b", RESTS)
         other.factory.reload(FLEET)
-        other.words.learn(weights=False)
-        self.assertEqual((other.engine("a").weight, other.states()["b"]), (1, "resting"))
+        other.words.learn(lists_only=True)
+        self.assertEqual(other.engine("a").weight, 1)
+        fleet = FleetSpec((ModelSpec("m", (EngineSpec(URL_A, id="a", api_key_env="KEY"), EngineSpec(URL_B, id="b"))),))
+        both = [self.process(slot=slot, fleet=fleet) for slot in (3, 4)]
+        both[0].request("a", KEYLESS)
+        self.assertEqual([process.states()["a"] for process in both], ["misconfigured"] * 2)
+        for process in both:
+            process.factory.reload(fleet, {"KEY": "right"})
+            process.words.learn(lists_only=True)
+        self.assert_all(both, b="resting")
+
+    def test_a_new_process_which_may_have_another_key_or_file_learns_neither(self) -> None:
+        one = self.process()
+        one.request("a", KEYLESS)
+        one.factory.set_weight("b", 7)
+        fleet = FleetSpec((ModelSpec("m", (EngineSpec(URL_A, id="a"), EngineSpec(URL_B, id="b", weight=3))),))
+        new = self.process(fleet=fleet)
+        self.assert_all([new])
+        self.assertEqual(new.engine("b").weight, 3)
 
     def test_what_is_in_flight_elsewhere_is_asked_for(self) -> None:
         processes = self.three()

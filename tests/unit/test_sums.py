@@ -129,6 +129,20 @@ class SumsTest(unittest.TestCase):
             [("warning", "processes_silent", 1), ("info", "processes_silent", 0)],
         )
 
+    def test_one_of_another_version_that_cannot_be_read_is_as_good_as_silent(self) -> None:
+        processes = self.three()
+        for answer in (
+            {"leader": True, "families": [["x"]]},
+            {"leader": True, "families": [1]},
+            {},
+            [[]],
+            [["a", "b"]],
+        ):
+            processes[1].bus.on("metrics", lambda what, slot, answer=answer: answer)  # type: ignore[misc]
+            seen = processes[0].seen()
+            alive = isinstance(answer, dict)
+            self.assertEqual((seen["requests_total"], seen[f"{PROCESSES} silent"]), (101, float(alive)), answer)
+
     def test_who_asks_for_some_gets_those_alone(self) -> None:
         processes = self.three()
         processes[1].sums.push()
