@@ -6,13 +6,15 @@ import threading
 import time
 import unittest
 from typing import Any
+from unittest import mock
 
 from gateway.agreeing.sums import PROCESSES
 from gateway.processes.bus import Bus
+from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.merging import fold
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest, ask, bearer
 from tests.http.test_bus import Parent
-from tests.support import RunningGateway, dead_url, engines, eventually, gateway
+from tests.support import CHAT, RawClient, RunningGateway, dead_url, engines, eventually, gateway
 
 REQUESTS = 'gateway_requests_total{path="/v1/chat/completions",model="m",status="200"}'
 COUNTED = f'{PROCESSES}{{state="counted"}}'
@@ -62,6 +64,20 @@ class MetricsTest(TwoTest):
             answering, telling = both[count % 2], both[count // 2 % 2]
             self.assertEqual(answering.post().status, 200)
             self.assertEqual(telling.metrics()[REQUESTS], count)
+
+    def test_an_answered_request_is_concluding_until_it_can_be_counted(self) -> None:
+        app = self.one(0, ENGINES="m=echo:").app
+        emit, open_then = app.telemetry.emit, []
+
+        def emitted(event: RequestEvent) -> None:
+            if event.path == CHAT:
+                open_then.append(len(app.pipeline.concluding() or ()))
+            emit(event)
+
+        with mock.patch.object(app.telemetry, "emit", emitted), RawClient(app.address[1]) as client:
+            self.assertEqual(client.post().status, 200)
+            eventually(lambda: open_then)
+        self.assertEqual(open_then, [1])
 
     def test_sums_are_exact_under_load_and_while_everybody_asks(self) -> None:
         both = self.two(ENGINES="m=echo:")
