@@ -309,5 +309,21 @@ class AlertsTest(TwoTest):
         self.assertEqual(counts(self.one(1, **variables)), known)
 
 
+class ConsoleTest(TwoTest):
+    def test_the_console_of_either_shows_what_both_have_answered(self) -> None:
+        both = self.two(ENGINES="m=echo:")
+        for running, count in zip(both, (3, 2)):
+            for _ in range(count):
+                self.assertEqual(running.post().status, 200)
+
+        def shown(running: RunningGateway) -> tuple[float, int]:
+            assert running.app.live is not None
+            series = running.app.live.series
+            return sum(point[0] for point in list(series.points)), len(series.requests)
+
+        for running in both:
+            eventually(lambda running=running: shown(running) == (5, 5))
+
+
 if __name__ == "__main__":
     unittest.main()
