@@ -2,7 +2,8 @@
 
 `Agreement` owns the thread "agreeing", which once a second tells the others what was counted here, leaves the metrics
 with the parent, and does what others' words ask for and the bus's own thread must not wait for. Its work is a deque,
-whose single operations are atomic: there is no lock. With one process there is no thread, and nothing is told.
+whose single operations are atomic. Its lock holds taking and telling together, neither of which waits: what is asked of
+a count is either told before, or not in it. With one process there is no thread, and nothing is told.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Optional, Protocol
 
 from gateway.agreeing.engines import EngineWords
@@ -66,6 +68,7 @@ class Agreement(Everybody):
         self._counting: dict[str, Counting] = {}
         self._lasting: dict[str, Lasting] = {}
         self._work: deque[Callable[[], object]] = deque(maxlen=WORK_MAX)
+        self._telling = threading.Lock()
         self._push_at_s = 0.0
         self._wake = threading.Event()
         self._closing = False
@@ -106,12 +109,15 @@ class Agreement(Everybody):
 
     def learn(self) -> None:
         """Take over what the others know."""
-        self.engines.learn()
+        self._guarded(self.engines.learn)
         for topic, lasting in self._lasting.items():
-            answers = self.bus.ask(f"{topic}.state", None, ASK_S)
-            answers.sort(key=lambda answer: not answer["leader"])
-            for answer in answers[:1]:
-                lasting.restore(answer["state"])
+            self._guarded(partial(self._restore, topic, lasting))
+
+    def _restore(self, topic: str, lasting: Lasting) -> None:
+        answers = self.bus.ask(f"{topic}.state", None, ASK_S)
+        answers.sort(key=lambda answer: not answer["leader"])
+        for answer in answers[:1]:
+            lasting.restore(answer["state"])
 
     def close(self, timeout_s: float) -> None:
         """End the thread, and tell for the last time what was counted. Before the bus is closed, after all else."""
@@ -159,17 +165,22 @@ class Agreement(Everybody):
 
     def _tell_counts(self) -> None:
         for topic in self._counting:
-            self._tell_count(topic)
+            with self._telling:
+                self._tell_count_locked(topic)
 
-    def _tell_count(self, topic: str) -> None:
+    def _tell_count_locked(self, topic: str) -> None:
         told = self._counting[topic].take()
         if told is not None:
             self.bus.tell(topic, told)
 
     def _state(self, topic: str) -> dict[str, Any]:
-        if topic in self._counting:
-            self._tell_count(topic)  # first: who asks hears it before the answer, and not once more behind it
-        return {"leader": self.bus.leader, "state": self._lasting[topic].state()}
+        with self._telling:
+            if topic in self._counting:
+                self._tell_count_locked(
+                    topic
+                )  # first: who asks hears it before the answer, and not once more behind it
+            state = self._lasting[topic].state()
+        return {"leader": self.bus.leader, "state": state}
 
     # --- for who answers requests (`Everybody`) ----------------------------------------------------------------------
 

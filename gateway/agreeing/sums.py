@@ -1,13 +1,14 @@
 """The metrics of all processes of one gateway, as one.
 
-`Sums` owns nothing but what it has left with the parent; its lock guards that. Whoever is scraped asks the others, on a
-thread that may wait: each has counted what it has answered before it tells its numbers, so that who has had an answer
-from any of them finds it counted once at any of them. What a process has told, or shown, it has left with the parent
-before, so that no count goes down when it ends, whatever ends it.
+`Sums` owns nothing but what it has left with the parent; its lock guards that, and is held while it is left. Whoever is
+scraped asks the others, on a thread that may wait: each has counted what it has answered before it tells its numbers,
+so that who has had an answer from any of them finds it counted once at any of them. What a process has told, or shown,
+it has left with the parent before, so that no count goes down when it ends, whatever ends it.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -45,7 +46,9 @@ class Sums:
         self._sleep = sleep
         self._settling: Callable[[], Callable[[], bool]] = lambda: lambda: True
         self._lock = threading.Lock()
+        self._tickets = itertools.count(1)
         self._left: Data = []
+        self._left_ticket = 0
         self._silent = 0
         bus.on(TOPIC, self._asked)
         registry.callback(PROCESSES, "gauge", PROCESSES_HELP, ("state",), lambda: _states(1, 0), LEADER)
@@ -86,7 +89,8 @@ class Sums:
 
     def push(self) -> None:
         """Leave with the parent what has been counted, if that has changed."""
-        self._leave(lasting(self._registry.collect()), only_if_changed=True)
+        ticket = next(self._tickets)
+        self._leave(ticket, lasting(self._registry.collect()), only_if_changed=True)
 
     def _asked(self, names: Optional[Sequence[str]], slot: int) -> Any:
         return {"leader": self._bus.leader, "families": data_of(_of(self._counted(), names))}
@@ -98,18 +102,20 @@ class Sums:
             if settled():
                 break
             self._sleep(SETTLE_PAUSE_S)
+        ticket = next(self._tickets)
         families = self._registry.collect()
-        self._leave(lasting(families))
+        self._leave(ticket, lasting(families))
         return families
 
-    def _leave(self, families: Sequence[Family], only_if_changed: bool = False) -> None:
+    def _leave(self, ticket: int, families: Sequence[Family], only_if_changed: bool = False) -> None:
+        """Leave with the parent what was read behind `ticket`, unless something newer is there."""
         data = data_of(families)
         quiet = [one for one in data if one[0] not in _RESTLESS]
         with self._lock:
-            if only_if_changed and quiet == self._left:
+            if ticket < self._left_ticket or (only_if_changed and quiet == self._left):
                 return
-            self._left = quiet
-        self._bus.keep(TOPIC, data)
+            self._left, self._left_ticket = quiet, ticket
+            self._bus.keep(TOPIC, data)  # under the lock, so that an older one is never behind it; it does not block
 
     def _tell_of(self, silent: int) -> None:
         with self._lock:

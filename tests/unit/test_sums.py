@@ -113,6 +113,23 @@ class SumsTest(unittest.TestCase):
         self.wires.end(processes[0].bus)  # type: ignore[arg-type]
         self.assertEqual(processes[2].seen()["requests_total"], 120)
 
+    def test_what_was_read_earlier_is_not_left_in_the_place_of_what_was_shown_since(self) -> None:
+        processes = self.three()
+        asked: list[float] = []
+
+        def read() -> list[tuple[tuple[str, ...], float]]:
+            if not asked:  # while what is pushed is read, somebody is shown more
+                asked.append(0)
+                processes[1].requests.inc(5)
+                asked.append(processes[0].seen()["requests_total"])
+            return []
+
+        processes[1].registry.callback("g", "gauge", "G.", (), read, SUM)
+        processes[1].sums.push()
+        self.assertEqual(asked[1], 116)
+        self.wires.end(processes[1].bus)  # type: ignore[arg-type]
+        self.assertEqual(processes[0].seen()["requests_total"], 116)
+
     def test_one_that_does_not_answer_is_told_of_and_is_there_with_what_it_has_left(self) -> None:
         processes = self.three()
         processes[2].sums.push()
