@@ -127,7 +127,7 @@ class InferenceFactory:
         self._on_crash = on_crash or _log_crash
         peers = peers or Peers()
         self._keys = _digests(fleet, self.client.secrets)
-        self._keep_names()
+        self.client.keep_names(spec for _, spec in fleet.engines())
         limits = TimeLimits(request_timeout_s, first_token_timeout_s, queue_timeout_s, stream_end_grace_s)
         sizes = SizeLimits(max_answer_bytes, max_event_bytes)
         changed = _each(self._on_change, peers.changed)
@@ -243,11 +243,8 @@ class InferenceFactory:
     def _serve(self, fleet: FleetSpec, renewed: Sequence[str], keep_weights: bool, unproven: bool) -> None:
         self.router.reload(fleet, renewed, keep_weights, unproven)
         self.asker.forget_changed(renewed)
-        self._keep_names()
+        self.client.keep_names(spec for _, spec in fleet.engines())
         self._on_fleet(fleet)
-
-    def _keep_names(self) -> None:
-        self.client.keep_names(spec for _, spec in self.router.fleet.engines())
 
     def set_draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> list[str]:
         """Take an engine out (it finishes what it has) or let it in again; in one model, or wherever the id occurs.
