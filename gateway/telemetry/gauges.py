@@ -161,6 +161,7 @@ def bind_shared(
         "1 for who decides on shared limits: shared (Redis), local (this gateway), closed (they are refused).",
         ("mode",),
         modes,
+        merge=MAX,
     )
     registry.callback(
         "gateway_shared_decisions_total",
