@@ -11,6 +11,7 @@ not run backwards (monotonic seconds).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
 TOLERANCE_S = 1e-6
@@ -70,6 +71,17 @@ class Gcra:
     def _stretch(self, ratio: float, now_s: float) -> None:
         self.tat_s = now_s + max(self.tat_s - now_s, 0.0) * ratio
 
+    @property
+    def interval_s(self) -> float:
+        """Seconds for one unit at the sustained rate."""
+        return self._interval_s
+
+    def restore(self, tat_s: float, interval_s: float, now_s: float) -> None:
+        """Take over what has passed elsewhere, where a unit took `interval_s` (0: nothing has passed)."""
+        self.tat_s = tat_s
+        if interval_s and interval_s != self._interval_s:
+            self._stretch(self._interval_s / interval_s, now_s)
+
     def wait_s(self, amount: float, now_s: float) -> float:
         """Seconds until `amount` may pass if nothing else does meanwhile; 0: now; infinity: never. Takes nothing."""
         wait_s = self.tat_s - now_s
@@ -85,6 +97,12 @@ class Gcra:
         """Let `amount` pass, whatever `wait_s` says."""
         tat_s = self.tat_s
         self.tat_s = (tat_s if tat_s > now_s else now_s) + amount * self._interval_s
+
+    def use_up(self, now_s: float) -> None:
+        """Let nothing more pass at once: what has passed is not known."""
+        left = self.remaining(now_s)
+        if left:
+            self.take(left, now_s)
 
     def try_take(self, amount: float, now_s: float) -> Decision:
         """Let `amount` pass if it may."""
@@ -141,6 +159,47 @@ class TokenGcra(Gcra):
             mark.gap_s *= ratio
         self._last_s = now_s + (self._last_s - now_s) * ratio
         super()._stretch(ratio, now_s)
+
+    def state(self) -> tuple[float, int, list[tuple[int, float, int]]]:
+        """The last mark's TAT, the next number, the marks: what `restore_marks` needs with `tat_s` and `interval_s`."""
+        return self._last_s, self._next, [(mark.first, mark.gap_s, mark.open_count) for mark in self._marks]
+
+    def restore_marks(
+        self,
+        last_s: float,
+        number: int,
+        marks: Iterable[tuple[int, float, int]],
+        tat_s: float,
+        interval_s: float,
+        now_s: float,
+    ) -> None:
+        """Take over a `state`. What is open here stays so many."""
+        self._last_s = last_s
+        self._next = number
+        self._marks = restored = []
+        for first, gap_s, open_count in marks:
+            mark = _Mark(first, open_count)
+            mark.gap_s = gap_s
+            restored.append(mark)
+        self.restore(tat_s, interval_s, now_s)
+
+    def squeeze(self, count: int) -> None:
+        """Have at most `count` marks, one or more. What was exact before now lets as much pass or less, never more.
+
+        What goes is the mark that differs least from the one after it: that one's TAT is raised to it. So refunds of
+        its own reservations, which belong to the mark before from now on, stop a little sooner; those of the first
+        mark have none before, and are refunded nothing.
+        """
+        marks = self._marks
+        while len(marks) > count:
+            at = min(range(len(marks) - 1), key=lambda i: marks[i].gap_s)
+            dropped = marks.pop(at)
+            if at:
+                marks[at - 1].open_count += dropped.open_count
+            if at < len(marks) - 1:
+                marks[at].gap_s += dropped.gap_s
+            else:
+                self._last_s += dropped.gap_s
 
     def take(self, amount: float, now_s: float) -> None:
         """Let `amount` pass for good, whatever `wait_s` says."""

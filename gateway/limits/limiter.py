@@ -35,9 +35,9 @@ from gateway.limits.recentlyused import RecentlyUsed
 
 __all__ = ["Admission", "KeyLimits", "Limiter", "Quota", "Quotas", "RateLimits", "Refusal", "Subject"]
 
-Reservations = tuple[tuple[TokenGcra, int], ...]
-Slot = tuple[Places, int]
-"""A place that a request holds, and its number there."""
+Reservations = tuple[tuple[Scope, TokenGcra, int], ...]
+Slot = tuple[Scope, Places, int]
+"""Whose place a request holds, and its number there."""
 
 KEYS_MAX = 20_000
 """Keys remembered though they are not in use, some 20 MB."""
@@ -172,7 +172,7 @@ class Limiter:
         self._everybody: Optional[Scope] = None
         self._usual_s = 0.0  # how long any key's request holds its place, for keys of which nothing is known yet
         if any(everybody):
-            self._everybody = Scope(EVERYBODY)
+            self._everybody = self._new_scope(EVERYBODY, "")
             self._everybody.set(everybody, 1.0, bursts, 0.0)
         self._for_keys_and_models_only = self._addresses is None and self._everybody is None
         self.unlimited = Admission(self, NOTHING_READ, None, (), 0)
@@ -228,7 +228,7 @@ class Limiter:
         """A place that `learn` has given is held no longer; once."""
         now_s = self.clock()
         with self._lock:
-            places, number = slot
+            _, places, number = slot
             self._usual_s = averaged(self._usual_s, places.give_back(number, now_s))
 
     def admit(self, subject: Subject, now_s: float) -> Union[Admission, Refusal]:
@@ -242,7 +242,7 @@ class Limiter:
             return self.unlimited
         with self._lock:
             scopes = self._scopes_locked(subject, now_s, has_key_limits, has_model_limits)
-            refusal = _refusal(scopes, subject, now_s, self._usual_s, self._share)
+            refusal = refusal_of(scopes, subject, now_s, self._usual_s, self._share)
             return refusal or self._admit_locked(scopes, subject, now_s)
 
     def headers(self, subject: Subject, now_s: float) -> tuple[Header, ...]:
@@ -250,6 +250,12 @@ class Limiter:
         with self._lock:
             scopes = self._scopes_locked(subject, now_s, any(subject.key_limits), any(subject.model_limits))
             return headers_of(read_scopes(scopes, now_s))
+
+    def look_after(self) -> None:
+        """Nothing here: what one process knows needs no looking after. Call it twice a second."""
+
+    def _new_scope(self, kind: str, name: Optional[str]) -> Scope:
+        return Scope(kind)
 
     def _scopes_locked(
         self, subject: Subject, now_s: float, has_key_limits: bool, has_model_limits: bool
@@ -269,7 +275,7 @@ class Limiter:
     def _key_locked(self, subject: Subject, now_s: float) -> Scope:
         scope = self._keys.get(subject.key_name, now_s)
         if scope is None:
-            scope = Scope("key")
+            scope = self._new_scope("key", subject.key_name)
             self._keys.put(subject.key_name, scope, now_s)
         factor = self._factors.get(subject.priority, 1.0) * self._share
         limits = subject.key_limits
@@ -280,7 +286,7 @@ class Limiter:
     def _model_locked(self, subject: Subject, now_s: float) -> Scope:
         scope = self._models.get(subject.model)
         if scope is None:
-            scope = self._models[subject.model] = Scope("model")
+            scope = self._models[subject.model] = self._new_scope("model", subject.model)
         if scope.limits != subject.model_limits or scope.factor != self._share:
             scope.set(subject.model_limits, self._share, self._bursts, now_s)
         return scope
@@ -292,7 +298,7 @@ class Limiter:
             if scope.requests is not None:
                 scope.requests.take(1, now_s)
             if scope.tokens is not None:
-                reservations += ((scope.tokens, scope.tokens.reserve(estimate, now_s)),)
+                reservations += ((scope, scope.tokens, scope.tokens.reserve(estimate, now_s)),)
         if self._addresses is not None:
             self._addresses.save(now_s)
         slot = _slot(scopes[0], now_s) if subject.key_limits.concurrency else None
@@ -303,7 +309,7 @@ class Limiter:
         now_s = self.clock() if real_tokens > reserved else 0.0
         with self._lock:
             reservations, admission._reservations = admission._reservations, ()
-            for tokens, number in reservations:
+            for _, tokens, number in reservations:
                 tokens.settle(number, reserved, real_tokens, now_s)
 
     def _release(self, admission: Admission) -> None:
@@ -311,7 +317,7 @@ class Limiter:
         with self._lock:
             slot, admission._slot = admission._slot, None
             if slot is not None:
-                places, number = slot
+                _, places, number = slot
                 self._usual_s = averaged(self._usual_s, places.give_back(number, now_s))
 
 
@@ -320,10 +326,10 @@ def _slot(scope: Scope, now_s: float) -> Slot:
     places = scope.places
     if places is None:
         places = scope.places = Places()
-    return places, places.take(now_s)
+    return scope, places, places.take(now_s)
 
 
-def _refusal(
+def refusal_of(
     scopes: list[Scope], subject: Subject, now_s: float, usual_s: float, share: float = 1.0
 ) -> Optional[Refusal]:
     """The limit that the request has to wait for longest; None when it may pass all of them."""

@@ -47,7 +47,10 @@ class Places:
         as long beyond it as it has so far, so that who comes back each time comes back ever less often. `usual_s` is
         for as long as nothing is known of these places themselves.
         """
-        started_s = next(iter(self._started_s.values()), now_s)
+        return self.wait_since_s(next(iter(self._started_s.values()), now_s), now_s, usual_s)
+
+    def wait_since_s(self, started_s: float, now_s: float, usual_s: float) -> float:
+        """The same when the one that is held longest is held since `started_s`."""
         return max(abs((self.usual_s or usual_s) - (now_s - started_s)), WAIT_MIN_S)
 
 

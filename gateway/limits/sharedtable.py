@@ -51,7 +51,7 @@ MOVES_MAX = 3
 """So many holders in a row may stand still before a process goes on without a lock."""
 
 _MAGIC = int.from_bytes(b"IGlimit1", "little")  # to be changed with the layout: a child may be of another version
-_COLUMNS, _EPOCH, _CREATED, _USUAL, _MOVED, _ALONE, _FORGOTTEN, _SALT = range(1, 9)  # words of the header; salt has 2
+_COLUMNS, _EPOCH, _CREATED, _USUAL, _MOVED, _ALONE, _FORGOTTEN, _TORN, _SALT = range(1, 10)  # words; salt has 2
 _GENERATIONS = 16
 _LOCK = 1 << 24  # numbers in the file: the lock of epoch 0, and of column 0
 _COLUMN = 1 << 20
@@ -124,6 +124,8 @@ class SharedTable:
         self.scopes = Section(self.memory, layout.scopes, SCOPES_MAX, layout.scope_bytes)
         self.budgets = Section(self.memory, layout.budgets, BUDGETS_MAX, layout.budget_bytes)
         self._held = -1
+        self.generation = 0
+        """Of this process's column, as it is written in records."""
         self.column = self._claim_column()
 
     # --- made, handed on ---------------------------------------------------------------------------------------------
@@ -230,6 +232,7 @@ class SharedTable:
                 if self._locks.take(_COLUMN + column):
                     with self:
                         self._advance(column, 1)
+                        self.generation = int(self.words[_GENERATIONS + column]) & 0xFFFFFFFF
                         self.publish((1.0,) * FACTORS, column)
                     return column
             time.sleep(0.001)  # somebody may just be looking whether one is free
@@ -259,6 +262,12 @@ class SharedTable:
         """Of each column; odd: somebody has it. What was written in one under another generation does not count."""
         return self.words[_GENERATIONS : _GENERATIONS + self.columns].tolist()
 
+    def others(self) -> list[tuple[int, int]]:
+        """The columns that other processes have, and their generations as they are written in records."""
+        generations = enumerate(self.generations())
+        own = self.column
+        return [(column, one & 0xFFFFFFFF) for column, one in generations if one % 2 and column != own]
+
     def publish(self, factors: Sequence[float], column: Optional[int] = None) -> None:
         """Say what this process would multiply limits by."""
         at = self._factors + FACTORS * (self.column if column is None else column)
@@ -277,9 +286,10 @@ class SharedTable:
         self.words[_CREATED] += 1
         return int(self.words[_CREATED]) << 32
 
-    def forgot(self) -> None:
-        """Count a record that was forgotten although it counted, for want of a place."""
-        self.words[_FORGOTTEN] += 1
+    def count(self, forgotten: int = 0, torn: int = 0) -> None:
+        """Count records that were forgotten although they counted, for want of a place, or that nobody could read."""
+        self.words[_FORGOTTEN] += forgotten
+        self.words[_TORN] += torn
 
     @property
     def usual_s(self) -> float:
@@ -292,8 +302,10 @@ class SharedTable:
 
     def counts(self) -> Mapping[str, int]:
         """`moved`: how often all went on without one that stood still with the lock; `alone`: how often a process went
-        on without a lock; `forgotten`: records that still counted and had to make room."""
-        return {"moved": self.words[_MOVED], "alone": self.words[_ALONE], "forgotten": self.words[_FORGOTTEN]}
+        on without a lock; `forgotten`: records that counted and had to make room; `torn`: that nobody could read."""
+        words = self.words
+        counted = {"moved": _MOVED, "alone": _ALONE, "forgotten": _FORGOTTEN, "torn": _TORN}
+        return {name: words[word] for name, word in counted.items()}
 
 
 def _digest(salt: bytes, kind: str, name: bytes) -> bytes:

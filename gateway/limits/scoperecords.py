@@ -1,0 +1,169 @@
+"""What the shared table says of keys, addresses, models and of everybody, as records.
+
+`ScopeRecords` owns nothing: the memory is the table's, and all but `write_places` needs its lock. A scope's record is a
+word, how long its places are usually held, a column for each process, and twice what has passed: what is written goes
+where nobody reads, and then the word says that it counts. The word also stands before and behind what it speaks of, so
+that two processes which wrote at once, one of which the others had taken for dead, are found out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
+
+from gateway.limits.sharedtable import BODY_BYTES, MARKS_MAX, PLACES, SharedTable
+
+Mark = tuple[int, float, int]
+
+
+class Passed(NamedTuple):
+    """What has passed: see `Gcra.restore` and `TokenGcra.state`. An interval of 0: nothing has."""
+
+    requests_tat_s: float
+    requests_interval_s: float
+    tokens_tat_s: float
+    tokens_interval_s: float
+    last_s: float
+    number: int
+    marks: Sequence[Mark] = ()
+
+
+_BODIES = tuple(struct.Struct("=Qdddddq" + "qdq" * marks + "Q") for marks in range(MARKS_MAX + 1))
+_WORD = struct.Struct("=Q")
+_LONG_AGO = -float("inf")
+_HELD = float("inf")
+
+
+class ScopeRecords:
+    """Reads and writes the records of scopes and addresses of a table."""
+
+    def __init__(self, table: SharedTable) -> None:
+        self.table = table
+        self._memory = table.memory
+        self._section = table.scopes
+        self._addresses = table.addresses
+        self._columns_at = 16
+        self._bodies_at = 16 + table.columns * PLACES.size
+        self._no_places = bytes(table.columns * PLACES.size)
+
+    # --- scopes ------------------------------------------------------------------------------------------------------
+
+    def find(self, digest: bytes, at: int) -> int:
+        """Where the record is, which was `at` when it was last found (-1: it was not); -1: there is none. Of a record
+        in which this process holds places no lock is needed: it stays where it is."""
+        return at if self._section.holds(digest, at) else self._section.find(digest)
+
+    def claim(self, digest: bytes, now_s: float) -> int:
+        """Make a fresh record; returns where it is, or -1: all that might make room have places held."""
+        at, forgot = self._section.claim(digest, self._busy_until_s, now_s)
+        if at >= 0:
+            offset = self._section.offset(at)
+            self.table.words[offset // 8] = 0
+            self.table.doubles[offset // 8 + 1] = 0.0
+            self._memory[offset + self._columns_at : offset + self._bodies_at] = self._no_places
+            self._section.name(digest, at)
+        self.table.count(forgotten=forgot)
+        return at
+
+    def _busy_until_s(self, offset: int) -> float:
+        if self._held(offset, self.table.others())[0] or self._own_held(offset):
+            return _HELD
+        passed = self._passed(offset)
+        return _LONG_AGO if passed is None else max(passed.requests_tat_s, passed.tokens_tat_s)
+
+    def read(self, at: int) -> Optional[Passed]:
+        """What has passed; None: it cannot be told any more."""
+        return self._passed(self._section.offset(at))
+
+    def _passed(self, offset: int) -> Optional[Passed]:
+        word: int = self.table.words[offset // 8]
+        if not word:
+            return Passed(_LONG_AGO, 0.0, _LONG_AGO, 0.0, 0.0, self.table.new_numbers())
+        body = self._body(offset, word, word & 1)
+        if body is None:  # what stood there before is the next best
+            other = 1 - (word & 1)
+            (word,) = _WORD.unpack_from(self._memory, self._body_offset(offset, other))
+            body = self._body(offset, word, other)
+        if body is None:
+            return None
+        marks = [body[i : i + 3] for i in range(7, len(body) - 1, 3)]
+        return Passed(body[1], body[2], body[3], body[4], body[5], body[6], marks)
+
+    def _body_offset(self, offset: int, which: int) -> int:
+        return offset + self._bodies_at + which * BODY_BYTES
+
+    def _body(self, offset: int, word: int, which: int) -> Optional[tuple[Any, ...]]:
+        marks = word >> 1 & 0x7F
+        if not word or marks > MARKS_MAX or word & 1 != which:
+            return None
+        body = _BODIES[marks].unpack_from(self._memory, self._body_offset(offset, which))
+        return body if body[0] == word == body[-1] else None
+
+    def write(self, at: int, passed: Passed) -> None:
+        """Say what has passed. What is interrupted has not been said."""
+        offset = self._section.offset(at)
+        words = self.table.words
+        before = words[offset // 8]
+        which = 1 - (before & 1)
+        word = ((before >> 8) + 1) << 8 | len(passed.marks) << 1 | which
+        flat = [number for mark in passed.marks for number in mark]
+        body = _BODIES[len(passed.marks)]
+        body.pack_into(self._memory, self._body_offset(offset, which), word, *passed[:6], *flat, word)
+        words[offset // 8] = word
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    def read_places(self, at: int) -> tuple[int, float, float]:
+        """How many places other processes hold, since when the oldest of them (infinity: none), and how long places are
+        usually held."""
+        offset = self._section.offset(at)
+        held, oldest_s = self._held(offset, self.table.others())
+        return held, oldest_s, self.table.doubles[offset // 8 + 1]
+
+    def read_usual_s(self, at: int) -> float:
+        """How long places are usually held. One word, for which no lock is needed."""
+        return self.table.doubles[self._section.offset(at) // 8 + 1]
+
+    def write_places(self, at: int, held: int, oldest_s: float, usual_s: float) -> None:
+        """Say how many this process holds. Needs no lock where it holds places already: the column is its own."""
+        offset = self._section.offset(at)
+        table = self.table
+        own = offset + self._columns_at + table.column * PLACES.size
+        PLACES.pack_into(self._memory, own, table.generation, held, oldest_s)
+        table.doubles[offset // 8 + 1] = usual_s
+
+    def _held(self, offset: int, others: Sequence[tuple[int, int]]) -> tuple[int, float]:
+        held, oldest_s = 0, _HELD
+        start = offset + self._columns_at
+        for column, generation in others:
+            written, count, since_s = PLACES.unpack_from(self._memory, start + column * PLACES.size)
+            if count and written == generation:
+                held += count
+                oldest_s = min(oldest_s, since_s)
+        return held, oldest_s
+
+    def _own_held(self, offset: int) -> bool:
+        table = self.table
+        own = offset + self._columns_at + table.column * PLACES.size
+        generation, count, _ = PLACES.unpack_from(self._memory, own)
+        return bool(generation == table.generation and count)
+
+    # --- addresses ---------------------------------------------------------------------------------------------------
+
+    def read_address(self, digest: bytes) -> Optional[float]:
+        """The TAT of an address; None: nothing is known of it. One word, which cannot be torn."""
+        at = self._addresses.find(digest)
+        return None if at < 0 else self.table.doubles[self._addresses.offset(at) // 8]
+
+    def write_address(self, digest: bytes, tat_s: float, now_s: float) -> None:
+        """Say it. An address for which there is no room takes the place of the one that waits the shortest."""
+        addresses, doubles = self._addresses, self.table.doubles
+        at = addresses.find(digest)
+        if at >= 0:
+            doubles[addresses.offset(at) // 8] = tat_s
+            return
+        at, forgot = addresses.claim(digest, lambda offset: doubles[offset // 8], now_s)
+        doubles[addresses.offset(at) // 8] = tat_s
+        addresses.name(digest, at)
+        self.table.count(forgotten=forgot)
