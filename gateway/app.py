@@ -26,6 +26,7 @@ from gateway.draining import Draining
 from gateway.gauging import bind_metrics, engine_at, provider_of
 from gateway.guard import Guard
 from gateway.inference import InferenceFactory
+from gateway.limits.sharedtable import SharedTable, SharedTableError
 from gateway.observing import Observing
 from gateway.pipeline import PATHS, Pipeline
 from gateway.processes.bus import Alone, Bus
@@ -130,7 +131,13 @@ class Gateway:
 
     def _open_guard(self) -> Guard:
         try:
-            return Guard(self.settings, self.telemetry.log, frozenset(PATHS), counted_names=self._counted_names)
+            table = SharedTable.inherited(os.environ)
+            return Guard(
+                self.settings, self.telemetry.log, frozenset(PATHS), counted_names=self._counted_names, table=table
+            )
+        except SharedTableError as error:
+            self.telemetry.close(END_TIMEOUT_S)
+            raise ConfigurationError([str(error)]) from error
         except BaseException:
             self.telemetry.close(END_TIMEOUT_S)
             raise

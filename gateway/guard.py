@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Callable, Optional, Protocol
 
@@ -21,13 +22,12 @@ from gateway.errors import GatewayError, RequestRefused
 from gateway.keys.auth import Authenticator, Identity
 from gateway.keys.store import REFRESH_INTERVAL_S, KeyStore
 from gateway.limits.adaptive import AdaptiveLimits
-from gateway.limits.budgets import Budgets, BudgetWarning, Reservation
+from gateway.limits.budgets import BudgetWarning, Reservation
 from gateway.limits.limiter import (
     NO_KEY_LIMITS,
     NO_RATE_LIMITS,
     Admission,
     KeyLimits,
-    Limiter,
     RateLimits,
     Refusal,
     Subject,
@@ -35,6 +35,9 @@ from gateway.limits.limiter import (
 )
 from gateway.limits.prices import Price, TokensAtMost, cost_usd
 from gateway.limits.quotas import Bursts, Header
+from gateway.limits.sharedbudgets import budgets_of
+from gateway.limits.sharedlimiter import limiter_of
+from gateway.limits.sharedtable import SharedTable
 from gateway.limits.shares import Shares
 from gateway.routing.specs import FleetSpec
 from gateway.settingfiles import refuse_to_serve_strangers, roles_of, verifier_of
@@ -55,8 +58,8 @@ Log = Callable[..., None]
 class Guard:
     """Decides who may do what, and how much. Thread-safe. `start` it, `close` it.
 
-    `clock` gives the monotonic seconds of the limits. Raises ConfigurationError (roles, key sets, nobody could be
-    recognised where others can reach the gateway) and StateDbError (a database that exists and cannot be used).
+    `clock`: the monotonic seconds of limits. `table`: what the gateway's processes share (None: there is one). Raises
+    ConfigurationError (roles, key sets, nobody can be recognised where others reach it), StateDbError (a bad database).
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Guard:
         paths: frozenset[str],
         clock: Callable[[], float] = time.monotonic,
         counted_names: Optional[Callable[[], Mapping[str, str]]] = None,
+        table: Optional[SharedTable] = None,
     ) -> None:
         self._settings = settings
         self.reads_keys = bool(settings.jwt_jwks)  # from an identity provider: `may_wait` may say so
@@ -83,8 +87,11 @@ class Guard:
         )
         everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
         bursts = Bursts(settings.rate_limit_burst, settings.rate_limit_token_burst)
-        local = bursts if settings.redis_url is None else Bursts(*(min(share, LOCAL_BURST) for share in bursts))
-        self.limiter = Limiter(everybody, settings.rate_limit_ip_rpm, *local, clock)
+        local = bursts
+        if settings.redis_url is not None:  # which decides for all processes, too
+            table, local = None, Bursts(*(min(share, LOCAL_BURST) for share in bursts))
+        self.limiter = limiter_of(table, everybody, settings.rate_limit_ip_rpm, *local, clock)
+        self._new_budgets = partial(budgets_of, table, on_warning=self._budget_warning)
         self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock)
         if self.shared is not None:
             self.shared.join(self.authenticator, lambda: self.budgets)
@@ -93,7 +100,7 @@ class Guard:
         self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)
         self.db: Optional[StateDb] = None
         self.ledger: Optional[Ledger] = None
-        self.budgets = Budgets(on_warning=self._budget_warning)
+        self.budgets = self._new_budgets(None)
         self._counted_names = counted_names or settings.fleet.model_by_name
         self.set_fleet(settings.fleet)
         self._jumps = JumpWatch()
@@ -117,13 +124,12 @@ class Guard:
         try:
             reserved = [key.name for key in self._settings.api_keys]
             store = KeyStore(db, roles=tuple(self._roles), reserved=reserved)
-            budgets = Budgets(db, on_warning=self._budget_warning)
+            budgets = self._new_budgets(db)
         except BaseException:
             db.close()
             raise
         if self._settings.ledger != "off":
-            days = self._settings.ledger_days
-            self.ledger = Ledger(db, self._paths, known_models=self._counted_names, days=days)
+            self.ledger = Ledger(db, self._paths, known_models=self._counted_names, days=self._settings.ledger_days)
         self.db = db
         self.budgets = budgets
         self.authenticator.store = store  # last: from here on keys are asked for, and what they need is there
@@ -272,6 +278,7 @@ class Guard:
         if self.adaptive.tick(now_s, measured.wait_s, measured.error_rate):
             limits = self.limiter if self.shared is None else self.shared.limits
             limits.set_factors(self.adaptive.factors())
+        self.limiter.look_after(self._log)
 
     def start(self) -> None:
         """Start looking after."""

@@ -39,11 +39,19 @@ class MachineTest(unittest.TestCase):
             self.skipTest("a gateway is one process there")
         self.now_s = 1000.0
         self.holders: dict[int, object] = {}
-        few = {"PAUSES": (0.0,) * 3, "SCOPES_MAX": 500, "ADDRESSES_MAX": 500, "BUDGETS_MAX": 500}
+        few = {
+            "PAUSES": (0.0,) * 3,
+            "WAIT_MAX_S": 0.0,
+            "TRIES_MIN": 10,
+            "SCOPES_MAX": 500,
+            "ADDRESSES_MAX": 500,
+            "BUDGETS_MAX": 500,
+        }
         patch = mock.patch.multiple(sharedtable, **few)
         patch.start()
         self.addCleanup(patch.stop)
         self.fd = self.new_table()
+        super().setUp()
 
     def new_table(self) -> int:
         """What the parent of a gateway makes."""

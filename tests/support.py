@@ -583,11 +583,13 @@ def gateway_process(
     files: Optional[Mapping[str, str]] = None,
     wait: bool = True,
     program: Sequence[str] = MAIN,
+    descriptors: Sequence[int] = (),
     **variables: object,
 ) -> Iterator[GatewayProcess]:
     """`python main.py [arguments]` on a free port, in a directory with only `files` (name to text); killed at the end.
 
-    With `wait` it listens when this gives it; without, it may end on its own (a refused start, a command).
+    With `wait` it listens when this gives it; without, it may end on its own (a refused start, a command). It inherits
+    the `descriptors`.
     """
     settings = {"PORT": "0", "HEALTH_INTERVAL": "0", "ALLOWED_HOSTS": HOSTS, **(environment or {}), **variables}
     with tempfile.TemporaryDirectory() as name:
@@ -602,6 +604,7 @@ def gateway_process(
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
+                pass_fds=descriptors,
             )
         running = GatewayProcess(process, directory)
         try:

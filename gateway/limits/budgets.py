@@ -72,12 +72,13 @@ class BudgetWarning(NamedTuple):
     reset_unix_s: float
 
 
-class _InFlight:
+class InFlight:
     """What the requests in flight of one key may cost. Outlives its periods; guarded by the lock of its Budgets."""
 
-    __slots__ = ("places", "reserved_usd")
+    __slots__ = ("key", "places", "reserved_usd")
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self.key = key
         self.places = Places()
         self.reserved_usd = 0.0
 
@@ -87,9 +88,9 @@ class Reservation:
 
     __slots__ = ("_budgets", "_in_flight", "_number", "cost_usd")
 
-    def __init__(self, budgets: Budgets, in_flight: _InFlight, number: int, cost_usd: float) -> None:
+    def __init__(self, budgets: Budgets, in_flight: InFlight, number: int, cost_usd: float) -> None:
         self._budgets = budgets
-        self._in_flight: Optional[_InFlight] = in_flight
+        self._in_flight: Optional[InFlight] = in_flight
         self._number = number
         self.cost_usd = cost_usd
 
@@ -98,12 +99,12 @@ class Reservation:
         self._budgets._release(self)
 
 
-class _Account:
+class Account:
     """One key in its current period. Guarded by the lock of its Budgets."""
 
     __slots__ = ("budget_usd", "end_unix_s", "in_flight", "period", "spent_usd", "start_unix_s", "warned")
 
-    def __init__(self, period: str, bounds: Period, budget_usd: float, spent_usd: float, in_flight: _InFlight) -> None:
+    def __init__(self, period: str, bounds: Period, budget_usd: float, spent_usd: float, in_flight: InFlight) -> None:
         self.period = period
         self.start_unix_s, self.end_unix_s = bounds
         self.budget_usd = budget_usd
@@ -143,7 +144,7 @@ class Budgets:
         self._monotonic = monotonic
         self._on_warning = on_warning
         self._lock = threading.Lock()
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[str, Account] = {}
         self._left: dict[str, dict[float, float]] = {}  # what was spent in a key's periods before, by their start
         self._unsaved: dict[Slot, float] = {}
         self._saving = False  # a write is submitted and has not yet taken what is unsaved
@@ -167,7 +168,7 @@ class Budgets:
                 account.warned = account.warned and account.is_late()
         return account.end_unix_s if account.spent_usd >= budget_usd else None
 
-    def _open(self, key: str, budget_usd: float, period: str, now_unix_s: float) -> _Account:
+    def _open(self, key: str, budget_usd: float, period: str, now_unix_s: float) -> Account:
         bounds = period_at(period, now_unix_s)
         with self._lock:
             account = self._accounts.get(key)
@@ -175,7 +176,7 @@ class Budgets:
                 account = self._open_locked(key, budget_usd, period, bounds)
             return account
 
-    def _open_locked(self, key: str, budget_usd: float, period: str, bounds: Period) -> _Account:
+    def _open_locked(self, key: str, budget_usd: float, period: str, bounds: Period) -> Account:
         slot = (key, bounds.start_unix_s)
         spent_usd = self._stored.get(slot, 0.0) + self._unsaved.get(slot, 0.0)
         before = self._accounts.get(key)
@@ -186,8 +187,8 @@ class Budgets:
             spent_usd = max(spent_usd, left.get(bounds.start_unix_s, 0.0))
             if len(left) > LEFT_MAX:
                 del left[next(iter(left))]
-        in_flight = _InFlight() if before is None else before.in_flight  # spent when it ends, in the new period
-        account = self._accounts[key] = _Account(period, bounds, budget_usd, spent_usd, in_flight)
+        in_flight = InFlight(key) if before is None else before.in_flight  # spent when it ends, in the new period
+        account = self._accounts[key] = Account(period, bounds, budget_usd, spent_usd, in_flight)
         return account
 
     def reserve(self, key: str, cost: float) -> Union[Reservation, float]:
@@ -224,7 +225,7 @@ class Budgets:
             if not account.holds(now_unix_s):
                 bounds = period_at(account.period, now_unix_s)
                 account = self._open_locked(key, account.budget_usd, account.period, bounds)
-            account.spent_usd += cost
+            self._add_locked(key, account, cost)
             if self._db is not None:
                 slot = (key, account.start_unix_s)
                 self._unsaved[slot] = self._unsaved.get(slot, 0.0) + cost
@@ -292,14 +293,21 @@ class Budgets:
                 self._on_warning(warning)
         return True
 
-    def _learn_locked(self, key: str, account: _Account) -> Optional[BudgetWarning]:
+    def _learn_locked(self, key: str, account: Account) -> Optional[BudgetWarning]:
         # Read first and added up now: what is unsaved cannot be among what was read. What is on its way to the disk is
         # in neither, therefore the sum never falls.
         slot = (key, account.start_unix_s)
-        account.spent_usd = max(account.spent_usd, self._stored.get(slot, 0.0) + self._unsaved.get(slot, 0.0))
+        self._raise_locked(key, account, self._stored.get(slot, 0.0) + self._unsaved.get(slot, 0.0))
         return self._warning_locked(key, account)
 
-    def _warning_locked(self, key: str, account: _Account) -> Optional[BudgetWarning]:
+    def _add_locked(self, key: str, account: Account, cost: float) -> None:
+        account.spent_usd += cost
+
+    def _raise_locked(self, key: str, account: Account, spent_usd: float) -> None:
+        """At least so much has been spent."""
+        account.spent_usd = max(account.spent_usd, spent_usd)
+
+    def _warning_locked(self, key: str, account: Account) -> Optional[BudgetWarning]:
         if account.warned or not account.is_late():
             return None
         account.warned = True

@@ -251,8 +251,8 @@ class Limiter:
             scopes = self._scopes_locked(subject, now_s, any(subject.key_limits), any(subject.model_limits))
             return headers_of(read_scopes(scopes, now_s))
 
-    def look_after(self) -> None:
-        """Nothing here: what one process knows needs no looking after. Call it twice a second."""
+    def look_after(self, log: Callable[..., None]) -> None:
+        """Nothing here: what one process knows needs no looking after. For one thread, twice a second."""
 
     def _new_scope(self, kind: str, name: Optional[str]) -> Scope:
         return Scope(kind)

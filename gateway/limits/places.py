@@ -47,7 +47,11 @@ class Places:
         as long beyond it as it has so far, so that who comes back each time comes back ever less often. `usual_s` is
         for as long as nothing is known of these places themselves.
         """
-        return self.wait_since_s(next(iter(self._started_s.values()), now_s), now_s, usual_s)
+        return self.wait_since_s(self.oldest_s(now_s), now_s, usual_s)
+
+    def oldest_s(self, otherwise_s: float) -> float:
+        """Since when the one is held that is held longest; `otherwise_s` when none is."""
+        return next(iter(self._started_s.values()), otherwise_s)
 
     def wait_since_s(self, started_s: float, now_s: float, usual_s: float) -> float:
         """The same when the one that is held longest is held since `started_s`."""

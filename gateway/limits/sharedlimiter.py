@@ -51,7 +51,7 @@ class SharedPlaces(Places):
     @property
     def own(self) -> tuple[int, float]:
         """How many this process holds, and since when the oldest."""
-        return len(self._started_s), next(iter(self._started_s.values()), 0.0)
+        return len(self._started_s), self.oldest_s(0.0)
 
     def load(self, others: int, others_since_s: float, usual_s: float) -> None:
         """Take over what the others hold."""
@@ -60,8 +60,7 @@ class SharedPlaces(Places):
         self.usual_s = usual_s
 
     def wait_s(self, now_s: float, usual_s: float = 0.0) -> float:
-        own_s = next(iter(self._started_s.values()), _NOBODY_S)
-        return self.wait_since_s(min(own_s, self._others_since_s, now_s), now_s, usual_s)
+        return self.wait_since_s(min(self.oldest_s(now_s), self._others_since_s), now_s, usual_s)
 
 
 class SharedScope(Scope):
@@ -201,6 +200,7 @@ class SharedLimiter(Limiter):
         self._table = table
         self._records = ScopeRecords(table)
         self._own_factors: Mapping[str, float] = {}
+        self._counts = table.counts()
         super().__init__(everybody, address_rpm, burst_share, token_burst_share, clock)
         self._keys = RecentlyUsed(KEY_LIFETIME_S, KEYS_MAX, lambda scope, now_s: scope.is_active(now_s))
         if address_rpm:
@@ -212,10 +212,15 @@ class SharedLimiter(Limiter):
         self._own_factors = dict(factor_by_priority)
         self._agree()
 
-    def look_after(self) -> None:
-        """Forget processes that are gone, and hear what the others multiply limits by."""
-        self._table.sweep()
+    def look_after(self, log: Callable[..., None]) -> None:
+        """Forget processes that are gone, hear what the others multiply limits by, and `log` what went wrong with the
+        table; of all processes one does."""
+        table = self._table
+        table.sweep()
         self._agree()
+        before, self._counts = self._counts, table.counts()
+        if self._counts != before and table.is_first():
+            log("warning", "shared_limits", **self._counts)
 
     def _agree(self) -> None:
         self._table.publish([self._own_factors.get(priority, 1.0) for priority in PRIORITIES])
@@ -291,6 +296,19 @@ class SharedLimiter(Limiter):
         else:
             digest = self._table.digest_of(kind, name.encode("utf-8", "surrogatepass"))
         return SharedScope(kind, digest, self._records)
+
+
+def limiter_of(
+    table: Optional[SharedTable],
+    everybody: RateLimits,
+    address_rpm: Optional[int],
+    burst_share: float,
+    token_burst_share: float,
+    clock: Callable[[], float],
+) -> Limiter:
+    """An ordinary limiter, or one over the table where there is one."""
+    limits = everybody, address_rpm, burst_share, token_burst_share, clock
+    return Limiter(*limits) if table is None else SharedLimiter(table, *limits)
 
 
 def _load(scopes: Sequence[Scope], now_s: float, claim: bool = True) -> list[SharedScope]:

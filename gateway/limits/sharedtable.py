@@ -6,9 +6,10 @@ looks at it. `SharedTable` owns a process's mapping of it, its one lock, and its
 
 **The lock** is one of this process's threads and, inside it, one of the file: one for all records, held for some
 microseconds, so that a request that needs several of them cannot deadlock. The kernel frees it when its holder dies.
-One that stands still (SIGSTOP) keeps it, so nobody waits for longer than PAUSES: who has waited in vain moves all
-processes on to the next lock (`_EPOCH` says which one counts), and who was left behind sees by `overtaken` that what it
-was about to write is out of date. When that fails, too, it goes on without a lock, and counts that.
+One that stands still (SIGSTOP) keeps it, so nobody waits for longer than PAUSES while nobody takes a turn: who has
+waited in vain moves all processes on to the next lock (`_EPOCH` says which one counts), and who was left behind sees by
+`overtaken` that what it was about to write is out of date. Who gets no turn for WAIT_MAX_S goes on without a lock, and
+counts that.
 
 **A process may die anywhere.** What a record says is written beside what it said before, and then one word makes it
 count; or it is one word itself. A word is written whole, by one instruction.
@@ -34,7 +35,7 @@ from typing import NamedTuple, Optional
 from gateway.limits.filelocks import FileLocks
 from gateway.limits.records import DIGEST_BYTES, Section
 
-ENVIRONMENT = "GATEWAY_LIMITS_FD"
+ENVIRONMENT = "INFERENCE_GATEWAY_LIMITS"
 """The environment variable that tells a child the number of the descriptor which it has inherited."""
 
 SCOPES_MAX = 32_768
@@ -44,14 +45,17 @@ BUDGETS_MAX = 16_384
 MARKS_MAX = 16
 """Marks of a limit of tokens that a record has room for; see `TokenGcra.squeeze`."""
 
-PAUSES = (0.0,) * 20 + (1e-4,) * 20 + (1e-3,) * 45
-"""Between tries to take the lock, seconds (0: let others run): some 50 ms, and never less than 85 turns, so that on a
-machine which is busy or slowed down nobody who only had no turn is taken for one that stands still."""
-MOVES_MAX = 3
-"""So many holders in a row may stand still before a process goes on without a lock."""
+PAUSES = (0.0,) * 20 + (1e-4,) * 30 + (1e-3,) * 95
+"""Between tries to take the lock, seconds (0: let others run): some 100 ms, and never less than 145 turns, so that
+where the machine is busy, or all are slowed down, hardly anybody is taken for one that stands still who does not."""
+WAIT_MAX_S = 1.0
+"""For so long a process waits while others take their turns, or stand still one after the other; then it goes on
+without a lock."""
+TRIES_MIN = 100
+"""But it tries so often at least: it may have been stopped itself meanwhile."""
 
 _MAGIC = int.from_bytes(b"IGlimit1", "little")  # to be changed with the layout: a child may be of another version
-_COLUMNS, _EPOCH, _CREATED, _USUAL, _MOVED, _ALONE, _FORGOTTEN, _TORN, _SALT = range(1, 10)  # words; salt has 2
+_COLUMNS, _EPOCH, _CREATED, _USUAL, _MOVED, _ALONE, _FORGOTTEN, _TORN, _TURN, _SALT = range(1, 11)  # words; salt has 2
 _GENERATIONS = 16
 _LOCK = 1 << 24  # numbers in the file: the lock of epoch 0, and of column 0
 _COLUMN = 1 << 20
@@ -184,6 +188,7 @@ class SharedTable:
         if self._locks.take(_LOCK + epoch):
             if self.words[_EPOCH] == epoch:
                 self._held = epoch
+                self.words[_TURN] += 1
                 return self
             self._locks.free(_LOCK + epoch)
         self._held = self._wait()
@@ -202,25 +207,29 @@ class SharedTable:
 
     def _wait(self) -> int:
         """Wait for the lock; returns its epoch, or -1: without it."""
-        words = self.words
-        for _ in range(MOVES_MAX):
-            epoch: int = words[_EPOCH]
+        words, locks = self.words, self._locks
+        until_s, tries = time.monotonic() + WAIT_MAX_S, 0
+        while tries < TRIES_MIN or time.monotonic() < until_s:
+            epoch, turn = words[_EPOCH], words[_TURN]
             for pause_s in PAUSES:
                 time.sleep(pause_s)
-                if self._locks.take(_LOCK + epoch):
+                tries += 1
+                if locks.take(_LOCK + epoch):
                     if words[_EPOCH] == epoch:
-                        return epoch
-                    self._locks.free(_LOCK + epoch)
-                if words[_EPOCH] != epoch:
-                    break
+                        words[_TURN] += 1
+                        return int(epoch)
+                    locks.free(_LOCK + epoch)
+                if words[_EPOCH] != epoch or words[_TURN] != turn:
+                    break  # the others go on: it is only this one that had no luck
             else:
                 # Whoever holds it stands still. Only the holder of the next lock may make it the one that counts.
-                if self._locks.take(_LOCK + epoch + 1):
+                if locks.take(_LOCK + epoch + 1):
                     if words[_EPOCH] == epoch:
                         words[_MOVED] += 1
+                        words[_TURN] += 1
                         words[_EPOCH] = epoch + 1
-                        return epoch + 1
-                    self._locks.free(_LOCK + epoch + 1)
+                        return int(epoch + 1)
+                    locks.free(_LOCK + epoch + 1)
         words[_ALONE] += 1
         return -1
 
@@ -267,6 +276,10 @@ class SharedTable:
         generations = enumerate(self.generations())
         own = self.column
         return [(column, one & 0xFFFFFFFF) for column, one in generations if one % 2 and column != own]
+
+    def is_first(self) -> bool:
+        """Whether this process has the first column that anybody has: of all processes one."""
+        return not any(generation % 2 for generation in self.generations()[: self.column])
 
     def publish(self, factors: Sequence[float], column: Optional[int] = None) -> None:
         """Say what this process would multiply limits by."""

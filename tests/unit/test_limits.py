@@ -421,6 +421,9 @@ class ThreadsTest(unittest.TestCase):
         self.now_s = 500.0
         self.passed: list[tuple[float, int]] = []
 
+    def limiter(self, **options: Any) -> Limiter:
+        return Limiter(clock=lambda: self.now_s, **options)
+
     def later(self) -> float:
         with self.lock:
             self.now_s += self.STEP_S
@@ -445,7 +448,7 @@ class ThreadsTest(unittest.TestCase):
             admission.settle(real)
 
     def test_no_window_holds_more_than_the_limits_and_nobody_starves_after(self) -> None:
-        limiter = Limiter(token_burst_share=0.1, clock=lambda: self.now_s)
+        limiter = self.limiter(token_burst_share=0.1)
         threads = [
             threading.Thread(target=self.ask, args=(limiter, n, 300), name=f"asker-{n}") for n in range(self.THREADS)
         ]
@@ -467,7 +470,7 @@ class ThreadsTest(unittest.TestCase):
         self.assertEqual([isinstance(found, Admission) for found in after], [True] * 6 + [False] * 2)
 
     def test_settling_and_releasing_from_many_threads_counts_once(self) -> None:
-        limiter = Limiter()
+        limiter = self.limiter()
         subject = Subject("alice", KeyLimits(tpm=6000, concurrency=1), tokens_estimate=600)
         for round_ in range(50):
             admission = limiter.admit(subject, float(round_))

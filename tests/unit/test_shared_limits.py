@@ -16,13 +16,21 @@ from gateway.limits.records import PROBES, Section
 from gateway.limits.scoperecords import Passed, ScopeRecords
 from gateway.limits.sharedlimiter import SharedLimiter
 from gateway.limits.sharedtable import BODY_BYTES, ENVIRONMENT, MARKS_MAX, SharedTable, SharedTableError
-from tests.sharedtables import MachineTest
+from tests.sharedtables import Locks, MachineTest
+from tests.unit import test_limits
 
 ALICE = Subject("alice", KeyLimits(rpm=60))  # a burst of 6
 SEEDS = 200
 
 
 class SharedTest(MachineTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.lines: list[dict[str, Any]] = []
+
+    def log(self, level: str, event: str, **fields: Any) -> None:
+        self.lines.append(fields)
+
     def limiter(self, table: Any = None, **options: Any) -> SharedLimiter:
         """One of another process, if none is given."""
         return SharedLimiter(table or self.process(), clock=lambda: self.now_s, **options)
@@ -42,6 +50,46 @@ def seen(found: Union[Admission, Refusal]) -> tuple[Any, ...]:
     if isinstance(found, Admission):
         return (True, found.headers())
     return (False, found.limit_name, found.limit, round(found.retry_after_s, 6), found.never, found.headers())
+
+
+class OverTable(MachineTest):
+    """What an ordinary limiter does a lone process with a table does, too."""
+
+    def limiter(self, *arguments: Any, **options: Any) -> Limiter:
+        self.fd, self.holders = self.new_table(), {}
+        return SharedLimiter(self.process(), *arguments, clock=lambda: self.now_s, **options)
+
+
+class RequestLimitTest(OverTable, test_limits.RequestLimitTest):
+    pass
+
+
+class TokenLimitTest(OverTable, test_limits.TokenLimitTest):
+    pass
+
+
+class ConcurrencyTest(OverTable, test_limits.ConcurrencyTest):
+    pass
+
+
+class DynamicLimitTest(OverTable, test_limits.DynamicLimitTest):
+    pass
+
+
+class QuotaTest(OverTable, test_limits.QuotaTest):
+    pass
+
+
+class LedgerTest(OverTable, test_limits.LedgerTest):
+    pass
+
+
+class RetryAfterTest(OverTable, test_limits.RetryAfterTest):
+    pass
+
+
+class ThreadsTest(OverTable, test_limits.ThreadsTest):
+    pass
 
 
 class OracleTest(SharedTest):
@@ -189,11 +237,11 @@ class PlacesTest(SharedTest):
         first, second = self.process(), self.process()
         self.assertEqual(self.passes(self.limiter(first), self.subject), 3)
         left = self.limiter(second)
-        left.look_after()
+        left.look_after(self.log)
         self.assertEqual(self.passes(left, self.subject), 0)
         self.kill(first)
         self.assertEqual(self.passes(left, self.subject), 0)  # nobody has noticed
-        left.look_after()
+        left.look_after(self.log)
         self.assertEqual(self.passes(left, self.subject, times=1), 1)
         third = self.process()
         self.assertEqual(third.column, first.column)
@@ -330,7 +378,25 @@ class StandingStillTest(SharedTest):
         self.assertGreater(table.counts()["alone"], 0)
 
     def test_no_wait_is_long(self) -> None:
-        self.assertLess(sum(sharedtable.PAUSES) * sharedtable.MOVES_MAX, 1.0)
+        self.assertLessEqual(sharedtable.WAIT_MAX_S, 1.0)
+
+    def test_who_only_has_no_luck_does_not_move_the_others_on(self) -> None:
+        unlucky, lucky = self.process(), self.process()
+        turns = 0
+
+        def take(number: int) -> bool:
+            nonlocal turns
+            turns += 1
+            if turns < 8:  # each time it looks the others have just been there
+                with lucky:
+                    return False
+            return Locks.take(locks, number)
+
+        locks = unlucky._locks
+        assert isinstance(locks, Locks)
+        with mock.patch.object(locks, "take", take), unlucky:
+            self.assertFalse(unlucky.overtaken())
+        self.assertEqual([lucky.counts()[name] for name in ("moved", "alone")], [0, 0])
 
 
 class RoomTest(SharedTest):
@@ -359,6 +425,9 @@ class RoomTest(SharedTest):
             self.now_s += 0.01
         self.assertEqual(self.passes(limiter), 6)
         self.assertEqual(limiter._table.counts()["forgotten"], 1)
+        for one in (limiter, self.limiter(), limiter):
+            one.look_after(self.log)
+        self.assertEqual([line["forgotten"] for line in self.lines], [1])
         waits = [self.passes(limiter, ALICE._replace(key_name=f"key-{n}"), times=1) for n in range(1, PROBES)]
         self.assertEqual(waits, [0] * (PROBES - 1))
 
@@ -403,11 +472,11 @@ class AgreementTest(SharedTest):
         limits = Subject("alice", KeyLimits(rpm=600))
         first.set_factors({"low": 0.1, "normal": 0.5, "high": 1.0})
         self.assertEqual(second._factors.get("normal", 1.0), 1.0)
-        second.look_after()
+        second.look_after(self.log)
         self.assertEqual(second._factors, {"low": 0.1, "normal": 0.5, "high": 1.0})
         self.assertEqual(self.passes(second, limits, times=100), 30)
         self.kill(table)
-        second.look_after()
+        second.look_after(self.log)
         self.assertEqual(second._factors, {"low": 1.0, "normal": 1.0, "high": 1.0})
 
     def test_what_has_passed_counts_under_other_limits_too(self) -> None:
