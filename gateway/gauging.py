@@ -45,7 +45,7 @@ def bind_metrics(
     gauges.bind_cache(registry, cache_figures)
     gauges.bind_policy(
         registry,
-        lambda: [((priority,), factor) for priority, factor in guard.adaptive.factors().items()],
+        lambda: [((name,), guard.limiter.factors.get(name, 1.0)) for name in guard.adaptive.factors()],
         lambda: 0 if guard.ledger is None else guard.ledger.dropped_total,
         lambda: 0 if guard.db is None else guard.db.errors,
         lambda: max((used for _, used in guard.budgets.used()), default=None),

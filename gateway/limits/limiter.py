@@ -178,6 +178,11 @@ class Limiter:
         self.unlimited = Admission(self, NOTHING_READ, None, (), 0)
         """The admission of a request to which no limit applies: it holds nothing."""
 
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """By what the limits of keys are multiplied now, by priority; unnamed: 1."""
+        return self._factors
+
     def set_factors(self, factor_by_priority: Mapping[str, float]) -> None:
         """Multiply the limits of every key by the factor of its priority, from its next request on (unnamed: 1)."""
         self._factors = dict(factor_by_priority)
