@@ -122,7 +122,7 @@ class SharedTable:
             raise SharedTableError("the shared table of limits was made by another version: restart the gateway")
         self._factors = layout.factors // 8
         salt = self.memory[8 * _SALT : 8 * _SALT + 16]
-        self.digest_of = lru_cache(65_536)(lambda kind, name: _digest(salt, kind, name))
+        self.digest_of = lru_cache(16_384)(lambda kind, name: _digest(salt, kind, name))
         """The digest of a name (bytes) of some kind, keyed so that nobody outside can choose where records stand."""
         self.addresses = Section(self.memory, layout.addresses, ADDRESSES_MAX, 8)
         self.scopes = Section(self.memory, layout.scopes, SCOPES_MAX, layout.scope_bytes)
@@ -184,14 +184,19 @@ class SharedTable:
 
     def __enter__(self) -> SharedTable:
         self._thread_lock.acquire()
-        epoch: int = self.words[_EPOCH]
-        if self._locks.take(_LOCK + epoch):
-            if self.words[_EPOCH] == epoch:
-                self._held = epoch
-                self.words[_TURN] += 1
-                return self
-            self._locks.free(_LOCK + epoch)
-        self._held = self._wait()
+        try:
+            words = self.words
+            epoch: int = words[_EPOCH]
+            if self._locks.take(_LOCK + epoch):
+                if words[_EPOCH] == epoch:
+                    words[_TURN] += 1
+                    self._held = epoch
+                    return self
+                self._locks.free(_LOCK + epoch)
+            self._held = self._wait()
+        except BaseException:  # the table has been closed: that must not become a wait without an end
+            self._thread_lock.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -507,6 +507,13 @@ class AgreementTest(SharedTest):
 
 
 class TableTest(MachineTest):
+    def test_who_uses_a_table_that_is_closed_does_not_wait(self) -> None:
+        table = SharedTable(os.dup(self.fd), Locks(self.holders))
+        table.close()
+        for _ in range(2):
+            with self.assertRaises(ValueError), table:
+                pass
+
     def test_a_child_takes_the_descriptor_from_its_environment_and_keeps_it_to_itself(self) -> None:
         fd = os.dup(self.fd)
         os.set_inheritable(fd, True)
