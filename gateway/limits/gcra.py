@@ -11,8 +11,8 @@ not run backwards (monotonic seconds).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
 
 TOLERANCE_S = 1e-6
 """Forgives the rounding of clocks and floats, so that who comes back exactly when told to is not sent away again."""
@@ -160,26 +160,21 @@ class TokenGcra(Gcra):
         self._last_s = now_s + (self._last_s - now_s) * ratio
         super()._stretch(ratio, now_s)
 
-    def state(self) -> tuple[float, int, list[tuple[int, float, int]]]:
-        """The last mark's TAT, the next number, the marks: what `restore_marks` needs with `tat_s` and `interval_s`."""
-        return self._last_s, self._next, [(mark.first, mark.gap_s, mark.open_count) for mark in self._marks]
+    def state(self) -> tuple[float, ...]:
+        """The last mark's TAT, the next number, and three numbers for each mark: what `restore_marks` needs."""
+        state: tuple[float, ...] = (self._last_s, self._next)
+        for mark in self._marks:
+            state += (mark.first, mark.gap_s, mark.open_count)
+        return state
 
-    def restore_marks(
-        self,
-        last_s: float,
-        number: int,
-        marks: Iterable[tuple[int, float, int]],
-        tat_s: float,
-        interval_s: float,
-        now_s: float,
-    ) -> None:
-        """Take over a `state`. What is open here stays so many."""
-        self._last_s = last_s
-        self._next = number
+    def restore_marks(self, state: Sequence[Any], tat_s: float, interval_s: float, now_s: float) -> None:
+        """Take over a `state`, of another one or of this one before. `open_count` stays that of the reservations made
+        here."""
+        self._last_s, self._next = state[0], state[1]
         self._marks = restored = []
-        for first, gap_s, open_count in marks:
-            mark = _Mark(first, open_count)
-            mark.gap_s = gap_s
+        for at in range(2, len(state), 3):
+            mark = _Mark(state[at], state[at + 2])
+            mark.gap_s = state[at + 1]
             restored.append(mark)
         self.restore(tat_s, interval_s, now_s)
 

@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from gateway.limits.sharedtable import BODY_BYTES, MARKS_MAX, PLACES, SharedTable
 
-Mark = tuple[int, float, int]
+Passed = tuple[Any, ...]
+"""What has passed: the TAT and the interval of the limit of requests, the same of tokens, and `TokenGcra.state` of the
+latter. An interval of 0: nothing has."""
 
-
-class Passed(NamedTuple):
-    """What has passed: see `Gcra.restore` and `TokenGcra.state`. An interval of 0: nothing has."""
-
-    requests_tat_s: float
-    requests_interval_s: float
-    tokens_tat_s: float
-    tokens_interval_s: float
-    last_s: float
-    number: int
-    marks: Sequence[Mark] = ()
-
-
+NUMBERS = 6
+"""Of what has passed, before the marks."""
 _BODIES = tuple(struct.Struct("=Qdddddq" + "qdq" * marks + "Q") for marks in range(MARKS_MAX + 1))
+_UNPACK = tuple(body.unpack_from for body in _BODIES)
+_PACK = tuple(body.pack_into for body in _BODIES)
 _WORD = struct.Struct("=Q")
 _LONG_AGO = -float("inf")
 _HELD = float("inf")
@@ -41,6 +34,7 @@ class ScopeRecords:
     def __init__(self, table: SharedTable) -> None:
         self.table = table
         self._memory = table.memory
+        self._words = table.words
         self._section = table.scopes
         self._addresses = table.addresses
         self._columns_at = 16
@@ -70,25 +64,22 @@ class ScopeRecords:
         if self._held(offset, self.table.others())[0] or self._own_held(offset):
             return _HELD
         passed = self._passed(offset)
-        return _LONG_AGO if passed is None else max(passed.requests_tat_s, passed.tokens_tat_s)
+        return _LONG_AGO if passed is None else float(max(passed[0], passed[2]))
 
     def read(self, at: int) -> Optional[Passed]:
         """What has passed; None: it cannot be told any more."""
         return self._passed(self._section.offset(at))
 
     def _passed(self, offset: int) -> Optional[Passed]:
-        word: int = self.table.words[offset // 8]
+        word: int = self._words[offset // 8]
         if not word:
-            return Passed(_LONG_AGO, 0.0, _LONG_AGO, 0.0, 0.0, self.table.new_numbers())
-        body = self._body(offset, word, word & 1)
+            return (_LONG_AGO, 0.0, _LONG_AGO, 0.0, 0.0, self.table.new_numbers())
+        which = word & 1
+        body = self._body(offset, word, which)
         if body is None:  # what stood there before is the next best
-            other = 1 - (word & 1)
-            (word,) = _WORD.unpack_from(self._memory, self._body_offset(offset, other))
-            body = self._body(offset, word, other)
-        if body is None:
-            return None
-        marks = [body[i : i + 3] for i in range(7, len(body) - 1, 3)]
-        return Passed(body[1], body[2], body[3], body[4], body[5], body[6], marks)
+            (word,) = _WORD.unpack_from(self._memory, self._body_offset(offset, 1 - which))
+            body = self._body(offset, word, 1 - which)
+        return body if body is None else body[1:-1]
 
     def _body_offset(self, offset: int, which: int) -> int:
         return offset + self._bodies_at + which * BODY_BYTES
@@ -97,20 +88,18 @@ class ScopeRecords:
         marks = word >> 1 & 0x7F
         if not word or marks > MARKS_MAX or word & 1 != which:
             return None
-        body = _BODIES[marks].unpack_from(self._memory, self._body_offset(offset, which))
+        body = _UNPACK[marks](self._memory, offset + self._bodies_at + which * BODY_BYTES)
         return body if body[0] == word == body[-1] else None
 
     def write(self, at: int, passed: Passed) -> None:
         """Say what has passed. What is interrupted has not been said."""
         offset = self._section.offset(at)
-        words = self.table.words
-        before = words[offset // 8]
+        before = self._words[offset // 8]
         which = 1 - (before & 1)
-        word = ((before >> 8) + 1) << 8 | len(passed.marks) << 1 | which
-        flat = [number for mark in passed.marks for number in mark]
-        body = _BODIES[len(passed.marks)]
-        body.pack_into(self._memory, self._body_offset(offset, which), word, *passed[:6], *flat, word)
-        words[offset // 8] = word
+        marks = (len(passed) - NUMBERS) // 3
+        word = ((before >> 8) + 1) << 8 | marks << 1 | which
+        _PACK[marks](self._memory, offset + self._bodies_at + which * BODY_BYTES, word, *passed, word)
+        self._words[offset // 8] = word
 
     # --- places ------------------------------------------------------------------------------------------------------
 

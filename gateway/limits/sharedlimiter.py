@@ -101,14 +101,13 @@ class SharedScope(Scope):
             self.use_up(now_s)
             self.store()
         else:
-            tokens_tat_s, tokens_interval_s, last_s, number, marks = passed[2:]
             self.resized = False
             if requests is not None:
                 requests.restore(passed[0], passed[1], now_s)
                 self.resized = passed[1] != requests.interval_s
             if tokens is not None:
-                tokens.restore_marks(last_s, number, marks, tokens_tat_s, tokens_interval_s, now_s)
-                self.resized = self.resized or tokens_interval_s != tokens.interval_s
+                tokens.restore_marks(passed[4:], passed[2], passed[3], now_s)
+                self.resized = self.resized or passed[3] != tokens.interval_s
         if isinstance(self.limits, KeyLimits) and self.limits.concurrency:
             self.held.load(*records.read_places(at))
 
@@ -119,10 +118,10 @@ class SharedScope(Scope):
         passed = self._passed or _NOTHING
         requests, tokens = self.requests, self.tokens
         if requests is not None:
-            passed = Passed(requests.tat_s, requests.interval_s, *passed[2:])
+            passed = (requests.tat_s, requests.interval_s, *passed[2:])
         if tokens is not None:
             tokens.squeeze(MARKS_MAX)
-            passed = Passed(passed[0], passed[1], tokens.tat_s, tokens.interval_s, *tokens.state())
+            passed = (passed[0], passed[1], tokens.tat_s, tokens.interval_s, *tokens.state())
         self._records.write(self._at, passed)
 
     def settle(self, number: int, reserved: int, real: int, now_s: float) -> None:
@@ -130,15 +129,15 @@ class SharedScope(Scope):
         records = self._records
         self._at = at = records.find(self._digest, self._at)
         passed = None if at < 0 else records.read(at)
-        if passed is None or not passed.tokens_interval_s:  # nothing is known of it any more, or it is known here alone
+        if passed is None or not passed[3]:  # nothing is known of it any more, or it is known here alone
             if self.tokens is not None:
                 self.tokens.settle(number, reserved, real, now_s)
             return
-        tokens = TokenGcra(60.0 / passed.tokens_interval_s, 1)
-        tokens.restore_marks(passed.last_s, passed.number, passed.marks, passed.tokens_tat_s, 0.0, now_s)
+        tokens = TokenGcra(60.0 / passed[3], 1)
+        tokens.restore_marks(passed[4:], passed[2], 0.0, now_s)
         tokens.settle(number, reserved, real, now_s)
         tokens.squeeze(MARKS_MAX)
-        records.write(at, Passed(passed[0], passed[1], tokens.tat_s, passed.tokens_interval_s, *tokens.state()))
+        records.write(at, (passed[0], passed[1], tokens.tat_s, passed[3], *tokens.state()))
 
     def store_places(self) -> None:
         """Tell how many places this process holds."""
@@ -323,4 +322,4 @@ def _shared(scopes: Sequence[Scope]) -> list[SharedScope]:
     return [scope for scope in scopes if isinstance(scope, SharedScope)]
 
 
-_NOTHING = Passed(-float("inf"), 0.0, -float("inf"), 0.0, 0.0, 0)
+_NOTHING: Passed = (-float("inf"), 0.0, -float("inf"), 0.0, 0.0, 0)

@@ -128,6 +128,7 @@ class SharedTable:
         self.scopes = Section(self.memory, layout.scopes, SCOPES_MAX, layout.scope_bytes)
         self.budgets = Section(self.memory, layout.budgets, BUDGETS_MAX, layout.budget_bytes)
         self._held = -1
+        self._others: tuple[bytes, list[tuple[int, int]]] = (b"", [])
         self.generation = 0
         """Of this process's column, as it is written in records."""
         self.column = self._claim_column()
@@ -278,9 +279,13 @@ class SharedTable:
 
     def others(self) -> list[tuple[int, int]]:
         """The columns that other processes have, and their generations as they are written in records."""
-        generations = enumerate(self.generations())
-        own = self.column
-        return [(column, one & 0xFFFFFFFF) for column, one in generations if one % 2 and column != own]
+        written = self.memory[8 * _GENERATIONS : 8 * (_GENERATIONS + self.columns)]
+        known, others = self._others
+        if written != known:
+            generations, own = enumerate(self.generations()), self.column
+            others = [(column, one & 0xFFFFFFFF) for column, one in generations if one % 2 and column != own]
+            self._others = written, others
+        return others
 
     def is_first(self) -> bool:
         """Whether this process has the first column that anybody has: of all processes one."""

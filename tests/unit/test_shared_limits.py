@@ -279,8 +279,8 @@ class DeathTest(SharedTest):
         self.end = self.offset + self.records._bodies_at + 2 * BODY_BYTES
 
     def passed(self, tat_s: float, marks: int) -> Passed:
-        gaps = [(number, 0.5 * number, 1) for number in range(marks)]
-        return Passed(tat_s, 1.0, tat_s + 1, 2.0, tat_s + 2, 7, gaps)
+        gaps = [value for number in range(marks) for value in (number, 0.5 * number, 1)]
+        return (tat_s, 1.0, tat_s + 1, 2.0, tat_s + 2, 7, *gaps)
 
     def image(self) -> bytes:
         return self.table.memory[self.offset : self.end]
