@@ -137,13 +137,13 @@ class SharedTable:
 
     @staticmethod
     def create(slots: int) -> int:
-        """Make a table for `slots` processes and as many that replace them; returns its descriptor.
+        """Make a table for `slots` processes and twice as many that drain meanwhile; returns its descriptor.
 
         For the parent, which keeps it open, hands it to each child (`pass_fds=[fd]`, or inheritable before exec) with
         its number in the child's environment as ENVIRONMENT, and does nothing else with it. Memory is taken as it is
         used (1 KB a key). Raises OSError; Windows has no use for it.
         """
-        columns = 2 * slots + 1  # while it is replaced, a slot has two processes
+        columns = 3 * slots + 4  # a slot that is replaced while what it had before still drains has three processes
         size = _Layout.of(columns).size
         fd = _anonymous_file()
         try:

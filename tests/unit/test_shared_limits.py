@@ -561,10 +561,11 @@ class TableTest(MachineTest):
             with self.assertRaisesRegex(SharedTableError, text):
                 SharedTable(os.dup(self.fd))
 
-    def test_a_slot_has_room_for_who_replaces_it_and_for_no_more(self) -> None:
-        tables = [self.process() for _ in range(2 * self.slots + 1)]
-        self.assertEqual({table.column for table in tables}, set(range(2 * self.slots + 1)))
-        with self.assertRaisesRegex(SharedTableError, "all 5 columns"):
+    def test_there_is_room_for_all_processes_thrice_and_not_for_any_number(self) -> None:
+        columns = 3 * self.slots + 4
+        tables = [self.process() for _ in range(columns)]
+        self.assertEqual({table.column for table in tables}, set(range(columns)))
+        with self.assertRaisesRegex(SharedTableError, "all 10 columns"):
             self.process()
         self.kill(tables[2])
         self.assertEqual(self.process().column, 2)
