@@ -141,7 +141,7 @@ class SharedTable:
 
         For the parent, which keeps it open, hands it to each child (`pass_fds=[fd]`, or inheritable before exec) with
         its number in the child's environment as ENVIRONMENT, and does nothing else with it. Memory is taken as it is
-        used (1 KB a key). Raises OSError; Windows has no use for it.
+        used, at most 42 MB for two processes and 81 MB for 16. Raises OSError; Windows has no use for it.
         """
         columns = 3 * slots + 4  # a slot that is replaced while what it had before still drains has three processes
         size = _Layout.of(columns).size
