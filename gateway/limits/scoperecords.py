@@ -60,6 +60,10 @@ class ScopeRecords:
         self.table.count(forgotten=forgot)
         return at
 
+    def nothing(self) -> Passed:
+        """What a fresh record says. Its numbers are above all that were ever given before."""
+        return (_LONG_AGO, 0.0, _LONG_AGO, 0.0, 0.0, self.table.new_numbers())
+
     def _busy_until_s(self, offset: int) -> float:
         if self._held(offset, self.table.others())[0] or self._own_held(offset):
             return _HELD
@@ -73,7 +77,7 @@ class ScopeRecords:
     def _passed(self, offset: int) -> Optional[Passed]:
         word: int = self._words[offset // 8]
         if not word:
-            return (_LONG_AGO, 0.0, _LONG_AGO, 0.0, 0.0, self.table.new_numbers())
+            return self.nothing()
         which = word & 1
         body = self._body(offset, word, which)
         if body is None:  # what stood there before is the next best

@@ -73,7 +73,7 @@ class SharedScope(Scope):
         self._digest = digest
         self._records = records
         self._at = -1
-        self._passed: Optional[Passed] = None
+        self._passed: Passed = ()
         self.places = self.held = SharedPlaces()
         self.resized = False
         """Whether the limits here are others than those under which the record was written."""
@@ -94,7 +94,8 @@ class SharedScope(Scope):
         if at < 0:
             self.held.load(0, _NOBODY_S, self.held.usual_s)
             return
-        self._passed = passed = records.read(at)
+        passed = records.read(at)
+        self._passed = passed or records.nothing()
         requests, tokens = self.requests, self.tokens
         if passed is None:
             records.table.count(torn=1)
@@ -112,10 +113,10 @@ class SharedScope(Scope):
             self.held.load(*records.read_places(at))
 
     def store(self) -> None:
-        """Tell all processes what has passed. A limit that this process has not stays as it is."""
+        """Tell all processes what has passed since it was loaded. A limit that this process has not stays as it is."""
         if self._at < 0:
             return
-        passed = self._passed or _NOTHING
+        passed = self._passed
         requests, tokens = self.requests, self.tokens
         if requests is not None:
             passed = (requests.tat_s, requests.interval_s, *passed[2:])
@@ -320,6 +321,3 @@ def _load(scopes: Sequence[Scope], now_s: float, claim: bool = True) -> list[Sha
 
 def _shared(scopes: Sequence[Scope]) -> list[SharedScope]:
     return [scope for scope in scopes if isinstance(scope, SharedScope)]
-
-
-_NOTHING: Passed = (-float("inf"), 0.0, -float("inf"), 0.0, 0.0, 0)
