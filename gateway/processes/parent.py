@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, TextIO
 
 from gateway.clock import unix_s
 from gateway.ending import EXIT_INTERRUPTED
+from gateway.limits.sharedtable import ENVIRONMENT as LIMITS
+from gateway.limits.sharedtable import SharedTable
 from gateway.processes.child import HAND_OVER, VARIABLE, Inherited
 from gateway.processes.links import Links
 from gateway.processes.output import Lock, new_lock
@@ -151,6 +153,7 @@ class Parent:
         self._signals = signals
         self._lines = lines
         self._lock = lock
+        self._table = SharedTable.create(count)  # what limits have let pass: it outlives each child
         self._links = Links(fold, lines.log, self._ready, self._lost)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._slots: dict[int, int] = {}
@@ -171,6 +174,7 @@ class Parent:
             self._links.close()  # should there be children still, they see that nobody is there, and drain
             for listening in self._sockets:
                 listening.close()
+            os.close(self._table)
 
     def _turn(self) -> None:
         wait_s = min(LOOK_S, max(0.0, self._plan.due_s() - time.monotonic()))
@@ -254,10 +258,10 @@ class Parent:
             self._lock,
             start.announce,
         )
-        environ = {**self._environ, VARIABLE: inherited.text()}
+        environ = {**self._environ, VARIABLE: inherited.text(), LIMITS: str(self._table)}
         try:
             with theirs:
-                process = subprocess.Popen(self._command, env=environ, pass_fds=inherited.descriptors())
+                process = subprocess.Popen(self._command, env=environ, pass_fds=(*inherited.descriptors(), self._table))
         except OSError as error:  # no process, no memory: as if it had died at once
             ours.close()
             self._lines.log("error", "process_not_started", slot=start.slot, reason=error.strerror or str(error))

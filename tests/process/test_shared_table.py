@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unittest
 from collections import Counter
@@ -288,6 +289,35 @@ class GatewaysTest(AccessTest):
             self.assertNotEqual(running.wait(), 0)
             self.assertIn("the shared table of limits is no such table", running.stderr)
             self.assertNotIn("Traceback", running.stderr)
+
+    def test_the_processes_of_one_gateway_count_together_and_go_on_counting_when_they_are_replaced(self) -> None:
+        limits = {"RATE_LIMIT_RPM": 60, "RATE_LIMIT_BURST": 1, "RATE_LIMIT_CONCURRENCY": 200}
+        variables = {"API_KEYS": "alice:sk-alice", "PROCESSES": 2, **limits}
+        running: GatewayProcess = self.enter(gateway_process({"STATE_DB": self.db, **variables}))
+        eventually(lambda: self.count(running, "started") == 2)
+        answers = []
+
+        def storm() -> None:
+            for _ in range(10):
+                answers.append(self.post(running, "sk-alice"))
+
+        began_s = time.monotonic()
+        threads = [threading.Thread(target=storm) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        passed = [answer for answer in answers if answer.status == 200]
+        self.assertTrue(60 <= len(passed) <= 61 + time.monotonic() - began_s, len(passed))
+        self.assertEqual(min(int(str(answer.header("x-ratelimit-remaining-requests"))) for answer in passed), 0)
+        running.signal(signal.SIGUSR2)
+        eventually(lambda: self.count(running, "started") == 4)
+        answer = self.post(running, "sk-alice")
+        remaining = int(str(answer.header("x-ratelimit-remaining-requests")))
+        self.assertLessEqual(remaining, time.monotonic() - began_s)
+
+    def count(self, running: GatewayProcess, event: str) -> int:
+        return sum(line["event"] == event for line in running.log_lines())
 
 
 if __name__ == "__main__":
