@@ -16,32 +16,51 @@ from typing import Optional
 from gateway.routing.breaker import CLOSED, HALF_OPEN
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Line, Waiter
+from gateway.routing.loads import Loads, least_of
 from gateway.routing.members import Members
 from gateway.routing.regions import Regions, kept_within, within
-from gateway.routing.strategies import STRATEGY_BY_NAME, LeastConnections, RouteRequest
+from gateway.routing.strategies import STRATEGY_BY_NAME, RouteRequest, kept_loads
 
 SERVICE_WEIGHT = 0.1  # of a new sample in the average service time
 
 
 class Chooser:
     """Takes places on the engines of one model and gives them back. Who is served from the line is for the caller to
-    wake, after it has released the lock."""
+    wake, after it has released the lock.
+
+    Of a large fleet it keeps the loads, where somebody goes by them: a strategy, or a line, where places are limited. They
+    are asked as long as neither regions nor residency say who may be chosen.
+    """
 
     def __init__(self, members: Members, rng: Random, home: Optional[str] = None) -> None:
         self._members = members
         self._rng = rng
-        self._retry = LeastConnections(rng)  # a retry goes to the idlest, leaving rotations alone
         self._regions = Regions(home)
         self._numbers = count(1)
         self.line = Line(self._numbers)  # of those who may go to any engine
         self.staying: dict[str, Line] = {}  # of the others, by residency, as long as somebody waits there
         self._service_s = 0.0  # average time a request holds its place
+        self._followed: tuple[Engine, ...] = ()  # whose loads are kept, if those of any
+        self._loads: Optional[Loads] = None
 
     def use_locked(self, strategy: str) -> None:
         """Choose by this strategy, from its beginning, among the engines that the model has now."""
         new = STRATEGY_BY_NAME[strategy]
         self._strategy = new(self._rng)
         self._has_levels = self._regions.configure_locked(self._members.engines, lambda: new(self._rng))
+        self._followed, self._loads = (), None
+
+    def _loads_locked(self, engines: tuple[Engine, ...], now_s: float) -> Optional[Loads]:
+        """The loads of those that are in, if they are kept."""
+        if engines is not self._followed:
+            self._loads = kept_loads(self._loads, self._strategy, engines, self._rng, now_s)
+            self._followed = engines
+        return self._loads
+
+    def changed_locked(self, engine: Engine, now_s: float) -> None:
+        """Something of an engine has changed that strategies go by."""
+        if self._loads is not None:
+            self._loads.changed(engine, now_s)
 
     def acquire_locked(
         self, tried: Collection[Engine], affinity: bytes, avoid: Collection[Engine], now_s: float, residency: str = ""
@@ -59,6 +78,9 @@ class Chooser:
             if view is None or not view.engines:
                 return None
             engines = view.engines
+            loads = None
+        else:
+            loads = self._loads if engines is self._followed else self._loads_locked(engines, now_s)
         if not (tried or avoid):
             level = None if view is None else view.choose(affinity)
             if level is None:
@@ -68,6 +90,10 @@ class Chooser:
             limit = engine.spec.max_concurrency
             if (limit is None or engine.in_flight < limit) and not (self.staying and self._awaited_locked(engine)):
                 return self.take_locked(engine, now_s)
+        # A retry goes to the idlest, leaving rotations alone.
+        if loads is not None and not self.staying:
+            least = loads.least(now_s, [*tried, *avoid]) or loads.least(now_s, tried) or loads.least(now_s)
+            return None if least is None else self.take_locked(least, now_s)
         free = [e for e in engines if not e.full()]
         if self.staying:
             free = [e for e in free if not self._awaited_locked(e)]
@@ -77,7 +103,8 @@ class Chooser:
         if avoid:
             fresh = [e for e in fresh if e not in avoid] or fresh
         fitting = fresh or free
-        return self.take_locked(self._retry.select(fitting if view is None else view.nearest(fitting), request), now_s)
+        least = least_of(fitting if view is None else view.nearest(fitting), now_s, self._rng)
+        return None if least is None else self.take_locked(least, now_s)
 
     def _awaited_locked(self, engine: Engine) -> bool:
         """Whether somebody waits who must stay where this engine is, and so is before all others there."""
@@ -103,6 +130,8 @@ class Chooser:
     def take_locked(self, engine: Engine, now_s: float) -> Lease:
         """Take a place on this engine."""
         engine.in_flight += 1
+        if self._loads is not None:
+            self._loads.changed(engine, now_s)
         before = engine.breaker.state
         if before == CLOSED:
             return Lease(engine, engine.breaker.ticket)
@@ -113,9 +142,11 @@ class Chooser:
         others = any(other is not engine and other.available(now_s) for other in self._members.engines)
         return Lease(engine, ticket, trial=before != HALF_OPEN, others=others)
 
-    def give_back_locked(self, engine: Engine, held_s: Optional[float]) -> None:
+    def give_back_locked(self, engine: Engine, held_s: Optional[float], now_s: float) -> None:
         """Give a place back. `held_s`: how long a request that ended well has held it; None: it did not."""
         engine.in_flight -= 1
+        if self._loads is not None:
+            self._loads.changed(engine, now_s)
         if held_s is not None:
             self._service_s += SERVICE_WEIGHT * (held_s - self._service_s) if self._service_s else held_s
 
@@ -148,6 +179,8 @@ class Chooser:
         if not (self.line.length or self.staying):
             return True
         engines = self._members.look_locked(now_s)
+        if self._loads is not None and engines is self._followed and not self.staying:
+            return bool(engines) and not self._loads.free
         lines = [*self.staying, ""] if self.line.length else list(self.staying)
         kept = [kept_within(engines, residency) for residency in lines]
         return all(some and all(engine.full() for engine in some) for some in kept)
@@ -165,6 +198,16 @@ class Chooser:
             engines = self._members.in_locked(now_s)
             if not engines:
                 return served + self.dismiss_locked()
+            if not (self.staying or self._has_levels):
+                loads = self._loads if engines is self._followed else self._loads_locked(engines, now_s)
+                if loads is not None:
+                    least = loads.least(now_s)
+                    waiter = None if least is None else self.line.next()
+                    if least is None or waiter is None:
+                        break
+                    waiter.lease = self.take_locked(least, now_s)
+                    served.append(waiter)
+                    continue
             free: Sequence[Engine] = [engine for engine in engines if not engine.full()]
             if self.staying:
                 waiter = self._next_locked(engines, free, served)
@@ -176,7 +219,10 @@ class Chooser:
             if waiter.residency or self._has_levels:
                 view = self._regions.view_locked(waiter.residency, engines)
                 free = free if view is None else view.nearest(free)
-            waiter.lease = self.take_locked(self._retry.select(free, RouteRequest(b"", now_s)), now_s)
+            least = least_of(free, now_s, self._rng)
+            if least is None:
+                break  # cannot be: it was taken out of a line because one is free
+            waiter.lease = self.take_locked(least, now_s)
             served.append(waiter)
         return served
 
@@ -204,7 +250,10 @@ class Chooser:
             residency = waiter.residency
         line = self.staying.get(residency) if residency else self.line
         engines = kept_within(self._members.look_locked(now_s), residency)
-        places = sum(engine.spec.max_concurrency or 0 for engine in engines)
+        if self._loads is not None and engines is self._followed:
+            places = self._loads.places
+        else:
+            places = sum(engine.spec.max_concurrency or 0 for engine in engines)
         if line is None:
             turns = 1 + ahead
         else:

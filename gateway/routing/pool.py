@@ -140,6 +140,7 @@ class ModelPool(Roster):
             now_s = self._clock()
             ticket = lease.ticket
             change = self._standing.answered_locked(lease, duration_s, now_s)
+            self._chooser.changed_locked(lease.engine, now_s)
             self._hedges.note_locked(duration_s)
             served = self._chooser.serve_locked(now_s)
             if self._decisions is not None:
@@ -174,7 +175,7 @@ class ModelPool(Roster):
                 if lease.counted is None and self._hedges.by_latency:
                     self._hedges.note_locked(duration_s)
             chooser = self._chooser
-            chooser.give_back_locked(lease.engine, held_s if blame == "good" else None)
+            chooser.give_back_locked(lease.engine, held_s if blame == "good" else None, now_s)
             served = chooser.serve_locked(now_s) if chooser.line.length or chooser.staying else []
             if self._decisions is not None:
                 self._decisions.settle_locked(lease, outcome, doubted, blame, duration_s, held_s, served, now_s)

@@ -3,7 +3,7 @@
 Each strategy is one small class with `select(engines, request)`; the pool has filtered availability before, so a
 strategy cannot return an engine that is out. `engines` is the same tuple object until membership or availability
 changes, which is what the cached orders below are keyed on. Called under the pool's lock only; no clock, no I/O;
-randomness comes in.
+randomness comes in. Of a large fleet the chooser keeps the loads (`loads.py`); without them each engine is looked at.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from random import Random
 from typing import Callable, NamedTuple, Optional, Protocol
 
 from gateway.routing.engine import Engine
+from gateway.routing.loads import LEAST_ENGINES, Costs, Loads, least_of
 
 
 class RouteRequest(NamedTuple):
@@ -31,6 +32,12 @@ class Strategy(Protocol):
     """Chooses one of `engines` (never empty). Not thread-safe by itself: the pool's lock is held."""
 
     def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine: ...
+
+
+class Informed:
+    """A strategy that goes by the loads of all engines. `loads`: as the chooser keeps them; None: it does not."""
+
+    loads: Optional[Loads] = None
 
 
 class RoundRobin:
@@ -109,27 +116,17 @@ class WeightedRandom:
         return engines[min(bisect_right(self._cumulative, ticket), len(engines) - 1)]
 
 
-class LeastConnections:
+class LeastConnections(Informed):
     """The fewest requests in flight per weight; a recent failure ranks behind; ties are broken evenly at random."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
 
     def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
-        now_s = request.now_s
-        best: list[Engine] = []
-        best_load = (True, math.inf)
-        for engine in engines:
-            load = (engine.suspect(now_s), engine.in_flight / engine.weight)
-            if load < best_load:
-                best_load = load
-                best = [engine]
-            elif load == best_load:
-                best.append(engine)
-        if len(best) == 1:
-            return best[0]
-        # Among equals the weight decides how often: an idle engine of weight 2 gets two of three requests.
-        return self._rng.choices(best, [engine.weight for engine in best])[0]
+        loads = self.loads
+        if loads is not None and loads.engines is engines:
+            return loads.least(request.now_s) or engines[0]  # all are full
+        return least_of(engines, request.now_s, self._rng) or engines[0]
 
 
 class PowerOfTwo:
@@ -154,7 +151,7 @@ class PowerOfTwo:
         return a if load_a <= load_b else b
 
 
-class Latency:
+class Latency(Informed):
     """The lowest expected wait: peak-EWMA latency (as in Finagle) times the requests already there; a recent failure
     ranks behind."""
 
@@ -163,6 +160,12 @@ class Latency:
 
     def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
         now_s = request.now_s
+        loads = self.loads
+        if loads is not None and loads.engines is engines and loads.costs is not None:
+            loads.look(now_s)
+            cheapest = loads.costs.cheapest(now_s)
+            if cheapest is not None:
+                return cheapest
         start = int(self._rng.random() * len(engines))  # so that unmeasured engines are not tried in file order
         best = engines[start]
         # Where good answers take seconds, no latency of a failure is slow enough to keep requests away from it.
@@ -175,7 +178,7 @@ class Latency:
         return best
 
 
-class PrefixAffinity:
+class PrefixAffinity(Informed):
     """The same session or prompt prefix goes to the same engine, so that its KV cache is warm there.
 
     Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016): the next engine on the ring whose
@@ -200,16 +203,15 @@ class PrefixAffinity:
             point = self._rng.getrandbits(64)
         start = bisect_left(self._points, point)
         # One that failed a moment ago is empty for that reason: it neither counts in the bound nor takes the overflow.
-        trusted = [engine for engine in engines if not engine.suspect(request.now_s)] or engines
-        weights = sum(engine.weight for engine in trusted)
-        allowed = (sum(engine.in_flight for engine in trusted) + 1) * self.BOUND / weights
+        wary, weights, in_flight = self._trusted(engines, request.now_s)
+        allowed = (in_flight + 1) * self.BOUND / weights
         seen: set[str] = set()
         for offset in range(len(self._owners)):
             engine = self._owners[(start + offset) % len(self._owners)]
             if engine.id in seen:
                 continue
             seen.add(engine.id)
-            if trusted is not engines and engine.suspect(request.now_s):
+            if wary and engine.suspect(request.now_s):
                 continue
             # At least one request is always allowed, however many engines share a small total.
             if engine.in_flight + 1 <= max(1.0, math.ceil(allowed * engine.weight)):
@@ -217,6 +219,18 @@ class PrefixAffinity:
             if len(seen) == len(engines):
                 break
         return self._owners[start % len(self._owners)]
+
+    def _trusted(self, engines: Sequence[Engine], now_s: float) -> tuple[bool, int, int]:
+        """Whether there are engines that have not failed a moment ago, and of those (else of all) the weights and the
+        requests in flight."""
+        loads = self.loads
+        if loads is not None and loads.engines is engines:
+            loads.look(now_s)
+            if loads.weights:
+                return True, loads.weights, loads.in_flight
+        trusted = [engine for engine in engines if not engine.suspect(now_s)]
+        some = trusted or engines
+        return bool(trusted), sum(engine.weight for engine in some), sum(engine.in_flight for engine in some)
 
     def _prepare(self, engines: Sequence[Engine]) -> None:
         self._engines = engines
@@ -233,6 +247,22 @@ class PrefixAffinity:
 
 def _hash64(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def kept_loads(
+    before: Optional[Loads], strategy: Strategy, engines: Sequence[Engine], rng: Random, now_s: float
+) -> Optional[Loads]:
+    """The loads of engines, for a strategy that goes by them, or where places are limited; None: they are too few, or
+    nobody asks. `before`: those of the engines that were in until now."""
+    informed = strategy if isinstance(strategy, Informed) else None
+    loads = None
+    if len(engines) >= LEAST_ENGINES and (
+        informed is not None or any(engine.spec.max_concurrency is not None for engine in engines)
+    ):
+        loads = Loads(engines, rng, now_s, Costs(rng) if isinstance(strategy, Latency) else None)
+    if informed is not None:
+        informed.loads = loads
+    return loads
 
 
 STRATEGY_BY_NAME: dict[str, Callable[[Random], Strategy]] = {
