@@ -19,7 +19,7 @@ import math
 import queue
 import threading
 import time
-from typing import Callable, Optional
+from typing import Callable, Optional, Protocol
 
 from gateway.routing.line import AGEING_S, RANK_BY_PRIORITY
 from gateway.threads import Threads
@@ -68,9 +68,25 @@ class Overloaded(Exception):
         self.wait_s = wait_s
 
 
+class Runner(Protocol):
+    """Where jobs run that had to wait for a place, or must block."""
+
+    def start(self) -> None:
+        """See `Threads.start`."""
+
+    def run(self, job: Callable[[], object]) -> None:
+        """Have it run, soon; it raises nothing."""
+
+    def close(self, timeout_s: float) -> None:
+        """Run nothing more."""
+
+
 class WorkerPool:
     """`workers` places and at most `queue_size` jobs waiting for one, none longer than `queue_timeout_s` by all that is
-    known when it comes. Thread-safe."""
+    known when it comes. Thread-safe.
+
+    `runner`: where jobs run; None: on threads of its own. In a simulation there are none.
+    """
 
     def __init__(
         self,
@@ -79,6 +95,7 @@ class WorkerPool:
         on_error: Callable[[BaseException], None],
         clock: Callable[[], float] = time.monotonic,
         queue_timeout_s: float = math.inf,
+        runner: Optional[Runner] = None,
     ) -> None:
         self._clock = clock
         self._workers = workers
@@ -93,7 +110,7 @@ class WorkerPool:
         self._waiting = 0
         self._waiting_by_rank = [0] * len(RANK_BY_PRIORITY)
         self._held_s = 0.0  # average time a place is held, when all are taken; 0: not known yet
-        self._threads = Threads("worker", workers)
+        self._threads: Runner = Threads("worker", workers) if runner is None else runner
         self._closed = False
 
     def start(self) -> None:
