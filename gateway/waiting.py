@@ -79,8 +79,7 @@ def _pause(
 
 def _wait_without_line(call: Waits, until_s: float, clock: Callable[[], float]) -> Steps[None]:
     """Wait a little for a place on one of those engines of a model that can be asked: they are full, and the line is
-    for any. Raises `queue_timeout` when it is `until_s` by the
-    clock."""
+    for any. Raises `queue_timeout` when it is `until_s` by the clock."""
     began_s = clock()
     if began_s >= until_s:
         raise EngineFailed("queue_timeout", "no place on an engine that can be asked for this", retry_after_s=1.0)
