@@ -24,11 +24,12 @@ _SLOWEST = 0.01  # of the speed of an engine: a law may give less, or nothing
 
 
 class Run(NamedTuple):
-    """What came of it: the counts, the engines of each model, the probes that were made, and seconds of a processor."""
+    """What came of it: the counts, the engines of each model, the gateways, the probes that were made, and seconds of a processor."""
 
     strategy: str
     measures: Measures
     machines: dict[str, list[Machine]]
+    gateways: list[Gateway]
     probes: int
     unanswered: int
     virtual_s: float
@@ -63,10 +64,10 @@ def simulate(scenario: Scenario, strategy: str, progress: Optional[Callable[[flo
     for machine in (one for group in machines.values() for one in group):
         machine.account()
     looking.last()
-    unanswered = sum(gateway.open for gateway in gateways)
+    unanswered = sum(gateway.door.open for gateway in gateways)
     probes = sum(gateway.probing.probes for gateway in gateways)
     virtual_s = events.now_s - BEGIN_S
-    return Run(strategy, measures, machines, probes, unanswered, virtual_s, time.process_time() - began_s)
+    return Run(strategy, measures, machines, gateways, probes, unanswered, virtual_s, time.process_time() - began_s)
 
 
 def _run(
@@ -78,7 +79,7 @@ def _run(
 ) -> None:
     until, came = events.until, measures.came
     heap = events.heap
-    arrive = [gateway.arrive for gateway in gateways]
+    arrive = [gateway.door.arrive for gateway in gateways]
     for row in rows(scenario, BEGIN_S):
         at_s = row[1]
         if heap[0][0] <= at_s:
@@ -91,7 +92,7 @@ def _run(
     until(BEGIN_S + scenario.duration_s)
     # What is under way ends, each by its deadline.
     last_s = events.now_s + 4 * max(scenario.rules.request_timeout_s, scenario.rules.stream_idle_timeout_s)
-    while any(gateway.open for gateway in gateways) and events.now_s < last_s:
+    while any(gateway.door.open for gateway in gateways) and events.now_s < last_s:
         until(events.now_s + 0.1)
 
 

@@ -9,105 +9,29 @@ the requests under way. One thread; time is virtual.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from random import Random
-from typing import Callable, Optional
+from typing import Optional
 
 from gateway.attempts import HEDGE_TICK_S
-from gateway.errors import GatewayError
-from gateway.limits.limiter import Admission, Limiter, Refusal, Subject
+from gateway.limits.limiter import Limiter
 from gateway.rescue import Rescue
 from gateway.routing.engine import Engine
 from gateway.routing.retry import CANCELLED, OK, Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 from gateway.routing.tries import Step, Tries
-from gateway.steps import Event, Steps
-from gateway.telemetry.events import Mark
-from gateway.tools.simulate.draws import Row
+from gateway.tools.simulate.door import Door
 from gateway.tools.simulate.events import Events
 from gateway.tools.simulate.machines import Attempt, Machine
 from gateway.tools.simulate.measures import Measures
 from gateway.tools.simulate.probing import Probing
+from gateway.tools.simulate.request import Request
 from gateway.tools.simulate.scenario import Fleet, Scenario
-from gateway.waiting import step_after_wait
-from gateway.workers import Job, Overloaded, WorkerPool
+from gateway.tools.simulate.waits import Waits
 
 MODEL, STANDBY = "model", "standby"
 TICK_S = 0.1  # of the watchdog: what is late, and who leaves a hung engine
-_LOOKED = 8  # requests in line that are looked at when somebody may have got a place
-
-
-class Request(Job):
-    """One request under way."""
-
-    def __init__(self, gateway: Gateway, row: Row) -> None:
-        (
-            self.number,
-            self.at_s,
-            self.need_s,
-            self.first_s,
-            self.prompt,
-            self.output,
-            self.prefix,
-            self.key,
-            _,
-            self.stream,
-        ) = row
-        self.gateway = gateway
-        self.deadline_s = math.inf
-        self.admission: Optional[Admission] = None
-        self.tries: Optional[Tries] = None
-        self.placed = False  # has a worker's place
-        self.sent = 0
-        self.attempt: Optional[Attempt] = None  # the latest, but for a hedge
-        self.resent = 0
-        self.first_failure: Optional[Outcome] = None
-        self.took_first_s: Optional[float] = None
-        self.steps: Optional[Steps[Step]] = None
-        self.turn = 0  # of its waits, so that one that is over wakes nobody
-        self.event: Optional[threading.Event] = None
-        self.waited_s = 0.0
-        self.marks: tuple[Mark, ...] = ()
-
-    def wait(self, event: threading.Event, timeout_s: float) -> Steps[None]:
-        """See `Call.wait`."""
-        yield Event(event, timeout_s)
-
-    def run(self) -> bool:
-        """It has got a place, which it keeps until it is answered."""
-        self.gateway.begin(self)
-        return True
-
-    def cut_off(self) -> None:
-        """Nobody does."""
-
-
-class _AsEvents:
-    """Runs what a `WorkerPool` would have threads for."""
-
-    def __init__(self, events: Events) -> None:
-        self._events = events
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def run(self, job: Callable[[], object]) -> None:
-        """As soon as what happens now has happened."""
-        self._events.at(self._events.now_s, _call, job)
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing to close."""
-
-
-def _call(job: Callable[[], object]) -> None:
-    job()
-
-
-def _raise(error: BaseException) -> None:
-    raise error
 
 
 def fleet_spec(scenario: Scenario) -> FleetSpec:
@@ -150,7 +74,6 @@ class Gateway:
         rules = scenario.rules
         self._rules = rules
         self._events = events
-        self._limiter = limiter
         self._measures = measures
         self._hangs = hangs
         self._pays = scenario.price.input or scenario.price.output
@@ -165,22 +88,12 @@ class Gateway:
         for pool in self.route:
             self.machines.update(zip(pool.engines, machines[pool.name]))
         self._hedging = rules.hedge_after_ms is not None
-        self.workers: Optional[WorkerPool] = None
-        if rules.workers:
-            self.workers = WorkerPool(
-                rules.workers,
-                rules.queue_size,
-                _raise,
-                events.clock,
-                rules.queue_timeout_s,
-                _AsEvents(events),
-            )
+        self.door = Door(events, rules, limiter, measures, self.begin)
         self._rescue = Rescue(rules.queue_timeout_s, events.clock)
-        self.probing = Probing(events, self.route, self.machines, rules, self._look)
+        self._waits = Waits(events, rules.queue_timeout_s, self._ask, self._end)
+        self.probing = Probing(events, self.route, self.machines, rules, self._waits.look)
         # Whose deadline counts, the earliest first; those of streams (1) have another limit.
         self._under_way: tuple[dict[Request, None], dict[Request, None]] = ({}, {})
-        self._waiting: dict[Request, None] = {}  # for a place on an engine, or through a pause
-        self.open = 0  # requests that have come and have no answer
 
     def start(self) -> None:
         """Begin probing, and to look for what is late."""
@@ -189,42 +102,9 @@ class Gateway:
 
     # --- a request ------------------------------------------------------------------------------------------------
 
-    def arrive(self, row: Row) -> None:
-        """A request comes."""
-        request = Request(self, row)
-        now_s = self._events.now_s
-        if self._limiter is not None:
-            rules = self._rules
-            tokens = request.prompt + request.output
-            subject = Subject(f"key {request.key}", rules.key_limits, model=MODEL, tokens_estimate=tokens)
-            admitted = self._limiter.admit(subject, now_s)
-            if isinstance(admitted, Refusal):
-                self._measures.badly(request.at_s, "rate_limit_exceeded")
-                return
-            request.admission = admitted
-        self.open += 1
-        if self.workers is None:
-            self.begin(request)
-            return
-        try:
-            placed = self.workers.submit(request)
-        except Overloaded:
-            self._end(request, "overloaded")
-            return
-        if placed:
-            self.begin(request)
-        else:
-            self._events.at(now_s + self._rules.queue_timeout_s, self._queued_too_long, request)
-
-    def _queued_too_long(self, request: Request) -> None:
-        if request.claim() and self.workers is not None:
-            self.workers.gave_up(request)
-            self._end(request, "queue_timeout")
-
     def begin(self, request: Request) -> None:
         """It has a worker's place: ask engines (`Asker.ask`)."""
         rules = self._rules
-        request.placed = self.workers is not None
         request.deadline_s = self._events.now_s + (
             rules.first_token_timeout_s if request.stream else rules.request_timeout_s
         )
@@ -237,56 +117,7 @@ class Gateway:
         if step is not None and step.lease is not None and not step.delay_s:
             self._ask(request, tries, step)
             return
-        place_s = self._rules.queue_timeout_s
-        request.steps = step_after_wait(request, tries, step, place_s, request.deadline_s, self._events.clock)
-        self._waiting[request] = None
-        self._resume(request)
-
-    def _resume(self, request: Request) -> None:
-        """Its wait is over, or has not begun yet."""
-        steps, tries = request.steps, request.tries
-        assert steps is not None and tries is not None
-        try:
-            wait = steps.send(None)
-        except StopIteration as done:
-            self._waited(request)
-            self._ask(request, tries, done.value)
-        except GatewayError as error:
-            self._waited(request)
-            self._end(request, error.code)
-        else:
-            assert isinstance(wait, Event)
-            request.event = wait.event
-            if wait.event.is_set():
-                self._events.at(self._events.now_s, self._wake, (request, request.turn))
-            else:
-                self._events.at(self._events.now_s + wait.seconds, self._wake, (request, request.turn))
-
-    def _waited(self, request: Request) -> None:
-        request.turn += 1
-        request.steps = request.event = None
-        self._waiting.pop(request, None)
-
-    def _wake(self, whose: tuple[Request, int]) -> None:
-        request, turn = whose
-        if turn == request.turn and request.steps is not None:
-            request.turn += 1
-            self._resume(request)
-            self._wake_served()
-
-    def _look(self) -> None:
-        """Somebody may have got a place."""
-        if self._waiting:
-            self._wake_served()
-
-    def _wake_served(self) -> None:
-        """Go on with those in line whose event is set. They are the first of those who wait, but for some that pause
-        (and for those who are found when they look themselves, `LINE_LOOK_S` later)."""
-        ready = [one for one in islice(self._waiting, _LOOKED) if one.event is not None and one.event.is_set()]
-        for request in ready:
-            request.event = None
-            request.turn += 1
-            self._events.at(self._events.now_s, self._wake, (request, request.turn))
+        self._waits.begin(request, tries, step)
 
     # --- a try ----------------------------------------------------------------------------------------------------
 
@@ -341,8 +172,8 @@ class Gateway:
         request.took_first_s = now_s - request.at_s
         self._under_way[request.stream].pop(request, None)
         self._drop_rival(attempt)
-        self._leave(request)
-        self._look()
+        self.door.give_place_back(request)
+        self._waits.look()
 
     def ended(self, attempt: Attempt, outcome: Outcome) -> None:
         """A try has ended."""
@@ -380,7 +211,7 @@ class Gateway:
         attempt.pool.settle(attempt.lease, outcome, took_s if first_s is None else first_s, took_s)
         if self._pays:
             self._charge(attempt, outcome)
-        self._look()
+        self._waits.look()
 
     def _charge(self, attempt: Attempt, outcome: Outcome) -> None:
         """Count the tokens that an engine has worked on."""
@@ -437,18 +268,9 @@ class Gateway:
         self._give_back(request, 0)
 
     def _give_back(self, request: Request, tokens: int) -> None:
-        self.open -= 1
         request.attempt = None  # no circle is left behind, which only the collector would find
         self._under_way[request.stream].pop(request, None)
-        if request.admission is not None:
-            request.admission.release_concurrency()
-            request.admission.settle(tokens)
-        self._leave(request)
-
-    def _leave(self, request: Request) -> None:
-        if request.placed and self.workers is not None:
-            request.placed = False
-            self.workers.leave(request)
+        self.door.leave(request, tokens)
 
     # --- what is late ---------------------------------------------------------------------------------------------
 

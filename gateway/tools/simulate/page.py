@@ -1,0 +1,111 @@
+"""The result of a simulation as one page: no scripts, nothing from elsewhere, light and dark. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any, Optional
+
+from gateway.tools.loadtest.charts import Axis, Dot, Format, Series, chart, time_axis, value_axis
+from gateway.tools.loadtest.durations import tick, tick_ms
+from gateway.tools.loadtest.style import STYLE
+from gateway.tools.simulate.table import HEADS, failure_rows, more, rows, summary
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_HUES = ("blue", "teal", "amber", "violet", "red", "grey")
+_PERCENTS = (50, 90, 99, 99.9, 99.99)
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The whole document."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>Simulation</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"{''.join(_parts(result))}</main></body></html>\n"
+    )
+
+
+def _parts(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<header><h1>Simulation</h1><p>{escape(summary(result))}</p>"
+    yield f"<p>{result['duration_s']:g} s, seed {result['seed']}</p></header>\n"
+    yield _table("Strategies", (*HEADS, *more(result)), rows(result))
+    strategies = result["strategies"]
+    yield f'<h2>Over time</h2>\n<div class="charts">{"".join(_over_time(strategies))}</div>\n'
+    if any(one["spread"] for one in strategies):
+        yield f'<h2>How long it took</h2>\n<div class="charts">{_spread(strategies)}</div>\n'
+    yield _table("What went wrong", ("", *(one["strategy"] for one in strategies)), failure_rows(result))
+    pairs = "".join(
+        f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in result["config"].items()
+    )
+    yield f'<h2>What was simulated</h2>\n<div class="box"><dl class="pairs">{pairs}</dl></div>\n'
+    error = 100 * result["relative_error"]
+    yield f"<footer><p>Percentiles are within {error:.1f} % ; simulated by {escape(result['python'])}.</p></footer>\n"
+
+
+def _over_time(strategies: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    end_s = strategies[0]["timeline"][-1]["at_s"] + strategies[0]["timeline"][-1]["width_s"]
+    x = time_axis(0.0, end_s)
+
+    def values(one: Mapping[str, Any], key: str, per_s: bool = False, factor: float = 1.0) -> list[Dot]:
+        dots: list[Dot] = []
+        for moment in one["timeline"]:
+            value: Optional[float] = moment[key]
+            if value is not None:
+                value = value / moment["width_s"] if per_s else value * factor
+            dots.append((moment["at_s"] + moment["width_s"] / 2, value))
+        return dots
+
+    def drawn(title: str, about: str, series: Sequence[Series], shown: Format, may_log: bool = False) -> str:
+        y = value_axis(series, shown, may_log)
+        return chart(title, about + (", logarithmic" if y.log else ""), series, x, y)
+
+    def each(key: str, per_s: bool = False, factor: float = 1.0) -> list[Series]:
+        return [
+            Series(one["strategy"], _HUES[index % len(_HUES)], values(one, key, per_s, factor))
+            for index, one in enumerate(strategies)
+        ]
+
+    yield drawn("p50", "latency of the requests that came then", each("p50_ms"), tick_ms, may_log=True)
+    yield drawn("p99", "latency of the requests that came then", each("p99_ms"), tick_ms, may_log=True)
+    offered = Series("offered", "grey dashed", values(strategies[0], "arrived", per_s=True))
+    yield drawn("Answered", "requests a second, by when they came", [*each("answered", per_s=True), offered], tick)
+    if any(one["failed"] for one in strategies):
+        yield drawn("Failed", "requests a second, by when they came", each("failed", per_s=True), tick)
+    yield drawn("Busy slots", "per cent of all engines' slots", each("utilisation", factor=100.0), tick)
+    yield drawn("The fullest engine", "requests at it, at most", each("in_flight_max"), tick)
+    if any(moment["out"] for one in strategies for moment in one["timeline"]):
+        yield drawn("Engines out", "not chosen by a gateway, at most", each("out"), tick)
+
+
+def _spread(strategies: Sequence[Mapping[str, Any]]) -> str:
+    series = []
+    most = 1.0
+    for index, one in enumerate(strategies):
+        if one["spread"]:
+            last = math.log10(2 * max(1, one["answered"]))
+            most = max(most, last)
+            dots = [(min(last, _nines(percent)), value) for percent, value in one["spread"]]
+            series.append(Series(one["strategy"], _HUES[index % len(_HUES)], dots))
+    ticks = tuple((_nines(percent), f"{percent:g} %") for percent in _PERCENTS if _nines(percent) <= most)
+    y = value_axis(series, tick_ms, may_log=True)
+    return chart("Percentiles", "latency that so many requests did not exceed", series, Axis(0.0, most, ticks), y)
+
+
+def _nines(percent: float) -> float:
+    return math.inf if percent >= 100 else -math.log10(1 - percent / 100)
+
+
+def _table(title: str, heads: Sequence[str], told: Sequence[Sequence[str]]) -> str:
+    if not told:
+        return ""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in told)
+    return (
+        f'<h2>{escape(title)}</h2>\n<div class="box wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
