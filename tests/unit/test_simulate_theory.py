@@ -1,9 +1,9 @@
 """The simulator against queueing theory: what the shipped strategies do over simulated engines is what is known of such
 systems, within 99 % confidence intervals by batch means (fixed seeds).
 
-Waiting times: Erlang (1917) for M/M/1 and M/M/c; D/M/1 for what round robin makes of many engines; processor sharing for
-a batch (Kleinrock, 1967: no matter which law). Queues of the shortest of two: M. Mitzenmacher, The Power of Two Choices
-in Randomized Load Balancing, 2001: the share of engines with at least i requests is load ** (2 ** i - 1).
+Waiting times: Erlang (1917) for M/M/1 and M/M/c; D/M/1 for what round robin makes of many engines; processor sharing
+for a batch (Kleinrock, 1967: no matter which law). Queues of the shorter of two: M. Mitzenmacher, The Power of Two
+Choices in Randomized Load Balancing, 2001: the share of engines with at least i requests is load ** (2 ** i - 1).
 """
 
 from __future__ import annotations

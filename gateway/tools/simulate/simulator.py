@@ -24,7 +24,8 @@ _SLOWEST = 0.01  # of the speed of an engine: a law may give less, or nothing
 
 
 class Run(NamedTuple):
-    """What came of it: the counts, the engines of each model, the gateways, the probes that were made, and seconds of a processor."""
+    """What came of it: the counts, the engines of each model, the gateways, the probes that were made, how many
+    requests had no end, how long it was in virtual time, and the seconds of a processor that it took."""
 
     strategy: str
     measures: Measures
