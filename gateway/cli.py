@@ -1,5 +1,4 @@
-"""The command line: serve (default), check, discover, mock, keys, usage, cache, replay, loadtest,
-simulate.
+"""The command line: serve (default), check, discover, mock, keys, usage, cache, replay, loadtest, simulate.
 
 Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
 which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,

@@ -158,7 +158,17 @@ class Engine:
             self.ewma_s = sample_s + (self.ewma_s - sample_s) * keep
         self.ewma_at_s = now_s
 
-    def expected_cost(self, now_s: float) -> float:
-        """Peak-EWMA latency, fading while nothing is measured, times the requests that would share the engine."""
-        fade = math.exp(-(now_s - self.ewma_at_s) / EWMA_TAU_S) if self.ewma_s else 0.0
-        return (self.ewma_s * fade + 1e-6) * (self.in_flight + 1) / self.weight
+    def expected_cost(self, now_s: float, usual_s: float = FAILURE_LATENCY_S) -> float:
+        """Peak-EWMA latency, fading while nothing is measured, times the requests that would share the engine.
+
+        One that has never been measured gets a request at once, and until that is answered is taken to be as slow as is
+        usual (`usual_s`): were it still taken to be fast, it would get every request until its first answer.
+        """
+        if not self.ewma_s:
+            return ((usual_s if self.in_flight else 0.0) + 1e-6) * (self.in_flight + 1) / self.weight
+        return (faded(self.ewma_s, self.ewma_at_s, now_s) + 1e-6) * (self.in_flight + 1) / self.weight
+
+
+def faded(latency_s: float, at_s: float, now_s: float) -> float:
+    """What is left of a latency that was measured then."""
+    return latency_s * math.exp(-(now_s - at_s) / EWMA_TAU_S)

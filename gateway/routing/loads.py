@@ -15,9 +15,11 @@ from itertools import count
 from random import Random
 from typing import Optional
 
-from gateway.routing.engine import EWMA_TAU_S, SUSPECT_S, Engine
+from gateway.routing.engine import EWMA_TAU_S, FAILURE_LATENCY_S, SUSPECT_S, Engine, faded
 
 LEAST_ENGINES = 32  # with fewer, looking at each is as fast
+USUAL_WEIGHT = 0.02  # of the engine that has changed last, in the usual latency
+_IDLE = 1e-12
 _DRAWS = 4  # until one is found that was not tried, before each is looked at
 
 
@@ -177,10 +179,9 @@ class Costs:
 
     That is (ewma * fade + 1e-6) * load, and all fade alike: ewma * load in the order of its logarithm plus the time of
     its measurement stays in order while time passes. The 1e-6 is left to compare among the first few. Those never
-    measured have that alone, and stand in a heap of their own.
+    measured count as `usual_s`, an average of what is measured of the others (idle ones as if they took no time), and
+    stand in a heap of their own.
     """
-
-    UNMEASURED = 1e-6  # seconds, as in `expected_cost`
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -188,6 +189,8 @@ class Costs:
         self._unmeasured: list[tuple[float, float, int, Engine]] = []
         self._valid: dict[Engine, int] = {}
         self._number = 0
+        self._average_s = 0.0  # of the latencies of those that have changed
+        self._average_at_s = 0.0
 
     def changed(self, engine: Engine, trusted: bool) -> None:
         """Its load, its latency, or whether it is trusted may be another."""
@@ -199,22 +202,29 @@ class Costs:
         load = (engine.in_flight + 1) / engine.weight
         chance = self._rng.random()  # so that unmeasured engines are not tried in file order
         if engine.ewma_s:
+            self._average_s += (USUAL_WEIGHT if self._average_s else 1.0) * (engine.ewma_s - self._average_s)
+            self._average_at_s = max(self._average_at_s, engine.ewma_at_s)
             key = math.log(engine.ewma_s * load) + engine.ewma_at_s / EWMA_TAU_S
             heapq.heappush(self._measured, (key, chance, self._number, engine))
         else:
-            heapq.heappush(self._unmeasured, (load, chance, self._number, engine))
+            key = load if engine.in_flight else load * _IDLE  # before all others
+            heapq.heappush(self._unmeasured, (key, chance, self._number, engine))
         if len(self._measured) + len(self._unmeasured) > 4 * len(self._valid) + 64:
             self._measured = [entry for entry in self._measured if self._valid.get(entry[3]) == entry[2]]
             self._unmeasured = [entry for entry in self._unmeasured if self._valid.get(entry[3]) == entry[2]]
             heapq.heapify(self._measured)
             heapq.heapify(self._unmeasured)
 
+    def usual_s(self, now_s: float) -> float:
+        """The usual latency, as far as it has not faded."""
+        return faded(self._average_s, self._average_at_s, now_s) if self._average_s else FAILURE_LATENCY_S
+
     def cheapest(self, now_s: float) -> Optional[Engine]:
         """The engine with the lowest expected wait; None: none is trusted."""
         best, best_cost = None, math.inf
         first = self._first(self._unmeasured)
         if first is not None:
-            best, best_cost = first[3], first[0] * self.UNMEASURED
+            best, best_cost = first[3], first[3].expected_cost(now_s, self.usual_s(now_s))
         looked: list[tuple[float, float, int, Engine]] = []
         heap = self._measured
         while True:

@@ -17,7 +17,7 @@ from itertools import accumulate
 from random import Random
 from typing import Callable, NamedTuple, Optional, Protocol
 
-from gateway.routing.engine import Engine
+from gateway.routing.engine import FAILURE_LATENCY_S, Engine, faded
 from gateway.routing.loads import LEAST_ENGINES, Costs, Loads, least_of
 
 
@@ -169,13 +169,20 @@ class Latency(Informed):
         start = int(self._rng.random() * len(engines))  # so that unmeasured engines are not tried in file order
         best = engines[start]
         # Where good answers take seconds, no latency of a failure is slow enough to keep requests away from it.
-        best_cost = (best.suspect(now_s), best.expected_cost(now_s))
+        usual_s = _usual_s(engines, now_s)
+        best_cost = (best.suspect(now_s), best.expected_cost(now_s, usual_s))
         for offset in range(1, len(engines)):
             engine = engines[start - offset]
-            cost = (engine.suspect(now_s), engine.expected_cost(now_s))
+            cost = (engine.suspect(now_s), engine.expected_cost(now_s, usual_s))
             if cost < best_cost:
                 best, best_cost = engine, cost
         return best
+
+
+def _usual_s(engines: Sequence[Engine], now_s: float) -> float:
+    """The median latency of those that have been measured, as far as it has not faded, for those that have not."""
+    measured = sorted(faded(engine.ewma_s, engine.ewma_at_s, now_s) for engine in engines if engine.ewma_s)
+    return measured[len(measured) // 2] if 0 < len(measured) < len(engines) else FAILURE_LATENCY_S
 
 
 class PrefixAffinity(Informed):

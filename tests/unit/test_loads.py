@@ -13,6 +13,7 @@ from gateway.routing.decisions import Record, Recorder
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease, Waiter
 from gateway.routing.loads import LEAST_ENGINES, Loads
+from gateway.routing.pool import ModelPool
 from gateway.routing.retry import OK, Outcome
 from gateway.routing.router import Router
 from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
@@ -143,13 +144,29 @@ class LoadsTest(unittest.TestCase):
                     continue
                 engines, engine = found
 
-                def cost(one: Engine, now_s: float = fleet.now_s) -> tuple[bool, float]:
-                    return one.suspect(now_s), one.expected_cost(now_s)
+                costs = fleet.pool._chooser._loads.costs if fleet.pool._chooser._loads else None
+                assert costs is not None
+
+                def cost(
+                    one: Engine, now_s: float = fleet.now_s, usual_s: float = costs.usual_s(fleet.now_s)
+                ) -> tuple[bool, float]:
+                    return one.suspect(now_s), one.expected_cost(now_s, usual_s)
 
                 suspect, least = min(map(cost, engines))
                 self.assertEqual(cost(engine)[0], suspect)
                 self.assertLessEqual(cost(engine)[1], least * (1 + 1e-6), f"seed {seed}, step {step}")
             self.assertGreater(fleet.compared, STEPS // 2)
+
+    def test_by_latency_an_engine_that_has_not_answered_yet_does_not_get_all_there_is(self) -> None:
+        for engines in (4, ENGINES):
+            specs = tuple(EngineSpec(f"http://h{i}/v1", id=f"e{i}") for i in range(engines))
+            pool = ModelPool(ModelSpec("m", specs), "latency", Random(1), lambda: 1000.0)
+            newest = pool.engines[0]
+            for engine in pool.engines[1:]:
+                engine.observe_latency(0.5, 1000.0)
+            for _ in range(5 * engines):
+                self.assertIsNotNone(pool.acquire((), b""))
+            self.assertIn(newest.in_flight, (4, 5, 6), f"of {engines}")
 
     def test_prefix_affinity_knows_the_same_sums(self) -> None:
         fleet = Fleet("prefix_affinity", 5, 4, (1, 2))
