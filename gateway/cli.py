@@ -1,4 +1,4 @@
-"""The command line: serve (default), check, discover, mock, keys, usage, cache, replay, loadtest, simulate.
+"""The command line: serve (default), check, discover, mock, keys, usage, cache, replay, loadtest, simulate, advise.
 
 Nothing is imported before the signals are handled but what that takes: the rest takes a tenth of a second and more, in
 which a SIGHUP would end the process and a Ctrl-C print a traceback. And the process of a gateway ends by `os._exit`,
@@ -80,13 +80,15 @@ def main(
     arguments = list(sys.argv[1:] if argv is None else argv)
     from pathlib import Path
 
-    if arguments[:1] in (["mock"], ["replay"], ["loadtest"], ["simulate"]):
+    if arguments[:1] in (["mock"], ["replay"], ["loadtest"], ["simulate"], ["advise"]):
         if arguments[0] == "mock":
             from gateway.mock.server import main as command_main
         elif arguments[0] == "replay":
             from gateway.tools.replay import main as command_main
         elif arguments[0] == "simulate":
             from gateway.tools.simulate.command import main as command_main
+        elif arguments[0] == "advise":
+            from gateway.tools.advise.command import main as command_main
         else:
             from gateway.tools.loadtest.command import main as command_main
         return command_main(arguments[1:], f"{program()} {arguments[0]}")
@@ -121,6 +123,7 @@ _COMMANDS = {
     "replay": "repeat recorded decisions, name the first that differs",
     "loadtest": "ask a gateway, or any OpenAI-style server, as many would, and measure",
     "simulate": "what a fleet would do under load and faults, by each strategy",
+    "advise": "how many engines keep a promise of latency, by what was seen",
     "mock": "run one mock engine",
 }
 _DESCRIPTION = """One OpenAI-style address in front of many inference engines.
@@ -128,7 +131,7 @@ _DESCRIPTION = """One OpenAI-style address in front of many inference engines.
 commands:
 {commands}
 
-`{program} COMMAND --help` says more of the last eight.
+`{program} COMMAND --help` says more of the last nine.
 """
 _EPILOG = """The flags are for `serve` and `check`. All settings come from the environment, then from .env in the
 current folder, by their names, as in PORT=9000; a flag goes before both, and one that names engines

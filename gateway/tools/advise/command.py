@@ -1,0 +1,104 @@
+"""`python main.py advise`: read what was seen, find the fleet, say why. Reads one file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from gateway.configuration import ConfigurationError
+from gateway.routing.specs import STRATEGIES
+from gateway.settings import load
+from gateway.tools.advise.sizing import Ask, Tried, advise
+from gateway.tools.advise.telling import as_json, lines
+from gateway.tools.simulate.recorded import recorded
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+LEDGER = "ledger"  # instead of a file: STATE_DB
+_DESCRIPTION = """How many engines, how many workers and which limits keep a promise of latency, by what a gateway has
+seen and what the simulator makes of that."""
+_EPILOG = """examples:
+  {prog} --slo-ms 500 --from ledger
+  {prog} --slo-ms 2000 --percentile 99 --from decisions.jsonl --slots 16
+
+exit status: 0 well, 1 no number of engines keeps the promise, 2 wrong arguments"""
+
+
+def _between(least: float, most: float, whole: bool = False) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            found = float(text)
+        except ValueError:
+            found = -1.0
+        if not least <= found <= most or (whole and found != int(found)):
+            kind = "a whole number" if whole else "a number"
+            raise argparse.ArgumentTypeError(f"must be {kind} from {least:g} to {most:g}, not {text!r}")
+        return int(found) if whole else found
+
+    return read
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    known = argparse.ArgumentParser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = known.add_argument
+    add("--slo-ms", metavar="MS", type=_between(1, 86_400_000), required=True, help="an answer's latency at most")
+    source = "a log of decisions or a state database; ledger: that of STATE_DB"
+    add("--from", metavar="FILE", dest="source", required=True, help=source)
+    add("--percentile", metavar="P", type=_between(50, 99.9), default=95.0, help="of the answers (default 95)")
+    headroom = "times the rate of the busiest minute (default 1.3)"
+    add("--headroom", metavar="X", type=_between(0.1, 1000), default=1.3, help=headroom)
+    slots = "requests that an engine works on at once (default 8)"
+    add("--slots", metavar="N", type=_between(1, 100_000, whole=True), default=8, help=slots)
+    add("--strategy", choices=STRATEGIES, default="least_connections", help="default least_connections")
+    add("--seed", metavar="N", type=_between(0, 2**31 - 1, whole=True), default=1, help="the same again (default 1)")
+    add("--json", action="store_true", help="print JSON")
+    return known
+
+
+def main(argv: Sequence[str], prog: str = "advise", environment: Mapping[str, str] = os.environ) -> int:
+    """Run it; returns the exit status: 0 well, 1 the promise cannot be kept, 2 wrong arguments."""
+    try:
+        typed = _parser(prog).parse_args(list(argv))
+    except SystemExit as error:
+        return WRONG if error.code else 0
+    try:
+        path = _state_db(environment) if typed.source == LEDGER else Path(typed.source)
+        record = recorded(path)
+        if record.rate_per_s <= 0:
+            raise ValueError("all its requests came at one moment")
+    except (OSError, ValueError, ConfigurationError) as error:
+        why = error.strerror or error if isinstance(error, OSError) else error
+        print(f"error: --from: {typed.source}: {why}", file=sys.stderr)
+        return WRONG
+    ask = Ask(typed.slo_ms / 1000, typed.percentile, typed.headroom, typed.slots, typed.strategy, typed.seed)
+    try:
+        advice = advise(record, ask, _progress)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if typed.json:
+        print(json.dumps(as_json(advice, ask, path.name), indent=1, allow_nan=False))
+    else:
+        print("\n".join(lines(advice, ask, path.name)))
+    return FAILED if advice.engines is None else 0
+
+
+def _progress(tried: Tried) -> None:
+    if sys.stderr.isatty():
+        print(f"simulated {tried.engines} engines", file=sys.stderr)
+
+
+def _state_db(environment: Mapping[str, str]) -> Path:
+    path = load({**environment, "AUTH": "off"}, Path(".env")).state_db
+    if not path.is_file():
+        raise ValueError(f"there is no state database {path}; LEDGER=on has one kept")
+    return path
