@@ -26,44 +26,65 @@ _DRAWS = 4  # until one is found that was not tried, before each is looked at
 class _Spot:
     """Where an engine stands: in a group at a place, or in none (it is full, or suspect)."""
 
-    __slots__ = ("engine", "group", "in_flight", "place", "trusted")
+    __slots__ = ("engine", "group", "in_flight", "place", "trusted", "weight")
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.group: Optional[list[_Spot]] = None
         self.place = 0
-        self.in_flight = 0  # as counted in `Loads.in_flight`
+        self.in_flight = 0  # as counted in `Loads.in_flight`, if it is trusted
+        self.weight = 0  # as counted in `Loads.weights`
         self.trusted = False
 
 
 class Loads:
-    """The loads of `engines`, which stay the same. Tell it of every change of one of them (`changed`).
+    """The loads of `engines`. Tell it of every change of one of them (`changed`), and when others are in (`follow`).
 
     `weights` and `in_flight` are sums over those that are trusted: that have not failed a moment ago. `free`: how many
     are not full, `places`: how many requests all may have at once, as far as that is limited.
     """
 
     def __init__(self, engines: Sequence[Engine], rng: Random, now_s: float, costs: Optional[Costs] = None) -> None:
-        self.engines = engines
+        self.engines: Sequence[Engine] = ()
         self.costs = costs
-        self.weights = self.in_flight = self.free = 0
-        self.places = sum(engine.spec.max_concurrency or 0 for engine in engines)
+        self.weights = self.in_flight = self.free = self.places = 0
         self._rng = rng
         # By requests in flight per weight, then by weight. A load without engines is taken out when it is the least.
         self._groups: dict[float, dict[int, list[_Spot]]] = {}
         self._levels: list[float] = []  # a heap of the keys
         self._suspects: list[tuple[float, int, Engine]] = []  # a heap: trusted again from then on
         self._number = count()
-        self._spots = {engine: _Spot(engine) for engine in engines}
-        self._occupied: set[Engine] = set(engines)  # those that are full
-        for engine in engines:
-            self.changed(engine, now_s)
+        self._spots: dict[Engine, _Spot] = {}
+        self._occupied: set[Engine] = set()  # those that are full
+        self.follow(engines, now_s)
 
-    def changed(self, engine: Engine, now_s: float) -> None:
-        """It has another number of requests in flight, has failed, or has been measured. O(log n) at worst."""
-        spot = self._spots.get(engine)
-        if spot is None:
-            return  # it is out
+    def follow(self, engines: Sequence[Engine], now_s: float) -> None:
+        """These are in now, with other weights maybe. What is known of those that were in before stays."""
+        self.engines = engines
+        self.places = sum(engine.spec.max_concurrency or 0 for engine in engines)
+        spots, kept = self._spots, set(engines)
+        for engine in [engine for engine in spots if engine not in kept]:
+            self._drop(spots.pop(engine))
+        for engine in engines:
+            spot = spots.get(engine)
+            if spot is None:
+                spots[engine] = _Spot(engine)
+                self._occupied.add(engine)
+                self.changed(engine, now_s)
+            elif spot.weight != engine.weight:
+                self.changed(engine, now_s)
+        self.free = len(spots) - len(self._occupied)
+
+    def _drop(self, spot: _Spot) -> None:
+        self._step_out(spot)
+        if spot.trusted:
+            self.weights -= spot.weight
+            self.in_flight -= spot.in_flight
+        self._occupied.discard(spot.engine)
+        if self.costs is not None:
+            self.costs.changed(spot.engine, False)
+
+    def _step_out(self, spot: _Spot) -> None:
         group = spot.group
         if group is not None:
             last = group.pop()
@@ -71,9 +92,18 @@ class Loads:
                 group[spot.place] = last
                 last.place = spot.place
             spot.group = None
+
+    def changed(self, engine: Engine, now_s: float) -> None:
+        """It has another number of requests in flight, has failed, or has been measured. O(log n) at worst."""
+        spot = self._spots.get(engine)
+        if spot is None:
+            return  # it is out
+        self._step_out(spot)
         if spot.trusted:
             self.in_flight += engine.in_flight - spot.in_flight
+            self.weights += engine.weight - spot.weight
         spot.in_flight = in_flight = engine.in_flight
+        spot.weight = engine.weight
         limit = engine.spec.max_concurrency
         full = limit is not None and in_flight >= limit
         if full != (engine in self._occupied):
@@ -113,7 +143,8 @@ class Loads:
             engine = suspects[0][2]
             if now_s - engine.failed_at_s >= SUSPECT_S:
                 heapq.heappop(suspects)
-                if not self._spots[engine].trusted:
+                spot = self._spots.get(engine)
+                if spot is not None and not spot.trusted:
                     self.changed(engine, now_s)
             elif engine.failed_at_s + SUSPECT_S > suspects[0][0]:
                 heapq.heappop(suspects)  # it has failed again, and stands here once more

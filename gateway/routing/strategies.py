@@ -200,6 +200,9 @@ class PrefixAffinity(Informed):
         self._engines: Optional[Sequence[Engine]] = None
         self._points: list[int] = []
         self._owners: list[Engine] = []
+        self._own: dict[
+            str, list[int]
+        ] = {}  # each engine's points, so that they are not hashed for each that comes or goes
 
     def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
         if engines is not self._engines:
@@ -243,13 +246,18 @@ class PrefixAffinity(Informed):
         self._engines = engines
         weights = sum(engine.weight for engine in engines)
         share = max(1, min(64, self.POINTS_TOTAL // max(1, weights)))
-        ring: list[tuple[int, int]] = []
-        for index, engine in enumerate(engines):
+        known = self._own
+        if len(known) > 2 * len(engines) + 64:
+            known.clear()  # most have gone for good
+        owner_by_point: dict[int, Engine] = {}
+        for engine in engines:
             points = min(share * engine.weight, self.POINTS_TOTAL // 8)
-            ring.extend((_hash64(b"%s#%d" % (engine.id.encode(), k)), index) for k in range(points))
-        ring.sort()
-        self._points = [point for point, _ in ring]
-        self._owners = [engines[index] for _, index in ring]
+            own = known.setdefault(engine.id, [])
+            own.extend(_hash64(b"%s#%d" % (engine.id.encode(), k)) for k in range(len(own), points))
+            for point in own[:points]:
+                owner_by_point.setdefault(point, engine)
+        self._points = sorted(owner_by_point)
+        self._owners = [owner_by_point[point] for point in self._points]
 
 
 def _hash64(data: bytes) -> int:
@@ -266,7 +274,11 @@ def kept_loads(
     if len(engines) >= LEAST_ENGINES and (
         informed is not None or any(engine.spec.max_concurrency is not None for engine in engines)
     ):
-        loads = Loads(engines, rng, now_s, Costs(rng) if isinstance(strategy, Latency) else None)
+        if before is None:
+            loads = Loads(engines, rng, now_s, Costs(rng) if isinstance(strategy, Latency) else None)
+        else:
+            before.follow(engines, now_s)
+            loads = before
     if informed is not None:
         informed.loads = loads
     return loads

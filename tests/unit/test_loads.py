@@ -103,8 +103,7 @@ class Fleet:
         """Those that are in, and what the strategy says by the loads; None: too few are in for that."""
         chooser: Any = self.pool._chooser
         engines = chooser._members.in_locked(self.now_s)
-        if chooser._followed is not engines:
-            chooser._follow_locked(engines, self.now_s)
+        chooser._loads_locked(engines, self.now_s)
         if chooser._loads is None:
             return None
         self.compared += 1
@@ -182,6 +181,15 @@ class LoadsTest(unittest.TestCase):
             strategy.loads = None
             self.assertEqual(kept, strategy._trusted(engines, fleet.now_s), f"step {step}")
             strategy.loads = fleet.pool._chooser._loads
+
+    def test_points_on_the_ring_do_not_depend_on_who_came_and_went(self) -> None:
+        engines = tuple(Engine(EngineSpec(f"http://h{i}/v1", id=f"e{i}", weight=1 + i % 3), "m") for i in range(20))
+        kept = PrefixAffinity(Random(1))
+        for part in (engines[3:], engines[:5], engines, engines[1:19:2]):
+            fresh = PrefixAffinity(Random(1))
+            for key in range(200):
+                request = RouteRequest(b"key %d" % key, 0.0)
+                self.assertIs(kept.select(part, request), fresh.select(part, request))
 
     def test_who_waits_gets_the_place_that_becomes_free(self) -> None:
         fleet = Fleet("round_robin", 1, 1)
