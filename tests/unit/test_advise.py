@@ -32,7 +32,7 @@ class AdviseTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.ask = Ask(slo_s=0.8, headroom=1.0, slots=1, requests=4000)
+        cls.ask = Ask(slo_s=0.8, headroom=1.0, slots=1, requests=3000)
         cls.advice = advise(record(), cls.ask)
 
     ask: Ask
@@ -71,7 +71,7 @@ class CommandTest(unittest.TestCase):
     def said(self, *argv: str) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main(argv, "advise", {"STATE_DB": "/nowhere/at/all.db"})
+            status = main(argv, "advise", {"STATE_DB": "/nowhere/at/all.db"}, 2000)
         return status, out.getvalue(), err.getvalue()
 
     def test_it_says_what_and_why(self) -> None:

@@ -65,7 +65,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return known
 
 
-def main(argv: Sequence[str], prog: str = "advise", environment: Mapping[str, str] = os.environ) -> int:
+REQUESTS = 20_000  # simulated for each fleet
+
+
+def main(
+    argv: Sequence[str],
+    prog: str = "advise",
+    environment: Mapping[str, str] = os.environ,
+    requests: int = REQUESTS,
+) -> int:
     """Run it; returns the exit status: 0 well, 1 the promise cannot be kept, 2 wrong arguments."""
     try:
         typed = _parser(prog).parse_args(list(argv))
@@ -80,7 +88,7 @@ def main(argv: Sequence[str], prog: str = "advise", environment: Mapping[str, st
         why = error.strerror or error if isinstance(error, OSError) else error
         print(f"error: --from: {typed.source}: {why}", file=sys.stderr)
         return WRONG
-    ask = Ask(typed.slo_ms / 1000, typed.percentile, typed.headroom, typed.slots, typed.strategy, typed.seed)
+    ask = Ask(typed.slo_ms / 1000, typed.percentile, typed.headroom, typed.slots, typed.strategy, typed.seed, requests)
     try:
         advice = advise(record, ask, _progress)
     except KeyboardInterrupt:

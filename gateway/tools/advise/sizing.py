@@ -123,10 +123,10 @@ def advise(record: Recorded, ask: Ask, told: Callable[[Tried], object] = lambda 
         return Advice(seen, found, None, 0.0, 0, 0, 0)
     rate = _borne(record, ask, engines, wanted)
     # By Little's law so many are inside on average, and the number is about Poisson's.
-    inside = wanted * (seen.service_mean_s + max(0.0, tried[engines].at_s - seen.service_at_s))
+    inside = rate * (seen.service_mean_s + max(0.0, tried[engines].at_s - seen.service_at_s))
     workers = math.ceil(inside + _normal(SPARE_SHARE) * math.sqrt(inside))
     slack_s = max(0.0, ask.slo_s - seen.service_median_s)
-    queue_size = max(1, math.ceil(wanted * slack_s))
+    queue_size = max(1, math.ceil(rate * slack_s))
     return Advice(seen, found, engines, rate, workers, queue_size, max(1, math.floor(rate * 60)))
 
 

@@ -26,6 +26,8 @@ def lines(advice: Advice, ask: Ask, source: str) -> Iterator[str]:
         return
     for tried in sorted(advice.tried):
         yield f"  {_told(tried, ask, percent)}"
+    if min(tried.engines for tried in advice.tried) == advice.engines:
+        yield "  with fewer, work comes faster than it is done"
     yield ""
     yield f"engines           {advice.engines}, of {ask.slots} slots each (max_concurrency: {ask.slots})"
     yield f"strategy          {ask.strategy}"
@@ -36,8 +38,8 @@ def lines(advice: Advice, ask: Ask, source: str) -> Iterator[str]:
     chosen = next(tried for tried in advice.tried if tried.engines == advice.engines)
     yield f"They are busy for {100 * chosen.utilisation:.0f} % at that rate, and keep {percent} up to"
     yield f"{three_digits(advice.rate)}/s: that is the limit of all requests; beyond it, who is refused is told when to"
-    yield "come back, and the others are still answered in time. WORKERS hold what is under way at once for 99.9 % of"
-    yield "the time (Little's law); QUEUE_SIZE is what comes while one in the middle may still wait."
+    yield "come back, and the others are still answered in time. At that limit, WORKERS hold what is under way at once"
+    yield "for 99.9 % of the time (Little's law), and QUEUE_SIZE what comes while a usual request may still wait."
     yield ""
     yield "assumed: requests come independently of each other at that rate (Poisson); a request takes what one took"
     yield "in the record, waits there included; engines are alike, none fails, no slot slows its neighbours down."
