@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Callable, Protocol
+from typing import Callable, Optional, Protocol
 
 from gateway.routing.engine import Engine
 from gateway.routing.line import Lease
 from gateway.routing.pool import ModelPool
-from gateway.upstream.attempt import HUNG, Attempt
+from gateway.upstream.attempt import HUNG
 
 LOOKING_SHARE = 0.1  # of a processor, at most: thousands may wait with nowhere to go
 
@@ -36,6 +36,16 @@ class Leaver(Protocol):
         that it needs to. Called on the watchdog's thread."""
 
 
+class Waiting(Protocol):
+    """An attempt that may be ended: see `Attempt`, whose words these are."""
+
+    begun: bool
+    aborted: Optional[str]
+
+    def abort(self, reason: str) -> None:
+        """End it."""
+
+
 class Rescue:
     """The attempts that wait for an answer. Thread-safe; `expire` is for one thread, the watchdog's.
 
@@ -46,13 +56,13 @@ class Rescue:
         self.deadline_s = -math.inf  # due at each tick, but after a long look
         self._place_s = place_s
         self._clock = clock
-        self._waiting: dict[Attempt, tuple[Leaver, Lease]] = {}
+        self._waiting: dict[Waiting, tuple[Leaver, Lease]] = {}
 
-    def enter(self, attempt: Attempt, request: Leaver, lease: Lease) -> None:
+    def enter(self, attempt: Waiting, request: Leaver, lease: Lease) -> None:
         """The attempt may be ended for another engine's sake, until `leave`."""
         self._waiting[attempt] = request, lease
 
-    def leave(self, attempt: Attempt) -> bool:
+    def leave(self, attempt: Waiting) -> bool:
         """The attempt is not to be ended any more; False: it has been, or is just being, or had left before.
 
         Either this or `expire` takes the attempt out, so a stream that has left in time is never cut off here.
@@ -65,7 +75,7 @@ class Rescue:
             waiting = list(self._waiting.items())
         except RuntimeError:  # an interpreter whose list(dict) is not atomic: the next tick sees it all
             return
-        hung: dict[Leaver, list[tuple[Attempt, Lease]]] = {}
+        hung: dict[Leaver, list[tuple[Waiting, Lease]]] = {}
         for attempt, (request, lease) in waiting:
             if _hangs(attempt, lease):
                 hung.setdefault(request, []).append((attempt, lease))
@@ -77,8 +87,8 @@ class Rescue:
 
     def _move(
         self,
-        hung: dict[Leaver, list[tuple[Attempt, Lease]]],
-        waiting: list[tuple[Attempt, tuple[Leaver, Lease]]],
+        hung: dict[Leaver, list[tuple[Waiting, Lease]]],
+        waiting: list[tuple[Waiting, tuple[Leaver, Lease]]],
     ) -> None:
         """End those attempts whose requests may leave."""
         # With a second attempt at an engine that is well, the request has left already.
@@ -92,7 +102,7 @@ class Rescue:
                         attempt.abort(HUNG)
 
 
-def _hangs(attempt: Attempt, lease: Lease) -> bool:
+def _hangs(attempt: Waiting, lease: Lease) -> bool:
     """Return whether there is no answer yet, and the engine has been found gone since it was chosen: one that was asked
     although it was down may have come back for it."""
     engine = lease.engine

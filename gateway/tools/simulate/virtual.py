@@ -139,7 +139,7 @@ class Gateway:
         attempt = Attempt(self, request, step.pool, lease, self.machines[lease.engine], request.sent, now_s)
         request.sent += 1
         if self._hangs:
-            self._rescue.enter(attempt, tries, lease)  # type: ignore[arg-type]  # of `Attempt` it takes what is there
+            self._rescue.enter(attempt, tries, lease)
         if lease.others:  # on trial: half of the time is left for another
             self._events.at(now_s + (request.deadline_s - now_s) / 2, self._too_late, attempt)
         return attempt
@@ -167,7 +167,7 @@ class Gateway:
         attempt.begun = True
         attempt.took_first_s = now_s - attempt.started_s
         if self._hangs:
-            self._rescue.leave(attempt)  # type: ignore[arg-type]
+            self._rescue.leave(attempt)
         attempt.pool.answered(attempt.lease, attempt.took_first_s)
         request.took_first_s = now_s - request.at_s
         self._under_way[request.stream].pop(request, None)
@@ -204,7 +204,7 @@ class Gateway:
         took_s = self._events.now_s - attempt.started_s
         attempt.over = True
         if self._hangs:
-            self._rescue.leave(attempt)  # type: ignore[arg-type]
+            self._rescue.leave(attempt)
         if outcome is not OK:
             attempt.machine.drop(attempt)
         first_s = attempt.took_first_s
