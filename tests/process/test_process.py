@@ -65,8 +65,16 @@ class Starting(SocketTest):
     def test_help_lists_the_commands(self) -> None:
         status, stdout, _ = run_main({}, "--help")
         self.assertEqual(status, 0)
-        for command in ("serve", "check", "discover", "mock"):
+        for command in ("serve", "check", "discover", "mock", "simulate", "advise"):
             self.assertIn(command, stdout)
+
+    def test_simulate_and_advise_are_commands(self) -> None:
+        status, stdout, stderr = run_main({}, "simulate", "--engines", "3", "--duration", "2", "--strategy", "all")
+        self.assertEqual((status, stderr), (0, ""))
+        self.assertIn("least_connections", stdout)
+        status, _, stderr = run_main({}, "advise", "--slo-ms", "500", "--from", "no-such-file")
+        self.assertEqual(status, 2)
+        self.assertIn("no-such-file", stderr)
 
     def test_what_discover_prints_can_be_served(self) -> None:
         engine = self.enter(mock_engine("13b"))
