@@ -28,8 +28,8 @@ class Chooser:
     """Takes places on the engines of one model and gives them back. Who is served from the line is for the caller to
     wake, after it has released the lock.
 
-    Of a large fleet it keeps the loads, where somebody goes by them: a strategy, or a line, where places are limited. They
-    are asked as long as neither regions nor residency say who may be chosen.
+    Of a large fleet it keeps the loads, where somebody goes by them: a strategy, or a line, where places are limited.
+    They are asked as long as neither regions nor residency say who may be chosen.
     """
 
     def __init__(self, members: Members, rng: Random, home: Optional[str] = None) -> None:
