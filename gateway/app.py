@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Optional, TextIO
+from typing import Any, Callable, Optional, TextIO
 
 from gateway.agreeing.agreement import Agreement
 from gateway.agreeing.joining import agree
@@ -90,7 +90,7 @@ class Gateway:
         names = (self._engine_at, self._counted_names)
         self.observing: Observing = Observing(settings, self.registry, self._log, *names, self.live)
         self.telemetry = self._start_telemetry(sys.stderr if log_stream is None else log_stream)
-        self.guard = self._open_guard()
+        self.guard = _open_guard(settings, self.telemetry, self._counted_names)
         self.decisions = self._decision_log()
         self.caches: Optional[Caches] = None  # engines may list models before there are any
         self.factory = self._new_factory()
@@ -128,19 +128,6 @@ class Gateway:
 
     def _engine_at(self, model: str, engine: str) -> Optional[EngineAt]:
         return engine_at(self.factory, model, engine)
-
-    def _open_guard(self) -> Guard:
-        try:
-            table = SharedTable.inherited(os.environ)
-            return Guard(
-                self.settings, self.telemetry.log, frozenset(PATHS), counted_names=self._counted_names, table=table
-            )
-        except SharedTableError as error:
-            self.telemetry.close(END_TIMEOUT_S)
-            raise ConfigurationError([str(error)]) from error
-        except BaseException:
-            self.telemetry.close(END_TIMEOUT_S)
-            raise
 
     def _counted_names(self) -> Mapping[str, str]:
         return self.factory.router.counted_names()  # there is none yet when this is handed out, nor a request
@@ -319,6 +306,17 @@ class Gateway:
 
     def _crashed(self, error: BaseException) -> None:
         self.pipeline.internal_error(error, "-")
+
+
+def _open_guard(settings: Settings, telemetry: Telemetry, counted_names: Callable[[], Mapping[str, str]]) -> Guard:
+    try:
+        table = SharedTable.inherited(os.environ)
+        return Guard(settings, telemetry.log, frozenset(PATHS), counted_names=counted_names, table=table)
+    except BaseException as error:
+        telemetry.close(END_TIMEOUT_S)
+        if isinstance(error, SharedTableError):
+            raise ConfigurationError([str(error)]) from error
+        raise
 
 
 def read_again(gateway: Gateway, environ: Mapping[str, str], dotenv_path: Path) -> None:

@@ -76,8 +76,7 @@ class Guard:
         self._log = log
         self._paths = paths
         self.clock = clock
-        roles = roles_of(settings)
-        self._roles = roles
+        self._roles = roles = roles_of(settings)
         self.authenticator = Authenticator(
             settings.api_keys if settings.auth != "off" else (),
             roles=roles,
@@ -87,16 +86,16 @@ class Guard:
         )
         everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
         bursts = Bursts(settings.rate_limit_burst, settings.rate_limit_token_burst)
-        local = bursts
-        if settings.redis_url is not None:  # which decides for all processes, too
-            table, local = None, Bursts(*(min(share, LOCAL_BURST) for share in bursts))
+        if settings.redis_url is not None:
+            table = None  # Redis decides for all processes, too
+        local = _local_bursts(settings, bursts)
         self.limiter = limiter_of(table, everybody, settings.rate_limit_ip_rpm, *local, clock)
-        self._new_budgets = partial(budgets_of, table, on_warning=self._budget_warning)
+        self._new_budgets = partial(budgets_of, table, on_warning=partial(_budget_warning, log))
         self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock)
         if self.shared is not None:
             self.shared.join(self.authenticator, lambda: self.budgets)
         self._limits_everybody = bool(any(everybody) or settings.rate_limit_ip_rpm)
-        self._counts_tokens_globally = bool(settings.rate_limit_global_tpm)
+        self._counts_tokens_globally = bool(everybody.tpm)
         self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)
         self.db: Optional[StateDb] = None
         self.ledger: Optional[Ledger] = None
@@ -243,9 +242,6 @@ class Guard:
                 self.shared.budgets.spend(identity.name, cost, unix_s())
             self.budgets.spend(identity.name, cost)
 
-    def _budget_warning(self, warning: BudgetWarning) -> None:
-        self._log("warning", "budget_warning", **warning._asdict())
-
     # --- looking after -----------------------------------------------------------------------------------------------
 
     def observe(self, events: Sequence[RequestEvent]) -> None:
@@ -364,6 +360,15 @@ def budget_taken(guard: Guard, identity: Identity, name: str, wait_s: float) -> 
     budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
     reset = _utc(guard.budgets.reset_unix_s(name))
     return _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, wait_s)
+
+
+def _budget_warning(log: Log, warning: BudgetWarning) -> None:
+    log("warning", "budget_warning", **warning._asdict())
+
+
+def _local_bursts(settings: Settings, bursts: Bursts) -> Bursts:
+    """What may pass at once as this gateway alone decides: little, where others may still have Redis."""
+    return bursts if settings.redis_url is None else Bursts(*(min(share, LOCAL_BURST) for share in bursts))
 
 
 def _utc(unix_s: float) -> str:

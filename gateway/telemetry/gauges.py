@@ -176,6 +176,7 @@ def bind_shared(
         "Gateways that share their state, as last known.",
         (),
         lambda: [] if (found := state()) is None else [((), found[2])],
+        merge=MAX,
     )
     registry.callback(
         "gateway_shared_errors_total",
