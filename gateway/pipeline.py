@@ -266,8 +266,10 @@ class Pipeline:
 
     def concluded(self, job: Job, event: RequestEvent) -> None:
         """A request has ended, after its last byte: report it."""
-        self.telemetry.emit(event)  # first: who finds nobody concluding finds all of them there
-        self._open.pop(job, None)
+        try:
+            self.telemetry.emit(event)  # first: who finds nobody concluding finds all of them there
+        finally:
+            self._open.pop(job, None)
 
     @property
     def in_flight(self) -> int:

@@ -32,7 +32,7 @@ class RunningTest(AccessTest):
 
     def test_check_and_serve_name_the_variable_and_exit_2(self) -> None:
         for command in ((), ("check",)):
-            with mock.patch("gateway.cli.serve", return_value=0):  # or it would serve, and this never end
+            with mock.patch("gateway.serving.serve", return_value=0):  # or it would serve, and this never end
                 status, out, err = self.cli(*command, ENGINES_FILE=self.engines, ENGINE_KEY="sk-\x01")
             self.assertEqual((status, out), (2, ""))
             self.assertIn("error: ENGINE_KEY: the key of engine 127.0.0.1:", err)

@@ -7,10 +7,13 @@ import unittest
 from pathlib import Path
 
 from tests.hostile import MIB, hostile, hostile_gateway
+from tests.support import FREE_THREADED
 
 ANSWER_BYTES = 8 * MIB
 EVENT_BYTES = 3 * MIB // 2
 # What is measured is what is held: large blocks go back to the system when they are freed, on whichever thread that is.
+# Without its lock CPython has an allocator of its own, which hears of none of this.
+TIMES = 6 if FREE_THREADED else 3
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 131_072, "MALLOC_TRIM_THRESHOLD_": 131_072, "MALLOC_ARENA_MAX": 1}
 
 
@@ -23,7 +26,7 @@ class MemoryTest(unittest.TestCase):
                 with self.subTest(engine=kind.name):
                     measured = running.measure(kind)
                     self.assertEqual(measured.status, kind.status)
-                    self.assertLess(measured.peak_bytes, 3 * ANSWER_BYTES)
+                    self.assertLess(measured.peak_bytes, TIMES * ANSWER_BYTES)
 
 
 if __name__ == "__main__":

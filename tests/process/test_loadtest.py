@@ -82,13 +82,15 @@ class LoadTestProcessTest(SocketTest):
         for part in ("Loop.run", "result_of"):
             engine = self.enter(mock_engine("m"))
             code = (
-                "import signal\n"
+                "import os, signal\n"
                 "from gateway import cli\n"
                 "from gateway.tools.loadtest import command\n"
                 "def stuck(*anything):\n"
+                "    come, comes = os.pipe()\n"  # also of one that comes before it is waited for
+                "    os.set_blocking(comes, False)\n"
+                "    signal.set_wakeup_fd(comes)\n"
                 "    print('stuck', flush=True)\n"
-                "    while True:\n"
-                "        signal.pause()\n"
+                "    while os.read(come, 1):\n"
                 "        print('signalled', flush=True)\n"
                 f"command.{part} = stuck\n"
                 "cli.run()\n"
