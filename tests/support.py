@@ -40,7 +40,7 @@ HOSTS = "gateway,g,x"  # what tests write for a Host, as if it were the gateway'
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi there"}]}
 TIMEOUT_S = 20.0  # for what takes milliseconds, on a machine with other things to do; less than any default
 POLL_S = 0.005
-# CPython without its lock (3.13t): what another thread has let go of is freed later, and freed memory is kept for longer.
+# CPython without its lock (3.13t): what another thread has let go of is freed later, and freed memory kept for longer.
 FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 T = TypeVar("T")
