@@ -20,6 +20,7 @@ from typing import Any
 
 from gateway.processes.child import Inherited, child_of
 from gateway.processes.listening import listen
+from gateway.processes.parent import processes_of
 from tests.support import (
     CHAT,
     HI,
@@ -189,7 +190,7 @@ class ProcessesTest(ProcessesCase):
         self.assertNotIn('"process"', process.stderr)
 
     def test_0_is_one_for_each_processor(self) -> None:
-        count = len(os.sched_getaffinity(0))
+        count = processes_of(0)
         process = self.enter(gateway_process(PROCESSES=0))
         self.wait_for_started(process, count)
         eventually(lambda: len(children_of(process.process.pid)) == (count if count > 1 else 0))
