@@ -13,6 +13,7 @@ from typing import Optional
 from gateway.offered import Offered
 from gateway.routing.engine import ListedModel
 from gateway.routing.members import EngineStanding
+from gateway.routing.pool import ModelPool
 from gateway.routing.router import Router
 from gateway.upstream.prober import HealthChecker
 
@@ -48,6 +49,22 @@ class Hearing:
         for _, engine in self._offered.find(model, engine_id, url):
             self._health.known(engine)
 
+    def proven(self, model: str, engine_id: str, url: str) -> None:
+        """It has been told that an engine answers: it is in, if it is out here for want of that."""
+        for pool, engine in self._offered.find(model, engine_id, url):
+            if engine.unproven:
+                with contextlib.suppress(KeyError):
+                    pool.hear(engine.id, "up")
+
+    def unknown(self) -> list[tuple[str, str, str]]:
+        """The engines that others may know more of: their models or groups, ids and URLs."""
+        return [
+            (name, engine.id, engine.spec.url)
+            for name, pool in self._pools().items()
+            for engine in pool.engines
+            if engine.unproven or (engine.listed is None and self._offered.lists(engine))
+        ]
+
     def draining(self, engine_id: str, draining: bool, model: Optional[str] = None) -> None:
         """An operator has taken an engine out, or let it in again."""
         for name, pool in self._router.pools.items():
@@ -61,5 +78,7 @@ class Hearing:
 
     def standings(self) -> Sequence[tuple[str, EngineStanding]]:
         """What another process needs to know of every engine, with the model or group that it is of."""
-        pools = {**self._router.pools, **self._router.sources}
-        return [(name, standing) for name, pool in pools.items() for standing in pool.standings()]
+        return [(name, standing) for name, pool in self._pools().items() for standing in pool.standings()]
+
+    def _pools(self) -> dict[str, ModelPool]:
+        return {**self._router.pools, **self._router.sources}

@@ -9,13 +9,13 @@ that is not known here, because one of both has not reloaded yet, is passed over
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from gateway.hearing import Hearing
 from gateway.inference import InferenceFactory
 from gateway.processes.bus import Bus
-from gateway.routing.engine import Engine, ListedModel
+from gateway.routing.engine import UNPROVEN, Engine, ListedModel
 from gateway.routing.members import EngineStanding
 from gateway.routing.standing import StateChange
 from gateway.upstream.peers import Peers
@@ -113,12 +113,28 @@ class EngineWords(Peers):
         """
         if not self.shares:
             return
+        for model, standing, late_s in self._standings():
+            self._take(model, standing, late_s, lists_only)
+
+    def joined(self) -> None:
+        """What the leader found out of an engine before it was discovered here has been passed over, and it may be long
+        until it is told again. What it finds out from now on is heard."""
+        if not self.shares or self.leads or self._factory is None:
+            return
+        unknown = set(self._hearing.unknown())
+        for model, standing, late_s in self._standings() if unknown else ():
+            if (model, standing.id, standing.url) in unknown:
+                self._take(model, standing, late_s, lists_only=False)
+
+    def _standings(self) -> Iterator[tuple[str, EngineStanding, float]]:
+        """How the leader says that engines are, or another if it does not answer: the model, that, and how many seconds
+        ago it was so. Waits ASK_S at most."""
         answers = self._bus.ask("standings", None, ASK_S)
         answers.sort(key=lambda answer: not answer["leader"])
         for answer in answers[:1]:
             late_s = max(0.0, time.monotonic() - answer["at_s"])  # all processes' monotonic clock is the machine's
             for model, standing in answer["engines"]:
-                self._take(model, EngineStanding(*standing), late_s, lists_only)
+                yield model, EngineStanding(*standing), late_s
 
     def _configured_weight(self, where: Where) -> Optional[int]:
         """As this process has read it: with another file, what an operator has said of the old one is over."""
@@ -138,6 +154,8 @@ class EngineWords(Peers):
             hearing.list(*where, _models(told.listed))
         if lists_only:
             return
+        if told.answered and not told.down:
+            hearing.proven(*where)
         for state, is_so, left_s in (
             ("open", told.open_s is not None, (told.open_s or 0.0) - late_s),
             ("down", told.down, 0.0),
@@ -149,7 +167,7 @@ class EngineWords(Peers):
             hearing.draining(told.id, True, model)
         if told.weight != told.configured_weight and told.configured_weight == self._configured_weight(where):
             self._known.set_weight(told.id, told.weight, model)
-        if told.answered or told.down:
+        if told.answered or (told.down and told.last_error != UNPROVEN):
             hearing.known(*where)
 
 

@@ -89,6 +89,11 @@ class Engine:
         self.lacking: dict[str, float] = {}  # endpoints that it was found not to have, until then
         self.having: dict[str, float] = {}  # endpoints that are passed on to, and have answered well: until then it has
 
+    @property
+    def unproven(self) -> bool:
+        """Whether it was discovered and no probe of it has passed or failed since. Needs no lock: a moment ago."""
+        return self.down and self.last_error == UNPROVEN
+
     def forget(self, policy: BreakerPolicy) -> None:
         """Know nothing of it any more but what is in flight and what an operator said: its key or model is another.
 

@@ -122,7 +122,7 @@ class Standing:
         self, engine: Engine, error: Optional[str], fails_to_down: int, passes_to_up: int, now_s: float
     ) -> Optional[StateChange]:
         """A probe has failed with `error`; None: it has passed."""
-        before, is_new = engine.state(now_s), engine.down and engine.last_error == UNPROVEN
+        before, is_new = engine.state(now_s), engine.unproven
         if error is None:
             engine.answered = True
             engine.fails = 0
@@ -164,7 +164,7 @@ class Standing:
             if now_s + left_s > engine.out_until_s:
                 engine.out_until_s, engine.out_reason = now_s + left_s, state
         elif state == "up":
-            engine.down = False
+            _in_again(engine)
             engine.fails = 0
             engine.answered = True
             engine.breaker.hear(None, now_s)

@@ -12,7 +12,7 @@ from gateway.routing.standing import StateChange
 
 
 class Peers:
-    """Who else serves these engines. All of it is thread-safe and returns at once."""
+    """Who else serves these engines. All of it is thread-safe, and all but `joined` returns at once."""
 
     shares = False
     """Whether there are others. Then what one finds out is told to them."""
@@ -24,6 +24,10 @@ class Peers:
 
     def probed(self, engine: Engine, error: Optional[str]) -> None:
         """A probe has passed (`error` None) or failed."""
+
+    def joined(self) -> None:
+        """There are engines here that nothing is known of, perhaps: take over what the others know. May wait a second;
+        for the thread that has found them."""
 
     def listed(self, engine: Engine) -> None:
         """An engine has been asked for its models, and has listed some at least once."""

@@ -159,8 +159,10 @@ class HealthChecker:
         self._arm(0.0)
 
     def joined(self) -> None:
-        """There may be engines that nothing is known of: probe them now, in the first round if that is not over."""
+        """There may be engines that nothing is known of: probe them now, in the first round if that is not over, or
+        take over what the process knows that probes."""
         self._first.add(*self._first_engines())
+        self._peers.joined()
         self.tick()
 
     def _first_engines(self) -> tuple[list[Engine], float]:

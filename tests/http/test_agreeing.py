@@ -14,7 +14,7 @@ from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.merging import fold
 from tests.access import ADMIN_KEYS, AS_ROOT, AccessTest, ask, bearer
 from tests.http.test_bus import Parent
-from tests.support import CHAT, RawClient, RunningGateway, dead_url, engines, eventually, gateway
+from tests.support import CHAT, RawClient, RunningGateway, dead_url, engines, eventually, gateway, mock_engine
 
 REQUESTS = 'gateway_requests_total{path="/v1/chat/completions",model="m",status="200"}'
 COUNTED = f'{PROCESSES}{{state="counted"}}'
@@ -323,6 +323,28 @@ class ConsoleTest(TwoTest):
 
         for running in both:
             eventually(lambda running=running: shown(running) == (5, 5))
+
+
+class DiscoveryTest(TwoTest):
+    def write(self, *urls: str) -> str:
+        return str(self.file("list.json", list(urls)))
+
+    def up(self, running: RunningGateway) -> set[str]:
+        return {engine for engine, state in self.states(running).items() if state == "up"}
+
+    def test_discovered_engines_are_in_at_once_where_the_leader_knows_them_to_be_well(self) -> None:
+        first, second = self.enter(mock_engine("m")), self.enter(mock_engine("m"))
+        discover = {"file": self.write(first.url), "interval": 1}
+        fleet = self.file("engines.json", {"models": {"m": {"discover": discover}}})
+        variables = {"ENGINES_FILE": fleet, "HEALTH_INTERVAL": 3600}
+        leader = self.one(0, **variables)
+        self.lead(0)
+        eventually(lambda: len(self.up(leader)) == 1)
+        other = self.one(1, **variables)
+        eventually(lambda: len(self.up(other)) == 1)
+        self.write(first.url, second.url)
+        for running in (leader, other):
+            eventually(lambda running=running: len(self.up(running)) == 2)
 
 
 if __name__ == "__main__":
