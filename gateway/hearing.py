@@ -56,7 +56,7 @@ class Hearing:
                 with contextlib.suppress(KeyError):
                     pool.hear(engine.id, "up")
 
-    def unknown(self) -> list[tuple[str, str, str]]:
+    def unknown(self) -> Sequence[tuple[str, str, str]]:
         """The engines that others may know more of: their models or groups, ids and URLs."""
         return [
             (name, engine.id, engine.spec.url)

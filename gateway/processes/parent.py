@@ -249,7 +249,11 @@ class Parent:
                 self._links.roster(child, place.leader, place.accept)
 
     def _start(self, start: Start) -> None:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._not_started(start, error)
+            return
         inherited = Inherited(
             start.slot,
             self._count,
@@ -262,11 +266,15 @@ class Parent:
         try:
             with theirs:
                 process = subprocess.Popen(self._command, env=environ, pass_fds=(*inherited.descriptors(), self._table))
-        except OSError as error:  # no process, no memory: as if it had died at once
+        except OSError as error:
             ours.close()
-            self._lines.log("error", "process_not_started", slot=start.slot, reason=error.strerror or str(error))
-            self._do(self._plan.died(start.child, 1, time.monotonic()))
+            self._not_started(start, error)
             return
         self._processes[start.child] = process
         self._slots[start.child] = start.slot
         self._links.add(start.child, start.slot, ours)
+
+    def _not_started(self, start: Start, error: OSError) -> None:
+        """There is no process, memory or descriptor left: as if it had died at once."""
+        self._lines.log("error", "process_not_started", slot=start.slot, reason=error.strerror or str(error))
+        self._do(self._plan.died(start.child, 1, time.monotonic()))

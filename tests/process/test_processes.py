@@ -260,6 +260,20 @@ class ProcessesTest(ProcessesCase):
         self.wait_for_started(process, 3)
         self.wait_until_all_accept(process)
 
+    def test_a_parent_without_a_descriptor_left_starts_nobody_until_there_is_one(self) -> None:
+        import resource
+
+        process = self.start()
+        parent = process.process.pid
+        limits = resource.prlimit(parent, resource.RLIMIT_NOFILE)
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(children_of(parent)[0], signal.SIGKILL)
+        self.wait_for(process, "process_not_started")
+        self.assertEqual(process.ask("POST", CHAT, HI).status, 200)
+        resource.prlimit(parent, resource.RLIMIT_NOFILE, limits)
+        self.wait_for_started(process, 3)
+        self.assertEqual(process.ask("POST", CHAT, HI).status, 200)
+
     def test_children_drain_and_end_when_their_parent_has_died(self) -> None:
         engine = self.enter(mock_engine())
         gate = engine.hold_after(1)
