@@ -120,8 +120,10 @@ def _serve(settings: Settings, signals: Signals, child: Optional[Child]) -> int:
             read_again(gateway, os.environ, Path(DOTENV))
         elif number in ENDS:
             break
-        elif child is not None and number == HAND_OVER:
-            return _hand_over(gateway, signals)
+        elif HAND_OVER and number == HAND_OVER:
+            if child is not None:
+                return _hand_over(gateway, signals)
+            gateway.telemetry.log("error", "rolling_restart_stopped", message="there is one process, not several")
     return _drain(gateway, signals, shows=child is None)
 
 

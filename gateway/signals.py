@@ -25,10 +25,10 @@ def _ignore(number: int, frame: object) -> None:
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGHUP, one after another. For the main thread.
+    """SIGTERM, SIGINT, SIGHUP and SIGUSR2, one after another. For the main thread.
 
-    Until `serve`, the first two end the process at once (nothing is under way: exit 0; Ctrl-C: 130), and SIGHUP is
-    kept: the engines file may have been read before it came. From then on `wait` gives each.
+    Until `serve`, the first two end the process at once (nothing is under way: exit 0; Ctrl-C: 130), and the others are
+    kept: the engines file may have been read before they came. From then on `wait` gives each.
 
     With `child`, of a parent that supervises several processes, none of them counts: a terminal, a shell or systemd
     sends them to all processes, and the parent says what is to be done about it, by `put`.
@@ -40,7 +40,7 @@ class Signals:
         self._receiver: Optional[socket.socket] = None
         self._sender: Optional[socket.socket] = None
         self._early: Optional[int] = None
-        for name in ("SIGHUP", "SIGINT", "SIGTERM"):
+        for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR2"):
             number = getattr(signal, name, None)
             if number is not None:
                 signal.signal(number, _ignore if child else self._handle)

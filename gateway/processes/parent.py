@@ -163,7 +163,7 @@ class Parent:
 
     def run(self) -> int:
         """Serve until all is over; returns the exit status."""
-        self._signals.handle("SIGCHLD", "SIGUSR2")
+        self._signals.handle("SIGCHLD")
         self._links.selector.register(self._signals, selectors.EVENT_READ)
         try:
             self._do(self._plan.begin(time.monotonic()))

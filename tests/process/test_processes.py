@@ -327,6 +327,19 @@ class ProcessesTest(ProcessesCase):
                 self.assertEqual((line["status"], line["error"]), (200, None))
                 self.assertNotIn("Traceback", process.stderr)
 
+    def test_sigusr2_to_a_child_and_to_a_gateway_of_one_process_ends_nobody(self) -> None:
+        process = self.start()
+        children = children_of(process.process.pid)
+        for pid in children:
+            os.kill(pid, signal.SIGUSR2)
+        process.signal(signal.SIGHUP)
+        self.wait_for(process, "reloaded", 2)
+        self.assertEqual(sorted(children_of(process.process.pid)), sorted(children))
+        alone: GatewayProcess = self.enter(gateway_process(PROCESSES=1))
+        alone.signal(signal.SIGUSR2)
+        self.wait_for(alone, "rolling_restart_stopped")
+        self.assertEqual(alone.ask("POST", CHAT, HI).status, 200)
+
     def test_a_second_signal_ends_at_once(self) -> None:
         engine = self.enter(mock_engine())
         gate = engine.hold_after(1)
