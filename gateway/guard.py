@@ -86,12 +86,12 @@ class Guard:
         )
         everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
         bursts = Bursts(settings.rate_limit_burst, settings.rate_limit_token_burst)
-        if settings.redis_url is not None:
-            table = None  # Redis decides for all processes, too
+        processes = 1 if table is None else table.slots
+        table = None if settings.redis_url is not None else table  # Redis decides for all processes, too
         local = _local_bursts(settings, bursts)
         self.limiter = limiter_of(table, everybody, settings.rate_limit_ip_rpm, *local, clock)
         self._new_budgets = partial(budgets_of, table, on_warning=partial(_budget_warning, log))
-        self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock)
+        self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock, processes)
         if self.shared is not None:
             self.shared.join(self.authenticator, lambda: self.budgets)
         self._limits_everybody = bool(any(everybody) or settings.rate_limit_ip_rpm)

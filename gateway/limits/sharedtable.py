@@ -60,6 +60,8 @@ _GENERATIONS = 16
 _LOCK = 1 << 24  # numbers in the file: the lock of epoch 0, and of column 0
 _COLUMN = 1 << 20
 
+COLUMNS_A_SLOT, COLUMNS_MORE = 3, 4
+
 FACTORS = 3
 """Numbers that each column publishes in the header."""
 PLACES = struct.Struct("=IId")
@@ -143,7 +145,9 @@ class SharedTable:
         its number in the child's environment as ENVIRONMENT, and does nothing else with it. Memory is taken as it is
         used, at most 42 MB for two processes and 81 MB for 16. Raises OSError; Windows has no use for it.
         """
-        columns = 3 * slots + 4  # a slot that is replaced while what it had before still drains has three processes
+        columns = (
+            COLUMNS_A_SLOT * slots + COLUMNS_MORE
+        )  # a slot that is replaced while what it had before still drains has three processes
         size = _Layout.of(columns).size
         fd = _anonymous_file()
         try:
@@ -156,6 +160,11 @@ class SharedTable:
             os.close(fd)
             raise
         return fd
+
+    @property
+    def slots(self) -> int:
+        """For how many processes it was made."""
+        return int((self.columns - COLUMNS_MORE) // COLUMNS_A_SLOT)
 
     @classmethod
     def inherited(cls, environ: MutableMapping[str, str]) -> Optional[SharedTable]:

@@ -149,7 +149,7 @@ class SharedLimits:
 
     def _decided(self, subject: Subject, asked: _Asked, told: Told) -> Union[Admission, Refusal]:
         question, now_s = asked.question, self._clock()
-        self._see_peers(told.peers)
+        self.see_peers(told.peers)
         room_s = rooms_of(told.ahead_s, question)
         slot = self._local.learn(subject, now_s, room_s, told.passes and question.places > 0)
         with self._lock:
@@ -229,7 +229,7 @@ class SharedLimits:
         """What is to be done every BEAT_S: to be among the gateways, and to go on holding what is held."""
         now_s = self._now_s()
         seconds = with_time(PEER_S, now_s)
-        jobs = [Job(lambda whole: BEAT.command((PEERS,), (seconds, self.name), whole), self._see_peers)]
+        jobs = [Job(lambda whole: BEAT.command((PEERS,), (seconds, self.name), whole), self.see_peers)]
         self._renew_at_s -= BEAT_S
         if self._renew_at_s <= 0:
             self._renew_at_s = LEASE_S / 3
@@ -271,7 +271,7 @@ class SharedLimits:
         jobs = [Job(functools.partial(_leaving, key, names)) for key, names in names_by_key.items()]
         return [*jobs, Job(lambda whole: (b"ZREM", PEERS, self.name))]
 
-    def _see_peers(self, count: Any) -> None:
+    def see_peers(self, count: Any) -> None:
         """So many gateways there are; None or garbage: as many as before.
 
         More are believed at once, fewer when there were no more for PEER_S: a Redis that was emptied has yet to hear of

@@ -30,7 +30,8 @@ class SharedState:
     `fail`: what becomes of a request that a limit applies to when Redis cannot be asked, `local` or `closed`. `local`
     is the limiter that decides then, whose limits for `everybody` and for each address are these. `bursts`: of all
     gateways together, which are larger than the local ones. `timeout_s` bounds
-    every wait. Raises ConfigurationError without redis-py or for a malformed URL.
+    every wait. `processes`: of this gateway, each of which is one to the others, and knows of these before Redis has
+    said anything. Raises ConfigurationError without redis-py or for a malformed URL.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class SharedState:
         address_rpm: Optional[int],
         bursts: Bursts,
         clock: Callable[[], float] = time.monotonic,
+        processes: int = 1,
     ) -> None:
         self._log = log
         self._fail = fail
         self.line = Line(url, timeout_s, self._beat, self._changed)
         scopes = Scopes(everybody, address_rpm, bursts)
         self.limits = SharedLimits(self.line, local, scopes, fail, timeout_s, clock)
+        self.limits.see_peers(processes)
         self._authenticator: Optional[Authenticator] = None
         self._own_budgets: Callable[[], Budgets] = Budgets
         own = (self.limits.name, lambda: self.limits.peers, lambda: self._own_budgets())
@@ -103,10 +106,11 @@ def shared_state_of(
     everybody: RateLimits,
     bursts: Bursts,
     clock: Callable[[], float],
+    processes: int = 1,
 ) -> Optional[SharedState]:
     """What the settings have gateways share; None: without REDIS_URL this one is alone."""
     if settings.redis_url is None:
         return None
     timeout_s = settings.redis_timeout_ms / 1000
     limits = (local, everybody, settings.rate_limit_ip_rpm, bursts)
-    return SharedState(settings.redis_url, timeout_s, settings.shared_fail, log, *limits, clock)
+    return SharedState(settings.redis_url, timeout_s, settings.shared_fail, log, *limits, clock, processes)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 import unittest
 from typing import Any, Optional, Union, cast
 
 from gateway.errors import GatewayError
+from gateway.guard import Guard
 from gateway.limits.limiter import NO_RATE_LIMITS, Admission, KeyLimits, Limiter, RateLimits, Refusal, Subject
 from gateway.limits.quotas import Bursts
+from gateway.limits.sharedtable import SharedTable
 from gateway.shared.limits import LEASE_S, SharedLimits
 from gateway.shared.line import BEAT_S, Job, Line
 from gateway.shared.scopes import Scopes, told_in
 from gateway.steps import Flagged, Steps
 from tests.access import Clock
+from tests.support import load_settings
 
 BURSTS = Bursts(0.1, 1.0)
 ALICE = Subject("alice", KeyLimits(600, 6000, 2), tokens_estimate=1000)
@@ -88,6 +92,19 @@ class SharedLimitsTest(unittest.TestCase):
         heard = self.line.asked.pop(0).heard
         assert heard is not None
         heard(value)
+
+    @unittest.skipUnless(importlib.util.find_spec("redis"), "redis-py is not installed")
+    def test_processes_that_have_never_heard_of_redis_take_no_more_than_their_share_of_a_gateways_limits(self) -> None:
+        settings = load_settings({"REDIS_URL": "redis://127.0.0.1:9", "RATE_LIMIT_GLOBAL_RPM": 6_000, "LEDGER": "off"})
+        table = SharedTable(SharedTable.create(3))
+        self.addCleanup(table.close)
+        guard = Guard(settings, lambda *_, **__: None, frozenset(), self.clock, table=table)
+        self.addCleanup(guard.close, 1.0)
+        assert guard.shared is not None
+        self.assertEqual(guard.shared.limits.peers, 3)
+        first = guard.limiter.admit(Subject("bob"), self.clock())
+        assert isinstance(first, Admission)
+        self.assertIn(("x-ratelimit-limit-requests", "2000"), first.headers())
 
     def test_what_no_limit_applies_to_asks_nobody(self) -> None:
         limits = self.limits()
@@ -185,7 +202,7 @@ class SharedLimitsTest(unittest.TestCase):
 
     def test_without_redis_a_gateway_has_its_share_of_every_kind_of_limit(self) -> None:
         limits = self.limits(everybody=RateLimits(1200))
-        limits._see_peers(4)
+        limits.see_peers(4)
         self.line.is_open = True
         self.assertEqual(limits.mode, "local")
         self.assertEqual(self.passes(limits, Subject("a", KeyLimits(600))), 15)
@@ -202,7 +219,7 @@ class SharedLimitsTest(unittest.TestCase):
             *((None, 0.0, 1), (b"7", 0.0, 1), (0, 9.0, 1), (5, 0.0, 5)),
         ):
             self.clock.now_s += after_s
-            limits._see_peers(count)
+            limits.see_peers(count)
             self.assertEqual(limits.peers, expected, (count, after_s))
 
     def test_what_was_used_by_all_is_known_when_redis_is_gone(self) -> None:
@@ -218,7 +235,7 @@ class SharedLimitsTest(unittest.TestCase):
 
     def test_redis_is_told_what_passed_without_it_when_it_is_back(self) -> None:
         limits = self.limits()
-        limits._see_peers(2)
+        limits.see_peers(2)
         self.line.is_open = True
         subject = Subject("alice", KeyLimits(600, None, 9))
         self.assertEqual(self.passes(limits, subject, 4), 4)
