@@ -101,9 +101,10 @@ KEEP = Script(CLOCK + _KEEP)
 class _Sum:
     """What this gateway knows of one sum in Redis. Guarded by the lock of its budgets."""
 
-    __slots__ = ("idle", "key", "name", "period", "reserved_usd", "told_usd", "unsent_usd")
+    __slots__ = ("idle", "key", "known_usd", "name", "period", "reserved_usd", "told_usd", "unsent_usd")
 
-    def __init__(self, name: bytes, key: str, period: Period) -> None:
+    def __init__(self, name: bytes, key: str, period: Period, known_usd: float) -> None:
+        self.known_usd = known_usd  # that Redis has heard of as far as is known here, and so what it must not forget
         self.name = name
         self.key = key
         self.period = period
@@ -191,26 +192,30 @@ class SharedBudgets:
             return None
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         name = b"{igw}:b:%s:%d" % (digest.encode(), period.start_unix_s)
+        one = self._sums.get(name) or _Sum(name, key, period, self._budgets().spent_usd(key))
         with self._lock:
-            one = self._sums.get(name)
-            if one is None:
-                one = self._sums[name] = _Sum(name, key, period)
+            one = self._sums.setdefault(name, one)
             one.idle = False
         return one
 
     def _sent(self, one: _Sum, cost_usd: float, reply: Any) -> None:
         with self._lock:
             one.unsent_usd = max(one.unsent_usd - cost_usd, 0.0)
+            one.known_usd += cost_usd  # it may have been lost on the way
 
     def floor_usd(self, one: _Sum) -> float:
-        """What has been spent at least, as far as this gateway knows and Redis has been told. On the thread shared."""
-        spent_usd = self._budgets().spent_usd(one.key)
+        """What has been spent at least, as far as this gateway knows and Redis has been told. On the thread shared.
+
+        Not what the local budgets know: where processes have one database, those have read there what others have
+        spent and have yet to tell Redis, which would count it twice.
+        """
         with self._lock:
-            return max(spent_usd - one.unsent_usd, 0.0)
+            return one.known_usd
 
     def learn(self, one: _Sum, spent_usd: float) -> None:
         """All have spent so much, of what Redis has heard. On the thread shared."""
         with self._lock:
+            one.known_usd = max(one.known_usd, spent_usd)
             one.told_usd = known_usd = max(spent_usd + one.unsent_usd, 0.0)
         self._budgets().learn(one.key, one.period.start_unix_s, known_usd)
 

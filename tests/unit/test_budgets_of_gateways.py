@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 import unittest
+from pathlib import Path
 from typing import Any, Optional, Union, cast
 
 from gateway.errors import GatewayError
 from gateway.limits.budgets import Budgets
 from gateway.shared.budgets import KEEP_S, SPENT, TAKEN, Reserved, SharedBudgets
 from gateway.shared.line import BEAT_S, Job, Line
+from gateway.state.database import StateDb
 from gateway.steps import Steps
+from tests.support import eventually
 
 NOW_S = 1_700_000_000.0
 
@@ -106,6 +110,30 @@ class SharedBudgetsTest(unittest.TestCase):
         shared.spend("nobody", 0.3, self.now_s)
         shared.spend("alice", 0.0, self.now_s)
         self.assertEqual(len(self.told), 1)
+
+    def test_what_others_have_written_to_the_same_database_is_not_told_as_if_redis_had_lost_it(self) -> None:
+        with tempfile.TemporaryDirectory() as directory, StateDb(Path(directory) / "state.db") as db:
+            self.budgets = Budgets(db, clock=lambda: self.now_s)
+            self.budgets.check("alice", 1.0, "day", self.now_s)
+            shared = self.shared()
+            self.end(self.begin(shared), reply(True, 0.2))
+            shared.spend("alice", 0.1, self.now_s)
+            self.budgets.spend("alice", 0.1)
+            other = Budgets(db, clock=lambda: self.now_s)
+            other.check("alice", 1.0, "day", self.now_s)
+            other.spend("alice", 0.5)  # its gateway is going to tell Redis, which is gone just now
+            eventually(lambda: self.budgets.refresh() and self.budgets.spent_usd("alice") > 0.5)
+            [keep] = self.keeping(shared)
+            self.assertEqual(self.numbers(keep)[2], 0.2)
+            self.hear(self.told.pop(), None)  # nobody knows whether it has come
+            [keep] = self.keeping(shared)
+            self.assertEqual(self.numbers(keep)[2], 0.3)
+
+    def test_what_was_spent_before_there_was_redis_is_told(self) -> None:
+        self.budgets.spend("alice", 0.4)
+        shared = self.shared()
+        self.begin(shared)
+        self.assertEqual(struct.unpack(">5d", self.asked.pop().command(False)[-2])[3], 0.4)
 
     def test_what_comes_too_late_or_for_who_has_left_is_given_back(self) -> None:
         shared = self.shared()
