@@ -41,7 +41,8 @@ for _, entry in ipairs(found and found[1][2] or {}) do
   local fields = entry[2]
   local said = tonumber(string.match(entry[1], '^%d+'))
   local left = (tonumber(fields[6]) or 0) - (t[1] * 1000 + math.floor(t[2] / 1000) - said)
-  for _, one in ipairs({entry[1], fields[2], fields[4], left}) do out[#out + 1] = one end
+  local n = #out
+  out[n + 1], out[n + 2], out[n + 3], out[n + 4] = entry[1], fields[2] or '', fields[4] or '', left
 end
 return out
 """

@@ -44,7 +44,7 @@ local function read(key)
   if value then
     local ok, s = pcall(cmsgpack.unpack, value)
     ok = ok and type(s) == 'table' and #s >= 7 and #s % 3 == 1
-    for i = 1, ok and #s or 0 do ok = ok and type(s[i]) == 'number' end
+    for i = 1, ok and #s or 0 do ok = ok and type(s[i]) == 'number' and s[i] - s[i] == 0 end
     if ok then
       local back = s[1] - now
       if back > 0 then

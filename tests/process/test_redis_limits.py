@@ -6,11 +6,12 @@ Skipped where redis-server or the package redis is missing; with REQUIRE_REDIS=1
 from __future__ import annotations
 
 import signal
+import struct
 import tempfile
 import threading
 import unittest
 from random import Random
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
 from unittest import mock
 
 from gateway.errors import GatewayError
@@ -19,6 +20,7 @@ from gateway.limits.limiter import NO_RATE_LIMITS, Admission, KeyLimits, Limiter
 from gateway.limits.quotas import Bursts
 from gateway.shared import limits as shared_limits
 from gateway.shared import scripts
+from gateway.shared.hints import Hints
 from gateway.shared.limits import LEASE_S, SharedLimits
 from gateway.shared.line import Job, Line
 from gateway.shared.scopes import Scopes
@@ -244,10 +246,32 @@ class OracleTest(RedisTest):
         subject = Subject("alice", KeyLimits(600))
         one.admit(subject)
         [name] = self.call("KEYS", "{igw}:l:*")
-        for value in (b"", b"x", b"\xc1", b"\x97\x01\x02\x03\x04\x05\x06\xa1x", b"\x80", b"\xdc\x00\x08" + 8 * b"\x00"):
+        infinite, no_number = (b"\x97" + 7 * (b"\xcb" + struct.pack(">d", float(one))) for one in ("inf", "nan"))
+        for value in (
+            infinite,
+            no_number,
+            b"",
+            b"x",
+            b"\xc1",
+            b"\x97\x01\x02\x03\x04\x05\x06\xa1x",
+            b"\x80",
+            b"\xdc\x00\x08" + 8 * b"\x00",
+        ):
             self.call("SET", name, value)
             outcome = one.admit(subject)
             self.assertEqual((one.limits.decided["local"], isinstance(outcome, Admission)), (0, True), value)
+
+    def test_a_hint_that_is_none_of_ours_is_passed_over_and_those_behind_it_are_heard(self) -> None:
+        hints = Hints(cast(Line, None), b"me")
+        self.call("XADD", "{igw}:hints", "*", "odd", "1")
+        for digest in ("one", "two", "three"):
+            self.call("XADD", "{igw}:hints", "*", "o", "them", "e", digest, "l", "60000")
+        with mock.patch.object(hints, "_apply") as apply:
+            for _ in range(2):  # what it has read it does not read again
+                [job] = hints.beat()
+                assert job.heard is not None
+                job.heard(self.call(*job.command(True)))
+        self.assertEqual([call.args[0] for call in apply.call_args_list], [b"one", b"two", b"three"])
 
 
 @needs_redis
