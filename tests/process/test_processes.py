@@ -419,15 +419,19 @@ class ProcessesTest(ProcessesCase):
         self.addCleanup(engine.server_close)
         self.addCleanup(engine.shutdown)
         url = f"http://127.0.0.1:{engine.server_port}/v1"
-        process = self.start(ENGINES=engines(_13b=url), HEALTH_INTERVAL=60, HEALTH_TIMEOUT=5)
-        eventually(lambda: process.ask("GET", "/readyz").status == 200)
-        load = Load(process.port, 2, 2, "GET", "/readyz")
-        self.addCleanup(load.end)
-        process.signal(signal.SIGUSR2)
-        self.wait_for(process, "rolling_restart_done")
-        load.more()
-        load.end()
-        self.assertEqual(load.failed, [])
+        fleet = json.dumps({"models": {"13b": {"discover": {"file": "list.json"}}}})
+        discovered = {"ENGINES_FILE": "engines.json", "files": {"engines.json": fleet, "list.json": json.dumps([url])}}
+        for options in ({"ENGINES": engines(_13b=url)}, discovered):
+            with self.subTest(options=options):
+                process = self.start(HEALTH_INTERVAL=60, HEALTH_TIMEOUT=5, **options)
+                eventually(lambda: process.ask("GET", "/readyz").status == 200)
+                load = Load(process.port, 2, 2, "GET", "/readyz")
+                self.addCleanup(load.end)
+                process.signal(signal.SIGUSR2)
+                self.wait_for(process, "rolling_restart_done")
+                load.more()
+                load.end()
+                self.assertEqual(load.failed, [])
 
     def test_a_stream_goes_on_in_the_old_process(self) -> None:
         engine = self.enter(mock_engine())
