@@ -314,8 +314,9 @@ class SharedTable:
     # --- what all records have in common -----------------------------------------------------------------------------
 
     def new_numbers(self) -> int:
-        """Where a fresh record begins to count its reservations: above all that were ever made elsewhere."""
-        self.words[_CREATED] += 1
+        """Where a fresh record begins to count its reservations: above the last 2**31 times that one was, refused
+        requests included, so that these numbers stay within 63 bits."""
+        self.words[_CREATED] = (self.words[_CREATED] + 1) & 0x7FFFFFFF
         return int(self.words[_CREATED]) << 32
 
     def count(self, forgotten: int = 0, torn: int = 0) -> None:

@@ -486,6 +486,16 @@ class RoomTest(SharedTest):
 
 
 class AgreementTest(SharedTest):
+    def test_however_many_records_were_begun_the_next_one_counts_its_reservations(self) -> None:
+        table = self.process()
+        limiter = self.limiter(table)
+        table.words[sharedtable._CREATED] = 2**31 - 2
+        for name in ("alice", "bob", "carol"):
+            subject = Subject(name, KeyLimits(None, 600), tokens_estimate=100)
+            for _ in range(2):
+                self.admitted(limiter, subject).settle(10)
+            self.assertEqual(self.passes(limiter, subject, 10), 5, name)
+
     def test_an_address_is_no_other_of_the_same_bytes(self) -> None:
         limiter = self.limiter(address_rpm=60)
         for address in ("10.0.0.1", "3130:2e30:2e30:2e31::1"):
