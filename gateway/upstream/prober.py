@@ -36,6 +36,7 @@ from gateway.upstream.resolver import Resolver
 from gateway.upstream.shortage import Shortage, in_connecting
 
 MAX_PROBES_AT_ONCE = 64
+SILENT_ROUNDS = 3  # of probes of which nothing is heard, until another process probes than the one that should
 AGAIN_S = 1.0  # until a failed probe is repeated where requests wait
 FAILS_UNANSWERED = 1  # failed probes that take out an engine that has never answered anything
 HOUSEKEEPING_S = 5.0  # between two ticks, without probes
@@ -112,8 +113,8 @@ class HealthChecker:
 
     `followers` are an engine's other selves, which are not probed: what is found out of it goes for them, too. While it
     is `pending` which engines there are at the start, the first round is not over.
-    Of several processes one probes, and `peers` hear what it finds out (`hear`); traffic vouches for no engine then, as
-    another process may have none.
+    Of several processes one probes, or another when that one hangs, and `peers` hear what it finds out (`hear`);
+    traffic vouches for no engine then, as another process may have none.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class HealthChecker:
         self._closed = False
         self._ending = threading.Event()
         self._under_way: dict[Engine, threading.Thread] = {}
+        self._heard_s = time.monotonic()  # since when another process has told of no probe; written by any thread
         self._to_follow: dict[Engine, Callable[[], None]] = {}  # due, while as many as may be are under way
         self._first = FirstRound((), 0.0)
 
@@ -210,7 +212,7 @@ class HealthChecker:
     def tick(self) -> None:
         """Start a probe of every engine that is due and not being probed; does not wait for them."""
         self._housekeeping()
-        if not self._peers.leads:
+        if not self._peers.leads and not self._none_probes():
             return
         fresh_s = 0.0 if self._peers.shares else self._interval_s
         for pool in self._pools():
@@ -220,6 +222,12 @@ class HealthChecker:
             for engine in pool.engines:
                 if self._lists.due(engine, self._interval_s) and engine not in due:
                     self._begin(engine, functools.partial(self._ask_models, engine))
+
+    def _none_probes(self) -> bool:
+        """Whether the process that should probe has told of none for so long that it must hang. What this one tells
+        then is heard by the others, so it is hardly more than one that takes its place."""
+        silent_s = time.monotonic() - self._heard_s
+        return self._interval_s > 0 and silent_s > SILENT_ROUNDS * self._interval_s + self._timeout_s
 
     def _begin(self, engine: Engine, ask: Callable[[], None]) -> None:
         thread = threading.Thread(target=self._run, args=(engine, ask), name=f"probe-{engine.id}", daemon=True)
@@ -277,6 +285,7 @@ class HealthChecker:
 
     def hear(self, pool: ModelPool, engine: Engine, error: Optional[str]) -> None:
         """Another process has probed an engine, and told of it: it counts as if it had been probed here."""
+        self._heard_s = time.monotonic()
         pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
         self._record_followers(engine, error)
 

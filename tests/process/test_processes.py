@@ -424,7 +424,7 @@ class ProcessesTest(ProcessesCase):
         for options in ({"ENGINES": engines(_13b=url)}, discovered):
             with self.subTest(options=options):
                 process = self.start(HEALTH_INTERVAL=60, HEALTH_TIMEOUT=5, **options)
-                eventually(lambda: process.ask("GET", "/readyz").status == 200)
+                eventually(lambda process=process: process.ask("GET", "/readyz").status == 200)
                 load = Load(process.port, 2, 2, "GET", "/readyz")
                 self.addCleanup(load.end)
                 process.signal(signal.SIGUSR2)

@@ -641,6 +641,18 @@ class SeveralProcessesTest(CheckerCase):
         self.assertEqual(self.both(), [["up", "up", "down"]] * 2)
         self.assertEqual(self.housekept, 3)
 
+    def test_where_the_leader_has_told_nothing_for_long_another_probes_until_it_does(self) -> None:
+        self.tick(self.checkers[0])
+        self.probes.failing = {"b"}
+        self.tick(self.checkers[1], probed=[])
+        self.checkers[1]._heard_s -= prober.SILENT_ROUNDS * INTERVAL_S + 2.1  # it hangs, and is not dead
+        with mock.patch.object(prober, "AGAIN_S", 0.01):
+            self.checkers[1].tick()
+            self.wait_for_probes()
+        self.assertEqual(self.both(), [["up", "down", "up"]] * 2)
+        self.tick(self.checkers[0])
+        self.tick(self.checkers[1], probed=[])
+
     def test_who_does_not_probe_waits_for_what_the_leader_tells(self) -> None:
         for checker in self.checkers:
             with mock.patch.object(checker, "_arm"):  # its first tick is the test's
