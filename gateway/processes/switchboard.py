@@ -71,7 +71,7 @@ class Switchboard:
     def _ask(self, child: int, frame: Frame) -> list[Delivery]:
         topic, number = frame.text("t"), frame.number("n")
         others = [other for other in self._slots if other != child]
-        left = self._left.get(topic, [])
+        left = self._answers_left(topic, number)
         if others:
             while len(self._asks) >= ASKS_MAX:  # of who has been answered by too few, and waits no more
                 del self._asks[next(iter(self._asks))]
@@ -79,7 +79,7 @@ class Switchboard:
         asked = pack("ask", frame.body, t=topic, n=number, a=child, s=self._slots[child])
         return [
             (child, pack("due", n=number, c=len(others) + len(left))),
-            *((child, pack("answer", json.dumps(one).encode(), n=number)) for one in left),
+            *((child, answer) for answer in left),
             *((other, asked) for other in others),
         ]
 
@@ -99,7 +99,7 @@ class Switchboard:
         silent = set[int]() if ask is None else ask.waits_for
         left = [self._kept.get(other, {}).get(ask.topic, b"") for other in silent] if ask is not None else []
         return [
-            *((child, pack("answer", body, n=number)) for body in left),
+            *((child, self._answer_of(body, number)) for body in left),
             (child, pack("late", n=number, c=len(silent))),
         ]
 
@@ -113,12 +113,32 @@ class Switchboard:
                 del self._asks[asker, number]
             elif child in ask.waits_for:
                 # It has been told what the dead had left before this one had died: so nothing is counted twice.
-                answers.append((asker, pack("answer", kept.get(ask.topic, b""), n=number)))
+                answers.append((asker, self._answer_of(kept.get(ask.topic, b""), number)))
                 ask.waits_for.discard(child)
                 if not ask.waits_for:
                     del self._asks[asker, number]
         for topic, body in kept.items():
             self._add(topic, body)
+        return answers
+
+    def _answer_of(self, body: bytes, number: int) -> bytes:
+        """What a child has left as the answer to a question; none, where it is longer than any frame."""
+        try:
+            return pack("answer", body, n=number)
+        except FrameError as error:
+            self._log("snapshot_lost", reason=str(error))
+            return pack("answer", n=number)
+
+    def _answers_left(self, topic: str, number: int) -> list[bytes]:
+        """What the dead have left, as answers. A sum that has become longer than any frame is forgotten: it is no use
+        to anybody, and whoever asks must not lose its link by it."""
+        answers: list[bytes] = []
+        for snapshot in list(self._left.get(topic, ())):
+            try:
+                answers.append(pack("answer", json.dumps(snapshot).encode(), n=number))
+            except FrameError as error:
+                self._left[topic].remove(snapshot)
+                self._log("snapshot_lost", topic=topic, reason=str(error))
         return answers
 
     def _add(self, topic: str, body: bytes) -> None:

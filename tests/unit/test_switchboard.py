@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from gateway import cli
+from gateway.processes import frames
 from gateway.processes.bus import Alone
 from gateway.processes.child import VARIABLE, orders_to
 from gateway.processes.frames import FRAME_MAX_BYTES, Frame, FrameError, Outbox, Unpacker, pack
@@ -156,6 +157,26 @@ class SwitchboardTest(unittest.TestCase):
         _, *left = [read(data)[1] for child, data in self.board.route(10, frame("ask", t="m", n=1)) if child == 10]
         self.assertEqual(len(left), LEFT_MAX)
         self.assertEqual(self.logged[0][0], "snapshots_apart")
+
+    def test_a_sum_that_no_frame_holds_is_lost_with_a_line_and_costs_nobody_a_link(self) -> None:
+        for child, value in ((11, "x" * 150), (12, "y" * 150)):
+            self.board.route(child, frame("keep", value, t="m"))
+            self.board.gone(child)
+        with mock.patch.object(frames, "FRAME_MAX_BYTES", 300):
+            (due,) = self.board.route(10, frame("ask", t="m", n=1))
+            self.assertEqual(read(due[1])[0]["c"], 0)
+            self.assertEqual([event for event, _ in self.logged], ["snapshot_lost"])
+            self.board.route(10, frame("ask", t="m", n=2))
+        self.assertEqual(len(self.logged), 1, "it is there no longer")
+
+    def test_a_snapshot_that_just_fits_and_its_answer_does_not_is_none(self) -> None:
+        for child in (11, 12):
+            self.board.route(child, frame("keep", "x" * 150, t="m"))
+        self.board.route(10, frame("ask", t="m", n=1))
+        self.board.route(10, frame("ask", t="m", n=2))
+        with mock.patch.object(frames, "FRAME_MAX_BYTES", 150):
+            self.assertEqual([read(data)[1] for _, data in self.board.gone(11)], [None, None])
+            self.assertEqual(read(self.board.route(10, frame("late", n=1))[0][1])[1], None)
 
     def test_a_snapshot_that_is_no_json_is_lost_with_a_line(self) -> None:
         (broken,) = Unpacker().feed(pack("keep", b"{", t="m"))
