@@ -7,7 +7,6 @@ Owns every part of a running gateway. `stop` may be called from any thread but t
 from __future__ import annotations
 
 import os
-import random
 import socket
 import sys
 import traceback
@@ -52,7 +51,7 @@ from gateway.telemetry.observe import Telemetry
 from gateway.telemetry.process import register_process_metrics
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.textlines import look_of
-from gateway.tools.decisionlog import DecisionLog, header
+from gateway.tools.decisionlog import DecisionLog, header, seed_of
 from gateway.traces.spans import EngineAt
 from gateway.workers import WorkerPool
 
@@ -75,8 +74,8 @@ class Gateway:
         sockets: Sequence[socket.socket] = (),
     ) -> None:
         self.settings = settings
-        self.seed = random.getrandbits(53) if settings.routing_seed is None else settings.routing_seed
         self.bus = Alone() if bus is None else bus
+        self.seed = seed_of(settings, self.bus.slot)
         self.bus.crashed = self._crashed
         self._sockets = tuple(sockets)
         self._started = False
@@ -372,6 +371,7 @@ def new_factory(settings: Settings, **own: Any) -> InferenceFactory:
         health_passes=settings.health_passes,
         secrets=settings.engine_keys,
         region=settings.region,
+        scattered=settings.has_peers,
         **own,
     )
 

@@ -69,7 +69,8 @@ class InferenceFactory:
     logged), `on_fleet` of the fleet that is served from now on, after a reload and when engines list other models or
     others are discovered, `on_discovery` of what is new where engines are discovered. `peers`: other processes that
     serve the same engines. `region` is where this is, whose engines come first (see routing/regions.py); None:
-    nobody's. Thread-safe; close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
+    nobody's. `scattered`: others choose among the same engines, so rotations begin at places of their own. Thread-safe;
+    close it, or use it as a context manager. Raises ValueError for an unknown `strategy` or
     `fallback`, an engine's key that cannot be sent, or a `discover` whose template makes no engine.
     """
 
@@ -102,6 +103,7 @@ class InferenceFactory:
         on_fleet: Optional[Callable[[FleetSpec], None]] = None,
         on_discovery: Optional[Callable[[Change], None]] = None,
         region: Optional[str] = None,
+        scattered: bool = False,
         peers: Optional[Peers] = None,
     ) -> None:
         _refuse_unknown("strategy", strategy, STRATEGIES)
@@ -120,6 +122,7 @@ class InferenceFactory:
             recorder=recorder,
             is_near=self.client.is_near,
             region=region,
+            scattered=scattered,
         )
         self._offered = Offered(self.router, fleet, self._serve, probes=health_interval_s > 0)
         self.stream_idle_timeout_s = stream_idle_timeout_s

@@ -122,7 +122,8 @@ SETTINGS: tuple[Setting, ...] = (
             "such models; `configured`: only its own `fallbacks`; `off`: no other model",
             CHOOSING),
     Setting("ROUTING_SEED", "routing_seed", optional(integer(0, 10**18 - 1)), "",
-            "Seed of every random decision, to repeat a run; unset: a new one each start", CHOOSING),
+            "Seed of every random decision, to repeat a run; with `PROCESSES` each makes its own of it; unset: a "
+            "new one each start", CHOOSING),
     Setting("DECISION_LOG", "decision_log", optional(file_path), "",
             "File that gets one JSON line for every decision, for `python main.py replay`; with `PROCESSES` one "
             "for each: `.0`, `.1`, … is put behind its name", CHOOSING),
@@ -486,6 +487,11 @@ class Settings:
     def auth_on(self) -> bool:
         """Whether the settings alone have clients show a key or a token; a key of the state database does so, too."""
         return self.auth != "off" and bool(self.api_keys or self.jwt_secret or self.jwt_jwks)
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other processes, or gateways that share Redis, choose among the same engines, as far as is known."""
+        return self.processes != 1 or self.redis_url is not None
 
     @property
     def on_loopback(self) -> bool:

@@ -19,7 +19,7 @@ from gateway.routing.line import Lease, Line, Waiter
 from gateway.routing.loads import Loads, least_of
 from gateway.routing.members import Members
 from gateway.routing.regions import Regions, kept_within, within
-from gateway.routing.strategies import STRATEGY_BY_NAME, RouteRequest, kept_loads
+from gateway.routing.strategies import RouteRequest, Strategy, kept_loads, strategy_of
 
 SERVICE_WEIGHT = 0.1  # of a new sample in the average service time
 
@@ -32,9 +32,10 @@ class Chooser:
     They are asked as long as neither regions nor residency say who may be chosen.
     """
 
-    def __init__(self, members: Members, rng: Random, home: Optional[str] = None) -> None:
+    def __init__(self, members: Members, rng: Random, home: Optional[str] = None, scattered: bool = False) -> None:
         self._members = members
         self._rng = rng
+        self._scattered = scattered
         self._regions = Regions(home)
         self._numbers = count(1)
         self.line = Line(self._numbers)  # of those who may go to any engine
@@ -45,9 +46,12 @@ class Chooser:
 
     def use_locked(self, strategy: str) -> None:
         """Choose by this strategy, from its beginning, among the engines that the model has now."""
-        new = STRATEGY_BY_NAME[strategy]
-        self._strategy = new(self._rng)
-        self._has_levels = self._regions.configure_locked(self._members.engines, lambda: new(self._rng))
+
+        def new() -> Strategy:
+            return strategy_of(strategy, self._rng, self._scattered)
+
+        self._strategy = new()
+        self._has_levels = self._regions.configure_locked(self._members.engines, new)
         self._followed, self._loads = (), None
 
     def _loads_locked(self, engines: tuple[Engine, ...], now_s: float) -> Optional[Loads]:

@@ -42,12 +42,13 @@ class Roster:
         breaker: BreakerPolicy = DEFAULT_POLICY,
         recorder: Optional[Recorder] = None,
         home: Optional[str] = None,
+        scattered: bool = False,
     ) -> None:
         self.name = spec.name
         self._clock = clock
         self._lock = threading.Lock()
         self._members = Members(breaker)
-        self._chooser = Chooser(self._members, rng, home)
+        self._chooser = Chooser(self._members, rng, home, scattered)
         self._standing = Standing(self._members)
         self._hedges = Hedges()
         self._budget = RetryBudget()

@@ -28,6 +28,7 @@ class Router(Names):
 
     `fallback` is `any` (a model's own list, then the others in file order, as far as `reaches` says), `configured` (its
     own list) or `off`. `is_near` tells of hosts. `region`: whose engines come first; None: nobody's.
+    `scattered`: other gateways choose among the same engines, so rotations begin at places of their own.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Router(Names):
         recorder: Optional[Recorder] = None,
         is_near: IsNear = is_near_host,
         region: Optional[str] = None,
+        scattered: bool = False,
     ) -> None:
         super().__init__()
         self._strategy = strategy
@@ -52,7 +54,7 @@ class Router(Names):
         self._breaker = breaker
         self._recorder = recorder
         self._is_near = is_near
-        self._region = region
+        self._place = region, scattered
         self.accusers = Accusers(clock)
         self.pools: dict[str, ModelPool] = {}
         self.sources: dict[str, ModelPool] = {}
@@ -144,7 +146,7 @@ class Router(Names):
     def new_pool(self, spec: ModelSpec) -> ModelPool:
         """A pool with a random generator of its own: what one model draws depends on its own requests only."""
         rng = Random(f"{self._seed}:{spec.name}")
-        return ModelPool(spec, self._strategy, rng, self._clock, self._breaker, self._recorder, self._region)
+        return ModelPool(spec, self._strategy, rng, self._clock, self._breaker, self._recorder, *self._place)
 
     def _route(self, fleet: FleetSpec, pools: dict[str, ModelPool], name: str) -> tuple[ModelPool, ...]:
         spec = pools[name].spec

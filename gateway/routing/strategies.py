@@ -48,11 +48,15 @@ class RoundRobin:
 
     Where the same engines get other weights, nobody starts anew: each stays as far ahead of its share, or behind it, as
     it was (its lag, as in Stoica and others, 1996). However often weights change, that stays small.
+
+    `scattered`: others go round among the same engines, so the rotation begins at a place drawn from `rng`. From the
+    same place they would go in step, and meet at every engine.
     """
 
     FINENESS = 1 << 20  # into so many parts a stride is divided when turns are taken over: they are whole numbers
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, scattered: bool = False) -> None:
+        self._rng = rng if scattered else None
         self._engines: Optional[Sequence[Engine]] = None
         self._next = 0
         self._turns: Optional[list[tuple[int, int, int]]] = None  # (due * 2, index, stride)
@@ -74,20 +78,33 @@ class RoundRobin:
     def _prepare(self, engines: Sequence[Engine]) -> None:
         before, self._engines = self._engines, engines
         weights = [engine.weight for engine in engines]
-        whole = 1
+        count, whole, given = len(engines), 1, 0
         for weight in set(weights):
             whole = whole * weight // math.gcd(whole, weight)
         if engines == before:  # but not the same tuple: weights have changed
             whole *= self.FINENESS
             strides = [whole // weight for weight in weights]
-            self._turns = [(part * strides[i] // of, i, strides[i]) for i, part, of in self._waits(len(engines))]
+            self._turns = [(part * strides[i] // of, i, strides[i]) for i, part, of in self._waits(count)]
         elif min(weights) == max(weights):
+            if before is None:
+                self._next = self._drawn(count)
             self._turns = None
             return
         else:
-            self._turns = [(whole // w, i, whole // w) for i, w in enumerate(weights)]
-        self._given, self._whole, self._total = 0, whole, sum(weights)
+            # What is due before a moment has been had. Of those due at once, any engine may be the first: it and the
+            # ones behind it have negative indexes.
+            moment, first = self._drawn(2 * whole), self._drawn(count)
+            self._turns = []
+            for index in range(first - count, first):
+                stride = whole // weights[index]
+                had = -(-moment // stride) // 2  # at odd multiples of half the stride
+                self._turns.append(((2 * had + 1) * stride, index, stride))
+                given += had
+        self._given, self._whole, self._total = given, whole, sum(weights)
         heapify(self._turns)
+
+    def _drawn(self, count: int) -> int:
+        return 0 if self._rng is None else self._rng.randrange(count)
 
     def _waits(self, count: int) -> list[tuple[int, int, int]]:
         """How long each engine waits for its turn yet, from where all would be if turns could be shared: its index, and
@@ -282,6 +299,14 @@ def kept_loads(
     if informed is not None:
         informed.loads = loads
     return loads
+
+
+def strategy_of(name: str, rng: Random, scattered: bool = False) -> Strategy:
+    """A strategy from its beginning. `scattered`: others that know nothing of this one go by it, too, with an `rng` of
+    their own. KeyError: there is none of that name."""
+    if scattered and name == "round_robin":
+        return RoundRobin(rng, scattered)
+    return STRATEGY_BY_NAME[name](rng)
 
 
 STRATEGY_BY_NAME: dict[str, Callable[[Random], Strategy]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import threading
 from collections import deque
 from pathlib import Path
@@ -21,6 +22,14 @@ from gateway.settings import Settings
 
 WRITE_INTERVAL_S = 0.1
 WAITING_MAX = 1_000_000
+
+
+def seed_of(settings: Settings, slot: int) -> int:
+    """Of all random decisions of a process; `slot`: its number among several, which would draw alike from one seed."""
+    given = settings.routing_seed
+    if given is None:
+        return random.getrandbits(53)
+    return random.Random(f"{given}:{slot}").getrandbits(53) if slot else given
 
 
 def header(settings: Settings, seed: int) -> Record:
@@ -39,6 +48,7 @@ def header(settings: Settings, seed: int) -> Record:
         ],
         "models": fleet_json(settings.fleet),
         **({} if settings.region is None else {"region": settings.region}),
+        **({"scattered": True} if settings.has_peers else {}),
         **({"lists": True} if settings.fleet.groups else {}),
     }
 

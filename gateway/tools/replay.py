@@ -54,6 +54,7 @@ class _Replay:
             breaker=BreakerPolicy(*map(float, first["breaker"])),  # type: ignore[arg-type]  # a count may be 5.0
             recorder=self._recorded,
             region=first.get("region"),
+            scattered=first.get("scattered") is True,
         )
         self._calls: dict[str, Callable[[ModelPool, dict[str, Any]], None]] = {
             "acquire": self._acquire,

@@ -57,6 +57,14 @@ class TwoTest(AccessTest):
         return {engine["id"]: engine["state"] for model in models.values() for engine in model["engines"]}
 
 
+class SeedTest(TwoTest):
+    def test_processes_of_one_seed_draw_otherwise_and_the_same_again(self) -> None:
+        seeds = [running.app.seed for running in self.two(ENGINES="m=echo:", ROUTING_SEED="7")]
+        self.assertEqual(len(set(seeds)), 2)
+        self.assertEqual(seeds[0], 7)
+        self.assertEqual(self.one(1, ENGINES="m=echo:", ROUTING_SEED="7").app.seed, seeds[1])
+
+
 class MetricsTest(TwoTest):
     def test_who_has_had_an_answer_finds_it_counted_once_whoever_is_asked(self) -> None:
         both = self.two(ENGINES="m=echo:")

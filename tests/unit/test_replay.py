@@ -86,6 +86,7 @@ class Turmoil:
             ),
             recorder=record,
             region=settings.region,
+            scattered=settings.has_peers,
         )
         self.regional = settings.region is not None
         self.reloads = reloads
@@ -364,6 +365,14 @@ class SameTest(ReplayCase):
                 seen |= {(line["op"], line["residency"]) for line in lines if line.get("residency")}
                 self.assertEqual(replay(self.path), (len(lines) - 1, None))
         self.assertLessEqual({("acquire", "eu"), ("join", "us"), ("last_resort", "eu-west")}, seen)
+
+    def test_so_they_do_where_several_processes_go_round_from_places_of_their_own(self) -> None:
+        for seed in range(90, 96):
+            with self.subTest(seed=seed):
+                lines = self.record(seed, 600, reloads=True, PROCESSES="4", **({"REGION": "eu"} if seed % 2 else {}))
+                self.assertEqual(replay(self.path), (len(lines) - 1, None))
+        self.write([{**lines[0], "scattered": False}, *lines[1:]])
+        self.assertEqual(self.command()[0], 1)
 
     def test_another_region_is_found(self) -> None:
         lines = self.record(70, 600, REGION="eu-west")

@@ -198,6 +198,15 @@ class SimulatedTest(unittest.TestCase):
         self.assertEqual(one.arrived, eight.arrived)
         self.assertGreater(eight.waited.mean or 0.0, 1.5 * (one.waited.mean or 0.0))
 
+    def test_gateways_that_go_round_do_not_meet_at_every_engine(self) -> None:
+        work_s = work("exponential:300ms")
+        scenario = replace(
+            BASE, fleet=Fleet(200, slots=4), arrivals=arrivals("poisson:2000/s"), work=work_s, duration_s=5.0
+        )
+        one = self.run_of(scenario).measures
+        many = self.run_of(replace(scenario, gateways=16)).measures
+        self.assertLess(many.waited.mean or 0.0, 4 * (one.waited.mean or 0.0))
+
     def test_a_retry_budget_keeps_a_sick_fleet_from_being_hammered(self) -> None:
         rules = Rules(retry_attempts=10, breaker=BASE.rules.breaker._replace(min_requests=1_000_000))
         scenario = replace(BASE, rules=rules, faults=faults("error:100%,0.9@0s"), duration_s=60.0)

@@ -32,13 +32,14 @@ def make_pool(
     clock: Optional[Clock] = None,
     seed: int = 7,
     max_concurrency: Optional[int] = None,
+    scattered: bool = False,
 ) -> ModelPool:
     """A pool of engines named a, b, c, ... with those weights."""
     engines = tuple(
         EngineSpec(f"http://127.0.0.1:{9000 + i}/v1", id=chr(97 + i), weight=weight, max_concurrency=max_concurrency)
         for i, weight in enumerate(weights)
     )
-    return ModelPool(ModelSpec("m", engines), strategy, Random(seed), clock or Clock())
+    return ModelPool(ModelSpec("m", engines), strategy, Random(seed), clock or Clock(), scattered=scattered)
 
 
 def take(pool: ModelPool, affinity: bytes = b"") -> Lease:
@@ -197,6 +198,25 @@ class RoundRobinTest(unittest.TestCase):
         shares(pool, 6)
         for _ in range(20):
             self.assertEqual(shares(pool, 6), {"a": 3, "b": 1, "c": 1, "d": 1})
+
+    def test_rotations_of_several_gateways_begin_at_places_of_their_own_and_stay_exact(self) -> None:
+        for weights in ((3, 3, 3, 3), (7, 13, 5, 29), (1, 1, 2, 2)):
+            firsts: Counter[str] = Counter()
+            for seed in range(300):
+                pool = make_pool("round_robin", weights, seed=seed, scattered=True)
+                first = ask(pool)
+                firsts[first] += 1
+                if seed < 10:
+                    total = sum(weights)
+                    self.assertEqual(shares(pool, total - 1) + Counter(first), dict(zip("abcd", weights)))
+                    pool.set_weight("a", 1)
+                    pool.set_weight("b", 1)
+                    pool.set_weight("c", 2)
+                    pool.set_weight("d", 4)
+                    shares(pool, 8)
+                    self.assertEqual(shares(pool, 8), {"a": 1, "b": 1, "c": 2, "d": 4})
+            self.assertGreater(min(firsts[name] for name in "abcd"), 10, firsts)
+            self.assertLess(max(firsts.values()), 240, firsts)
 
     def test_however_often_weights_change_nobody_gets_much_more_or_less_than_they_say(self) -> None:
         for seed in range(12):

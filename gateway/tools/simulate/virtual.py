@@ -79,7 +79,13 @@ class Gateway:
         self._pays = scenario.price.input or scenario.price.output
         rng = Random(f"{scenario.seed} gateway {index}")
         self.router = Router(
-            spec, strategy=strategy, fallback="configured", rng=rng, clock=events.clock, breaker=rules.breaker
+            spec,
+            strategy=strategy,
+            fallback="configured",
+            rng=rng,
+            clock=events.clock,
+            breaker=rules.breaker,
+            scattered=scenario.gateways > 1,
         )
         self.route = self.router.route(MODEL)
         self._named = self.router.named_by(self.route[0])
