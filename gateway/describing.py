@@ -106,7 +106,7 @@ def engine_line(engine: Engine, settings: Settings) -> str:
     if spec.region is not None:
         parts.append(f"region {spec.region}")
     if spec.max_concurrency is not None:
-        parts.append(f"at most {spec.max_concurrency} at once")
+        parts.append(f"at most {spec.max_concurrency} at once{_by_each(settings.processes)}")
     if spec.model is not None:
         parts.append(f"model {spec.model}")
     if spec.api_key_env is not None:
@@ -114,6 +114,13 @@ def engine_line(engine: Engine, settings: Settings) -> str:
     if not spec.is_echo:
         parts.append(state_of(engine, settings)[0])
     return ", ".join(parts)
+
+
+def _by_each(processes: int) -> str:
+    """Whose places an engine's `max_concurrency` is."""
+    if processes == 1:
+        return ""
+    return f" from each of {processes} processes" if processes else " from each process"
 
 
 def _variable(name: str, settings: Settings) -> str:

@@ -112,6 +112,13 @@ class LinesTest(unittest.TestCase):
         ):
             self.assertIn(line, text)
 
+    def test_check_says_that_places_are_counted_by_each_process(self) -> None:
+        spec = EngineSpec("http://h:1/v1", max_concurrency=4)
+        for processes, expected in (("1", ""), ("2", " from each of 2 processes"), ("0", " from each process")):
+            fleet = FleetSpec((model_from("m", [spec]),))
+            settings = dataclasses.replace(self.settings(PROCESSES=processes), fleet=fleet)
+            self.assertIn(f", at most 4 at once{expected}, no answer", describe(settings, self.router(settings)))
+
     def test_one_that_answers_and_is_down_is_not_ready(self) -> None:
         settings = self.settings(BACKEND_URL="http://h:1")
         router = self.router(settings)
