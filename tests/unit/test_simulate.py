@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import platform
+import re
 import sqlite3
 import tempfile
 import unittest
@@ -303,7 +304,7 @@ class CommandTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             told, shown = Path(folder) / "r.json", Path(folder) / "r.html"
             arguments = "--engines 5 -s all --arrivals poisson:40/s --duration 10 --faults kill:1@3s --price 1,2"
-            files = ("--json", str(told), "--html", str(shown))
+            files = ("--json", str(told), "--html", str(shown), "--hedge-after", "p95")
             status, out, err = self.said(*arguments.split(), "--prefixes", "20,1", "--cache", "4", *files)
             self.assertEqual((status, err), (0, ""))
             result = json.loads(told.read_text("utf-8"))
@@ -317,6 +318,11 @@ class CommandTest(unittest.TestCase):
             self.assertEqual(len(one["timeline"]), 120)
         self.assertEqual(len({one["requests"] for one in result["strategies"]}), 1)
         self.assertNotIn("<script", page)
+        charts = re.findall("<h3>([^<]*)</h3>", page)
+        compared = ("Latency p50", "Latency p95", "Latency p99", "First token p50", "First token p95", "Utilisation")
+        self.assertLessEqual({*compared, "Imbalance", "Retried", "Hedged", "Cache hits", "Cost"}, set(charts))
+        self.assertEqual(page.count('<li class="blue"><span>round_robin</span>'), charts.index("p50"))
+        self.assertIn("p95", charts)  # over time, as the others
 
     def test_what_cannot_be_is_said_with_its_name(self) -> None:
         for argument, word in (

@@ -45,6 +45,12 @@ color:var(--soft)}
 .legend li::before{content:"";display:inline-block;width:14px;height:3px;border-radius:2px;background:currentColor;
 margin-right:7px;vertical-align:middle;color:var(--hue)}
 .legend .dashed::before{background:linear-gradient(90deg,currentColor 40%,#0000 40% 60%,currentColor 60%)}
+.tallies{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:18px}
+.tallies ul{margin:10px 0 4px;padding:0;list-style:none;display:grid;gap:9px}
+.tallies li{display:grid;grid-template-columns:minmax(0,1fr) auto;gap:3px 12px;font-size:13px}
+.tallies span{color:var(--soft);overflow-wrap:anywhere}.tallies b{font-weight:600}
+.tallies li>i{grid-column:1/-1;height:6px;border-radius:3px;background:var(--line);overflow:hidden}
+.tallies i i{display:block;height:100%;border-radius:3px;background:var(--hue)}
 .plot{display:grid;grid-template-columns:auto minmax(0,1fr);grid-template-rows:210px 26px;column-gap:10px;
 margin-top:26px}
 .y{position:relative;width:58px;font-size:12px;color:var(--soft)}
@@ -73,8 +79,10 @@ th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal;
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:10px 28px;margin:0}
 .pairs div{min-width:0}.pairs dt{color:var(--soft);font-size:13px}.pairs dd{margin:0;overflow-wrap:anywhere}
 footer{margin-top:36px;color:var(--soft);font-size:13px}
-@media(max-width:860px){.charts{grid-template-columns:minmax(0,1fr)}}
-@media(max-width:560px){main{padding:24px 14px 40px}h1{font-size:23px}.chart,.box{padding:15px 14px 10px;
+@media(max-width:860px){.charts{grid-template-columns:minmax(0,1fr)}
+.tallies{grid-template-columns:repeat(2,minmax(0,1fr))}}
+@media(max-width:560px){.tallies{grid-template-columns:minmax(0,1fr);gap:12px}
+main{padding:24px 14px 40px}h1{font-size:23px}.chart,.box{padding:15px 14px 10px;
 border-radius:12px}
 .tiles{grid-template-columns:repeat(2,minmax(0,1fr))}.tiles li{padding:13px 14px}.tiles b{font-size:22px}
 .tiles b small{font-size:13px}.tiles li:last-child:nth-child(odd){grid-column:1/-1}

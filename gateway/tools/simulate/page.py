@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gateway.tools.loadtest.charts import Axis, Dot, Format, Series, chart, time_axis, value_axis
 from gateway.tools.loadtest.durations import tick, tick_ms
 from gateway.tools.loadtest.style import STYLE
-from gateway.tools.simulate.table import HEADS, failure_rows, more, rows, summary
+from gateway.tools.simulate.table import HEADS, failure_rows, more, ms, percent, rows, summary, usd
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _HUES = ("blue", "teal", "amber", "violet", "red", "grey")
 _PERCENTS = (50, 90, 99, 99.9, 99.99)
+
+
+Number = Callable[[Mapping[str, Any]], Optional[float]]  # of a strategy
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -34,6 +37,7 @@ def _parts(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"<p>{result['duration_s']:g} s, seed {result['seed']}</p></header>\n"
     yield _table("Strategies", (*HEADS, *more(result)), rows(result))
     strategies = result["strategies"]
+    yield f'<h2>Compared</h2>\n<div class="tallies">{"".join(_compared(strategies))}</div>\n'
     yield f'<h2>Over time</h2>\n<div class="charts">{"".join(_over_time(strategies))}</div>\n'
     if any(one["spread"] for one in strategies):
         yield f'<h2>How long it took</h2>\n<div class="charts">{_spread(strategies)}</div>\n'
@@ -45,6 +49,44 @@ def _parts(result: Mapping[str, Any]) -> Iterator[str]:
     yield f'<h2>What was simulated</h2>\n<div class="box"><dl class="pairs">{pairs}</dl></div>\n'
     error = 100 * result["relative_error"]
     yield f"<footer><p>Percentiles are within {error:.1f} % ; simulated by {escape(result['python'])}.</p></footer>\n"
+
+
+def _compared(strategies: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A figure for each number of the table that a strategy has, with a bar for each strategy."""
+
+    def tally(title: str, shown: Format, value: Number, most: float = 0.0) -> str:
+        values = [value(one) for one in strategies]
+        most = max(most, *(one or 0.0 for one in values))
+        if not any(values):
+            return ""
+        bars = "".join(
+            f'<li class="{_hue(index)}"><span>{escape(one["strategy"])}</span><b>{escape(shown(found))}</b>'
+            f'<i><i style="width:{100 * found / most:.1f}%"></i></i></li>'
+            for index, (one, found) in enumerate(zip(strategies, values))
+            if found is not None
+        )
+        return f'<figure class="box"><figcaption><h3>{escape(title)}</h3></figcaption><ul>{bars}</ul></figure>\n'
+
+    def time_of(kind: str, name: str) -> Number:
+        return lambda one: (one[kind] or {}).get(f"{name}_ms")
+
+    def share_of(key: str) -> Number:
+        return lambda one: one[key] / one["requests"] if one["requests"] else None
+
+    for name in ("p50", "p95", "p99"):
+        yield tally(f"Latency {name}", ms, time_of("latency", name))
+    for name in ("p50", "p95", "p99"):
+        yield tally(f"First token {name}", ms, time_of("first_token", name))
+    yield tally("Utilisation", lambda value: f"{100 * value:.1f} %", lambda one: one["utilisation"], 1.0)
+    yield tally("Imbalance", "{:.2f}".format, lambda one: one["imbalance"])
+    for key in ("failed", "retried", "hedged"):
+        yield tally(key.capitalize(), lambda value: percent(value, 1) if value else "0", share_of(key))
+    yield tally("Cache hits", lambda value: f"{100 * value:.1f} %", lambda one: one["cache_hits"], 1.0)
+    yield tally("Cost", usd, lambda one: one["cost_usd"])
+
+
+def _hue(index: int) -> str:
+    return _HUES[index % len(_HUES)]
 
 
 def _over_time(strategies: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -66,11 +108,12 @@ def _over_time(strategies: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
     def each(key: str, per_s: bool = False, factor: float = 1.0) -> list[Series]:
         return [
-            Series(one["strategy"], _HUES[index % len(_HUES)], values(one, key, per_s, factor))
+            Series(one["strategy"], _hue(index), values(one, key, per_s, factor))
             for index, one in enumerate(strategies)
         ]
 
     yield drawn("p50", "latency of the requests that came then", each("p50_ms"), tick_ms, may_log=True)
+    yield drawn("p95", "latency of the requests that came then", each("p95_ms"), tick_ms, may_log=True)
     yield drawn("p99", "latency of the requests that came then", each("p99_ms"), tick_ms, may_log=True)
     offered = Series("offered", "grey dashed", values(strategies[0], "arrived", per_s=True))
     yield drawn("Answered", "requests a second, by when they came", [*each("answered", per_s=True), offered], tick)
@@ -90,7 +133,7 @@ def _spread(strategies: Sequence[Mapping[str, Any]]) -> str:
             last = math.log10(2 * max(1, one["answered"]))
             most = max(most, last)
             dots = [(min(last, _nines(percent)), value) for percent, value in one["spread"]]
-            series.append(Series(one["strategy"], _HUES[index % len(_HUES)], dots))
+            series.append(Series(one["strategy"], _hue(index), dots))
     ticks = tuple((_nines(percent), f"{percent:g} %") for percent in _PERCENTS if _nines(percent) <= most)
     y = value_axis(series, tick_ms, may_log=True)
     return chart("Percentiles", "latency that so many requests did not exceed", series, Axis(0.0, most, ticks), y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
-from gateway.tools.loadtest.durations import counted, shown_ns, three_digits
+from gateway.tools.loadtest.durations import counted, shown_ns
 
 HEADS = (
     "strategy",
@@ -14,8 +14,8 @@ HEADS = (
     "p50",
     "p95",
     "p99",
-    "first token p50",
-    "p95",
+    "TTFT p50",
+    "TTFT p95",
     "utilisation",
     "imbalance",
     "retried",
@@ -72,13 +72,18 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
         percent(one["retried"], one["requests"]) if one["retried"] else "0",
         percent(one["hedged"], one["requests"]) if one["hedged"] else "0",
         *((f"{100 * one['cache_hits']:.1f} %",) if one["cache_hits"] is not None else ()),
-        *((f"${three_digits(one['cost_usd'])}",) if one["cost_usd"] is not None else ()),
+        *((usd(one["cost_usd"]),) if one["cost_usd"] is not None else ()),
     )
 
 
 def ms(value: Optional[float]) -> str:
     """Milliseconds for people."""
     return shown_ns(None if value is None else value * 1e6)
+
+
+def usd(value: float) -> str:
+    """Dollars to the cent, and less than one of them to four digits."""
+    return f"${value:,.2f}".replace(",", " ") if value >= 1 else f"${value:.4f}"
 
 
 def percent(part: float, whole: float) -> str:
