@@ -133,6 +133,8 @@ class Chooser:
 
     def take_locked(self, engine: Engine, now_s: float) -> Lease:
         """Take a place on this engine."""
+        if not engine.in_flight:
+            engine.forget_latency(now_s)
         engine.in_flight += 1
         if self._loads is not None:
             self._loads.changed(engine, now_s)

@@ -446,7 +446,7 @@ class DifferentTest(ReplayCase):
         ended = first("settle", lambda out: out[0] == "down")
         cases: dict[str, Callable[[list[dict[str, Any]]], object]] = {
             "seed": lambda copy: copy[0].update(seed=4),
-            "breaker": lambda copy: copy[0].update(breaker=[30.0, 50, 0.5, 2.0, 60.0]),
+            "breaker": lambda copy: copy[0].update(breaker=[30.0, 1, 0.01, 2.0, 60.0]),
             "choice": lambda copy: copy[chosen].update(out="127.0.0.1:1"),
             "nothing chosen": lambda copy: copy[chosen].update(out=None),
             "candidates": lambda copy: copy[chosen]["candidates"][0].__setitem__(2, 99),

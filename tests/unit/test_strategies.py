@@ -34,10 +34,11 @@ def make_pool(
     max_concurrency: Optional[int] = None,
     scattered: bool = False,
 ) -> ModelPool:
-    """A pool of engines named a, b, c, ... with those weights."""
+    """A pool of engines named a, b, c, ..., from the 27th on e26, ..., with those weights."""
+    names = [chr(97 + i) if i < 26 else f"e{i}" for i in range(len(weights))]
     engines = tuple(
-        EngineSpec(f"http://127.0.0.1:{9000 + i}/v1", id=chr(97 + i), weight=weight, max_concurrency=max_concurrency)
-        for i, weight in enumerate(weights)
+        EngineSpec(f"http://127.0.0.1:{9000 + i}/v1", id=name, weight=weight, max_concurrency=max_concurrency)
+        for i, (name, weight) in enumerate(zip(names, weights))
     )
     return ModelPool(ModelSpec("m", engines), strategy, Random(seed), clock or Clock(), scattered=scattered)
 
@@ -355,6 +356,21 @@ class LatencyTest(unittest.TestCase):
     def test_unmeasured_engines_are_not_tried_in_file_order(self) -> None:
         firsts = Counter(take(make_pool("latency", (1, 1, 1), seed=seed)).engine.id for seed in range(120))
         self.assertGreater(min(firsts[name] for name in "abc"), 20, firsts)
+
+    def test_an_engine_that_was_away_is_not_flooded_until_its_first_answer(self) -> None:
+        for count in (4, 40):  # of the latter the loads are kept
+            with self.subTest(engines=count):
+                clock = Clock()
+                pool = make_pool("latency", (1,) * count, clock)
+                took_s = dict.fromkeys((engine.id for engine in pool.engines), 0.3)
+                self.run_for(pool, clock, took_s, 3 * count)
+                pool.set_draining("a", True)
+                clock.now_s += 60.0
+                self.run_for(pool, clock, took_s, 3 * count)
+                pool.set_draining("a", False)
+                counts = Counter(take(pool).engine.id for _ in range(3 * count))
+                self.assertGreater(counts["a"], 0)
+                self.assertLess(counts["a"], 10, counts)
 
 
 class PrefixAffinityTest(unittest.TestCase):
