@@ -91,6 +91,9 @@ class CommandTest(unittest.TestCase):
             status, out, _ = self.said(*argv, "5")
             self.assertEqual(status, 1)
             self.assertIn("No number of engines", out)
+            out = self.said("--from", str(log), "--slots", "100", "--slo-ms", "5000")[1]
+            self.assertRegex(out, r"\nengines +1, of 100 slots")
+            self.assertNotIn("with fewer", out)
 
     def test_what_cannot_be_is_said_with_its_name(self) -> None:
         for argv, word in (

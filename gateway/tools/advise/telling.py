@@ -26,7 +26,7 @@ def lines(advice: Advice, ask: Ask, source: str) -> Iterator[str]:
         return
     for tried in sorted(advice.tried):
         yield f"  {_told(tried, ask, percent)}"
-    if min(tried.engines for tried in advice.tried) == advice.engines:
+    if min(tried.engines for tried in advice.tried) == advice.engines > 1:
         yield "  with fewer, work comes faster than it is done"
     yield ""
     yield f"engines           {advice.engines}, of {ask.slots} slots each (max_concurrency: {ask.slots})"
