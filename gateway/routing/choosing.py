@@ -9,6 +9,7 @@ decided here.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Optional
@@ -19,7 +20,7 @@ from gateway.routing.line import Lease, Line, Waiter
 from gateway.routing.loads import Loads, least_of
 from gateway.routing.members import Members
 from gateway.routing.regions import Regions, kept_within, within
-from gateway.routing.strategies import RouteRequest, Strategy, kept_loads, strategy_of
+from gateway.routing.strategies import RouteRequest, kept_loads, strategy_of
 
 SERVICE_WEIGHT = 0.1  # of a new sample in the average service time
 
@@ -46,10 +47,7 @@ class Chooser:
 
     def use_locked(self, strategy: str) -> None:
         """Choose by this strategy, from its beginning, among the engines that the model has now."""
-
-        def new() -> Strategy:
-            return strategy_of(strategy, self._rng, self._scattered)
-
+        new = partial(strategy_of, strategy, self._rng, self._scattered)
         self._strategy = new()
         self._has_levels = self._regions.configure_locked(self._members.engines, new)
         self._followed, self._loads = (), None
@@ -133,9 +131,7 @@ class Chooser:
 
     def take_locked(self, engine: Engine, now_s: float) -> Lease:
         """Take a place on this engine."""
-        if not engine.in_flight:
-            engine.forget_latency(now_s)
-        engine.in_flight += 1
+        engine.take(now_s)
         if self._loads is not None:
             self._loads.changed(engine, now_s)
         before = engine.breaker.state

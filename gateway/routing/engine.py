@@ -163,11 +163,12 @@ class Engine:
             self.ewma_s = sample_s + (self.ewma_s - sample_s) * keep
         self.ewma_at_s = now_s
 
-    def forget_latency(self, now_s: float) -> None:
-        """Take it for unmeasured where it was asked long ago: faded to nothing, its latency would have it get every
-        request until its first answer. For an idle engine that is about to get one."""
-        if now_s - self.ewma_at_s > EWMA_TAU_S:
+    def take(self, now_s: float) -> None:
+        """One more request is here. An idle engine that was asked long ago counts as unmeasured from then on: faded to
+        nothing, its latency would have it get every request until its first answer."""
+        if not self.in_flight and now_s - self.ewma_at_s > EWMA_TAU_S:
             self.ewma_s = 0.0
+        self.in_flight += 1
 
     def expected_cost(self, now_s: float, usual_s: float = FAILURE_LATENCY_S) -> float:
         """Peak-EWMA latency, fading while nothing is measured, times the requests that would share the engine.
