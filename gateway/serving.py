@@ -123,7 +123,8 @@ def _serve(settings: Settings, signals: Signals, child: Optional[Child]) -> int:
         elif HAND_OVER and number == HAND_OVER:
             if child is not None:
                 return _hand_over(gateway, signals)
-            gateway.telemetry.log("error", "rolling_restart_stopped", message="there is one process, not several")
+            why = "one process alone cannot be replaced while it serves; PROCESSES=2 has several"
+            gateway.telemetry.log("error", "rolling_restart_stopped", message=why)
     return _drain(gateway, signals, shows=child is None)
 
 
