@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from typing import Optional
 
 ENDS = (signal.SIGINT, signal.SIGTERM)
+_HANDLED = [
+    getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)
+]  # Windows has two
+
+
+def hold() -> set[int]:
+    """Have the signals wait that are handled here, in a process that is started meanwhile as well: until it handles
+    them, its interpreter would die of them. Returns what waited before, for `release`. Not on Windows."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+
+
+def release(before: set[int]) -> None:
+    """End a `hold`: what came meanwhile comes now."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ignore(number: int, frame: object) -> None:
@@ -40,10 +54,10 @@ class Signals:
         self._receiver: Optional[socket.socket] = None
         self._sender: Optional[socket.socket] = None
         self._early: Optional[int] = None
-        for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR2"):
-            number = getattr(signal, name, None)
-            if number is not None:
-                signal.signal(number, _ignore if child else self._handle)
+        for number in _HANDLED:
+            signal.signal(number, _ignore if child else self._handle)
+        if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)  # which the parent has had wait
 
     def handle(self, *names: str) -> None:
         """Have `wait` and `take` give these, too, from now on."""

@@ -30,6 +30,7 @@ from gateway.processes.child import HAND_OVER, VARIABLE, Inherited
 from gateway.processes.links import Links
 from gateway.processes.output import Lock, new_lock
 from gateway.processes.supervision import Action, End, Kill, Log, Order, Place, Start, Supervision
+from gateway.signals import hold, release
 from gateway.telemetry.events import LogRecord
 from gateway.telemetry.logs import LEVELS, format_json
 from gateway.telemetry.textlines import TextLines, look_of
@@ -263,6 +264,7 @@ class Parent:
             start.announce,
         )
         environ = {**self._environ, VARIABLE: inherited.text(), LIMITS: str(self._table)}
+        held = hold()  # a terminal's Ctrl-C may come before the child can leave it to its parent
         try:
             with theirs:
                 process = subprocess.Popen(self._command, env=environ, pass_fds=(*inherited.descriptors(), self._table))
@@ -270,6 +272,8 @@ class Parent:
             ours.close()
             self._not_started(start, error)
             return
+        finally:
+            release(held)
         self._processes[start.child] = process
         self._slots[start.child] = start.slot
         self._links.add(start.child, start.slot, ours)

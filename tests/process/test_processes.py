@@ -462,6 +462,17 @@ class ProcessesTest(ProcessesCase):
         load.end()
         self.assertEqual(load.failed, [])
 
+    def test_a_signal_to_all_that_meets_a_child_before_it_can_handle_any_does_not_end_it(self) -> None:
+        all_four = """
+import os, signal
+if "INFERENCE_GATEWAY_PROCESS" in os.environ:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
+        os.kill(os.getpid(), getattr(signal, name))
+"""
+        process = self.start(environment={"PYTHONPATH": "."}, files={"sitecustomize.py": all_four})
+        self.assertEqual(process.ask("POST", CHAT, HI).status, 200)
+        self.assertEqual(self.events(process, "process_died"), [])
+
     # --- what they share
 
     def test_the_ledger_has_every_request_of_all_once(self) -> None:
