@@ -74,6 +74,13 @@ class CommandTest(unittest.TestCase):
             status = main(argv, "advise", {"STATE_DB": "/nowhere/at/all.db"}, 2000)
         return status, out.getvalue(), err.getvalue()
 
+    def test_what_is_out_of_bounds_is_told_with_the_bounds_in_full(self) -> None:
+        for flag, wrong, bounds in (("--slo-ms", "0", "1 to 86400000"), ("--seed", "1e99", "0 to 2147483647")):
+            status, _, err = self.said("--slo-ms", "500", "--from", "ledger", flag, wrong)
+            self.assertEqual(status, 2)
+            self.assertIn(f"{flag}: must be", err)
+            self.assertIn(f"from {bounds}, not '{wrong}'", err)
+
     def test_it_says_what_and_why(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "decisions.jsonl"

@@ -36,7 +36,7 @@ def _between(least: float, most: float, whole: bool = False) -> Callable[[str], 
             found = -1.0
         if not least <= found <= most or (whole and found != int(found)):
             kind = "a whole number" if whole else "a number"
-            raise argparse.ArgumentTypeError(f"must be {kind} from {least:g} to {most:g}, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {kind} from {least} to {most}, not {text!r}")
         return int(found) if whole else found
 
     return read
@@ -45,6 +45,7 @@ def _between(least: float, most: float, whole: bool = False) -> Callable[[str], 
 def _parser(prog: str) -> argparse.ArgumentParser:
     known = argparse.ArgumentParser(
         prog=prog,
+        usage="%(prog)s --slo-ms MS --from FILE [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
