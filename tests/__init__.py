@@ -27,6 +27,7 @@ def load_tests(loader, tests, pattern):
     from pathlib import Path
 
     from tests.parallel import ParallelSuite
+    from tests.thorough import without_spared
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not with -c
         signal.signal(signal.SIGINT, interrupted)  # unittest takes an interrupted import for one that failed
@@ -35,5 +36,5 @@ def load_tests(loader, tests, pattern):
     if only:
         tests.addTests(loader.loadTestsFromNames(only))
     else:
-        tests.addTests(loader.discover(str(here), pattern or "test*.py", str(here.parent)))
+        tests.addTests(without_spared(loader.discover(str(here), pattern or "test*.py", str(here.parent))))
     return ParallelSuite([tests])
