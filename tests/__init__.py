@@ -23,11 +23,11 @@ def load_tests(loader, tests, pattern):
 
     TESTS_ONLY: names of modules, with spaces between; the others are left out.
     """
+    import platform
     import signal
     from pathlib import Path
 
     from tests.parallel import ParallelSuite
-    from tests.thorough import without_spared
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not with -c
         signal.signal(signal.SIGINT, interrupted)  # unittest takes an interrupted import for one that failed
@@ -36,5 +36,10 @@ def load_tests(loader, tests, pattern):
     if only:
         tests.addTests(loader.loadTestsFromNames(only))
     else:
-        tests.addTests(without_spared(loader.discover(str(here), pattern or "test*.py", str(here.parent))))
+        found = loader.discover(str(here), pattern or "test*.py", str(here.parent))
+        if platform.python_implementation() == "PyPy":
+            from tests.thorough import without_spared
+
+            found = without_spared(found)
+        tests.addTests(found)
     return ParallelSuite([tests])
