@@ -29,7 +29,7 @@ from gateway.verify.harness.running import (  # in the sandbox this file stands 
 )
 from gateway.verify.harness.scripts import Scripts  # in the sandbox this file stands before
 from gateway.verify.harness.stdio import normalised  # in the sandbox this file stands before
-from gateway.verify.harness.testing import ClientTest, alarm  # in the sandbox this file stands before
+from gateway.verify.harness.testing import ClientTest  # in the sandbox this file stands before
 from gateway.verify.harness.wire import Garbled, KeyUnpacker, Packer  # in the sandbox this file stands before
 
 RESTARTS_MAX = 2
@@ -237,8 +237,7 @@ class Judging(Scripts):
         if entry is None and len(self.report["functions"]) == 1:
             entry = self.report["functions"][0]
         test = ClientTest(source, f"test {index}", link, entry)
-        with alarm(self._until_s):
-            text = test.failure()
+        text = test.failure(self._until_s)
         if link.broken or test.cut:
             self._end()
         return text or link.broken or None, test.faulty

@@ -13,8 +13,6 @@ import os
 import signal
 import time
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Optional
 
 from gateway.verify.harness.candidate import described  # in the sandbox this file stands before
@@ -29,25 +27,6 @@ class Cut(BaseException):
     """Raised in a test whose time is over."""
 
 
-@contextmanager
-def alarm(until_s: float) -> Iterator[None]:
-    """Interrupt what the judge's own process does at `until_s` of the clock, again and again."""
-    armed = True
-
-    def ring(*_: object) -> None:
-        if armed:
-            raise Cut
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, until_s + 0.1 - time.monotonic()), CUT_AGAIN_S)
-    try:
-        yield
-    finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 class ClientTest:
     """One test of the client's, run here, with the program's names in its reach."""
 
@@ -56,9 +35,31 @@ class ClientTest:
         self.faulty = False  # whether no program could pass it
         self._source, self._name, self._link, self._entry = source, name, link, entry
 
-    def failure(self) -> Optional[str]:
+    def failure(self, until_s: float) -> Optional[str]:
         """Run it: None when it has passed, else what is wrong. A test that calls nothing of the program, or asserts
-        nothing, or of which a part cannot be called, fails."""
+        nothing, or of which a part cannot be called, fails. What it does in the judge's own process is interrupted at
+        `until_s` of the clock, again and again. Main thread only."""
+        before = signal.signal(signal.SIGALRM, self._ring)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, until_s + 0.1 - time.monotonic()), CUT_AGAIN_S)
+        try:
+            return self._failure()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _ring(self, _: int, frame: Optional[types.FrameType]) -> None:
+        """Cut, but only what runs for the test: what tells of one cut is met by no second one. What those call who have
+        an exception tell of itself is the test's, too, and they take a cut."""
+        innermost = frame
+        while frame is not None:
+            code = frame.f_code
+            if code is ClientTest._run.__code__ or code.co_filename == self._name:
+                raise Cut
+            if code in (_text_of.__code__, described.__code__) and frame is not innermost:
+                raise Cut
+            frame = frame.f_back
+
+    def _failure(self) -> Optional[str]:
         exit_before = os._exit
         try:
             tree = ast.parse(self._source, self._name)
@@ -123,7 +124,7 @@ class ClientTest:
         elif isinstance(error, Unusable):
             what = str(error)
         elif isinstance(error, AssertionError):
-            what = str(error) or "it does not hold"
+            what = _text_of(error) or "it does not hold"
         else:
             what = described(error)
         line, step = 0, error.__traceback__
@@ -133,6 +134,14 @@ class ClientTest:
         lines = self._source.splitlines()
         where = f"line {line}: {lines[line - 1].strip()}: " if 0 < line <= len(lines) else ""
         return f"{where[:300]}{what}" + (f"; {self._link.last}" if self._link.last else "")
+
+
+def _text_of(error: BaseException) -> str:
+    """What it says of itself, if the test's own class of exceptions can say it."""
+    try:
+        return str(error)
+    except BaseException:
+        return "what it says cannot be told"
 
 
 def _no_exit(_: int) -> None:

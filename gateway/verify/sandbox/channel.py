@@ -19,7 +19,9 @@ from typing import Any, Callable, Optional
 
 from gateway.verify.sandbox.job import LANGUAGES, Job, Run
 
-GRACE_S = 10.0  # beyond a job's wall time: for the jail to stand and for what it holds to die
+# Beyond a job's wall time: for the jail to stand (a container's files may be copied first, on a disk that has other
+# work) and for what it holds to die.
+GRACE_S = 20.0
 HEAD_BYTES = 1 << 16
 READ_BYTES = 1 << 18
 REASONS = ("exit", "signal", "wall", "cpu", "memory", "processes", "output", "setup")

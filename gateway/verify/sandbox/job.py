@@ -52,7 +52,7 @@ class Jail(Protocol):
     """One jail, good for one job."""
 
     def run(self, job: Job) -> Run:
-        """Run `job` here and wait for it: blocks for its wall limit and a few seconds at most. Never raises for what
+        """Run `job` here and wait for it: blocks for its wall limit and 20 s at most. Never raises for what
         happens to the job: that is a Run with reason "setup"."""
 
     def close(self) -> None:
