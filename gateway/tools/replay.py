@@ -29,12 +29,12 @@ _DISCOVERED = DiscoverSpec(FileSource("-"))  # stands for whatever said where en
 _STRANGER = Engine(EngineSpec("echo:"), "")  # stands for an engine that is not the model's
 
 
-class ReplayError(Exception):
+class ReplayError(ValueError):
     """The file is no decision log, or cannot be replayed."""
 
 
 # What values that nobody recorded lead to.
-_UNUSABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, ReplayError)
+_UNUSABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class _Replay:
@@ -211,7 +211,11 @@ def model_from_json(name: str, model: dict[str, Any]) -> ModelSpec:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The file's lines with their numbers; a last line that was cut off is left out. Raises ReplayError."""
+    """The file's lines with their numbers; a last line that was cut off is left out. Raises ReplayError and
+    OSError."""
+    first = Path(f"{path}.0")
+    if not path.exists() and first.exists():
+        raise ReplayError(f"there is none; each of several processes has written its own, the first {first.name}")
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             try:

@@ -24,7 +24,7 @@ def record(count: int = 3000) -> Recorded:
     for _ in range(count):
         at_s += chance.expovariate(RATE)
         times.append(at_s)
-    return Recorded("seen", [chance.expovariate(1 / MEAN_S) for _ in range(count)], times, [], [])
+    return Recorded("seen", [chance.expovariate(1 / MEAN_S) for _ in range(count)], times)
 
 
 class AdviseTest(unittest.TestCase):
@@ -62,7 +62,7 @@ class AdviseTest(unittest.TestCase):
         quiet = [float(second) for second in range(600)]
         busy = [300 + step / 10 for step in range(600)]
         self.assertAlmostEqual(busiest(quiet + busy, 60.0), 11.0, delta=0.1)
-        seen = seen_in(Recorded("x", [0.1, 0.2], quiet + busy, [], []), 95.0)
+        seen = seen_in(Recorded("x", [0.1, 0.2], quiet + busy), 95.0)
         self.assertGreater(seen.busy_rate, 4 * seen.mean_rate)
         self.assertEqual(busiest([1.0, 2.0], 60.0), 0.0)
 

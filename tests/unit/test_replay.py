@@ -567,6 +567,13 @@ class FileTest(ReplayCase):
             status, said = self.command()
             self.assertEqual((status, len(said.splitlines())), (2, 1), said)
 
+    def test_where_each_process_has_a_file_of_its_own_the_first_is_named(self) -> None:
+        first = Path(f"{self.path}.0")
+        first.write_text("{}\n", "utf-8")
+        status, said = self.command()
+        self.assertEqual((status, len(said.splitlines())), (2, 1), said)
+        self.assertIn(first.name, said)
+
 
 class WrittenTest(ReplayCase):
     """The decision log as a file."""

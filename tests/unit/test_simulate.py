@@ -25,8 +25,7 @@ from gateway.tools.simulate.command import main
 from gateway.tools.simulate.distributions import Zipf, distribution, mixed, number
 from gateway.tools.simulate.draws import rows
 from gateway.tools.simulate.faults import faults
-from gateway.tools.simulate.machines import Attempt
-from gateway.tools.simulate.request import Request
+from gateway.tools.simulate.request import Attempt, Request
 from gateway.tools.simulate.scenario import Fleet, Rules, Scenario, Work
 from gateway.tools.simulate.simulator import Run, simulate
 from gateway.tools.simulate.virtual import MODEL, STANDBY
@@ -346,6 +345,7 @@ class CommandTest(unittest.TestCase):
         self.assertEqual(status, 0)
         for word in ("lognormal:MEDIAN,SIGMA", "burst:", "KIND:WHO"):
             self.assertIn(word, out)
+        self.assertIn("'kill:20%@20s-40s'", out)  # may be pasted
 
     def test_a_log_of_decisions_gives_arrivals_and_service(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -357,6 +357,8 @@ class CommandTest(unittest.TestCase):
                 lines.append({"op": "settle", "outcome": "error", "duration_s": 9.0, "held_s": 9.0})
             log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"op": "acq', "utf-8")
             status, out, err = self.said("--from", str(log), "--duration", "20", "--warmup", "0", "--json", "-")
+            log.rename(f"{log}.0")
+            self.assertIn("decisions.jsonl.0", self.said("--from", str(log))[2])
         self.assertEqual(status, 0, err)
         (one,) = json.loads(out)["strategies"]
         self.assertEqual(one["requests"], 400)

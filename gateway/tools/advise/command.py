@@ -8,16 +8,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable
 
 from gateway.configuration import ConfigurationError
 from gateway.routing.specs import STRATEGIES
 from gateway.settings import load
 from gateway.tools.advise.sizing import Ask, Tried, advise
 from gateway.tools.advise.telling import as_json, lines
+from gateway.tools.arguments import between, option, parser_of, whole
+from gateway.tools.results import FAILED, INTERRUPTED, WRONG, failed
 from gateway.tools.simulate.recorded import recorded
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
 LEDGER = "ledger"  # instead of a file: STATE_DB
 _DESCRIPTION = """How many engines, how many workers and which limits keep a promise of latency, by what a gateway has
 seen and what the simulator makes of that."""
@@ -28,41 +28,17 @@ _EPILOG = """examples:
 exit status: 0 well, 1 no number of engines keeps the promise, 2 wrong arguments"""
 
 
-def _between(least: float, most: float, whole: bool = False) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            found = float(text)
-        except ValueError:
-            found = -1.0
-        if not least <= found <= most or (whole and found != int(found)):
-            kind = "a whole number" if whole else "a number"
-            raise argparse.ArgumentTypeError(f"must be {kind} from {least} to {most}, not {text!r}")
-        return int(found) if whole else found
-
-    return read
-
-
 def _parser(prog: str) -> argparse.ArgumentParser:
-    known = argparse.ArgumentParser(
-        prog=prog,
-        usage="%(prog)s --slo-ms MS --from FILE [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(prog=prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = known.add_argument
-    add("--slo-ms", metavar="MS", type=_between(1, 86_400_000), required=True, help="an answer's latency at most")
+    known = parser_of(prog, "--slo-ms MS --from FILE [options]", _DESCRIPTION, _EPILOG)
+    option(known, "--slo-ms", "MS", "an answer's latency at most", between(1, 86_400_000), required=True)
     source = "a log of decisions or a state database; ledger: that of STATE_DB"
-    add("--from", metavar="FILE", dest="source", required=True, help=source)
-    add("--percentile", metavar="P", type=_between(50, 99.9), default=95.0, help="of the answers (default 95)")
-    headroom = "times the rate of the busiest minute (default 1.3)"
-    add("--headroom", metavar="X", type=_between(0.1, 1000), default=1.3, help=headroom)
-    slots = "requests that an engine works on at once (default 8)"
-    add("--slots", metavar="N", type=_between(1, 100_000, whole=True), default=8, help=slots)
-    add("--strategy", choices=STRATEGIES, default="least_connections", help="default least_connections")
-    add("--seed", metavar="N", type=_between(0, 2**31 - 1, whole=True), default=1, help="the same again (default 1)")
-    add("--json", action="store_true", help="print JSON")
+    option(known, "--from", "FILE", source, dest="source", required=True)
+    option(known, "--percentile", "P", "of the answers (default 95)", between(50, 99.9), 95.0)
+    option(known, "--headroom", "X", "times the rate of the busiest minute (default 1.3)", between(0.1, 1000), 1.3)
+    option(known, "--slots", "N", "requests that an engine works on at once (default 8)", whole(1, 100_000), 8)
+    known.add_argument("--strategy", choices=STRATEGIES, default="least_connections", help="default least_connections")
+    option(known, "--seed", "N", "the same again (default 1)", whole(0, 2**31 - 1), 1)
+    known.add_argument("--json", action="store_true", help="print JSON")
     return known
 
 
@@ -87,8 +63,7 @@ def main(
             raise ValueError("all its requests came at one moment")
     except (OSError, ValueError, ConfigurationError) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
-        print(f"error: --from: {typed.source}: {why}", file=sys.stderr)
-        return WRONG
+        return failed(WRONG, f"--from: {typed.source}: {why}")
     ask = Ask(typed.slo_ms / 1000, typed.percentile, typed.headroom, typed.slots, typed.strategy, typed.seed, requests)
     try:
         advice = advise(record, ask, _progress)

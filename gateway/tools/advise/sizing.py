@@ -124,7 +124,7 @@ def advise(record: Recorded, ask: Ask, told: Callable[[Tried], object] = lambda 
     rate = _borne(record, ask, engines, wanted)
     # By Little's law so many are inside on average, and the number is about Poisson's.
     inside = rate * (seen.service_mean_s + max(0.0, tried[engines].at_s - seen.service_at_s))
-    workers = math.ceil(inside + _normal(SPARE_SHARE) * math.sqrt(inside))
+    workers = math.ceil(inside + NormalDist().inv_cdf(SPARE_SHARE) * math.sqrt(inside))
     slack_s = max(0.0, ask.slo_s - seen.service_median_s)
     queue_size = max(1, math.ceil(rate * slack_s))
     return Advice(seen, found, engines, rate, workers, queue_size, max(1, math.floor(rate * 60)))
@@ -178,7 +178,3 @@ def _tried(record: Recorded, ask: Ask, engines: int, rate: float) -> Tried:
         sum(measures.failures.values()) / max(1, measures.arrived),
         sum(busy) / len(busy),
     )
-
-
-def _normal(share: float) -> float:
-    return NormalDist().inv_cdf(share)

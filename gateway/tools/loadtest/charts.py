@@ -13,6 +13,7 @@ from typing import Callable, NamedTuple, Optional
 
 WIDE, HIGH = 1000.0, 260.0
 _TICKS = 4
+_PERCENTS = (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
 _END = ' class="end"'
 _CHARACTER = 0.0155  # of the width of a chart beside another, that one takes
 
@@ -112,6 +113,17 @@ def _time(at_s: int, step_s: int) -> str:
     if step_s >= 60:
         return f"{at_s / 60:g} m"
     return f"{at_s} s"
+
+
+def nines(percent: float) -> float:
+    """Where a percentile stands at its axis: 90 at 1, 99 at 2; infinite for 100."""
+    return math.inf if percent >= 100 else -math.log10(1 - percent / 100)
+
+
+def percent_axis(most: float) -> Axis:
+    """Percentiles, by `nines`."""
+    ticks = ((nines(one), f"{one:g} %") for one in _PERCENTS)
+    return Axis(0.0, most, tuple(tick for tick in ticks if tick[0] <= most))
 
 
 def _round_step(rough: float) -> float:

@@ -6,20 +6,17 @@ second one ends the process at once.
 
 from __future__ import annotations
 
-import gc
-import json
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 from random import Random
-from typing import Any, TextIO
+from typing import Any
 
 from gateway.clock import unix_s
 from gateway.tools.asking import UsageError
@@ -36,8 +33,8 @@ from gateway.tools.loadtest.requests import Mix, Target, requests
 from gateway.tools.loadtest.result import Run, result_of
 from gateway.tools.loadtest.schedule import ClosedLoop, OpenLoop, Schedule
 from gateway.tools.loadtest.table import clean, table
+from gateway.tools.results import FAILED, INTERRUPTED, WRONG, check_files, failed, quiet_memory, tell
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
 _OWN_DESCRIPTORS = 32
 NAME_CHARS = 200  # of a model that a server lists
 
@@ -47,23 +44,17 @@ def main(argv: Sequence[str], prog: str = "loadtest") -> int:
     try:
         plan = _with_descriptors(plan_of(argv, prog))
         bodies = _bodies(plan)
-        _check_files(plan)
+        check_files(plan.json_file, plan.html_file)
     except SystemExit as error:  # argparse has said what is wrong, or helped
         return WRONG if error.code else 0
     except UsageError as error:
-        return _failed(WRONG, *error.faults)
+        return failed(WRONG, *error.faults)
     try:
         found = find(plan)
     except Unreachable as error:
-        return _failed(FAILED, str(error))
+        return failed(FAILED, str(error))
     result = _run(plan, found, bodies)
     return _tell(plan, result)
-
-
-def _failed(status: int, *texts: str) -> int:
-    for text in texts:
-        print(f"error: {text}", file=sys.stderr)
-    return status
 
 
 def _bodies(plan: Plan) -> list[dict[str, Any]]:
@@ -77,19 +68,6 @@ def _bodies(plan: Plan) -> list[dict[str, Any]]:
         return [body_of(plan.kind, DEFAULT if plan.prompt is None else plan.prompt, prefix)]
     count = POOL if plan.unique or span.least != span.most else 1
     return [body_of(plan.kind, words(span.drawn(chance), chance), prefix) for _ in range(count)]
-
-
-def _check_files(plan: Plan) -> None:
-    """Say before the load, not after it, what cannot be written. Raises UsageError."""
-    for name, file in (("--json", plan.json_file), ("--html", plan.html_file)):
-        if file is None or file == "-":
-            continue
-        path = Path(file)
-        if path.is_dir() or not path.parent.is_dir():
-            why = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-            raise UsageError(f"{name}: {path}: {why}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UsageError(f"{name}: {path}: may not be written")
 
 
 def _with_descriptors(plan: Plan) -> Plan:
@@ -149,7 +127,8 @@ def _run(plan: Plan, found: Found, bodies: list[dict[str, Any]]) -> dict[str, An
     if progress is not None:
         _announce(plan, found)
     began = datetime.fromtimestamp(unix_s(), timezone.utc).isoformat(timespec="seconds")
-    with _interrupting(loop), _quiet_memory():
+    # The collector would find little while the load runs, and each of its looks would hold up every request.
+    with _interrupting(loop), quiet_memory(50_000, 50, 100):
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         ended_ns = loop.run(-round(plan.warmup_s * NS))
         cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
@@ -192,49 +171,13 @@ def _interrupting(loop: Loop) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _quiet_memory() -> Iterator[None]:
-    """The collector finds little while the load runs, and each of its looks would hold up every request."""
-    if not hasattr(gc, "freeze"):
-        yield
-        return
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-
-
 def _tell(plan: Plan, result: dict[str, Any]) -> int:
     """Print and write the result; returns the exit status."""
-    status = FAILED if any(one["failed"] for one in result["thresholds"]) else 0
-    text = json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    if plan.json_file == "-":
-        _print(sys.stdout, text)
-        _print(sys.stderr, table(result))
-    else:
-        _print(sys.stdout, table(result))
-    files: list[tuple[str, Path, str]] = []
-    if plan.json_file not in (None, "-"):
-        files.append(("--json", Path(str(plan.json_file)), text))
-    if plan.html_file is not None:
-        from gateway.tools.loadtest.page import page
-
-        files.append(("--html", plan.html_file, page(result)))
-    for name, path, written in files:
-        try:
-            path.write_text(written, "utf-8", "replace")  # a name may hold what UTF-8 cannot
-        except OSError as error:
-            status = _failed(FAILED, f"{name}: {path}: {error.strerror or error}")
-    return status
+    status = tell(result, table(result), _page, plan.json_file, plan.html_file)
+    return FAILED if any(one["failed"] for one in result["thresholds"]) else status
 
 
-def _print(stream: TextIO, text: str) -> None:
-    """Print what the stream's encoding may not know."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+def _page(result: Mapping[str, Any]) -> str:
+    from gateway.tools.loadtest.page import page
+
+    return page(result)

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
+from gateway.tools.arguments import option, parser_of, share, whole
 from gateway.tools.asking import UsageError, checked_key
 from gateway.tools.loadtest.durations import duration_s, positive_s, rate
 from gateway.tools.loadtest.plan import (
@@ -40,49 +41,11 @@ _EPILOG = """examples:
 exit status: 0 well, 1 a --fail-if failed or the server is not there, 2 wrong arguments"""
 
 
-def _value(
-    group: argparse._ActionsContainer,
-    names: str,
-    metavar: str,
-    about: str,
-    read: Callable[[str], Any] = str,
-    *,
-    default: object = None,
-    alone: object = None,
-    all_as: str = "",
-) -> None:
-    """An option with a value, which `read` makes of a text; what its ValueError says goes behind the option's name.
-    `alone`: what the option means without one, None: it needs one. `all_as`: it may be repeated, and all values of
-    that name are a list."""
-
-    def convert(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    more: dict[str, Any] = {"action": "append", "dest": all_as} if all_as else {"default": default}
-    if alone is not None:
-        more.update(nargs="?", const=alone)
-    group.add_argument(*names.split(), metavar=metavar, help=about, type=convert, **more)
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,10}", text.strip()) or not least <= int(text) <= most:
-            raise ValueError(f"must be a whole number from {least} to {most}, not {text!r}")
-        return int(text)
-
-    return read
-
-
 def _share(text: str) -> float:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)", text.strip())
-    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
-    if not 0 <= value <= 1:
-        hint = "; write --stream=1 before a URL" if "://" in text else ""
-        raise ValueError(f"must be a share from 0 to 1, as in 0.5 or 50%, not {text!r}{hint}")
-    return value
+    try:
+        return share(text)
+    except ValueError as error:
+        raise ValueError(f"{error}{'; write --stream=1 before a URL' if '://' in text else ''}") from None
 
 
 def _span(text: str) -> Span:
@@ -145,70 +108,63 @@ def _stage(text: str) -> tuple[Optional[float], float, float]:
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """What may be said."""
-    known = argparse.ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [options] URL",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(prog=prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    known = parser_of(prog, "[options] URL", _DESCRIPTION, _EPILOG)
     known.add_argument("url", metavar="URL", help="the server's base, as in http://127.0.0.1:8080")
     load = known.add_argument_group("how much")
     callers = f"closed loop: callers (default {CALLERS}); open: connections at most ({OPEN_CONNECTIONS})"
-    _value(load, "-c --connections", "N", callers, _whole(1, 100_000))
-    _value(load, "--think", "TIME", "closed loop: pause of a caller before asking again: 500ms, 1s-3s", _think)
-    _value(load, "-r --rate", "R", "open loop: requests a second: 100, 2.5, 90/m", rate)
+    option(load, "-c --connections", "N", callers, whole(1, 100_000))
+    option(load, "--think", "TIME", "closed loop: pause of a caller before asking again: 500ms, 1s-3s", _think)
+    option(load, "-r --rate", "R", "open loop: requests a second: 100, 2.5, 90/m", rate)
     load.add_argument("--arrivals", choices=("constant", "poisson"), help="open loop: evenly (default), or by chance")
     ramp = "open loop: from one rate to another, as in 10:500:60s; may be repeated"
-    _value(load, "--ramp", "FROM:TO:TIME", ramp, _ramp, all_as="segments")
+    option(load, "--ramp", "FROM:TO:TIME", ramp, _ramp, all_as="segments")
     stage = "open loop: from the rate before to this one, as in 30s:100; may be repeated"
-    _value(load, "--stage", "TIME:RATE", stage, _stage, all_as="segments")
+    option(load, "--stage", "TIME:RATE", stage, _stage, all_as="segments")
     duration = f"how long (default {DURATION_S:g}s, with --requests until they are done)"
-    _value(load, "-d --duration", "TIME", duration, positive_s)
-    _value(load, "-n --requests", "N", "so many requests at most, all told", _whole(1, 10**9))
-    _value(load, "--warmup", "TIME", "time before, in which nothing counts", duration_s, default=0.0)
+    option(load, "-d --duration", "TIME", duration, positive_s)
+    option(load, "-n --requests", "N", "so many requests at most, all told", whole(1, 10**9))
+    option(load, "--warmup", "TIME", "time before, in which nothing counts", duration_s, default=0.0)
 
     what = known.add_argument_group("what is asked")
     model = "may be repeated for a mix (default: the first that the server lists)"
-    _value(what, "-m --model", "NAME[=WEIGHT]", model, _model, all_as="models")
+    option(what, "-m --model", "NAME[=WEIGHT]", model, _model, all_as="models")
     what.add_argument("--kind", choices=tuple(PATH_BY_KIND), help="default: as --path says, or chat")
-    _value(what, "--path", "PATH", "another than the kind's own")
+    option(what, "--path", "PATH", "another than the kind's own")
     texts = what.add_mutually_exclusive_group()
-    _value(texts, "--prompt", "TEXT", "what to ask")
-    _value(texts, "--prompts", "FILE", "what to ask, by chance: JSON lines, or a text a line", Path)
-    _value(texts, "--prompt-tokens", "N[-M]", "made-up prompts of about so many tokens", _span)
+    option(texts, "--prompt", "TEXT", "what to ask")
+    option(texts, "--prompts", "FILE", "what to ask, by chance: JSON lines, or a text a line", Path)
+    option(texts, "--prompt-tokens", "N[-M]", "made-up prompts of about so many tokens", _span)
     prefix = "about so many made-up tokens before each prompt, always the same"
-    _value(what, "--shared-prefix", "N", prefix, _whole(1, 1_000_000), default=0)
+    option(what, "--shared-prefix", "N", prefix, whole(1, 1_000_000), default=0)
     unique = "each prompt begins with a mark of its own: no cache knows it"
     what.add_argument("--unique", action="store_true", help=unique)
-    _value(what, "--max-tokens", "N[-M]", "as the request's max_tokens", _span)
+    option(what, "--max-tokens", "N[-M]", "as the request's max_tokens", _span)
     stream = "ask for streams, or for this share of them: --stream=0.5"
-    _value(what, "--stream", "SHARE", stream, _share, default=0.0, alone=1.0)
+    option(what, "--stream", "SHARE", stream, _share, default=0.0, nargs="?", const=1.0)
     usage = "do not ask for usage in streams: count their events"
     what.add_argument("--no-stream-usage", action="store_true", help=usage)
     param = "another member of each request, in JSON or a text: temperature=0"
-    _value(what, "-p --param", "NAME=VALUE", param, _param, all_as="params")
-    _value(what, "-H --header", "'NAME: VALUE'", "may be repeated", _header, all_as="headers")
+    option(what, "-p --param", "NAME=VALUE", param, _param, all_as="params")
+    option(what, "-H --header", "'NAME: VALUE'", "may be repeated", _header, all_as="headers")
     key = f"sent as Bearer; better in {', '.join(KEY_VARIABLES)}, since others see a command line"
-    _value(what, "--key", "KEY", key)
-    _value(what, "--seed", "N", "the same requests at the same times again", _whole(0, 2**31 - 1))
+    option(what, "--key", "KEY", key)
+    option(what, "--seed", "N", "the same requests at the same times again", whole(0, 2**31 - 1))
 
     how = known.add_argument_group("how")
-    _value(how, "--timeout", "TIME", "for an answer (default 60s)", positive_s, default=60.0)
-    _value(how, "--connect-timeout", "TIME", "default 5s", positive_s, default=5.0)
+    option(how, "--timeout", "TIME", "for an answer (default 60s)", positive_s, default=60.0)
+    option(how, "--connect-timeout", "TIME", "default 5s", positive_s, default=5.0)
     how.add_argument("--no-keepalive", action="store_true", help="a connection for each request")
     interval = "closed loop: count what a caller meant to ask so often would have seen, too"
-    _value(how, "--expected-interval", "TIME", interval, positive_s, default=0.0)
+    option(how, "--expected-interval", "TIME", interval, positive_s, default=0.0)
     how.add_argument("--insecure", action="store_true", help="take any certificate")
-    _value(how, "--cacert", "FILE", "certificates to trust instead of the system's", Path)
+    option(how, "--cacert", "FILE", "certificates to trust instead of the system's", Path)
 
     told = known.add_argument_group("what is told")
     told.add_argument("--json", dest="json_file", metavar="FILE", help="everything, for programs; - is stdout")
     told.add_argument("--html", dest="html_file", type=Path, metavar="FILE", help="one page with charts")
-    _value(told, "--title", "TEXT", "of the page", default="")
-    rule = "exit status 1 when it holds: 'p99>500ms', 'ttft_p95>2s', 'errors>1%%', 'rate<100', 'tokens<50'"
-    _value(told, "--fail-if", "RULE", rule, threshold, all_as="thresholds")
+    option(told, "--title", "TEXT", "of the page", default="")
+    rule = "exit status 1 when it holds: 'p99>500ms', 'ttft_p95>2s', 'errors>1%', 'rate<100', 'tokens<50'"
+    option(told, "--fail-if", "RULE", rule, threshold, all_as="thresholds")
     told.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return known
 

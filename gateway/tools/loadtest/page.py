@@ -18,11 +18,13 @@ from gateway.tools.loadtest.charts import (
     Hover,
     Series,
     chart,
+    nines,
+    percent_axis,
     time_axis,
     value_axis,
 )
 from gateway.tools.loadtest.durations import counted, shown_bytes, shown_ns, three_digits, tick, tick_ms
-from gateway.tools.loadtest.style import STYLE
+from gateway.tools.loadtest.style import document, pairs_html, table_html
 from gateway.tools.loadtest.table import (
     COLUMNS,
     clean,
@@ -35,27 +37,18 @@ from gateway.tools.loadtest.table import (
     times_rows,
 )
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _BAD = ' class="bad"'
-_PERCENTS = (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
 
 
 def page(result: Mapping[str, Any]) -> str:
     """The whole document."""
-    title = escape(clean(result["title"]))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="referrer" content="no-referrer">'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f"{''.join(_parts(result, title))}</main></body></html>\n"
-    )
+    title = clean(result["title"])
+    return document(title, _parts(result, title))
 
 
 def _parts(result: Mapping[str, Any], title: str) -> Iterator[str]:
     early = " · <b>ended early</b>" if result["interrupted"] else ""
-    yield f"<header><h1>{title}</h1><p>{escape(summary(result['config']))}</p>"
+    yield f"<header><h1>{escape(title)}</h1><p>{escape(summary(result['config']))}</p>"
     began = result["began"].replace("T", " ").replace("+00:00", " UTC")
     yield f"<p>{escape(began)} · {shown_ns(result['duration_s'] * 1e9)}{_warm(result)}{early}</p></header>\n"
     yield f'<ul class="tiles">{"".join(_tiles(result))}</ul>\n'
@@ -247,24 +240,19 @@ def _spreads(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _spread(title: str, series: Sequence[Series]) -> str:
     most = max(at for one in series for at, _ in one.points)
-    ticks = tuple((_nines(one), f"{one:g} %") for one in _PERCENTS if _nines(one) <= most)
     y = value_axis(series, tick_ms, may_log=True)
     about = "how long the slowest of so many took" + (", logarithmic" if y.log else "")
     hovers = []
     dots = series[0].points
     for (at, value), (until, _) in zip(dots, dots[1:]):
         hovers.append(Hover(at, until, f"{100 * (1 - 10**-at):.5g} %: {ms(value)}"))
-    return chart(title, about, series, Axis(0.0, most, ticks), y, hovers=hovers)
-
-
-def _nines(percent: float) -> float:
-    return -math.log10(1 - percent / 100)
+    return chart(title, about, series, percent_axis(most), y, hovers=hovers)
 
 
 def _curve(times: Mapping[str, Any]) -> list[Dot]:
     last = math.log10(2 * times["count"])
     dots: list[Dot] = [(0.0, times["min_ms"])]
-    dots += [(last if percent >= 100 else min(last, _nines(percent)), value) for percent, value in times["spread"]]
+    dots += [(min(last, nines(percent)), value) for percent, value in times["spread"]]
     return dots
 
 
@@ -273,22 +261,11 @@ def _curve(times: Mapping[str, Any]) -> list[Dot]:
 
 def _tables(result: Mapping[str, Any]) -> Iterator[str]:
     times = [(name.capitalize(), *cells) for name, *cells in times_rows(result)]
-    yield _table("Times", ("", *COLUMNS), times)
+    yield table_html("Times", ("", *COLUMNS), times)
     heads = ("", "answered", "errors", "refused", "p50", "p99", "first token p50", "per token p50", "tokens")
     for title, kind in (("By model", "models"), ("By engine", "engines")):
-        yield _table(title, heads, [label_row(row) for row in result[kind]])
-    yield _table("What went wrong", ("", "count", "share"), error_rows(result))
-
-
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
-    return (
-        f'<h2>{escape(title)}</h2>\n<div class="box wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
+        yield table_html(title, heads, [label_row(row) for row in result[kind]])
+    yield table_html("What went wrong", ("", "count", "share"), error_rows(result))
 
 
 def _settings(result: Mapping[str, Any]) -> Iterator[str]:
@@ -313,8 +290,7 @@ def _settings(result: Mapping[str, Any]) -> Iterator[str]:
     }
     if config["loop"] == "closed":
         del pairs["Sent late"]
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs.items())
-    yield f'<h2>How it was measured</h2>\n<div class="box"><dl class="pairs">{rows}</dl></div>\n'
+    yield pairs_html("How it was measured", pairs)
     error = 100 * result["relative_error"]
     yield f"<footer><p>Percentiles are within {error:.1f} %; smallest, largest and mean are exact.</p></footer>\n"
 

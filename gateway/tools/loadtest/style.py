@@ -1,8 +1,44 @@
-"""How the page looks: one style sheet, light and dark by what the reader prefers. No state."""
+"""How a page looks: its frame, its tables, and one style sheet, light and dark by what the reader prefers. No state."""
 
 from __future__ import annotations
 
-STYLE = """
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """The whole page, of parts that are HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        f"{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def table_html(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts under its title; nothing where it has no rows."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
+    return (
+        f'<h2>{escape(title)}</h2>\n<div class="box wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
+
+
+def pairs_html(title: str, pairs: Mapping[str, str]) -> str:
+    """Names and what they are, under a title."""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs.items())
+    return f'<h2>{escape(title)}</h2>\n<div class="box"><dl class="pairs">{rows}</dl></div>\n'
+
+
+_STYLE = """
 :root{color-scheme:light dark;--paper:#f6f6f3;--card:#fff;--ink:#17191c;--soft:#5c636b;--line:#e4e4df;--edge:#e9e9e4;
 --blue:#2563c9;--teal:#0b8573;--amber:#b86e00;--red:#c8332f;--violet:#7a4fd0;--band:#17191c08;--warm:#b86e0014;
 --bad:#fdeeec;--good:#e8f5f1}

@@ -95,13 +95,11 @@ class Zipf:
     """One of `count` things, the k-th most popular with a weight of 1 / k ** `exponent` (0: all alike)."""
 
     def __init__(self, count: int, exponent: float) -> None:
-        self.count = count
-        self.exponent = exponent
         self._cumulative = list(accumulate(rank**-exponent for rank in range(1, count + 1)))
 
     def values(self, chance: Random) -> Iterator[int]:
         """Ranks from 0, without end."""
-        cumulative, total, most = self._cumulative, self._cumulative[-1], self.count - 1
+        cumulative, total, most = self._cumulative, self._cumulative[-1], len(self._cumulative) - 1
         while True:
             yield from [min(most, bisect_left(cumulative, chance.random() * total)) for _ in range(BLOCK)]
 

@@ -1,21 +1,19 @@
 """Simulated engines: what they work on, how fast, and what becomes of it when something befalls them.
 
 A `Machine` owns its slots, the requests that wait for one, and the prefixes that it remembers. What it has to say goes
-to the `Asks` of each try (`virtual.py`), never at once but as an event of its own. One thread, no I/O.
+to the gateway of each try (`virtual.py`), never at once but as an event of its own. One thread, no I/O.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
-from typing import Optional, Protocol
 
-from gateway.routing.line import Lease
-from gateway.routing.pool import ModelPool
 from gateway.routing.retry import OK, Outcome
 from gateway.tools.simulate.distributions import mixed
 from gateway.tools.simulate.events import Events
-from gateway.tools.simulate.scenario import Fleet
+from gateway.tools.simulate.request import Attempt
+from gateway.tools.simulate.scenario import Fleet, Scenario
 
 REFUSED_S = 0.001  # until a connection is refused, or an error is answered
 REFUSED = Outcome("refused", "cannot connect to the engine")
@@ -27,97 +25,21 @@ FAILED = Outcome("error", "the engine answered 500", 500)
 LIMITED = Outcome("rate_limited", "", 429)
 
 
-class Asks(Protocol):
-    """Who hears of a try."""
-
-    def first(self, attempt: Attempt) -> object:
-        """The first event of a stream has come."""
-
-    def ended(self, attempt: Attempt, outcome: Outcome) -> object:
-        """It has ended."""
-
-
-class Needs(Protocol):
-    """What a machine looks at of a request."""
-
-    number: int
-    need_s: float
-    first_s: float
-    prefix: bytes
-    stream: bool
-
-
-class Attempt:
-    """One try of one engine. `over`: nobody waits for it any more. It stands for `upstream.attempt.Attempt` where
-    `Rescue` has it: `begun`, `aborted`, `abort`."""
-
-    __slots__ = (
-        "aborted",
-        "asks",
-        "begun",
-        "due",
-        "first_after_s",
-        "index",
-        "lease",
-        "machine",
-        "need_s",
-        "over",
-        "parked",
-        "pool",
-        "request",
-        "rival",
-        "running_s",
-        "started_s",
-        "took_first_s",
-    )
-
-    def __init__(
-        self, asks: Asks, request: Needs, pool: ModelPool, lease: Lease, machine: Machine, index: int, now_s: float
-    ) -> None:
-        self.asks = asks
-        self.request = request
-        self.pool = pool
-        self.lease = lease
-        self.machine = machine
-        self.index = index  # 0: the request's first try
-        self.started_s = now_s
-        self.running_s = -1.0  # since when a slot works on it; less than 0: none does
-        self.need_s = 0.0
-        self.first_after_s = 0.0
-        self.took_first_s: Optional[float] = None
-        self.begun = False
-        self.aborted: Optional[str] = None
-        self.over = False
-        self.parked = False  # answered behind a partition
-        self.rival: Optional[Attempt] = None
-        self.due = 0.0
-
-    def abort(self, reason: str) -> None:
-        """End it for another engine's sake (`Rescue`)."""
-        self.aborted = reason
-        self.machine.events.at(self.machine.events.now_s, _hung, self)
-
-
-def _hung(attempt: Attempt) -> None:
-    if not attempt.over:
-        attempt.asks.ended(attempt, Outcome("hung", "the engine has stopped answering"))
-
-
 class Machine:
     """One engine whose slots work independently of each other."""
 
-    def __init__(self, events: Events, fleet: Fleet, speed: float, seed: int, hiccup: tuple[float, float]) -> None:
+    def __init__(self, events: Events, scenario: Scenario, fleet: Fleet, speed: float) -> None:
         self.events = events
         self.slots = fleet.slots
         self.speed = speed
         self.batching = fleet.batching
-        self.seed = seed
-        self.hiccup = hiccup if hiccup[0] > 0 else None
+        self.seed = scenario.seed
+        self.hiccup = scenario.work.hiccup if scenario.work.hiccup[0] > 0 else None
         self.cache_size = fleet.cache
         self.hit_saves = fleet.hit_saves
         self.hits = 0
-        self.connect_timeout_s = 5.0
-        self.idle_timeout_s = 60.0
+        self.connect_timeout_s = scenario.rules.connect_timeout_s
+        self.idle_timeout_s = scenario.rules.stream_idle_timeout_s
         self.running = 0
         self.waiting: deque[Attempt] = deque()
         self.live: dict[Attempt, None] = {}  # what it works on, what waits, what is answered behind a partition
@@ -166,17 +88,14 @@ class Machine:
             if drawn >= self.error_share + self.limited_share:
                 return False
             outcome, after_s = (FAILED if drawn < self.error_share else LIMITED), REFUSED_S
-        events.at(events.now_s + after_s, _told, (attempt, outcome))
+        events.at(events.now_s + after_s, self._told, (attempt, outcome))
         return True
 
     def _start(self, attempt: Attempt) -> None:
         """A slot begins to work on it."""
-        events = self.events
-        now_s = events.now_s
-        self.busy_slot_s += self.running * (now_s - self.accounted_s)
-        self.accounted_s = now_s
+        self.account()
         self.running += 1
-        attempt.running_s = now_s
+        attempt.running_s = self.events.now_s
         request = attempt.request
         need_s, first_s = request.need_s, request.first_s
         if self.hiccup is not None and mixed(self.seed, request.number, attempt.index, 2) < self.hiccup[0]:
@@ -206,14 +125,14 @@ class Machine:
         events = self.events
         pace = self.slowness / self.speed
         number = events.number = events.number + 1
-        heappush(events.heap, (events.now_s + attempt.need_s * pace, number, _finish, attempt))
+        heappush(events.heap, (events.now_s + attempt.need_s * pace, number, self._finish, attempt))
         attempt.first_after_s *= pace
         attempt.need_s *= pace
         if stream:
             number = events.number = events.number + 1
-            heappush(events.heap, (events.now_s + attempt.first_after_s, number, _first, attempt))
+            heappush(events.heap, (events.now_s + attempt.first_after_s, number, self._first, attempt))
 
-    def finish(self, attempt: Attempt) -> None:
+    def _finished(self, attempt: Attempt) -> None:
         """A slot has done its work."""
         self._release()
         self._tell_end(attempt)
@@ -224,12 +143,10 @@ class Machine:
             return
         del self.live[attempt]
         self.served += 1
-        attempt.asks.ended(attempt, OK)
+        attempt.gateway.ended(attempt, OK)
 
     def _release(self) -> None:
-        now_s = self.events.now_s
-        self.busy_slot_s += self.running * (now_s - self.accounted_s)
-        self.accounted_s = now_s
+        self.account()
         self.running -= 1
         waiting = self.waiting
         while waiting:
@@ -262,7 +179,7 @@ class Machine:
             attempt.running_s = -1.0
             if attempt.over:  # with the other try of the same request, which was here, too
                 continue
-            attempt.asks.ended(attempt, BROKEN if attempt.begun else RESET)
+            attempt.gateway.ended(attempt, BROKEN if attempt.begun else RESET)
 
     def revive(self) -> None:
         """One fault less that has killed it."""
@@ -272,7 +189,7 @@ class Machine:
         """It cannot be reached."""
         self.cut += 1
         for attempt in [one for one in self.live if one.begun]:
-            self.events.at(self.events.now_s + self.idle_timeout_s, _idle, attempt)
+            self.events.at(self.events.now_s + self.idle_timeout_s, self._idle, attempt)
 
     def rejoin(self) -> None:
         """It can be reached again: what it has answered meanwhile arrives."""
@@ -287,6 +204,26 @@ class Machine:
         """What begins from now on takes so many times as long as before."""
         self.slowness *= factor
 
+    # --- what was said for later ----------------------------------------------------------------------------------
+
+    def _finish(self, attempt: Attempt) -> None:
+        # `running_s` less than 0: the engine has died since.
+        if not attempt.over and attempt.running_s >= 0:
+            self._finished(attempt)
+
+    def _first(self, attempt: Attempt) -> None:
+        if not (attempt.over or attempt.running_s < 0 or self.cut or attempt.begun):
+            attempt.gateway.first(attempt)
+
+    def _idle(self, attempt: Attempt) -> None:
+        if self.cut and not attempt.over:
+            attempt.gateway.ended(attempt, SILENT)
+
+    def _told(self, what: tuple[Attempt, Outcome]) -> None:
+        attempt, outcome = what
+        if not attempt.over:
+            attempt.gateway.ended(attempt, outcome)
+
 
 class Batch(Machine):
     """One engine whose slots share a batch, the slower the more there are.
@@ -295,8 +232,8 @@ class Batch(Machine):
     go on alike, so who came when it was w and needs n is ready when it is w + n.
     """
 
-    def __init__(self, events: Events, fleet: Fleet, speed: float, seed: int, hiccup: tuple[float, float]) -> None:
-        super().__init__(events, fleet, speed, seed, hiccup)
+    def __init__(self, events: Events, scenario: Scenario, fleet: Fleet, speed: float) -> None:
+        super().__init__(events, scenario, fleet, speed)
         self._work_s = 0.0
         self._at_s = events.now_s
         self._rate = speed
@@ -341,9 +278,9 @@ class Batch(Machine):
             if attempt.over or attempt.running_s < 0:
                 continue
             if first:
-                _first(attempt)
+                self._first(attempt)
             else:
-                self.finish(attempt)
+                self._finished(attempt)
         self._turn()
         self._plan_next()
 
@@ -364,25 +301,3 @@ class Batch(Machine):
         self._turn()
         super().slow_down(factor)
         self._plan_next()
-
-
-def _finish(attempt: Attempt) -> None:
-    # `running_s` less than 0: its engine has died since.
-    if not attempt.over and attempt.running_s >= 0:
-        attempt.machine.finish(attempt)
-
-
-def _first(attempt: Attempt) -> None:
-    if not (attempt.over or attempt.running_s < 0 or attempt.machine.cut or attempt.begun):
-        attempt.asks.first(attempt)
-
-
-def _idle(attempt: Attempt) -> None:
-    if attempt.machine.cut and not attempt.over:
-        attempt.asks.ended(attempt, SILENT)
-
-
-def _told(what: tuple[Attempt, Outcome]) -> None:
-    attempt, outcome = what
-    if not attempt.over:
-        attempt.asks.ended(attempt, outcome)

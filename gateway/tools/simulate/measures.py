@@ -61,18 +61,18 @@ class Measures:
 
     def moment(self, at_s: float) -> Moment:
         """The part of the run that a time is in."""
-        return self.moments[min(MOMENTS - 1, max(0, int((at_s - self.begin_s) / self.width_s)))]
+        return self.moments[min(MOMENTS - 1, int((at_s - self.begin_s) / self.width_s))]
 
     def came(self, at_s: float) -> None:
         """A request has come."""
-        self.moments[min(MOMENTS - 1, int((at_s - self.begin_s) / self.width_s))].arrived += 1
+        self.moment(at_s).arrived += 1
         if at_s >= self.from_s:
             self.arrived += 1
 
     def well(self, at_s: float, latency_s: float, first_s: float, waited_s: float) -> None:
         """A request that came then was answered."""
         latency_ns = int((latency_s + self.overhead_s) * 1e9)
-        moment = self.moments[min(MOMENTS - 1, int((at_s - self.begin_s) / self.width_s))]
+        moment = self.moment(at_s)
         moment.answered += 1
         moment.latency.record(latency_ns)
         if at_s < self.from_s:

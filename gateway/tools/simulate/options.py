@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from gateway.limits.prices import Price
 from gateway.limits.quotas import KeyLimits, RateLimits
 from gateway.routing.specs import STRATEGIES
+from gateway.tools.arguments import option, parser_of, share, whole
 from gateway.tools.asking import UsageError
 from gateway.tools.loadtest.durations import duration_s, positive_s
 from gateway.tools.simulate.arrivals import GRAMMAR as ARRIVALS_GRAMMAR
@@ -46,24 +46,6 @@ class Options(NamedTuple):
     quiet: bool
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,10}", text.strip()) or not least <= int(text) <= most:
-            raise ValueError(f"must be a whole number from {least} to {most}, not {text!r}")
-        return int(text)
-
-    return read
-
-
-def share(text: str) -> float:
-    """A share such as 0.2 or 20%. Raises ValueError."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)", text.strip())
-    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
-    if not 0 <= value <= 1:
-        raise ValueError(f"must be a share from 0 to 1, as in 0.5 or 50%, not {text!r}")
-    return value
-
-
 def law_of_time(text: str) -> Distribution:
     """A law of durations. Raises ValueError."""
     return distribution(text, duration_s)
@@ -92,7 +74,7 @@ def _hiccup(text: str) -> tuple[float, float]:
 
 def _zipf(text: str) -> tuple[int, float]:
     count, _, exponent = text.partition(",")
-    return _whole(1, 1_000_000)(count), number(exponent or "1")
+    return whole(1, 1_000_000)(count), number(exponent or "1")
 
 
 def _price(text: str) -> Price:
@@ -106,7 +88,7 @@ def _limits(text: str) -> dict[str, int]:
         name, _, amount = part.strip().partition(":")
         if name not in ("rpm", "tpm", "concurrency"):
             raise ValueError(f"must be rpm:N, tpm:N or concurrency:N, with commas between them, not {text!r}")
-        found[name] = _whole(1, 1_000_000_000)(amount)
+        found[name] = whole(1, 1_000_000_000)(amount)
     return found
 
 
@@ -121,88 +103,64 @@ def _key_limits(text: str) -> KeyLimits:
     return KeyLimits(**_limits(text))
 
 
-def _value(
-    group: argparse._ActionsContainer,
-    names: str,
-    metavar: str,
-    about: str,
-    read: Callable[[str], Any],
-    default: object = None,
-) -> None:
-    def convert(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    group.add_argument(*names.split(), metavar=metavar, help=about.replace("%", "%%"), type=convert, default=default)
-
-
 def parser(prog: str) -> argparse.ArgumentParser:
     """What may be said."""
-    known = argparse.ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(prog=prog).replace("%", "%%"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    known = parser_of(prog, "[options]", _DESCRIPTION, _EPILOG)
     fleet, work, rules = Fleet(), Work(), Rules()
     engines = known.add_argument_group("engines")
-    _value(engines, "-e --engines", "N", "how many (default 10)", _whole(1, 100_000), 10)
+    option(engines, "-e --engines", "N", "how many (default 10)", whole(1, 100_000), 10)
     slots = "requests that one works on at once; more wait there (default 8)"
-    _value(engines, "--slots", "N", slots, _whole(1, 100_000), fleet.slots)
-    _value(engines, "--max-concurrency", "N", "as in the engines file: more wait in the gateway", _whole(1, 1_000_000))
+    option(engines, "--slots", "N", slots, whole(1, 100_000), fleet.slots)
+    option(engines, "--max-concurrency", "N", "as in the engines file: more wait in the gateway", whole(1, 1_000_000))
     batching = "an engine's slots share a batch: with b in it each goes on at 1 / (1 + X (b - 1)); 0: they do not"
-    _value(engines, "--batching", "X", batching, number, 0.0)
-    _value(engines, "--speeds", "LAW", "of each engine's speed (default 1)", _law_of_numbers, fleet.speed)
-    _value(engines, "--cache", "N", "prefixes that an engine remembers (default 0)", _whole(0, 1_000_000), 0)
+    option(engines, "--batching", "X", batching, number, 0.0)
+    option(engines, "--speeds", "LAW", "of each engine's speed (default 1)", _law_of_numbers, fleet.speed)
+    option(engines, "--cache", "N", "prefixes that an engine remembers (default 0)", whole(0, 1_000_000), 0)
     saves = "of the time to the first token, for a prefix that it remembers (default 0.8)"
-    _value(engines, "--hit-saves", "SHARE", saves, share, fleet.hit_saves)
-    _value(engines, "--standby", "N", "engines of a second model that stands in for the first", _whole(1, 100_000))
-    _value(engines, "--faults", "FAULTS", "what befalls them, with blanks between: see below", faults, ())
+    option(engines, "--hit-saves", "SHARE", saves, share, fleet.hit_saves)
+    option(engines, "--standby", "N", "engines of a second model that stands in for the first", whole(1, 100_000))
+    option(engines, "--faults", "FAULTS", "what befalls them, with blanks between: see below", faults, ())
 
     load = known.add_argument_group("requests")
-    _value(load, "-a --arrivals", "ARRIVALS", "default poisson:100/s", _arrivals)
-    _value(load, "--service", "LAW", "time an engine takes for a whole answer (default exponential:300ms)", law_of_time)
+    option(load, "-a --arrivals", "ARRIVALS", "default poisson:100/s", _arrivals)
+    option(load, "--service", "LAW", "time an engine takes for a whole answer (default exponential:300ms)", law_of_time)
     first = "LAW of the time to the first token instead; the others take --per-token each"
-    _value(load, "--first-token", "LAW", first, law_of_time)
-    _value(load, "--per-token", "LAW", "with --first-token (default 10ms)", law_of_time, work.per_token)
+    option(load, "--first-token", "LAW", first, law_of_time)
+    option(load, "--per-token", "LAW", "with --first-token (default 10ms)", law_of_time, work.per_token)
     shared = "of --service, until the first token (default 0.2)"
-    _value(load, "--first-share", "SHARE", shared, share, work.first_share)
-    _value(load, "--prompt-tokens", "LAW", "default lognormal:300,0.8", _law_of_numbers, work.prompt_tokens)
-    _value(load, "--output-tokens", "LAW", "default lognormal:120,0.8", _law_of_numbers, work.output_tokens)
-    _value(load, "--stream", "SHARE", "of requests that are streams (default 0)", share, 0.0)
-    _value(load, "--prefixes", "N[,ZIPF]", "shared beginnings of prompts, the popular ones first", _zipf, (0, 1.0))
-    _value(load, "--hiccup", "SHARE,FACTOR", "of tries that take so many times as long", _hiccup, (0.0, 1.0))
+    option(load, "--first-share", "SHARE", shared, share, work.first_share)
+    option(load, "--prompt-tokens", "LAW", "default lognormal:300,0.8", _law_of_numbers, work.prompt_tokens)
+    option(load, "--output-tokens", "LAW", "default lognormal:120,0.8", _law_of_numbers, work.output_tokens)
+    option(load, "--stream", "SHARE", "of requests that are streams (default 0)", share, 0.0)
+    option(load, "--prefixes", "N[,ZIPF]", "shared beginnings of prompts, the popular ones first", _zipf, (0, 1.0))
+    option(load, "--hiccup", "SHARE,FACTOR", "of tries that take so many times as long", _hiccup, (0.0, 1.0))
     source = "take service times and arrivals from a log of decisions or a state database, where not given here"
-    _value(load, "--from", "FILE", source, Path)
+    option(load, "--from", "FILE", source, Path)
 
     gateway = known.add_argument_group("gateway")
     strategies = "with commas between them, or all (default round_robin)"
-    _value(gateway, "-s --strategy", "NAMES", strategies, _strategies, ("round_robin",))
-    _value(gateway, "--gateways", "N", "each with its own view of the engines (default 1)", _whole(1, 1000), 1)
-    _value(gateway, "--workers", "N", "0: as many as are needed (the default)", _whole(0, 1_000_000), rules.workers)
-    _value(gateway, "--queue-size", "N", "default 1024", _whole(1, 10_000_000), rules.queue_size)
-    _value(gateway, "--queue-timeout", "TIME", "default 30s", positive_s, rules.queue_timeout_s)
-    _value(gateway, "--request-timeout", "TIME", "default 60s", positive_s, rules.request_timeout_s)
-    _value(gateway, "--retry-attempts", "N", "tries of a model (default 3)", _whole(1, 100), rules.retry_attempts)
-    _value(gateway, "--hedge-after", "TIME", "ask a second engine after so long, or p95", _hedge)
-    _value(gateway, "--hedge-ratio", "SHARE", "of requests at most (default 0.1)", share, rules.hedge_ratio)
-    _value(gateway, "--health-interval", "TIME", "default 5s; 0: no probes", duration_s, rules.health_interval_s)
-    _value(gateway, "--limit", "LIMITS", "of all requests: rpm:N,tpm:N", _rate_limits, rules.everybody)
-    _value(gateway, "--key-limit", "LIMITS", "of each key: rpm:N,tpm:N,concurrency:N", _key_limits, rules.key_limits)
-    _value(gateway, "--keys", "N", "that requests come with, each as often (default 1)", _whole(1, 1_000_000), 1)
-    _value(gateway, "--overhead", "TIME", "what the gateway adds to each answer (default 0)", duration_s, 0.0)
+    option(gateway, "-s --strategy", "NAMES", strategies, _strategies, ("round_robin",))
+    option(gateway, "--gateways", "N", "each with its own view of the engines (default 1)", whole(1, 1000), 1)
+    option(gateway, "--workers", "N", "0: as many as are needed (the default)", whole(0, 1_000_000), rules.workers)
+    option(gateway, "--queue-size", "N", "default 1024", whole(1, 10_000_000), rules.queue_size)
+    option(gateway, "--queue-timeout", "TIME", "default 30s", positive_s, rules.queue_timeout_s)
+    option(gateway, "--request-timeout", "TIME", "default 60s", positive_s, rules.request_timeout_s)
+    option(gateway, "--retry-attempts", "N", "tries of a model (default 3)", whole(1, 100), rules.retry_attempts)
+    option(gateway, "--hedge-after", "TIME", "ask a second engine after so long, or p95", _hedge)
+    option(gateway, "--hedge-ratio", "SHARE", "of requests at most (default 0.1)", share, rules.hedge_ratio)
+    option(gateway, "--health-interval", "TIME", "default 5s; 0: no probes", duration_s, rules.health_interval_s)
+    option(gateway, "--limit", "LIMITS", "of all requests: rpm:N,tpm:N", _rate_limits, rules.everybody)
+    option(gateway, "--key-limit", "LIMITS", "of each key: rpm:N,tpm:N,concurrency:N", _key_limits, rules.key_limits)
+    option(gateway, "--keys", "N", "that requests come with, each as often (default 1)", whole(1, 1_000_000), 1)
+    option(gateway, "--overhead", "TIME", "what the gateway adds to each answer (default 0)", duration_s, 0.0)
 
     run = known.add_argument_group("run")
-    _value(run, "-d --duration", "TIME", "default 60s", positive_s, 60.0)
-    _value(run, "--warmup", "TIME", "from the start, not counted (default a tenth of --duration)", duration_s)
-    _value(run, "--price", "IN,OUT", "USD per million tokens of prompts and of answers", _price, Price(0.0, 0.0))
-    _value(run, "--seed", "N", "the same again (default 1)", _whole(0, 2**31 - 1), 1)
-    _value(run, "--json", "FILE", "the result as JSON; -: to stdout", str)
-    _value(run, "--html", "FILE", "a page with charts", Path)
+    option(run, "-d --duration", "TIME", "default 60s", positive_s, 60.0)
+    option(run, "--warmup", "TIME", "from the start, not counted (default a tenth of --duration)", duration_s)
+    option(run, "--price", "IN,OUT", "USD per million tokens of prompts and of answers", _price, Price(0.0, 0.0))
+    option(run, "--seed", "N", "the same again (default 1)", whole(0, 2**31 - 1), 1)
+    option(run, "--json", "FILE", "the result as JSON; -: to stdout", str)
+    option(run, "--html", "FILE", "a page with charts", Path)
     run.add_argument("-q", "--quiet", action="store_true", help="do not say how far it is")
     return known
 

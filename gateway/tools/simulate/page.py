@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, Callable, Optional
 
-from gateway.tools.loadtest.charts import Axis, Dot, Format, Series, chart, time_axis, value_axis
+from gateway.tools.loadtest.charts import Dot, Format, Series, chart, nines, percent_axis, time_axis, value_axis
 from gateway.tools.loadtest.durations import tick, tick_ms
-from gateway.tools.loadtest.style import STYLE
-from gateway.tools.simulate.table import HEADS, failure_rows, more, ms, percent, rows, summary, usd
+from gateway.tools.loadtest.style import document, pairs_html, table_html
+from gateway.tools.loadtest.table import ms
+from gateway.tools.simulate.table import HEADS, failure_rows, more, percent, rows, summary, usd
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _HUES = ("blue", "teal", "amber", "violet", "red", "grey")
-_PERCENTS = (50, 90, 99, 99.9, 99.99)
 
 
 Number = Callable[[Mapping[str, Any]], Optional[float]]  # of a strategy
@@ -22,33 +21,23 @@ Number = Callable[[Mapping[str, Any]], Optional[float]]  # of a strategy
 
 def page(result: Mapping[str, Any]) -> str:
     """The whole document."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="referrer" content="no-referrer">'
-        f"<title>Simulation</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f"{''.join(_parts(result))}</main></body></html>\n"
-    )
+    return document("Simulation", _parts(result))
 
 
 def _parts(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"<header><h1>Simulation</h1><p>{escape(summary(result))}</p>"
     yield f"<p>{result['duration_s']:g} s, seed {result['seed']}</p></header>\n"
-    yield _table("Strategies", (*HEADS, *more(result)), rows(result))
+    yield table_html("Strategies", (*HEADS, *more(result)), rows(result))
     strategies = result["strategies"]
     yield f'<h2>Compared</h2>\n<div class="tallies">{"".join(_compared(strategies))}</div>\n'
     yield f'<h2>Over time</h2>\n<div class="charts">{"".join(_over_time(strategies))}</div>\n'
     if any(one["spread"] for one in strategies):
         yield f'<h2>How long it took</h2>\n<div class="charts">{_spread(strategies)}</div>\n'
-    yield _table("What went wrong", ("", *(one["strategy"] for one in strategies)), failure_rows(result))
-    pairs = "".join(
-        f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in result["config"].items()
-    )
-    yield f'<h2>What was simulated</h2>\n<div class="box"><dl class="pairs">{pairs}</dl></div>\n'
+    yield table_html("What went wrong", ("", *(one["strategy"] for one in strategies)), failure_rows(result))
+    pairs = {name.replace("_", " "): value for name, value in result["config"].items()}
+    yield pairs_html("What was simulated", pairs)
     error = 100 * result["relative_error"]
-    yield f"<footer><p>Percentiles are within {error:.1f} % ; simulated by {escape(result['python'])}.</p></footer>\n"
+    yield f"<footer><p>Percentiles are within {error:.1f} %; simulated by {escape(result['python'])}.</p></footer>\n"
 
 
 def _compared(strategies: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -132,23 +121,7 @@ def _spread(strategies: Sequence[Mapping[str, Any]]) -> str:
         if one["spread"]:
             last = math.log10(2 * max(1, one["answered"]))
             most = max(most, last)
-            dots = [(min(last, _nines(percent)), value) for percent, value in one["spread"]]
+            dots = [(min(last, nines(percent)), value) for percent, value in one["spread"]]
             series.append(Series(one["strategy"], _hue(index), dots))
-    ticks = tuple((_nines(percent), f"{percent:g} %") for percent in _PERCENTS if _nines(percent) <= most)
     y = value_axis(series, tick_ms, may_log=True)
-    return chart("Percentiles", "latency that so many requests did not exceed", series, Axis(0.0, most, ticks), y)
-
-
-def _nines(percent: float) -> float:
-    return math.inf if percent >= 100 else -math.log10(1 - percent / 100)
-
-
-def _table(title: str, heads: Sequence[str], told: Sequence[Sequence[str]]) -> str:
-    if not told:
-        return ""
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in told)
-    return (
-        f'<h2>{escape(title)}</h2>\n<div class="box wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
+    return chart("Percentiles", "latency that so many requests did not exceed", series, percent_axis(most), y)

@@ -8,26 +8,25 @@ looks slower than it is.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from gateway.tools.replay import lines_of
+
 MOST = 2_000_000  # requests that are read, the first ones
 _SQLITE = b"SQLite format 3\x00"
-_ROWS = """SELECT ts_unix_s - latency_s, latency_s, prompt_tokens, completion_tokens FROM ledger
+_ROWS = """SELECT ts_unix_s - latency_s, latency_s FROM ledger
     WHERE status < 400 AND error IS NULL AND latency_s > 0 ORDER BY ts_unix_s LIMIT ?"""
 
 
 class Recorded(NamedTuple):
-    """What was seen: seconds of service, times of arrival, and where known tokens of prompts and answers."""
+    """What was seen: seconds of service, times of arrival."""
 
     name: str
     service_s: list[float]
     arrivals_s: list[float]
-    prompt_tokens: list[int]
-    output_tokens: list[int]
 
     @property
     def rate_per_s(self) -> float:
@@ -38,12 +37,18 @@ class Recorded(NamedTuple):
 
 def recorded(path: Path) -> Recorded:
     """Read a file. Raises OSError; ValueError when it is neither, or holds too little."""
-    with path.open("rb") as file:
-        is_database = file.read(len(_SQLITE)) == _SQLITE
-    found = _ledger(path) if is_database else _decisions(path)
+    found = _ledger(path) if _is_database(path) else _decisions(path)
     if len(found.service_s) < 2 or len(found.arrivals_s) < 2:
         raise ValueError("holds fewer than two answered requests")
     return found
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except FileNotFoundError:
+        return False  # `lines_of` says what there is instead
 
 
 def _ledger(path: Path) -> Recorded:
@@ -52,29 +57,14 @@ def _ledger(path: Path) -> Recorded:
             rows = connection.execute(_ROWS, (MOST,)).fetchall()
     except sqlite3.Error as error:
         raise ValueError(f"cannot be read as a state database: {error}") from error
-    return Recorded(
-        path.name,
-        [float(row[1]) for row in rows],
-        [float(row[0]) for row in rows],
-        [int(row[2]) for row in rows if row[2] is not None],
-        [int(row[3]) for row in rows if row[3]],
-    )
+    return Recorded(path.name, [float(row[1]) for row in rows], [float(row[0]) for row in rows])
 
 
 def _decisions(path: Path) -> Recorded:
-    found = Recorded(path.name, [], [], [], [])
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, text in enumerate(file, 1):
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
-                if text.endswith("\n"):
-                    raise ValueError(f"line {number} is not JSON") from None
-                break
-            if not isinstance(line, dict) or "op" not in line:
-                raise ValueError(f"line {number} is no decision")
-            if len(found.service_s) < MOST:
-                _take(line, found)
+    found = Recorded(path.name, [], [])
+    for _, line in lines_of(path):
+        if len(found.service_s) < MOST:
+            _take(line, found)
     return found
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from random import Random
 from typing import Callable, NamedTuple, Optional
 
 from gateway.limits.limiter import Limiter
+from gateway.tools.results import quiet_memory
 from gateway.tools.simulate.draws import rows
 from gateway.tools.simulate.events import BEGIN_S, Events
 from gateway.tools.simulate.faults import Fault, hang
@@ -60,7 +58,8 @@ def simulate(scenario: Scenario, strategy: str, progress: Optional[Callable[[flo
     for fault in scenario.faults:
         _schedule(fault, machines[MODEL], events, scenario.seed)
     looking = _Looking(events, gateways, machines[MODEL], measures, scenario.duration_s / LOOKS)
-    with _quiet_memory():
+    # What a request leaves is no circle: the collector would mostly look at all engines in vain.
+    with quiet_memory(100_000, 50, 1000):
         _run(scenario, events, gateways, measures, progress)
     for machine in (one for group in machines.values() for one in group):
         machine.account()
@@ -100,14 +99,10 @@ def _run(
 def _machines(scenario: Scenario, fleet: Fleet, events: Events, name: str) -> list[Machine]:
     kind = Batch if fleet.batching else Machine
     chance = Random(f"{scenario.seed} speeds {name}")
-    work, rules = scenario.work, scenario.rules
     found: list[Machine] = []
     for _ in range(fleet.engines):
         speed = max(fleet.speed.draw(chance), fleet.speed.mean * _SLOWEST)
-        machine = kind(events, fleet, speed, scenario.seed, work.hiccup)
-        machine.connect_timeout_s = rules.connect_timeout_s
-        machine.idle_timeout_s = rules.stream_idle_timeout_s
-        found.append(machine)
+        found.append(kind(events, scenario, fleet, speed))
     return found
 
 
@@ -171,8 +166,6 @@ class _Looking:
         self._every_s = every_s
         self._busy_slot_s = 0.0
         self._since_s = events.now_s
-        self._counted_s = -1.0  # busy slot seconds when counting began
-        self.busy_slot_s = 0.0
         events.at(events.now_s + every_s, self._look, None)
 
     def _look(self, nothing: None) -> None:
@@ -193,20 +186,3 @@ class _Looking:
         self._busy_slot_s, self._since_s = busy_slot_s, now_s
         out = max(sum(not engine.available(now_s) for engine in pool.engines) for pool in self._pools)
         self._measures.looked(now_s, [machine.load for machine in self._machines], out, share)
-
-
-@contextmanager
-def _quiet_memory() -> Iterator[None]:
-    """What a request leaves is no circle: the collector would mostly look at all engines in vain."""
-    if not hasattr(gc, "freeze"):
-        yield
-        return
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
-from gateway.tools.loadtest.durations import counted, shown_ns
+from gateway.tools.loadtest.durations import counted
+from gateway.tools.loadtest.table import ms
 
 HEADS = (
     "strategy",
@@ -74,11 +75,6 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
         *((f"{100 * one['cache_hits']:.1f} %",) if one["cache_hits"] is not None else ()),
         *((usd(one["cost_usd"]),) if one["cost_usd"] is not None else ()),
     )
-
-
-def ms(value: Optional[float]) -> str:
-    """Milliseconds for people."""
-    return shown_ns(None if value is None else value * 1e6)
 
 
 def usd(value: float) -> str:

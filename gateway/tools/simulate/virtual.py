@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from random import Random
 from typing import Optional
 
@@ -23,14 +24,15 @@ from gateway.routing.specs import EngineSpec, FleetSpec, ModelSpec
 from gateway.routing.tries import Step, Tries
 from gateway.tools.simulate.door import Door
 from gateway.tools.simulate.events import Events
-from gateway.tools.simulate.machines import Attempt, Machine
+from gateway.tools.simulate.machines import Machine
 from gateway.tools.simulate.measures import Measures
 from gateway.tools.simulate.probing import Probing
-from gateway.tools.simulate.request import Request
+from gateway.tools.simulate.request import Attempt, Request
 from gateway.tools.simulate.scenario import Fleet, Scenario
 from gateway.tools.simulate.waits import Waits
 
 MODEL, STANDBY = "model", "standby"
+LEFT = Outcome("hung", "the engine has stopped answering")
 TICK_S = 0.1  # of the watchdog: what is late, and who leaves a hung engine
 
 
@@ -136,13 +138,13 @@ class Gateway:
             if after_s is not None:  # found by a watchdog's tick
                 after_s = math.ceil(after_s / HEDGE_TICK_S) * HEDGE_TICK_S
                 self._events.at(self._events.now_s + after_s, self._hedge, attempt)
-        attempt.machine.take(attempt)
+        self.machines[attempt.lease.engine].take(attempt)
 
     def _attempt(self, request: Request, tries: Tries, step: Step) -> Attempt:
         lease = step.lease
         assert lease is not None
         now_s = self._events.now_s
-        attempt = Attempt(self, request, step.pool, lease, self.machines[lease.engine], request.sent, now_s)
+        attempt = Attempt(self, request, step.pool, lease, now_s)
         request.sent += 1
         if self._hangs:
             self._rescue.enter(attempt, tries, lease)
@@ -155,7 +157,7 @@ class Gateway:
         if attempt.over or attempt.begun:
             return
         request = attempt.request
-        assert isinstance(request, Request) and request.tries is not None
+        assert request.tries is not None
         step = request.tries.hedge() if attempt.pool.take_hedge() else None
         if step is None:
             return
@@ -163,12 +165,11 @@ class Gateway:
         attempt.rival, rival.rival = rival, attempt
         if request.at_s >= self._measures.from_s:
             self._measures.hedged += 1
-        rival.machine.take(rival)
+        self.machines[rival.lease.engine].take(rival)
 
     def first(self, attempt: Attempt) -> None:
         """A stream's first event."""
         request = attempt.request
-        assert isinstance(request, Request)
         now_s = self._events.now_s
         attempt.begun = True
         attempt.took_first_s = now_s - attempt.started_s
@@ -184,7 +185,7 @@ class Gateway:
     def ended(self, attempt: Attempt, outcome: Outcome) -> None:
         """A try has ended."""
         request = attempt.request
-        assert isinstance(request, Request) and request.tries is not None
+        assert request.tries is not None
         if outcome is OK and request.stream and not attempt.begun:
             self.first(attempt)  # both at once, behind a partition
         self._settle(attempt, outcome)
@@ -206,13 +207,21 @@ class Gateway:
         else:
             self._go_on(request, request.tries)
 
+    def hung(self, attempt: Attempt) -> None:
+        """It leaves its engine (`Rescue`), once all that leave have been chosen."""
+        self._events.at(self._events.now_s, self._left, attempt)
+
+    def _left(self, attempt: Attempt) -> None:
+        if not attempt.over:
+            self.ended(attempt, LEFT)
+
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
         took_s = self._events.now_s - attempt.started_s
         attempt.over = True
         if self._hangs:
             self._rescue.leave(attempt)
         if outcome is not OK:
-            attempt.machine.drop(attempt)
+            self.machines[attempt.lease.engine].drop(attempt)
         first_s = attempt.took_first_s
         attempt.pool.settle(attempt.lease, outcome, took_s if first_s is None else first_s, took_s)
         if self._pays:
@@ -222,7 +231,6 @@ class Gateway:
     def _charge(self, attempt: Attempt, outcome: Outcome) -> None:
         """Count the tokens that an engine has worked on."""
         request, measures = attempt.request, self._measures
-        assert isinstance(request, Request)
         if attempt.running_s < 0 or request.at_s < measures.from_s:
             return
         done = 1.0
@@ -237,7 +245,6 @@ class Gateway:
             return
         attempt.rival = rival.rival = None
         request = attempt.request
-        assert isinstance(request, Request)
         if attempt.index > rival.index and request.at_s >= self._measures.from_s:
             self._measures.hedges_won += 1
         if not rival.over:
@@ -256,24 +263,19 @@ class Gateway:
             share = attempt.first_after_s / attempt.need_s if attempt.need_s > 0 else 1.0
             first_s = running_s - at_s + (now_s - running_s) * share
         measures.well(at_s, now_s - at_s, first_s, running_s - at_s)
-        if at_s >= measures.from_s:
-            if request.resent:
-                measures.retried += 1
-                measures.retries += request.resent
-            if attempt.pool is not self.route[0]:
-                measures.fallbacks += 1
+        if at_s >= measures.from_s and attempt.pool is not self.route[0]:
+            measures.fallbacks += 1
         self._give_back(request, request.prompt + request.output)
 
     def _end(self, request: Request, code: str) -> None:
         """It gets an error."""
-        measures = self._measures
-        if request.resent and request.at_s >= measures.from_s:
-            measures.retried += 1
-            measures.retries += request.resent
-        measures.badly(request.at_s, code)
+        self._measures.badly(request.at_s, code)
         self._give_back(request, 0)
 
     def _give_back(self, request: Request, tokens: int) -> None:
+        if request.resent and request.at_s >= self._measures.from_s:
+            self._measures.retried += 1
+            self._measures.retries += request.resent
         request.attempt = None  # no circle is left behind, which only the collector would find
         self._under_way[request.stream].pop(request, None)
         self.door.leave(request, tokens)
@@ -283,12 +285,7 @@ class Gateway:
     def _tick(self, nothing: None) -> None:
         now_s = self._events.now_s
         for under_way in self._under_way:
-            late = []
-            for request in under_way:
-                if request.deadline_s > now_s:
-                    break
-                late.append(request)
-            for request in late:
+            for request in list(takewhile(lambda request: request.deadline_s <= now_s, under_way)):
                 self._expire(request)
         if self._hangs:
             self._rescue.expire()
