@@ -1,25 +1,26 @@
-"""What a request needs of every limit, taken before anything is sent: by this gateway alone, or with others by Redis.
+"""What a request needs of every limit and of its key's budget, taken before anything is sent: by this gateway alone, or
+with others by Redis. Else the error that says why not.
 
 Owns nothing, and holds no lock. What is taken is the request's account's, which gives it back.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Callable, Union
+from datetime import datetime, timezone
+from typing import Callable, Optional, Protocol
 
 from gateway.account import Account
 from gateway.asked import Asked
 from gateway.clock import unix_s
 from gateway.errors import GatewayError, RequestRefused
-from gateway.guard import BudgetedAdmission, Guard, budget_spent, budget_taken, reserve_budget, too_many
+from gateway.guard import Guard
 from gateway.inference import Call, InferenceFactory
 from gateway.keys.auth import Identity
 from gateway.limits.addresses import address_group
 from gateway.limits.budgets import Reservation
-from gateway.limits.limiter import Admission, Refusal
+from gateway.limits.limiter import Admission, Refusal, WrappedAdmission
 from gateway.limits.prices import TokensAtMost
-from gateway.shared.budgets import SPENT, Reserved
+from gateway.shared.budgets import SPENT
 from gateway.shared.state import SharedState
 from gateway.steps import Steps
 from gateway.upstream.estimates import tokens_of
@@ -43,7 +44,9 @@ class Admitting:
         """Take what the call needs of every limit. Raises GatewayError, also for an unknown model. `asks`: engines."""
         model = self._route(asked, call, identity)
         address = asked.client_address
-        admission = self._guard.admit(identity, model, address, lambda: tokens_at_most(call) if asks else NO_TOKENS)
+        admission = admission_of(
+            self._guard, identity, model, address, lambda: tokens_at_most(call) if asks else NO_TOKENS
+        )
         self._open_account(asked, admission)
 
     def admit_shared(
@@ -54,18 +57,21 @@ class Admitting:
         What no limit applies to does not wait.
         """
         model = self._route(asked, call, identity)
-        estimate = functools.partial(tokens_at_most, call) if asks else _no_tokens
-        reservations: list[Union[Reservation, Reserved]] = []
+
+        def estimate() -> TokensAtMost:
+            return tokens_at_most(call) if asks else NO_TOKENS
+
+        reservations: list[Releasable] = []
         try:
             if identity.budget_usd is not None and identity.name is not None:
                 yield from self._reserve(shared, identity, identity.name, model, estimate(), reservations)
             subject = self._guard.subject(identity, model, asked.client_address, estimate)
-            admission: Union[Admission, Refusal] = self._guard.limiter.unlimited
+            admission = self._guard.limiter.unlimited
             if subject is not None:
-                admission = yield from shared.limits.admit(subject)
-                if isinstance(admission, Refusal):
-                    raise too_many(admission, subject.tokens_estimate)
-            assert not isinstance(admission, Refusal)
+                decided = yield from shared.limits.admit(subject)
+                if isinstance(decided, Refusal):
+                    raise too_many(decided, subject.tokens_estimate)
+                admission = decided
         except BaseException:
             for reservation in reservations:
                 reservation.release()
@@ -81,7 +87,7 @@ class Admitting:
         name: str,
         model: str,
         tokens: TokensAtMost,
-        reservations: list[Union[Reservation, Reserved]],
+        reservations: list[Releasable],
     ) -> Steps[None]:
         """Keep back what the request may cost, here and in Redis; what is to be released is added to `reservations`.
 
@@ -119,13 +125,122 @@ class Admitting:
         asked.account = Account(self._guard, admission, self._on_error, asked.request_id)
 
 
+def admission_of(
+    guard: Guard, identity: Identity, model: str, address: str, estimate: Callable[[], TokensAtMost]
+) -> Admission:
+    """Take what a request needs of every limit. Raises 429, or 400 for what could never pass.
+
+    `estimate` says how many tokens the request may take; called only where a limit of tokens or a budget applies.
+    """
+    name = identity.name
+    if identity.budget_usd is not None and name is not None:
+        return _within_budget(guard, identity, name, model, address, estimate())
+    subject = guard.subject(identity, model, address, estimate)
+    if subject is None:
+        return guard.limiter.unlimited  # the usual case: 1 us less
+    admission = guard.limiter.admit(subject, guard.clock())
+    if isinstance(admission, Refusal):
+        raise too_many(admission, subject.tokens_estimate)
+    return admission
+
+
+def _within_budget(
+    guard: Guard, identity: Identity, name: str, model: str, address: str, tokens: TokensAtMost
+) -> Admission:
+    reservation = reserve_budget(guard, identity, name, model, tokens)
+    try:
+        admission = admission_of(guard, identity._replace(budget_usd=None), model, address, lambda: tokens)
+    except GatewayError:
+        if reservation is not None:
+            reservation.release()
+        raise
+    return admission if reservation is None else BudgetedAdmission(admission, reservation)
+
+
+class Releasable(Protocol):
+    """What is reserved until the cost is known."""
+
+    def release(self) -> None: ...
+
+
+class BudgetedAdmission(WrappedAdmission):
+    """One that has reserved a part of its key's budget, too: `settle` gives that back, once the cost is spent."""
+
+    __slots__ = ("_reservation",)
+
+    def __init__(self, admission: Admission, reservation: Releasable) -> None:
+        super().__init__(admission)
+        self._reservation = reservation
+
+    def settle(self, real_tokens: int) -> None:
+        try:
+            super().settle(real_tokens)
+        finally:
+            self._reservation.release()
+
+
+def reserve_budget(
+    guard: Guard, identity: Identity, name: str, model: str, tokens: TokensAtMost
+) -> Optional[Reservation]:
+    """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
+    now_unix_s = unix_s()
+    budgets = guard.budgets
+    if budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s) is not None:
+        raise budget_spent(guard, identity, name)
+    price = guard.prices.get(model)
+    cost = 0.0 if price is None else tokens.cost_usd(price, guard.context_tokens.get(model))
+    if not cost:
+        return None
+    reservation = budgets.reserve(name, cost)
+    if isinstance(reservation, Reservation):
+        return reservation
+    raise budget_taken(guard, identity, name, reservation)
+
+
+def budget_spent(guard: Guard, identity: Identity, name: str) -> GatewayError:
+    """The error of a request whose key has spent its budget."""
+    reset_unix_s = guard.budgets.reset_unix_s(name)
+    reset = _utc(reset_unix_s)
+    message = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period} is spent until {reset}"
+    return _over_budget(message, reset, reset_unix_s - unix_s())
+
+
+def budget_taken(guard: Guard, identity: Identity, name: str, wait_s: float) -> GatewayError:
+    """The error of a request that may go beyond its key's budget, with what others in flight may cost."""
+    budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
+    reset = _utc(guard.budgets.reset_unix_s(name))
+    return _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, wait_s)
+
+
+def _utc(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _over_budget(message: str, reset: str, retry_after_s: float) -> GatewayError:
+    return GatewayError("budget_exceeded", message, retry_after_s=retry_after_s, details={"reset": reset})
+
+
+def too_many(refusal: Refusal, tokens: int) -> GatewayError:
+    """The error of a request for so many tokens that a limit refuses."""
+    if refusal.never:
+        return RequestRefused(
+            "request_exceeds_limit",
+            f"the request may take {tokens} tokens, the limit of {refusal.limit_name} is {refusal.limit}",
+            details={"limit": refusal.limit_name},
+            headers=refusal.headers(),
+        )
+    return GatewayError(
+        "rate_limit_exceeded",
+        f"the limit of {refusal.limit} {refusal.limit_name} is reached",
+        retry_after_s=refusal.retry_after_s,
+        details={"limit": refusal.limit_name},
+        headers=refusal.headers(),
+    )
+
+
 def forbidden(model: str) -> GatewayError:
     """The error of a request for a model that its key may not use."""
     return RequestRefused("forbidden", f"the model {model[:200]} is not allowed for this key", param="model")
-
-
-def _no_tokens() -> TokensAtMost:
-    return NO_TOKENS
 
 
 def tokens_at_most(call: Call) -> TokensAtMost:

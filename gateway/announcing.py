@@ -31,6 +31,7 @@ from gateway.describing import (
 )
 from gateway.discovery.watch import State
 from gateway.inference import InferenceFactory
+from gateway.program import shows_colours
 from gateway.routing.checks import bracketed, parse_address
 from gateway.routing.engine import Engine
 from gateway.routing.router import Router
@@ -69,13 +70,6 @@ def coloured(text: str, kind: str) -> str:
 def paint_for(stream: TextIO, environ: Mapping[str, str]) -> Paint:
     """Colours only where they are seen as such."""
     return coloured if shows_colours(stream, environ) else plain
-
-
-def shows_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether this is a terminal that knows colours, and nobody has said NO_COLOR."""
-    terminal = environ.get("TERM")
-    knows = terminal != "dumb" if terminal else "WT_SESSION" in environ  # Windows' own terminal has no TERM
-    return stream.isatty() and knows and not environ.get("NO_COLOR")
 
 
 def write(stream: TextIO, text: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional, TextIO
 
 from gateway.agreeing.agreement import Agreement
 from gateway.agreeing.joining import agree
-from gateway.announcing import dotenv_warnings, shown_path, shows_colours, url_of
+from gateway.announcing import dotenv_warnings, shown_path, url_of
 from gateway.api.document import OPERATIONS
 from gateway.configuration import ConfigurationError
 from gateway.discovery.watch import Change
@@ -29,6 +29,7 @@ from gateway.limits.sharedtable import SharedTable, SharedTableError
 from gateway.observing import Observing
 from gateway.pipeline import PATHS, Pipeline
 from gateway.processes.bus import Alone, Bus
+from gateway.program import shows_colours
 from gateway.reuse.building import caches_of
 from gateway.reuse.caches import Caches
 from gateway.routing.breaker import BreakerPolicy
@@ -192,6 +193,7 @@ class Gateway:
         self.pipeline.verify.begin = Parts(self.pipeline, server.loop, server.threads).begin
         self.draining = Draining(self.settings, self.pipeline, server, self.feed, telemetry.log)
         self.bus.on_accept = server.accept_on
+        self.bus.on_round = lambda: server.loop.soon(lambda _: self.bus.goes_round())
         return server
 
     def _open_decision_log(self) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
-from gateway.ending import open_missing, run_to_end, within
-from gateway.program import DOTENV, program
+from gateway.ending import OUTPUT_S, open_missing, run_to_end, within
+from gateway.program import CHILD_VARIABLE, DOTENV, program
 from gateway.signals import Signals
 
 TYPE_CHECKING = False
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from gateway.settings import Settings
 
-CHILD_VARIABLE = (
-    "INFERENCE_GATEWAY_PROCESS"  # as gateway/processes/child.py has it, which imports more than may be here
-)
-OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
 _TELLING = {"-h", "--help", "--version"}  # never a flag's value: argparse takes none that begins with a dash
 
 

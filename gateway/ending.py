@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130  # as a shell tells SIGINT
 EXIT_UNREAD = 141  # as a shell tells SIGPIPE, of which Unix tools die; here it would kill who writes to a closed socket
+OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
 _UNWRITABLE = (errno.ENOSPC, errno.EBADF, errno.EIO)
 
 

@@ -107,9 +107,8 @@ class Engines:
     ) -> Steps[Union[Answer, EngineStream]]:
         """One engine's answer to a call, or the stream of it that has begun; `earlier` is the broken stream that is to
         go on. Raises EngineFault, GatewayError."""
-        if call.residency and not within(
-            engine.spec.region, call.residency
-        ):  # a reload has just said so, or it would not be here
+        if call.residency and not within(engine.spec.region, call.residency):
+            # A reload has just said so, or it would not be here.
             raise EngineFault(Outcome("moved", f"the engine is not in the region {call.residency}"))
         model = pool.name if pool.spec.prefix is None else self.served_model(call, pool)
         if engine.spec.is_echo:

@@ -11,39 +11,35 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Callable, Optional, Protocol
+from typing import Callable, Optional
 
 from gateway.clock import JumpWatch, unix_s
 from gateway.configuration import ConfigurationError
-from gateway.errors import GatewayError, RequestRefused
+from gateway.errors import RequestRefused
 from gateway.keys.auth import Authenticator, Identity
 from gateway.keys.store import REFRESH_INTERVAL_S, KeyStore
 from gateway.limits.adaptive import AdaptiveLimits
-from gateway.limits.budgets import BudgetWarning, Reservation
+from gateway.limits.budgets import BudgetWarning
 from gateway.limits.limiter import (
     NO_KEY_LIMITS,
     NO_RATE_LIMITS,
-    Admission,
     KeyLimits,
     RateLimits,
-    Refusal,
     Subject,
-    WrappedAdmission,
 )
 from gateway.limits.prices import Price, TokensAtMost, cost_usd
 from gateway.limits.quotas import Bursts, Header
-from gateway.limits.sharedbudgets import budgets_of
-from gateway.limits.sharedlimiter import limiter_of
 from gateway.limits.sharedtable import SharedTable
 from gateway.limits.shares import Shares
+from gateway.limits.tablebudgets import budgets_of
+from gateway.limits.tablelimiter import limiter_of
 from gateway.routing.specs import FleetSpec
 from gateway.settingfiles import refuse_to_serve_strangers, roles_of, verifier_of
 from gateway.settings import Settings
-from gateway.shared.limits import LOCAL_BURST
-from gateway.shared.state import shared_state_of
+from gateway.shared.alone import local_bursts
+from gateway.shared.state import SharedState
 from gateway.state.database import StateDb
 from gateway.state.file import state_file_exists
 from gateway.telemetry.events import RequestEvent
@@ -56,7 +52,7 @@ Log = Callable[..., None]
 
 
 class Guard:
-    """Decides who may do what, and how much. Thread-safe. `start` it, `close` it.
+    """Knows who may do what, and how much. Thread-safe. `start` it, `close` it.
 
     `clock`: the monotonic seconds of limits. `table`: what the gateway's processes share (None: there is one). Raises
     ConfigurationError (roles, key sets, nobody can be recognised where others reach it), StateDbError (a bad database).
@@ -86,20 +82,21 @@ class Guard:
         )
         everybody = RateLimits(settings.rate_limit_global_rpm, settings.rate_limit_global_tpm)
         bursts = Bursts(settings.rate_limit_burst, settings.rate_limit_token_burst)
-        processes = 1 if table is None else table.slots
-        table = None if settings.redis_url is not None else table  # Redis decides for all processes, too
-        local = _local_bursts(settings, bursts)
-        self.limiter = limiter_of(table, everybody, settings.rate_limit_ip_rpm, *local, clock)
+        of_processes, own_bursts, url = table, bursts, settings.redis_url
+        if url is not None:  # Redis decides for all processes, too
+            table, own_bursts = None, local_bursts(bursts)
+        self.limiter = limiter_of(table, everybody, settings.rate_limit_ip_rpm, *own_bursts, clock)
         self._new_budgets = partial(budgets_of, table, on_warning=partial(_budget_warning, log))
-        self.shared = shared_state_of(settings, log, self.limiter, everybody, bursts, clock, processes)
-        if self.shared is not None:
-            self.shared.join(self.authenticator, lambda: self.budgets)
+        self.budgets = self._new_budgets(None)
+        self.shared: Optional[SharedState] = None
+        if url is not None:
+            own = self.authenticator, lambda: self.budgets, clock
+            self.shared = SharedState(url, settings, log, self.limiter, everybody, bursts, of_processes, *own)
         self._limits_everybody = bool(any(everybody) or settings.rate_limit_ip_rpm)
         self._counts_tokens_globally = bool(everybody.tpm)
         self.adaptive = AdaptiveLimits(settings.limit_target_wait_s or None, settings.limit_target_errors or None)
         self.db: Optional[StateDb] = None
         self.ledger: Optional[Ledger] = None
-        self.budgets = self._new_budgets(None)
         self._counted_names = counted_names or settings.fleet.model_by_name
         self.set_fleet(settings.fleet)
         self._jumps = JumpWatch()
@@ -150,7 +147,7 @@ class Guard:
         """Take over the models' names, limits and prices."""
         self._model_limits = {m.name: RateLimits(m.rpm, m.tpm) for m in fleet.models if m.rpm or m.tpm}
         self.prices = {m.name: Price(*m.price) for m in fleet.models if m.price is not None}
-        self._context_tokens = {m.name: m.max_model_len for m in fleet.models}
+        self.context_tokens = {m.name: m.max_model_len for m in fleet.models}
 
     # --- a request ---------------------------------------------------------------------------------------------------
 
@@ -182,22 +179,6 @@ class Guard:
             self._refused[address] = count + 1
             self._log("warning", event, client=address, **fields)
 
-    def admit(self, identity: Identity, model: str, address: str, estimate: Callable[[], TokensAtMost]) -> Admission:
-        """Take what the request needs of every limit. Raises 429, or 400 for what could never pass.
-
-        `estimate` says how many tokens the request may take; called only where a limit of tokens or a budget applies.
-        """
-        name = identity.name
-        if identity.budget_usd is not None and name is not None:
-            return self._admit_within_budget(identity, name, model, address, estimate())
-        subject = self.subject(identity, model, address, estimate)
-        if subject is None:
-            return self.limiter.unlimited  # the usual case: 1 us less
-        admission = self.limiter.admit(subject, self.clock())
-        if isinstance(admission, Refusal):
-            raise too_many(admission, subject.tokens_estimate)
-        return admission
-
     def subject(
         self, identity: Identity, model: str, address: str, estimate: Callable[[], TokensAtMost]
     ) -> Optional[Subject]:
@@ -209,18 +190,6 @@ class Guard:
         counts = limits.tpm or model_limits.tpm or self._counts_tokens_globally
         tokens = estimate().asked if counts else 0
         return Subject(identity.name, limits, address, model, model_limits, tokens, identity.priority)
-
-    def _admit_within_budget(
-        self, identity: Identity, name: str, model: str, address: str, tokens: TokensAtMost
-    ) -> Admission:
-        reservation = reserve_budget(self, identity, name, model, tokens)
-        try:
-            admission = self.admit(identity._replace(budget_usd=None), model, address, lambda: tokens)
-        except GatewayError:
-            if reservation is not None:
-                reservation.release()
-            raise
-        return admission if reservation is None else BudgetedAdmission(admission, reservation)
 
     def limit_headers(self, identity: Identity, model: str, address: str) -> tuple[Header, ...]:
         """What is left of the limits, for the answer to a request that was refused for another reason."""
@@ -307,91 +276,5 @@ class Guard:
             self.db.close(timeout_s)
 
 
-class Releasable(Protocol):
-    """What is reserved until the cost is known."""
-
-    def release(self) -> None: ...
-
-
-class BudgetedAdmission(WrappedAdmission):
-    """One that has reserved a part of its key's budget, too: `settle` gives that back, once the cost is spent."""
-
-    __slots__ = ("_reservation",)
-
-    def __init__(self, admission: Admission, reservation: Releasable) -> None:
-        super().__init__(admission)
-        self._reservation = reservation
-
-    def settle(self, real_tokens: int) -> None:
-        try:
-            super().settle(real_tokens)
-        finally:
-            self._reservation.release()
-
-
-def reserve_budget(
-    guard: Guard, identity: Identity, name: str, model: str, tokens: TokensAtMost
-) -> Optional[Reservation]:
-    """Keep back what the request may cost at the price of `model`; None: nothing. Raises `budget_exceeded`."""
-    now_unix_s = unix_s()
-    budgets = guard.budgets
-    if budgets.check(name, identity.budget_usd, identity.budget_period, now_unix_s) is not None:
-        raise budget_spent(guard, identity, name)
-    price = guard.prices.get(model)
-    cost = 0.0 if price is None else tokens.cost_usd(price, guard._context_tokens.get(model))
-    if not cost:
-        return None
-    reservation = budgets.reserve(name, cost)
-    if isinstance(reservation, Reservation):
-        return reservation
-    raise budget_taken(guard, identity, name, reservation)
-
-
-def budget_spent(guard: Guard, identity: Identity, name: str) -> GatewayError:
-    """The error of a request whose key has spent its budget."""
-    reset_unix_s = guard.budgets.reset_unix_s(name)
-    reset = _utc(reset_unix_s)
-    message = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period} is spent until {reset}"
-    return _over_budget(message, reset, reset_unix_s - unix_s())
-
-
-def budget_taken(guard: Guard, identity: Identity, name: str, wait_s: float) -> GatewayError:
-    """The error of a request that may go beyond its key's budget, with what others in flight may cost."""
-    budget = f"the budget of {identity.budget_usd:g} USD a {identity.budget_period}"
-    reset = _utc(guard.budgets.reset_unix_s(name))
-    return _over_budget(f"what is left of {budget} may be taken by requests in flight", reset, wait_s)
-
-
 def _budget_warning(log: Log, warning: BudgetWarning) -> None:
     log("warning", "budget_warning", **warning._asdict())
-
-
-def _local_bursts(settings: Settings, bursts: Bursts) -> Bursts:
-    """What may pass at once as this gateway alone decides: little, where others may still have Redis."""
-    return bursts if settings.redis_url is None else Bursts(*(min(share, LOCAL_BURST) for share in bursts))
-
-
-def _utc(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _over_budget(message: str, reset: str, retry_after_s: float) -> GatewayError:
-    return GatewayError("budget_exceeded", message, retry_after_s=retry_after_s, details={"reset": reset})
-
-
-def too_many(refusal: Refusal, tokens: int) -> GatewayError:
-    """The error of a request for so many tokens that a limit refuses."""
-    if refusal.never:
-        return RequestRefused(
-            "request_exceeds_limit",
-            f"the request may take {tokens} tokens, the limit of {refusal.limit_name} is {refusal.limit}",
-            details={"limit": refusal.limit_name},
-            headers=refusal.headers(),
-        )
-    return GatewayError(
-        "rate_limit_exceeded",
-        f"the limit of {refusal.limit} {refusal.limit_name} is reached",
-        retry_after_s=refusal.retry_after_s,
-        details={"limit": refusal.limit_name},
-        headers=refusal.headers(),
-    )

@@ -1,8 +1,8 @@
 """Which models are offered now: those configured, with the engines found for them, and those that engines list.
 
 `Offered` owns the configured fleet, the engines that were last discovered for each of its models, and the names that
-engines have ever brought. Its lock lets one change of the fleet
-be at a time, whether a reload or another list; it is held while the router takes the fleet over, and never across I/O.
+engines have ever brought. Its lock lets one change of the fleet be at a time, whether a reload, another list or other
+engines; it is held while the router takes the fleet over, and never across I/O.
 """
 
 from __future__ import annotations

@@ -1,11 +1,21 @@
-"""How the command was called: for its help, and for what messages tell the user to run. No state, no lock."""
+"""Where the command runs: how it was called, for its help and for what messages tell the user to run; its terminal.
+
+Anything may import this. No state, no lock.
+"""
 
 from __future__ import annotations
 
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TextIO
+
 DOTENV = ".env"
 """Where settings are read from beside the environment, in the current folder."""
+CHILD_VARIABLE = "INFERENCE_GATEWAY_PROCESS"
+"""Says, in the environment, what the parent of several processes hands to one of them (`processes/child.py`)."""
 
 
 def program() -> str:
@@ -20,3 +30,10 @@ def program() -> str:
     if name == "__main__.py":
         return f"{python} -m gateway"
     return f'{python} "{called}"' if " " in called else f"{python} {called}"
+
+
+def shows_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether this is a terminal that knows colours, and nobody has said NO_COLOR."""
+    terminal = environ.get("TERM")
+    knows = terminal != "dumb" if terminal else "WT_SESSION" in environ  # Windows' own terminal has no TERM
+    return stream.isatty() and knows and not environ.get("NO_COLOR")

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-from gateway.ending import within
+from gateway.ending import OUTPUT_S, within
 from gateway.program import DOTENV
 from gateway.signals import ENDS, Signals
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 EXIT_CONFIGURATION = 2
-OUTPUT_S = 1.0  # how long a line that nobody reads is waited for
 JOIN_S = 10.0  # for the first probes of one of several processes
 STOP_S = 20.0  # for the parts to end when the drain is over; each has a limit of its own
 

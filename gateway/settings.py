@@ -288,7 +288,8 @@ SETTINGS: tuple[Setting, ...] = (
             "When Redis cannot be asked for a limit: `local`: this gateway lets pass its share of it, by the number of "
             "gateways last known; `closed`: what a limit applies to is refused with 503", REUSE),
     Setting("REDIS_TIMEOUT_MS", "redis_timeout_ms", integer(1, 60_000), "50",
-            "Milliseconds that a request waits for Redis at most; then it is left alone for a while", REUSE),
+            "Milliseconds that a request waits for Redis at most, each time that it asks; then it is left alone for a "
+            "while", REUSE),
 
     Setting("SANDBOX", "sandbox", choice("auto", *LEVELS_OF_ISOLATION, "off"), "auto",
             "Where programs that models wrote are run: `auto`: the strongest level there is of `container`, "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Optional, Protocol
 
-from gateway.agreeing.engines import EngineWords
+from gateway.agreeing.engines import EngineWords, leading
 from gateway.agreeing.sums import Log, Sums
 from gateway.inference import InferenceFactory
 from gateway.processes.bus import Bus
@@ -28,7 +28,6 @@ INTERVAL_S = 1.0
 PUSH_SHARE = 0.04
 """Of this process's time that leaving its metrics with the parent may take: with thousands of engines it is done less
 often than once a second."""
-ASK_S = 1.0
 WORK_MAX = 1000
 """Words of others' that wait to be done; beyond, the oldest are dropped: they are repeated, or seen to by a timer."""
 
@@ -69,7 +68,6 @@ class Agreement(Everybody):
         self._lasting: dict[str, Lasting] = {}
         self._work: deque[Callable[[], object]] = deque(maxlen=WORK_MAX)
         self._telling = threading.Lock()
-        self._push_at_s = 0.0
         self._wake = threading.Event()
         self._closing = False
         self._thread: Optional[threading.Thread] = None
@@ -103,20 +101,15 @@ class Agreement(Everybody):
         nobody answers."""
         if not self.waits:
             return
-        self.learn()
-        self._thread = threading.Thread(target=self._run, name="agreeing", daemon=True)
-        self._thread.start()
-
-    def learn(self) -> None:
-        """Take over what the others know."""
         self._guarded(self.engines.learn)
         for topic, lasting in self._lasting.items():
             self._guarded(partial(self._restore, topic, lasting))
+        self._thread = threading.Thread(target=self._run, name="agreeing", daemon=True)
+        self._thread.start()
 
     def _restore(self, topic: str, lasting: Lasting) -> None:
-        answers = self.bus.ask(f"{topic}.state", None, ASK_S)
-        answers.sort(key=lambda answer: not answer["leader"])
-        for answer in answers[:1]:
+        answer = leading(self.bus.ask(f"{topic}.state"))
+        if answer is not None:
             lasting.restore(answer["state"])
 
     def close(self, timeout_s: float) -> None:
@@ -129,29 +122,22 @@ class Agreement(Everybody):
             self._guarded(self._tell_counts)
             self._guarded(self.sums.push)
 
-    def tick(self) -> None:
-        """Do what is due. For the thread, or a test."""
-        self._do_work()
-        self._guarded(self._tell_counts)
-        now_s = time.monotonic()
-        if now_s >= self._push_at_s:
-            began_s = time.thread_time()
-            self._guarded(self.sums.push)
-            self._push_at_s = now_s + (time.thread_time() - began_s) / PUSH_SHARE
-
     def _run(self) -> None:
-        next_s = time.monotonic() + INTERVAL_S
+        next_s, push_at_s = time.monotonic() + INTERVAL_S, 0.0
         while not self._closing:
             if self._wake.wait(max(0.0, next_s - time.monotonic())):
                 self._wake.clear()  # before the look at the work, and at `_closing`
-            self._do_work()
-            if time.monotonic() >= next_s:
-                next_s = time.monotonic() + INTERVAL_S
-                self.tick()
-
-    def _do_work(self) -> None:
-        while self._work:
-            self._guarded(self._work.popleft())
+            while self._work:
+                self._guarded(self._work.popleft())
+            now_s = time.monotonic()
+            if now_s < next_s:
+                continue
+            next_s = now_s + INTERVAL_S
+            self._guarded(self._tell_counts)
+            if now_s >= push_at_s:
+                began_s = time.thread_time()
+                self._guarded(self.sums.push)
+                push_at_s = now_s + (time.thread_time() - began_s) / PUSH_SHARE
 
     def _guarded(self, step: Callable[[], object]) -> None:
         try:
@@ -176,9 +162,7 @@ class Agreement(Everybody):
     def _state(self, topic: str) -> dict[str, Any]:
         with self._telling:
             if topic in self._counting:
-                self._tell_count_locked(
-                    topic
-                )  # first: who asks hears it before the answer, and not once more behind it
+                self._tell_count_locked(topic)  # first: who asks hears it before the answer, and not behind it, too
             state = self._lasting[topic].state()
         return {"leader": self.bus.leader, "state": state}
 
@@ -191,7 +175,7 @@ class Agreement(Everybody):
         return self.engines.in_flight()
 
     def cache_stats(self) -> Sequence[Mapping[str, float]]:
-        return self.bus.ask("cache_stats", None, ASK_S)
+        return self.bus.ask("cache_stats")
 
     def drained(self, engine_id: str, draining: bool, model: Optional[str]) -> None:
         self.engines.drain(engine_id, draining, model)

@@ -20,7 +20,6 @@ from gateway.routing.members import EngineStanding
 from gateway.routing.standing import StateChange
 from gateway.upstream.peers import Peers
 
-ASK_S = 1.0
 TOLD = frozenset({"open", "down", "resting", "misconfigured", "up"})
 """States that a request can bring an engine to, and that others need to know."""
 Where = tuple[str, str, str]
@@ -74,10 +73,9 @@ class EngineWords(Peers):
         if not self.shares or change.after not in TOLD:
             return
         pool = self._known.router.pools.get(change.model)
-        for standing in () if pool is None else pool.standings():
-            if standing.id == change.engine:
-                where = (change.model, standing.id, standing.url)
-                self._bus.tell("state", [*where, change.after, _left_s(standing, change.after), change.reason or None])
+        for standing in () if pool is None else pool.standings(change.engine):
+            where = (change.model, standing.id, standing.url)
+            self._bus.tell("state", [*where, change.after, _left_s(standing, change.after), change.reason or None])
 
     def drain(self, engine_id: str, draining: bool, model: Optional[str]) -> None:
         """An operator has taken an engine out, or let it in again."""
@@ -90,9 +88,9 @@ class EngineWords(Peers):
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def in_flight(self) -> Mapping[tuple[str, str], int]:
-        """Requests in flight at each engine, of all other processes together. Waits ASK_S at most."""
+        """Requests in flight at each engine, of all other processes together. Waits a second at most."""
         found: dict[tuple[str, str], int] = {}
-        for answer in self._bus.ask("in_flight", None, ASK_S) if self.shares else ():
+        for answer in self._bus.ask("in_flight") if self.shares else ():
             for model, engine, count in answer:
                 found[model, engine] = found.get((model, engine), 0) + count
         return found
@@ -104,8 +102,8 @@ class EngineWords(Peers):
         return [(one.model, one.id, one.in_flight) for one in self._known.engines() if one.in_flight]
 
     def learn(self, lists_only: bool = False) -> None:
-        """Ask the others how the engines are, and take that over: for a process that knows nothing yet. Waits ASK_S at
-        most.
+        """Ask the others how the engines are, and take that over: for a process that knows nothing yet. Waits a second
+        at most.
 
         `lists_only`: after a reload only which models engines list, of engines that are new here. What a reload has
         made this process forget, those know still that have not reloaded yet. So nobody learns either that an engine
@@ -128,13 +126,13 @@ class EngineWords(Peers):
 
     def _standings(self) -> Iterator[tuple[str, EngineStanding, float]]:
         """How the leader says that engines are, or another if it does not answer: the model, that, and how many seconds
-        ago it was so. Waits ASK_S at most."""
-        answers = self._bus.ask("standings", None, ASK_S)
-        answers.sort(key=lambda answer: not answer["leader"])
-        for answer in answers[:1]:
-            late_s = max(0.0, time.monotonic() - answer["at_s"])  # all processes' monotonic clock is the machine's
-            for model, standing in answer["engines"]:
-                yield model, EngineStanding(*standing), late_s
+        ago it was so. Waits a second at most."""
+        answer = leading(self._bus.ask("standings"))
+        if answer is None:
+            return
+        late_s = max(0.0, time.monotonic() - answer["at_s"])  # all processes' monotonic clock is the machine's
+        for model, standing in answer["engines"]:
+            yield model, EngineStanding(*standing), late_s
 
     def _configured_weight(self, where: Where) -> Optional[int]:
         """As this process has read it: with another file, what an operator has said of the old one is over."""
@@ -169,6 +167,11 @@ class EngineWords(Peers):
             self._known.set_weight(told.id, told.weight, model)
         if told.answered or (told.down and told.last_error != UNPROVEN):
             hearing.known(*where)
+
+
+def leading(answers: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
+    """The leader's of these answers, or another if it has not answered; None: nobody has."""
+    return min(answers, key=lambda answer: not answer["leader"], default=None)
 
 
 def _where(engine: Engine) -> Where:

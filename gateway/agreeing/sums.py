@@ -14,14 +14,12 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Optional
 
-from gateway.processes.bus import Bus
+from gateway.processes.bus import ASK_S, Bus
 from gateway.telemetry.exposition import Family
 from gateway.telemetry.merging import LEADER, Data, data_of, families_of, lasting, merged
 from gateway.telemetry.registry import Registry
 
 TOPIC = "metrics"
-ASK_S = 1.0
-"""That others are waited for."""
 SETTLE_PAUSE_S = 0.001
 SETTLE_LOOKS = 40
 PROCESSES = "gateway_processes"
@@ -67,7 +65,7 @@ class Sums:
         ASK_S at most; who has not answered by then is there with what it has left, and is told of."""
         if not self.waits:
             return self._registry.collect(names)
-        answers, silent = self._bus.survey(TOPIC, None if names is None else sorted(names), ASK_S)
+        answers, silent = self._bus.survey(TOPIC, None if names is None else sorted(names))
         own = self._counted()
         snapshots, leader, counted = [_of(own, names)], 0, 1
         for answer in answers:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Optional, Protocol
 
+from gateway.routing.checks import parse_address
 from gateway.routing.found import Found
 
 ASK_S = 15.0  # that one look may take, but for what is to wait for a change
@@ -36,3 +37,13 @@ class Asker(Protocol):
 
     def cancel(self) -> None:
         """End what is asked now, and ask nothing more. Does not block."""
+
+
+def in_order(found: Iterable[Found]) -> list[Found]:
+    """By address, IPv4 first, and names behind them; whatever order a source has them in, an engine keeps its place."""
+
+    def key(one: Found) -> tuple[int, int, str, int]:
+        address = parse_address(one.host)
+        return (address.version, int(address), "", one.port) if address else (9, 0, one.host, one.port)
+
+    return sorted(found, key=key)

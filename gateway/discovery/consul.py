@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Callable, Optional
-from urllib.parse import quote, urlencode
+from typing import Any, Callable
+from urllib.parse import quote, urlencode, urlsplit
 
-from gateway.discovery.answers import ASK_S, Answer, DiscoveryError
+from gateway.discovery.answers import ASK_S, Answer, DiscoveryError, in_order
 from gateway.discovery.web import Getter
-from gateway.routing.checks import is_header_value, is_host, parse_address
+from gateway.routing.checks import is_header_value, is_host, is_port
 from gateway.routing.found import Found
 from gateway.routing.sources import CONSUL_TOKEN, ConsulSource
 from gateway.upstream.connecting import client_tls
@@ -32,11 +32,10 @@ class ConsulAsker:
         self._wait_s = wait_s
         self._secrets = secrets
         self._index = 0
-        found = re.fullmatch(r"(https?)://(\[[^\]]+\]|[^:/]+)(?::([0-9]+))?/?", source.url)
-        assert found is not None  # the source has been checked
-        scheme = found[1]
-        port = int(found[3]) if found[3] else DEFAULT_PORT_BY_SCHEME[scheme]
-        self._getter = Getter(found[2].strip("[]"), port, client_tls if scheme == "https" else None)
+        parts = urlsplit(source.url)
+        assert parts.hostname is not None  # the source has been checked
+        port = parts.port or DEFAULT_PORT_BY_SCHEME[parts.scheme]
+        self._getter = Getter(parts.hostname, port, client_tls if parts.scheme == "https" else None)
 
     def ask(self) -> Answer:
         """See `Asker`. It waits for a change only when it has had an answer."""
@@ -73,20 +72,15 @@ def found_in(entries: list[Any]) -> list[Found]:
     for entry in entries:
         service, node = (_part(entry, key) for key in ("Service", "Node"))
         host = service.get("Address") or node.get("Address")
-        port = service.get("Port")
-        if not isinstance(host, str) or not is_host(host) or type(port) is not int or not 1 <= port <= 65535:
+        port = service.get("Port", 0)
+        if not isinstance(host, str) or not is_host(host) or not is_port(port):
             continue
         weight = _part(service, "Weights").get("Passing")
         weighed = type(weight) is int and 1 <= weight <= 65535
         found[host.lower(), port] = Found(host.lower(), port, {"weight": weight} if weighed else {})
-    return sorted(found.values(), key=_order)
+    return in_order(found.values())
 
 
 def _part(holder: Any, key: str) -> Mapping[str, Any]:
     value = holder.get(key) if isinstance(holder, dict) else None
     return value if isinstance(value, dict) else {}
-
-
-def _order(one: Found) -> tuple[int, int, str, int]:
-    address: Optional[Any] = parse_address(one.host)
-    return (address.version, int(address), "", one.port) if address else (9, 0, one.host, one.port)

@@ -5,15 +5,14 @@ Each asker belongs to the thread that asks, but for `cancel`.
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from typing import Optional
 
 from gateway.discovery import message
-from gateway.discovery.answers import Answer, DiscoveryError
+from gateway.discovery.answers import Answer, DiscoveryError, in_order
 from gateway.discovery.client import DnsClient, Records
 from gateway.discovery.message import SrvData
-from gateway.routing.checks import is_host
+from gateway.routing.checks import is_host, parse_address
 from gateway.routing.found import Found
 from gateway.routing.sources import DnsSource, SrvSource, split_host_port
 
@@ -32,7 +31,7 @@ class DnsAsker:
 
     def ask(self) -> Answer:
         """See `Asker`."""
-        if _is_address(self._host):
+        if parse_address(self._host) is not None:
             return Answer([Found(self._host, self._port)])
         failure: Optional[DiscoveryError] = None
         fresh: list[Records] = []
@@ -47,7 +46,7 @@ class DnsAsker:
         if failure is not None and not any(records.data for records in fresh):
             raise failure
         ttls = [records.ttl_s for records in fresh if records.ttl_s is not None and (records.data or not addresses)]
-        found = [Found(address, self._port) for address in sorted(addresses, key=_order)]
+        found = in_order(Found(address, self._port) for address in addresses)
         return Answer(found, min(ttls, default=None), doubtful=True)
 
     def cancel(self) -> None:
@@ -84,16 +83,3 @@ def found_in(records: list[SrvData]) -> list[Found]:
             own = {"weight": max(1, record.weight)} if weighed else {}
             found.append(Found(record.target, record.port, {**own, "priority": record.priority}))
     return found
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _order(address: str) -> tuple[int, int]:
-    parsed = ipaddress.ip_address(address)
-    return parsed.version, int(parsed)

@@ -13,11 +13,11 @@ from typing import Any, Optional
 
 from gateway.clock import unix_s
 from gateway.discovery.answers import Answer, DiscoveryError
+from gateway.jsontext import read_strictly
 from gateway.routing.found import FOUND_MAX, Found
 from gateway.routing.sources import FileSource
 
 FILE_MAX_BYTES = 16 << 20
-DIGITS_MAX = 20
 SETTLED_S = 2.0  # a file that was written so lately may be written again without looking like another one
 
 _Looks = tuple[int, int, int]
@@ -67,11 +67,13 @@ def found_in(data: bytes) -> list[Found]:
     if len(data) > FILE_MAX_BYTES:
         raise DiscoveryError(f"is longer than {FILE_MAX_BYTES} bytes")
     try:
-        listed = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once, parse_int=_whole)
-    except (ValueError, RecursionError) as error:
-        at = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        told = str(error) if isinstance(error, _Twice) else f"is no JSON{at}"
-        raise DiscoveryError(told) from None
+        listed = read_strictly(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DiscoveryError(f"is no JSON (line {error.lineno}, column {error.colno})") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise DiscoveryError("is no JSON") from None
+    except ValueError as error:
+        raise DiscoveryError(str(error)) from None
     if not isinstance(listed, list):
         raise DiscoveryError("must be a list of engines")
     if len(listed) > FOUND_MAX:
@@ -88,18 +90,3 @@ def _one(index: int, item: Any) -> Found:
         raise DiscoveryError(f"[{index}].url: is missing, or no text")
     endpoints = item.get("endpoints")
     return Found(own={**item, **({"endpoints": tuple(endpoints)} if isinstance(endpoints, list) else {})})
-
-
-class _Twice(ValueError):
-    """A key that an object has twice."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Twice("an object has a key twice")
-    return found
-
-
-def _whole(digits: str) -> int:
-    return int(digits) if len(digits) <= DIGITS_MAX else -1

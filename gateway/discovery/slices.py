@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Optional, Union
 
-from gateway.discovery.answers import DiscoveryError
-from gateway.routing.checks import is_host, parse_address
+from gateway.discovery.answers import DiscoveryError, in_order
+from gateway.routing.checks import is_host, is_port
 from gateway.routing.found import Found
 
 
@@ -41,7 +41,7 @@ def found_in(slices: Iterable[Any], port: Union[int, str, None]) -> list[Found]:
         raise failure
     those = [one for one in endpoints.values() if one.ready]
     those = those or [one for one in endpoints.values() if one.serving]
-    return [Found(one.host, one.port) for one in sorted(those, key=_order)]
+    return in_order(Found(one.host, one.port) for one in those)
 
 
 def _endpoints(piece: Any, port: Union[int, str, None]) -> Iterator[Endpoint]:
@@ -68,7 +68,7 @@ def _port_of(piece: Mapping[str, Any], wanted: Union[int, str, None]) -> int:
     if isinstance(wanted, int):
         return wanted
     ports = [one for one in _items(piece, "ports") if isinstance(one, dict) and one.get("protocol", "TCP") == "TCP"]
-    numbers = {one.get("name") or "": one["port"] for one in ports if _is_port(one.get("port"))}
+    numbers = {one.get("name") or "": one["port"] for one in ports if is_port(one.get("port"))}
     if wanted is not None and wanted in numbers:
         return int(numbers[wanted])
     if wanted is None and len(numbers) == 1:
@@ -88,12 +88,3 @@ def _name_of(piece: Mapping[str, Any]) -> str:
 def _items(holder: Mapping[str, Any], key: str) -> list[Any]:
     value = holder.get(key)
     return value if isinstance(value, list) else []
-
-
-def _is_port(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
-
-
-def _order(one: Endpoint) -> tuple[int, int, str, int]:
-    address: Optional[Any] = parse_address(one.host)
-    return (address.version, int(address), "", one.port) if address else (9, 0, one.host, one.port)

@@ -1,28 +1,25 @@
 """One GET after another of JSON from a server that knows engines: bounded in time and size, no redirect, no proxy.
 
-A `Getter` makes each on a connection of its own. It belongs to the thread that asks, but for `cancel`, which shuts the
-socket down: who reads there has its end at once. `_lock` guards which socket that is; it is never held across I/O.
+A `Getter` belongs to the thread that asks, but for `cancel`, after which who reads there has its end at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import socket
 import ssl
-import threading
-import time
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple, Optional
 
 from gateway.discovery.answers import Cancelled, DiscoveryError
-from gateway.posting import Bounded
+from gateway.jsontext import bounded_integer
+from gateway.posting import Remote
 from gateway.routing.checks import bracketed
 
 ANSWER_MAX_BYTES = 32 << 20
+HEARD_MAX_BYTES = ANSWER_MAX_BYTES + (1 << 20)  # with heads and what frames chunks
 ERROR_CHARS = 200  # of what a server says to an error
-DIGITS_MAX = 20  # of a whole number: longer ones take some Pythons seconds
 
 
 class Got(NamedTuple):
@@ -36,71 +33,28 @@ class Getter:
     """Asks one server. `tls` gives what its certificate is checked with; None: it is asked in clear."""
 
     def __init__(self, host: str, port: int, tls: Optional[Callable[[], ssl.SSLContext]] = None) -> None:
-        self._host = host
-        self._port = port
-        self._tls = tls
-        self._lock = threading.Lock()
-        self._sock: Optional[socket.socket] = None
-        self._cancelled = False
+        self._remote = Remote(host, port, tls)
         self.shown = f"{bracketed(host)}:{port}"
 
     def get(self, target: str, headers: Mapping[str, str], timeout_s: float) -> Got:
         """What the server says. Raises DiscoveryError for everything but a 200 of JSON, Cancelled."""
-        deadline_s = time.monotonic() + timeout_s
+        lines = [f"GET {target} HTTP/1.1", f"Host: {self.shown}", "Accept: application/json"]
+        lines += ["User-Agent: inference-gateway", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        request = "\r\n".join([*lines, "", ""]).encode("latin-1")
         try:
-            sock = self._connected(deadline_s)
-            try:
-                lines = [f"GET {target} HTTP/1.1", f"Host: {self.shown}", "Accept: application/json"]
-                lines += ["User-Agent: inference-gateway", "Connection: close"]
-                lines += [f"{name}: {value}" for name, value in headers.items()]
-                sock.settimeout(max(0.001, deadline_s - time.monotonic()))
-                sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
-                return self._read(sock, deadline_s)
-            finally:
-                self._hold(None)
-                sock.close()
-        except DiscoveryError:
-            raise
+            response, body = self._remote.exchange("GET", request, timeout_s, ANSWER_MAX_BYTES + 1, HEARD_MAX_BYTES)
+            return self._got(response, body)
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-            if self._cancelled:
+            if self._remote.is_cut:
                 raise Cancelled("the gateway ends") from None
             raise DiscoveryError(f"{self.shown}: {_why(error, timeout_s)}") from error
 
     def cancel(self) -> None:
-        """End the answer that is waited for, and give none any more."""
-        with self._lock:
-            self._cancelled = True
-            sock = self._sock
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        """End the answer that is waited for, and give none any more. Does not block."""
+        self._remote.cut()
 
-    def _connected(self, deadline_s: float) -> socket.socket:
-        sock = socket.create_connection((self._host, self._port), max(0.001, deadline_s - time.monotonic()))
-        try:
-            self._hold(sock)
-            sock.settimeout(max(0.001, deadline_s - time.monotonic()))
-            if self._tls is not None:
-                sock = self._tls().wrap_socket(sock, server_hostname=self._host)
-                self._hold(sock)
-            return sock
-        except BaseException:
-            self._hold(None)
-            sock.close()
-            raise
-
-    def _hold(self, sock: Optional[socket.socket]) -> None:
-        """This socket is the one to be shut down. Under the lock: either `cancel` finds it, or it is known here."""
-        with self._lock:
-            self._sock = sock
-            if self._cancelled and sock is not None:
-                raise Cancelled("the gateway ends")
-
-    def _read(self, sock: socket.socket, deadline_s: float) -> Got:
-        heard = Bounded(sock, deadline_s, ANSWER_MAX_BYTES + (1 << 20), cuts=False)
-        response = http.client.HTTPResponse(heard, method="GET")  # type: ignore[arg-type]
-        response.begin()
-        body = response.read(ANSWER_MAX_BYTES + 1)
+    def _got(self, response: http.client.HTTPResponse, body: bytes) -> Got:
         if len(body) > ANSWER_MAX_BYTES:
             raise DiscoveryError(f"{self.shown}: an answer of more than {ANSWER_MAX_BYTES} bytes")
         if response.length:
@@ -109,11 +63,7 @@ class Getter:
             text = "".join(c if c.isprintable() else "?" for c in body[:ERROR_CHARS].decode("utf-8", "replace").strip())
             raise DiscoveryError(f"{self.shown} answered {response.status}{f': {text}' if text else ''}")
         headers = {name.lower(): value for name, value in response.getheaders()}
-        return Got(headers, json.loads(body.decode("utf-8-sig"), parse_int=_whole))
-
-
-def _whole(digits: str) -> int:
-    return int(digits) if len(digits) <= DIGITS_MAX else -1
+        return Got(headers, json.loads(body.decode("utf-8-sig"), parse_int=bounded_integer))
 
 
 def _why(error: Exception, timeout_s: float) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Callable, NamedTuple, Optional
 
 from gateway.clock import unix_s
 from gateway.errors import RequestRefused
 from gateway.keys.jwt import TokenRefused, TokenVerifier
-from gateway.keys.record import KeyRecord
+from gateway.keys.record import KeyRecord, name_digest
 from gateway.keys.roles import DEFAULT_ROLES, Role, model_allowed
 from gateway.keys.store import KeyStore
 from gateway.limits.limiter import NO_KEY_LIMITS, KeyLimits
@@ -91,9 +91,8 @@ class Authenticator:
         self._clock = clock
         self._monotonic = monotonic
         self.store: Optional[KeyStore] = None
-        self.refused: Container[bytes] = ()
+        self.refused: Collection[bytes] = ()
         """Digests of keys, and of keys' names for their tokens, that were revoked at another gateway."""
-        self.name_digest: Callable[[str], bytes] = str.encode
         self._by_digest = {
             key.digest: (
                 key.digest,
@@ -226,7 +225,7 @@ class Authenticator:
             return identity
         record = None if self.store is None or identity.name is None else self.store.current(identity.name)
         if record is None:  # a key of another gateway
-            if identity.name is not None and self.name_digest(identity.name) in self.refused:
+            if self.refused and identity.name is not None and name_digest(identity.name) in self.refused:
                 raise _unauthorized("the key behind the token is not valid any more")
             return identity
         if record.digest in self.refused or record.refusal(record.digest, self._clock()) is not None:

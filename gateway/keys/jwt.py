@@ -193,9 +193,14 @@ class TokenVerifier:
         if expires_unix_s <= now_unix_s:
             raise ValueError("the key has expired")
         claims: dict[str, Any] = {"sub": name, "role": role, "igw": "key"}
-        optional: dict[str, Any]
-        optional = {"iss": self._issuer, "aud": self._audience, "models": list(models) or None, "rpm": rpm, "tpm": tpm}
-        optional["residency"] = residency or None
+        optional: dict[str, Any] = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "models": list(models) or None,
+            "rpm": rpm,
+            "tpm": tpm,
+            "residency": residency or None,
+        }
         claims.update((claim, value) for claim, value in optional.items() if value is not None)
         claims.update(iat=now_unix_s, exp=expires_unix_s, jti=os.urandom(12).hex())
         return self.sign(claims), expires_unix_s - now_unix_s
@@ -323,8 +328,10 @@ def _limit(claims: Mapping[str, Any], claim: str) -> Optional[int]:
 
 
 def _residency(claims: Mapping[str, Any]) -> str:
-    value = claims.get("residency")
+    if "residency" not in claims:
+        return ""
+    value = claims["residency"]
     # Anything but a region's name is refused: what cannot be read must not count for nothing.
-    if any(True for _ in region(value)) and "residency" in claims:
+    if any(True for _ in region(value)):
         raise TokenRefused("residency is not a region")
-    return value.lower() if isinstance(value, str) else ""
+    return str(value).lower()

@@ -157,6 +157,11 @@ def secret_digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("ascii")).digest()
 
 
+def name_digest(name: str) -> bytes:
+    """What stands for a key's name where keys are told by their digests: that of no secret."""
+    return hashlib.sha256(b"name:" + name.encode("utf-8", "surrogatepass")).digest()
+
+
 def new_secret() -> tuple[str, bytes]:
     """A new key's secret, and its digest."""
     secret = KEY_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode("ascii")

@@ -254,7 +254,7 @@ class Budgets:
             account = self._accounts.get(key)
             if account is None or account.start_unix_s != start_unix_s:
                 return
-            account.spent_usd = max(account.spent_usd, spent_usd)
+            self._raise_locked(key, account, spent_usd)
             warning = self._warning_locked(key, account)
         if warning is not None and self._on_warning is not None:
             self._on_warning(warning)

@@ -166,7 +166,9 @@ class Limiter:
         self._factors: Mapping[str, float] = {}
         self._share = 1.0
         self._address_rpm = address_rpm
-        self._keys: RecentlyUsed[Optional[str], Scope] = RecentlyUsed(KEY_LIFETIME_S, KEYS_MAX, Scope.is_active)
+        self._keys: RecentlyUsed[Optional[str], Scope] = RecentlyUsed(
+            KEY_LIFETIME_S, KEYS_MAX, lambda scope, now_s: scope.is_active(now_s)
+        )
         self._models: dict[str, Scope] = {}
         self._addresses = AddressScopes(address_rpm, bursts) if address_rpm else None
         self._everybody: Optional[Scope] = None

@@ -122,8 +122,7 @@ class AddressScopes:
         assert gcra is not None
         self._gcra = gcra
         # No TAT is further ahead than the burst lasts: what was used longer ago has recovered.
-        lifetime_s = gcra.burst * 60.0 / gcra.rate_per_minute
-        self._tat_s_by_group: RecentlyUsed[Union[str, bytes], float] = RecentlyUsed(lifetime_s, ADDRESSES_MAX)
+        self._tat_s_by_group: RecentlyUsed[Union[str, bytes], float] = RecentlyUsed(gcra.burst_s, ADDRESSES_MAX)
         self._group: Union[str, bytes] = ""
 
     def __len__(self) -> int:

@@ -18,9 +18,8 @@ _EMPTY = bytes(DIGEST_BYTES)
 class Section:
     """Every record has PROBES places where it may stand. Used under the table's lock.
 
-    The digests stand together, so that one search finds one; what is
-    kept of the name is its digest of 128 bits. Records never move, so that where one was is where it is, until another
-    one has taken its place.
+    The digests stand together, so that one search finds one; what is kept of the name is its digest of 128 bits.
+    Records never move, so that where one was is where it is, until another one has taken its place.
     """
 
     @staticmethod

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from gateway.limits.sharedtable import BODY_BYTES, MARKS_MAX, PLACES, SharedTable
+from gateway.limits.sharedtable import BODY_BYTES, MARKS_MAX, PLACES, SCOPE_HEAD_BYTES, SharedTable
 
 Passed = tuple[Any, ...]
 """What has passed: the TAT and the interval of the limit of requests, the same of tokens, and `TokenGcra.state` of the
@@ -37,8 +37,8 @@ class ScopeRecords:
         self._words = table.words
         self._section = table.scopes
         self._addresses = table.addresses
-        self._columns_at = 16
-        self._bodies_at = 16 + table.columns * PLACES.size
+        self._columns_at = SCOPE_HEAD_BYTES
+        self._bodies_at = SCOPE_HEAD_BYTES + table.columns * PLACES.size
         self._no_places = bytes(table.columns * PLACES.size)
 
     # --- scopes ------------------------------------------------------------------------------------------------------
@@ -81,12 +81,9 @@ class ScopeRecords:
         which = word & 1
         body = self._body(offset, word, which)
         if body is None:  # what stood there before is the next best
-            (word,) = _WORD.unpack_from(self._memory, self._body_offset(offset, 1 - which))
+            (word,) = _WORD.unpack_from(self._memory, offset + self._bodies_at + (1 - which) * BODY_BYTES)
             body = self._body(offset, word, 1 - which)
         return body if body is None else body[1:-1]
-
-    def _body_offset(self, offset: int, which: int) -> int:
-        return offset + self._bodies_at + which * BODY_BYTES
 
     def _body(self, offset: int, word: int, which: int) -> Optional[tuple[Any, ...]]:
         marks = word >> 1 & 0x7F

@@ -61,6 +61,7 @@ _LOCK = 1 << 24  # numbers in the file: the lock of epoch 0, and of column 0
 _COLUMN = 1 << 20
 
 COLUMNS_A_SLOT, COLUMNS_MORE = 3, 4
+"""A slot that is replaced while what it had before still drains has three processes."""
 
 FACTORS = 3
 """Numbers that each column publishes in the header."""
@@ -68,6 +69,8 @@ PLACES = struct.Struct("=IId")
 """A column of a scope: its generation, places held, since when the oldest (monotonic seconds)."""
 RESERVED = struct.Struct("=IIdd")
 """A column of a budget: the same, and what is reserved (USD)."""
+SCOPE_HEAD_BYTES, BUDGET_HEAD_BYTES = 16, 24
+"""Before the columns of a record."""
 BODY_BYTES = 8 * 9 + 24 * MARKS_MAX
 
 
@@ -88,8 +91,8 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, columns: int) -> _Layout:
-        scope_bytes = 16 + columns * PLACES.size + 2 * BODY_BYTES
-        budget_bytes = 24 + columns * RESERVED.size
+        scope_bytes = SCOPE_HEAD_BYTES + columns * PLACES.size + 2 * BODY_BYTES
+        budget_bytes = BUDGET_HEAD_BYTES + columns * RESERVED.size
         factors = 8 * (_GENERATIONS + columns)
         addresses = _page(factors + 8 * FACTORS * columns)
         scopes = _page(addresses + Section.size(ADDRESSES_MAX, 8))
@@ -145,9 +148,7 @@ class SharedTable:
         its number in the child's environment as ENVIRONMENT, and does nothing else with it. Memory is taken as it is
         used, at most 42 MB for two processes and 81 MB for 16. Raises OSError; Windows has no use for it.
         """
-        columns = (
-            COLUMNS_A_SLOT * slots + COLUMNS_MORE
-        )  # a slot that is replaced while what it had before still drains has three processes
+        columns = COLUMNS_A_SLOT * slots + COLUMNS_MORE
         size = _Layout.of(columns).size
         fd = _anonymous_file()
         try:

@@ -21,11 +21,13 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gateway.processes.frames import Frame, FrameError, Outbox, Unpacker, pack
-from gateway.processes.questions import Question, Questions
+from gateway.processes.questions import Questions
 
 RECV_BYTES = 262_144
 READS_MAX = 16  # before handlers and writing have their turn
 WAIT_MAX_S = 60.0
+ASK_S = 1.0
+"""That others are waited for, unless somebody says otherwise."""
 LATE_S = 0.25
 """That the parent has to say what those have left who do not answer."""
 Handler = Callable[[Any, int], Any]
@@ -42,6 +44,8 @@ class Bus:
     in 0..count-1; while it is replaced, two processes have the same one. `crashed` is called with what a handler has
     raised. `on_order` gets what the parent wants: "drain", "hurry", "reload", "hand_over", or "orphaned", when there is
     no parent any more; `on_accept` the slots whose listening sockets this process is to accept on beside its own.
+    `on_round` is called when the parent asks whether the process goes round: `goes_round` is the answer, from whatever
+    thread it depends on. Who gives none is killed after a while.
     """
 
     def __init__(self, link: Optional[socket.socket], slot: int, count: int) -> None:
@@ -50,6 +54,7 @@ class Bus:
         self.crashed: Callable[[BaseException], None] = _ignore
         self.on_order: Callable[[str], None] = _ignore
         self.on_accept: Callable[[Sequence[int]], None] = _ignore
+        self.on_round: Callable[[], None] = _ignore
         self._link = link
         self._leader = False
         self._handlers: dict[str, Handler] = {}
@@ -93,22 +98,16 @@ class Bus:
         to those of others that have, and gives the sum to whoever asks for `topic`. As `tell` else."""
         self._send("keep", json.dumps(what).encode(), t=topic)
 
-    def ask(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> list[Any]:
+    def ask(self, topic: str, what: Any = None, timeout_s: float = ASK_S) -> list[Any]:
         """The answers of all others that come within `timeout_s`, and what the dead have left with the parent, in no
         order. Blocks until all have answered: not for loops, nor for the thread "bus" (RuntimeError)."""
-        return self._ask(topic, what, timeout_s, lambda question: None)[0]
+        return self._ask(topic, what, timeout_s, left_too=False)[0]
 
-    def survey(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> tuple[list[Any], int]:
+    def survey(self, topic: str, what: Any = None, timeout_s: float = ASK_S) -> tuple[list[Any], int]:
         """As `ask`; of those who do not answer what they have left (`keep`), and how many they are. LATE_S longer."""
-        return self._ask(topic, what, timeout_s, self._ask_for_left)
+        return self._ask(topic, what, timeout_s, left_too=True)
 
-    def _ask_for_left(self, question: Question) -> None:
-        self._send("late", n=question.number)
-        question.late.wait(LATE_S)
-
-    def _ask(
-        self, topic: str, what: Any, timeout_s: float, on_late: Callable[[Question], None]
-    ) -> tuple[list[Any], int]:
+    def _ask(self, topic: str, what: Any, timeout_s: float, left_too: bool) -> tuple[list[Any], int]:
         if threading.current_thread() is self._thread:
             raise RuntimeError("a handler must not ask: the answers come on its own thread")
         body = json.dumps(what).encode()
@@ -118,13 +117,18 @@ class Bus:
         if over:
             return self._questions.end(question, 0)
         self._send("ask", body, t=topic, n=question.number)
-        if not question.done.wait(timeout_s):
-            on_late(question)
+        if not question.done.wait(timeout_s) and left_too:
+            self._send("late", n=question.number)
+            question.late.wait(LATE_S)
         return self._questions.end(question, self.count - 1)
 
     def ready(self) -> None:
         """Say that this process serves."""
         self._send("ready", must=True)
+
+    def goes_round(self) -> None:
+        """Answer the parent. Never blocks."""
+        self._send("round", must=True)
 
     def start(self) -> None:
         """Join: from now on handlers are called."""
@@ -291,6 +295,7 @@ _TAKES: dict[str, Callable[[Bus, Frame], None]] = {
     "late": Bus._late,
     "roster": Bus._roster,
     "order": Bus._ordered,
+    "round": lambda bus, _: bus.on_round(),
 }
 
 
@@ -307,11 +312,11 @@ class Alone(Bus):
     def keep(self, topic: str, what: Any) -> None:
         """Nobody asks for it."""
 
-    def ask(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> list[Any]:
+    def ask(self, topic: str, what: Any = None, timeout_s: float = ASK_S) -> list[Any]:
         """Nobody answers."""
         return []
 
-    def survey(self, topic: str, what: Any = None, timeout_s: float = 1.0) -> tuple[list[Any], int]:
+    def survey(self, topic: str, what: Any = None, timeout_s: float = ASK_S) -> tuple[list[Any], int]:
         """Nobody answers, nor should anybody have."""
         return [], 0
 

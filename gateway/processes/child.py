@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
 from gateway.processes.bus import Bus
 from gateway.processes.output import Lock
+from gateway.program import CHILD_VARIABLE
 
 if TYPE_CHECKING:
     from gateway.signals import Signals
 
-VARIABLE = "INFERENCE_GATEWAY_PROCESS"
 HAND_OVER = getattr(signal, "SIGUSR2", 0)
 
 
@@ -59,7 +59,7 @@ def child_of(text: str) -> Child:
         sockets = tuple(map(_socket_at, inherited.sockets))
         bus = Bus(_socket_at(inherited.bus), inherited.slot, inherited.processes)
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise ValueError(f"{VARIABLE}: is for processes that the gateway starts itself ({error})") from error
+        raise ValueError(f"{CHILD_VARIABLE}: is for processes that the gateway starts itself ({error})") from error
     return Child(bus, sockets, Lock(inherited.lock), inherited.announce)
 
 

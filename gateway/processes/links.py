@@ -39,15 +39,22 @@ class _Link:
 
 
 class Links:
-    """All children's links. `on_ready(child)`: it says that it serves; `on_lost(child, reason)`: nothing can be said to
-    it any more, because it has closed its end (None) or for a reason that an operator should read."""
+    """All children's links. `on_ready(child)`: it says that it serves; `on_round(child)`: that it goes round, as it was
+    asked; `on_lost(child, closed)`: nothing can be said to it any more, because it has closed its end, or else for a
+    reason that has been logged."""
 
     def __init__(
-        self, fold: Fold, log: Log, on_ready: Callable[[int], None], on_lost: Callable[[int, Optional[str]], None]
+        self,
+        fold: Fold,
+        log: Log,
+        on_ready: Callable[[int], None],
+        on_round: Callable[[int], None],
+        on_lost: Callable[[int, bool], None],
     ) -> None:
         self.selector = selectors.DefaultSelector()
         self._log = log
         self._on_ready = on_ready
+        self._on_round = on_round
         self._on_lost = on_lost
         self._board = Switchboard(fold, lambda event, **fields: log("warning", event, **fields))
         self._links: dict[int, _Link] = {}
@@ -61,6 +68,10 @@ class Links:
     def order(self, child: int, what: str) -> None:
         """Tell a child what to do. Nothing happens when its link is gone."""
         self._put(child, pack("order", o=what), must=True)
+
+    def ask(self, child: int) -> None:
+        """Ask a child whether it goes round."""
+        self._put(child, pack("round"), must=True)
 
     def roster(self, child: int, leader: bool, accept: Sequence[int]) -> None:
         """Tell a child whether it leads, and on which slots' sockets it accepts beside its own."""
@@ -103,10 +114,12 @@ class Links:
             link.sock.close()
             self._deliver(self._board.gone(child))  # it can say nothing more, be it alive
 
-    def _lose(self, link: _Link, reason: Optional[str]) -> None:
+    def _lose(self, link: _Link, error: Optional[FrameError] = None) -> None:
         if link.child in self._links:
             self._close(link.child)
-            self._on_lost(link.child, reason)
+            if error is not None:
+                self._log("error", "bus_broken", slot=link.slot, reason=str(error))
+            self._on_lost(link.child, error is None)
 
     def _read(self, link: _Link, reads: int) -> None:
         for _ in range(reads):
@@ -117,13 +130,13 @@ class Links:
             except OSError:
                 data = b""
             if not data:
-                self._lose(link, None)
+                self._lose(link)
                 return
             try:
                 for frame in link.unpacker.feed(data):
                     self._take(link, frame)
             except FrameError as error:
-                self._lose(link, str(error))
+                self._lose(link, error)
                 return
 
     def _take(self, link: _Link, frame: Frame) -> None:
@@ -132,6 +145,8 @@ class Links:
             self._board.joined(link.child, link.slot)
         elif frame.kind == "ready" and link.joined:
             self._on_ready(link.child)
+        elif frame.kind == "round" and link.joined:
+            self._on_round(link.child)
         else:
             self._deliver(self._board.route(link.child, frame))
 

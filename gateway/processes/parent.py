@@ -8,7 +8,6 @@ a process with threads.
 
 from __future__ import annotations
 
-import importlib
 import os
 import select
 import selectors
@@ -20,19 +19,21 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional, TextIO
+from typing import TYPE_CHECKING, Optional, TextIO
 
 from gateway.clock import unix_s
 from gateway.ending import EXIT_INTERRUPTED
 from gateway.limits.sharedtable import ENVIRONMENT as LIMITS
 from gateway.limits.sharedtable import SharedTable
-from gateway.processes.child import HAND_OVER, VARIABLE, Inherited
+from gateway.processes.child import HAND_OVER, Inherited
 from gateway.processes.links import Links
 from gateway.processes.output import Lock, new_lock
-from gateway.processes.supervision import Action, End, Kill, Log, Order, Place, Start, Supervision
+from gateway.processes.supervision import Action, Ask, End, Kill, Log, Order, Place, Start, Supervision
+from gateway.program import CHILD_VARIABLE, shows_colours
 from gateway.signals import hold, release
 from gateway.telemetry.events import LogRecord
 from gateway.telemetry.logs import LEVELS, format_json
+from gateway.telemetry.merging import fold
 from gateway.telemetry.textlines import TextLines, look_of
 
 if TYPE_CHECKING:
@@ -69,15 +70,8 @@ def own_command() -> list[str]:
     return [python, *flags, *sys.argv]
 
 
-def fold(topic: str, a: Any, b: Any) -> Any:
-    """The sum of two snapshots that children have left."""
-    return importlib.import_module("gateway.telemetry.merging").fold(a, b)  # only once there are any
-
-
 def supervise(settings: Settings, signals: Signals, sockets: Sequence[socket.socket], count: int) -> int:
     """Have `count` processes serve on `sockets` until they have ended; returns the exit status. `signals` serve."""
-    from gateway.announcing import shows_colours
-
     descriptor = new_lock()
     colours = shows_colours(sys.stderr, os.environ)
     lines = Lines(sys.stderr, settings.log_format, settings.log_level, Lock(descriptor), colours)
@@ -144,7 +138,6 @@ class Parent:
         signals: Signals,
         lines: Lines,
         lock: Optional[int],
-        fold: Callable[[str, Any, Any], Any] = fold,
     ) -> None:
         self._command = list(command)
         self._environ = dict(environ)
@@ -155,9 +148,8 @@ class Parent:
         self._lines = lines
         self._lock = lock
         self._table = SharedTable.create(count)  # what limits have let pass: it outlives each child
-        self._links = Links(fold, lines.log, self._ready, self._lost)
+        self._links = Links(fold, lines.log, self._ready, self._plan.answered, self._lost)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._slots: dict[int, int] = {}
         self._places: dict[int, Place] = {}
         self._silent: dict[int, float] = {}  # have closed their links, and are to die by then
         self._status: Optional[int] = None
@@ -214,17 +206,15 @@ class Parent:
         self._do(self._plan.ready(child, time.monotonic()))
         self._tell_places()
 
-    def _lost(self, child: int, reason: Optional[str]) -> None:
-        if reason is not None:
-            self._lines.log("error", "bus_broken", slot=self._slots.get(child), reason=reason)
-            self._do(self._plan.lost(child, time.monotonic()))
-        else:
+    def _lost(self, child: int, closed: bool) -> None:
+        if closed:
             self._silent[child] = time.monotonic() + DEATH_S
+        else:
+            self._do(self._plan.lost(child, time.monotonic()))
 
     def _ended(self, child: int, status: int) -> None:
         self._links.gone(child)  # what it had said is heard before
         self._processes.pop(child, None)
-        self._slots.pop(child, None)
         self._places.pop(child, None)
         self._silent.pop(child, None)
         self._do(self._plan.died(child, status, time.monotonic()))
@@ -235,6 +225,8 @@ class Parent:
                 self._start(action)
             elif isinstance(action, Order):
                 self._links.order(action.child, action.what)
+            elif isinstance(action, Ask):
+                self._links.ask(action.child)
             elif isinstance(action, Kill):
                 if action.child in self._processes:
                     self._processes[action.child].kill()
@@ -263,7 +255,7 @@ class Parent:
             self._lock,
             start.announce,
         )
-        environ = {**self._environ, VARIABLE: inherited.text(), LIMITS: str(self._table)}
+        environ = {**self._environ, CHILD_VARIABLE: inherited.text(), LIMITS: str(self._table)}
         held = hold()  # a terminal's Ctrl-C may come before the child can leave it to its parent
         try:
             with theirs:
@@ -275,7 +267,6 @@ class Parent:
         finally:
             release(held)
         self._processes[start.child] = process
-        self._slots[start.child] = start.slot
         self._links.add(start.child, start.slot, ours)
 
     def _not_started(self, start: Start, error: OSError) -> None:

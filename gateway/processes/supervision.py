@@ -4,7 +4,7 @@
 of actions, in order; `parent.py` does it. Pure: no process, no signal, no clock. For one thread.
 
     a child    starting   it has been started, and has START_S to say that it serves
-               ready      it serves
+               ready      it serves; while it does not answer others serve for it, and after HUNG_ASKS it is killed
                leaving    it has been replaced, or cannot be told anything: it ends when its clients have, or is killed
 
 A slot has one child, beside it, while it is replaced, the next one, and any number of those that leave. The first child
@@ -26,6 +26,12 @@ LIVED_S = 60.0
 """After this the next death is taken for the first."""
 END_EXTRA_S = 30.0
 """Beyond what its settings give it to drain, for a child to end on its own."""
+ASK_EVERY_S = 1.0
+"""A child that serves is asked whether the loop that accepts its clients goes round."""
+QUIET_ASKS = 5
+"""Unanswered: others serve for it. Counted and not timed: while the parent itself is held up, nobody is asked."""
+HUNG_ASKS = 15
+"""Unanswered: it hangs, and is killed."""
 
 
 class Start(NamedTuple):
@@ -41,6 +47,12 @@ class Order(NamedTuple):
 
     child: int
     what: str
+
+
+class Ask(NamedTuple):
+    """Ask a child whether it goes round."""
+
+    child: int
 
 
 class Kill(NamedTuple):
@@ -63,7 +75,7 @@ class End(NamedTuple):
     status: int
 
 
-Action = Union[Start, Order, Kill, Log, End]
+Action = Union[Start, Order, Ask, Kill, Log, End]
 
 
 class Place(NamedTuple):
@@ -90,6 +102,11 @@ class _Child:
     deadline_s: float  # it is killed then
     phase: Phase = Phase.STARTING
     killed: bool = False
+    unanswered: int = 0  # since it has last said that it goes round
+
+    @property
+    def serves(self) -> bool:
+        return self.phase is Phase.READY and self.unanswered <= QUIET_ASKS
 
 
 @dataclass
@@ -116,6 +133,7 @@ class Supervision:
         self._slots = [_Slot() for _ in range(count)]
         self._children: dict[int, _Child] = {}
         self._last = 0
+        self._ask_s = math.inf  # when those that serve are asked again
         self._first: Optional[int] = None  # the first child of all, until it is ready
         self._rolling: Optional[_Rolling] = None
         self._asked_to_end = 0
@@ -127,6 +145,7 @@ class Supervision:
         """Start the first child."""
         start = self._start(0, now_s, announce=True)
         self._first = start.child
+        self._ask_s = now_s + ASK_EVERY_S
         return [start]
 
     def ready(self, number: int, now_s: float) -> list[Action]:
@@ -150,6 +169,12 @@ class Supervision:
                 actions.append(Order(old.number, "hand_over"))
         return actions + self._roll_on(now_s, number)
 
+    def answered(self, number: int) -> None:
+        """A child says that it goes round."""
+        child = self._children.get(number)
+        if child is not None:
+            child.unanswered = 0
+
     def lost(self, number: int, now_s: float) -> list[Action]:
         """A child cannot be told anything any more: it drains, for it sees that, too. Another one takes its place."""
         child = self._children.get(number)
@@ -170,7 +195,10 @@ class Supervision:
             if not self._asked_to_end:
                 self._asked_to_end = 1
                 self._status = status if status > 0 else 1
-                return [End(self._status)]
+                actions: list[Action] = [End(self._status)]
+                if status < 0:  # else it has said itself why
+                    actions.insert(0, Log("error", "process_died", self._of(child, {"signal": -status})))
+                return actions
         if self._asked_to_end:
             self._clear(child)
             if status:
@@ -220,10 +248,11 @@ class Supervision:
         for child in list(self._children.values()):
             if child.deadline_s <= now_s:
                 late = "start" if child.phase is Phase.STARTING and not self._asked_to_end else "end"
-                actions.append(Log("error", "process_killed", self._of(child, {"late": late})))
-                actions.append(self._kill(child))
-                if self._asked_to_end:
-                    self._status = self._status or 1
+                actions += self._kill_late(child, late)
+        if self._ask_s <= now_s:
+            self._ask_s = now_s + ASK_EVERY_S
+            for child in list(self._children.values()):
+                actions += self._ask(child)
         for number, slot in enumerate(self._slots):
             if slot.restart_s <= now_s and slot.current is None:
                 actions.append(self._start(number, now_s))
@@ -232,20 +261,16 @@ class Supervision:
     # --- what is so ------------------------------------------------------------------------------------------------
 
     def due_s(self) -> float:
-        """When `due` is to be called, unless something happens before; infinity for never."""
+        """When `due` is to be called, unless something happens before."""
         times = [child.deadline_s for child in self._children.values()]
-        return min([*times, *(slot.restart_s for slot in self._slots)], default=math.inf)
+        return min([self._ask_s, *times, *(slot.restart_s for slot in self._slots)])
 
     def places(self) -> dict[int, Place]:
         """What each child is to know of itself: those that lead no more come before the one that does."""
-        live = [slot.current for slot in self._slots if slot.current is not None and slot.current.phase is Phase.READY]
-        deserted = tuple(
-            number
-            for number, slot in enumerate(self._slots)
-            if slot.current is None or slot.current.phase is not Phase.READY
-        )
-        left = [child for child in self._children.values() if child.phase is Phase.LEAVING]
-        places = {child.number: Place(False, ()) for child in left}
+        live = [slot.current for slot in self._slots if slot.current is not None and slot.current.serves]
+        deserted = tuple(sorted(set(range(len(self._slots))) - {child.slot for child in live}))
+        others = [child for child in self._children.values() if child.phase is not Phase.STARTING]
+        places = {child.number: Place(False, ()) for child in others if child not in live}
         places.update((child.number, Place(False, deserted)) for child in live[1:])
         if live:
             places[live[0].number] = Place(True, deserted)
@@ -263,6 +288,15 @@ class Supervision:
         else:
             slot.following = child
         return Start(child.number, number, announce)
+
+    def _ask(self, child: _Child) -> list[Action]:
+        if child.phase is not Phase.READY or child.killed or self._asked_to_end:
+            return []
+        child.unanswered += 1
+        return self._kill_late(child, "answer") if child.unanswered > HUNG_ASKS else [Ask(child.number)]
+
+    def _kill_late(self, child: _Child, late: str) -> list[Action]:
+        return [Log("error", "process_killed", self._of(child, {"late": late})), self._kill(child)]
 
     def _kill(self, child: _Child) -> Kill:
         child.killed = True
@@ -283,7 +317,7 @@ class Supervision:
         return {"slot": child.slot, **fields}
 
     def _clear(self, child: _Child) -> bool:
-        """Whether the child was the one of its slot, which has none now, or the following one."""
+        """Take a child out of its slot; returns whether that has nobody now."""
         slot = self._slots[child.slot]
         if slot.following is child:
             slot.following = None
@@ -314,7 +348,7 @@ class Supervision:
     def _roll_on(self, now_s: float, ready: Optional[int]) -> list[Action]:
         """Replace the next slot's child, when the one before serves."""
         rolling = self._rolling
-        if rolling is None or self._first is not None:
+        if rolling is None:
             return []
         if rolling.child is not None:
             if rolling.child != ready:

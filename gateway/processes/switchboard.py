@@ -17,8 +17,8 @@ TOPICS_MAX = 64
 LEFT_MAX = 64
 """Snapshots of the dead that could not be added to others, a topic; beyond, the oldest are forgotten."""
 
-Fold = Callable[[str, Any, Any], Any]
-"""Adds two snapshots of a topic. What it raises is no reason to stop: both are kept side by side."""
+Fold = Callable[[Any, Any], Any]
+"""Adds two snapshots of one topic. What it raises is no reason to stop: both are kept side by side."""
 Delivery = tuple[int, bytes]
 """A child's number and a frame for it."""
 
@@ -150,7 +150,7 @@ class Switchboard:
         left = self._left.setdefault(topic, [])
         if left:
             try:
-                left[-1] = self._fold(topic, left[-1], snapshot)
+                left[-1] = self._fold(left[-1], snapshot)
                 return
             except Exception as error:  # another version's, say, before a rolling restart
                 self._log("snapshots_apart", topic=topic, reason=f"{type(error).__name__}: {error}")

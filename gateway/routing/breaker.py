@@ -123,21 +123,13 @@ class Breaker:
         self.record(ticket, False, now_s)
         return (self.ticket if current else ticket), (self._bucket if counted else -1)
 
-    def hint(self, left_s: float, now_s: float) -> bool:
-        """Another gateway has found it open, for `left_s` seconds more: open for as long, but no longer than a breaker
-        ever is. False: it is not closed, and what is known here counts."""
-        if self.state != CLOSED:
-            return False
-        self.until_s = now_s + min(left_s, self._policy.max_open_s)
-        self._forget()
-        self._change(OPEN)
-        return True
-
     def hear(self, left_s: Optional[float], now_s: float) -> None:
-        """Another process has found it open, for so many seconds more; None: closed. What runs there counts no more."""
+        """Somebody else has found it open, for so many seconds more, but no longer than a breaker ever is; None:
+        closed. What runs there counts no more."""
         if left_s is not None:
+            left_s = min(left_s, self._policy.max_open_s)
             self.until_s = max(now_s + left_s, self.until_s if self.state == OPEN else now_s)
-            self._open_s = max(self._open_s, min(left_s, self._policy.max_open_s))
+            self._open_s = max(self._open_s, left_s)
         elif self.state == CLOSED:
             return
         else:

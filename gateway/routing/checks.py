@@ -133,6 +133,11 @@ def parse_address(text: str) -> Optional[Address]:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def is_port(value: object) -> bool:
+    """Whether this is the number of a port that can be connected to."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
+
+
 def is_header_value(text: str) -> bool:
     """Whether `text` may be sent as a header's value: ASCII without control characters, and not blank."""
     return re.fullmatch("[ -~]+", text) is not None and not text.isspace()

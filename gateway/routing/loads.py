@@ -118,6 +118,7 @@ class Loads:
             self.weights += engine.weight if trusted else -engine.weight
             self.in_flight += in_flight if trusted else -in_flight
         if not trusted:
+            self.look(now_s)  # where nobody asks for the least, those whose time is over would pile up
             heapq.heappush(self._suspects, (engine.failed_at_s + SUSPECT_S, next(self._number), engine))
         elif not full:
             self._enter(spot, in_flight / engine.weight, engine.weight)

@@ -144,8 +144,8 @@ class Members:
         waits = [e.out_until_s - now_s for e in kept_within(self.engines, residency) if e.state(now_s) == "resting"]
         return min(waits) if waits else None
 
-    def standings_locked(self, now_s: float) -> list[EngineStanding]:
-        """What another process needs to know of every engine."""
+    def standings_locked(self, now_s: float, engine_id: Optional[str] = None) -> list[EngineStanding]:
+        """What another process needs to know of every engine, or of the one that is called so."""
         return [
             EngineStanding(
                 e.id,
@@ -162,6 +162,7 @@ class Members:
                 None if e.listed is None else [list(one) for one in e.listed],
             )
             for e in self.engines
+            if engine_id is None or e.id == engine_id
         ]
 
     def snapshot_locked(self, now_s: float) -> list[EngineSnapshot]:

@@ -190,10 +190,10 @@ class Roster:
         wake(served)
         return change
 
-    def standings(self) -> list[EngineStanding]:
-        """What another process of this gateway needs to know of every engine."""
+    def standings(self, engine_id: Optional[str] = None) -> list[EngineStanding]:
+        """What another process of this gateway needs to know of every engine, or of the one that is called so."""
         with self._lock:
-            return self._members.standings_locked(self._clock())
+            return self._members.standings_locked(self._clock(), engine_id)
 
     def unable(self, path: str) -> tuple[Engine, ...]:
         """The engines that have nothing like an endpoint (of OpenAI's): so it was said, or found not long ago."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Union
 
 from gateway.routing import checks
-from gateway.routing.checks import Check, is_host, quoted
+from gateway.routing.checks import Check, is_host, is_port, quoted
 from gateway.routing.providers import PROVIDERS
 
 INTERVAL_S = 10.0
@@ -67,8 +67,7 @@ def selector(value: object) -> Iterator[str]:
 
 def port(value: object) -> Iterator[str]:
     """Check the number or the name of a port."""
-    number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
-    if not number and not (isinstance(value, str) and _PORT_NAME.fullmatch(value)):
+    if not is_port(value) and not (isinstance(value, str) and _PORT_NAME.fullmatch(value)):
         yield f": must be a port from 1 to 65535 or the name of one, not {quoted(value)}"
 
 

@@ -144,8 +144,9 @@ class Standing:
         """Another gateway has left the engine alone; so does this one, unless no other one is in."""
         others = any(other is not engine and other.available(now_s) for other in self._members.engines)
         before = engine.state(now_s)
-        if not others or before != "up" or not engine.breaker.hint(left_s, now_s):
+        if not others or before != "up":
             return None
+        engine.breaker.hear(left_s, now_s)
         return self._change_locked(engine, before, now_s, HINTED)
 
     def heard_locked(

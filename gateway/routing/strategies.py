@@ -217,9 +217,8 @@ class PrefixAffinity(Informed):
         self._engines: Optional[Sequence[Engine]] = None
         self._points: list[int] = []
         self._owners: list[Engine] = []
-        self._own: dict[
-            str, list[int]
-        ] = {}  # each engine's points, so that they are not hashed for each that comes or goes
+        # Each engine's points, so that they are not hashed for each that comes or goes.
+        self._own: dict[str, list[int]] = {}
 
     def select(self, engines: Sequence[Engine], request: RouteRequest) -> Engine:
         if engines is not self._engines:

@@ -25,8 +25,9 @@ _CODE_BY_KIND = {
     "hung": "backend_unavailable",
     "moved": "backend_unavailable",
 }
-_CONNECTION_BROKE = ("refused", "connect_timeout", "reset")
-_ENGINE_DIED = ("refused", "reset", "truncated")
+_UNREACHED = ("refused", "connect_timeout")
+_CONNECTION_BROKE = (*_UNREACHED, "reset")
+_ENGINE_DIED = ("reset", "truncated")
 
 
 class Step:
@@ -69,6 +70,7 @@ class Tries:
         "_residency",
         "_tried",
         "_unable",
+        "_unreached",
         "asked",
         "named",
         "sent",
@@ -105,18 +107,18 @@ class Tries:
         self._pauses_s: dict[Engine, float] = {}  # that engines have asked for (Retry-After)
         self._failure: Optional[Outcome] = None
         self._proven = False  # of the last try's lease
-        self._orphaned = False
+        self._orphaned = self._unreached = False
         self._left: list[Engine] = []  # while they hung
-        self._paid = False  # the next retry has been taken from the budget, or needs none
+        self._paid = False  # the next retry has been taken from the budget
         self.sent = 0
 
     def next(self) -> Optional[Step]:
         """The next step, or None when nothing is left to try. A place is taken on the lease's engine."""
-        # An engine that answered well until it died leaves at once all that it held, which may be more than the budget
-        # has: those requests move without it. They are a load that comes once; the budget is against one that stays.
         retrying = self.sent > 0 and not (self._orphaned or self._paid)
         self._paid = False
         step = self._find()
+        if self._unreached and self._index < len(self._pools):
+            retrying = False
         # Asked last: what is never tried takes nothing from the budget.
         if step is None or not retrying or self._pools[0].take_retry():
             return step
@@ -278,7 +280,11 @@ class Tries:
 
     def failed(self, outcome: Outcome) -> None:
         """Remember why the last try failed. A 429 gives way to any other failure in what the client is told."""
-        self._orphaned = self._proven and outcome.kind in _ENGINE_DIED
+        # An engine that answered well until it died leaves at once all that it held, which may be more than the budget
+        # has: those requests move without it. They are a load that comes once; the budget is against one that stays.
+        # Nor does it count what has reached no engine, and so was none at all, while there is one that is in.
+        self._unreached = outcome.kind in _UNREACHED
+        self._orphaned = self._proven and (self._unreached or outcome.kind in _ENGINE_DIED)
         if self._tried and outcome.retry_after_s is not None:
             self._pauses_s[self._tried[-1]] = outcome.retry_after_s
         if outcome.kind != "rate_limited" or self._failure is None:

@@ -29,10 +29,10 @@ from gateway.steps import Flag, Flagged, Steps
 KEEP_S = 3.0
 PAST_S = 86_400.0
 """For so long a sum is kept beyond its period: clocks differ, and requests end late."""
-_REPLY = struct.Struct(">3d")
+_REPLY = struct.Struct(">2d")
 SPENT, TAKEN = "spent", "taken"
 # KEYS: a budget's sum, the gateways. ARGV: (the time), the budget, the cost, what is spent at least, the seconds for
-# which the sum is kept; the field of who reserves. Replies whether it passes, what is spent, and what is reserved.
+# which the sum is kept; the field of who reserves. Replies whether it passes, and what is spent.
 _RESERVE = """
 local spent = tonumber(redis.call('HGET', KEYS[1], 'spent') or '0') or 0
 if a[4] > spent then
@@ -55,7 +55,7 @@ if spent + reserved < a[2] then
   redis.call('HINCRBYFLOAT', KEYS[1], ARGV[2], string.format('%.17g', a[3]))
 end
 redis.call('EXPIRE', KEYS[1], math.ceil(a[5]))
-return struct.pack('>ddd', passes, spent, reserved)
+return struct.pack('>dd', passes, spent)
 """
 
 # KEYS: a budget's sum. ARGV: (the time), what is spent, what is no longer reserved, the seconds for which the sum is
@@ -131,7 +131,8 @@ class SharedBudgets:
         timeout_s: float,
     ) -> None:
         self._line = line
-        self._field = b"r:" + name
+        self.field = b"r:" + name
+        """What this gateway's reservations are named."""
         self._peers = peers
         self._budgets = budgets
         self._fail = fail
@@ -181,7 +182,7 @@ class SharedBudgets:
         packed = struct.pack(">4d", 0.0, cost_usd, 0.0, ttl_s)
         self._line.tell(
             Job(
-                functools.partial(_spending, one.name, packed, self._field),
+                functools.partial(_spending, one.name, packed, self.field),
                 functools.partial(self._sent, one, cost_usd),
             )
         )
@@ -222,7 +223,7 @@ class SharedBudgets:
     def release(self, reserved: Reserved) -> None:
         """Tell Redis that a reservation is over."""
         packed = struct.pack(">4d", 0.0, 0.0, reserved.cost_usd, 0.0)
-        command = functools.partial(_spending, reserved.sum.name, packed, self._field)
+        command = functools.partial(_spending, reserved.sum.name, packed, self.field)
         self._line.tell(Job(command, lambda reply: self.add(reserved.sum, -reserved.cost_usd)))
 
     def add(self, one: _Sum, cost_usd: float) -> None:
@@ -231,11 +232,6 @@ class SharedBudgets:
             left_usd = one.reserved_usd + cost_usd
             one.reserved_usd = left_usd if left_usd > 1e-12 else 0.0
             one.idle = False  # it is set right once more
-
-    @property
-    def field(self) -> bytes:
-        """What this gateway's reservations are named."""
-        return self._field
 
     def beat(self) -> list[Job]:
         """What is to be done every BEAT_S: now and then what is reserved is set right, and what is spent is learnt."""
@@ -256,10 +252,9 @@ class SharedBudgets:
         return [Job(functools.partial(self._keeping, one), functools.partial(self._kept, one)) for one in sums]
 
     def _keeping(self, one: _Sum, whole: bool) -> Any:
-        floor_usd = self.floor_usd(one)
         with self._lock:
-            packed = struct.pack(">3d", 0.0, one.reserved_usd, floor_usd)
-        return KEEP.command((one.name,), (packed, self._field, int(PAST_S)), whole)
+            packed = struct.pack(">3d", 0.0, one.reserved_usd, one.known_usd)
+        return KEEP.command((one.name,), (packed, self.field, int(PAST_S)), whole)
 
     def _kept(self, one: _Sum, reply: Any) -> None:
         if isinstance(reply, bytes) and len(reply) == 8:
@@ -295,13 +290,13 @@ class Reserved:
     def hear(self, reply: Any) -> None:
         """The reply, on the thread shared; None: there is none."""
         if isinstance(reply, bytes) and len(reply) == _REPLY.size:
-            passes, spent_usd, _ = _REPLY.unpack(reply)
+            passes, spent_usd = _REPLY.unpack(reply)
             self._budgets.learn(self.sum, spent_usd)
             if passes:
                 self._budgets.add(self.sum, self.cost_usd)
             with self._budgets._lock:
-                self._held = late = bool(passes)
-                late = late and self._over
+                self._held = bool(passes)
+                late = self._held and self._over
                 self.outcome = "" if passes else SPENT if spent_usd >= self.budget_usd else TAKEN
             if late:
                 self._budgets.release(self)

@@ -51,12 +51,13 @@ from gateway.shared.scripts import BEAT, RENEW
 from gateway.steps import Flag, Flagged, Steps
 
 LEASE_S = 15.0
-PEER_S = 5.0
-"""A gateway that has not been heard of for so long is none any more."""
+PEER_S = 2.0
+"""A gateway that has not been heard of for so long is silent."""
+ASIDE_S = 120.0
+"""So long a silent one has its share left to it, to go on alone by; then it is none any more."""
+FEWER_S = 5.0  # until it is believed that there are fewer gateways
 RENEW_MAX = 500  # places in one command
 ALONE_MAX = 20_000  # scopes of which it is known what has passed without Redis
-LOCAL_BURST = 0.02
-"""Of a minute's requests and tokens, at most; at least one request."""
 NOT_FEWER = (float("inf"), 0)
 """Since when there were fewer gateways than known, and how many at most."""
 MODES = ("shared", "local", "closed")
@@ -67,7 +68,7 @@ class SharedLimits:
 
     `local` decides where Redis cannot; `fail`: `local`, or `closed`, which refuses instead. `timeout_s` bounds the wait
     of each request. `clock` is the local limiter's. `now_s`: what the scripts take for the time, for tests; negative:
-    Redis' own.
+    Redis' own. `place`: PLACE_BYTES bytes, the same ones when this gateway is started again; empty: its own.
     """
 
     def __init__(
@@ -79,13 +80,15 @@ class SharedLimits:
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         now_s: Callable[[], float] = lambda: OWN_TIME,
+        place: bytes = b"",
     ) -> None:
         self.peers = 1
         """How many gateways there are, this one included, as last known."""
         self.decided = dict.fromkeys(MODES, 0)
         """Requests to which a limit applied, by who has decided: Redis, this gateway, nobody (they were refused)."""
         self.name = os.urandom(6).hex().encode()
-        """This gateway's among the others."""
+        self.peer = (place or self.name) + self.name
+        """This gateway's name among the others."""
         self._line = line
         self._local = local
         self._scopes = scopes
@@ -211,7 +214,7 @@ class SharedLimits:
             for one in question.counted:
                 alone, tokens = self._alone.get(one.key), one.sizes.tokens
                 if alone is not None and tokens is not None:
-                    back_s = alone.tokens_s - unused * 60.0 / tokens.rate_per_minute * self.peers
+                    back_s = alone.tokens_s - unused * tokens.interval_s * self.peers
                     alone.tokens_s = max(back_s, alone.before_s[1])
 
     def _came_late(self, asked: _Asked, told: Told) -> None:
@@ -228,8 +231,10 @@ class SharedLimits:
     def beat(self) -> list[Job]:
         """What is to be done every BEAT_S: to be among the gateways, and to go on holding what is held."""
         now_s = self._now_s()
-        seconds = with_time(PEER_S, now_s)
-        jobs = [Job(lambda whole: BEAT.command((PEERS,), (seconds, self.name), whole), self.see_peers)]
+        seconds = with_time(now_s, PEER_S, ASIDE_S if self._fail == "local" else 0.0)
+        jobs: list[Job] = []
+        if not self._line.is_open:  # else it is silent, and decides alone, though Redis may hear it late
+            jobs = [Job(lambda whole: BEAT.command((PEERS,), (seconds, self.peer), whole), self.see_peers)]
         self._renew_at_s -= BEAT_S
         if self._renew_at_s <= 0:
             self._renew_at_s = LEASE_S / 3
@@ -237,16 +242,21 @@ class SharedLimits:
         return jobs
 
     def _renewals(self, now_s: float) -> list[Job]:
-        names_by_key: dict[bytes, list[bytes]] = {}
         with self._lock:
-            for name, key in self._held.items():
-                names_by_key.setdefault(key, []).append(name)
-        seconds = with_time(LEASE_S, now_s)
+            names_by_key = self._names_by_key_locked()
+        seconds = with_time(now_s, LEASE_S)
         return [
             Job(functools.partial(_renewing, key, seconds, names[at : at + RENEW_MAX]))
             for key, names in names_by_key.items()
             for at in range(0, len(names), RENEW_MAX)
         ]
+
+    def _names_by_key_locked(self) -> dict[bytes, list[bytes]]:
+        """The names of the places that are held, by what the places of their key are named."""
+        names_by_key: dict[bytes, list[bytes]] = {}
+        for name, key in self._held.items():
+            names_by_key.setdefault(key, []).append(name)
+        return names_by_key
 
     def come_back(self) -> list[Job]:
         """What Redis is to be told first, now that it can be asked: what has passed without it, and who holds what."""
@@ -263,19 +273,17 @@ class SharedLimits:
 
     def farewell(self) -> list[Job]:
         """What is done last of all: this gateway leaves, and holds nothing."""
-        names_by_key: dict[bytes, list[bytes]] = {}
         with self._lock:
-            for name, key in self._held.items():
-                names_by_key.setdefault(key, []).append(name)
+            names_by_key = self._names_by_key_locked()
             self._held.clear()
         jobs = [Job(functools.partial(_leaving, key, names)) for key, names in names_by_key.items()]
-        return [*jobs, Job(lambda whole: (b"ZREM", PEERS, self.name))]
+        return [*jobs, Job(lambda whole: (b"ZREM", PEERS, self.peer))]
 
     def see_peers(self, count: Any) -> None:
         """So many gateways there are; None or garbage: as many as before.
 
-        More are believed at once, fewer when there were no more for PEER_S: a Redis that was emptied has yet to hear of
-        all of them, and who believes to be alone takes all.
+        More are believed at once, fewer when there were no more for FEWER_S: a Redis that was emptied has yet to hear
+        of all of them, and who believes to be alone takes all.
         """
         if not isinstance(count, int) or count < 1:
             return
@@ -284,7 +292,7 @@ class SharedLimits:
             if count < self.peers:
                 since_s, most = self._fewer
                 self._fewer = (min(since_s, now_s), max(most, count))
-                if now_s - self._fewer[0] < PEER_S:
+                if now_s - self._fewer[0] < FEWER_S:
                     return
                 count = self._fewer[1]
             self._fewer = NOT_FEWER

@@ -1,8 +1,10 @@
 """The line to the Redis that gateways share their state in: who asks it, when, and when it is left alone.
 
 Owns the thread `shared`, which alone has the connection: it takes all that waits at once and sends it as one pipeline,
-so the scripts of many requests share a round trip. The lock, inside the condition `_changed`, guards the queue, the
-breaker's state and the counters; it is never held while something is sent, waited for, told, or logged.
+so the scripts of many requests share a round trip. (Answers that are kept have a connection of their own,
+`reuse/redisstore.py`: they are large, and no limit is to wait behind them.) The lock, inside the condition `_changed`,
+guards the queue, the breaker's state and the counters; it is never held while something is sent, waited for, told, or
+logged.
 
 Nobody waits in this module. After a failure, or a reply that took longer than the bound, the breaker has everybody told
 at once that Redis cannot be asked; the thread itself tries again, with the jobs that are due anyway (`beat`), so no
@@ -139,6 +141,7 @@ class Line:
         """Wait for something to do; nothing: it is the end."""
         jobs: list[Job] = []
         given_up: list[Job] = []
+        beats = False
         with self._changed:
             self._begun_s = None
             while True:
@@ -154,12 +157,12 @@ class Line:
                 if now_s >= due_s:
                     self._beat_at_s = now_s + BEAT_S
                     self._begun_s = now_s
+                    beats = self._ends_at_s is None
                     break
                 if self._waiting and retry_at_s is None:
                     self._begun_s = now_s
                     break
                 self._changed.wait(due_s - now_s)
-            beats = self._begun_s is not None and now_s >= due_s and self._ends_at_s is None
             if self._begun_s is not None and retry_at_s is None:
                 jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_MAX))]
             if given_up:

@@ -12,11 +12,10 @@ older copy is the primary now) everybody who notices puts there what it knows, a
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
-from gateway.keys.record import KeyRecord
+from gateway.keys.record import KeyRecord, name_digest
 from gateway.shared.line import Job
 from gateway.shared.scripts import Script
 
@@ -100,11 +99,6 @@ class Revocations:
         found = [digest for digest in digests if isinstance(digest, bytes)]
         self.refused.update(found)
         self._stored.update(found)
-
-
-def name_digest(name: str) -> bytes:
-    """What stands for a key's name."""
-    return hashlib.sha256(b"name:" + name.encode("utf-8", "surrogatepass")).digest()
 
 
 def _publishing(digests: list[bytes], whole: bool) -> Any:

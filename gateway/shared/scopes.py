@@ -31,7 +31,6 @@ _TABLE_MAX = 8192
 _SCOPE = struct.Struct(">5d")
 _CHARGE = struct.Struct(">7d")
 _ADMIT = struct.Struct(">4d")
-_ONE = struct.Struct(">d")
 
 
 class Sizes(NamedTuple):
@@ -159,9 +158,9 @@ def charging(
     return CHARGE.command([one.key], (packed,), whole)
 
 
-def with_time(seconds: float, now_s: float = OWN_TIME) -> bytes:
-    """The argument of the scripts that take one number."""
-    return _ONE.pack(now_s) + _ONE.pack(seconds)
+def with_time(now_s: float, *seconds: float) -> bytes:
+    """The argument of the scripts that take so many numbers."""
+    return struct.pack(f">{1 + len(seconds)}d", now_s, *seconds)
 
 
 def told_in(reply: object) -> Optional[Told]:
@@ -225,4 +224,4 @@ def rooms_of(ahead_s: Sequence[tuple[float, float]], question: Question) -> list
 
 def _numbers(gcra: Optional[Gcra]) -> tuple[float, float, float]:
     """Seconds a unit, and how many at once and at most; zeros: no such limit."""
-    return (0.0, 0.0, 0.0) if gcra is None else (60.0 / gcra.rate_per_minute, gcra.burst, gcra.largest)
+    return (0.0, 0.0, 0.0) if gcra is None else (gcra.interval_s, gcra.burst, gcra.largest)

@@ -3,13 +3,14 @@
 Each is one atomic step on Redis' own clock (TIME), so that the gateways' clocks do not matter. What a limit has let
 pass is one value a scope (MessagePack, some 50 bytes): the time, the TAT and the interval of requests, the TAT and the
 interval of tokens, the TAT of the last mark and the last number given, then three numbers a mark. It is `gateway/
-limits/gcra.py` line by line, with three differences:
+limits/gcra.py` line by line, with four differences:
 
 * There are at most MARKS_MAX marks. Beyond, the two neighbours are made one whose difference is least, and the marks
   behind them take the higher TAT. A refund goes down to the TAT of the next mark and no further, so a higher one gives
   back less: never more passes than the shipped class would let pass, only, among more than MARKS_MAX requests in flight
   of a caller that outruns its limit, less.
 * A reservation's number holds the time (microseconds), so one of before Redis was emptied is never taken for another.
+* A gateway that is silent has its share left to it: for the others each interval is longer by that.
 * Where the clock went back since a scope was used (it was set, or another machine is the primary now), its TATs go back
   as far: nobody is locked out by it, and nothing is handed out twice.
 
@@ -27,6 +28,8 @@ from typing import Any
 from gateway.shared.redislink import Command
 
 MARKS_MAX = 64
+PLACE_BYTES = 12
+"""With which a gateway's name begins."""
 
 CLOCK = """
 local a = {struct.unpack('>' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
@@ -159,8 +162,9 @@ end
 
 # KEYS: a scope each, the places (where there is a limit of them), the gateways. ARGV: the time (-1: Redis' own), the
 # tokens, the places, the seconds for which one is held, then five numbers a scope; the name of the place.
+# A gateway that is silent may go on by its share (`_BEAT`), so the others have what is left: the intervals are longer.
 # Replies: how many gateways there are, how long to wait (0: it passes), for which limit, whether the places are full;
-# then for each scope how far its TATs are ahead, and the reservation's number.
+# then for each scope how far its TATs are ahead (in seconds of the whole limit), and the reservation's number.
 _ADMIT = """
 local function wait_for(ahead, amount, interval, burst, largest)
   if amount <= burst then
@@ -173,9 +177,13 @@ local function wait_for(ahead, amount, interval, burst, largest)
 end
 local tokens, places = a[2], a[3]
 local count = (#a - 5) / 5
+local known = redis.call('ZCARD', KEYS[#KEYS])
+local here = math.max(redis.call('ZCOUNT', KEYS[#KEYS], now, '+inf'), 1)
+local longer = 1 + math.max(math.min(known - here, here + 1), 0) / here
 local scopes, changed, longest, which, full = {}, {}, 0, 0, 0
 for i = 1, count do
   local at = 5 * i
+  a[at], a[at + 2] = a[at] * longer, a[at + 2] * longer
   local s, moved = read(KEYS[i])
   scopes[i] = s
   changed[i] = size(s, a[at], a[at + 2]) or moved
@@ -195,7 +203,7 @@ if places > 0 and redis.call('ZCARD', held) >= places then
   if redis.call('ZCARD', held) >= places then full = 1 end
 end
 local passes = longest == 0 and full == 0
-local out = {redis.call('ZCARD', KEYS[#KEYS]), longest, which, full}
+local out = {known, longest, which, full}
 for i = 1, count do
   local at, s, number = 5 * i, scopes[i], 0
   if passes then
@@ -203,8 +211,8 @@ for i = 1, count do
     if a[at + 2] > 0 then number = add(s, tokens, 1) end
   end
   if passes or changed[i] then write(KEYS[i], s) end
-  out[#out + 1] = math.max(s[2] - now, 0)
-  out[#out + 1] = math.max(s[4] - now, 0)
+  out[#out + 1] = math.max(s[2] - now, 0) / longer
+  out[#out + 1] = math.max(s[4] - now, 0) / longer
   out[#out + 1] = number
 end
 if passes and places > 0 then
@@ -246,14 +254,21 @@ for i = 2, #ARGV do redis.call('ZADD', KEYS[1], now + a[2], ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], 2 * a[2])
 """
 
-# KEYS: the gateways. ARGV: the time, the seconds until one counts as gone; its name. Replies how many there are.
+# KEYS: the gateways. ARGV: the time, the seconds until one counts as silent, those until it is forgotten then; its
+# name, which begins with its place: a silent one of the same place has ended, and this one has come for it. Replies how
+# many there are, silent ones too. A score is until when one is not silent.
 _BEAT = """
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 2 * a[2], '+inf')
+for _, silent in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  if string.sub(silent, 1, PLACE_BYTES) == string.sub(ARGV[2], 1, PLACE_BYTES) then
+    redis.call('ZREM', KEYS[1], silent)
+  end
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - a[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 5 * a[2], '+inf')
 redis.call('ZADD', KEYS[1], now + a[2], ARGV[2])
-redis.call('EXPIRE', KEYS[1], 2 * a[2])
+redis.call('EXPIRE', KEYS[1], math.ceil(2 * a[2] + a[3]))
 return redis.call('ZCARD', KEYS[1])
-"""
+""".replace("PLACE_BYTES", str(PLACE_BYTES))
 
 
 class Script:

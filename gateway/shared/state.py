@@ -5,72 +5,73 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
+import hashlib
+import platform
+from pathlib import Path
 from typing import Callable, Optional
 
 from gateway.keys.auth import Authenticator
 from gateway.limits.budgets import Budgets
 from gateway.limits.limiter import Limiter
 from gateway.limits.quotas import Bursts, RateLimits
+from gateway.limits.sharedtable import SharedTable
 from gateway.settings import Settings
 from gateway.shared.budgets import SharedBudgets
 from gateway.shared.hints import Hints
 from gateway.shared.leases import Leases
 from gateway.shared.limits import MODES, SharedLimits
 from gateway.shared.line import Job, Line
-from gateway.shared.revocations import Revocations, Table, name_digest
+from gateway.shared.revocations import Revocations, Table
 from gateway.shared.scopes import Scopes
+from gateway.shared.scripts import PLACE_BYTES
 
 Log = Callable[..., None]
 
 
 class SharedState:
-    """The shared state in the Redis at `url`. Thread-safe. `start` it, `close` it.
+    """The shared state in the Redis at `url`, as the settings say. Thread-safe. `start` it, `close` it.
 
-    `fail`: what becomes of a request that a limit applies to when Redis cannot be asked, `local` or `closed`. `local`
-    is the limiter that decides then, whose limits for `everybody` and for each address are these. `bursts`: of all
-    gateways together, which are larger than the local ones. `timeout_s` bounds
-    every wait. `processes`: of this gateway, each of which is one to the others, and knows of these before Redis has
-    said anything. Raises ConfigurationError without redis-py or for a malformed URL.
+    `limiter` decides when Redis cannot be asked, by the same limits for `everybody` and for each address. `bursts`: of
+    all gateways together, which are larger than its own. `table`: where this is one of several processes of a gateway,
+    each of which is one to the others, and knows of these before Redis has said anything. `authenticator` refuses what
+    is revoked at any gateway, and what is revoked here is told; `budgets` gives this gateway's own, which learn.
+    `clock` is the limiter's. Raises ConfigurationError without redis-py or for a malformed URL.
     """
 
     def __init__(
         self,
         url: str,
-        timeout_s: float,
-        fail: str,
+        settings: Settings,
         log: Log,
-        local: Limiter,
+        limiter: Limiter,
         everybody: RateLimits,
-        address_rpm: Optional[int],
         bursts: Bursts,
-        clock: Callable[[], float] = time.monotonic,
-        processes: int = 1,
+        table: Optional[SharedTable],
+        authenticator: Authenticator,
+        budgets: Callable[[], Budgets],
+        clock: Callable[[], float],
     ) -> None:
         self._log = log
-        self._fail = fail
+        self._fail = fail = settings.shared_fail
+        timeout_s = settings.redis_timeout_ms / 1000
         self.line = Line(url, timeout_s, self._beat, self._changed)
-        scopes = Scopes(everybody, address_rpm, bursts)
-        self.limits = SharedLimits(self.line, local, scopes, fail, timeout_s, clock)
-        self.limits.see_peers(processes)
-        self._authenticator: Optional[Authenticator] = None
-        self._own_budgets: Callable[[], Budgets] = Budgets
-        own = (self.limits.name, lambda: self.limits.peers, lambda: self._own_budgets())
+        scopes = Scopes(everybody, settings.rate_limit_ip_rpm, bursts)
+        place = b""  # of a port that is chosen at each start there is no next one
+        if settings.port:
+            place = _place_of(settings.host, settings.port, 0 if table is None else table.column)
+        self.limits = SharedLimits(self.line, limiter, scopes, fail, timeout_s, clock, place=place)
+        self.limits.see_peers(1 if table is None else table.slots)
+        own = (self.limits.peer, lambda: self.limits.peers, budgets)
         self.budgets = SharedBudgets(self.line, *own, fail, timeout_s)
+        self._authenticator = authenticator
         self.revocations = Revocations(self._keys)
+        authenticator.refused = self.revocations.refused
         self.hints = Hints(self.line, self.limits.name)
         self.leases = Leases(self.line, timeout_s)
 
-    def join(self, authenticator: Authenticator, budgets: Callable[[], Budgets]) -> None:
-        """Have keys refused that are revoked at any gateway, and those told that are revoked here; have this gateway's
-        own budgets learn."""
-        self._own_budgets = budgets
-        authenticator.refused = self.revocations.refused
-        authenticator.name_digest = name_digest
-        self._authenticator = authenticator
-
     def _keys(self) -> Optional[Table]:
-        store = None if self._authenticator is None else self._authenticator.store
+        store = self._authenticator.store
         return None if store is None else store.lookup_table()
 
     def start(self) -> None:
@@ -99,18 +100,12 @@ class SharedState:
         self._log("warning", "shared_state", mode=self._fail, reason=reason, gateways=self.limits.peers)
 
 
-def shared_state_of(
-    settings: Settings,
-    log: Log,
-    local: Limiter,
-    everybody: RateLimits,
-    bursts: Bursts,
-    clock: Callable[[], float],
-    processes: int = 1,
-) -> Optional[SharedState]:
-    """What the settings have gateways share; None: without REDIS_URL this one is alone."""
-    if settings.redis_url is None:
-        return None
-    timeout_s = settings.redis_timeout_ms / 1000
-    limits = (local, everybody, settings.rate_limit_ip_rpm, bursts)
-    return SharedState(settings.redis_url, timeout_s, settings.shared_fail, log, *limits, clock, processes)
+def _place_of(host: str, port: int, column: int) -> bytes:
+    """Where a gateway is, alike for the next one there and for no other: the machine since it was started, the network
+    of its pod or container, the address, which of several processes."""
+    network, boot = 0, ""
+    with contextlib.suppress(OSError):  # only Linux has both
+        network = Path("/proc/self/ns/net").stat().st_ino
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+    text = f"{platform.node()} {boot} {network} {host} {port} {column}"
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=PLACE_BYTES // 2).hexdigest().encode()

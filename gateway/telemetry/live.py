@@ -96,6 +96,11 @@ class _Second:
         self.ttfts = _Samples()
         self.recent: deque[RequestEvent] = deque(maxlen=REQUESTS)
 
+    def counts(self) -> tuple[float, ...]:
+        """As `Told.counts` has them."""
+        tokens = (self.tokens_in, self.tokens_out)
+        return (self.requests, self.errors, *tokens, self.hits, self.misses, self.cost_usd)
+
 
 class _Spark:
     """One engine's last minute: a ring of means, and the sum of the second that runs."""
@@ -251,13 +256,11 @@ class LiveSeries:
         as `text` has them. `more`: the other fields. Where it `shares`."""
         second, sparks = self._ended
         requests = [(e.finished_unix_s, text(_kept(e))) for e in list(second.recent)[-most:]]
-        counts = (
-            *(second.requests, second.errors, second.tokens_in, second.tokens_out),
-            *(second.hits, second.misses, second.cost_usd),
-        )
         latencies, ttfts = (spread_of(sorted(one.values), one.seen) for one in (second.latencies, second.ttfts))
         marks = [spark for spark in sparks if spark[2]]
-        return Told(sender, counts, gauges, latencies, ttfts, marks, requests, second.shown - len(requests), **more)
+        return Told(
+            sender, second.counts(), gauges, latencies, ttfts, marks, requests, second.shown - len(requests), **more
+        )
 
     def _turn_sparks_locked(self, ends: bool) -> None:
         """One second more: of each engine, what has ended in it, or (not `ends`) nothing."""
@@ -292,10 +295,7 @@ def _when(request: tuple[float, Request]) -> float:
 
 def _point(second: _Second, gauges: Gauges, others: Sequence[Told]) -> array[float]:
     latencies, ttfts = sorted(second.latencies.values), sorted(second.ttfts.values)
-    counts: Sequence[float] = (
-        *(second.requests, second.errors, second.tokens_in, second.tokens_out),
-        *(second.hits, second.misses, second.cost_usd),
-    )
+    counts: Sequence[float] = second.counts()
     if others:
         counts = [sum(values) for values in zip(counts, *(told.counts for told in others))]
         spread = Spread(second.latencies.seen, latencies)

@@ -77,7 +77,7 @@ class Others:
         self._senders: dict[str, _Sender] = {}
 
     def hear(self, told: Sequence[Any]) -> None:
-        """A process has told of a second (`data_of`)."""
+        """A process has told of a second (a `Told`, as JSON has it)."""
         one = _told(told)
         with self._lock:
             sender = self._senders.get(one.sender)
@@ -125,11 +125,6 @@ class Others:
             for model, engine, count in engines:
                 found[model, engine] = found.get((model, engine), 0) + count
         return found
-
-
-def data_of(told: Told) -> list[Any]:
-    """As JSON has it."""
-    return list(told)
 
 
 def _told(data: Sequence[Any]) -> Told:

@@ -11,12 +11,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, Optional, Protocol
+from typing import Callable, Optional, Protocol
 
 from gateway.clock import JumpWatch, unix_s
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.live import Gauges, LiveSeries
-from gateway.telemetry.liveothers import Others, data_of
+from gateway.telemetry.liveothers import Others, Told
 from gateway.telemetry.liveview import TOLD_MAX, EngineView, LiveView, Sources, request_text
 
 INTERVAL_S = 1.0
@@ -68,7 +68,7 @@ class LiveTicker:
         self._view = LiveView(series, sources._replace(engines=self._engines), pause)
         self._name = uuid.uuid4().hex  # to other processes
         self._idle = False
-        self.share: Callable[[list[Any]], None] = lambda told: None
+        self.share: Callable[[Told], None] = lambda told: None
         """Tells other processes of this one's seconds. Set before `start`."""
         self._gauges = gauges
         self._on_error = on_error
@@ -141,7 +141,7 @@ class LiveTicker:
             in_flight=[(one.model, one.engine, one.in_flight) for one in engines if one.in_flight],
         )
         if not (told.idle and self._idle):  # once that there is nothing, and no more
-            self.share(data_of(told))
+            self.share(told)
         self._idle = told.idle
 
     def _engines(self) -> Iterable[EngineView]:

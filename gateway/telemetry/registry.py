@@ -14,7 +14,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterable, Sequence
 from typing import Callable, Generic, Optional, Protocol, TypeVar, Union
 
-from gateway.telemetry import exposition
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
 from gateway.telemetry.merging import RULES
 
@@ -241,7 +240,7 @@ class Registry:
         """Declares a metric whose numbers `read` supplies at every scrape, outside the lock.
 
         `kind` is "gauge", which says how several processes' values `merge`, or "counter". `read` gives (label values,
-        number) pairs, none for "not known now"; what it raises, `render` raises.
+        number) pairs, none for "not known now"; what it raises, `collect` raises.
         """
         self._declare(name, kind, help_text, labels, merge).read = read
 
@@ -262,14 +261,6 @@ class Registry:
             d.family._replace(series=sorted(d.read()) if d.read is not None else snapshot)
             for d, snapshot in zip(declared, snapshots)
         ]
-
-    def render(self) -> bytes:
-        """A scrape's body in Prometheus' text format 0.0.4."""
-        return exposition.text(self.collect())
-
-    def render_openmetrics(self) -> bytes:
-        """A scrape's body in OpenMetrics 1.0, with exemplars."""
-        return exposition.openmetrics(self.collect())
 
     def _declare(self, name: str, kind: str, help_text: str, labels: Sequence[str], merge: str = "") -> _Declaration:
         if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", name):

@@ -255,7 +255,9 @@ class HealthChecker:
     def _run_probe(self, pool: ModelPool, engine: Engine) -> None:
         while True:
             error = self._probe(engine.spec, self._timeout_s)
-            self._record(pool, engine, error)
+            change = self._record(pool, engine, error)
+            if change is not None:
+                self._on_change(change)
             if error is None:
                 self._ask_models(engine)
             self._peers.probed(engine, error)
@@ -266,16 +268,14 @@ class HealthChecker:
             if not self._any_in_doubt(same):
                 return
 
-    def _record(self, pool: ModelPool, engine: Engine, error: Optional[str]) -> None:
-        change = pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
-        if change is not None:
-            self._on_change(change)
+    def _record(self, pool: ModelPool, engine: Engine, error: Optional[str]) -> Optional[StateChange]:
+        return pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
 
     def _record_followers(self, engine: Engine, error: Optional[str]) -> list[Engine]:
         """What was found out of an engine goes for those that it has just listed, too; returns them."""
         same = []
         for pool, other in self._followers(engine):
-            pool.record_probe(other, error, self._fails, self._passes, FAILS_UNANSWERED)
+            self._record(pool, other, error)
             same.append(other)
         self._first.done(engine)
         return same
@@ -286,7 +286,7 @@ class HealthChecker:
     def hear(self, pool: ModelPool, engine: Engine, error: Optional[str]) -> None:
         """Another process has probed an engine, and told of it: it counts as if it had been probed here."""
         self._heard_s = time.monotonic()
-        pool.record_probe(engine, error, self._fails, self._passes, FAILS_UNANSWERED)
+        self._record(pool, engine, error)
         self._record_followers(engine, error)
 
     def known(self, engine: Engine) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 import random
 import socket
 import threading
 import time
 import unittest
-from typing import Any, Optional
+from typing import Any
 
 from gateway.processes.bus import Bus
 from gateway.processes.frames import pack
@@ -20,12 +21,13 @@ from tests.support import TIMEOUT_S, eventually
 class Parent:
     """Links on a thread of their own, as the parent's loop has them."""
 
-    def __init__(self, fold: Fold = lambda topic, a, b: a + b) -> None:
+    def __init__(self, fold: Fold = operator.add) -> None:
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.ready: list[int] = []
-        self.lost: list[tuple[int, Optional[str]]] = []
+        self.round: list[int] = []
+        self.lost: list[tuple[int, bool]] = []
         self._commands: list[Any] = []
-        self.links = Links(fold, self._log, self.ready.append, self._lose)
+        self.links = Links(fold, self._log, self.ready.append, self.round.append, self._lose)
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="test-parent", daemon=True)
         self._thread.start()
@@ -33,8 +35,8 @@ class Parent:
     def _log(self, level: str, event: str, **fields: Any) -> None:
         self.logged.append((event, fields))
 
-    def _lose(self, child: int, reason: Optional[str]) -> None:
-        self.lost.append((child, reason))
+    def _lose(self, child: int, closed: bool) -> None:
+        self.lost.append((child, closed))
 
     def do(self, command: Any) -> None:
         """Call `command` on the parent's thread, and wait for that."""
@@ -115,7 +117,8 @@ class BusTest(unittest.TestCase):
         self.assertEqual(buses[0].ask("unknown", timeout_s=60.0), [])
         eventually(lambda: [str(error) for error in crashed] == ["no"])
 
-    def test_who_is_stuck_costs_its_answer_and_no_more(self) -> None:
+    def three_of_which_one_waits(self) -> tuple[list[Bus], threading.Event]:
+        """They answer their slots, the second when the event is set."""
         gate = threading.Event()
         self.addCleanup(gate.set)
 
@@ -124,21 +127,16 @@ class BusTest(unittest.TestCase):
                 gate.wait(TIMEOUT_S)
             return bus.slot
 
-        buses = self.three(m=answer)
+        return self.three(m=answer), gate
+
+    def test_who_is_stuck_costs_its_answer_and_no_more(self) -> None:
+        buses, gate = self.three_of_which_one_waits()
         self.assertEqual(buses[0].ask("m", timeout_s=0.3), [2])
         gate.set()
         eventually(lambda: sorted(buses[0].ask("m", timeout_s=5.0)) == [1, 2])
 
     def test_a_survey_has_what_the_silent_have_left_and_tells_how_many_they_are(self) -> None:
-        gate = threading.Event()
-        self.addCleanup(gate.set)
-
-        def answer(bus: Bus, what: Any, slot: int) -> Any:
-            if bus.slot == 1:
-                gate.wait(TIMEOUT_S)
-            return bus.slot
-
-        buses = self.three(m=answer)
+        buses, gate = self.three_of_which_one_waits()
         buses[1].keep("m", 100)
         answers, silent = buses[1].survey("m", timeout_s=60.0)  # behind that
         self.assertEqual((sorted(answers), silent), ([0, 2], 0))
@@ -187,7 +185,7 @@ class BusTest(unittest.TestCase):
             buses[1].tell("x", {"n": number, "pad": "x" * 10_000})
         buses[1].close(TIMEOUT_S)
         eventually(lambda: heard == list(range(200)))
-        eventually(lambda: self.parent.lost == [(1, None)])
+        eventually(lambda: self.parent.lost == [(1, True)])
 
     def test_what_the_dead_have_left_is_answered_by_the_parent(self) -> None:
         buses = self.three(m=lambda bus, what, slot: bus.slot)
@@ -215,6 +213,18 @@ class BusTest(unittest.TestCase):
         self.assertEqual((led, accept, bus.leader), ([True], [[1, 2], []], True))
         self.parent.do(lambda: self.parent.links.roster(0, False, []))
         eventually(lambda: not bus.leader)
+
+    def test_a_child_answers_that_it_goes_round_as_often_as_it_is_asked_once_it_can(self) -> None:
+        bus = self.bus(0)
+        bus.start()
+        self.parent.do(lambda: self.parent.links.ask(0))
+        bus.tell("x", 1)
+        bus.ask("x")  # by now it has been asked
+        self.assertEqual(self.parent.round, [])
+        bus.on_round = bus.goes_round
+        for _ in range(2):
+            self.parent.do(lambda: self.parent.links.ask(0))
+        eventually(lambda: self.parent.round == [0, 0])
 
     def test_a_child_whose_parent_is_gone_is_told_and_waits_for_no_answer(self) -> None:
         ours, theirs = socket.socketpair()
@@ -246,11 +256,12 @@ class BusTest(unittest.TestCase):
     def test_what_is_no_frame_costs_its_sender_its_link_and_no_other(self) -> None:
         buses = self.three(m=lambda bus, what, slot: bus.slot)
         for number, data in enumerate((b"\xff\xff\xff\xff", pack("nonsense"), pack("hello") + pack("roster"))):
-            bad = self.parent.link(20 + number, 1)
+            bad = self.parent.link(20 + number, number)
             bad.sendall(data)
             self.assertEqual(bad.recv(10), b"")
             bad.close()
-        eventually(lambda: [child for child, reason in self.parent.lost if reason] == [20, 21, 22])
+        eventually(lambda: self.parent.lost == [(20, False), (21, False), (22, False)])
+        self.assertEqual([(event, f["slot"]) for event, f in self.parent.logged], [("bus_broken", n) for n in range(3)])
         self.assertEqual(sorted(buses[0].ask("m", timeout_s=60.0)), [1, 2])
 
     def test_bytes_of_nobody_never_stop_the_parent(self) -> None:

@@ -216,6 +216,27 @@ class EngineWordsTest(unittest.TestCase):
         self.assertEqual(new.engine("b").last_error, "it answered 500")
         self.assertEqual(new.changes, [])
 
+    def test_a_new_process_believes_the_leader_and_another_if_that_does_not_answer(self) -> None:
+        leader, other = self.process(), self.process()
+        for process, state in ((leader, "down"), (other, "resting")):
+            process.factory.router.pools["m"].hear("a", state, 60.0)
+        self.wires.buses.reverse()  # the leader's answer is the last
+        self.assertEqual(self.process(slot=2).states()["a"], "down")
+        leader.bus.silent = self.wires.buses[-1].silent = True  # type: ignore[attr-defined]
+        self.assertEqual(self.process(slot=3).states()["a"], "resting")
+
+    def test_a_new_process_takes_off_how_long_the_answer_has_taken(self) -> None:
+        one = self.process()
+        one.request("a", RESTS)
+        one.request("b", BROKEN, 5)
+        one.bus.on("standings", lambda what, slot: {**(told := one.words._asked(what, slot)), "at_s": told["at_s"] - 2})
+        new = self.process()
+        for mine, theirs in (
+            (new.engine("a").out_until_s, one.engine("a").out_until_s),
+            (new.engine("b").breaker.until_s, one.engine("b").breaker.until_s),
+        ):
+            self.assertAlmostEqual(mine, theirs - 2, delta=1.0)
+
     def test_an_engine_that_is_drained_stays_so_when_the_process_that_was_told_is_gone(self) -> None:
         processes = self.three()
         processes[0].factory.set_draining("a", True)

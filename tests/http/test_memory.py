@@ -13,7 +13,7 @@ ANSWER_BYTES = 8 * MIB
 EVENT_BYTES = 3 * MIB // 2
 # What is measured is what is held: large blocks go back to the system when they are freed, on whichever thread that is.
 # Without its lock CPython has an allocator of its own, which hears of none of this.
-TIMES = 6 if FREE_THREADED else 3
+TIMES = 10 if FREE_THREADED else 3
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 131_072, "MALLOC_TRIM_THRESHOLD_": 131_072, "MALLOC_ARENA_MAX": 1}
 
 

@@ -58,6 +58,11 @@ class QueryTest(ResilienceTest):
         batches = running.app.pipeline.reuse._together.gathering._open
         return sum(len(batch.seats) for batch in list(batches.values()))
 
+    def left(self, running: RunningGateway) -> int:
+        """How many of those who gather have left."""
+        batches = running.app.pipeline.reuse._together.gathering._open
+        return sum(seat.asked.left for batch in list(batches.values()) for seat in batch.seats)
+
     def assert_idle(self, running: RunningGateway) -> None:
         eventually(lambda: running.app.pipeline.in_flight == 0)
         eventually(lambda: running.app.workers.busy == 0)
@@ -240,16 +245,19 @@ class TogetherTest(QueryTest):
         self.assertEqual(sum(calls.values()), 2, calls)
 
     def test_who_leaves_before_is_not_asked_for(self) -> None:
-        running, engine = self.one(BATCH_MAX_WAIT_MS=1500)
+        running, engine = self.one(BATCH_MAX_SIZE=4)
         side = self.warm(running, engine)
         clients = [self.send(running, f"q{i}") for i in range(3)]
         eventually(lambda: self.gathered(running) == 3)
         clients[0].close()
         clients[1].close()
-        side.read_request()
-        self.assertEqual(side.json["prompt"], "q2")
-        side.answer(texts(["q2"]))
-        self.assertEqual(clients[2].read_response().json(), {"result": "Answer to q2"})
+        eventually(lambda: self.left(running) == 2)
+        clients.append(self.send(running, "q3"))  # the batch is full
+        prompts = side.read_request().json["prompt"]
+        self.assertEqual(prompts, ["q2", "q3"])
+        side.answer(texts(prompts))
+        for client, prompt in zip(clients[2:], prompts):
+            self.assertEqual(client.read_response().json(), {"result": f"Answer to {prompt}"})
         self.assert_idle(running)
 
     def test_when_all_have_left_nothing_is_asked(self) -> None:

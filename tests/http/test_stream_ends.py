@@ -326,7 +326,7 @@ class GoodEndTest(EndsTest):
         ):
             for name, end in {**BREAKS, "silence": HANGS["silence"]}.items():
                 with self.subTest(path, name=name):
-                    running, engine = self.front(0.001, STREAM_IDLE_TIMEOUT=0.2 if name == "silence" else FOR_EVER_S)
+                    running, engine = self.front(0.001, STREAM_IDLE_TIMEOUT=1.0 if name == "silence" else FOR_EVER_S)
                     client = self.enter(running.connect())
                     client.request("POST", path, body, [("X-Request-ID", "it")])
                     side = engine.take()

@@ -239,16 +239,16 @@ class AnswersTest(DialectTest):
 
     def test_all_asks_together_take_no_longer_than_one_may(self) -> None:
         engine = self.scripted()
-        running = self.serve({"m": {"engines": [engine.url]}}, REQUEST_TIMEOUT=1)
+        running = self.serve({"m": {"engines": [engine.url]}}, REQUEST_TIMEOUT=3)
         client = self.begin(running, structured())
         began_s = time.monotonic()
         side = engine.take()
-        time.sleep(0.6)  # the time itself is what is tested
+        time.sleep(1.6)  # the time itself is what is tested
         side.answer(completion("{}"))
         side.read_request()
         answer = client.read_response()
         self.assert_error(answer, 504, "gateway_timeout")
-        self.assertLess(time.monotonic() - began_s, 1.55)
+        self.assertLess(time.monotonic() - began_s, 4.55)
 
     def test_who_leaves_ends_the_asking_again(self) -> None:
         engine = self.scripted()

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from gateway.errors import RequestRefused
 from gateway.keys.auth import ANYONE, Authenticator, Identity
 from gateway.keys.jwt import TokenVerifier
+from gateway.keys.record import name_digest, secret_digest
 from gateway.keys.roles import DEFAULT_ROLES
 from gateway.keys.store import KeyStore
 from gateway.limits.limiter import KeyLimits
@@ -247,6 +248,17 @@ class StoredKeysTest(StoreTest):
         self.assertEqual(self.identify(issued).name, "alice")
         self.store.revoke("alice")
         self.refusal(issued)
+
+    def test_a_token_ends_with_its_key_that_another_gateway_has_revoked(self) -> None:
+        _, secret = self.store.create("alice")
+        issued = self.bearer(self.token_of(secret))
+        elsewhere = self.a_door()
+        elsewhere.store = None  # it knows the key by its tokens alone
+        for door, digest in ((self.door, secret_digest(secret)), (elsewhere, name_digest("alice"))):
+            self.door = door
+            self.assertEqual(self.identify(issued).name, "alice")
+            door.refused = {digest}
+            self.refusal(issued)
 
     def test_an_exchanged_token_ends_with_its_key(self) -> None:
         _, secret = self.store.create("alice", expires_s=60)

@@ -19,8 +19,8 @@ from tests.support import eventually
 NOW_S = 1_700_000_000.0
 
 
-def reply(passes: bool, spent_usd: float, reserved_usd: float = 0.0) -> bytes:
-    return struct.pack(">3d", passes, spent_usd, reserved_usd)
+def reply(passes: bool, spent_usd: float) -> bytes:
+    return struct.pack(">2d", passes, spent_usd)
 
 
 class SharedBudgetsTest(unittest.TestCase):
@@ -90,7 +90,7 @@ class SharedBudgetsTest(unittest.TestCase):
     def test_why_not_is_told(self) -> None:
         shared = self.shared()
         self.assertEqual(self.end(self.begin(shared), reply(False, 1.0)), SPENT)
-        self.assertEqual(self.end(self.begin(shared), reply(False, 0.9, 0.2)), TAKEN)
+        self.assertEqual(self.end(self.begin(shared), reply(False, 0.9)), TAKEN)
         self.assertEqual(self.told, [])
 
     def test_what_is_spent_is_told_and_counted_once(self) -> None:

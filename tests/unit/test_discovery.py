@@ -297,15 +297,13 @@ class FileTest(unittest.TestCase):
             ('{"engines": []}', "must be a list"),
             ("[5]", r"\[0\]: must be a URL or an object"),
             ('[{"weight": 1}]', r"\[0\].url: is missing"),
-            ('[{"url": "http://a", "url": "http://b"}]', "a key twice"),
+            ('[{"url": "http://a", "url": "http://b"}]', "the key 'url' stands twice in one object"),
             ("[" * 100_000, "is no JSON"),
-            ('[{"url": "http://a", "weight": %s}]' % ("9" * 5000), None),
+            ("[NaN]", "NaN is not JSON"),
+            ('[{"url": "http://a", "weight": %s}]' % ("9" * 5000), "a number has more than 1000 digits"),
         ):
             with self.subTest(text[:40]):
                 self.write(text)
-                if why is None:
-                    self.assertEqual(self.asker.ask().found[0].own["weight"], -1)
-                    continue
                 with self.assertRaisesRegex(DiscoveryError, why):
                     self.asker.ask()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
 
+from gateway.admitting import admission_of
 from gateway.configuration import ConfigurationError
 from gateway.errors import GatewayError
 from gateway.guard import ADDRESSES_LOGGED_MAX, REFUSALS_LOGGED_PER_S, Guard
@@ -271,7 +272,7 @@ class AdmissionTest(GuardTest):
     ALICE = Identity("alice", "user", DEFAULT_ROLES["user"], limits=KeyLimits(60, 1_000, 2), is_key=True)
 
     def admit(self, guard: Guard, identity: Identity = ALICE, tokens: int = 1, model: str = "echo") -> Admission:
-        return guard.admit(identity, model, "10.0.0.1", lambda: TokensAtMost(tokens))
+        return admission_of(guard, identity, model, "10.0.0.1", lambda: TokensAtMost(tokens))
 
     def refused(self, guard: Guard, identity: Identity = ALICE, tokens: int = 1, model: str = "echo") -> GatewayError:
         with self.assertRaises(GatewayError) as caught:
@@ -302,7 +303,7 @@ class AdmissionTest(GuardTest):
         def count() -> TokensAtMost:
             raise AssertionError("counted")
 
-        guard.admit(Identity("bob", "user"), "echo", "10.0.0.1", count)
+        admission_of(guard, Identity("bob", "user"), "echo", "10.0.0.1", count)
 
     def test_looking_takes_nothing(self) -> None:
         guard = self.guard()
@@ -422,7 +423,7 @@ class EndTest(GuardTest):
         self.create(budget_usd=10.0)
         guard = self.guard()
         identity = AdmissionTest.ALICE._replace(budget_usd=10.0)
-        guard.admit(identity, "echo", "10.0.0.1", lambda: TokensAtMost(1))
+        admission_of(guard, identity, "echo", "10.0.0.1", lambda: TokensAtMost(1))
         guard.spend(identity, 2.5)
         guard.observe([finished() for _ in range(100)])
         guard.close(5.0)

@@ -454,6 +454,14 @@ class OrderTest(unittest.TestCase):
             if within(i.module, "gateway.mock"):
                 self.assertTrue(within(i.importer, "gateway.mock", "gateway.tools", "gateway.cli"), str(i))
 
+    def test_the_parent_of_several_processes_loads_nothing_of_what_serves(self) -> None:
+        loaded = {"gateway.processes.parent"}
+        while more := {i.module for i in self.imports if i.importer in loaded and not i.typing_only} - loaded:
+            loaded |= more
+        self.assertIn("gateway.processes.links", loaded)
+        serving = ("gateway.app", "gateway.inference", "gateway.pipeline", "gateway.server", "gateway.upstream")
+        self.assertEqual([module for module in sorted(loaded) if within(module, *serving)], [])
+
     def test_the_library_and_what_is_below_it_read_no_settings(self) -> None:
         below = ("inference", "gateway.inference", "gateway.dispatch", "gateway.upstream", "gateway.routing")
         names = ("settings", "settingvalues", "configuration", "dotenv", "fleet")

@@ -15,6 +15,8 @@ from gateway.limits.sharedtable import SharedTable
 from gateway.shared.limits import LEASE_S, SharedLimits
 from gateway.shared.line import BEAT_S, Job, Line
 from gateway.shared.scopes import Scopes, told_in
+from gateway.shared.scripts import PLACE_BYTES
+from gateway.shared.state import _place_of
 from gateway.steps import Flagged, Steps
 from tests.access import Clock
 from tests.support import load_settings
@@ -301,6 +303,18 @@ class SharedLimitsTest(unittest.TestCase):
         admission.release_concurrency()
         self.assertEqual({len(limits.beat()) for _ in range(int(LEASE_S / BEAT_S))}, {1})
         self.assertEqual(self.local._keys.get("alice", self.clock()).in_flight, 0)  # type: ignore[union-attr]
+
+    def test_who_decides_alone_is_silent_to_the_others(self) -> None:
+        limits = self.limits()
+        self.assertEqual(len(limits.beat()), 1)
+        self.line.is_open = True
+        self.assertEqual(limits.beat(), [])
+
+    def test_only_the_next_one_at_an_address_takes_the_place_of_one(self) -> None:
+        places = [_place_of("::", 8080, 0), _place_of("::", 8081, 0), _place_of("::", 8080, 1)]
+        self.assertEqual({len(place) for place in places}, {PLACE_BYTES})
+        self.assertEqual(len(set(places)), 3)
+        self.assertEqual(_place_of("::", 8080, 0), places[0])
 
     def test_a_gateway_that_leaves_gives_up_its_places(self) -> None:
         limits = self.limits()

@@ -11,7 +11,7 @@ from typing import Any
 from gateway.showing import is_own
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.live import COLUMNS, LiveSeries
-from gateway.telemetry.liveothers import KEPT, SILENT_ROLLS, Others, Spread, data_of, percentiles_s, spread_of
+from gateway.telemetry.liveothers import KEPT, SILENT_ROLLS, Others, Spread, percentiles_s, spread_of
 from gateway.telemetry.liveticker import LiveTicker
 from gateway.telemetry.liveview import TOLD_MAX, EngineView, Sources
 from tests.unit.test_live import CHAT, ENGINE, SECRETS, Listener, attempt, event, told
@@ -176,6 +176,25 @@ class OthersTest(unittest.TestCase):
         self.second()
         self.assertEqual([len(process.said) for process in self.processes], [3, 1, 1])
 
+    def test_of_one_that_tells_faster_than_seconds_are_ended_no_more_than_one_waits(self) -> None:
+        others = Others()
+        second = list(self.processes[0].series.told("x", (0, 0, 0), 5, str, watched=False, in_flight=()))
+        for _ in range(5):
+            others.hear(second)
+        self.assertEqual([len(others.take()) for _ in range(3)], [4, 1, 0])
+
+    def test_a_process_is_gone_when_it_has_told_nothing_for_so_long_at_a_time(self) -> None:
+        others = Others()
+        second = list(self.processes[0].series.told("x", (7, 0, 0), 5, str, watched=False, in_flight=()))
+        for _ in range(3):
+            others.hear(second)
+            for _ in range(SILENT_ROLLS):
+                others.take()
+            self.assertEqual(others.gauges(), (7, 0, 0))
+        for _ in range(2):
+            others.take()
+        self.assertEqual(others.gauges(), (0, 0, 0))
+
     def test_a_spread_stands_for_all_of_its_values(self) -> None:
         values = [number / 1000 for number in range(5000)]
         spread = spread_of(values, 80_000)
@@ -184,7 +203,6 @@ class OthersTest(unittest.TestCase):
         self.assertEqual(percentiles_s([Spread(0, [])], (0.5,)), [None])
         few = self.processes[0].series.told("x", (0, 0, 0), 5, str, watched=False, in_flight=())
         self.assertTrue(few.idle)
-        self.assertEqual(len(data_of(few)), len(few))
 
 
 if __name__ == "__main__":

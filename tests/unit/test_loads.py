@@ -215,6 +215,17 @@ class LoadsTest(unittest.TestCase):
             fleet.pool.settle(lease, Outcome("cancelled"), 0.0)
         self.assertIsNotNone(fleet.pool.acquire(tried, b""))
 
+    def test_engines_that_fail_where_nobody_asks_which_carries_least_leave_nothing_behind(self) -> None:
+        fleet = Fleet("round_robin", 1, 4)
+        for _ in range(40 * ENGINES):
+            fleet.now_s += 0.1
+            lease = fleet.pool.acquire((), b"")
+            assert lease is not None
+            fleet.pool.settle(lease, ERROR, 0.01)
+        loads = fleet.pool._chooser._loads
+        assert loads is not None
+        self.assertLess(len(loads._suspects), ENGINES)
+
     def test_recorded_decisions_of_a_large_fleet_can_be_repeated(self) -> None:
         for strategy in ("least_connections", "latency", "prefix_affinity"):
             records: list[Record] = []

@@ -12,7 +12,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from gateway.telemetry import gauges, process
+from gateway.telemetry import exposition, gauges, process
 from gateway.telemetry.events import OUTCOMES, AttemptRecord, RequestEvent, Trace
 from gateway.telemetry.exposition import Distribution, Exemplar, Family
 from gateway.telemetry.merging import SUM
@@ -52,7 +52,7 @@ def scrape(registry: Registry) -> dict[str, float]:
     """Every series of the rendered text; fails on a line that is not of format 0.0.4."""
     series: dict[str, float] = {}
     headed: list[str] = []
-    for line in registry.render().decode().split("\n")[:-1]:
+    for line in exposition.text(registry.collect()).decode().split("\n")[:-1]:
         if line.startswith("# TYPE "):
             headed.append(line.split()[2])
         elif not line.startswith("# HELP "):
@@ -78,7 +78,7 @@ class RegistryTest(unittest.TestCase):
             wait.labels().observe(value)
         self.registry.gauge("c", "Level.", merge=SUM).labels().set(-0.25)
         self.assertEqual(
-            self.registry.render().decode(),
+            exposition.text(self.registry.collect()).decode(),
             "# HELP a_total Back\\\\slash\\nand line.\n"
             "# TYPE a_total counter\n"
             'a_total{x="a",y="z"} 2\n'
@@ -107,7 +107,7 @@ class RegistryTest(unittest.TestCase):
         self.registry.gauge("c_bytes", "Level.", merge=SUM).labels().set(-0.25)
         zeros = "0" * 15
         self.assertEqual(
-            self.registry.render_openmetrics().decode(),
+            exposition.openmetrics(self.registry.collect()).decode(),
             "# TYPE a counter\n"
             '# HELP a Of \\"many\\".\\nAnd one.\n'
             'a_total{x="say \\"hi\\"\\n"} 2\n'
@@ -129,7 +129,7 @@ class RegistryTest(unittest.TestCase):
             "c_bytes -0.25\n"
             "# EOF\n",
         )
-        self.assertNotIn(b"trace_id", self.registry.render())
+        self.assertNotIn(b"trace_id", exposition.text(self.registry.collect()))
 
     def test_collects_every_metric_with_its_series(self) -> None:
         self.registry.counter("a_total", "A.", ("x",)).labels("1").inc(3)
@@ -223,7 +223,7 @@ class RegistryTest(unittest.TestCase):
 
         self.registry.callback("g", "gauge", "G.", (), read, SUM)
         done: list[bytes] = []
-        thread = threading.Thread(target=lambda: done.append(self.registry.render()), daemon=True)
+        thread = threading.Thread(target=lambda: done.append(exposition.text(self.registry.collect())), daemon=True)
         thread.start()
         thread.join(5)
         self.assertIn(b"\ng 7\n", done[0])
@@ -232,13 +232,13 @@ class RegistryTest(unittest.TestCase):
         gauge = self.registry.gauge("g", "G.", ("x",), merge=SUM)
         for value in (float("inf"), float("-inf"), 1e300, 3.0, True):
             gauge.labels(str(value)).set(value)
-        text = self.registry.render().decode()
+        text = exposition.text(self.registry.collect()).decode()
         for line in ('"inf"} +Inf', '"-inf"} -Inf', '"1e+300"} 1e+300', '"3.0"} 3', '"True"} 1'):
             self.assertIn(line + "\n", text)
 
     def test_lone_surrogate_in_a_label_does_not_cost_the_scrape(self) -> None:
         self.registry.counter("a_total", "A.", ("x",)).labels("\udc80").inc()
-        self.assertIn(b'a_total{x="?"} 1\n', self.registry.render())
+        self.assertIn(b'a_total{x="?"} 1\n', exposition.text(self.registry.collect()))
 
 
 class GatewayMetricsTest(unittest.TestCase):

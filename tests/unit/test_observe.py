@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Callable
 from unittest import mock
 
-from gateway.telemetry import observe
+from gateway.telemetry import exposition, observe
 from gateway.telemetry.events import RequestEvent
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.observe import Observer, Telemetry
@@ -74,7 +74,7 @@ class TelemetryFixture(unittest.TestCase):
         return telemetry
 
     def counted(self, name: str = "gateway_requests_total") -> int:
-        lines = self.registry.render().decode().splitlines()
+        lines = exposition.text(self.registry.collect()).decode().splitlines()
         return sum(int(line.split()[-1]) for line in lines if line.startswith(name))
 
     def block_on_first_line(self, telemetry: Telemetry) -> None:

@@ -8,10 +8,10 @@ from typing import Any, Optional, cast
 
 from gateway.errors import RequestRefused
 from gateway.keys.auth import Authenticator
-from gateway.keys.record import KeyRecord, secret_digest
+from gateway.keys.record import KeyRecord, name_digest, secret_digest
 from gateway.settingvalues import ApiKey
 from gateway.shared.line import Job
-from gateway.shared.revocations import BATCH_MAX, Revocations, name_digest
+from gateway.shared.revocations import BATCH_MAX, Revocations
 
 
 class Key:

@@ -415,6 +415,21 @@ class BudgetTest(RouterTest):
         router = self.answering()
         self.assertEqual(self.moved(router, self.in_flight(router, 38), ERROR), 10)
 
+    def test_a_try_that_reached_no_engine_is_no_load_on_any(self) -> None:
+        for nothing in (REFUSED, Outcome("connect_timeout")):
+            with self.subTest(kind=nothing.kind):
+                router = self.lenient(model("x", 2))
+                self.assertEqual(self.moved(router, self.in_flight(router, 40), nothing), 20)
+                self.assertTrue(router.pools["x"].take_retry())
+
+    def test_nor_is_one_that_is_out_asked_for_it_again_and_again(self) -> None:
+        router = self.router(model("x", 3))
+        nothing = dict.fromkeys(("x0", "x1", "x2"), REFUSED)
+        self.assertEqual(len(self.request(router, "x", nothing)[0]), 3)
+        while router.pools["x"].take_retry():
+            pass
+        self.assertEqual(len(self.request(router, "x", nothing)[0]), 1)
+
     def test_the_error_is_that_of_the_last_try(self) -> None:
         router = self.lenient(model("x", 3))
         for _ in range(5):

@@ -10,7 +10,7 @@ from typing import Any, Optional
 from gateway.errors import ERRORS
 from gateway.telemetry import slo
 from gateway.telemetry.events import RequestEvent
-from gateway.telemetry.slo import BUDGET_S, FAULTS, WINDOWS_S, SloFigures, Slos
+from gateway.telemetry.slo import BUDGET_S, FAULTS, MINUTES, WINDOWS_S, SloFigures, Slos
 
 CHAT = "/v1/chat/completions"
 
@@ -217,12 +217,19 @@ class SeveralProcessesTest(SloCase):
         for minutes in (0, 1, 40, 300, 4000):
             old.observe([event()] * 9 + [event("backend_error"), event(latency_s=1.0, model="n")])
             self.now_s += 60.0 * minutes
-        new.observe([event()])
+        old.observe([event()])
+        new.observe([event()] * 2)
         new.restore(json.loads(json.dumps(old.state())))
         self.assertEqual(new.read(), old.read())
         for _ in range(3):
             self.now_s += 3599.0
             self.assertEqual(new.read(), old.read())
+
+    def test_minutes_that_are_not_kept_here_are_passed_over(self) -> None:
+        _, new = self.shared()
+        new.restore({"m": [[[MINUTES, 5, 5], [-1, 5, 5], [MINUTES - 1, 7, 0]], None]})
+        minutes = new._models["m"][0]
+        self.assertEqual(None if minutes is None else sum(minutes._total), 7)
 
     def test_one_process_keeps_nothing_to_tell(self) -> None:
         slos = self.slos()

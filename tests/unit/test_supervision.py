@@ -7,12 +7,16 @@ import unittest
 from typing import Any
 
 from gateway.processes.supervision import (
+    ASK_EVERY_S,
     END_EXTRA_S,
+    HUNG_ASKS,
     LIVED_S,
+    QUIET_ASKS,
     RESTART_FIRST_S,
     RESTART_MAX_S,
     START_S,
     Action,
+    Ask,
     End,
     Kill,
     Log,
@@ -26,18 +30,22 @@ DRAIN_S, HAND_OVER_S = 30.0, 105.0
 
 
 class Machine:
-    """A supervision with its children, and what has been done."""
+    """A supervision with its children, and what has been done. Children answer, but for those in `hung`."""
 
     def __init__(self, count: int = 3) -> None:
         self.plan = Supervision(count, DRAIN_S, HAND_OVER_S)
         self.now_s = 1000.0
         self.slots: dict[int, int] = {}
+        self.hung: set[int] = set()
         self.done: list[Action] = []
 
     def do(self, actions: list[Action]) -> list[Action]:
         self.done += actions
         self.slots.update({one.child: one.slot for one in actions if isinstance(one, Start)})
-        return actions
+        for one in actions:
+            if isinstance(one, Ask) and one.child not in self.hung:
+                self.plan.answered(one.child)
+        return [one for one in actions if not isinstance(one, Ask)]
 
     def begin(self) -> list[Action]:
         return self.do(self.plan.begin(self.now_s))
@@ -89,11 +97,12 @@ class StartingTest(unittest.TestCase):
         self.assertEqual(machine.ready(1), [Start(2, 1, False), Start(3, 2, False)])
 
     def test_what_keeps_the_first_from_serving_ends_all_with_its_status(self) -> None:
-        for status, expected in ((2, 2), (1, 1), (0, 1), (-9, 1)):
+        killed = Log("error", "process_died", {"slot": 0, "signal": 9})  # it could not say so itself
+        for status, expected in ((2, [End(2)]), (1, [End(1)]), (0, [End(1)]), (-9, [killed, End(1)])):
             with self.subTest(status=status):
                 machine = Machine()
                 machine.begin()
-                self.assertEqual(machine.died(1, status), [End(expected)])
+                self.assertEqual(machine.died(1, status), expected)
 
     def test_a_start_that_stands_still_is_killed(self) -> None:
         machine = Machine()
@@ -153,6 +162,59 @@ class RestartingTest(unittest.TestCase):
         self.assertEqual(machine.plan.places()[3], Place(False, ()))
         machine.died(2)
         self.assertEqual(machine.plan.places(), {1: Place(True, (1,)), 3: Place(False, (1,))})
+
+
+class HangingTest(unittest.TestCase):
+    QUIET_S, HUNG_S = (QUIET_ASKS + 1) * ASK_EVERY_S, (HUNG_ASKS + 1) * ASK_EVERY_S
+
+    def setUp(self) -> None:
+        self.machine = Machine()
+        self.machine.serving()
+        self.machine.wait(100 * ASK_EVERY_S)
+
+    def test_others_serve_for_one_that_does_not_answer_until_it_does(self) -> None:
+        machine, before = self.machine, self.machine.plan.places()
+        machine.hung = {1}
+        self.assertEqual(machine.wait(self.QUIET_S - ASK_EVERY_S), [])
+        self.assertEqual(machine.plan.places(), before)
+        self.assertEqual(machine.wait(ASK_EVERY_S), [])
+        places = machine.plan.places()
+        self.assertEqual(places, {1: Place(False, ()), 2: Place(True, (0,)), 3: Place(False, (0,))})
+        self.assertEqual(next(iter(places)), 1, "who leads no more is told first")
+        machine.hung = set()
+        machine.wait(ASK_EVERY_S)
+        self.assertEqual(machine.plan.places(), before)
+
+    def test_one_that_goes_on_not_answering_is_killed_once_and_followed_by_another(self) -> None:
+        machine = self.machine
+        machine.hung = {2}
+        self.assertEqual(machine.wait(self.HUNG_S - ASK_EVERY_S), [])
+        self.assertEqual(
+            machine.wait(ASK_EVERY_S), [Log("error", "process_killed", {"slot": 1, "late": "answer"}), Kill(2)]
+        )
+        self.assertEqual(machine.wait(self.HUNG_S), [])
+        self.assertEqual(events(machine.died(2)), ["process_died"])
+        self.assertEqual(starts(machine.wait(RESTART_FIRST_S)), [(4, 1)])
+
+    def test_time_in_which_the_parent_was_held_up_is_no_childs(self) -> None:
+        machine = self.machine
+        machine.hung = {1, 2, 3}
+        for _ in range(QUIET_ASKS):
+            machine.now_s += 1000.0
+            self.assertEqual(machine.do(machine.plan.due(machine.now_s)), [])
+        self.assertTrue(machine.plan.places()[1].leader)
+
+    def test_who_starts_leaves_or_ends_is_not_asked(self) -> None:
+        machine = self.machine
+        machine.roll()
+        machine.hung = {4}
+        self.assertEqual(machine.wait(START_S - ASK_EVERY_S), [], "it is starting")
+        machine.hung = {1}
+        machine.ready(4)
+        self.assertNotIn(1, {one.child for one in machine.wait(self.HUNG_S) if isinstance(one, Kill)}, "it hands over")
+        machine.end()
+        machine.hung = {2, 3, 4}
+        self.assertEqual(machine.wait(self.HUNG_S), [], "it drains")
 
 
 class LeaderTest(unittest.TestCase):
@@ -228,6 +290,8 @@ class RollingTest(unittest.TestCase):
         machine.died(1)
         self.assertEqual(starts(machine.roll()), [(4, 0)])
         self.assertEqual(starts(machine.ready(4)), [(5, 1)])
+        machine.died(4)
+        self.assertEqual(starts(machine.wait(RESTART_FIRST_S)), [(6, 0)], "what the old one has died of is over")
 
     def test_one_that_is_starting_is_replaced_when_it_serves(self) -> None:
         machine = Machine()
@@ -275,7 +339,7 @@ class EndingTest(unittest.TestCase):
             with self.subTest(last=last):
                 machine = Machine(2)
                 machine.serving()
-                machine.end()
+                machine.end(130)
                 self.assertEqual(machine.died(1, 0), [])
                 self.assertEqual(machine.died(2, last), [End(expected)])
 
@@ -291,6 +355,8 @@ class EndingTest(unittest.TestCase):
         machine.died(1)
         machine.roll()
         machine.end()
+        machine.do(machine.plan.lost(2, machine.now_s))
+        self.assertEqual(starts(machine.ready(3)), [])
         self.assertEqual(starts(machine.wait(10)), [])
         self.assertEqual(machine.plan.reload(), [])
         self.assertEqual(machine.roll(), [])
@@ -300,7 +366,15 @@ class EndingTest(unittest.TestCase):
         machine.begin()
         machine.end()
         self.assertEqual(machine.ready(1), [], "it has its order")
+        self.assertEqual(machine.wait(DRAIN_S + END_EXTRA_S)[-1], Kill(1), "and no more time")
         self.assertEqual(machine.died(1, 0), [End(0)])
+
+    def test_one_that_stands_still_at_its_start_has_no_more_time_than_that(self) -> None:
+        machine = Machine(2)
+        machine.begin()
+        machine.wait(START_S - 1)
+        machine.end()
+        self.assertEqual(machine.wait(1)[-1], Kill(1))
 
     def test_while_all_drain_the_last_accept_for_those_that_have_ended(self) -> None:
         machine = Machine(2)

@@ -9,10 +9,9 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from gateway import cli
 from gateway.processes import frames
 from gateway.processes.bus import Alone
-from gateway.processes.child import VARIABLE, orders_to
+from gateway.processes.child import orders_to
 from gateway.processes.frames import FRAME_MAX_BYTES, Frame, FrameError, Outbox, Unpacker, pack
 from gateway.processes.switchboard import ASKS_MAX, LEFT_MAX, TOPICS_MAX, Switchboard
 
@@ -90,7 +89,7 @@ class SwitchboardTest(unittest.TestCase):
         for child, slot in ((10, 0), (11, 1), (12, 2)):
             self.board.joined(child, slot)
 
-    def fold(self, topic: str, a: Any, b: Any) -> Any:
+    def fold(self, a: Any, b: Any) -> Any:
         return a + b
 
     def test_what_one_tells_all_others_hear_with_its_slot(self) -> None:
@@ -223,9 +222,6 @@ class OrdersTest(unittest.TestCase):
 
     def test_what_a_newer_parent_may_say_is_ignored(self) -> None:
         self.assertEqual(self.carried_out("dance"), [])
-
-    def test_the_command_line_looks_for_what_the_parent_writes(self) -> None:
-        self.assertEqual(cli.CHILD_VARIABLE, VARIABLE)
 
 
 class AloneTest(unittest.TestCase):

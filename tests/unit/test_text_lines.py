@@ -10,7 +10,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from gateway.announcing import shows_colours
+from gateway.program import shows_colours
 from gateway.telemetry.events import AttemptRecord, LogRecord, Mark, RequestEvent, Trace
 from gateway.telemetry.textlines import Look, TextLines, duration, look_of
 from tests.unit.test_logs import HOSTILE, UNIX_S, event

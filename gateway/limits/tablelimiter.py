@@ -1,6 +1,6 @@
 """The limiter of a gateway of several processes: the same decisions, over what all of them have let pass.
 
-`SharedLimiter` loads the scopes of a request from the shared table, has the `Limiter` decide, and stores them, all
+`TableLimiter` loads the scopes of a request from the shared table, has the `Limiter` decide, and stores them, all
 under the table's lock. Its own lock, taken before, guards what this process knows besides: its scopes, and its own
 places. Nothing waits for another process but for the table's lock, and that wait has a bound.
 """
@@ -14,8 +14,6 @@ from typing import Callable, Optional, Union
 from gateway.limits.addresses import address_group
 from gateway.limits.gcra import TokenGcra
 from gateway.limits.limiter import (
-    KEY_LIFETIME_S,
-    KEYS_MAX,
     NO_KEY_LIMITS,
     NO_RATE_LIMITS,
     Admission,
@@ -27,7 +25,6 @@ from gateway.limits.limiter import (
 )
 from gateway.limits.places import Places, averaged
 from gateway.limits.quotas import AddressScopes, Bursts, Header, RateLimits, Scope, headers_of, read_scopes
-from gateway.limits.recentlyused import RecentlyUsed
 from gateway.limits.scoperecords import Passed, ScopeRecords
 from gateway.limits.sharedtable import MARKS_MAX, SharedTable
 
@@ -35,7 +32,7 @@ PRIORITIES = ("low", "normal", "high")
 _NOBODY_S = float("inf")
 
 
-class SharedPlaces(Places):
+class TablePlaces(Places):
     """The places of a scope, of which other processes hold some. Its own are counted here as ever."""
 
     __slots__ = ("_others", "_others_since_s")
@@ -63,7 +60,7 @@ class SharedPlaces(Places):
         return self.wait_since_s(min(self.oldest_s(now_s), self._others_since_s), now_s, usual_s)
 
 
-class SharedScope(Scope):
+class TableScope(Scope):
     """A scope whose state is a record of the table. What is here is what was loaded last."""
 
     __slots__ = ("_at", "_digest", "_passed", "_records", "held", "resized")
@@ -74,7 +71,7 @@ class SharedScope(Scope):
         self._records = records
         self._at = -1
         self._passed: Passed = ()
-        self.places = self.held = SharedPlaces()
+        self.places = self.held = TablePlaces()
         self.resized = False
         """Whether the limits here are others than those under which the record was written."""
 
@@ -164,7 +161,7 @@ class SharedScope(Scope):
             self.tokens.use_up(now_s)
 
 
-class SharedAddresses(AddressScopes):
+class TableAddresses(AddressScopes):
     """The requests a minute of each address, of all processes."""
 
     def __init__(self, rpm: int, bursts: Bursts, records: ScopeRecords) -> None:
@@ -184,7 +181,7 @@ class SharedAddresses(AddressScopes):
         self._records.write_address(self._digest, self._gcra.tat_s, now_s)
 
 
-class SharedLimiter(Limiter):
+class TableLimiter(Limiter):
     """A `Limiter` over the shared table. Thread-safe. `look_after` it; the clock must be the machine's
     (`time.monotonic`), which is the same for all processes."""
 
@@ -202,9 +199,8 @@ class SharedLimiter(Limiter):
         self._own_factors: Mapping[str, float] = {}
         self._counts = table.counts()
         super().__init__(everybody, address_rpm, burst_share, token_burst_share, clock)
-        self._keys = RecentlyUsed(KEY_LIFETIME_S, KEYS_MAX, lambda scope, now_s: scope.is_active(now_s))
         if address_rpm:
-            self._addresses = SharedAddresses(address_rpm, self._bursts, self._records)
+            self._addresses = TableAddresses(address_rpm, self._bursts, self._records)
 
     def set_factors(self, factor_by_priority: Mapping[str, float]) -> None:
         """What this process would multiply limits by. All apply the lowest that any says: an overload is not held
@@ -275,13 +271,13 @@ class SharedLimiter(Limiter):
                 for scope in _shared([slot[0]]):
                     self._table.usual_s = averaged(self._table.usual_s, scope.give_back(slot[2], now_s))
 
-    def _store_locked(self, scopes: Sequence[SharedScope]) -> bool:
+    def _store_locked(self, scopes: Sequence[TableScope]) -> bool:
         """Store them; whether that was of no use, because the others had gone on meanwhile."""
         for scope in scopes:
             scope.store()
         return self._table.overtaken()
 
-    def _use_up_locked(self, scopes: Sequence[SharedScope], now_s: float) -> None:
+    def _use_up_locked(self, scopes: Sequence[TableScope], now_s: float) -> None:
         """This process stood still with the lock, went on and has overwritten what the others had let pass meanwhile.
         How much that was nobody knows any more: as much as may have been."""
         with self._table:
@@ -295,7 +291,7 @@ class SharedLimiter(Limiter):
             digest = self._table.digest_of("nobody", b"")
         else:
             digest = self._table.digest_of(kind, name.encode("utf-8", "surrogatepass"))
-        return SharedScope(kind, digest, self._records)
+        return TableScope(kind, digest, self._records)
 
 
 def limiter_of(
@@ -308,10 +304,10 @@ def limiter_of(
 ) -> Limiter:
     """An ordinary limiter, or one over the table where there is one."""
     limits = everybody, address_rpm, burst_share, token_burst_share, clock
-    return Limiter(*limits) if table is None else SharedLimiter(table, *limits)
+    return Limiter(*limits) if table is None else TableLimiter(table, *limits)
 
 
-def _load(scopes: Sequence[Scope], now_s: float, claim: bool = True) -> list[SharedScope]:
+def _load(scopes: Sequence[Scope], now_s: float, claim: bool = True) -> list[TableScope]:
     """Load those that have a record; an address has been loaded already."""
     shared = _shared(scopes)
     for scope in shared:
@@ -319,5 +315,5 @@ def _load(scopes: Sequence[Scope], now_s: float, claim: bool = True) -> list[Sha
     return shared
 
 
-def _shared(scopes: Sequence[Scope]) -> list[SharedScope]:
-    return [scope for scope in scopes if isinstance(scope, SharedScope)]
+def _shared(scopes: Sequence[Scope]) -> list[TableScope]:
+    return [scope for scope in scopes if isinstance(scope, TableScope)]

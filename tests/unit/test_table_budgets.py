@@ -8,8 +8,8 @@ from typing import Any, Optional, Union
 
 from gateway.limits.budgets import Budgets, BudgetWarning, Reservation
 from gateway.limits.records import PROBES, Section
-from gateway.limits.sharedbudgets import SharedBudgets
 from gateway.limits.sharedtable import SharedTable
+from gateway.limits.tablebudgets import TableBudgets
 from gateway.state.database import StateDb
 from tests.sharedtables import MachineTest
 from tests.unit import test_budgets
@@ -22,7 +22,7 @@ class OverTable(MachineTest):
 
     def budgets(self, db: Optional[StateDb] = None) -> Budgets:
         self.fd, self.holders = self.new_table(), {}
-        return SharedBudgets(self.process(), db, lambda: self.now_s, self.warnings.append, lambda: self.now_s)
+        return TableBudgets(self.process(), db, lambda: self.now_s, self.warnings.append, lambda: self.now_s)
 
 
 class InMemoryTest(OverTable, test_budgets.InMemoryTest):
@@ -43,11 +43,9 @@ class SharedTest(MachineTest):
         self.now_s = test_budgets.at("2026-11-05T12:00:00")
         self.warnings: list[BudgetWarning] = []
 
-    def budgets(self, table: Optional[SharedTable] = None) -> SharedBudgets:
+    def budgets(self, table: Optional[SharedTable] = None) -> TableBudgets:
         """Those of another process, if none is given."""
-        return SharedBudgets(
-            table or self.process(), None, lambda: self.now_s, self.warnings.append, lambda: self.now_s
-        )
+        return TableBudgets(table or self.process(), None, lambda: self.now_s, self.warnings.append, lambda: self.now_s)
 
     def check(self, budgets: Budgets, usd: float = 5.0, key: str = "alice") -> Optional[float]:
         return budgets.check(key, usd, "day", self.now_s)

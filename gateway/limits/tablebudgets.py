@@ -1,6 +1,6 @@
 """Budgets of a gateway of several processes: what all of them have spent and reserved, at once.
 
-`SharedBudgets` counts in the shared table beside the database. There, what a key has spent in a period is one number,
+`TableBudgets` counts in the shared table beside the database. There, what a key has spent in a period is one number,
 to which each process adds what its requests cost; what is reserved is a column for each process, so that what a dead
 one had reserved is free again. The database stays the sum that lasts: from it is learned, as ever, what others have
 spent that share it and not the table, and what the table has lost. The lock of `Budgets` is taken first, then that of
@@ -14,7 +14,7 @@ from typing import Callable, Optional, Union
 
 from gateway.clock import unix_s
 from gateway.limits.budgets import Account, Budgets, BudgetWarning, InFlight, Period, Reservation
-from gateway.limits.sharedtable import RESERVED, SharedTable
+from gateway.limits.sharedtable import BUDGET_HEAD_BYTES, RESERVED, SharedTable
 from gateway.state.database import StateDb
 
 _HELD = float("inf")
@@ -31,7 +31,7 @@ class BudgetRecords:
         self._section = table.budgets
         self._memory = table.memory
         self._doubles = table.doubles
-        self._bytes = 24 + table.columns * RESERVED.size
+        self._bytes = BUDGET_HEAD_BYTES + table.columns * RESERVED.size
 
     def period(self, key: str, start_unix_s: float) -> bytes:
         """The digest of a key's period."""
@@ -46,23 +46,23 @@ class BudgetRecords:
         at = self._section.find(digest)
         return at if at < 0 else self._section.offset(at) // 8
 
-    def open(self, digest: bytes, end_unix_s: float, now_unix_s: float) -> tuple[int, bool]:
-        """The same, of a new record if there is none, and whether it is new; -1: there is no room."""
+    def open(self, digest: bytes, end_unix_s: float, now_unix_s: float) -> int:
+        """The same, of a new record if there is none; -1: there is no room."""
         found = self.find(digest)
         if found >= 0:
-            return found, False
+            return found
         at, forgot = self._section.claim(digest, self._busy_until_unix_s, now_unix_s)
         if at < 0:
-            return at, False
+            return at
         offset = self._section.offset(at)
         self._memory[offset : offset + self._bytes] = bytes(self._bytes)
         self._doubles[offset // 8 + 1] = end_unix_s
         self._section.name(digest, at)
         self._table.count(forgotten=forgot)
-        return offset // 8, True
+        return offset // 8
 
     def _busy_until_unix_s(self, offset: int) -> float:
-        own = offset + 24 + self._table.column * RESERVED.size
+        own = offset + BUDGET_HEAD_BYTES + self._table.column * RESERVED.size
         generation, count, _, _ = RESERVED.unpack_from(self._memory, own)
         if (generation == self._table.generation and count) or self.reserved(offset // 8)[0]:
             return _HELD
@@ -71,7 +71,7 @@ class BudgetRecords:
     def reserved(self, found: int) -> tuple[int, float, float]:
         """How many requests of the others are in flight, since when the oldest (infinity: none), the USD reserved."""
         total, oldest_s, reserved_usd = 0, _HELD, 0.0
-        start = 8 * found + 24
+        start = 8 * found + BUDGET_HEAD_BYTES
         for column, generation in self._table.others():
             written, count, since_s, usd = RESERVED.unpack_from(self._memory, start + column * RESERVED.size)
             if count and written == generation:
@@ -82,11 +82,11 @@ class BudgetRecords:
 
     def reserve(self, found: int, count: int, oldest_s: float, usd: float) -> None:
         """Say what this process has in flight. Needs no lock where it has some already: the column is its own."""
-        own = 8 * found + 24 + self._table.column * RESERVED.size
+        own = 8 * found + BUDGET_HEAD_BYTES + self._table.column * RESERVED.size
         RESERVED.pack_into(self._memory, own, self._table.generation, count, oldest_s, usd)
 
 
-class SharedBudgets(Budgets):
+class TableBudgets(Budgets):
     """`Budgets` over the shared table: exact within what one request costs, across processes. Thread-safe.
 
     Where the table has no room for a key, this process goes by what it knows itself and reads in the database.
@@ -132,7 +132,7 @@ class SharedBudgets(Budgets):
             in_flight = account.in_flight
             with self._table:
                 account.spent_usd = self._spent(key, account, 0.0)
-                found, _ = records.open(records.columns(key), 0.0, self._clock())
+                found = records.open(records.columns(key), 0.0, self._clock())
                 _, oldest_s, others_usd = (0, _HELD, 0.0) if found < 0 else records.reserved(found)
                 if account.spent_usd + in_flight.reserved_usd + others_usd >= account.budget_usd:
                     oldest_s = min(oldest_s, in_flight.places.oldest_s(now_s))
@@ -172,7 +172,7 @@ class SharedBudgets(Budgets):
     def _spent(self, key: str, account: Account, least_usd: float, more_usd: float = 0.0) -> float:
         """What all have spent, at least `least_usd`, and `more_usd` from now on."""
         records = self._records
-        found, _ = records.open(records.period(key, account.start_unix_s), account.end_unix_s, self._clock())
+        found = records.open(records.period(key, account.start_unix_s), account.end_unix_s, self._clock())
         if found < 0:
             return max(account.spent_usd, least_usd) + more_usd
         doubles = self._table.doubles
@@ -198,4 +198,4 @@ def budgets_of(
     table: Optional[SharedTable], db: Optional[StateDb], on_warning: Callable[[BudgetWarning], None]
 ) -> Budgets:
     """Ordinary budgets, or those over the table where there is one. Raises as `Budgets`."""
-    return Budgets(db, on_warning=on_warning) if table is None else SharedBudgets(table, db, on_warning=on_warning)
+    return Budgets(db, on_warning=on_warning) if table is None else TableBudgets(table, db, on_warning=on_warning)
