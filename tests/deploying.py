@@ -8,19 +8,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import shutil
-import sys
 import unittest
 from pathlib import Path
 from typing import Any
+
+from tests.programs import program
 
 DEPLOY = Path(__file__).resolve().parent.parent / "docs" / "deploy"
 
 
 def tool(test: unittest.TestCase, name: str) -> str:
-    """A program's path, of those beside the interpreter, in PATH or in root's folders; skips the test without it."""
-    places = (str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin")
-    found = shutil.which(name, path=os.pathsep.join(places))
+    """A program's path; skips the test without it."""
+    found = program(name)
     if found is None:
         _lacks(test, name)
     return str(found)

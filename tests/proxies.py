@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
 import unittest
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Optional
 
 from tests.ports import free_port
+from tests.programs import program
 from tests.support import ROOT, TIMEOUT_S, eventually
 
 HAPROXY_FILE = ROOT / "docs" / "deploy" / "haproxy" / "haproxy.cfg"
@@ -34,11 +33,6 @@ http {{
     include {folder}/gateway.conf;
 }}
 """
-
-
-def program(name: str) -> Optional[str]:
-    """Where a program is, in root's folders, too."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin")
 
 
 def needed(variable: str, *programs: str) -> None:

@@ -5,7 +5,7 @@
 #
 #   tests/sandbox_image.sh [NAME]        NAME: gateway-sandbox-test:latest when not given
 #
-# SANDBOX_RUNTIME   the container command with its arguments ("podman --runtime runc --storage-driver vfs"); without
+# SANDBOX_RUNTIME   the container command with its arguments ("podman --runtime runc"); without
 #                   it docker, else podman
 # PYTHON            the interpreter to put in; without it the system's, else the one in PATH
 set -euo pipefail

@@ -1,8 +1,9 @@
 """Which tests PyPy is spared: those whose code is no other there, and that cost it much more time than they tell.
 
 Mostly they start interpreters by the dozen, each of which takes PyPy a second. So of the ring with real processes, PyPy
-runs `PROCESSES` alone when all tests are run. `.ci/run` runs all on CPython, and looks for `REASON` so as not to take
-what is marked for tests that wait for a package. `THOROUGH=1` runs everything on PyPy, too.
+runs `PROCESSES` alone when all tests are run; of the others all but `ALIKE`: arithmetic, reading of sources and
+documents, and systems that PyPy is not used on. `.ci/run` runs all on CPython; `THOROUGH=1`
+runs everything on PyPy, too.
 """
 
 from __future__ import annotations
@@ -29,12 +30,20 @@ PROCESSES = (
     "sandbox",
     "shared_table",
 )
+ALIKE = (
+    "tests.http.test_without_epoll",
+    "tests.unit.test_advise",
+    "tests.unit.test_alert_anomaly",
+    "tests.unit.test_imports",
+    "tests.unit.test_simulate",
+    "tests.unit.test_simulate_theory",
+)
 
 
 def left_out() -> list[str]:
     """The modules of which PyPy runs nothing."""
     found = sorted(path.stem for path in (Path(__file__).parent / "process").glob("test_*.py"))
-    return [f"tests.process.{stem}" for stem in found if stem.partition("test_")[2] not in PROCESSES]
+    return [*ALIKE, *(f"tests.process.{stem}" for stem in found if stem.partition("test_")[2] not in PROCESSES)]
 
 
 def thorough(test: T) -> T:

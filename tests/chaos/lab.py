@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Optional
 
-FOLDERS = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+from tests.programs import program
+
 IP_S = 30.0
 REQUIRED = "REQUIRE_NETNS"
-
-
-def program(name: str) -> Optional[str]:
-    """Where a program is, in root's folders, too."""
-    return shutil.which(name, path=FOLDERS)
 
 
 def missing(*programs: str) -> Optional[str]:

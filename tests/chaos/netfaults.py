@@ -7,6 +7,8 @@ Which, to whom and for how long comes from the seed alone.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import threading
@@ -67,6 +69,22 @@ def _frozen(pick: Callable[[Fleet], Sequence[Program]]) -> Callable[[Fleet, rand
     return begin
 
 
+def _one_signalled(number: int, then: int) -> Callable[[Fleet, random.Random], End]:
+    """Something that happens to one of the processes of a gateway."""
+
+    def begin(fleet: Fleet, dice: random.Random) -> End:
+        pid = dice.choice(sorted(dice.choice(fleet.gateways).children()))
+        os.kill(pid, number)
+
+        def end() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, then)
+
+        return end
+
+    return begin
+
+
 def _unplugged(pick: Callable[[Fleet], Sequence[Program]]) -> Callable[[Fleet, random.Random], End]:
     def begin(fleet: Fleet, dice: random.Random) -> End:
         node = dice.choice(pick(fleet)).node
@@ -118,6 +136,11 @@ FAULTS = (
     NetFault("redis", "its cable cut", _unplugged(_redis)),
     NetFault("redis", "cut from a gateway", _parted(_gateways, _redis)),
 )
+OF_SEVERAL = (
+    NetFault("gateway", "one process killed", _one_signalled(signal.SIGKILL, 0)),
+    NetFault("gateway", "one process frozen", _one_signalled(signal.SIGSTOP, signal.SIGCONT), 1.0, 20.0),
+)
+"""What happens to gateways of several processes as well."""
 UNPLUGGED = "gateway: its cable cut"
 KINDS = tuple(dict.fromkeys(fault.kind for fault in FAULTS))
 
@@ -126,6 +149,7 @@ class Storm:
     """Faults of every kind until `stop`. None lasts longer than `most_s`; each comes once before any comes again."""
 
     def __init__(self, fleet: Fleet, seed: int, most_s: float = 60.0) -> None:
+        self._faults = FAULTS + (OF_SEVERAL if fleet.processes > 1 else ())
         self.counts: Counter[str] = Counter()
         self.spans: list[tuple[str, float, float]] = []
         """Each fault that is over: its name, when it began and when it had ended, in seconds since 1970."""
@@ -154,7 +178,7 @@ class Storm:
 
     def _run(self, kind: str, seed: int) -> None:
         dice = random.Random(f"{seed} {kind}")
-        rows = [fault for fault in FAULTS if fault.kind == kind]
+        rows = [fault for fault in self._faults if fault.kind == kind]
         while not self._end.is_set():
             dice.shuffle(rows)
             for fault in rows:

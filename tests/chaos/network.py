@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.network [--minutes N] [--seed N] [--shared-fail WHAT]`: a fleet in namespaces, mixed faults.
+"""`python -m tests.chaos.network [--minutes N] [--seed N] [--processes N] ...`: a fleet in namespaces, mixed faults.
 
 Three gateways behind HAProxy (docs/deploy/haproxy), Redis, six mock engines, each on a node of its own
 (tests/chaos/lab.py); clients that ask through HAProxy all the time; processes that are killed, frozen, drained,
@@ -8,9 +8,7 @@ status 1 when one of these does not hold:
 * a request that is not streamed gets its answer, the only one and its own (or 502, when its gateway was cut off from
   all engines); a stream is complete, or ends with an error event, or is broken off, but only one that had begun, and
   only when a gateway was taken away;
-* the limit of the model `limited` is not passed by more than 2 %: in any minute, or with `--shared-fail local`, where
-  a gateway that is cut off from Redis goes on by its share, in the whole time; of the fleet, where gateways decide in
-  Redis together, else of each gateway;
+* the limit of the model `limited` is not passed by more than 2 % in any minute;
 * when the faults are over everything is in again, and no gateway, nor HAProxy, holds more threads, descriptors,
   places or memory than before.
 """
@@ -31,7 +29,7 @@ from typing import Callable, NamedTuple, Optional
 from tests.chaos import lab as labs
 from tests.chaos import nodes, observe, report
 from tests.chaos.netfaults import UNPLUGGED, Storm
-from tests.chaos.nodes import BURST, ENGINES, GATEWAYS, KEY, LIMITED, MODEL, RPM, Fleet, shared_limits
+from tests.chaos.nodes import BURST, ENGINES, GATEWAYS, KEY, LIMITED, MODEL, RPM, Fleet
 from tests.chaos.scene import SPARES, listed
 from tests.chaos.traffic import Result, Traffic, tally
 from tests.support import eventually
@@ -60,6 +58,7 @@ CUT_OFF = NO_ENGINE + " of a gateway that was cut off"
 REFUSED = ("429 rate_limit_exceeded", "503 limits_unavailable")
 LIMITED_OUTCOMES = ("200", CUT_OFF, *REFUSED)
 KNOWN_ERRORS = ("request", "engine_state", "redis")
+OF_PROCESSES = ("process_died", "process_killed")
 
 
 class Outcome(NamedTuple):
@@ -71,6 +70,7 @@ class Outcome(NamedTuple):
     limited: Sequence[Result]
     over: Over
     shared_fail: str
+    processes: int
     back_s: float
     memory_mb: tuple[float, float]
     violations: tuple[str, ...]
@@ -91,11 +91,13 @@ def play(
     most_s: float = 60.0,
     keep: Optional[Path] = None,
     shared_fail: str = "local",
+    processes: int = 1,
 ) -> Outcome:
-    """Run the fleet under faults, each of `most_s` at most, for about `seconds`. `keep`: a folder for the logs."""
+    """Run the fleet under faults, each of `most_s` at most, for about `seconds`. `keep`: a folder for the logs.
+    `processes`: of each gateway."""
     with tempfile.TemporaryDirectory() as name, labs.Lab(NAMES) as lab:
         folder = keep or Path(name)
-        with Fleet(lab, folder, {"SHARED_FAIL": shared_fail}) as fleet:
+        with Fleet(lab, folder, {"SHARED_FAIL": shared_fail, "PROCESSES": processes}) as fleet:
             return _played(fleet, seconds, clients, seed, most_s, shared_fail)
 
 
@@ -107,7 +109,7 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
     before = [observe.least_held(gateway, (nodes.ENGINE_PORT,), 0.5) for gateway in fleet.observed()]
     most = observe.Held(*(max(values) for values in zip(*before)))
     most = most._replace(threads=most.threads + SPARES, descriptors=most.descriptors + SPARES)
-    memory_before = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
+    memory_before = nodes.largest_mb(fleet.observed())
     front_before = fleet.front_descriptors()
 
     # Deterministic, so that Redis is asked and told for each: no two are alike, so none is answered by it.
@@ -145,13 +147,14 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
         traffic.wait_for_more(4 * clients)
         results, counted = traffic.stop(), limited.stop()
     ran_s = time.monotonic() - began_s
-    kept_most = (clients + LIMITED_CLIENTS + 1) * ENGINES  # connections to engines, which have one port: a probe's, too
+    kept_most = (
+        (clients + LIMITED_CLIENTS + 1) * ENGINES * fleet.processes
+    )  # connections to engines, which have one port: a probe's, too
     left = [observe.left_over(gateway, (nodes.ENGINE_PORT,), most, kept_most) for gateway in fleet.observed()]
-    memory_after = max(nodes.resident_mb(gateway.process.pid) for gateway in fleet.gateways)
+    memory_after = nodes.largest_mb(fleet.observed())
     front_after = eventually_least(fleet.front_descriptors, front_before + MORE_DESCRIPTORS)
     passed = [(r.began_unix_s, r.began_unix_s + r.took_s) for r in counted if r.outcome not in REFUSED]
-    deciders = 1 if shared_limits() else GATEWAYS + sum(storm.counts[name] for name in _RESTARTS)
-    over = most_over(passed, RPM / 60.0, max(1.0, BURST * RPM), 1 if shared_limits() else GATEWAYS, deciders)
+    over = most_over(passed, RPM / 60.0, max(1.0, BURST * RPM))
 
     alone = [span for name, *span in storm.spans if name == UNPLUGGED]
     counted, results = excused(counted, alone), excused(results, alone)
@@ -162,11 +165,8 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
     slowest_s = max((result.took_s for result in results if not result.stream), default=0.0)
     if slowest_s > SLOWEST_S:
         violations.append(f"a request took {slowest_s:.1f} s")
-    # A gateway that decides by itself, cut off from Redis, lets its share pass beside what the others are given there,
-    # and tells of it later: what is lent in one minute is paid back in the next.
-    passed_by = over.whole if shared_limits() and shared_fail == "local" else over.minute
-    if passed_by > OVER:
-        violations.append(f"the limit was passed by {100 * passed_by:.1f} %")
+    if over.minute > OVER:
+        violations.append(f"the limit was passed by {100 * over.minute:.1f} %")
     for gateway, over_held in zip(fleet.gateways, left):
         if any(over_held):
             violations.append(f"{gateway.node.name} has left over: {over_held}")
@@ -174,18 +174,26 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
         violations.append(f"memory grew from {memory_before:.0f} to {memory_after:.0f} MB")
     if front_after > front_before + MORE_DESCRIPTORS:
         violations.append(f"HAProxy had {front_before} descriptors open, and has {front_after}")
+    known = KNOWN_ERRORS + (OF_PROCESSES if fleet.processes > 1 else ())
     for observed in fleet.observed():
         log = observe.Log(observed, "chaos")
-        odd = {event: count for event, count in log.other.items() if event not in KNOWN_ERRORS}
+        odd = {event: count for event, count in log.other.items() if event not in known}
         if odd:
             violations.append(f"a gateway's log has errors: {odd}")
     return Outcome(
-        *(ran_s, storm.counts, results, counted, over, shared_fail, back_s, (memory_before, memory_after)),
+        *(
+            ran_s,
+            storm.counts,
+            results,
+            counted,
+            over,
+            shared_fail,
+            fleet.processes,
+            back_s,
+            (memory_before, memory_after),
+        ),
         *(tuple(violations), _examples([*results, *counted])),
     )
-
-
-_RESTARTS = ("gateway: killed", "gateway: stopped and started")
 
 
 def eventually_least(look: Callable[[], int], bound: int) -> int:
@@ -206,13 +214,12 @@ class Over(NamedTuple):
     allowed: float
 
 
-def most_over(spans_s: Sequence[tuple[float, float]], rate: float, burst: float, deciders: int, bursts: int) -> Over:
+def most_over(spans_s: Sequence[tuple[float, float]], rate: float, burst: float) -> Over:
     """How far a limit was passed.
 
     `spans_s`: when each request that passed began and ended; it was let pass somewhere between. So what counts in a
     window lies in it as a whole: what is found to be over is over, and what is missed is no more than was under way at
-    the window's two ends. In a window of T seconds `deciders` limits let pass rate × T each, and `bursts` times `burst`
-    may come at once besides (GCRA).
+    the window's two ends. In a window of T seconds rate × T may pass, and `burst` at once besides (GCRA).
     """
     if not spans_s:
         return Over(0.0, 0.0, 0.0)
@@ -220,7 +227,7 @@ def most_over(spans_s: Sequence[tuple[float, float]], rate: float, burst: float,
     whole_s = ended_s[-1] - began_s[0]
 
     def allowed(window_s: float) -> float:
-        return bursts * burst + deciders * rate * window_s
+        return burst + rate * window_s
 
     whole = worst = len(spans_s) / allowed(whole_s) - 1.0
     for index, start_s in enumerate(began_s):
@@ -280,18 +287,15 @@ def summary(outcome: Outcome) -> str:
     plain, streams = tally(outcome.results, False), tally(outcome.results, True)
     slowest_s = max((result.took_s for result in outcome.results if not result.stream), default=0.0)
     passed = sum(result.outcome not in REFUSED for result in outcome.limited)
-    where = (
-        f"decided in Redis for all gateways, without it {outcome.shared_fail}"
-        if shared_limits()
-        else "decided by each gateway alone"
-    )
     rows = [
         ("time", f"{outcome.seconds:.0f} s, {sum(outcome.faults.values())} faults"),
+        ("processes of each gateway", f"{outcome.processes}"),
         ("faults", listed(outcome.faults)),
         ("requests, not streamed", f"{sum(plain.values())}: {listed(plain)}; slowest {slowest_s:.1f} s"),
         ("requests, streamed", f"{sum(streams.values())}: {listed(streams)}"),
         (
-            f"the limit of {RPM} requests a minute, {where}",
+            f"the limit of {RPM} requests a minute, decided in Redis for all gateways, "
+            f"without it {outcome.shared_fail}",
             f"{len(outcome.limited)} asked, {passed} passed, {outcome.over.allowed:.0f} allowed "
             f"({100 * outcome.over.whole:+.1f} %); worst minute {100 * outcome.over.minute:+.1f} %",
         ),
@@ -312,6 +316,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("--seed", type=int, default=1, help="of the faults (default 1)")
     add("--clients", type=int, default=24, help="clients at once, half of them streaming (default 24)")
     add("--shared-fail", choices=("local", "closed"), default="local", help="what gateways do without Redis")
+    add("--processes", type=int, default=1, help="of each gateway (default 1)")
     add("--out", type=Path, default=Path("chaos-results"), help="where the logs and the summary go")
     options = parser.parse_args(argv)
     why = missing()
@@ -321,8 +326,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     folder = options.out / time.strftime("network-%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     fail = options.shared_fail
-    outcome = play(options.minutes * 60.0, options.clients, options.seed, keep=folder.resolve(), shared_fail=fail)
+    outcome = play(
+        options.minutes * 60.0,
+        options.clients,
+        options.seed,
+        keep=folder.resolve(),
+        shared_fail=fail,
+        processes=options.processes,
+    )
     command = f"python -m tests.chaos.network --minutes {options.minutes:g} --seed {options.seed} --shared-fail {fail}"
+    command += f" --processes {options.processes}" if options.processes > 1 else ""
     text = f"`{command}` ({report.machine()}, {options.clients} clients):\n\n{summary(outcome)}"
     (folder / "network.md").write_text(text, "utf-8")
     print(text)

@@ -7,7 +7,6 @@ Every wait is bounded.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -18,9 +17,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from tests.chaos.lab import Lab, Node, program
+from tests.chaos.lab import Lab, Node
+from tests.programs import program
 from tests.proxies import HAPROXY_FILE, haproxy_environment
-from tests.support import ROOT, TIMEOUT_S, GatewayProcess, RawClient, eventually, parse_metrics, process_environment
+from tests.support import (
+    ROOT,
+    TIMEOUT_S,
+    GatewayProcess,
+    RawClient,
+    children_of,
+    eventually,
+    parse_metrics,
+    process_environment,
+)
 
 GATEWAYS, ENGINES = 3, 6
 PORT, ENGINE_PORT, REDIS_PORT, METRICS_PORT = 8080, 8000, 6379, 8404
@@ -40,9 +49,16 @@ class Program:
     """One program on one node, started again and again; what it says is appended to one file."""
 
     def __init__(
-        self, node: Node, command: Sequence[str], environment: Mapping[str, str], log: Path, port: int
+        self,
+        node: Node,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        port: int,
+        processes: int = 1,
     ) -> None:
         self.node = node
+        self._children = processes if processes > 1 else 0
         self.log = log
         self._port = port
         self._command = node.command(*command)
@@ -65,10 +81,11 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
 
     def wait(self) -> None:
-        """Wait until it takes connections. Its cable has to be in."""
+        """Wait until it takes connections, and has all its children. Its cable has to be in."""
 
         def listens() -> bool:
             assert self.process.poll() is None, f"{self.node.name} has ended: {self.said()[-2000:]}"
@@ -78,19 +95,29 @@ class Program:
             return False
 
         eventually(listens, START_S)
+        eventually(lambda: len(self.children()) >= self._children, START_S)
 
     def said(self) -> str:
         """What all its processes have said."""
         return self.log.read_text("utf-8", "replace")
 
+    def children(self) -> list[int]:
+        """The processes that it has started."""
+        return children_of(self.process.pid)
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
 
+    def signal_all(self, number: int) -> None:
+        """Send it and its children a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
     def kill(self) -> None:
-        """SIGKILL, also to one that is stopped. May be called again."""
+        """SIGKILL, also to what is stopped, and to its children. May be called again."""
         if self._process is not None:
-            self._process.kill()
+            self.signal_all(signal.SIGKILL)
             self._process.wait(TIMEOUT_S)
 
 
@@ -101,6 +128,10 @@ class NodeGateway(GatewayProcess):
         super().__init__(program.process, program.log.parent)
         self.port = PORT
         self._program = program
+
+    def serving_pids(self) -> list[int]:
+        """Its children; itself where it has none."""
+        return self._program.children() or super().serving_pids()
 
     def connect(self, timeout_s: float = TIMEOUT_S) -> RawClient:
         """A new connection; a context manager."""
@@ -123,6 +154,8 @@ class Fleet:
     def __init__(self, lab: Lab, folder: Path, environment: Optional[Mapping[str, object]] = None) -> None:
         self.lab = lab
         self.folder = folder
+        self.processes = int(str((environment or {}).get("PROCESSES", 1)))
+        """Of each gateway."""
         nodes = lab.nodes
         plain = process_environment({})
         self.engines = [
@@ -144,7 +177,11 @@ class Fleet:
         )
         self.gateways = [
             self._program(
-                nodes[f"gateway{number}"], [sys.executable, str(ROOT / "main.py")], self._settings(environment), PORT
+                nodes[f"gateway{number}"],
+                [sys.executable, str(ROOT / "main.py")],
+                self._settings(environment),
+                PORT,
+                self.processes,
             )
             for number in range(1, GATEWAYS + 1)
         ]
@@ -157,10 +194,12 @@ class Fleet:
         )
         self._all = [*self.engines, self.redis, *self.gateways, self.haproxy]
 
-    def _program(self, node: Node, command: Sequence[str], environment: Mapping[str, str], port: int) -> Program:
+    def _program(
+        self, node: Node, command: Sequence[str], environment: Mapping[str, str], port: int, processes: int = 1
+    ) -> Program:
         folder = self.folder / node.name
         folder.mkdir()
-        return Program(node, command, environment, folder / "stderr", port)
+        return Program(node, command, environment, folder / "stderr", port, processes)
 
     def _settings(self, environment: Optional[Mapping[str, object]]) -> dict[str, str]:
         engines = [{"url": f"http://{engine.node.address}:{ENGINE_PORT}/v1", "model": "m"} for engine in self.engines]
@@ -244,11 +283,9 @@ class Fleet:
             return parse_metrics(client.ask("GET", "/metrics").body)
 
 
-def shared_limits() -> bool:
-    """Whether gateways decide limits together, in Redis: the module that does is there."""
-    return importlib.util.find_spec("gateway.shared") is not None and (
-        importlib.util.find_spec("gateway.shared.limits") is not None
-    )
+def largest_mb(gateways: Sequence[GatewayProcess]) -> float:
+    """The memory of the process that serves and holds the most, in MB."""
+    return max(resident_mb(pid) for gateway in gateways for pid in gateway.serving_pids())
 
 
 def resident_mb(pid: int) -> float:
@@ -259,9 +296,9 @@ def resident_mb(pid: int) -> float:
 
 def freeze(node: Program) -> None:
     """SIGSTOP: connections are accepted for it by the system, and nothing is answered."""
-    node.signal(signal.SIGSTOP)
+    node.signal_all(signal.SIGSTOP)
 
 
 def thaw(node: Program) -> None:
     """SIGCONT."""
-    node.signal(signal.SIGCONT)
+    node.signal_all(signal.SIGCONT)

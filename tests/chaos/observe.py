@@ -34,7 +34,8 @@ class Sample(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What the process holds: threads, descriptors but for kept connections to engines, those, places and requests."""
+    """What the processes that serve hold: threads, descriptors but for kept connections to engines, those, places and
+    requests."""
 
     threads: int
     descriptors: int
@@ -63,17 +64,19 @@ def summed(found: Sequence[Sample], name: str, label: str) -> Counter[str]:
 
 def held(gateway: GatewayProcess, engine_ports: Collection[int]) -> Held:
     """What the gateway holds now."""
-    pid = gateway.process.pid
     leases = sum(int(s.value) for s in samples(gateway) if s.name in SETTLED_GAUGES)
-    to_engines = _sockets_to(pid, engine_ports)
-    inodes = _open_inodes(pid)
-    sockets = sum(inode in to_engines for inode in inodes)
-    return Held(threads(gateway), len(inodes) - sockets, sockets, leases)
+    descriptors = sockets = 0
+    for pid in gateway.serving_pids():
+        to_engines = _sockets_to(pid, engine_ports)
+        inodes = _open_inodes(pid)
+        descriptors += len(inodes)
+        sockets += sum(inode in to_engines for inode in inodes)
+    return Held(threads(gateway), descriptors - sockets, sockets, leases)
 
 
 def threads(gateway: GatewayProcess) -> int:
-    """The gateway's threads now."""
-    return sum(1 for _ in Path(f"/proc/{gateway.process.pid}/task").iterdir())
+    """The threads now of the processes that serve."""
+    return sum(1 for pid in gateway.serving_pids() for _ in Path(f"/proc/{pid}/task").iterdir())
 
 
 def _open_inodes(pid: int) -> list[str]:

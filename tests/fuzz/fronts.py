@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -42,6 +41,7 @@ from tests.fuzz import frontcorpus
 from tests.fuzz.checks import Watched, watched
 from tests.fuzz.finding import Report, rng_of, shown
 from tests.fuzz.talk import PAUSE, Collect, Talk, Talks
+from tests.programs import program
 from tests.support import eventually
 
 AT_ONCE = 48
@@ -140,11 +140,7 @@ FRONTS = (
 
 def missing() -> list[str]:
     """The programs that are not installed."""
-    return sorted({front.program for front in FRONTS if _program(front.program) is None})
-
-
-def _program(name: str) -> Optional[str]:
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
+    return sorted({front.program for front in FRONTS if program(front.program) is None})
 
 
 def run(report: Report, cases: int, case: Optional[int] = None, fronts: Sequence[Front] = FRONTS) -> None:
@@ -157,7 +153,7 @@ def run(report: Report, cases: int, case: Optional[int] = None, fronts: Sequence
         report.note(f"{name} is not installed: nothing was tried through it")
     numbers = range(cases) if case is None else [case]
     for front in fronts:
-        if _program(front.program) is not None:
+        if program(front.program) is not None:
             Through(report, front).run(numbers)
 
 
@@ -309,11 +305,11 @@ def _serving(front: Front, gateway_port: int, directory: Path) -> Iterator[tuple
     configuration = directory / "front.conf"
     text = front.template.format(port=port, gateway=gateway_port, directory=directory, **front.parts)
     configuration.write_text(text, "ascii")
-    program = _program(front.program) or front.program
+    executable = program(front.program) or front.program
     arguments = ["-db", "-f"] if front.program == "haproxy" else ["-p", str(directory), "-c"]
     # One thread, appending: of two lines written at once one would be lost, and count as not sent.
     with open(directory / "stdout", "ab") as stdout, open(directory / "stderr", "ab") as stderr:
-        process = subprocess.Popen([program, *arguments, str(configuration)], stdout=stdout, stderr=stderr)
+        process = subprocess.Popen([executable, *arguments, str(configuration)], stdout=stdout, stderr=stderr)
     try:
         _wait_for(port, process, directory)
         log = directory / ("stdout" if front.program == "haproxy" else "access.log")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from gateway.discovery.client import DnsClient, Records
 from gateway.discovery.message import AAAA, SRV, A, SrvData
 from tests.http.test_discovery import Load
 from tests.ports import free_port
+from tests.programs import program
 from tests.resilience import ResilienceTest, ask
 from tests.support import (
     CHAT,
@@ -37,7 +37,7 @@ from tests.support import (
     run_main,
 )
 
-DNSMASQ = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+DNSMASQ = program("dnsmasq")
 TTL_S = 2
 
 

@@ -28,6 +28,7 @@ from tests.support import (
     TIMEOUT_S,
     GatewayProcess,
     SocketTest,
+    children_of,
     engines,
     eventually,
     gateway_process,
@@ -37,19 +38,25 @@ from tests.support import (
 
 LONG_S = 3 * TIMEOUT_S  # several starts of an interpreter, on a machine with other things to do
 BODY = json.dumps(HI).encode()
+ELSEWHERE = """
+from gateway.processes import listening
+
+listening.SPREADS = False  # as where there is no SO_REUSEPORT, or macOS's
+
+from gateway.cli import run
+
+run()
+"""
+IMPATIENT = """
+from gateway.processes import supervision
+
+supervision.ASK_EVERY_S, supervision.QUIET_ASKS, supervision.HUNG_ASKS = 0.2, 4, 12
+
+from gateway.cli import run
+
+run()
+"""
 HEADERS = {"Content-Type": "application/json"}
-
-
-def children_of(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            _, _, rest = stat.read_text("utf-8", "replace").rpartition(") ")
-            state, parent = rest.split()[:2]
-            if int(parent) == pid and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
 
 
 def is_alive(pid: int) -> bool:
@@ -57,6 +64,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")[2][0] != "Z"
     except OSError:
         return False
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether all threads of a process have come to a halt."""
+    stats = [path.read_text("utf-8", "replace") for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(") ")[2][0] == "T" for stat in stats)
 
 
 class SlowlyHealthy(http.server.BaseHTTPRequestHandler):
@@ -260,6 +273,24 @@ class ProcessesTest(ProcessesCase):
         self.wait_for_started(process, 3)
         self.wait_until_all_accept(process)
 
+    def test_a_child_that_hangs_is_stood_in_for_and_then_replaced(self) -> None:
+        process = self.start(program=["impatient.py"], files={"impatient.py": IMPATIENT}, PYTHONPATH=ROOT)
+        self.wait_until_all_accept(process)
+        hung = self.child(process)
+        os.kill(hung, signal.SIGSTOP)
+        eventually(lambda: is_stopped(hung))  # until then it may accept a client
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(process.connect(LONG_S)) for _ in range(40)]  # half of them on its socket
+            for client in clients:
+                self.assertEqual(client.post().status, 200)
+        (killed,) = self.wait_for(process, "process_killed")
+        self.assertEqual((killed["slot"], killed["late"]), (0, "answer"))
+        (died,) = self.wait_for(process, "process_died")
+        self.assertEqual((died["slot"], died["signal"]), (0, 9))
+        self.wait_for_started(process, 3)
+        self.wait_until_all_accept(process)
+        self.assertEqual(len(children_of(process.process.pid)), 2)
+
     def test_a_parent_without_a_descriptor_left_starts_nobody_until_there_is_one(self) -> None:
         import resource
 
@@ -402,6 +433,24 @@ class ProcessesTest(ProcessesCase):
         self.assertEqual(process.stdout.count("inference gateway at"), 1)
         process.signal(signal.SIGTERM)
         self.assertEqual(process.wait(), 0)
+
+    def test_where_the_system_does_not_spread_connections_all_accept_on_one_socket(self) -> None:
+        self.assertEqual(self.listening(self.start()), 2)
+        process = self.start(program=["elsewhere.py"], files={"elsewhere.py": ELSEWHERE}, PYTHONPATH=ROOT)
+        self.assertEqual(self.listening(process), 1)
+        load = self.load(process)
+        self.wait_until_all_accept(process)
+        process.signal(signal.SIGUSR2)
+        self.wait_for(process, "rolling_restart_done")
+        load.more()
+        load.end()
+        self.assertEqual(load.failed, [])
+        self.assertEqual(self.listening(process), 1)
+
+    def listening(self, process: GatewayProcess) -> int:
+        """How many sockets listen at its port."""
+        lines = Path("/proc/net/tcp").read_text("ascii").splitlines()
+        return sum(f":{process.port:04X} 00000000:0000 0A" in line for line in lines)
 
     def test_an_idle_connection_is_kept_as_long_as_ever_and_then_the_old_process_ends(self) -> None:
         process = self.start(KEEPALIVE_TIMEOUT=1)

@@ -20,6 +20,7 @@ from gateway.settings import load
 from tests import proxies
 from tests.chaos.traffic import Traffic
 from tests.ports import free_port
+from tests.programs import program
 from tests.scripted import DONE, STREAM_HEAD, ScriptedEngine, chunked, delta
 from tests.support import (
     HI,
@@ -32,7 +33,6 @@ from tests.support import (
     mock_engine,
     request_bytes,
 )
-from tests.thorough import thorough
 
 CLIENTS = 8
 LARGE = 4_000_000
@@ -197,7 +197,6 @@ class Proxied:
         self.assertLessEqual({result.outcome for result in bad}, {"neither"})  # begun streams alone
 
 
-@thorough
 class HAProxyTest(Proxied, SocketTest):
     drain_delay_s = 3.0
     out_status = 503
@@ -214,7 +213,7 @@ class HAProxyTest(Proxied, SocketTest):
             gateways = [f"10.0.0.1{number}:8080" for number in range(1, count + 1)]
             environment = proxies.haproxy_environment(gateways, ":8080", "127.0.0.1:8404")
             done = subprocess.run(
-                [str(proxies.program("haproxy")), "-c", "-dW", "-f", str(proxies.HAPROXY_FILE)],
+                [str(program("haproxy")), "-c", "-dW", "-f", str(proxies.HAPROXY_FILE)],
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -239,7 +238,6 @@ class HAProxyTest(Proxied, SocketTest):
         self.assertGreater(found["client"], longest_s)
 
 
-@thorough
 class NginxTest(Proxied, SocketTest):
     drain_delay_s = 0.5  # it has no health checks: what is refused with 503 `draining` it sends to another
     out_status = 502

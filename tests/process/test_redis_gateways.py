@@ -6,7 +6,6 @@ Skipped where redis-server or the package redis is missing; with REQUIRE_REDIS=1
 from __future__ import annotations
 
 import signal
-import tempfile
 import threading
 import time
 import unittest
@@ -31,10 +30,7 @@ def question(text: str = "What is the capital of France?", **more: Any) -> dict[
 class SharedTest(ResilienceTest):
     def setUp(self) -> None:
         super().setUp()
-        folder = self.enter(tempfile.TemporaryDirectory())
-        self.server = Server(folder)
-        self.addCleanup(self.server.kill)
-        self.server.start()
+        self.server = Server.for_test(self).start()
         self.mock = self.engine()
 
     def gateway(self, **variables: object) -> RunningGateway:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sqlite3
-import tempfile
 import threading
 import time
 import unittest
@@ -20,7 +19,9 @@ from unittest import mock
 from gateway.keys.store import KeyStore
 from gateway.routing.standing import HINTED
 from gateway.shared import limits as shared_limits
+from gateway.shared.budgets import Reserved
 from gateway.state.database import StateDb
+from gateway.steps import drive
 from tests.access import AccessTest, ask, bearer
 from tests.process.test_redis_store import Server, needs_redis
 from tests.support import CHAT, TIMEOUT_S, Header, RunningGateway, eventually
@@ -33,10 +34,7 @@ SHORT_MS = 300
 class SharedLimitsTest(AccessTest):
     def setUp(self) -> None:
         super().setUp()
-        folder = self.enter(tempfile.TemporaryDirectory())
-        self.server = Server(folder)
-        self.addCleanup(self.server.kill)
-        self.server.start()
+        self.server = Server.for_test(self).start()
 
     def gateways(self, count: int = 2, models: Any = None, **variables: object) -> list[RunningGateway]:
         url = f"redis://127.0.0.1:{self.server.port}/0"
@@ -180,9 +178,7 @@ class CopiesTest(AccessTest):
 
     def setUp(self) -> None:
         super().setUp()
-        self.server = Server(self.enter(tempfile.TemporaryDirectory()))
-        self.addCleanup(self.server.kill)
-        self.server.start()
+        self.server = Server.for_test(self).start()
 
     def gateway_with(self, db: Path) -> RunningGateway:
         url = f"redis://127.0.0.1:{self.server.port}/0"
@@ -195,23 +191,17 @@ class CopiesTest(AccessTest):
         with StateDb(self.db) as db:
             store = KeyStore(db)
             headers = {name: bearer(store.create(name, **fields)[1]) for name in names}
-        copy = self.directory / "copy.db"
-        with (
-            contextlib.closing(sqlite3.connect(self.db)) as source,
-            contextlib.closing(sqlite3.connect(copy)) as target,
-        ):
-            source.backup(target)
-        return self.gateway_with(self.db), self.gateway_with(copy), headers
+        return self.gateway_with(self.db), self.gateway_with(self.copy_of(self.db, "copy.db")), headers
 
     def copied(self) -> Path:
         """The copy, copied: it does not know what is revoked."""
-        copy, another = self.directory / "copy.db", self.directory / "another.db"
-        with (
-            contextlib.closing(sqlite3.connect(copy)) as source,
-            contextlib.closing(sqlite3.connect(another)) as target,
-        ):
+        return self.copy_of(self.directory / "copy.db", "another.db")
+
+    def copy_of(self, db: Path, name: str) -> Path:
+        copy = self.directory / name
+        with contextlib.closing(sqlite3.connect(db)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
             source.backup(target)
-        return another
+        return copy
 
 
 @needs_redis
@@ -275,6 +265,21 @@ class BudgetsTest(CopiesTest):
         third = self.gateway_with(self.copied())
         self.assert_error(third.post(self.BODY, headers=headers["alice"]), 429, "budget_exceeded")
 
+    def test_what_another_has_reserved_is_taken_until_it_ends(self) -> None:
+        first, second, headers = self.two_with_keys("alice", budget_usd=0.05, budget_period="day")
+        for running in (first, second):
+            eventually(lambda running=running: running.app.guard.shared.limits.peers == 2)
+            self.cost_usd(running, headers["alice"])
+        shared = first.app.guard.shared
+        assert shared is not None
+        reserved = drive(shared.budgets.reserve("alice", 0.05, 0.1, time.time()))
+        assert isinstance(reserved, Reserved)
+        refused = second.post(self.BODY, headers=headers["alice"])
+        self.assert_error(refused, 429, "budget_exceeded")
+        self.assertIn("requests in flight", refused.json()["message"])
+        reserved.release()
+        eventually(lambda: second.post(self.BODY, headers=headers["alice"]).status == 200)
+
     def test_an_emptied_redis_is_told_what_was_spent(self) -> None:
         first, second, headers = self.two_with_keys("alice", budget_usd=0.05, budget_period="month")
         self.statuses(first, headers["alice"])
@@ -304,9 +309,7 @@ class BudgetsTest(CopiesTest):
 @needs_redis
 class HintsTest(AccessTest):
     def test_an_engine_that_fails_at_one_is_left_alone_at_the_others_but_for_the_last(self) -> None:
-        server = Server(self.enter(tempfile.TemporaryDirectory()))
-        self.addCleanup(server.kill)
-        server.start()
+        server = Server.for_test(self).start()
         bad, good = self.engine("error"), self.engine()
         for models in ([bad.url, good.url], [bad.url]):
             with self.subTest(engines=len(models)):

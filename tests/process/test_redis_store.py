@@ -107,6 +107,15 @@ class Server:
         ]
         self._process: Optional[subprocess.Popen[bytes]] = None
 
+    @classmethod
+    def for_test(cls, test: unittest.TestCase, *options: str) -> Server:
+        """One that is gone when the test has ended."""
+        folder = tempfile.TemporaryDirectory()
+        test.addCleanup(folder.cleanup)
+        server = cls(folder.name, *options)
+        test.addCleanup(server.kill)
+        return server
+
     def start(self) -> Server:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(self.answers)
@@ -184,10 +193,7 @@ class StoreTest(unittest.TestCase):
     options: tuple[str, ...] = ()
 
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.server = Server(folder.name, *self.options)
-        self.addCleanup(self.server.kill)
+        self.server = Server.for_test(self, *self.options)
         self.heard = Heard()
         self.clock = Clock()
 

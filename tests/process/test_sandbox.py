@@ -53,6 +53,7 @@ class NamespacesLimitTest(Namespaced, sandboxing.LimitCases):
     pass
 
 
+@thorough  # the walls are the kernel's
 class NamespacesEscapeTest(Namespaced, escapes.EscapeCases):
     pass
 
@@ -212,6 +213,7 @@ def nobodys_python() -> Optional[str]:
 
 
 @unittest.skipUnless(LINUX and hasattr(os, "geteuid") and os.geteuid() == 0, "only root can become somebody else")
+@thorough
 class NobodyTest(unittest.TestCase):
     """The same as an ordinary user, one process for each class."""
 
@@ -237,7 +239,6 @@ class NobodyTest(unittest.TestCase):
         self.assert_passes("NamespacesEscapeTest", "NamespacesLimitTest")
 
 
-@thorough
 class NobodysPlainTest(NobodyTest):
     test_escapes_and_limits_of_namespaces = None  # type: ignore[assignment]
 

@@ -19,7 +19,6 @@ from gateway.verify.sandbox.job import Job, Run
 from tests import escapes, sandboxing
 from tests.sandboxing import HARNESSES, Jailed, descendants
 from tests.support import ROOT, TIMEOUT_S, eventually
-from tests.thorough import thorough
 
 REQUIRED = os.environ.get("REQUIRE_SANDBOX") == "1"
 ORDINARY = 12345  # a user who owns nothing
@@ -75,7 +74,6 @@ class LimitTest(Wrapped, sandboxing.LimitCases):
         self.assertEqual(int(said.split()[0]), self.limits().disk_bytes >> 20)
 
 
-@thorough
 class EscapeTest(Wrapped, escapes.EscapeCases):
     def test_what_watches_a_program_has_no_rights_but_those_it_needs(self) -> None:
         """To make the program nobody's, to kill it, to see what memory it uses: that is all that root leaves itself."""
@@ -189,7 +187,6 @@ def readable_python() -> Optional[str]:
     return None
 
 
-@thorough
 class OtherUserTest(unittest.TestCase):
     def test_all_of_it_holds_for_an_ordinary_user(self) -> None:
         make_bubblewrap().close()

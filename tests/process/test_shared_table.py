@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ from random import Random
 from typing import Any
 
 from gateway.keys.store import KeyStore
+from gateway.limits.gcra import Gcra
 from gateway.limits.limiter import Admission, KeyLimits, Subject
-from gateway.limits.sharedlimiter import SharedLimiter
 from gateway.limits.sharedtable import ENVIRONMENT, SharedTable
+from gateway.limits.tablelimiter import TableLimiter
 from gateway.state.database import StateDb
 from tests.access import AccessTest, ask, bearer
 from tests.support import CHAT, ROOT, TIMEOUT_S, GatewayProcess, eventually, gateway_process, process_environment
@@ -26,7 +28,7 @@ WORKER = '''
 import json, os, signal, sys, time
 from gateway.keys.store import KeyStore
 from gateway.limits.limiter import Admission, KeyLimits, Subject
-from gateway.limits.sharedlimiter import SharedLimiter
+from gateway.limits.tablelimiter import TableLimiter
 from gateway.limits import sharedtable
 from gateway.limits.sharedtable import SharedTable
 
@@ -38,24 +40,26 @@ def be_patient():
 if sys.argv[1] == "patient":
     be_patient()
 table = SharedTable.inherited(os.environ)
-limiter = SharedLimiter(table, burst_share=0.01)
+limiter = TableLimiter(table, burst_share=0.01)
 held = []
 
-def hammer(duration_s, rpm, tpm):
+def hammer(key, duration_s, rpm, tpm):
     """Ask without a pause, and in the end until nothing is left."""
-    subject = Subject("alice", KeyLimits(rpm, tpm, 1000), tokens_estimate=10)
-    admitted, first_s = 0, None
+    subject = Subject(key, KeyLimits(rpm, tpm, 1000), tokens_estimate=10)
+    passed, refused_s = [], None
     until_s = time.monotonic() + duration_s
     while True:
         now_s = time.monotonic()
         found = limiter.admit(subject, now_s)
         if isinstance(found, Admission):
-            admitted += 1
-            first_s = first_s or now_s
+            passed.append([found._reservations[0][2], now_s, refused_s])
+            refused_s = None
             found.settle(5)
             found.release_concurrency()
-        elif now_s > until_s:
-            return {"admitted": admitted, "first_s": first_s, "last_s": now_s}
+        else:
+            refused_s = now_s
+            if now_s > until_s:
+                return {"passed": passed, "refused_s": refused_s}
 
 def hold(count, most):
     subject = Subject("alice", KeyLimits(concurrency=most))
@@ -126,6 +130,7 @@ class Worker:
 class SharedTest(unittest.TestCase):
     def setUp(self) -> None:
         self.fd = SharedTable.create(4)
+        self.keys = itertools.count()
         self.addCleanup(os.close, self.fd)
 
     def workers(self, count: int, how: str = "patient") -> list[Worker]:
@@ -136,22 +141,33 @@ class SharedTest(unittest.TestCase):
             self.assertEqual(worker.result(), "ready")
         return workers
 
-    def own(self) -> SharedLimiter:
+    def own(self) -> TableLimiter:
         """A limiter in this process."""
         table = SharedTable(os.dup(self.fd))
         self.addCleanup(table.close)
-        return SharedLimiter(table, burst_share=BURST / RPM)
+        return TableLimiter(table, burst_share=BURST / RPM)
 
     def hammer(self, workers: list[Worker], duration_s: float) -> None:
-        """All ask for the same key at once; what passes is what one limiter would let pass, give or take one."""
+        """All ask for the same new key at once: each request passes that one limiter would let pass, and no other.
+
+        Reservations have their numbers in the order in which requests passed. That one limiter is asked in the same
+        order, at the times at which they were decided, so that it does not matter who had to wait for a processor. What
+        a worker was refused last, before one of its own passed, must be refused at the latest before that one.
+        """
+        key = f"key-{next(self.keys)}"
         for worker in workers:
-            worker.begin("hammer", duration_s, RPM, TPM)
+            worker.begin("hammer", key, duration_s, RPM, TPM)
         results = [worker.result() for worker in workers]
-        first_s = min(result["first_s"] for result in results if result["first_s"] is not None)
-        last_s = max(result["last_s"] for result in results)
-        expected = BURST + RATE_PER_S * (last_s - first_s)
-        admitted = sum(result["admitted"] for result in results)
-        self.assertLessEqual(abs(admitted - expected), 1.0 + 1e-6, results)
+        passed = sorted(one for result in results for one in result["passed"])
+        first = passed[0][0] if passed else 0
+        self.assertEqual([number for number, _, _ in passed], list(range(first, first + len(passed))))
+        limit = Gcra(RPM, BURST)
+        for number, now_s, refused_s in passed:
+            if refused_s is not None:
+                self.assertGreater(limit.wait_s(1, refused_s), 0.0, f"less passes, before {number}")
+            self.assertTrue(limit.try_take(1, now_s).allowed, f"more passes: {number}")
+        for result in results:
+            self.assertGreater(limit.wait_s(1, result["refused_s"]), 0.0, "less passes")
 
     def test_two_and_four_processes_that_hammer_one_key_get_what_one_would(self) -> None:
         for count in (2, 4):
@@ -162,7 +178,6 @@ class SharedTest(unittest.TestCase):
                 self.assertEqual({counts[name] for name in ("moved", "alone", "forgotten", "torn")}, {0}, counts)
                 for worker in workers:
                     worker.end()
-                time.sleep(BURST / RATE_PER_S)  # until all of the burst is back
 
     def test_all_processes_of_a_machine_read_one_clock(self) -> None:
         for worker in self.workers(2):
@@ -194,7 +209,6 @@ class SharedTest(unittest.TestCase):
         self.assertEqual(stopped.result(), True)  # it knows that it was overtaken
         stopped.call("be_patient")
         self.assertEqual(stopped.call("hold", 5, 3), 2)
-        time.sleep(BURST / RATE_PER_S)
         self.hammer([stopped, *others], 0.5)
 
     def test_whoever_is_killed_at_whatever_point_the_others_go_on_and_no_more_passes(self) -> None:
@@ -205,7 +219,7 @@ class SharedTest(unittest.TestCase):
         admitted = 0
         for _ in range(12):
             (worker,) = self.workers(1)
-            worker.begin("hammer", 60.0, RPM, TPM)
+            worker.begin("hammer", "alice", 60.0, RPM, TPM)
             until_s = time.monotonic() + random.random() * 0.05
             while time.monotonic() < until_s:
                 admitted += isinstance(limiter.admit(subject, time.monotonic()), Admission)
