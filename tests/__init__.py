@@ -21,7 +21,8 @@ def interrupted(number, frame):
 def load_tests(loader, tests, pattern):
     """What discovery takes instead of walking this folder itself; a module named alone runs as unittest runs it.
 
-    TESTS_ONLY: names of modules, with spaces between; the others are left out.
+    TESTS_ONLY: names of modules, classes or tests, with spaces between; the others are left out. TESTS_SKIPPED: a file
+    for such names of what this run skips, one a line. TESTS_AGAIN: how many that fail may run again.
     """
     import platform
     import signal
@@ -42,4 +43,5 @@ def load_tests(loader, tests, pattern):
 
             found = without_spared(found)
         tests.addTests(found)
-    return ParallelSuite([tests])
+    # Not for tests that run tests.
+    return ParallelSuite([tests], os.environ.pop("TESTS_SKIPPED", None), int(os.environ.pop("TESTS_AGAIN", "0")))

@@ -13,6 +13,10 @@ A test marked with `alone` runs when all others have ended, by itself: for those
 and whose bound, as strict as the promise they test, may not hold while others want the processors. Each adds its whole
 time to the run, so no other test is marked. A class with tests of both kinds is run as two.
 
+`TESTS_AGAIN=N`, for where others want the machine at the same time: up to N tests that fail run once more, one by one,
+when all others have ended; the second outcome counts, and the run says at its end which these were and how they failed
+first. One more than N, and it is no chance: those that come then fail at once.
+
 Ctrl-C ends the test under way by way of its cleanups, and the run with what has been told so far and status 130; a
 worker that does not end within `HURRY_S` is killed with all it has started, as is what one leaves behind in any case.
 
@@ -31,6 +35,7 @@ import json
 import os
 import platform
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +62,8 @@ MAY_CRASH = platform.python_implementation() == "PyPy"
 EXIT_INTERRUPTED = 130
 Unit = list[unittest.TestCase]
 T = TypeVar("T")
-WITH_ERROR = {"addError", "addFailure", "addExpectedFailure", "addSubTest"}
+FAILING = {"addError", "addFailure", "addSubTest"}
+WITH_ERROR = {*FAILING, "addExpectedFailure"}
 
 # Seconds each: begun last, they would run when all others have finished.
 LONG = {"process.test_nine_engines", "process.test_parallel", "process.test_process", "http.test_budgets"}
@@ -90,7 +96,16 @@ class RemoteFailure(AssertionError):
 
 
 class ParallelSuite(unittest.TestSuite):
-    """A suite whose classes are run by several processes; the outcomes are those of a plain suite."""
+    """A suite whose classes are run by several processes; the outcomes are those of a plain suite.
+
+    `skipped`: a file for the names of what is skipped, one a line, which `loadTestsFromNames` finds. `again`: so many
+    tests that fail run once more; 0: none.
+    """
+
+    def __init__(self, tests: Iterable[Any] = (), skipped: Optional[str] = None, again: int = 0) -> None:
+        super().__init__(tests)
+        self._skipped = skipped
+        self._again = again
 
     def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
         here, units, by_themselves = _units(self)
@@ -99,11 +114,19 @@ class ParallelSuite(unittest.TestSuite):
         with _Interruption(result, aside) as interruption:
             if not aside:
                 super().run(result, debug)
-                return result
-            unittest.TestSuite(here).run(result)
-            for some, at_once in ((units, processes), (by_themselves, 1)):
-                if some and not result.shouldStop:
-                    _Crew(result, some, interruption).run(at_once)
+            else:
+                unittest.TestSuite(here).run(result)
+                failed: list[tuple[unittest.TestCase, str]] = []
+                for some, at_once in ((units, processes), (by_themselves, 1)):
+                    if some and not result.shouldStop:
+                        _Crew(result, some, interruption, failed, self._again).run(at_once)
+                if failed and not result.shouldStop:
+                    _Crew(result, [[test] for test, _ in failed], interruption).run(1)
+                for test, how in failed:
+                    print(f"\nRun again, by itself, since it failed: {test.id()}\n{how}", file=sys.stderr, flush=True)
+        if self._skipped is not None:
+            names = sorted({_name_of(test) for test, _ in result.skipped})
+            Path(self._skipped).write_text("".join(f"{name}\n" for name in names), "utf-8")
         return result
 
 
@@ -191,6 +214,12 @@ def _flat(suite: Iterable[Any]) -> Iterator[unittest.TestCase]:
             yield test
 
 
+def _name_of(skipped: Any) -> str:
+    """The name of a test; of a subtest, that of its test; of what fixtures skip, that of the class or module."""
+    in_fixtures = re.fullmatch(r"\w+ \((.*)\)", skipped.id())
+    return in_fixtures[1] if in_fixtures else str(getattr(skipped, "test_case", skipped).id())
+
+
 class _Worker:
     """One process, what it was given, and what it has told of the test under way."""
 
@@ -272,8 +301,18 @@ class _Worker:
 class _Crew:
     """The workers of one run, and the units nobody has taken yet."""
 
-    def __init__(self, result: unittest.TestResult, units: list[Unit], interruption: _Interruption) -> None:
+    def __init__(
+        self,
+        result: unittest.TestResult,
+        units: list[Unit],
+        interruption: _Interruption,
+        failed: Optional[list[tuple[unittest.TestCase, str]]] = None,
+        again: int = 0,
+    ) -> None:
+        """`failed`: takes the first `again` tests that fail, with how; the result does not hear of them."""
         self.result = result
+        self.failed = [] if failed is None else failed
+        self.again = again
         self.units = collections.deque(units)
         self.crashed: set[str] = set()  # units during which an interpreter has crashed
         self.interruption = interruption
@@ -337,7 +376,8 @@ class _Crew:
             worker.told.append(message)
             # A test as a whole, so that the lines of others do not come between; what is told of a class, at once.
             if message[0] == "stopTest" or worker.told[0][0] != "startTest":
-                self._replay(worker)
+                if not self._keep(worker):
+                    self._replay(worker)
 
     def _bury(self, worker: _Worker) -> None:
         """Its outcomes have ended: as wanted, or with an error for what it was running."""
@@ -357,9 +397,19 @@ class _Crew:
             worker.told.append(["addError", name, None, [False, text]])
             if running is not None:
                 worker.told.append(["stopTest", running, None])
-            self._replay(worker)
+            self._replay(worker)  # never again by itself: tests behind it have no outcome
         if self.units:
             self._hire()
+
+    def _keep(self, worker: _Worker) -> bool:
+        """Keep a test that has failed for another run, if there may be one more: the result does not hear of it yet."""
+        name = worker.told[0][1]
+        texts = [details[0][1] for method, _, _, *details in worker.told if method in FAILING and details[0]]
+        if not texts or name not in worker.tests or len(self.failed) >= self.again:
+            return False
+        self.failed.append((worker.tests.pop(name), "\n".join(texts)))
+        worker.told.clear()
+        return True
 
     def _replay(self, worker: _Worker) -> None:
         """Tell the result what the worker told."""

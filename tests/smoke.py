@@ -289,7 +289,8 @@ def _elsewhere(work: Path, wanted: set[int], url: Optional[str]) -> Way:
 
 
 def _cloned(work: Path) -> Way:
-    """A fresh clone of what is committed, and an environment with nothing but PATH and HOME."""
+    """A fresh clone of what is committed, and an environment with nothing but PATH and HOME (and TESTS_AGAIN and
+    TESTS_SKIPPED, for which see `tests/__init__.py`)."""
     home, folder = work / "home", work / "clone"
     home.mkdir()
     if (ROOT / ".git").exists():
@@ -306,7 +307,8 @@ def _cloned(work: Path) -> Way:
     else:
         print("smoke: this is no checkout; following a copy of it instead of a clone")
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns("__pycache__", ".env", "gateway.db*"))
-    return Way(folder, {"PATH": _wrappers(work / "bin"), "HOME": str(home)}, None)
+    told = {name: value for name, value in os.environ.items() if name in ("TESTS_AGAIN", "TESTS_SKIPPED")}
+    return Way(folder, {"PATH": _wrappers(work / "bin"), "HOME": str(home), **told}, None)
 
 
 def _bring_lo_up() -> None:

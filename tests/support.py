@@ -29,6 +29,7 @@ from gateway import settings as gateway_settings
 from gateway.app import Gateway
 from gateway.mock.server import MockEngine
 from gateway.processes.bus import Bus
+from gateway.server import metricspage
 from gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,10 @@ TIMEOUT_S = 20.0  # for what takes milliseconds, on a machine with other things 
 POLL_S = 0.005
 # CPython without its lock (3.13t): what another thread has let go of is freed later, and freed memory kept for longer.
 FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+# Who collects the garbage of thousands of tests while it makes one text of metrics takes all of that time at once, and
+# who asks next would get the same text.
+metricspage.RENDERED_AT_ONCE_S = 60.0
 
 T = TypeVar("T")
 Header = tuple[str, str]
@@ -496,6 +501,18 @@ def content_of(events: Iterable[str]) -> str:
 # --- the gateway as a process --------------------------------------------------------------------------------------
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            _, _, rest = stat.read_text("utf-8", "replace").rpartition(") ")
+            state, parent = rest.split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 class GatewayProcess:
     """`python main.py`, running; `directory` is its working directory, empty but for what the test puts there."""
 
@@ -503,6 +520,10 @@ class GatewayProcess:
         self.process = process
         self.directory = directory
         self.port = 0
+
+    def serving_pids(self) -> list[int]:
+        """The processes that serve: itself, or its children where it is the parent of several."""
+        return [self.process.pid]
 
     @property
     def stdout(self) -> str:
@@ -544,8 +565,8 @@ class GatewayProcess:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
-        """Wait for its end; returns its exit status."""
+    def wait(self, timeout_s: float = 2 * TIMEOUT_S) -> int:
+        """Wait for its end, before which it may have to start; returns its exit status."""
         return self.process.wait(timeout_s)
 
     def log_lines(self) -> list[dict[str, Any]]:

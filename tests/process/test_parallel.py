@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import queue
@@ -121,6 +122,54 @@ MODULE_FIXTURES = """
             seen.append("second")
 """
 
+SKIPPING = """
+    import os
+    import unittest
+
+    WANTED = "WANTED" in os.environ
+
+    class Some(unittest.TestCase):
+        def test_runs(self):
+            pass
+
+        @unittest.skipUnless(WANTED, "a test")
+        def test_whole(self):
+            pass
+
+        def test_part(self):
+            for number in range(3):
+                with self.subTest(number=number):
+                    if not WANTED and number:
+                        self.skipTest("a part (of it)")
+
+    @unittest.skipUnless(WANTED, "a class")
+    class Marked(unittest.TestCase):
+        def test_marked(self):
+            pass
+
+    class Class(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls):
+            if not WANTED:
+                raise unittest.SkipTest("in setUpClass")
+
+        def test_class(self):
+            pass
+"""
+
+SKIPPING_MODULE = """
+    import os
+    import unittest
+
+    def setUpModule():
+        if "WANTED" not in os.environ:
+            raise unittest.SkipTest("in setUpModule")
+
+    class Any(unittest.TestCase):
+        def test_module(self):
+            pass
+"""
+
 PRINTING = """
     import sys
     import unittest
@@ -142,6 +191,35 @@ PRINTING = """
 
         def test_passes(self):
             pass
+"""
+
+FAILING_AT_FIRST = """
+    import os
+    import unittest
+    from pathlib import Path
+
+    def at_first(test):
+        with open(os.environ["DIARY"], "a") as diary:
+            diary.write(f"{test._testMethodName}\\n")
+        return Path(os.environ["DIARY"]).read_text().split().count(test._testMethodName) == 1
+
+    class Some(unittest.TestCase):
+        def test_1(self):
+            if at_first(self):
+                raise OSError("one at first")
+
+        def test_2(self):
+            for number in range(2):
+                with self.subTest(number=number):
+                    if at_first(self):
+                        raise OSError("two at first")
+
+        def test_3_always(self):
+            at_first(self)
+            self.fail("always")
+
+        def test_4_passes(self):
+            at_first(self)
 """
 
 PASSING = """
@@ -403,7 +481,7 @@ class ProjectTest(SocketTest):
     def setUp(self) -> None:
         self.directory = Path(self.enter(tempfile.TemporaryDirectory()))
         (self.directory / "tests").mkdir()
-        for name in ("__init__.py", "parallel.py", "parallel_worker.py"):
+        for name in ("__init__.py", "parallel.py", "parallel_worker.py", "thorough.py"):
             shutil.copy(ROOT / "tests" / name, self.directory / "tests")
 
     def module(self, name: str, source: str) -> None:
@@ -461,6 +539,20 @@ class ReportTest(ProjectTest):
         self.maxDiff = None
         self.assertEqual(aside, here)
 
+    def test_what_is_skipped_is_written_down_and_can_be_run_by_that(self) -> None:
+        self.module("some", SKIPPING)
+        self.module("all", SKIPPING_MODULE)
+        path = self.directory / "skipped"
+        for processes in (0, 3):
+            self.unittest(processes, TESTS_SKIPPED=path)
+            names = path.read_text("utf-8").splitlines()
+            expected = ["all", "some.Class", "some.Marked.test_marked", "some.Some.test_part", "some.Some.test_whole"]
+            self.assertEqual(names, [f"tests.test_{name}" for name in expected])
+            status, output = self.unittest(processes, "-v", TESTS_ONLY=" ".join(names), WANTED=1)
+            ran = re.findall(r"(?m)^(test_\w+) .* ok$", output)
+            self.assertEqual(sorted(ran), ["test_class", "test_marked", "test_module", "test_part", "test_whole"])
+            self.assertEqual(status, 0, output)
+
     def test_with_b_what_failed_has_printed_follows_its_own_line(self) -> None:
         self.module("outcomes", OUTCOMES)
         self.module("printing", PRINTING)
@@ -504,6 +596,48 @@ class AloneTest(ProjectTest):
         self.assertEqual([what for what, _, _ in lines[4:]], ["begin", "end"] * 3)
         self.assertEqual({name for _, name, _ in lines[4:]}, {"test_1", "test_2", "test_3"})
         self.assertEqual(len({pid for _, _, pid in lines[4:]}), 1, "in one process")
+
+
+class AgainTest(ProjectTest):
+    def run_again(self, again: int) -> tuple[str, list[str]]:
+        """What a run printed, and which tests began."""
+        self.module("first", FAILING_AT_FIRST)
+        self.module("passing", PASSING)
+        diary = self.directory / f"diary{again}"
+        status, output = self.unittest(2, "-v", TESTS_AGAIN=again, DIARY=diary)
+        self.assertEqual(status, 1, output)
+        self.assertIn("Ran 7 tests", output)
+        return output, diary.read_text("utf-8").split()
+
+    def test_so_many_that_fail_run_once_more_and_it_is_said_how_they_failed_first(self) -> None:
+        output, began = self.run_again(3)
+        self.assertRegex(output, r"(?m)^FAILED \(failures=1\)$")
+        for name in ("test_1", "test_2", "test_4_passes"):
+            self.assertRegex(output, rf"(?m)^{name} .* ok$")
+        self.assertRegex(output, r"FAIL: test_3_always ")
+        for name, how in (("1", "OSError: one"), ("2", "OSError: two"), ("3_always", "AssertionError: always")):
+            said = output.partition(f"Run again, by itself, since it failed: tests.test_first.Some.test_{name}\n")[2]
+            self.assertIn(how, said.partition("\n\n")[0])
+        self.assertEqual(collections.Counter(began), {"test_1": 2, "test_2": 4, "test_3_always": 2, "test_4_passes": 1})
+
+    def test_one_more_than_so_many_fails_at_once(self) -> None:
+        output, began = self.run_again(1)
+        self.assertEqual(output.count("Run again, by itself"), 1)
+        self.assertRegex(output, r"(?m)^FAILED \(failures=1, errors=1\)$")
+        self.assertEqual(began, ["test_1", "test_2", "test_2", "test_3_always", "test_4_passes", "test_1"])
+
+    def test_none_does_unless_it_is_asked_for(self) -> None:
+        output, began = self.run_again(0)
+        self.assertNotIn("Run again", output)
+        self.assertEqual(began, ["test_1", "test_2", "test_2", "test_3_always", "test_4_passes"])
+
+    def test_one_that_ends_its_process_does_not(self) -> None:
+        self.constant("LIMIT_S", 3.0)
+        self.module("dying", DYING)
+        self.module("passing", PASSING)
+        status, output = self.unittest(2, TESTS_AGAIN=9)
+        self.assertEqual(status, 1, output)
+        self.assertIn("ERROR: test_2_dies ", output)
 
 
 class EndTest(ProjectTest):
