@@ -28,7 +28,7 @@ def load_tests(loader, tests, pattern):
     import signal
     from pathlib import Path
 
-    from tests.parallel import ParallelSuite
+    from tests.parallel import ParallelSuite, number_in
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not with -c
         signal.signal(signal.SIGINT, interrupted)  # unittest takes an interrupted import for one that failed
@@ -44,4 +44,5 @@ def load_tests(loader, tests, pattern):
             found = without_spared(found)
         tests.addTests(found)
     # Not for tests that run tests.
-    return ParallelSuite([tests], os.environ.pop("TESTS_SKIPPED", None), int(os.environ.pop("TESTS_AGAIN", "0")))
+    again = number_in("TESTS_AGAIN", os.environ.pop("TESTS_AGAIN", "")) or 0
+    return ParallelSuite([tests], os.environ.pop("TESTS_SKIPPED", None), again)

@@ -15,7 +15,7 @@ time to the run, so no other test is marked. A class with tests of both kinds is
 
 `TESTS_AGAIN=N`, for where others want the machine at the same time: up to N tests that fail run once more, one by one,
 when all others have ended; the second outcome counts, and the run says at its end which these were and how they failed
-first. One more than N, and it is no chance: those that come then fail at once.
+first. One more than N, and it is no chance: those that come then fail at once, as do all where there are no workers.
 
 Ctrl-C ends the test under way by way of its cleanups, and the run with what has been told so far and status 130; a
 worker that does not end within `HURRY_S` is killed with all it has started, as is what one leaves behind in any case.
@@ -176,10 +176,15 @@ class _Interruption:
 
 def wanted_processes() -> int:
     """TESTS_PROCESSES; without it 6 to 8, by the number of processors. ValueError when it is no number."""
-    text = os.environ.get("TESTS_PROCESSES", "")
+    wanted = number_in("TESTS_PROCESSES", os.environ.get("TESTS_PROCESSES", ""))
+    return max(6, min(os.cpu_count() or 1, 8)) if wanted is None else wanted
+
+
+def number_in(name: str, text: str) -> Optional[int]:
+    """The number that a variable's text is; None: it is empty. ValueError when it is none."""
     if text and not text.isdecimal():
-        raise ValueError(f"TESTS_PROCESSES: {text!r} is no number of processes")
-    return int(text) if text else max(6, min(os.cpu_count() or 1, 8))
+        raise ValueError(f"{name}: {text!r} is no number")
+    return int(text) if text else None
 
 
 def _units(suite: unittest.TestSuite) -> tuple[list[unittest.TestCase], list[Unit], list[Unit]]:

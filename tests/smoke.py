@@ -220,7 +220,9 @@ class Session:
             self._terminal.wait(READY, BLOCK_S, times=len(re.findall(r" &$", code, re.MULTILINE)))
         printed, status = self._terminal.end(TESTS_S if example.kind == "tests" else BLOCK_S)
         if example.kind == "tests" and status == 0:
-            print(*re.findall(r"^(?:Ran |OK).*", printed, re.MULTILINE), sep="\n")
+            # How many there were, and before it what of them failed at first (TESTS_AGAIN).
+            told = re.search(r"^(?:Run again, |Ran ).*", printed, re.MULTILINE | re.DOTALL)
+            print(told[0].strip() if told else "no tests were told of")
         answers, statuses = without_statuses(printed)
         if statuses != example.statuses and example.kind == "expect":
             return f"got {statuses}:\n{printed}"

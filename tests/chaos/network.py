@@ -147,9 +147,8 @@ def _played(fleet: Fleet, seconds: float, clients: int, seed: int, most_s: float
         traffic.wait_for_more(4 * clients)
         results, counted = traffic.stop(), limited.stop()
     ran_s = time.monotonic() - began_s
-    kept_most = (
-        (clients + LIMITED_CLIENTS + 1) * ENGINES * fleet.processes
-    )  # connections to engines, which have one port: a probe's, too
+    # Connections to engines, which have one port: a probe's, too.
+    kept_most = (clients + LIMITED_CLIENTS + 1) * ENGINES * fleet.processes
     left = [observe.left_over(gateway, (nodes.ENGINE_PORT,), most, kept_most) for gateway in fleet.observed()]
     memory_after = nodes.largest_mb(fleet.observed())
     front_after = eventually_least(fleet.front_descriptors, front_before + MORE_DESCRIPTORS)

@@ -632,12 +632,19 @@ class AgainTest(ProjectTest):
         self.assertEqual(began, ["test_1", "test_2", "test_2", "test_3_always", "test_4_passes"])
 
     def test_one_that_ends_its_process_does_not(self) -> None:
-        self.constant("LIMIT_S", 3.0)
-        self.module("dying", DYING)
+        """What is behind it has no outcome."""
+        self.module("first", FAILING_AT_FIRST.replace('raise OSError("one at first")', "os._exit(7)"))
         self.module("passing", PASSING)
-        status, output = self.unittest(2, TESTS_AGAIN=9)
+        diary = self.directory / "diary"
+        status, output = self.unittest(2, TESTS_AGAIN=9, DIARY=diary)
+        self.assertEqual((status, diary.read_text("utf-8").split()), (1, ["test_1"]), output)
+        self.assertIn("ended with status 7", output)
+
+    def test_what_is_no_number_is_said_to_be_none(self) -> None:
+        self.module("passing", PASSING)
+        status, output = self.unittest(2, TESTS_AGAIN="twice")
         self.assertEqual(status, 1, output)
-        self.assertIn("ERROR: test_2_dies ", output)
+        self.assertIn("TESTS_AGAIN: 'twice' is no number", output)
 
 
 class EndTest(ProjectTest):

@@ -45,6 +45,15 @@ class FollowingTest(unittest.TestCase):
         self.assertEqual(failed, 1)
         self.assertIn("exit status 1", printed)
 
+    def test_of_tests_it_tells_how_many_there_were_and_what_failed_at_first(self) -> None:
+        ran = "Ran 3 tests in 1.0s\n\nOK"
+        again = "Run again, by itself, since it failed: a.test_b\nOSError: at first\n"
+        for told in (ran, f"{again}\n-----\n{ran}"):
+            code = f"printf '%s\\n' '...' '' '{told}'"
+            printed, *found = self.follow(f"<!-- smoke: tests -->\n```sh\n{code}\n```\n")
+            self.assertEqual(found, [1, 0], printed)
+            self.assertTrue(printed.startswith(f"{told}\nPASS"), printed)
+
     def test_a_missing_status_is_told(self) -> None:
         printed, _, failed = self.follow("<!-- smoke: expect 200 -->\n```sh\ntrue\n```\n")
         self.assertEqual(failed, 1)
